@@ -1,0 +1,108 @@
+"""What an algorithm sees of the world: clients that train, an exchange that carries models.
+
+Names for shapes in this room: n clients in all, c on this rank, d parameters of a model, m pairs,
+e ends of pairs on this rank, t the round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Clients(Protocol):
+    """This rank's clients."""
+
+    ids: tuple[int, ...]
+    x_cd: Tensor
+    b_cd: Tensor  # floating buffers (BatchNorm's statistics)
+    eta: float
+
+    def gradients(self, t: int) -> Tensor:
+        """Compute g_i(x_i) for every client; return the losses [c]."""
+
+    def gradients_at(
+        self, points_ed: Tensor, rows_e: NDArray[np.int64], t: int, stream: str
+    ) -> Tensor:
+        """Return g_i at foreign points [e, d], each on the data of the client in row `rows_e`."""
+
+    def direction(self) -> Tensor:
+        """Return the local optimiser's direction [c, d] for the gradients just computed."""
+
+
+class Ends(Protocol):
+    """This rank's ends of the drawn pairs: client `ids` (row `rows`) meets client `partners`."""
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Row of the client in X."""
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Id of the client."""
+
+    @property
+    def partners(self) -> NDArray[np.int64]:
+        """Id of the partner."""
+
+    @property
+    def first(self) -> NDArray[np.bool_]:
+        """Whether the client is the pair's lower one."""
+
+
+class Exchange(Protocol):
+    """How models leave and come back."""
+
+    def send_models(self, x_cd: Tensor, pairs_m2: Tensor) -> Ends:
+        """Let models leave for the partners in the drawn pairs."""
+
+    def receive_models(self) -> Tensor:
+        """Return the partner's model [e, d] of every end, for the caller to change."""
+
+    def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
+        """Return the alignment [e] of the two gradients of each end's pair."""
+
+    def mix(self, weights_cn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
+        """Return sum_k w_ik x_k [c, d] for symmetric W, for the caller to change."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What became of the drawn pairs whose lower client is on this rank: [k] each."""
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    weights: NDArray[np.floating]
+    alignments: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round leaves for the log: losses [c], drawn pairs over all ranks, the selection."""
+
+    losses_c: Tensor
+    pairs: int = 0
+    selections: list[Selection] = field(default_factory=list)
+
+
+class Algorithm(Protocol):
+    """One call a round; the loop is elsewhere."""
+
+    weights_cn: NDArray[np.floating]  # this rank's rows of the collaboration matrix W
+
+    def round(self, t: int) -> Round:
+        """Go from x^t to x^(t+1)."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an algorithm is told about the run."""
+
+    clients: int  # n
+    clusters: tuple[int, ...] | None
+    seed: int
+    rounds: int

@@ -1,0 +1,60 @@
+"""FedAvg: one model for all (McMahan et al., AISTATS 2017), one local step a round."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from cobo_dist.settings import Section
+
+from .base import Clients, Exchange, Round, Setting
+
+
+class AveragingConfig(Section):
+    """What every averaging algorithm can be told."""
+
+    buffers: Literal["local", "averaged"] = Field(
+        "local",
+        description="BatchNorm's statistics stay with the client, or are averaged as models are",
+    )
+
+
+class FedAvgConfig(AveragingConfig):
+    """One model for all clients."""
+
+    name: Literal["fedavg"] = "fedavg"
+
+
+class FedAvg:
+    """x <- mean_i (x - eta g_i(x)). W is all ones. With one client it is Local."""
+
+    def __init__(
+        self, config: AveragingConfig, clients: Clients, exchange: Exchange, setting: Setting
+    ) -> None:
+        self.config, self.clients, self.exchange = config, clients, exchange
+        groups_n = np.asarray(self.groups(setting))
+        same_cn = groups_n[list(clients.ids), None] == groups_n[None, :]
+        self.weights_cn = same_cn.astype(np.float32)
+        sizes_c = self.weights_cn.sum(axis=1)
+        self.share_c1 = torch.from_numpy(1.0 / sizes_c.astype(np.float64))[:, None]
+
+    def groups(self, setting: Setting) -> tuple[int, ...]:
+        """Return the group of each client; a group shares one model."""
+        return (0,) * setting.clients
+
+    def round(self, t: int) -> Round:
+        """Take one local step, then average within the group."""
+        losses_c = self.clients.gradients(t)
+        self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta)
+        self.average(self.clients.x_cd)
+        if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
+            self.average(self.clients.b_cd)
+        return Round(losses_c)
+
+    def average(self, rows_cd: torch.Tensor) -> None:
+        """Replace every row by the mean of its group's rows."""
+        mean_cd = self.exchange.mix(self.weights_cn, rows_cd)
+        torch.mul(mean_cd, self.share_c1.to(mean_cd), out=rows_cd)

@@ -1,0 +1,33 @@
+"""Local training: every client on its own. The baseline that collaboration must beat."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from cobo_dist.settings import Section
+
+from .base import Clients, Exchange, Round, Setting
+
+
+class LocalConfig(Section):
+    """Every client on its own."""
+
+    name: Literal["local"] = "local"
+
+
+class Local:
+    """x_i <- x_i - eta g_i(x_i). W is the identity."""
+
+    def __init__(
+        self, config: LocalConfig, clients: Clients, exchange: Exchange, setting: Setting
+    ) -> None:
+        self.clients = clients
+        self.weights_cn = np.eye(setting.clients, dtype=np.float32)[list(clients.ids)]
+
+    def round(self, t: int) -> Round:
+        """Take one local step."""
+        losses_c = self.clients.gradients(t)
+        self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta)
+        return Round(losses_c)

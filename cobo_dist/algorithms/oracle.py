@@ -1,0 +1,27 @@
+"""Oracle: FedAvg inside each true cluster. The mark that learned collaboration aims at."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .base import Setting
+from .fedavg import AveragingConfig, FedAvg
+
+
+class OracleConfig(AveragingConfig):
+    """FedAvg inside each true cluster."""
+
+    name: Literal["oracle"] = "oracle"
+
+
+class Oracle(FedAvg):
+    """x_C <- mean over i in C of (x_C - eta g_i(x_C)) for each true cluster C. W is block diagonal.
+
+    One cluster of all clients is FedAvg; a cluster for each client is Local.
+    """
+
+    def groups(self, setting: Setting) -> tuple[int, ...]:
+        """Return the true clusters."""
+        if setting.clusters is None:
+            raise ValueError("Oracle needs a task with known clusters")
+        return setting.clusters

@@ -1,0 +1,1 @@
+"""This rank's clients: models as rows, batches, gradients, local optimisers, evaluation."""

@@ -1,0 +1,151 @@
+"""Gradients of many clients' models: one by one, or vectorised over clients.
+
+Both engines serve all clients of a rank with one module. They read models as rows and write gradients
+as rows: parameters and their gradients are views, so nothing is copied to pack or unpack.
+
+Shapes: m models at once, d parameters, batches are tuples of tensors [m, ...].
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from cobo_dist.maths.flat import Layout, empty_rows
+
+Batch = tuple[Tensor, ...]
+Buffers = dict[str, Tensor]  # each [m, *shape], updated in place
+Loss = Callable[..., Tensor]  # (model, *one client's batch) -> mean loss, a scalar
+
+
+class Engine(Protocol):
+    """The contract of an engine (one test function runs against both)."""
+
+    name: str
+
+    def gradients(
+        self, points_md: Tensor, gradients_md: Tensor, buffers: Buffers, batch: Batch
+    ) -> Tensor:
+        """Write the gradient of each model's loss into `gradients_md`; return the losses [m].
+
+        Models are in training mode; their buffers (BatchNorm's statistics) move.
+        """
+
+
+class OneByOne:
+    """One client after the other through one module."""
+
+    name = "one_by_one"
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        self.model, self.loss = model, loss
+        self.layout = Layout.of(model.named_parameters())
+        self._parameters = list(model.parameters())
+        self._buffers = [
+            (name, model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
+            for name, _ in model.named_buffers()
+        ]
+
+    def gradients(
+        self, points_md: Tensor, gradients_md: Tensor, buffers: Buffers, batch: Batch
+    ) -> Tensor:
+        """Load, go forward and backward, for each of the m models in turn."""
+        self.model.train()
+        losses = torch.empty(len(points_md), dtype=points_md.dtype, device=points_md.device)
+        gradients_md.zero_()
+        for row in range(len(points_md)):
+            self.load(points_md[row], {name: held[row] for name, held in buffers.items()})
+            gradient_views = self.layout.views(gradients_md[row])
+            for parameter, view in zip(self._parameters, gradient_views.values(), strict=True):
+                parameter.grad = view  # backward adds into it in place
+            loss = self.loss(self.model, *(part[row] for part in batch))
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses[row] = loss.detach()
+        return losses
+
+    def load(self, point_d: Tensor, buffers: Buffers) -> nn.Module:
+        """Make the module's parameters and buffers views of one client's, and return the module."""
+        views = self.layout.views(point_d)
+        for parameter, view in zip(self._parameters, views.values(), strict=True):
+            parameter.data = view
+        for name, owner, attribute in self._buffers:
+            owner._buffers[attribute] = buffers[name]
+        return self.model
+
+
+class Vectorised:
+    """All clients in one pass: the module is mapped over rows with `torch.func.vmap`."""
+
+    name = "vectorised"
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        self.model, self.loss = model, loss
+        self.layout = Layout.of(model.named_parameters())
+
+    def gradients(
+        self, points_md: Tensor, gradients_md: Tensor, buffers: Buffers, batch: Batch
+    ) -> Tensor:
+        """Map the forward pass over the m models; one backward pass fills all gradient rows."""
+        self.model.train()
+        if not len(points_md):
+            return points_md.new_empty(0)
+        views = self.layout.batched_views(points_md)
+        parameters = {name: view.detach().requires_grad_() for name, view in views.items()}
+
+        def one(parameters: dict[str, Tensor], buffers: Buffers, *batch: Tensor) -> Tensor:
+            return self.loss(_Bound(self.model, parameters, buffers), *batch)
+
+        losses: Tensor = vmap(one, randomness="error")(parameters, buffers, *batch)
+        gradients = torch.autograd.grad(losses.sum(), tuple(parameters.values()))
+        # Autograd adds into `.grad` only after making the sum: one copy is less than zero and add.
+        for view, gradient in zip(
+            self.layout.batched_views(gradients_md).values(), gradients, strict=True
+        ):
+            view.copy_(gradient)
+        return losses.detach()
+
+
+class _Bound:
+    """The module with other tensors in the place of its own, called like the module."""
+
+    def __init__(self, model: nn.Module, parameters: dict[str, Tensor], buffers: Buffers) -> None:
+        self.model, self.tensors = model, (parameters, buffers)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        output: Tensor = functional_call(self.model, self.tensors, inputs)
+        return output
+
+
+ENGINES: dict[str, Callable[[nn.Module, Loss], Engine]] = {
+    OneByOne.name: OneByOne,
+    Vectorised.name: Vectorised,
+}
+
+
+def fastest(
+    engines: Sequence[Engine], points_md: Tensor, buffers: Buffers, batch: Batch, repeats: int = 5
+) -> tuple[str, dict[str, float]]:
+    """Time each engine on the real models and one real batch; return the winner and the seconds.
+
+    Works on copies: no model, buffer or stream of batches moves. One warm-up each, then `repeats`
+    passes in turn, and the median counts.
+    """
+    gradients_md = empty_rows(*points_md.shape, dtype=points_md.dtype, device=points_md.device)
+    seconds: dict[str, list[float]] = {engine.name: [] for engine in engines}
+    for repeat in range(repeats + 1):
+        for engine in engines:
+            scratch = {name: held.clone() for name, held in buffers.items()}
+            started = time.perf_counter()
+            engine.gradients(points_md, gradients_md, scratch, batch)
+            if points_md.is_cuda:
+                torch.cuda.synchronize(points_md.device)
+            if repeat:
+                seconds[engine.name].append(time.perf_counter() - started)
+    medians = {name: median(times) for name, times in seconds.items()}
+    return min(medians, key=medians.__getitem__), medians

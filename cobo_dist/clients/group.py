@@ -1,0 +1,162 @@
+"""This rank's clients.
+
+Shapes: c clients here, d parameters, e models at points that are not the clients' own (midpoints).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cobo_dist.maths.flat import Layout, Scratch, empty_rows
+
+from .engines import ENGINES, Batch, Engine, OneByOne, fastest
+from .optimisers import Optimiser, OptimizerConfig, build_optimiser
+
+
+class BatchSource(Protocol):
+    """Training batches of this rank's clients."""
+
+    def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
+        """Return the batch of round t for all clients [c, ...] or for `rows` [e, ...] of them.
+
+        `stream` names an independent reading of the data: "local" or "midpoint".
+        """
+
+
+class LearningTask(Protocol):
+    """What the clients need to know of a task."""
+
+    def model(self) -> nn.Module:
+        """Return x^0: the common start of all clients."""
+
+    def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
+        """Return the mean loss of one client's batch."""
+
+    def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
+        """Return sums over one evaluation batch: `loss` and any other metric."""
+
+    def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
+        """Return the training batches of these clients."""
+
+    def evaluation(
+        self, client: int, split: str, device: torch.device
+    ) -> Iterable[tuple[int, Batch]]:
+        """Return (number of examples, batch) over one client's split."""
+
+
+class Clients:
+    """Models as rows, and what they do on their own data."""
+
+    def __init__(
+        self,
+        ids: Iterable[int],
+        task: LearningTask,
+        optimizer: OptimizerConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.ids = tuple(int(client) for client in ids)
+        self.task, self.device = task, device
+        self.model = task.model().to(device=device, dtype=dtype)
+        self.layout = Layout.of(self.model.named_parameters())
+        floating = [(name, b) for name, b in self.model.named_buffers() if b.is_floating_point()]
+        self.buffer_layout = Layout.of(floating)
+        count = len(self.ids)
+        self.x_cd = empty_rows(count, self.layout.size, dtype=dtype, device=device)
+        self.g_cd = empty_rows(count, self.layout.size, dtype=dtype, device=device)
+        self.b_cd = empty_rows(count, self.buffer_layout.size, dtype=dtype, device=device)
+        self._start_all(dict(floating))
+        self.optimiser: Optimiser = build_optimiser(optimizer, self.x_cd)
+        self.eta = optimizer.lr
+        self.source = task.training(self.ids, device)
+        self.engine: Engine = OneByOne(self.model, task.loss)
+        self._loader = OneByOne(self.model, task.loss)
+        self._scratch = Scratch(dtype, device)
+
+    def _start_all(self, floating: Mapping[str, Tensor]) -> None:
+        """Give every client the common start x^0 and its buffers."""
+        start = {name: parameter.data for name, parameter in self.model.named_parameters()}
+        for row in range(len(self.ids)):
+            for name, view in self.layout.views(self.x_cd[row]).items():
+                view.copy_(start[name])
+            for name, view in self.buffer_layout.views(self.b_cd[row]).items():
+                view.copy_(floating[name])
+        self.g_cd.zero_()
+        # Counters (BatchNorm's num_batches_tracked) are whole numbers and never leave their client.
+        self.counters = {
+            name: buffer.expand(len(self.ids), *buffer.shape).clone()
+            for name, buffer in self.model.named_buffers()
+            if not buffer.is_floating_point()
+        }
+
+    # -- engines ----------------------------------------------------------------------------------
+
+    def use_engine(self, name: str) -> None:
+        """Compute gradients with the engine `name` from now on."""
+        self.engine = ENGINES[name](self.model, self.task.loss)
+
+    def time_engines(self) -> tuple[str, dict[str, float]]:
+        """Return the fastest engine on this rank's models, and the seconds of each."""
+        engines = [build(self.model, self.task.loss) for build in ENGINES.values()]
+        return fastest(engines, self.x_cd, self._buffers(), self.source.batch(0, "local"))
+
+    # -- gradients --------------------------------------------------------------------------------
+
+    def gradients(self, t: int) -> Tensor:
+        """Compute g_i(x_i) on every client's batch of round t into `g_cd`; return the losses [c]."""
+        return self.engine.gradients(
+            self.x_cd, self.g_cd, self._buffers(), self.source.batch(t, "local")
+        )
+
+    def gradients_at(
+        self, points_ed: Tensor, rows_e: NDArray[np.int64], t: int, stream: str
+    ) -> Tensor:
+        """Return g_i at foreign points [e, d]: point k on the data of the client in row `rows_e[k]`.
+
+        BatchNorm normalises with the batch, and the client's own statistics stay as they are: a
+        visit to a midpoint is no training step.
+        """
+        rows = torch.from_numpy(rows_e).to(self.device)
+        gradients_ed = self._scratch.rows("gradients", *points_ed.shape)
+        buffers = {name: held[rows] for name, held in self._buffers().items()}  # copies
+        self.engine.gradients(points_ed, gradients_ed, buffers, self.source.batch(t, stream, rows))
+        return gradients_ed
+
+    def direction(self) -> Tensor:
+        """Return the local optimiser's direction [c, d] for the gradients in `g_cd`."""
+        return self.optimiser.direction(self.g_cd)
+
+    # -- evaluation and what is kept ----------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> list[dict[str, float]]:
+        """Return each client's mean metrics on all its data of `split`, in evaluation mode."""
+        results = []
+        for row, client in enumerate(self.ids):
+            model = self._loader.load(self.x_cd[row], self._row_buffers(row)).eval()
+            sums: dict[str, Tensor] = {}
+            count = 0
+            for examples, batch in self.task.evaluation(client, split, self.device):
+                count += examples
+                for name, value in self.task.score(model, *batch).items():
+                    sums[name] = sums[name] + value if name in sums else value
+            results.append({name: float(value) / count for name, value in sums.items()})
+        return results
+
+    def state_dict(self, row: int) -> dict[str, Tensor]:
+        """Return one client's model by name, buffers included, on the CPU."""
+        named = {**self.layout.views(self.x_cd[row]), **self._row_buffers(row)}
+        return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {**self.buffer_layout.batched_views(self.b_cd), **self.counters}
+
+    def _row_buffers(self, row: int) -> dict[str, Tensor]:
+        return {name: held[row] for name, held in self._buffers().items()}

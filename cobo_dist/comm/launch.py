@@ -1,0 +1,167 @@
+"""The launch environment: torchrun, srun, mpirun and plain python all lead to one `Launch` record."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cobo_dist.errors import Refusal
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
+MPI = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Who this process is among all that were started together."""
+
+    launcher: str  # torchrun, srun, mpirun or python
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    address: str  # where rank 0's store listens; unused by one rank
+    port: int
+
+
+def read_launch(env: Mapping[str, str]) -> Launch:
+    """Read the launch record from the environment. torchrun's variables win over SLURM's and MPI's.
+
+    Raises:
+        Refusal: a launch environment that is set only in part, or contradicts itself.
+    """
+    if any(name in env for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
+        return _from_torchrun(env)
+    if "SLURM_PROCID" in env and ("SLURM_STEP_ID" in env or "MASTER_ADDR" in env):
+        return _from_srun(env)
+    if any(name in env for name in MPI):
+        return _from_mpirun()
+    if int(env.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_PROCID" in env:
+        raise Refusal(
+            f"SLURM gave this job {env['SLURM_NTASKS']} tasks but python was started only once; "
+            "start it with `srun python -m cobo_dist.train ...` or with torchrun"
+        )
+    if "MASTER_ADDR" in env or "MASTER_PORT" in env:
+        raise _half_set(env, TORCHRUN)
+    return Launch("python", 0, 1, 0, 1, "127.0.0.1", 0)
+
+
+def _from_torchrun(env: Mapping[str, str]) -> Launch:
+    if any(name not in env for name in TORCHRUN):
+        raise _half_set(env, (*TORCHRUN, "LOCAL_RANK"))
+    rank, world_size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
+    local_rank = _number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else rank
+    return _checked(
+        Launch(
+            "torchrun",
+            rank,
+            world_size,
+            local_rank,
+            _number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else world_size,
+            env["MASTER_ADDR"],
+            _number(env, "MASTER_PORT"),
+        ),
+        "RANK",
+        "WORLD_SIZE",
+    )
+
+
+def _from_srun(env: Mapping[str, str]) -> Launch:
+    if any(name not in env for name in SLURM):
+        raise _half_set(env, SLURM)
+    job = int(env.get("SLURM_JOB_ID", "0") or 0)
+    # Below 32768 the kernel hands out no ephemeral ports; the job id keeps two jobs of a node apart.
+    port = _number(env, "MASTER_PORT") if "MASTER_PORT" in env else 20000 + job % 10000
+    tasks = env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_NTASKS_PER_NODE", ""))
+    return _checked(
+        Launch(
+            "srun",
+            _number(env, "SLURM_PROCID"),
+            _number(env, "SLURM_NTASKS"),
+            _number(env, "SLURM_LOCALID") if "SLURM_LOCALID" in env else 0,
+            _tasks_on_node(tasks, int(env.get("SLURM_NODEID", "0") or 0)),
+            env.get("MASTER_ADDR") or _first_host(env.get("SLURM_JOB_NODELIST", "")),
+            port,
+        ),
+        "SLURM_PROCID",
+        "SLURM_NTASKS",
+    )
+
+
+def _from_mpirun() -> Launch:
+    try:
+        from mpi4py import MPI as mpi
+    except ImportError as error:
+        raise Refusal(
+            f"started by mpirun, but mpi4py cannot be loaded ({error}); "
+            "pip install 'cobo_dist[mpi]', or start with torchrun"
+        ) from error
+    world: Any = mpi.COMM_WORLD
+    node = world.Split_type(mpi.COMM_TYPE_SHARED)
+    address, port = world.bcast((socket.gethostname(), _free_port()) if world.rank == 0 else None)
+    if world.size == node.size:
+        address = "127.0.0.1"
+    return Launch("mpirun", world.rank, world.size, node.rank, node.size, address, port)
+
+
+def _checked(launch: Launch, rank_name: str, size_name: str) -> Launch:
+    if not 0 <= launch.rank < launch.world_size:
+        raise Refusal(
+            f"{rank_name}={launch.rank} is outside 0..{size_name}-1 = {launch.world_size - 1}; "
+            "let the launcher set both"
+        )
+    return launch
+
+
+def _half_set(env: Mapping[str, str], names: tuple[str, ...]) -> Refusal:
+    given = ", ".join(f"{name}={env[name]}" for name in names if name in env)
+    missing = ", ".join(name for name in names if name not in env and name != "LOCAL_RANK")
+    return Refusal(
+        f"the launch environment is only half set: {given} but no {missing}; "
+        "start with torchrun, srun or mpirun, or unset them to run one process"
+    )
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    try:
+        return int(env[name])
+    except ValueError:
+        raise Refusal(
+            f"{name}={env[name]!r} is not a whole number; let the launcher set it"
+        ) from None
+
+
+def _tasks_on_node(spec: str, node: int) -> int:
+    """Read SLURM's per-node list, for example `2(x3),1`: 2 tasks on nodes 0 to 2, 1 on node 3."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", spec):
+        counts += [int(count)] * int(times or 1)
+    return counts[min(node, len(counts) - 1)] if counts else 1
+
+
+def _first_host(nodelist: str) -> str:
+    if shutil.which("scontrol") and nodelist:
+        answer = subprocess.run(
+            ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=False
+        )
+        if answer.returncode == 0 and answer.stdout.strip():
+            return answer.stdout.split()[0]
+    if not nodelist:
+        raise Refusal(
+            "SLURM_JOB_NODELIST is not set, so rank 0's host is unknown; set MASTER_ADDR to it"
+        )
+    # Without scontrol (a container): the first name of `gpu[03-05,9],cpu1` is gpu03.
+    head = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodelist)
+    return "".join(part or "" for part in head.groups()) if head else nodelist
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

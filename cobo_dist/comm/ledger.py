@@ -1,0 +1,28 @@
+"""What was sent: messages and bytes by purpose."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+PURPOSES = ("pairs", "gradients", "mixing", "logging")
+"""`pairs`: partner models. `gradients`: halves of midpoint gradients and their scalars. `mixing`:
+models and sums of the penalty or of an average. `logging`: metrics and W to the coordinator."""
+
+
+class Ledger:
+    """Counts what this rank sends, by purpose."""
+
+    def __init__(self) -> None:
+        self.messages: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+
+    def sent(self, purpose: str, nbytes: int) -> None:
+        """Enter one message of `nbytes` bytes."""
+        if purpose not in PURPOSES:
+            raise ValueError(f"purpose {purpose!r} is none of {', '.join(PURPOSES)}")
+        self.messages[purpose] += 1
+        self.bytes[purpose] += nbytes
+
+    def totals(self) -> tuple[int, int]:
+        """Return all messages and all bytes sent so far by this rank."""
+        return sum(self.messages.values()), sum(self.bytes.values())

@@ -1,0 +1,57 @@
+"""Which rank owns which client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobo_dist.errors import Refusal
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The owner of each client. Client ids are stable; a rank keeps its clients in ascending order."""
+
+    owners: tuple[int, ...]
+    ranks: int
+
+    @classmethod
+    def contiguous(cls, clients: int, ranks: int) -> Placement:
+        """Place clients in runs of equal length (they differ by at most one).
+
+        Raises:
+            Refusal: more ranks than clients.
+        """
+        if ranks > clients:
+            raise Refusal(
+                f"{ranks} ranks for {clients} clients: {ranks - clients} ranks would own no client; "
+                f"start at most {clients} ranks (torchrun --nproc_per_node) or raise the task's "
+                "number of clients"
+            )
+        return cls(tuple(i * ranks // clients for i in range(clients)), ranks)
+
+    @property
+    def clients(self) -> int:
+        """The number n of clients."""
+        return len(self.owners)
+
+    @cached_property
+    def owner_n(self) -> NDArray[np.int64]:
+        """The owner of each client, [n]."""
+        return np.asarray(self.owners, dtype=np.int64)
+
+    @cached_property
+    def by_rank(self) -> tuple[NDArray[np.int64], ...]:
+        """The client ids of each rank, ascending."""
+        return tuple(np.flatnonzero(self.owner_n == rank) for rank in range(self.ranks))
+
+    @cached_property
+    def row_n(self) -> NDArray[np.int64]:
+        """The row of each client in its owner's X, [n]."""
+        rows = np.empty(self.clients, dtype=np.int64)
+        for ids in self.by_rank:
+            rows[ids] = np.arange(len(ids))
+        return rows

@@ -1,0 +1,65 @@
+"""Who sends what for the pairs of a round: pure functions of (pairs, placement, rank).
+
+Nothing here sends anything, so the plan of any number of ranks can be examined in one process.
+Between two ranks a phase moves at most one message each way, so there is no order to get wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .placement import Placement
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What this rank and one peer do for the pairs that join their clients.
+
+    `send_clients` and `receive_clients` are client ids, each once, ascending. `first_ends` and
+    `second_ends` number this rank's ends of the common pairs (see `Meeting`): ends that are the pair's
+    first client, and ends that are its second, each in the order of the pairs.
+    """
+
+    send_clients: Index
+    receive_clients: Index
+    first_ends: Index
+    second_ends: Index
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """This rank's ends of the drawn pairs.
+
+    A pair has two ends, (client i, partner j) and (client j, partner i); an end belongs to the owner
+    of its client. A pair inside the rank has both ends here. Arrays are [e], ordered by pair.
+    """
+
+    clients: Index
+    partners: Index
+    first: NDArray[np.bool_]  # the client is the pair's first (lower) one
+    local: NDArray[np.bool_]  # both ends are on this rank
+    talks: dict[int, Talk]  # by peer, ascending
+
+
+def plan_meeting(pairs_m2: Index, placement: Placement, rank: int) -> Meeting:
+    """Return what `rank` does for `pairs_m2` (i < j)."""
+    owner_m2 = placement.owner_n[pairs_m2]
+    pair_e, side_e = np.nonzero(owner_m2 == rank)  # row-major: by pair, first end before second
+    clients, partners = pairs_m2[pair_e, side_e], pairs_m2[pair_e, 1 - side_e]
+    peers = owner_m2[pair_e, 1 - side_e]
+    first = side_e == 0
+    talks = {}
+    for peer in np.unique(peers[peers != rank]):
+        with_peer = peers == peer
+        talks[int(peer)] = Talk(
+            send_clients=np.unique(clients[with_peer]),
+            receive_clients=np.unique(partners[with_peer]),
+            first_ends=np.flatnonzero(with_peer & first),
+            second_ends=np.flatnonzero(with_peer & ~first),
+        )
+    return Meeting(clients, partners, first, peers == rank, talks)

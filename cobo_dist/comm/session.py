@@ -1,0 +1,167 @@
+"""One session: the process group, the device, the transport; set up at once, torn down on every path."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+
+from cobo_dist.errors import HostRefusal, Refusal
+from cobo_dist.settings import Section
+
+from .launch import Launch
+from .transport import SoloTransport, TorchTransport, Transport
+
+
+class CommConfig(Section):
+    """How ranks talk."""
+
+    backend: Literal["auto", "nccl", "gloo"] = Field(
+        "auto", description="nccl for CUDA devices, gloo for CPUs; auto takes what fits the device"
+    )
+    timeout: float = Field(
+        600.0, gt=0, description="seconds after which a silent rank counts as lost"
+    )
+    deterministic: bool = Field(
+        False,
+        description="bitwise the same numbers on any number of ranks; slower: one thread, clients "
+        "one by one, models added in client order",
+    )
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one rank holds while ranks are connected."""
+
+    launch: Launch
+    device: torch.device
+    transport: Transport
+
+    def agree(self, refusal: str | None, fingerprint: str = "") -> None:
+        """End all ranks together if one of them cannot go on, or sees another config.
+
+        Args:
+            refusal: why this rank refuses to go on; None if it does not.
+            fingerprint: what must be the same on all ranks.
+
+        Raises:
+            Refusal: the same on all ranks, naming the first rank that refuses.
+        """
+        mine = json.dumps([refusal, fingerprint, os.uname().nodename]).encode()
+        verdict = ""
+        records = [json.loads(record) for record in self.transport.gather(mine)]
+        for rank, (why, seen, host) in enumerate(records):
+            if why is not None:
+                verdict = why if rank == 0 else f"rank {rank} on {host}: {why}"
+            elif seen != records[0][1]:
+                verdict = (
+                    f"rank {rank} on {host} read another config or other data than rank 0 on "
+                    f"{records[0][2]}; start all ranks with the same files and arguments"
+                )
+            if verdict:
+                break
+        if verdict := self.transport.broadcast(verdict.encode()).decode():
+            raise Refusal(verdict)
+
+
+def choose_device(wanted: str, backend: str, launch: Launch) -> torch.device:
+    """Return this rank's device: `auto`, `cpu`, `cuda` (one GPU a local rank) or `cuda:N`.
+
+    Raises:
+        Refusal: no such device, more ranks than GPUs on this host, or a backend that does not fit.
+    """
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() and backend != "gloo" else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise Refusal(f"run.device={wanted!r} is no device; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        device = _choose_gpu(wanted, launch)
+    if backend == "nccl" and device.type != "cuda":
+        raise Refusal(f"comm.backend=nccl needs CUDA, but run.device is {wanted}; use gloo or auto")
+    if backend == "gloo" and device.type == "cuda":
+        raise Refusal(
+            "comm.backend=gloo moves CPU tensors, but run.device is cuda; use nccl or auto"
+        )
+    return device
+
+
+def _choose_gpu(wanted: str, launch: Launch) -> torch.device:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise HostRefusal(
+            f"run.device={wanted} but torch sees no CUDA device (torch {torch.__version__}); "
+            "use run.device=cpu"
+        )
+    # A launcher that shows each rank only its own GPU leaves one, and it is number 0.
+    index = 0 if count == 1 else launch.local_rank
+    if ":" in wanted:
+        index = int(wanted.partition(":")[2])
+    elif launch.local_world_size > count > 1:
+        raise HostRefusal(
+            f"{launch.local_world_size} ranks on this host but {count} GPUs; "
+            f"start at most {count} ranks a host or use run.device=cpu"
+        )
+    if index >= count:
+        raise HostRefusal(
+            f"run.device=cuda:{index} but this host has {count} GPUs, numbered from 0"
+        )
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def open_session(launch: Launch, config: CommConfig, device: torch.device) -> Iterator[Session]:
+    """Connect the ranks and yield the session; disconnect however the body ends.
+
+    One rank needs no process group. On CUDA, models go by NCCL and small records by gloo on the CPU;
+    the NCCL communicator is made at once and warmed up by a collective, since its first batch of
+    point-to-point operations would otherwise need all ranks.
+
+    Raises:
+        Refusal: the ranks cannot connect (address in use, a rank missing, another world size).
+    """
+    if launch.world_size == 1:
+        yield Session(launch, device, SoloTransport())
+        return
+    timeout = timedelta(seconds=config.timeout)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    started = time.monotonic()
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            init_method="env://"
+            if launch.launcher == "torchrun"
+            else f"tcp://{launch.address}:{launch.port}",
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timeout,
+            device_id=device if on_gpu else None,
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise Refusal(
+            f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not connect "
+            f"through {launch.address}:{launch.port} within {time.monotonic() - started:.0f} s: "
+            f"{reason}; check that all ranks were started, that the port is free, and that "
+            "GLOO_SOCKET_IFNAME names the right interface"
+        ) from error
+    try:
+        if on_gpu:
+            dist.all_reduce(torch.zeros(1, device=device))
+        yield Session(launch, device, TorchTransport())
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,322 @@
+"""The config: defaults < YAML file < `key.path=value` arguments; typed, frozen, checked as a whole.
+
+Each room owns the class of its section; this module puts them together and turns every mistake into
+one line that names the key, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args
+
+import yaml
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from cobo_dist.algorithms.cobo import CoBoConfig
+from cobo_dist.algorithms.registry import NEEDS_CLUSTERS, AlgorithmConfig
+from cobo_dist.clients.optimisers import OptimizerConfig
+from cobo_dist.comm.session import CommConfig
+from cobo_dist.errors import Refusal
+from cobo_dist.run.settings import LogConfig, RunConfig
+from cobo_dist.settings import Section
+from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.digits import DigitsConfig
+from cobo_dist.tasks.models import ModelConfig
+from cobo_dist.tasks.registry import KNOWN_CLUSTERS, TaskConfig
+
+
+class Config(Section):
+    """All of it. The defaults are the quickstart."""
+
+    run: RunConfig = RunConfig()
+    task: Annotated[TaskConfig, Field(discriminator="name")] = DigitsConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    algorithm: Annotated[AlgorithmConfig, Field(discriminator="name")] = CoBoConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    comm: CommConfig = CommConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        default = f"runs/{self.task.name}-{self.algorithm.name}-s{self.run.seed}"
+        return Path(self.run.dir or default)
+
+    def to_yaml(self) -> str:
+        """Return the resolved config as YAML that `--config` takes."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+VARIANTS: dict[str, dict[str, type[Section]]] = {
+    section: {kind.model_fields["name"].default: kind for kind in get_args(union)}
+    for section, union in (("task", TaskConfig), ("algorithm", AlgorithmConfig))
+}
+
+
+# -- reading -----------------------------------------------------------------------------------------
+
+
+def load_config(file: str | None, arguments: Sequence[str]) -> Config:
+    """Return the config of a YAML file (if any) and `key.path=value` arguments.
+
+    Raises:
+        Refusal: anything wrong with either, in one line.
+    """
+    from_file = _read_yaml(file) if file else {}
+    from_arguments = _read_arguments(arguments)
+    for section in VARIANTS:
+        _drop_other_variant(section, from_file, from_arguments)
+    merged = _merge(from_file, from_arguments)
+    for section, default in (("task", "digits"), ("algorithm", "cobo")):
+        if isinstance(given := merged.setdefault(section, {}), dict):
+            given.setdefault("name", default)
+    try:
+        config = Config.model_validate(merged)
+    except ValidationError as error:
+        raise Refusal(_explain(error, merged)) from None
+    _check_across(config)
+    return config
+
+
+def _check_across(config: Config) -> None:
+    """Check rules that join several sections."""
+    algorithm, task = config.algorithm.name, config.task.name
+    if algorithm in NEEDS_CLUSTERS and not KNOWN_CLUSTERS[task]:
+        raise Refusal(
+            f"algorithm.name={algorithm} needs a task with known clusters, and task.name={task} has "
+            "none; use another algorithm or task"
+        )
+    if config.comm.deterministic and config.run.engine == "vectorised":
+        raise Refusal(
+            "comm.deterministic=true computes clients one by one, but run.engine=vectorised; "
+            "leave run.engine at auto"
+        )
+    if config.comm.deterministic and config.run.threads > 1:
+        raise Refusal(
+            f"comm.deterministic=true uses one thread, but run.threads={config.run.threads}; "
+            "leave run.threads at 0"
+        )
+    if task == "quadratic" and config.run.eval_splits != ("test",):
+        raise Refusal(
+            f"run.eval_splits={list(config.run.eval_splits)}: task quadratic has only test"
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of YAML 1.2: PyYAML reads 1e-3 as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN)$"),
+    list("-+0123456789."),
+)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise Refusal(f"{where}{line} is not valid YAML: {problem}") from None
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    path = Path(file)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Refusal(f"--config {path} does not exist; give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise Refusal(f"--config {path} cannot be read: {reason}") from None
+    content = _parse(text, f"--config {path}")
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise Refusal(
+            f"--config {path} holds a {type(content).__name__}; it must hold sections such as "
+            "`run:` and `algorithm:` with keys below them"
+        )
+    return content
+
+
+def _read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key or argument.startswith("-"):
+            raise Refusal(
+                f"argument {argument!r} is not understood; write key.path=value, for example "
+                "run.rounds=500, or see --help"
+            )
+        branch = tree
+        *path, last = key.split(".")
+        for step in path:
+            branch = branch.setdefault(step, {})
+            if not isinstance(branch, dict):
+                raise Refusal(f"argument {argument!r}: {step} already has a value")
+        branch[last] = _parse(text, f"argument {argument!r}") if text else ""
+    return tree
+
+
+def _drop_other_variant(section: str, below: dict[str, Any], above: dict[str, Any]) -> None:
+    """Let `algorithm.name=local` on the command line win over a file written for cobo.
+
+    Keys that the file sets for the old name and the new one does not have are left out.
+    """
+    base, over = below.get(section), above.get(section)
+    if not isinstance(base, dict) or not isinstance(over, dict) or "name" not in over:
+        return
+    kind = VARIANTS[section].get(over["name"])
+    if kind is None or over["name"] == base.get("name"):
+        return
+    known = {key for other in VARIANTS[section].values() for key in other.model_fields}
+    for key in [key for key in base if key in known and key not in kind.model_fields]:
+        del base[key]
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        held = merged.get(key)
+        merged[key] = (
+            _merge(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+# -- mistakes in words -------------------------------------------------------------------------------
+
+
+def _explain(error: ValidationError, given: Mapping[str, Any]) -> str:
+    """Return one line for the first mistake, and how many more there are."""
+    mistakes = error.errors(include_url=False)
+    first = mistakes[0]
+    path = [str(step) for step in first["loc"]]
+    # pydantic puts a variant's name into the path: algorithm.cobo.rho means algorithm.rho.
+    if len(path) > 1 and path[0] in VARIANTS and path[1] in VARIANTS[path[0]]:
+        del path[1]
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return _in_words(path, first, given) + more
+
+
+def _in_words(path: list[str], mistake: Any, given: Mapping[str, Any]) -> str:
+    key, value, kind = ".".join(path), mistake.get("input"), mistake["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(path, given)
+    if kind in ("union_tag_invalid", "literal_error"):
+        names = list(VARIANTS[key]) if kind == "union_tag_invalid" else _literals(mistake["ctx"])
+        if kind == "union_tag_invalid":
+            key, value = f"{key}.name", value.get("name") if isinstance(value, dict) else value
+        near = difflib.get_close_matches(str(value), names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{key}={value!r} is none of {', '.join(names)}{hint}"
+    if kind in ("model_attributes_type", "model_type", "dict_type"):
+        return f"{key}={value!r} must be a group of keys, for example {key}.{_example(path)}"
+    return f"{key}={value!r} is refused: {_lower(mistake['msg'])}"
+
+
+def _literals(context: Mapping[str, Any]) -> list[str]:
+    return re.findall(r"'([^']*)'", str(context.get("expected", "")))
+
+
+def _lower(message: str) -> str:
+    message = message.removeprefix("Value error, ").replace("Input should", "it must")
+    return message[:1].lower() + message[1:]
+
+
+def _example(path: list[str]) -> str:
+    for key, _ in _keys(Config):
+        if key.startswith(".".join(path) + "."):
+            return key.removeprefix(".".join(path) + ".") + "=..."
+    return "name=..."
+
+
+def _unknown_key(path: list[str], given: Mapping[str, Any]) -> str:
+    key = ".".join(path)
+    section = path[0]
+    if section in VARIANTS and len(path) > 1:
+        owners = [
+            name
+            for name, kind in VARIANTS[section].items()
+            if any(known == ".".join(path[1:]) for known, _ in _keys(kind))
+        ]
+        if owners:
+            chosen = given[section]["name"]
+            return (
+                f"{key} is no key of {section}.name={chosen}; it belongs to {', '.join(owners)}: "
+                f"drop it or set {section}.name={owners[0]}"
+            )
+    known_keys = [known for known, _ in all_keys()]
+    near = difflib.get_close_matches(key, known_keys, n=1, cutoff=0.5)
+    if not near:  # perhaps right in the last step, wrong in the section
+        near = [known for known in known_keys if known.split(".")[-1] == path[-1]][:1]
+    hint = f"did you mean {near[0]}?" if near else "see --help for all keys"
+    return f"{key} is not a known key; {hint}"
+
+
+# -- all keys ----------------------------------------------------------------------------------------
+
+
+def _keys(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in kind.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            yield from _keys(annotation, f"{prefix}{name}.")
+        elif kind is Config:
+            for variant in get_args(annotation):
+                yield from _keys(variant, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def all_keys() -> list[tuple[str, FieldInfo]]:
+    """Return every key path with its field; keys of several variants appear once for each."""
+    return list(_keys(Config))
+
+
+def describe_keys() -> str:
+    """Return the text of `--help`: every key with type, default and one line of meaning."""
+    lines = []
+    for section, field in Config.model_fields.items():
+        kinds = get_args(field.annotation) or (field.annotation,)
+        for kind in kinds:
+            doc = (kind.__doc__ or "").strip().splitlines()[0]
+            name = kind.model_fields["name"].default if section in VARIANTS else ""
+            title = f"{section}.name={name}: {doc}" if name else f"{section}: {doc}"
+            default = " (default)" if name and kind is type(field.default) else ""
+            lines.append(f"\n{title}{default}")
+            for key, info in _keys(kind, f"{section}."):
+                if section in VARIANTS and key == f"{section}.name":
+                    continue
+                lines.append(f"  {key}  ({_type_name(info.annotation)}, default {_default(info)})")
+                lines.append(f"      {info.description}")
+    return "\n".join(lines).strip()
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if value == "":
+        return "empty"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)).replace("'", "") if isinstance(value, tuple) else str(value)
+
+
+def _type_name(annotation: Any) -> str:
+    if getattr(annotation, "__origin__", None) in (Annotated, Union):
+        return _type_name(get_args(annotation)[0])
+    options = get_args(annotation)
+    if options and all(isinstance(option, str) for option in options):
+        return "|".join(options)
+    if getattr(annotation, "__origin__", None) is tuple:
+        return f"list of {_type_name(options[0])}"
+    return {int: "int", float: "float", bool: "bool", str: "text"}.get(annotation, str(annotation))

@@ -1,0 +1,22 @@
+"""The two ways a run ends badly, each with one line for people and an exit code."""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+
+
+class Refusal(Exception):
+    """Refused before training: config, data, or environment. Exit code 2.
+
+    The message is one line: what is wrong, the value, the key, the remedy.
+    """
+
+
+class HostRefusal(Refusal):
+    """A refusal that may hold on this host only, so the rank that meets it must say so itself."""
+
+
+class RunFailure(Exception):
+    """Failed while running. Exit code 1. The message is one line, as for `Refusal`."""

@@ -1,0 +1,66 @@
+"""Gradient alignment: the statistic that moves a collaboration weight (equation 1).
+
+A gradient is cut once, in the middle. The owner of the pair's first client multiplies the first
+halves, the owner of the second client the second halves, and the two numbers are added in that order
+on both sides: each needs only half of the other's gradient, and both get the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+MEASURES = ("inner", "cosine")
+
+# Below this many elements a row, one batched product and sum is faster than a dot for each row.
+_BATCHED_BELOW = 1 << 14
+
+
+def middle(size: int) -> int:
+    """Return where a gradient of `size` elements is cut, on a 64-byte boundary for 4-byte numbers."""
+    return min(size, -(-(size // 2) // 16) * 16)
+
+
+def row_dots(a_md: Tensor, b_md: Tensor, *, deterministic: bool = False) -> Tensor:
+    """Return the inner product of each row of `a_md` with the same row of `b_md`: [m].
+
+    `deterministic` adds every row by itself in one fixed order, so that a row's number does not
+    depend on how many rows stand beside it.
+    """
+    if deterministic:
+        products = [torch.mul(a, b).sum() for a, b in zip(a_md, b_md, strict=True)]
+    elif a_md.shape[1] < _BATCHED_BELOW:
+        return (a_md * b_md).sum(dim=1)
+    else:
+        products = [torch.dot(a, b) for a, b in zip(a_md, b_md, strict=True)]
+    return torch.stack(products) if products else a_md.new_empty(0)
+
+
+def measure(dots_m: Tensor, squares_m2: Tensor, kind: str) -> Tensor:
+    """Return the alignment [m] from inner products [m] and the two squared norms [m, 2].
+
+    `inner` is the paper's <g_i, g_j>. `cosine` divides by the norms, so that gamma means the same at
+    the start and late in training, when gradients are small; a zero gradient is aligned with nothing.
+    """
+    if kind == "inner":
+        return dots_m
+    if kind == "cosine":
+        norms = squares_m2.prod(dim=1).sqrt()
+        return torch.where(norms > 0, dots_m / norms.clamp(min=torch.finfo(norms.dtype).tiny), 0.0)
+    raise ValueError(f"alignment {kind!r} is none of {', '.join(MEASURES)}")
+
+
+def midpoints(
+    x_cd: Tensor, rows_e: Sequence[int] | NDArray[np.int64], partner_ed: Tensor
+) -> Tensor:
+    """Turn partners' models x_j [e, d] into midpoints z = (x_i + x_j)/2, in place; return them.
+
+    `rows_e` gives the row of x_i in `x_cd`. Both owners of a pair get the same bits.
+    """
+    for row, z_d in zip(rows_e, partner_ed, strict=True):
+        z_d.add_(x_cd[row])
+    return partner_ed.mul_(0.5)

@@ -1,0 +1,100 @@
+"""Models as rows: one client's whole model is one flat, contiguous row of X [c, d].
+
+Parameters, gradients and buffers are views into such rows, so a model is sent, averaged or stepped as
+it lies: nothing is packed or unpacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+ALIGNMENT_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each named tensor lies in a row of length `size`.
+
+    `size` is the plain sum of the elements (d): no padding inside a row.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @classmethod
+    def of(cls, named: Iterable[tuple[str, Tensor]]) -> Layout:
+        """Return the layout of named tensors, in their order."""
+        pairs = [(name, tensor.shape) for name, tensor in named]
+        return cls(tuple(name for name, _ in pairs), tuple(shape for _, shape in pairs))
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Number of elements of each tensor."""
+        return [prod(shape) for shape in self.shapes]
+
+    @cached_property
+    def size(self) -> int:
+        """Length d of a row."""
+        return sum(self.lengths)
+
+    def views(self, row_d: Tensor) -> dict[str, Tensor]:
+        """Return named views of one row [d], each in its tensor's shape."""
+        pieces = torch.split(row_d, self.lengths)
+        return {
+            name: piece.view(shape)
+            for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
+        }
+
+    def batched_views(self, rows_md: Tensor) -> dict[str, Tensor]:
+        """Return named views [m, *shape] of m rows at once."""
+        pieces = torch.split(rows_md, self.lengths, dim=1)
+        return {
+            name: piece.view(len(rows_md), *shape)
+            for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
+        }
+
+
+def empty_rows(
+    count: int, size: int, *, dtype: torch.dtype, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Return uninitialised rows [count, size] whose every row starts on a 64-byte boundary.
+
+    Kernels may add in another order where memory is aligned otherwise; equal alignment of all rows
+    keeps a client's numbers the same wherever its row lies. The stride is padded, the rows are not.
+    """
+    step = ALIGNMENT_BYTES // dtype.itemsize
+    stride = -(-size // step) * step
+    return torch.empty(count, stride, dtype=dtype, device=device)[:, :size]
+
+
+class Scratch:
+    """Buffers that are needed again every round, allocated once.
+
+    A name keeps the largest buffer asked for so far, so the steady state allocates nothing.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: str | torch.device) -> None:
+        self.dtype, self.device = dtype, torch.device(device)
+        self._rows: dict[tuple[str, int], Tensor] = {}
+        self._flat: dict[str, Tensor] = {}
+
+    def rows(self, name: str, count: int, size: int) -> Tensor:
+        """Return `count` aligned rows [count, size] of the buffer `name`; content undefined."""
+        held = self._rows.get((name, size))
+        if held is None or len(held) < count:
+            held = empty_rows(count, size, dtype=self.dtype, device=self.device)
+            self._rows[name, size] = held
+        return held[:count]
+
+    def flat(self, name: str, count: int) -> Tensor:
+        """Return `count` contiguous numbers [count] of the buffer `name`; content undefined."""
+        held = self._flat.get(name)
+        if held is None or len(held) < count:
+            self._flat[name] = held = torch.empty(count, dtype=self.dtype, device=self.device)
+        return held[:count]

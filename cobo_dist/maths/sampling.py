@@ -1,0 +1,74 @@
+"""Which pairs of clients meet in a round: Algorithm 1, line 11, and the strategies of Table 1.
+
+Every unordered pair is drawn independently with one probability, so the gaps between drawn pairs
+(in a fixed numbering of all pairs) are geometric. Drawing the gaps costs O(pairs drawn), never the
+O(n^2) of a matrix of coins.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import seeds
+
+STRATEGIES = ("constant", "time", "mixed", "all")
+
+
+def pair_probability(
+    strategy: str, t: int, n: int, rounds: int, *, rate: float = 1.0, switch_fraction: float = 0.002
+) -> float:
+    """Return the probability that one unordered pair is drawn at round t (t = 0 is the first).
+
+    `constant`: rate/n. `time`: rate/(t+1). `mixed`: rate/n in the first `switch_fraction` of the
+    rounds (0.2% in the paper), rate/(t+1) after. `all`: rate. Clipped to [0, 1]; `rate=0` draws none.
+    """
+    if strategy == "constant" or (strategy == "mixed" and t < switch_fraction * rounds):
+        base = 1.0 / n
+    elif strategy in ("time", "mixed"):
+        base = 1.0 / (t + 1)
+    elif strategy == "all":
+        base = 1.0
+    else:
+        raise ValueError(f"sampling strategy {strategy!r} is none of {', '.join(STRATEGIES)}")
+    return min(1.0, rate * base)
+
+
+def draw_pairs(name: int, n: int, probability: float) -> Tensor:
+    """Draw each unordered pair of 0..n-1 with `probability`: int64 [m, 2], i < j, in ascending order.
+
+    `name` is the key from `seeds.key(seed, "pairs", t)`: all ranks draw the same list without a
+    message.
+    """
+    total = n * (n - 1) // 2
+    if probability <= 0.0 or total == 0:
+        return torch.empty(0, 2, dtype=torch.int64)
+    if probability >= 1.0:
+        return unrank_pairs(torch.arange(total), n)
+    drawn, last, start = [], -1, 0
+    while last < total:
+        # Mean plus six standard deviations: one block nearly always passes the end.
+        expected = (total - last) * probability
+        count = int(expected + 6.0 * math.sqrt(expected) + 16)
+        gaps = (seeds.uniforms(name, count, start=start).log() / math.log1p(-probability)).floor()
+        # A gap past the end only has to stay past the end; clamping keeps the sums inside int64.
+        ranks = (gaps.clamp(max=float(total)).to(torch.int64) + 1).cumsum(0) + last
+        drawn.append(ranks[ranks < total])
+        last, start = int(ranks[-1]), start + count
+    return unrank_pairs(torch.cat(drawn), n)
+
+
+def unrank_pairs(ranks_m: Tensor, n: int) -> Tensor:
+    """Return the pairs (i, j), i < j, int64 [m, 2], that stand at `ranks_m` in row-major order."""
+    # Row i holds n-1-i pairs and starts at i(2n-1-i)/2: solve for i in floats, then mend in integers.
+    b = 2 * n - 1
+    i = ((b - (float(b) ** 2 - 8.0 * ranks_m.to(torch.float64)).clamp(min=0).sqrt()) / 2).long()
+    i = i - (_row_start(i, n) > ranks_m).long()
+    i = i + (_row_start(i + 1, n) <= ranks_m).long()
+    return torch.stack([i, ranks_m - _row_start(i, n) + i + 1], dim=1)
+
+
+def _row_start(i: Tensor, n: int) -> Tensor:
+    return i * (2 * n - 1 - i) // 2

@@ -1,0 +1,80 @@
+"""Counter-based randomness: every random number is a pure function of its name.
+
+A name is `(seed, purpose, *counters)`, for example `(7, "pairs", round)`. Its 64-bit key is mixed by
+the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); the numbers under a key are the
+SplitMix64 stream that starts there. There is no state to save, to share between ranks or to
+restore: any rank computes any client's numbers, in any order, on any device, and gets the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MUL_1 = 0xBF58476D1CE4E5B9
+_MUL_2 = 0x94D049BB133111EB
+
+
+def key(seed: int, purpose: str, *counters: int) -> int:
+    """Return the 64-bit key of the name `(seed, purpose, *counters)`, in [0, 2^64)."""
+    mixed = _mix_int(seed & _MASK)
+    for word in (zlib.crc32(purpose.encode()), *counters):
+        mixed = _mix_int((mixed ^ (word & _MASK)) + _GOLDEN)
+    return mixed
+
+
+def uniforms(
+    name: int, count: int, *, start: int = 0, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Return `count` float64 numbers in the open interval (0, 1): elements start.. of key `name`."""
+    bits = _shift_right(_words(name, count, start, device), 11)
+    return (bits.to(torch.float64) + 0.5) * 2.0**-53
+
+
+def normals(name: int, count: int, *, device: str | torch.device = "cpu") -> Tensor:
+    """Return `count` float64 standard normal numbers of key `name` (Box-Muller)."""
+    half = (count + 1) // 2
+    both = uniforms(name, 2 * half, device=device)
+    radius, angle = (-2.0 * both[:half].log()).sqrt(), 2.0 * math.pi * both[half:]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count]
+
+
+def permutation(name: int, count: int, *, device: str | torch.device = "cpu") -> Tensor:
+    """Return a uniformly random permutation of 0..count-1 (int64 [count]) of key `name`."""
+    # A tie among 64-bit words is as good as impossible; the stable sort settles it all the same.
+    return _words(name, count, 0, device).argsort(stable=True)
+
+
+def torch_seed(seed: int, purpose: str, *counters: int) -> int:
+    """Return a seed for library code that only takes torch's generators (for example `nn.init`)."""
+    return key(seed, purpose, *counters) >> 1  # torch takes 63 bits on every device
+
+
+def _words(name: int, count: int, start: int, device: str | torch.device) -> Tensor:
+    """The SplitMix64 stream of `name`, elements start..start+count, as int64 bit patterns."""
+    state = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
+    state = state * _signed(_GOLDEN) + _signed(name)  # int64 wraps around, as the stream wants
+    state = (state ^ _shift_right(state, 30)) * _signed(_MUL_1)
+    state = (state ^ _shift_right(state, 27)) * _signed(_MUL_2)
+    return state ^ _shift_right(state, 31)
+
+
+def _shift_right(words: Tensor, bits: int) -> Tensor:
+    """Logical shift: int64 shifts carry the sign in, so mask it out."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix_int(word: int) -> int:
+    word &= _MASK
+    word = ((word ^ (word >> 30)) * _MUL_1) & _MASK
+    word = ((word ^ (word >> 27)) * _MUL_2) & _MASK
+    return word ^ (word >> 31)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >= 1 << 63 else word

@@ -1,0 +1,156 @@
+"""Heat maps of the collaboration weights at a few rounds, beside the true clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgba
+from matplotlib.figure import Figure
+
+from cobo_dist.reports.figures.style import GREY, canvas, look, save
+from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.reading import Weights
+from cobo_dist.reports.series import spread_rounds
+from cobo_dist.reports.writing import write_csv
+
+_NAN = "#f2a0a0"  # a weight that is NaN, in no colour of the scale
+_SCALE = ScalarMappable(Normalize(0.0, 1.0), matplotlib.colormaps["Blues"])
+
+Panel = tuple[str, npt.NDArray[np.float32]]  # title, matrix [n, n] with the clients in order
+
+
+def draw_weights(weights: Weights, path: Path) -> list[Path]:
+    """Draw W of one run at about five logged rounds and the oracle, with the CSV beside it."""
+    shown = _shown(weights)
+    panels = [_panel(weights, number) for number in shown]
+    if not weights.moves and len(weights.rounds) > 1:
+        panels = [(f"rounds {weights.rounds[0]} to {weights.rounds[-1]}", panels[0][1])]
+    panels += _oracle(weights)
+    with canvas(1.22 * len(panels) + 0.75, 1.6) as figure:
+        grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
+        for axes, (title, matrix) in zip(grid[0], panels, strict=True):
+            _draw_matrix(axes, matrix)
+            axes.set_title(title)
+            _tick_clients(axes, _order(weights))
+            axes.set_xlabel("client")
+        grid[0, 0].set_ylabel("client")
+        _draw_scale(figure, grid, any(matrix.max() > 1.0 for _, matrix in panels))
+        image = save(figure, path)
+    rows = _rows(weights, shown)
+    return [image, write_csv(path.with_suffix(".csv"), ("round", "i", "j", "weight"), rows)]
+
+
+def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> list[Path]:
+    """Draw W of several methods: rows are methods, columns the rounds and the oracle.
+
+    A method that has not logged a column's round shows its nearest one and says so in its title.
+    """
+    common = set.intersection(*(set(weights.rounds.tolist()) for _, weights in entries))
+    longest = max((weights.rounds.tolist() for _, weights in entries), key=len)
+    targets = spread_rounds(sorted(common) if len(common) > 1 else longest)
+    near = [[_nearest(weights, target) for target in targets] for _, weights in entries]
+    lines = [
+        [_panel(weights, number) for number in numbers] + _oracle(weights)
+        for (_, weights), numbers in zip(entries, near, strict=True)
+    ]
+    columns = max(len(line) for line in lines)
+    same = all(len({line[i][0] for line in lines if i < len(line)}) == 1 for i in range(columns))
+    with canvas(1.1 * columns + 0.9, (1.06 if same else 1.22) * len(lines) + 0.25) as figure:
+        grid = figure.subplots(len(lines), columns, squeeze=False)
+        for number, (line, (group, _)) in enumerate(zip(lines, entries, strict=True)):
+            for axes in grid[number, len(line) :]:
+                axes.set_axis_off()
+            for axes, (title, matrix) in zip(grid[number], line, strict=False):
+                _draw_matrix(axes, matrix)
+                axes.set_xticks([])
+                axes.set_yticks([])
+                if number == 0 or not same:
+                    axes.set_title(title)
+            grid[number, 0].set_ylabel(look(group).title.replace(" (", "\n("))
+        _draw_scale(figure, grid, any(m.max() > 1.0 for line in lines for _, m in line))
+        image = save(figure, path)
+    rows = (
+        (group.label, *row)
+        for (group, weights), numbers in zip(entries, near, strict=True)
+        for row in _rows(weights, sorted(set(numbers)))
+    )
+    header = ("method", "round", "i", "j", "weight")
+    return [image, write_csv(path.with_suffix(".csv"), header, rows)]
+
+
+def _shown(weights: Weights) -> list[int]:
+    rounds: list[int] = weights.rounds.tolist()
+    return spread_rounds(rounds) if weights.moves else rounds[:1]
+
+
+def _nearest(weights: Weights, target: int) -> int:
+    return int(weights.rounds[np.abs(weights.rounds - target).argmin()])
+
+
+def _order(weights: Weights) -> npt.NDArray[np.int64]:
+    """Clients by cluster, so that the true links are blocks on the diagonal. [n]"""
+    if weights.clusters is None:
+        return np.arange(weights.weights.shape[1])
+    return np.argsort(weights.clusters, kind="stable").astype(np.int64)
+
+
+def _panel(weights: Weights, number: int) -> Panel:
+    order = _order(weights)
+    matrix = weights.weights[int(np.flatnonzero(weights.rounds == number)[0])]
+    return f"round {number}", matrix[np.ix_(order, order)]
+
+
+def _oracle(weights: Weights) -> list[Panel]:
+    if weights.clusters is None:
+        return []
+    clusters = weights.clusters[_order(weights)]
+    return [("oracle", (clusters[:, None] == clusters[None, :]).astype(np.float32))]
+
+
+def _draw_matrix(axes: Axes, matrix: npt.NDArray[np.float32]) -> None:
+    pixels = np.asarray(_SCALE.to_rgba(matrix))  # [n, n, 4]
+    pixels[np.isnan(matrix)] = to_rgba(_NAN)
+    # A client's weight for itself plays no part in CoBo: it must not read as a link.
+    np.einsum("iic->ic", pixels)[:] = to_rgba(GREY)
+    axes.imshow(pixels, interpolation="nearest")
+    axes.grid(visible=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(True)
+
+
+def _tick_clients(axes: Axes, order: npt.NDArray[np.int64]) -> None:
+    step = -(-len(order) // 8)
+    places = list(range(0, len(order), step))
+    labels = [str(order[place]) for place in places]
+    axes.set_xticks(places, labels, fontsize=6 if len(order) <= 100 else 5)
+    axes.set_yticks(places, labels, fontsize=6)
+    axes.tick_params(length=1.5, pad=1.5)
+
+
+def _draw_scale(figure: Figure, grid: npt.NDArray[np.object_], above: bool) -> None:
+    bar = figure.colorbar(
+        _SCALE,
+        ax=grid.ravel().tolist(),
+        shrink=min(1.0, 1.0 if grid.shape[0] == 1 else 2.0 / grid.shape[0]),
+        aspect=14,
+        pad=0.015,
+        extend="max" if above else "neither",
+        ticks=[0.0, 0.5, 1.0],
+    )
+    bar.set_label("weight")
+    bar.outline.set_linewidth(0.4)
+
+
+def _rows(weights: Weights, shown: Sequence[int]) -> list[tuple[object, ...]]:
+    """The drawn matrices in long form, with the clients' own numbers."""
+    rows: list[tuple[object, ...]] = []
+    for number in shown:
+        matrix = weights.weights[int(np.flatnonzero(weights.rounds == number)[0])].tolist()
+        rows += [(number, i, j, w) for i, line in enumerate(matrix) for j, w in enumerate(line)]
+    return rows

@@ -1,0 +1,112 @@
+"""The look of every figure: sizes for a paper's column, one colour per method throughout."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from cobo_dist.reports.grouping import Group
+
+# Colours after Okabe and Ito, told apart with any colour vision; CoBo has the warmest one.
+_METHODS = {
+    "local": ("Local", "#7f7f7f"),
+    "fedavg": ("FedAvg", "#56b4e9"),
+    "finetuned_fedavg": ("Fine-tuned FedAvg", "#0072b2"),
+    "ditto": ("Ditto", "#e6a700"),
+    "ifca": ("IFCA", "#cc79a7"),
+    "federated_clustering": ("FC", "#009e73"),
+    "validation_based": ("Validation based", "#7a1f5c"),
+    "cobo": ("CoBo", "#d55e00"),
+    "oracle": ("Oracle", "#000000"),
+}
+_DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
+    "-",
+    (0, (5.0, 1.5)),
+    (0, (1.2, 1.2)),
+    (0, (5.0, 1.2, 1.2, 1.2)),
+)
+# Untyped: what matplotlib's stubs ask for here differs between its versions.
+_SETTINGS: Any = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "lines.solid_capstyle": "round",
+    "mathtext.fontset": "dejavusans",
+}
+GREY = "#d9d9d9"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a group is drawn."""
+
+    title: str
+    colour: tuple[float, float, float]
+    dashes: str | tuple[int, tuple[float, ...]]
+    width: float
+    layer: float
+
+
+def look(group: Group) -> Look:
+    """The look of a group: colour by method, lightness and dashes by its settings."""
+    name, code = _METHODS.get(group.algorithm, (group.algorithm, "#8c6d1f"))
+    title = f"{name} ({group.settings})" if group.settings else name
+    hue, light, saturation = colorsys.rgb_to_hls(*to_rgb(code))
+    light += (0.8 - light) * min(group.variant * 0.3, 0.75)
+    dashes = _DASHES[(group.variant + (group.algorithm == "oracle")) % len(_DASHES)]
+    salient = group.algorithm == "cobo"
+    width, layer = (2.0, 4.0) if salient else (1.2, 3.0)
+    return Look(title, colorsys.hls_to_rgb(hue, light, saturation), dashes, width, layer)
+
+
+@contextmanager
+def canvas(width: float, height: float) -> Iterator[Figure]:
+    """A figure of the given inches in the house style. No window and no global state."""
+    with matplotlib.rc_context(_SETTINGS):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG, cropped to what is drawn."""
+    figure.savefig(path, dpi=220, bbox_inches="tight", pad_inches=0.03)
+    return path
+
+
+def round_axis(axes: Axes) -> None:
+    """Label the x axis as rounds: whole numbers, thousands as k."""
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"

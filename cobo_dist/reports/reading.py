@@ -1,0 +1,277 @@
+"""Reads one run folder into a `Run` and refuses, with the place named, what it cannot trust.
+
+Shapes: n clients, k logged rounds of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from cobo_dist.errors import Refusal
+from cobo_dist.reports.series import Series
+
+METRICS = ("accuracy", "perplexity", "loss")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The logged collaboration weights of a run."""
+
+    rounds: npt.NDArray[np.int64]  # [k], increasing
+    weights: npt.NDArray[np.float32]  # [k, n, n]
+    clusters: npt.NDArray[np.int64] | None  # [n], or None where they are unknown
+
+    @property
+    def moves(self) -> bool:
+        """Whether any weight differs from its first value at some logged round."""
+        first = np.broadcast_to(self.weights[:1], self.weights.shape)
+        return not np.array_equal(first, self.weights, equal_nan=True)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run says of itself. Seconds and bytes are of the whole run, all ranks."""
+
+    rounds: int
+    seconds: float
+    bytes_sent: float
+    final: Mapping[str, float]
+    per_client: Mapping[int, Mapping[str, float]]
+    cluster_match: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. `summary` is None while a run is unfinished, `weights` where it kept none.
+
+    `evals[split, metric][client]` and `rounds[quantity]` are values by round; the client None is
+    the mean over clients. `config` is flat: dotted key -> value.
+    """
+
+    path: Path
+    config: Mapping[str, object]
+    evals: Mapping[tuple[str, str], Mapping[int | None, Series]]
+    rounds: Mapping[str, Series]
+    weights: Weights | None
+    summary: Summary | None
+    notes: tuple[str, ...]
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return str(self.config["task.name"])
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm."""
+        return str(self.config["algorithm.name"])
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return int(str(self.config["run.seed"]))
+
+    @property
+    def last_round(self) -> int:
+        """Rounds done: as the summary says, or the last round that left a line."""
+        if self.summary is not None:
+            return self.summary.rounds
+        series = list(self.rounds.values())
+        series += [values for clients in self.evals.values() for values in clients.values()]
+        return max((max(values) for values in series if values), default=0)
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder, finished or not.
+
+    Raises `Refusal` where the folder does not exist, is no run, or holds a malformed file.
+    """
+    if not path.is_dir():
+        what = "is a file, not a run folder" if path.exists() else "does not exist"
+        raise Refusal(f"{path} {what}; give the run.dir of a run")
+    for name in ("config.yaml", "metrics.jsonl"):
+        if not (path / name).is_file():
+            raise Refusal(f"{path} is no run folder: it has no {name}; give the run.dir of a run")
+    try:
+        config = _read_config(path / "config.yaml")
+        evals, rounds, notes = _read_metrics(path / "metrics.jsonl")
+        weights = _read_weights(path / "W.npz") if (path / "W.npz").exists() else None
+        summary = _read_summary(path / "summary.json") if (path / "summary.json").exists() else None
+    except OSError as error:
+        raise Refusal(f"{error.filename or path} cannot be read: {error.strerror}") from None
+    return Run(path, config, evals, rounds, weights, summary, tuple(notes))
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    flat: dict[str, object] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    try:
+        nested = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refusal(f"{path} is not YAML: {_one_line(error)}; restore the file") from None
+    if not isinstance(nested, dict):
+        raise Refusal(f"{path} holds no mapping of settings; restore the file")
+    flat = flatten(nested)
+    for key in ("task.name", "algorithm.name", "run.seed"):
+        if flat.get(key) is None:
+            raise Refusal(f"{path} has no {key}; restore the resolved config of the run")
+    if type(flat["run.seed"]) is not int:
+        raise Refusal(f"{path}: run.seed is {flat['run.seed']!r}, not a whole number")
+    return flat
+
+
+@dataclass
+class _Ledger:
+    """Lines gathered so far. A resumed run repeats some rounds: the later line wins."""
+
+    evals: dict[tuple[str, str], dict[int | None, Series]] = field(default_factory=dict)
+    rounds: dict[str, Series] = field(default_factory=dict)
+
+    def add(self, event: dict[str, Any], place: str) -> None:
+        """Enter one line. Events of other kinds are left to those who know them."""
+        if event["event"] not in ("eval", "round"):
+            return
+        number = event.get("round")
+        if type(number) is not int or number < 0:
+            raise Refusal(f"{place}: round is {number!r}, not a whole number >= 0; repair the line")
+        if event["event"] == "eval":
+            self._add_eval(event, number, place)
+            return
+        for key, value in event.items():
+            # A quantity that had nothing to measure (no pair drawn) is null: no point, not NaN.
+            if key not in ("event", "round") and value is not None:
+                self.rounds.setdefault(key, {})[number] = _number(value, key, place)
+
+    def _add_eval(self, event: dict[str, Any], number: int, place: str) -> None:
+        if event.get("model", "personal") != "personal":
+            return
+        client = event.get("client")
+        if client is not None and type(client) is not int:
+            raise Refusal(f"{place}: client is {client!r}, not a client's number or null")
+        for metric in METRICS:
+            if metric in event:
+                clients = self.evals.setdefault((str(event.get("split", "test")), metric), {})
+                value = _number_or_nan(event[metric], metric, place)
+                clients.setdefault(client, {})[number] = value
+
+
+def _read_metrics(
+    path: Path,
+) -> tuple[dict[tuple[str, str], dict[int | None, Series]], dict[str, Series], list[str]]:
+    ledger, notes = _Ledger(), []
+    lines = path.read_bytes().split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    for index, line in enumerate(lines, start=1):
+        place = f"{path}, line {index}"
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            # A run that was killed, or is writing right now, may leave half a line at the end.
+            if index == len(lines):
+                notes.append(f"{place} is torn (the last line); it is left out")
+                break
+            reason = _one_line(error)
+            raise Refusal(f"{place} is not JSON ({reason}); repair or remove it") from None
+        if not isinstance(event, dict) or "event" not in event:
+            raise Refusal(f"{place} is not an object with an `event`; repair or remove it")
+        ledger.add(event, place)
+    return ledger.evals, ledger.rounds, notes
+
+
+def _read_weights(path: Path) -> Weights:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        reason = _one_line(error)
+        raise Refusal(f"{path} is not a readable npz ({reason}); remove it or rerun") from None
+    if missing := {"rounds", "weights"} - arrays.keys():
+        raise Refusal(f"{path} has no array `{sorted(missing)[0]}`; remove it or rerun")
+    rounds, weights, clusters = arrays["rounds"], arrays["weights"], arrays.get("clusters")
+    if weights.ndim != 3 or weights.shape[1] != weights.shape[2] or 0 in weights.shape:
+        raise Refusal(f"{path}: weights have shape {weights.shape}, not [k, n, n]; rerun")
+    if rounds.shape != weights.shape[:1] or (np.diff(rounds) <= 0).any():
+        raise Refusal(
+            f"{path}: rounds have shape {rounds.shape} for {len(weights)} matrices, or do not "
+            "increase; remove it or rerun"
+        )
+    if clusters is not None and clusters.shape != weights.shape[1:2]:
+        raise Refusal(
+            f"{path}: clusters have shape {clusters.shape}, but there are {weights.shape[1]} "
+            "clients; remove it or rerun"
+        )
+    if not np.issubdtype(weights.dtype, np.floating) or not all(
+        np.issubdtype(array.dtype, np.integer) for array in (rounds, clusters) if array is not None
+    ):
+        raise Refusal(f"{path}: weights must be floats, rounds and clusters integers; rerun")
+    return Weights(
+        rounds.astype(np.int64),
+        weights.astype(np.float32),
+        None if clusters is None else clusters.astype(np.int64),
+    )
+
+
+def _read_summary(path: Path) -> Summary:
+    try:
+        raw = json.loads(path.read_bytes())
+        final = {name: raw["final"][name] for name in METRICS if name in raw["final"]}
+        clients = {int(entry["client"]): entry for entry in raw.get("per_client") or []}
+        rounds, seconds, sent = (raw[key] for key in ("rounds", "seconds", "bytes_sent"))
+    except KeyError as error:
+        raise Refusal(f"{path} has no {error}; remove it to report the run as unfinished") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise Refusal(
+            f"{path} is malformed ({_one_line(error)}); remove it to report the run as unfinished"
+        ) from None
+    if type(rounds) is not int:
+        raise Refusal(f"{path}: rounds is {rounds!r}, not a whole number")
+    match = raw.get("cluster_match")
+    place = str(path)
+    return Summary(
+        rounds=rounds,
+        seconds=_number(seconds, "seconds", place),
+        bytes_sent=_number(sent, "bytes_sent", place),
+        final={name: _number_or_nan(value, name, place) for name, value in final.items()},
+        per_client={
+            client: {
+                name: _number_or_nan(entry[name], name, place) for name in METRICS if name in entry
+            }
+            for client, entry in clients.items()
+        },
+        cluster_match=None if match is None else _number(match, "cluster_match", place),
+    )
+
+
+def _number(value: object, key: str, place: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Refusal(f"{place}: {key} is {value!r}, not a number; repair it")
+    return float(value)
+
+
+def _number_or_nan(value: object, key: str, place: str) -> float:
+    # Strict JSON has no NaN, so a writer may put null where a measured value was NaN.
+    return float("nan") if value is None else _number(value, key, place)
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error, on one line: refusals are one line."""
+    return " ".join(str(error).split()) or type(error).__name__

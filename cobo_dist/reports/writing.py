@@ -1,0 +1,36 @@
+"""Where the report is written: the folder, and CSV files whose numbers read back unchanged."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cobo_dist.errors import Refusal
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder for the report. Raises `Refusal` where that is impossible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise Refusal(f"{path} is a file, not a folder; give another --out") from None
+    except OSError as error:
+        reason = error.strerror
+        raise Refusal(f"{path} cannot be created ({reason}); give another --out") from None
+    return path
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    """Write rows under a header. Floats keep all their digits; None is an empty field."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def slug(text: str) -> str:
+    """A label as part of a file name: `cobo (rho=0.1)` -> `cobo_rho=0.1`."""
+    return re.sub(r"[^A-Za-z0-9._=-]+", "_", text).strip("_.")

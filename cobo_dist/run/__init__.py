@@ -1,0 +1,1 @@
+"""The loop and what it leaves behind: schedule, metrics, logs, run folder."""

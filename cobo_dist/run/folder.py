@@ -1,0 +1,140 @@
+"""The run folder: what is where, and writing it so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobo_dist.errors import Refusal
+
+LIBRARIES = ("cobo_dist", "torch", "torchvision", "numpy", "safetensors", "scikit-learn")
+LEFT_BY_A_RUN = (
+    "config.yaml", "env.json", "metrics.jsonl", "W.npz", "summary.json", "status.json",
+    "models", "figures", "tensorboard", "errors",
+)  # fmt: skip
+
+
+class RunFolder:
+    """One run's folder; only the coordinator writes, except for models and error reports."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def refuse_unusable(self, overwrite: bool) -> None:
+        """Look, without writing, whether a run can go here.
+
+        Raises:
+            Refusal: it is a file, holds an earlier run, or cannot be written.
+        """
+        for part in (self.path, *self.path.parents):
+            if part.exists() and not part.is_dir():
+                raise Refusal(f"run.dir={self.path}: {part} is a file; name another run.dir")
+        if (self.path / "metrics.jsonl").exists() and not overwrite:
+            raise Refusal(
+                f"run.dir={self.path} already holds a run; "
+                "set run.overwrite=true to replace it, or name another run.dir"
+            )
+        nearest = next(part for part in (self.path, *self.path.parents) if part.exists())
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise Refusal(f"run.dir={self.path}: no permission to write in {nearest}")
+
+    def create(self) -> None:
+        """Make the folder and remove what an earlier run left (never anything else)."""
+        for name in LEFT_BY_A_RUN:
+            old = self.path / name
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink(missing_ok=True)
+        try:
+            (self.path / "models").mkdir(parents=True)
+        except OSError as error:
+            raise Refusal(f"run.dir={self.path} cannot be made: {error.strerror}") from None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a whole file, or nothing: into a neighbour first, then renamed."""
+        target = self.path / name
+        draft = target.with_name(target.name + ".part")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(target)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file as `write_text` does."""
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def write_weights(
+        self,
+        rounds: Sequence[int],
+        weights: Sequence[NDArray[np.float32]],
+        clusters: Sequence[int] | None,
+    ) -> None:
+        """Write W.npz: `rounds` int64 [k], `weights` float32 [k, n, n], `clusters` int64 [n] if known."""
+        arrays: dict[str, NDArray[Any]] = {
+            "rounds": np.asarray(rounds, dtype=np.int64),
+            "weights": np.stack(weights).astype(np.float32),
+        }
+        if clusters is not None:
+            arrays["clusters"] = np.asarray(clusters, dtype=np.int64)
+        draft = self.path / "W.npz.part"
+        with draft.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        draft.replace(self.path / "W.npz")
+
+    def status(self, exit_code: int, status: str, reason: str = "") -> None:
+        """Write status.json: how the run ended and why."""
+        self.write_json("status.json", {"exit_code": exit_code, "status": status, "reason": reason})
+
+    def error_report(self, rank: int, text: str) -> Path:
+        """Write one rank's traceback, for those who must look deeper than the one line."""
+        folder = self.path / "errors"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"rank_{rank:05d}.txt"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def model_path(self, client: int) -> Path:
+        """Where a client's last model goes."""
+        return self.path / "models" / f"client_{client:05d}.safetensors"
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return versions, command line and revision. Environment variables stay out: they hold secrets."""
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "git_revision": _git_revision(),
+    }
+
+
+def _git_revision() -> str | None:
+    """Return the revision of the checkout that this code runs from, if it is one."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,134 @@
+"""Watches W and the models for the ways they fail, and says so in words with the setting to look at."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .graph_log import GraphLog
+
+EARLY = 0.05
+"""Share of the rounds (at least 20) that counts as the first rounds."""
+
+JUMP = 0.5
+"""A weight that moves by this share of [0, 1] in one round jumps rather than learns."""
+
+VISITS = 3.0
+"""A pair drawn fewer times than this in the whole run has hardly been judged."""
+
+
+@dataclass(frozen=True)
+class Concern:
+    """One thing that looks wrong."""
+
+    round: int
+    kind: str
+    message: str
+
+
+class Watch:
+    """Looks at every round of a run whose W moves."""
+
+    def __init__(self, config: Mapping[str, Any], clients: int, rounds: int, eta: float) -> None:
+        """Watch a run of the algorithm with the keys `config` (empty where W does not move)."""
+        self.config, self.clients, self.rounds, self.eta = config, clients, rounds, eta
+        self.concerns: list[Concern] = []
+        self.jumps: list[float] = []
+        self.drawn = 0
+        self.first_loss = float("nan")
+        self.losses: deque[float] = deque(maxlen=20)
+        self._told = 0
+        self.early = max(20, int(EARLY * rounds))
+
+    def before(self) -> list[Concern]:
+        """Look at the settings before the first round."""
+        if not self.config:
+            return []
+        step = self.eta * self.config["rho"] * self.clients
+        if self.config["start"] == "ones" and step >= 2.0:
+            self._warn(
+                0, "penalty_step",
+                f"at W = 1 the penalty's step eta rho n = {self.eta:g} * {self.config['rho']:g} * "
+                f"{self.clients} = {step:.2f} is 2 or more and overshoots: models will diverge; "
+                f"lower algorithm.rho below {2 / (self.eta * self.clients):.3g} or optimizer.lr",
+            )  # fmt: skip
+        return self._take()
+
+    def after(
+        self, r: int, loss: float, alignments: NDArray[np.float64], graph: GraphLog
+    ) -> list[Concern]:
+        """Look at round r: mean loss, alignments of the drawn pairs, the graph after it."""
+        self.losses.append(loss)
+        if r == 1:
+            self.first_loss = loss
+        if len(self.losses) == self.losses.maxlen and r % 20 == 0:
+            self._look_for_divergence(r)
+        if self.config:
+            self.drawn += len(alignments)
+            if r <= self.early:
+                self.jumps += np.abs(self.config["gamma"] * alignments).tolist()
+            if r == self.early and self.jumps:
+                self._look_at_first_rounds(r, graph)
+            if r == self.rounds:
+                self._look_at_the_end(r, graph)
+        return self._take()
+
+    def _look_for_divergence(self, r: int) -> None:
+        now = float(np.mean(self.losses))
+        seen = any(concern.kind == "diverging" for concern in self.concerns)
+        if now > 2.0 * self.first_loss and not seen:
+            self._warn(
+                r, "diverging",
+                f"the mean training loss is {now:.3g} after {r} rounds, up from "
+                f"{self.first_loss:.3g} in round 1: models diverge; lower optimizer.lr"
+                + (" or algorithm.rho" if self.config else ""),
+            )  # fmt: skip
+
+    def _look_at_first_rounds(self, r: int, graph: GraphLog) -> None:
+        jump = float(np.median(self.jumps))
+        if jump >= JUMP and graph.at_0 + graph.at_1 >= 0.9 * graph.pairs:
+            self._warn(
+                r, "saturated",
+                f"weights are stuck at 0 or 1 ({graph.at_0} and {graph.at_1} of {graph.pairs} "
+                f"pairs) after {r} rounds: half of the drawn pairs moved by {jump:.2f} or more of "
+                f"[0, 1] at once; lower algorithm.gamma (now {self.config['gamma']:g})",
+            )  # fmt: skip
+
+    def _look_at_the_end(self, r: int, graph: GraphLog) -> None:
+        if not graph.pairs:
+            return
+        visits = self.drawn / graph.pairs
+        if visits < VISITS:
+            self._warn(
+                r, "hardly_drawn",
+                f"each pair was drawn {visits:.1f} times in {r} rounds, too few to judge it; raise "
+                f"algorithm.sampling.rate (now {self.config['sampling']['rate']:g}), run.rounds, or "
+                f"use another algorithm.sampling.name than {self.config['sampling']['name']}",
+            )  # fmt: skip
+        if graph.links == graph.pairs and graph.pairs > 1:
+            self._warn(
+                r, "fully_connected",
+                f"all {graph.pairs} pairs are still linked at the end: if clients differ, raise "
+                f"algorithm.gamma (now {self.config['gamma']:g}) or lower algorithm.rho (now "
+                f"{self.config['rho']:g}), which ties models together",
+            )  # fmt: skip
+        if graph.links == 0:
+            self._warn(
+                r, "empty",
+                "no pair is linked at the end, so every client trained alone: if some should help "
+                f"each other, raise algorithm.rho (now {self.config['rho']:g}), or lower "
+                f"algorithm.gamma (now {self.config['gamma']:g}) and raise data.batch_size if "
+                "alignments are mostly noise",
+            )  # fmt: skip
+
+    def _warn(self, r: int, kind: str, message: str) -> None:
+        self.concerns.append(Concern(r, kind, message))
+
+    def _take(self) -> list[Concern]:
+        taken, self._told = self.concerns[self._told :], len(self.concerns)
+        return taken

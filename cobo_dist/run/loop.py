@@ -1,0 +1,296 @@
+"""The run: connect, build, go round, leave the run folder complete."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from cobo_dist.algorithms.base import Algorithm, Setting
+from cobo_dist.algorithms.registry import NEEDS_CLUSTERS, build_algorithm
+from cobo_dist.clients.group import Clients
+from cobo_dist.comm.exchange import Exchange
+from cobo_dist.comm.launch import Launch
+from cobo_dist.comm.placement import Placement
+from cobo_dist.comm.session import Session, choose_device, open_session
+from cobo_dist.comm.transport import LostContact
+from cobo_dist.config import Config
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, Refusal, RunFailure
+from cobo_dist.tasks.base import Task
+from cobo_dist.tasks.registry import build_task
+
+from .book import Book
+from .folder import RunFolder, describe_environment
+from .health import Watch
+from .progress import final_table, human_bytes, open_display
+from .recorder import Recorder, finite
+
+
+def run(config: Config, launch: Launch) -> int:
+    """Train as the config says on the launched ranks; return the exit code.
+
+    Raises:
+        Refusal: nothing was started or written.
+        RunFailure: the run started and could not go on; status.json says why.
+    """
+    device = choose_device(config.run.device, config.comm.backend, launch)
+    set_up_torch(config, launch, device)
+    with open_session(launch, config.comm, device) as session:
+        task, placement = _prepare(config, session)
+        folder = RunFolder(config.run_dir)
+        try:
+            return _train(config, session, task, placement, folder)
+        except Refusal:
+            raise
+        except BaseException as error:
+            raise _failure(error, session, folder) from error
+
+
+def set_up_torch(config: Config, launch: Launch, device: torch.device) -> None:
+    """Set threads and determinism of this process."""
+    cores = len(os.sched_getaffinity(0))
+    threads = config.run.threads or max(1, cores // launch.local_world_size)
+    if config.comm.deterministic:
+        # Kernels split their sums by the number of threads, and ranks would each have their own.
+        threads = 1
+        if device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(threads)
+
+
+def _prepare(config: Config, session: Session) -> tuple[Task, Placement]:
+    """Read the data on every rank; all go on, or all are refused together."""
+    refusal, task, placement, fingerprint = None, None, None, ""
+    try:
+        dtype = getattr(torch, config.run.dtype)
+        task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
+        placement = Placement.contiguous(task.clients, session.transport.world_size)
+        if config.algorithm.name in NEEDS_CLUSTERS and task.clusters is None:
+            raise Refusal(
+                f"algorithm.name={config.algorithm.name} needs a task with known clusters, and in "
+                "task.file no two clients share a centre; add the array clusters [n] to the file"
+            )
+        for split in config.run.eval_splits:
+            if split not in task.splits:
+                raise Refusal(
+                    f"run.eval_splits: this task has no {split} data; it has "
+                    f"{', '.join(task.splits)}"
+                )
+        if session.transport.rank == 0:
+            RunFolder(config.run_dir).refuse_unusable(config.run.overwrite)
+        fingerprint = hashlib.sha256((config.to_yaml() + task.fingerprint()).encode()).hexdigest()
+    except Refusal as error:
+        refusal = str(error)
+    session.agree(refusal, fingerprint)
+    assert task is not None
+    assert placement is not None
+    return task, placement
+
+
+@dataclass
+class _Parts:
+    clients: Clients
+    exchange: Exchange
+    algorithm: Algorithm
+
+
+def _build(config: Config, session: Session, task: Task, placement: Placement) -> _Parts:
+    dtype, device = getattr(torch, config.run.dtype), session.device
+    clients = Clients(
+        placement.by_rank[session.transport.rank],
+        task,
+        config.optimizer,
+        dtype=dtype,
+        device=device,
+    )
+    exchange = Exchange(
+        session.transport, placement, dtype, device, deterministic=config.comm.deterministic
+    )
+    setting = Setting(task.clients, task.clusters, config.run.seed, config.run.rounds)
+    return _Parts(clients, exchange, build_algorithm(config.algorithm, clients, exchange, setting))
+
+
+def _choose_engine(config: Config, session: Session, clients: Clients) -> tuple[str, str]:
+    """Return the engine and why; all ranks take the coordinator's choice, so that they stay alike."""
+    if config.comm.deterministic:
+        return "one_by_one", "comm.deterministic"
+    if config.run.engine != "auto":
+        return config.run.engine, "run.engine"
+    choice, why = "", ""
+    if session.transport.rank == 0:
+        choice, seconds = clients.time_engines()
+        why = ", ".join(f"{name} {1000 * took:.2f} ms" for name, took in seconds.items())
+    choice, why = session.transport.broadcast(f"{choice}|{why}".encode()).decode().split("|")
+    return choice, why
+
+
+def _train(
+    config: Config, session: Session, task: Task, placement: Placement, folder: RunFolder
+) -> int:
+    parts = _build(config, session, task, placement)
+    engine, why = _choose_engine(config, session, parts.clients)
+    parts.clients.use_engine(engine)
+    resolved = config.model_copy(
+        update={"run": config.run.model_copy(update={"engine": engine, "dir": str(folder.path)})}
+    )
+    hosts = session.transport.gather(f"{socket.gethostname()} {session.device}".encode())
+    book = None
+    if parts.exchange.is_coordinator:
+        folder.create()
+        folder.write_text("config.yaml", resolved.to_yaml())
+        folder.write_json(
+            "env.json",
+            describe_environment()
+            | {
+                "launcher": session.launch.launcher,
+                "ranks": [host.decode() for host in hosts],
+                "threads_per_rank": torch.get_num_threads(),
+                "engine": engine,
+                "engine_choice": why,
+            },
+        )
+        book = _open_book(resolved, task, folder)
+        book.display.say(
+            f"{config.algorithm.name} on {config.task.name}: {task.clients} clients on "
+            f"{session.transport.world_size} rank(s), {session.device}, "
+            f"{parts.clients.layout.size:,} parameters each, engine {engine} ({why})"
+        )
+    try:
+        started = time.monotonic()
+        recorder = Recorder(parts.exchange, parts.clients, task, parts.algorithm, book)
+        _go_round(config, parts.algorithm, recorder)
+        seconds = time.monotonic() - started
+        _save_models(parts.clients, folder)
+        session.transport.gather(b"saved")  # all models are there before the summary says so
+        if book is not None:
+            _finish(resolved, session, task, book, seconds)
+    finally:
+        if book is not None:
+            book.close()
+    return EXIT_DONE
+
+
+def _open_book(config: Config, task: Task, folder: RunFolder) -> Book:
+    algorithm = config.algorithm.model_dump()
+    moving: Mapping[str, Any] = algorithm if "gamma" in algorithm else {}
+    watch = Watch(moving, task.clients, config.run.rounds, config.optimizer.lr)
+    display = open_display(config.log, config.run.rounds)
+    return Book(folder, display, watch, task.clusters, task.metrics, config.log.tensorboard)
+
+
+def _go_round(config: Config, algorithm: Algorithm, recorder: Recorder) -> None:
+    """The loop. Round r turns x^(r-1) into x^r; what is logged at r is the state after it."""
+    run, flush_every = config.run, config.log.flush_every
+    recorder.weights(0)
+    if recorder.book is not None:
+        recorder.book.begin()
+    recorder.evaluate(0, run.eval_splits)
+    for r in range(1, run.rounds + 1):
+        started = time.monotonic()
+        outcome = algorithm.round(r - 1)
+        recorder.round(r, outcome, time.monotonic() - started)
+        last = r == run.rounds
+        evaluates = last or (run.eval_every and r % run.eval_every == 0)
+        logs_weights = last or (run.log_weights_every and r % run.log_weights_every == 0)
+        if evaluates or logs_weights or r % flush_every == 0:
+            recorder.flush()
+        if evaluates:
+            recorder.evaluate(r, run.eval_splits)
+        if logs_weights:
+            recorder.weights(r)
+
+
+def _save_models(clients: Clients, folder: RunFolder) -> None:
+    for row, client in enumerate(clients.ids):
+        path = folder.model_path(client)
+        draft = path.with_suffix(".part")
+        save_file(clients.state_dict(row), draft)
+        draft.replace(path)
+
+
+def _finish(config: Config, session: Session, task: Task, book: Book, seconds: float) -> None:
+    """Write the summary and print the table."""
+    results = book.last_evaluation
+    final = (
+        {name: float(np.mean([one[name] for one in results])) for name in task.metrics}
+        if results
+        else {}
+    )
+    summary = {
+        "task": config.task.name,
+        "algorithm": config.algorithm.name,
+        "seed": config.run.seed,
+        "rounds": config.run.rounds,
+        "clients": task.clients,
+        "ranks": session.transport.world_size,
+        "seconds": round(seconds, 3),
+        "bytes_sent": book.bytes_sent,
+        "final": {name: finite(value) for name, value in final.items()},
+        "per_client": [
+            {"client": client, **{name: finite(value) for name, value in one.items()}}
+            for client, one in enumerate(results)
+        ],
+        "cluster_match": book.match(),
+    }
+    book.folder.write_json("summary.json", summary)
+    book.folder.status(EXIT_DONE, "done")
+    book.display.close()
+    rows = [(name, f"{value:.4f}") for name, value in final.items()]
+    rows.append(("rounds", f"{config.run.rounds} in {seconds:.1f} s"))
+    rows.append(
+        ("sent", f"{human_bytes(book.bytes_sent)} by {session.transport.world_size} rank(s)")
+    )
+    match, means = book.match(), book.weights_by_truth()
+    if match is not None and means is not None:
+        rows.append(("links right", f"{100 * match:.1f}% of client pairs"))
+        rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
+    final_table(rows, ("final (mean of clients, test)", "value"))
+    print(f"run folder  {book.folder.path}", flush=True)
+
+
+def _failure(error: BaseException, session: Session, folder: RunFolder) -> RunFailure:
+    """Leave a report of what ended this rank, and return the one line that says it."""
+    rank = session.transport.rank
+    line = _one_line(error)
+    with suppress(OSError):
+        if folder.path.is_dir():
+            folder.error_report(rank, "".join(traceback.format_exception(error)))
+    if rank == 0 and isinstance(error, LostContact):
+        line = _look_for_cause(folder) or line
+    with suppress(OSError):
+        if rank == 0 and folder.path.is_dir():
+            folder.status(EXIT_FAILED, "failed", line)
+    return RunFailure(line)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, RunFailure):
+        return text
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted from the keyboard"
+    return f"{type(error).__name__}: {text}"
+
+
+def _look_for_cause(folder: RunFolder, patience: float = 2.0) -> str | None:
+    """Return the line of the rank that failed first, where losing contact was only its echo."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        for path in sorted((folder.path / "errors").glob("rank_*.txt")):
+            last = path.read_text(encoding="utf-8").strip().splitlines()[-1:]
+            if last and "LostContact" not in last[0]:
+                number = int(path.stem.removeprefix("rank_"))
+                return f"rank {number} failed: {last[0]} (traceback in {path})"
+        time.sleep(0.1)
+    return None

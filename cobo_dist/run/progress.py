@@ -1,0 +1,145 @@
+"""Progress for people: a bar on a terminal, a plain line every so often in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .settings import LogConfig
+
+
+@dataclass
+class Now:
+    """What there is to show."""
+
+    round: int = 0
+    loss: float = float("nan")
+    metric: str = ""  # for example "accuracy 0.893"
+    pairs: float = 0.0  # a round
+    bytes: float = 0.0  # a round, all ranks
+
+    def words(self) -> str:
+        """Return the figures in one line."""
+        parts = [f"loss {self.loss:.4f}"]
+        if self.metric:
+            parts.append(self.metric)
+        parts.append(f"pairs {self.pairs:.1f}")
+        parts.append(f"{human_bytes(self.bytes)}/round")
+        return "  ".join(parts)
+
+
+class Display(Protocol):
+    """Shows progress on rank 0."""
+
+    def update(self, now: Now) -> None:
+        """Show the present state."""
+
+    def say(self, line: str) -> None:
+        """Print a line without tearing the display."""
+
+    def close(self) -> None:
+        """End the display."""
+
+
+class Bar:
+    """A rich progress bar."""
+
+    def __init__(self, rounds: int, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[words]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task = self.progress.add_task("", total=rounds, words="")
+        self.progress.start()
+
+    def update(self, now: Now) -> None:
+        """Move the bar."""
+        self.progress.update(self.task, completed=now.round, words=now.words())
+
+    def say(self, line: str) -> None:
+        """Print above the bar."""
+        self.progress.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.progress.stop()
+
+
+class Lines:
+    """Plain lines, at most one every `interval` seconds, with the time left."""
+
+    def __init__(self, rounds: int, interval: float) -> None:
+        self.rounds, self.interval = rounds, interval
+        self.started = self.last = time.monotonic()
+
+    def update(self, now: Now) -> None:
+        """Print a line if it is time, and at the end."""
+        clock = time.monotonic()
+        if now.round < self.rounds and clock - self.last < self.interval:
+            return
+        self.last = clock
+        left = (clock - self.started) / max(1, now.round) * (self.rounds - now.round)
+        self.say(f"round {now.round}/{self.rounds}  {now.words()}  {left:.0f} s left")
+
+    def say(self, line: str) -> None:
+        """Print the line at once: a log file is read while it grows."""
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Have nothing to end."""
+
+
+class Silent:
+    """Nothing but what is said."""
+
+    def update(self, now: Now) -> None:
+        """Show nothing."""
+
+    def say(self, line: str) -> None:
+        """Print the line."""
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Have nothing to end."""
+
+
+def open_display(config: LogConfig, rounds: int) -> Display:
+    """Return the display that fits where standard output goes."""
+    kind = config.progress
+    if kind == "auto":
+        kind = "bar" if sys.stdout.isatty() else "plain"
+    if kind == "bar":
+        return Bar(rounds, Console())
+    return Lines(rounds, config.interval) if kind == "plain" else Silent()
+
+
+def final_table(rows: Sequence[tuple[str, ...]], headers: tuple[str, ...]) -> None:
+    """Print the small table at the end of a run."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for header in headers:
+        table.add_column(header, justify="left" if header == headers[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.width = max(console.width, 80)
+    console.print(table)
+
+
+def human_bytes(count: float) -> str:
+    """Return `1.5 MB` for 1500000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,136 @@
+"""Every rank's side of the log: what a round leaves is kept, and brought to the coordinator in bundles.
+
+One gather for `log.flush_every` rounds, so that logging adds no message to a round.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from cobo_dist.algorithms.base import Algorithm, Round
+from cobo_dist.clients.group import Clients
+from cobo_dist.comm.exchange import Exchange
+from cobo_dist.errors import RunFailure
+from cobo_dist.tasks.base import Task
+
+from .book import Book
+
+Arrays = dict[str, NDArray[Any]]
+_MOVES = ("first", "second", "weights", "alignments")
+
+
+class Recorder:
+    """Collects on every rank; the coordinator has the book."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        clients: Clients,
+        task: Task,
+        algorithm: Algorithm,
+        book: Book | None,
+    ) -> None:
+        self.exchange, self.clients, self.task = exchange, clients, task
+        self.algorithm, self.book = algorithm, book
+        self._kept: list[tuple[dict[str, Any], Arrays]] = []
+        self._seen = (0, 0)
+
+    def round(self, r: int, outcome: Round, seconds: float) -> None:
+        """Keep what round r left."""
+        messages, sent = self.exchange.ledger.totals()
+        arrays: Arrays = {
+            "losses": outcome.losses_c.double().cpu().numpy(),
+            "traffic": np.array([messages - self._seen[0], sent - self._seen[1]], dtype=np.int64),
+        }
+        self._seen = messages, sent
+        for name in _MOVES:
+            parts = [getattr(selection, name) for selection in outcome.selections]
+            arrays[name] = np.concatenate(parts) if parts else np.empty(0)
+        if self.task.diagnoses:
+            arrays["models"] = self.clients.x_cd.double().cpu().numpy()
+        self._kept.append(({"round": r, "seconds": seconds, "pairs": outcome.pairs}, arrays))
+
+    def flush(self) -> None:
+        """Bring what is kept to the coordinator; end all ranks together if a model diverged.
+
+        Raises:
+            RunFailure: the same on all ranks: a client's loss became NaN or infinite.
+        """
+        if not self._kept:
+            return
+        bundle = {
+            f"{number}.{name}": np.ascontiguousarray(array)
+            for number, (_, arrays) in enumerate(self._kept)
+            for name, array in arrays.items()
+        }
+        records = self.exchange.gather(save(bundle))
+        verdict = self._enter([load(record) for record in records]) if self.book else ""
+        self._kept = []
+        if verdict := self.exchange.transport.broadcast(verdict.encode()).decode():
+            raise RunFailure(verdict)
+
+    def _enter(self, ranks: list[Arrays]) -> str:
+        """Join the ranks' bundles into rows; return why the run must end, if it must."""
+        assert self.book is not None
+        rows, moves, verdict = [], [], ""
+        for number, (row, _) in enumerate(self._kept):
+            losses_n = self._by_client([rank[f"{number}.losses"] for rank in ranks])
+            traffic = np.sum([rank[f"{number}.traffic"] for rank in ranks], axis=0)
+            row |= {"messages": int(traffic[0]), "bytes_sent": int(traffic[1])}
+            row["loss"] = float(losses_n.mean())
+            if self.task.diagnoses:
+                models = [rank[f"{number}.models"] for rank in ranks]
+                row |= self.task.diagnose(self._by_client(models))
+            rows.append(row)
+            moves.append(
+                {n: np.concatenate([rank[f"{number}.{n}"] for rank in ranks]) for n in _MOVES}
+            )
+            for name in ("first", "second"):
+                moves[-1][name] = moves[-1][name].astype(np.int64)
+            bad = np.flatnonzero(~np.isfinite(losses_n))
+            if len(bad) and not verdict:
+                verdict = (
+                    f"the loss of client {bad[0]} became {losses_n[bad[0]]} in round "
+                    f"{row['round']}; lower optimizer.lr (now {self.clients.eta:g}) or, with "
+                    "algorithm.name=cobo, algorithm.rho"
+                )
+        self.book.rounds(rows, moves)
+        self.book.flush()
+        return verdict
+
+    def _by_client(self, parts: list[NDArray[Any]]) -> NDArray[Any]:
+        by_rank = self.exchange.placement.by_rank
+        joined = np.empty((self.exchange.placement.clients, *parts[0].shape[1:]))
+        for ids, part in zip(by_rank, parts, strict=True):
+            joined[ids] = part
+        return joined
+
+    def evaluate(self, r: int, splits: tuple[str, ...]) -> None:
+        """Evaluate every client and enter the results."""
+        for split in splits:
+            mine = self.clients.evaluate(split)
+            records = self.exchange.gather(json.dumps(mine).encode())
+            if self.book is not None:
+                results: list[dict[str, float]] = [{}] * self.exchange.placement.clients
+                for ids, record in zip(self.exchange.placement.by_rank, records, strict=True):
+                    for client, one in zip(ids, json.loads(record), strict=True):
+                        results[client] = one
+                self.book.evaluation(r, split, results)
+                self.book.flush()
+
+    def weights(self, r: int) -> None:
+        """Gather W for the log."""
+        gathered = self.exchange.gather_rows(self.algorithm.weights_cn)
+        if self.book is not None and gathered is not None:
+            self.book.weights(r, gathered)
+
+
+def finite(value: float) -> float | None:
+    """Return the value, or None where JSON has no number for it."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,47 @@
+"""Config sections of the loop and its logs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cobo_dist.settings import Section, Text
+
+
+class RunConfig(Section):
+    """The run as a whole."""
+
+    dir: Text = Field("", description="run folder; default runs/<task>-<algorithm>-s<seed>")
+    overwrite: bool = Field(False, description="replace what an earlier run left in the run folder")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    rounds: int = Field(1000, ge=0, description="rounds T")
+    eval_every: int = Field(
+        50, ge=0, description="rounds between evaluations; 0: only before and after training"
+    )
+    eval_splits: tuple[Literal["validation", "test"], ...] = Field(
+        ("test",), strict=False, description="data that clients are evaluated on"
+    )
+    log_weights_every: int = Field(
+        50, ge=0, description="rounds between snapshots of W; 0: only the first and the last"
+    )
+    device: Text = Field("auto", description="auto, cpu, cuda (a GPU for each local rank), cuda:N")
+    dtype: Literal["float32", "float64"] = Field("float32", description="type of all models")
+    threads: int = Field(0, ge=0, description="CPU threads of a rank; 0: its share of the cores")
+    engine: Literal["auto", "one_by_one", "vectorised"] = Field(
+        "auto", description="how a rank computes its clients' gradients; auto times both"
+    )
+
+
+class LogConfig(Section):
+    """What a person sees."""
+
+    progress: Literal["auto", "bar", "plain", "off"] = Field(
+        "auto", description="auto: a bar on a terminal, plain lines in a file"
+    )
+    interval: float = Field(10.0, gt=0, description="seconds between plain progress lines")
+    flush_every: int = Field(
+        10, ge=1, description="rounds between writing metrics and looking for diverged models"
+    )
+    tensorboard: bool = Field(False, description="write TensorBoard files into the run folder")
+    figures: bool = Field(True, description="draw figures into the run folder at the end")

@@ -1,0 +1,204 @@
+"""Task `quadratic`: the paper's Example 2, f_i(x) = a_i/2 ||x - mu_i||^2.
+
+Everything about it is known in closed form, so it is where the algorithm is checked: consensus distance and
+gradient norm are written every round, and Theorem 1 says how they decay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from cobo_dist.clients.engines import Batch
+from cobo_dist.errors import Refusal
+from cobo_dist.maths import seeds
+from cobo_dist.settings import Section, Text
+
+
+class QuadraticConfig(Section):
+    """Quadratic losses around given centres (Example 2)."""
+
+    name: Literal["quadratic"] = "quadratic"
+    file: Text = Field(
+        "",
+        description="problem.npz with centers [n, d], curvature [n], start [d]; clusters [n] if "
+        "known (otherwise clients with equal centres form a cluster)",
+    )
+    noise: float = Field(
+        0.0, ge=0, description="standard deviation of the gradient noise, a coordinate"
+    )
+
+
+class Point(nn.Module):
+    """A model that is one point x [d]; called with a client's problem it returns the loss."""
+
+    def __init__(self, start_d: Tensor) -> None:
+        super().__init__()
+        self.x = nn.Parameter(start_d.clone())
+
+    def forward(self, center_d: Tensor, curvature: Tensor, noise_d: Tensor) -> Tensor:
+        """Return a/2 ||x - mu||^2 + <noise, x>: the noise enters the gradient as it is."""
+        return 0.5 * curvature * (self.x - center_d).square().sum() + (noise_d * self.x).sum()
+
+
+class Quadratic:
+    """The quadratic losses of all clients."""
+
+    name = "quadratic"
+    metrics: tuple[str, ...] = ("loss",)
+    splits: tuple[str, ...] = ("test",)
+    diagnoses = True
+
+    def __init__(self, config: QuadraticConfig, seed: int, dtype: torch.dtype) -> None:
+        """Read the problem.
+
+        Raises:
+            Refusal: no such file, not such a file, or shapes that disagree.
+        """
+        if not config.file:
+            raise Refusal(
+                "task.file is not set; task quadratic needs a problem.npz with centers [n, d], "
+                "curvature [n] and start [d]"
+            )
+        arrays = read_problem(Path(config.file))
+        self.noise, self.seed = config.noise, seed
+        self.centers_nd, self.curvature_n = arrays["centers"], arrays["curvature"]
+        self.clients = len(self.centers_nd)
+        self.clusters = _clusters(arrays.get("clusters"), self.centers_nd)
+        self._start = torch.from_numpy(arrays["start"]).to(dtype)
+        self._centers = torch.from_numpy(self.centers_nd).to(dtype)
+        self._curvature = torch.from_numpy(self.curvature_n).to(dtype)
+
+    def model(self) -> nn.Module:
+        """Return x^0 = start."""
+        return Point(self._start)
+
+    def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
+        """Return f_i(x), noise included."""
+        value: Tensor = model(*batch)
+        return value
+
+    def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
+        """Return f_i(x)."""
+        return {"loss": model(*batch)}
+
+    def training(self, clients: Sequence[int], device: torch.device) -> QuadraticBatches:
+        """Return the problems of these clients, with fresh noise each round."""
+        return QuadraticBatches(self, list(clients), device)
+
+    def evaluation(
+        self, client: int, split: str, device: torch.device
+    ) -> Iterable[tuple[int, Batch]]:
+        """Return the problem without noise."""
+        center, curvature = self._centers[client], self._curvature[client]
+        batch = (center, curvature, torch.zeros_like(center))
+        return [(1, tuple(part.to(device) for part in batch))]
+
+    def diagnose(self, x_nd: NDArray[np.floating]) -> dict[str, float]:
+        """Return Theorem 1's two quantities at the models of all clients [n, d].
+
+        `consensus_distance`: mean of ||x_i - x_j||^2 over pairs within clusters (0 where no cluster
+        has two clients). `gradient_norm`: mean of ||grad f_i(x_i)||^2 over clients.
+        """
+        gradients = self.curvature_n[:, None] * (x_nd - self.centers_nd)
+        total, pairs = 0.0, 0
+        labels = np.asarray(self.clusters if self.clusters is not None else range(len(x_nd)))
+        for cluster in np.unique(labels):
+            members = x_nd[labels == cluster]
+            size = len(members)
+            # sum over pairs i<j of ||x_i - x_j||^2 = size * sum_i ||x_i - mean||^2
+            total += size * float(np.square(members - members.mean(axis=0)).sum())
+            pairs += size * (size - 1) // 2
+        return {
+            "consensus_distance": total / pairs if pairs else 0.0,
+            "gradient_norm": float(np.square(gradients).sum(axis=1).mean()),
+        }
+
+    def fingerprint(self) -> str:
+        """Return a digest of the problem."""
+        parts = (self.centers_nd, self.curvature_n, self._start.double().numpy())
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
+
+
+class QuadraticBatches:
+    """A client's "batch" is its problem and this round's noise."""
+
+    def __init__(self, task: Quadratic, clients: list[int], device: torch.device) -> None:
+        self.noise, self.seed, self.clients = task.noise, task.seed, clients
+        self.centers_cd = task._centers[clients].to(device)
+        self.curvature_c = task._curvature[clients].to(device)
+        self.silence_cd = torch.zeros_like(self.centers_cd)
+
+    def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
+        """Return centres [m, d], curvatures [m] and noise [m, d] of round t."""
+        noise_cd = self._noise(t, stream) if self.noise else self.silence_cd
+        if rows is None:
+            return self.centers_cd, self.curvature_c, noise_cd
+        return self.centers_cd[rows], self.curvature_c[rows], noise_cd[rows]
+
+    def _noise(self, t: int, stream: str) -> Tensor:
+        size = self.centers_cd.shape[1]
+        drawn = [
+            seeds.normals(seeds.key(self.seed, f"noise {stream}", t, client), size)
+            for client in self.clients
+        ]
+        return (self.noise * torch.stack(drawn)).to(self.centers_cd)
+
+
+def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Return the arrays of a problem file as float64, shapes checked.
+
+    Raises:
+        Refusal: the file is missing, no npz, lacks an array, or its shapes or numbers are wrong.
+    """
+    if not path.is_file():
+        raise Refusal(f"task.file={path} is no file; write one with numpy.savez")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name]) for name in file.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Refusal(f"task.file={path} is no readable npz: {reason}; write it anew") from None
+    for name, dimensions in (("centers", 2), ("curvature", 1), ("start", 1)):
+        if name not in arrays:
+            found = ", ".join(sorted(arrays)) or "nothing"
+            raise Refusal(f"task.file={path} lacks the array {name!r}; it holds {found}")
+        if arrays[name].ndim != dimensions or arrays[name].dtype.kind not in "fiu":
+            raise Refusal(
+                f"task.file={path}: {name} is {arrays[name].dtype} {list(arrays[name].shape)}, but "
+                f"must be numbers in {dimensions} dimension(s)"
+            )
+        if not arrays[name].size or not np.isfinite(arrays[name]).all():
+            raise Refusal(f"task.file={path}: {name} is empty or holds NaN or infinite numbers")
+    n, d = arrays["centers"].shape
+    for name, length in (("curvature", n), ("start", d), ("clusters", n)):
+        if name in arrays and arrays[name].shape != (length,):
+            raise Refusal(
+                f"task.file={path}: centers is [{n}, {d}], so {name} must be [{length}], not "
+                f"{list(arrays[name].shape)}"
+            )
+    return {
+        name: arrays[name].astype(np.float64) for name in arrays if arrays[name].dtype.kind in "fiu"
+    }
+
+
+def _clusters(
+    given: NDArray[np.float64] | None, centers_nd: NDArray[np.float64]
+) -> tuple[int, ...] | None:
+    """Return the clusters: as given, or by equal centres; None where no two centres are equal."""
+    if given is not None:
+        return tuple(int(cluster) for cluster in given)
+    _, labels = np.unique(centers_nd, axis=0, return_inverse=True)
+    labels = labels.reshape(-1)
+    return (
+        tuple(int(label) for label in labels) if len(set(labels.tolist())) < len(labels) else None
+    )

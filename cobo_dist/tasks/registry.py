@@ -1,0 +1,28 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+import torch
+
+from .base import DataConfig, Task
+from .digits import Digits, DigitsConfig
+from .models import ModelConfig
+from .quadratic import Quadratic, QuadraticConfig
+
+TaskConfig = DigitsConfig | QuadraticConfig
+
+KNOWN_CLUSTERS = {"digits": True, "quadratic": True}
+"""Whether a task can know its true clusters; with `quadratic` it depends on the file."""
+
+
+def build_task(
+    config: TaskConfig, model: ModelConfig, data: DataConfig, seed: int, dtype: torch.dtype
+) -> Task:
+    """Read the data and return the task.
+
+    Raises:
+        Refusal: missing or malformed data, in one line.
+    """
+    if isinstance(config, QuadraticConfig):
+        return Quadratic(config, seed, dtype)
+    return Digits(config, model, data, seed, dtype)
