@@ -78,7 +78,15 @@ def _report(folders: list[Path], out: Path | None) -> None:
     except OSError as error:
         where = error.filename or out
         raise Refusal(f"{where} cannot be written: {error.strerror}; give another --out") from None
-    print("written:", *(f"  {file}" for file in files), sep="\n")
+    _list_files(out, files)
+
+
+def _list_files(out: Path, files: list[Path]) -> None:
+    """Print what was written, a figure and its CSV on one line."""
+    names: dict[Path, list[str]] = {}
+    for file in files:
+        names.setdefault(file.with_suffix(""), []).append(str(file.relative_to(out)))
+    print(f"written to {out}:", *(f"  {', '.join(line)}" for line in names.values()), sep="\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,8 +47,8 @@ class CoBoConfig(Section):
     """Models and collaboration weights learned together."""
 
     name: Literal["cobo"] = "cobo"
-    rho: float = Field(0.1, ge=0, description="penalty on the distance of collaborators' models")
-    gamma: float = Field(0.02, ge=0, description="step size of the collaboration weights")
+    rho: float = Field(0.2, ge=0, description="penalty on the distance of collaborators' models")
+    gamma: float = Field(0.01, ge=0, description="step size of the collaboration weights")
     domain: Literal["box"] = Field("box", description="where weights live: box is [0, 1] each")
     sampling: SamplingConfig = SamplingConfig()
     alignment: Literal["inner", "cosine"] = Field(

@@ -82,6 +82,18 @@ def check_message(tensor: Tensor, rank: int, peer: int, world_size: int) -> None
         raise ValueError(f"{tensor.dtype} does not travel between rank {rank} and rank {peer}")
 
 
+def posting_order(
+    sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]
+) -> list[tuple[str, int, Tensor]]:
+    """Return the operations ("send" or "recv", peer, tensor) of a batch in the order of posting."""
+    return [
+        (kind, peer, box[peer])
+        for peer in sorted({*sends, *receives})
+        for kind, box in (("send", sends), ("recv", receives))
+        if peer in box
+    ]
+
+
 class SoloTransport:
     """One rank, no process group."""
 
@@ -116,12 +128,11 @@ class TorchTransport:
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], purpose: str
     ) -> Pending:
         """Post one `batch_isend_irecv`, ordered by peer."""
+        post = {"send": dist.isend, "recv": dist.irecv}
         ops = []
-        for peer in sorted({*sends, *receives}):
-            for post, box in ((dist.isend, sends), (dist.irecv, receives)):
-                if peer in box:
-                    check_message(box[peer], self.rank, peer, self.world_size)
-                    ops.append(dist.P2POp(post, box[peer], peer))
+        for kind, peer, tensor in posting_order(sends, receives):
+            check_message(tensor, self.rank, peer, self.world_size)
+            ops.append(dist.P2POp(post[kind], tensor, peer))
         if not ops:  # an empty batch is an error to torch
             return Arrived()
         pending = _TorchPending(self.rank, sorted({*sends, *receives}), purpose)

@@ -44,16 +44,21 @@ def run(config: Config, launch: Launch) -> int:
         RunFailure: the run started and could not go on; status.json says why.
     """
     device = choose_device(config.run.device, config.comm.backend, launch)
-    set_up_torch(config, launch, device)
     with open_session(launch, config.comm, device) as session:
-        task, placement = _prepare(config, session)
-        folder = RunFolder(config.run_dir)
-        try:
-            return _train(config, session, task, placement, folder)
-        except Refusal:
-            raise
-        except BaseException as error:
-            raise _failure(error, session, folder) from error
+        return run_in_session(config, session)
+
+
+def run_in_session(config: Config, session: Session) -> int:
+    """Train over ranks that are connected already; see `run`."""
+    set_up_torch(config, session.launch, session.device)
+    task, placement = _prepare(config, session)
+    folder = RunFolder(config.run_dir)
+    try:
+        return _train(config, session, task, placement, folder)
+    except Refusal:
+        raise
+    except BaseException as error:
+        raise _failure(error, session, folder) from error
 
 
 def set_up_torch(config: Config, launch: Launch, device: torch.device) -> None:
@@ -65,7 +70,7 @@ def set_up_torch(config: Config, launch: Launch, device: torch.device) -> None:
         threads = 1
         if device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(config.comm.deterministic)
     torch.set_num_threads(threads)
 
 

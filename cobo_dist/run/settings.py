@@ -36,7 +36,7 @@ class RunConfig(Section):
 class LogConfig(Section):
     """What a person sees."""
 
-    progress: Literal["auto", "bar", "plain", "off"] = Field(
+    progress: Literal["auto", "bar", "plain", "none"] = Field(
         "auto", description="auto: a bar on a terminal, plain lines in a file"
     )
     interval: float = Field(10.0, gt=0, description="seconds between plain progress lines")

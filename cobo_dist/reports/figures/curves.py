@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from cobo_dist.reports.figures.style import Look, canvas, look, round_axis, save
+from cobo_dist.reports.figures.style import Look, canvas, log_axis, look, round_axis, save
 from cobo_dist.reports.grouping import Group, mean_over_clients, task_split
 from cobo_dist.reports.series import Curve, over_seeds, running_mean
 from cobo_dist.reports.writing import write_csv
@@ -92,6 +92,7 @@ def draw_metric(groups: Sequence[Group], metric: str, path: Path) -> list[Path]:
         axes.set_ylabel(f"{split} {_NAMES[metric]}")
         if metric != "accuracy" and _spans_decades(list(curves.values())):
             axes.set_yscale("log")
+            log_axis(axes.yaxis)
         figure.legend(loc="outside right center")
         return [save(figure, path), write_csv(path.with_suffix(".csv"), HEADER, rows)]
 
@@ -131,7 +132,6 @@ def draw_decay(groups: Sequence[Group], path: Path) -> list[Path]:
 def _draw_decay_panel(axes: Axes, curves: Mapping[Group, tuple[Curve, Curve]]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
-    tops: list[float] = []
     for group, (each, mean) in curves.items():
         style = look(group)
         # A value that has reached 0 exactly has no place on this axis: the line ends there.
@@ -148,25 +148,26 @@ def _draw_decay_panel(axes: Axes, curves: Mapping[Group, tuple[Curve, Curve]]) -
             zorder=style.layer,
             marker="o" if len(bold) == 1 else None,
         )
-        tops.append(float(np.nanmax(bold)))
-    _draw_guide(axes, [mean for _, mean in curves.values()], max(tops))
-    # Exponential decay goes to the smallest float: past ten decades it says nothing more.
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], max(tops) * 1e-10))
+    _draw_guide(axes, [mean for _, mean in curves.values() if mean.last > 0])
     axes.set_xlabel("round T")
+    for axis in (axes.xaxis, axes.yaxis):
+        log_axis(axis)
 
 
-def _draw_guide(axes: Axes, means: Sequence[Curve], top: float) -> None:
-    """A line of slope -1 from the top left corner, so that slopes can be compared by eye."""
-    last = max(int(curve.rounds[-1]) for curve in means)
-    start = max(min(int(curve.rounds[0]) for curve in means), 1)
-    if last <= start:
+def _draw_guide(axes: Axes, means: Sequence[Curve]) -> None:
+    """A line of slope -1 under the end of the lowest curve, to compare slopes by eye."""
+    lowest = min(means, key=lambda curve: curve.last, default=None)
+    if lowest is None:
         return
-    rounds = np.array([start, last], dtype=np.float64)
-    guide = 2.0 * top * start / rounds
-    axes.plot(rounds, guide, color="#555555", linestyle=":", linewidth=1.0, label="guide: 1/T")
+    last = float(lowest.rounds[-1])
+    rounds = np.array([max(last / 30.0, 1.0), last])
+    guide = 0.4 * lowest.last * last / rounds
+    axes.plot(rounds, guide, color="#333333", linestyle=":", linewidth=1.2, label="guide: 1/T")
+    # The values of single rounds may decay to the smallest float; the axis follows the means.
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.02 * lowest.last))
 
 
 def _spans_decades(curves: Sequence[Curve]) -> bool:
     """Whether a linear axis would press most of the curves flat."""
     values = np.concatenate([curve.mean[np.isfinite(curve.mean)] for curve in curves])
-    return bool(values.min() > 0 and values.max() / values.min() > 50)
+    return bool(values.min() > 0 and values.max() / values.min() > 8)

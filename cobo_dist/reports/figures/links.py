@@ -91,8 +91,8 @@ def _draw_panel(axes: Axes, title: str, curves: dict[str, Curve]) -> None:
             draw_curve(axes, curve, style, label)
             continue
         # One pair's inner product is noise: the line to read is its running median.
-        window = max(5, len(curve.mean) // 40)
-        axes.plot(curve.rounds, curve.mean, color=colour, linewidth=0.6, alpha=0.35)
+        window = max(5, len(curve.mean) // 40) | 1  # odd, so that it has a centre
+        axes.plot(curve.rounds, curve.mean, color=colour, linewidth=0.6, alpha=0.3)
         smooth = running_median(curve.mean, window)
         axes.plot(
             curve.rounds,
@@ -130,7 +130,7 @@ def _draw_truth(axes: Axes, group: Group) -> None:
         axes.axhline(
             counts.pop(), color="#555555", linewidth=0.9, linestyle=":", label="true clusters"
         )
-    axes.set_ylim(bottom=0.0)
+    axes.set_ylim(0.0, 1.12 * axes.get_ylim()[1])
 
 
 def moving(groups: Sequence[Group]) -> list[Group]:

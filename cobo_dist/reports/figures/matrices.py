@@ -32,7 +32,7 @@ def draw_weights(weights: Weights, path: Path) -> list[Path]:
     if not weights.moves and len(weights.rounds) > 1:
         panels = [(f"rounds {weights.rounds[0]} to {weights.rounds[-1]}", panels[0][1])]
     panels += _oracle(weights)
-    with canvas(1.22 * len(panels) + 0.75, 1.6) as figure:
+    with canvas(1.22 * len(panels) + 0.75, 1.75, square=True) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
         for axes, (title, matrix) in zip(grid[0], panels, strict=True):
             _draw_matrix(axes, matrix)
@@ -61,7 +61,7 @@ def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> li
     ]
     columns = max(len(line) for line in lines)
     same = all(len({line[i][0] for line in lines if i < len(line)}) == 1 for i in range(columns))
-    with canvas(1.1 * columns + 0.9, (1.06 if same else 1.22) * len(lines) + 0.25) as figure:
+    with canvas(1.1 * columns + 0.9, (1.06 if same else 1.22) * len(lines) + 0.25, True) as figure:
         grid = figure.subplots(len(lines), columns, squeeze=False)
         for number, (line, (group, _)) in enumerate(zip(lines, entries, strict=True)):
             for axes in grid[number, len(line) :]:
@@ -125,10 +125,10 @@ def _draw_matrix(axes: Axes, matrix: npt.NDArray[np.float32]) -> None:
 
 
 def _tick_clients(axes: Axes, order: npt.NDArray[np.int64]) -> None:
-    step = -(-len(order) // 8)
+    step = -(-len(order) // (8 if len(order) <= 24 else 5))
     places = list(range(0, len(order), step))
     labels = [str(order[place]) for place in places]
-    axes.set_xticks(places, labels, fontsize=6 if len(order) <= 100 else 5)
+    axes.set_xticks(places, labels, fontsize=6)
     axes.set_yticks(places, labels, fontsize=6)
     axes.tick_params(length=1.5, pad=1.5)
 
@@ -139,7 +139,7 @@ def _draw_scale(figure: Figure, grid: npt.NDArray[np.object_], above: bool) -> N
         ax=grid.ravel().tolist(),
         shrink=min(1.0, 1.0 if grid.shape[0] == 1 else 2.0 / grid.shape[0]),
         aspect=14,
-        pad=0.015,
+        pad=0.09 / grid.shape[1],
         extend="max" if above else "neither",
         ticks=[0.0, 0.5, 1.0],
     )

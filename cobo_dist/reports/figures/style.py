@@ -11,10 +11,11 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from cobo_dist.reports.grouping import Group
 
@@ -81,16 +82,19 @@ def look(group: Group) -> Look:
     hue, light, saturation = colorsys.rgb_to_hls(*to_rgb(code))
     light += (0.8 - light) * min(group.variant * 0.3, 0.75)
     dashes = _DASHES[(group.variant + (group.algorithm == "oracle")) % len(_DASHES)]
-    salient = group.algorithm == "cobo"
-    width, layer = (2.0, 4.0) if salient else (1.2, 3.0)
+    # CoBo is thick and in front; the oracle, thin and dashed, stays visible where they coincide.
+    width, layer = {"cobo": (2.0, 4.0), "oracle": (1.2, 5.0)}.get(group.algorithm, (1.2, 3.0))
     return Look(title, colorsys.hls_to_rgb(hue, light, saturation), dashes, width, layer)
 
 
 @contextmanager
-def canvas(width: float, height: float) -> Iterator[Figure]:
-    """A figure of the given inches in the house style. No window and no global state."""
+def canvas(width: float, height: float, square: bool = False) -> Iterator[Figure]:
+    """A figure of the given inches in the house style. No window and no global state.
+
+    `square` keeps axes of equal aspect, such as matrices, close together.
+    """
     with matplotlib.rc_context(_SETTINGS):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="compressed" if square else "constrained")
         FigureCanvasAgg(figure)
         yield figure
 
@@ -105,8 +109,17 @@ def round_axis(axes: Axes) -> None:
     """Label the x axis as rounds: whole numbers, thousands as k."""
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+    if axes.get_xlim()[1] >= 10_000:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value else "0"))
 
 
-def _thousands(value: float) -> str:
-    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
+def log_axis(axis: Axis) -> None:
+    """Ticks that can be read on a logarithmic axis: plain 1-2-5 numbers, or powers if it is long."""
+    low, high = axis.get_view_interval()
+    if high / low < 1e3:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(LogLocator(numticks=6))
+    axis.set_minor_locator(NullLocator())

@@ -1,0 +1,46 @@
+"""Small problems that many tests use, and runs of them inside a connected session."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from cobo_dist.comm.session import Session
+from cobo_dist.config import load_config
+from cobo_dist.run.loop import run_in_session
+
+QUIET = ("log.figures=false", "log.progress=none")
+
+
+def write_quadratic(path: Path, clients: int = 7, size: int = 5, seed: int = 0) -> Path:
+    """Write Example 2 with three clusters of unequal size; inputs depend on the seed."""
+    rng = np.random.default_rng(seed)
+    clusters = np.arange(clients) % 3
+    centers = rng.normal(size=(3, size))[clusters]
+    curvature = rng.uniform(0.5, 1.5, size=clients)
+    np.savez(path, centers=centers, curvature=curvature, start=rng.normal(size=size))
+    return path
+
+
+def train(session: Session, arguments: list[str]) -> int:
+    """Run a whole training inside the session, as `cobo_dist.train` would."""
+    return run_in_session(load_config(None, [*QUIET, *arguments]), session)
+
+
+def models(folder: Path) -> dict[str, np.ndarray]:
+    """Return all final models of a run folder: {client/name: array}."""
+    found = {}
+    for path in sorted((folder / "models").glob("*.safetensors")):
+        for name, value in load_file(path).items():
+            found[f"{path.stem}/{name}"] = value
+    return found
+
+
+def rows(folder: Path, event: str) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl with one event."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["event"] == event]

@@ -1,0 +1,151 @@
+"""The same run on 1, 2, 3 and 4 ranks, and against the dense twin: parity, not "it ran"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dense_twin import dense_cobo
+from pool import RankPool
+from problems import models, rows, train, write_quadratic
+
+from cobo_dist.maths import seeds
+from cobo_dist.maths.sampling import draw_pairs
+
+ROUNDS = 60
+RANKS = (1, 2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_quadratic(tmp_path_factory.mktemp("problem") / "problem.npz")
+
+
+def quadratic(pool: RankPool, problem: Path, folder: Path, ranks: int, *more: str) -> Path:
+    pool.run(
+        ranks,
+        train,
+        [
+            "task.name=quadratic",
+            f"task.file={problem}",
+            f"run.dir={folder}",
+            "run.dtype=float64",
+            f"run.rounds={ROUNDS}",
+            "algorithm.rho=0.3",
+            "algorithm.gamma=0.05",
+            *more,
+        ],
+    )
+    return folder
+
+
+def twin(problem: Path, pairs: list[list[tuple[int, int]]], **more: object) -> tuple[np.ndarray, ...]:
+    arrays = np.load(problem)
+    return dense_cobo(
+        arrays["centers"],
+        arrays["curvature"],
+        arrays["start"],
+        pairs,
+        rho=0.3,
+        gamma=0.05,
+        eta=0.1,
+        **more,
+    )
+
+
+def stacked(folder: Path) -> np.ndarray:
+    return np.stack(list(models(folder).values()))
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("alignment", ["inner", "cosine"])
+@pytest.mark.parametrize("engine", ["one_by_one", "vectorised"])
+def test_all_pairs_equal_the_dense_twin(
+    pool: RankPool, problem: Path, tmp_path: Path, ranks: int, alignment: str, engine: str
+) -> None:
+    folder = quadratic(
+        pool, problem, tmp_path / "run", ranks,
+        "algorithm.sampling.name=all", f"algorithm.alignment={alignment}", f"run.engine={engine}",
+    )  # fmt: skip
+    every = [(i, j) for i in range(7) for j in range(i + 1, 7)]
+    x, w = twin(problem, [every] * ROUNDS, cosine=alignment == "cosine")
+    np.testing.assert_allclose(stacked(folder), x, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(np.load(folder / "W.npz")["weights"][-1], w, atol=1e-6)
+    assert 0.0 < w.mean() < 1.0, "a problem in which W moves"
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("strategy", ["constant", "time", "mixed"])
+def test_sampled_pairs_equal_the_dense_twin(
+    pool: RankPool, problem: Path, tmp_path: Path, ranks: int, strategy: str
+) -> None:
+    folder = quadratic(
+        pool, problem, tmp_path / "run", ranks,
+        f"algorithm.sampling.name={strategy}", "algorithm.sampling.rate=2",
+        "algorithm.sampling.switch_fraction=0.5", "algorithm.start=zeros",
+    )  # fmt: skip
+    pairs = []
+    for t in range(ROUNDS):
+        early = strategy == "constant" or (strategy == "mixed" and t < ROUNDS / 2)
+        probability = min(1.0, 2 / 7 if early else 2 / (t + 1))
+        drawn = draw_pairs(seeds.key(0, "pairs", t), 7, probability)
+        pairs.append([tuple(pair) for pair in drawn.tolist()])
+    x, w = twin(problem, pairs, w_0=0.0)
+    np.testing.assert_allclose(stacked(folder), x, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(np.load(folder / "W.npz")["weights"][-1], w, atol=1e-6)
+    assert [row["pairs"] for row in rows(folder, "round")] == [len(drawn) for drawn in pairs]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_deterministic_is_bitwise_the_same_on_any_number_of_ranks(
+    pool: RankPool, problem: Path, tmp_path: Path, noise: float
+) -> None:
+    runs = [
+        quadratic(
+            pool, problem, tmp_path / f"run{ranks}", ranks,
+            "comm.deterministic=true", f"task.noise={noise}", "algorithm.sampling.rate=3",
+        )
+        for ranks in RANKS
+    ]  # fmt: skip
+    for other in runs[1:]:
+        assert stacked(other).tobytes() == stacked(runs[0]).tobytes()
+        weights = [np.load(run / "W.npz")["weights"].tobytes() for run in (runs[0], other)]
+        assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("algorithm", ["cobo", "fedavg", "oracle", "local"])
+def test_digits_deterministic_is_bitwise_the_same(
+    pool: RankPool, tmp_path: Path, algorithm: str
+) -> None:
+    """Real batches, float32, BatchNorm, momentum, unequal shares (3 ranks for 8 clients)."""
+    found = []
+    for ranks in RANKS:
+        folder = tmp_path / f"run{ranks}"
+        arguments = [
+            "comm.deterministic=true", "run.rounds=15", f"run.dir={folder}", "run.eval_every=0",
+            f"algorithm.name={algorithm}", "model.norm=batch", "optimizer.momentum=0.9",
+            "optimizer.name=ema_momentum",
+        ]  # fmt: skip
+        pool.run(ranks, train, arguments)
+        found.append(models(folder))
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for name, value in other.items():
+            assert value.tobytes() == found[0][name].tobytes(), name
+
+
+def test_noisy_runs_draw_the_same_on_every_number_of_ranks(
+    pool: RankPool, problem: Path, tmp_path: Path
+) -> None:
+    """Same pairs, same noise: the models agree up to the rounding of sums."""
+    runs = [
+        quadratic(pool, problem, tmp_path / f"run{ranks}", ranks, "task.noise=0.5")
+        for ranks in RANKS
+    ]
+    for other in runs[1:]:
+        np.testing.assert_allclose(stacked(other), stacked(runs[0]), rtol=0, atol=1e-10)
+        drawn = [[row["pairs"] for row in rows(run, "round")] for run in (runs[0], other)]
+        assert drawn[0] == drawn[1]
+    noiseless = quadratic(pool, problem, tmp_path / "noiseless", 1)
+    assert np.abs(stacked(noiseless) - stacked(runs[0])).max() > 1e-3, "the noise does something"
