@@ -57,6 +57,7 @@ def _report(folders: list[Path], out: Path | None) -> None:
     runs = [read_run(folder) for folder in unique.values()]
     tasks, notes = group_runs(runs)
     tables = {task: make_rows(groups) for task, groups in tasks.items()}
+    make_folder(out)
     for note in (*(note for run in runs for note in run.notes), *notes):
         print(f"warning: {note}", file=sys.stderr)
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -66,7 +67,6 @@ def _report(folders: list[Path], out: Path | None) -> None:
     from cobo_dist.reports.figures import draw_task
 
     try:
-        make_folder(out)
         files = [write_markdown(out / "table.md", tables)]
         files.append(write_table_csv(out / "table.csv", tables))
         figures: dict[str, list[Path]] = {}

@@ -40,7 +40,9 @@ def quadratic(pool: RankPool, problem: Path, folder: Path, ranks: int, *more: st
     return folder
 
 
-def twin(problem: Path, pairs: list[list[tuple[int, int]]], **more: object) -> tuple[np.ndarray, ...]:
+def twin(
+    problem: Path, pairs: list[list[tuple[int, int]]], **more: object
+) -> tuple[np.ndarray, ...]:
     arrays = np.load(problem)
     return dense_cobo(
         arrays["centers"],

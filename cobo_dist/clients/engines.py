@@ -98,16 +98,25 @@ class Vectorised:
         views = self.layout.batched_views(points_md)
         parameters = {name: view.detach().requires_grad_() for name, view in views.items()}
 
+        # BatchNorm under vmap moves its statistics in place only where they lie densely; elsewhere the
+        # update is lost in a copy. They are small: move a dense copy and write it back.
+        dense = {
+            name: held.clone(memory_format=torch.contiguous_format)
+            for name, held in buffers.items()
+        }
+
         def one(parameters: dict[str, Tensor], buffers: Buffers, *batch: Tensor) -> Tensor:
             return self.loss(_Bound(self.model, parameters, buffers), *batch)
 
-        losses: Tensor = vmap(one, randomness="error")(parameters, buffers, *batch)
+        losses: Tensor = vmap(one, randomness="error")(parameters, dense, *batch)
         gradients = torch.autograd.grad(losses.sum(), tuple(parameters.values()))
         # Autograd adds into `.grad` only after making the sum: one copy is less than zero and add.
         for view, gradient in zip(
             self.layout.batched_views(gradients_md).values(), gradients, strict=True
         ):
             view.copy_(gradient)
+        for name, held in buffers.items():
+            held.copy_(dense[name])
         return losses.detach()
 
 

@@ -110,7 +110,9 @@ def round_axis(axes: Axes) -> None:
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
     if axes.get_xlim()[1] >= 10_000:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value else "0"))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
+        )
 
 
 def log_axis(axis: Axis) -> None:

@@ -1,0 +1,236 @@
+"""Batches, engines, optimisers and the group of clients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cobo_dist.clients.batches import BatchIndices
+from cobo_dist.clients.engines import ENGINES, fastest
+from cobo_dist.clients.group import Clients
+from cobo_dist.clients.optimisers import OptimizerConfig, build_optimiser
+from cobo_dist.maths.flat import Layout, empty_rows
+from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.digits import Digits, DigitsConfig
+from cobo_dist.tasks.models import ModelConfig, build_model
+
+CPU = torch.device("cpu")
+
+
+# -- batches -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch_size"), [(130, 32), (64, 32), (7, 20), (1, 3), (97, 97)]
+)
+def test_every_epoch_shows_every_example_once(examples: int, batch_size: int) -> None:
+    numbers = torch.arange(1000, 1000 + examples)
+    batches = BatchIndices(0, "test", [4], [numbers], batch_size)
+    epochs = 5
+    rounds = -(-epochs * examples // batch_size)
+    read = torch.cat([batches.batch(t)[0] for t in range(rounds)])
+    orders = [tuple(read[e * examples : (e + 1) * examples].tolist()) for e in range(epochs)]
+    for order in orders:
+        assert sorted(order) == numbers.tolist()
+    assert examples == 1 or len(set(orders)) > 1, "a new order each epoch"
+
+
+def test_a_batch_depends_on_seed_client_and_round_only() -> None:
+    own = [torch.arange(50), torch.arange(50, 200), torch.arange(200, 260)]
+    together = BatchIndices(3, "local", [5, 6, 7], own, 16)
+    alone = BatchIndices(3, "local", [6], own[1:2], 16)
+    for t in (700, 0, 65, 64, 63, 1):  # any order, with or without company
+        assert torch.equal(alone.batch(t)[0], together.batch(t)[1])
+    for seed, purpose, client in ((4, "local", 6), (3, "midpoint", 6), (3, "local", 8)):
+        other = BatchIndices(seed, purpose, [client], own[1:2], 16)
+        assert not torch.equal(other.batch(0), alone.batch(0))
+
+
+# -- engines -------------------------------------------------------------------------------------------
+
+
+def problem(norm: str) -> tuple[nn.Module, torch.Tensor, dict[str, torch.Tensor], tuple]:
+    """Five models of 6-8-3 with different weights, buffers and batches."""
+    model = build_model(ModelConfig(hidden=(8,), norm=norm), 6, 3, seed=1).double()
+    layout = Layout.of(model.named_parameters())
+    rng = torch.Generator().manual_seed(0)
+    points = empty_rows(5, layout.size, dtype=torch.float64)
+    points.copy_(torch.randn(5, layout.size, generator=rng, dtype=torch.float64))
+    floating = Layout.of((n, b) for n, b in model.named_buffers() if b.is_floating_point())
+    rows = empty_rows(5, floating.size, dtype=torch.float64)  # as the clients hold them: strided
+    rows.copy_(torch.rand(5, floating.size, generator=rng, dtype=torch.float64))
+    buffers = floating.batched_views(rows)
+    buffers |= {n: b.repeat(5) for n, b in model.named_buffers() if not b.is_floating_point()}
+    batch = (
+        torch.randn(5, 10, 6, generator=rng, dtype=torch.float64),
+        torch.randint(0, 3, (5, 10), generator=rng),
+    )
+    return model, points, buffers, batch
+
+
+def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(model(inputs), targets)
+
+
+def strided_copy(buffers: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy buffers so that a client's do not lie beside the next client's, as in its row."""
+    copies = {}
+    for name, held in buffers.items():
+        copies[name] = held.new_empty(len(held), 2, *held.shape[1:])[:, 0]
+        copies[name].copy_(held)
+    return copies
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_engines_equal_plain_autograd(name: str, norm: str) -> None:
+    model, points, buffers, batch = problem(norm)
+    layout = Layout.of(model.named_parameters())
+    expected_gradients, expected_losses, expected_buffers = [], [], []
+    for row in range(5):
+        plain = build_model(ModelConfig(hidden=(8,), norm=norm), 6, 3, seed=2).double()
+        state = {**layout.views(points[row]), **{n: b[row] for n, b in buffers.items()}}
+        plain.load_state_dict({n: value.clone() for n, value in state.items()})
+        value = loss(plain, batch[0][row], batch[1][row])
+        value.backward()
+        expected_losses.append(value.detach())
+        expected_gradients.append(torch.cat([p.grad.flatten() for p in plain.parameters()]))
+        expected_buffers.append({n: b.clone() for n, b in plain.named_buffers()})
+    before = points.clone()
+    gradients = empty_rows(5, layout.size, dtype=torch.float64)
+    for _ in range(2):  # what stood in the gradient rows before does not matter
+        moved = strided_copy(buffers)
+        losses = ENGINES[name](model, loss).gradients(points, gradients.fill_(9.0), moved, batch)
+    torch.testing.assert_close(losses, torch.stack(expected_losses))
+    torch.testing.assert_close(gradients, torch.stack(expected_gradients), rtol=1e-9, atol=1e-12)
+    assert torch.equal(points, before)
+    for row in range(5):
+        for n, value in expected_buffers[row].items():
+            torch.testing.assert_close(moved[n][row], value, rtol=1e-9, atol=1e-12)
+    assert norm == "none" or not torch.equal(moved["2.running_mean"], buffers["2.running_mean"])
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_engines_take_no_models_at_all(name: str) -> None:
+    model, points, buffers, batch = problem("batch")
+    none = tuple(part[:0] for part in batch)
+    empty = {n: b[:0] for n, b in buffers.items()}
+    assert (
+        len(ENGINES[name](model, loss).gradients(points[:0], points[:0].clone(), empty, none)) == 0
+    )
+
+
+def test_the_timing_moves_nothing_and_names_an_engine() -> None:
+    model, points, buffers, batch = problem("batch")
+    before = points.clone(), {n: b.clone() for n, b in buffers.items()}
+    engines = [build(model, loss) for build in ENGINES.values()]
+    winner, seconds = fastest(engines, points, buffers, batch, repeats=3)
+    assert seconds.keys() == ENGINES.keys()
+    assert seconds[winner] == min(seconds.values()) > 0
+    assert torch.equal(points, before[0])
+    assert all(torch.equal(buffers[n], b) for n, b in before[1].items())
+
+
+# -- optimisers ----------------------------------------------------------------------------------------
+
+
+def directions(name: str, momentum: float, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+    config = OptimizerConfig(name=name, momentum=momentum)
+    optimiser = build_optimiser(config, gradients[0])
+    return [optimiser.direction(g.clone()).clone() for g in gradients]
+
+
+@pytest.mark.parametrize("name", ["sgd", "ema_momentum"])
+def test_without_momentum_the_direction_is_the_gradient(name: str) -> None:
+    gradients = [torch.randn(3, 4) for _ in range(3)]
+    for found, expected in zip(directions(name, 0.0, gradients), gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["sgd", "ema_momentum"])
+def test_momentum_is_its_recurrence(name: str) -> None:
+    """Direction m <- 0.9 m + g (sgd) or 0.9 m + 0.1 g (ema), from m = 0; so ema at lr is sgd at lr/10."""
+    gradients = [torch.randn(2, 5, dtype=torch.float64) for _ in range(4)]
+    factor, m = (1.0 if name == "sgd" else 0.1), torch.zeros(2, 5, dtype=torch.float64)
+    for found, g in zip(directions(name, 0.9, gradients), gradients, strict=True):
+        m = 0.9 * m + factor * g
+        torch.testing.assert_close(found, m)
+
+
+def test_sgd_is_torchs_sgd() -> None:
+    gradients = [torch.randn(1, 6, dtype=torch.float64) for _ in range(5)]
+    parameter = nn.Parameter(torch.zeros(1, 6, dtype=torch.float64))
+    reference = torch.optim.SGD([parameter], lr=0.3, momentum=0.8)
+    x = torch.zeros(1, 6, dtype=torch.float64)
+    for direction, g in zip(directions("sgd", 0.8, gradients), gradients, strict=True):
+        parameter.grad = g.clone()
+        reference.step()
+        x -= 0.3 * direction
+    torch.testing.assert_close(x, parameter.data)
+
+
+# -- the group -----------------------------------------------------------------------------------------
+
+
+def group(ids: list[int], norm: str = "batch", engine: str = "one_by_one") -> Clients:
+    task = Digits(DigitsConfig(), ModelConfig(norm=norm), DataConfig(), 0, torch.float32)
+    clients = Clients(ids, task, OptimizerConfig(), dtype=torch.float32, device=CPU)
+    clients.use_engine(engine)
+    return clients
+
+
+def test_parameters_and_gradients_are_views_of_the_rows() -> None:
+    clients = group([0, 1, 2])
+    clients.gradients(0)
+    last = clients.engine.model
+    for matrix, tensors in (
+        (clients.x_cd, [p.data for p in last.parameters()]),
+        (clients.g_cd, [p.grad for p in last.parameters()]),
+    ):
+        start, end = matrix[2].data_ptr(), matrix[2].data_ptr() + matrix[2].numel() * 4
+        assert all(start <= tensor.data_ptr() < end for tensor in tensors)
+    assert all(row.data_ptr() % 64 == 0 for row in clients.x_cd)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_visits_to_midpoints_leave_the_clients_own_statistics_alone(engine: str) -> None:
+    clients = group([0, 1, 2], engine=engine)
+    clients.gradients(0)
+    before = clients.b_cd.clone(), {n: b.clone() for n, b in clients.counters.items()}
+    points = clients.x_cd[[0, 2, 2]].clone()
+    clients.gradients_at(points, np.array([0, 2, 2]), 1, "midpoint")
+    assert torch.equal(clients.b_cd, before[0])
+    assert all(torch.equal(clients.counters[n], b) for n, b in before[1].items())
+    clients.gradients(1)
+    assert not torch.equal(clients.b_cd, before[0]), "training steps do move them"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_midpoint_gradients_use_the_owners_data(engine: str) -> None:
+    """At its own model and on the shared stream, a midpoint gradient is the local gradient."""
+    clients = group([3, 4, 5], norm="none", engine=engine)
+    clients.gradients(7)
+    rows = np.array([2, 0])
+    found = clients.gradients_at(clients.x_cd[rows].clone(), rows, 7, "local")
+    torch.testing.assert_close(found, clients.g_cd[rows])
+    fresh = clients.gradients_at(clients.x_cd[rows].clone(), rows, 7, "midpoint")
+    assert (fresh - clients.g_cd[rows]).abs().max() > 1e-3
+
+
+def test_state_dict_loads_into_a_plain_model_and_scores_the_same() -> None:
+    clients = group([0, 1])
+    for t in range(5):
+        clients.gradients(t)
+        clients.x_cd.add_(clients.direction(), alpha=-0.1)
+    reported = clients.evaluate("test")[1]
+    plain = clients.task.model()
+    plain.load_state_dict(clients.state_dict(1))
+    plain.eval()
+    (count, (inputs, targets)), *rest = clients.task.evaluation(1, "test", CPU)
+    assert not rest
+    with torch.no_grad():
+        accuracy = (plain(inputs).argmax(dim=1) == targets).sum().item() / count
+    assert reported["accuracy"] == pytest.approx(accuracy)

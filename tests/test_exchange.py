@@ -1,0 +1,282 @@
+"""Transports and the exchange: one contract for every transport and number of ranks.
+
+Inputs depend on the rank; the answers are computed densely beside.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pool import RankPool
+
+from cobo_dist.comm.exchange import Exchange
+from cobo_dist.comm.nccl_rules import RecordingTransport
+from cobo_dist.comm.placement import Placement
+from cobo_dist.comm.plans import plan_meeting
+from cobo_dist.comm.session import Session
+from cobo_dist.comm.transport import LostContact, SoloTransport, Transport
+from cobo_dist.errors import Refusal
+from cobo_dist.maths.mixing import plan_block
+
+N, D = 11, 37
+CPU = torch.device("cpu")
+
+
+def every_model(n: int = N, d: int = D) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(size=(n, d)))
+
+
+def open_exchange(
+    transport: Transport, deterministic: bool = False
+) -> tuple[Exchange, torch.Tensor]:
+    """Return the exchange of this rank and its models."""
+    placement = Placement.contiguous(N, transport.world_size)
+    exchange = Exchange(transport, placement, torch.float64, CPU, deterministic=deterministic)
+    return exchange, every_model()[exchange.ids]
+
+
+# -- transports ----------------------------------------------------------------------------------------
+
+
+def transport_contract(session: Session, recorded: bool) -> None:
+    """Every rank r sends r + peer + 1 numbers, all r, to each peer: every box holds the peer's number.
+
+    Records of any length, also none, reach rank 0 in rank order; rank 0's record reaches all.
+    """
+    transport: Transport = session.transport
+    if recorded:
+        transport = RecordingTransport(transport)
+    rank, ranks = transport.rank, transport.world_size
+    peers = [peer for peer in range(ranks) if peer != rank]
+    for dtype in (torch.float32, torch.int64, torch.uint8, torch.bfloat16):
+        sends = {p: torch.full((rank + p + 1,), rank, dtype=dtype) for p in peers}
+        boxes = {p: torch.full((rank + p + 1,), 77, dtype=dtype) for p in peers}
+        transport.exchange(sends, boxes, "pairs").wait()
+        for peer, box in boxes.items():
+            assert (box == peer).all()
+    transport.exchange({}, {}, "pairs").wait()  # nothing to do is fine
+    if rank < ranks - 1:  # one way only
+        transport.exchange({rank + 1: torch.tensor([rank])}, {}, "pairs").wait()
+    if rank > 0:
+        box = torch.zeros(1, dtype=torch.int64)
+        transport.exchange({}, {rank - 1: box}, "pairs").wait()
+        assert int(box) == rank - 1
+    records = transport.gather(b"x" * (3 * rank))
+    assert records == ([b"x" * (3 * r) for r in range(ranks)] if rank == 0 else [])
+    assert transport.broadcast(f"from {rank}".encode()) == b"from 0"
+    assert transport.broadcast(b"") == b""
+    bad = {
+        "oneself": {rank: torch.ones(1)},
+        "no rank": {ranks: torch.ones(1)},
+        "empty": {(rank + 1) % (ranks + 1): torch.ones(0)},
+        "stride": {(rank + 1) % (ranks + 1): torch.ones(4, 4).T[:2]},
+        "dtype": {(rank + 1) % (ranks + 1): torch.ones(1, dtype=torch.int16)},
+    }
+    for what, sends in bad.items():
+        try:
+            transport.exchange(sends, {}, "pairs")
+        except ValueError:
+            continue
+        raise AssertionError(f"{what} was let through")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_transports_keep_the_contract(pool: RankPool, ranks: int, recorded: bool) -> None:
+    pool.run(ranks, transport_contract, recorded)
+
+
+def leave_early(session: Session) -> str:
+    """Rank 1 leaves; rank 0, waiting for its message, is told whom it lost and what for."""
+    if session.transport.rank == 1:
+        return ""
+    try:
+        session.transport.exchange({}, {1: torch.ones(3)}, "mixing").wait()
+    except LostContact as lost:
+        return str(lost)
+    return "nothing noticed"
+
+
+def test_a_lost_peer_is_named(pool: RankPool) -> None:
+    told = pool.run(2, leave_early)[0]
+    assert "rank 0" in told
+    assert "mixing with rank(s) 1" in told
+    assert "\n" not in told
+
+
+# -- plans -----------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**20))
+def test_meeting_plans_of_all_ranks_fit_together(ranks: int, extra: int, seed: int) -> None:
+    n = ranks + extra
+    rng = np.random.default_rng(seed)
+    pairs = np.argwhere(np.triu(rng.random((n, n)) < rng.random(), k=1))
+    owners = np.concatenate([np.arange(ranks), rng.integers(0, ranks, extra)])
+    placement = Placement(tuple(int(owner) for owner in owners), ranks)
+    plans = [plan_meeting(pairs, placement, rank) for rank in range(ranks)]
+    ends = [
+        (int(c), int(p)) for plan in plans for c, p in zip(plan.clients, plan.partners, strict=True)
+    ]
+    assert sorted(ends) == sorted([(i, j) for i, j in pairs] + [(j, i) for i, j in pairs])
+    for rank, plan in enumerate(plans):
+        assert rank not in plan.talks
+        assert {int(owners[client]) for client in plan.clients} <= {rank}
+        for peer, talk in plan.talks.items():
+            mirror = plans[peer].talks[rank]
+            assert talk.send_clients.tolist() == mirror.receive_clients.tolist()
+            mine = list(
+                zip(plan.clients[talk.first_ends], plan.partners[talk.first_ends], strict=True)
+            )
+            theirs = zip(
+                plans[peer].partners[mirror.second_ends],
+                plans[peer].clients[mirror.second_ends],
+                strict=True,
+            )
+            assert mine == list(theirs), "the same pairs in the same order on both sides"
+
+
+def test_placement_covers_all_clients_evenly_and_refuses_idle_ranks() -> None:
+    placement = Placement.contiguous(11, 4)
+    assert [len(ids) for ids in placement.by_rank] == [3, 3, 3, 2]
+    assert np.concatenate(placement.by_rank).tolist() == list(range(11))
+    assert all(placement.by_rank[placement.owners[i]][placement.row_n[i]] == i for i in range(11))
+    with pytest.raises(Refusal, match=r"12 ranks for 11 clients.*at most 11"):
+        Placement.contiguous(11, 12)
+
+
+# -- the exchange ----------------------------------------------------------------------------------------
+
+
+def some_pairs(kind: str) -> torch.Tensor:
+    every = torch.combinations(torch.arange(N))
+    return {"none": every[:0], "one": every[9:10], "some": every[::4], "all": every}[kind]
+
+
+def partners_and_alignment(session: Session, kind: str, measure: str, deterministic: bool) -> None:
+    """Ends get their partner's model, and the alignment of the pair's two gradients.
+
+    The gradient of end (i, j) is cos((i + 1) k + j) + k/D, so it depends on client and partner; the
+    answer is the dense product of the pair's two gradients, divided by the norms for `cosine`.
+    """
+    exchange, x_cd = open_exchange(session.transport, deterministic)
+    before = x_cd.clone()
+    ends = exchange.send_models(x_cd, some_pairs(kind))
+    partner_ed = exchange.receive_models()
+    torch.testing.assert_close(partner_ed, every_model()[ends.partners], rtol=0, atol=0)
+    partner_ed.add_(1.0)  # the rows are the caller's to change
+    assert torch.equal(x_cd, before)
+
+    def gradient(i: int, j: int) -> np.ndarray:
+        k = np.arange(D)
+        return np.cos((i + 1) * k + j) + k / D
+
+    mine = [gradient(i, j) for i, j in zip(ends.ids, ends.partners, strict=True)]
+    gradients_ed = torch.from_numpy(np.array(mine).reshape(-1, D))
+    found = exchange.alignment(gradients_ed, measure)
+    for end, (i, j) in enumerate(zip(ends.ids, ends.partners, strict=True)):
+        a, b = gradient(i, j), gradient(j, i)
+        expected = a @ b / (np.linalg.norm(a) * np.linalg.norm(b) if measure == "cosine" else 1.0)
+        np.testing.assert_allclose(found[end], expected, rtol=1e-12)
+    both = [
+        (min(i, j), max(i, j), float(a))
+        for i, j, a in zip(ends.ids, ends.partners, found, strict=True)
+    ]
+    records = session.transport.gather(repr(both).encode())
+    if records:  # the two ends of a pair got the same bits
+        told = [entry for record in records for entry in eval(record)]
+        assert len(set(told)) * 2 == len(told) == 2 * len(some_pairs(kind))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["none", "one", "some", "all"])
+@pytest.mark.parametrize(("measure", "deterministic"), [("inner", False), ("cosine", True)])
+def test_partners_and_alignments(
+    pool: RankPool, ranks: int, kind: str, measure: str, deterministic: bool
+) -> None:
+    pool.run(ranks, partners_and_alignment, kind, measure, deterministic)
+
+
+def symmetric(kind: str) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    clusters = np.arange(N) // 3
+    w_nn = {
+        "ones": np.ones((N, N)),
+        "zeros": np.zeros((N, N)),
+        "blocks": (clusters[:, None] == clusters[None]).astype(float),
+        "holes": (rng.random((N, N)) > 0.15).astype(float),
+        "random": rng.random((N, N)),
+    }[kind]
+    return np.triu(w_nn) + np.triu(w_nn, k=1).T
+
+
+def mixing(session: Session, kind: str, deterministic: bool) -> None:
+    """`mix` is W X; the ledger shows what the plans say, and the least of them."""
+    exchange, x_cd = open_exchange(session.transport, deterministic)
+    w_nn = symmetric(kind)
+    for repeat in (1, 2):  # buffers are used again
+        mixed = exchange.mix(w_nn[exchange.ids], x_cd)
+        expected = torch.from_numpy(w_nn @ every_model().numpy())[exchange.ids]
+        torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-12)
+        if not deterministic:
+            by_rank, me = exchange.placement.by_rank, session.transport.rank
+            models = sum(
+                plan_block(w_nn[np.ix_(ids, exchange.ids)]).models
+                for peer, ids in enumerate(by_rank)
+                if peer != me
+            )
+            assert exchange.ledger.bytes["mixing"] == repeat * models * D * 8
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["ones", "zeros", "blocks", "holes", "random"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_mixing(pool: RankPool, ranks: int, kind: str, deterministic: bool) -> None:
+    pool.run(ranks, mixing, kind, deterministic)
+
+
+def gathering(session: Session) -> None:
+    """Every client's row arrives at the coordinator in client order: row i is (i, 2i)."""
+    exchange, _ = open_exchange(session.transport)
+    rows = np.stack([exchange.ids, 2 * exchange.ids], axis=1).astype(np.float64)
+    gathered = exchange.gather_rows(rows)
+    assert (gathered is not None) == exchange.is_coordinator
+    if gathered is not None:
+        assert gathered.tolist() == [[i, 2 * i] for i in range(N)]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_gathering(pool: RankPool, ranks: int) -> None:
+    pool.run(ranks, gathering)
+
+
+def pair_bytes(session: Session) -> tuple[int, int]:
+    """Move the models and gradients of all pairs once; return the bytes sent for each."""
+    exchange, x_cd = open_exchange(session.transport)
+    ends = exchange.send_models(x_cd, some_pairs("all"))
+    exchange.receive_models()
+    exchange.alignment(torch.ones(len(ends.ids), D, dtype=torch.float64), "inner")
+    return exchange.ledger.bytes["pairs"], exchange.ledger.bytes["gradients"]
+
+
+def test_bytes_of_pairs_are_the_planned_ones(pool: RankPool) -> None:
+    """Each model goes once to each rank that needs it; d gradient numbers and 4 scalars cross a pair."""
+    sent = pool.run(3, pair_bytes)
+    placement = Placement.contiguous(N, 3)
+    remote = sum(
+        placement.owners[i] != placement.owners[j] for i in range(N) for j in range(i + 1, N)
+    )
+    assert sum(models for models, _ in sent) == N * 2 * D * 8
+    assert sum(gradients for _, gradients in sent) == remote * (D + 4) * 8
+
+
+def test_one_rank_has_no_one_to_send_to() -> None:
+    exchange, x_cd = open_exchange(SoloTransport())
+    exchange.send_models(x_cd, some_pairs("all"))
+    exchange.receive_models()
+    exchange.mix(np.ones((N, N)), x_cd)
+    assert exchange.ledger.totals() == (0, 0)

@@ -1,0 +1,105 @@
+"""A real round's sends and receives keep NCCL's rules, and the checker refuses what breaks them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from pool import RankPool
+from problems import train, write_quadratic
+
+from cobo_dist.comm.nccl_rules import (
+    NcclRuleBroken,
+    Operation,
+    RecordingTransport,
+    check_schedule,
+)
+from cobo_dist.comm.session import Session
+
+
+def recorded_run(session: Session, arguments: list[str]) -> list[list[Operation]]:
+    """Train through a recording transport; return this rank's batches."""
+    recorder = RecordingTransport(session.transport)
+    train(dataclasses.replace(session, transport=recorder), arguments)
+    return recorder.batches
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("strategy", ["constant", "all"])
+def test_real_rounds_keep_the_rules(
+    pool: RankPool, tmp_path: Path, ranks: int, strategy: str
+) -> None:
+    problem = write_quadratic(tmp_path / "problem.npz", clients=9, size=40)
+    arguments = [
+        "task.name=quadratic", f"task.file={problem}", f"run.dir={tmp_path / 'run'}",
+        "run.rounds=12", f"algorithm.sampling.name={strategy}", "algorithm.gamma=0.05",
+    ]  # fmt: skip
+    schedule = dict(enumerate(pool.run(ranks, recorded_run, arguments)))
+    check_schedule(schedule)
+    kinds = {op.dtype for batches in schedule.values() for batch in batches for op in batch}
+    assert kinds == {torch.float32, torch.float64}, "models and halves, and the scalars"
+    assert sum(len(batches) for batches in schedule.values()) > 12 * ranks
+    # The record is the whole truth: with one operation less, the same schedule is refused.
+    broken = {rank: [list(batch) for batch in batches] for rank, batches in schedule.items()}
+    del broken[1][5][0]
+    with pytest.raises(NcclRuleBroken):
+        check_schedule(broken)
+
+
+def send(peer: int, count: int = 4, **more: object) -> Operation:
+    return Operation("send", peer, count, **{"dtype": torch.float32, **more})
+
+
+def recv(peer: int, count: int = 4, **more: object) -> Operation:
+    return Operation("recv", peer, count, **{"dtype": torch.float32, **more})
+
+
+def test_a_clean_schedule_passes() -> None:
+    check_schedule(
+        {
+            0: [[send(1), recv(1)], [send(2, 5)], [recv(1, 1)]],
+            1: [[send(0), recv(0), send(2, 9)], [send(0, 1)]],
+            2: [[recv(1, 9)], [recv(0, 5)]],
+        }
+    )
+
+
+PLANTED = {
+    "empty batch": ({0: [[]], 1: []}, "empty batch"),
+    "empty message": ({0: [[send(1, 0)]], 1: [[recv(0, 0)]]}, "empty message"),
+    "to oneself": ({0: [[send(0), recv(0)]]}, "to oneself"),
+    "no such rank": ({0: [[send(5)]]}, "no such rank"),
+    "tag": ({0: [[send(1, tag=3)]], 1: [[recv(0, tag=3)]]}, "tag 3"),
+    "stride": ({0: [[send(1, contiguous=False)]], 1: [[recv(0)]]}, "contiguous"),
+    "dtype that does not travel": (
+        {0: [[send(1, dtype=torch.int16)]], 1: [[recv(0, dtype=torch.int16)]]},
+        "does not travel",
+    ),
+    "short message": ({0: [[send(1, 4)]], 1: [[recv(0, 5)]]}, "mirror"),
+    "other dtype": ({0: [[send(1)]], 1: [[recv(0, dtype=torch.int32)]]}, "mirror"),
+    "order swapped": ({0: [[send(1, 4), send(1, 5)]], 1: [[recv(0, 5), recv(0, 4)]]}, "mirror"),
+    "two batches against one": (
+        {0: [[send(1)], [recv(1)]], 1: [[recv(0), send(0)]]},
+        "mirror",
+    ),
+    "both send first": ({0: [[send(1)], [recv(1)]], 1: [[send(0)], [recv(0)]]}, "mirror"),
+    "send without receive": ({0: [[send(1)]], 1: []}, "no batch left"),
+    "receive without send": ({0: [[recv(1)]], 1: []}, "no batch left"),
+    "ring": (
+        {
+            0: [[send(1)], [recv(2)]],
+            1: [[send(2)], [recv(0)]],
+            2: [[send(0)], [recv(1)]],
+        },
+        "wait for one another",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_violations_are_refused(name: str) -> None:
+    schedule, words = PLANTED[name]
+    with pytest.raises(NcclRuleBroken, match=words):
+        check_schedule(schedule)

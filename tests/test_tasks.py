@@ -1,0 +1,133 @@
+"""Tasks: splits that never overlap, labels that differ by cluster, Example 2's closed forms."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.digits import Digits, DigitsConfig
+from cobo_dist.tasks.models import ModelConfig, build_model
+from cobo_dist.tasks.quadratic import Quadratic, QuadraticConfig
+
+CPU = torch.device("cpu")
+
+
+def digits(seed: int = 0, **config: object) -> Digits:
+    return Digits(DigitsConfig(**config), ModelConfig(), DataConfig(), seed, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"clusters": 3, "clients_per_cluster": 5}, {"test_size": 97}]
+)
+def test_no_image_is_in_two_places(config: dict[str, int]) -> None:
+    task = digits(**config)
+    own = [*task.train, *task.validation, task.test[0]]
+    for a, b in combinations(own, 2):
+        assert not set(a.tolist()) & set(b.tolist())
+    used = torch.cat(own)
+    assert len(used) > 1797 - task.clients, "nothing is left over but what cannot be shared out"
+    assert all(torch.equal(test, task.test[0]) for test in task.test)
+    sizes = {len(numbers) for numbers in task.train}
+    assert len(sizes) == 1
+
+
+def test_the_quickstart_is_the_prototypes_size() -> None:
+    task = digits()
+    assert task.clients == 8
+    assert task.clusters == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert (len(task.train[0]), len(task.validation[0]), len(task.test[0])) == (130, 32, 500)
+
+
+def test_clusters_share_labels_inside_and_permute_them_across() -> None:
+    task = digits()
+    maps = task.examples.labels_of
+    for i, j in combinations(range(8), 2):
+        same = torch.equal(maps[i], maps[j])
+        assert same == (task.clusters[i] == task.clusters[j])
+    assert all(sorted(row.tolist()) == list(range(10)) for row in maps)
+    source = task.training([5, 0], CPU)
+    for stream in ("local", "midpoint"):
+        inputs, targets = source.batch(3, stream)
+        assert inputs.shape == (2, 32, 64)
+        numbers = source.streams[stream].batch(3)
+        assert torch.equal(targets[0], maps[5][task.examples.targets[numbers[0]]])
+    _, few = source.batch(3, "local", torch.tensor([1]))
+    assert torch.equal(few[0], source.batch(3, "local")[1][1])
+
+
+def test_the_seed_decides_split_labels_and_start() -> None:
+    again, other = digits(), digits(seed=1)
+    assert again.fingerprint() == digits().fingerprint() != other.fingerprint()
+    assert not torch.equal(again.test[0], other.test[0])
+    start = [
+        torch.cat([p.flatten() for p in task.model().parameters()])
+        for task in (again, digits(), other)
+    ]
+    assert torch.equal(start[0], start[1])
+    assert not torch.equal(start[0], start[2])
+
+
+def test_models_are_as_wide_as_asked_and_started_within_bounds() -> None:
+    model = build_model(ModelConfig(hidden=(64, 64)), 64, 10, seed=0)
+    assert sum(p.numel() for p in model.parameters()) == 64 * 64 + 64 + 64 * 64 + 64 + 640 + 10
+    first = model[1].weight.detach()
+    assert 0.9 < float(first.abs().max()) / (6 / 64) ** 0.5 <= 1.0
+    assert float(model[1].bias.abs().max()) == 0.0
+
+
+def write(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def test_quadratic_gives_example_2(tmp_path: Path) -> None:
+    """f_i(x) = a_i/2 ||x - mu_i||^2: loss, gradient, and Theorem 1's two quantities by hand."""
+    file = write(
+        tmp_path / "p.npz",
+        centers=np.array([[0.0, 0.0], [0.0, 0.0], [4.0, 0.0]]),
+        curvature=np.array([1.0, 3.0, 2.0]),
+        start=np.array([1.0, 1.0]),
+    )
+    task = Quadratic(QuadraticConfig(file=str(file)), 0, torch.float64)
+    assert task.clusters[0] == task.clusters[1] != task.clusters[2]
+    ((_, batch),) = task.evaluation(2, "test", CPU)
+    assert float(task.loss(task.model(), *batch)) == pytest.approx(0.5 * 2 * (9 + 1))
+    x = np.array([[1.0, 0.0], [0.0, 2.0], [4.0, 1.0]])
+    found = task.diagnose(x)
+    assert found["consensus_distance"] == pytest.approx(1 + 4), "one pair: ||(1, -2)||^2"
+    assert found["gradient_norm"] == pytest.approx((1 + 36 + 4) / 3)
+
+
+def test_quadratic_noise_is_fresh_and_has_its_size(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "p.npz", centers=np.zeros((3, 4000)), curvature=np.ones(3), start=np.zeros(4000)
+    )
+    task = Quadratic(QuadraticConfig(file=str(file), noise=0.3), 0, torch.float64)
+    source = task.training([1, 2], CPU)
+    noises = [
+        source.batch(t, s)[2][row] for t in (0, 1) for s in ("local", "midpoint") for row in (0, 1)
+    ]
+    for noise in noises:
+        assert float(noise.std()) == pytest.approx(0.3, rel=0.05)
+    for a, b in combinations(noises, 2):
+        assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 0.08
+    alone = task.training([2], CPU).batch(1, "local")[2][0]
+    assert torch.equal(alone, source.batch(1, "local")[2][1])
+
+
+def test_clusters_given_or_seen_or_unknown(tmp_path: Path) -> None:
+    base = {"curvature": np.ones(3), "start": np.zeros(2)}
+    apart = np.arange(6.0).reshape(3, 2)
+
+    def clusters(**arrays: np.ndarray) -> tuple[int, ...] | None:
+        file = write(tmp_path / "p.npz", **base, **arrays)
+        return Quadratic(QuadraticConfig(file=str(file)), 0, torch.float64).clusters
+
+    assert clusters(centers=apart) is None
+    assert clusters(centers=apart, clusters=np.array([0, 1, 1])) == (0, 1, 1)
+    assert clusters(centers=apart[[0, 1, 0]]) == (0, 1, 0)
