@@ -62,7 +62,15 @@ def test_a_full_block_sends_one_model_and_one_hole_costs_one_more() -> None:
     assert plan_block(block).models == 1
     block[3, 5] = 0.0
     assert plan_block(block).models == 2
+
+
+def test_nearly_full_sends_the_total_and_a_correction() -> None:
+    """Two senders on whom the receivers differ: the total of all, and those two."""
+    block = np.ones((20, 20))
+    block[:, [4, 9]] = np.random.default_rng(0).random((20, 2))
+    assert plan_block(block).models == 3
     assert plan_block(block).total
+    assert plan_rows(block).models == plan_sums(block).models == 20
 
 
 def traffic(w_nn: np.ndarray, ranks: int, plan=plan_block) -> int:
@@ -77,6 +85,7 @@ def traffic(w_nn: np.ndarray, ranks: int, plan=plan_block) -> int:
 
 def test_80_clients_on_4_ranks_at_w_1_send_12_models() -> None:
     assert traffic(np.ones((80, 80)), 4) == 4 * 3
+    assert traffic(np.ones((80, 80)), 4, plan_total) == 4 * 3
     assert traffic(np.ones((80, 80)), 4, plan_rows) == 4 * 3 * 20
 
 
@@ -84,18 +93,22 @@ def test_block_diagonal_w_inside_ranks_sends_nothing() -> None:
     assert traffic(np.kron(np.eye(8), np.ones((10, 10))), 4) == 0
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4, 7])
-def test_cluster_cut_by_a_rank_border_sends_its_sum_or_its_rows(ranks: int) -> None:
-    """Clusters of 8 in 40 clients: a border through a cluster leaves min(left, right) models to move."""
+def test_equal_rows_are_summed_once() -> None:
+    """Ten clusters spread over four ranks: two clients of each on a rank, one sum for both."""
+    clusters = np.arange(80) % 10
+    w_nn = (clusters[:, None] == clusters[None, :]).astype(float)
+    assert traffic(w_nn, 4) == 4 * 3 * 10
+    assert traffic(w_nn, 4, plan_rows) == 4 * 3 * 20
+
+
+@pytest.mark.parametrize(("ranks", "models"), [(2, 2), (3, 4), (4, 6), (7, 14)])
+def test_a_cluster_cut_by_a_rank_border_sends_one_sum_each_way(ranks: int, models: int) -> None:
+    """Five clusters of 8 side by side: pieces of one cluster on p ranks send p (p - 1) sums."""
     w_nn = np.kron(np.eye(5), np.ones((8, 8)))
-    placement = Placement.contiguous(40, ranks)
-    expected = 0
-    for to in range(ranks):
-        for source in range(ranks):
-            if to != source:
-                block = w_nn[np.ix_(placement.by_rank[to], placement.by_rank[source])]
-                expected += min(block.any(axis=0).sum(), block.any(axis=1).sum())
-    assert traffic(w_nn, ranks) == expected > 0 or traffic(w_nn, ranks) == 0
+    starts = [int(ids[0]) for ids in Placement.contiguous(40, ranks).by_rank[1:]]
+    cut = [start for start in starts if start % 8]
+    pieces = {cluster: 1 + sum(start // 8 == cluster for start in cut) for cluster in range(5)}
+    assert traffic(w_nn, ranks) == sum(p * (p - 1) for p in pieces.values()) == models
 
 
 def test_ordered_sum_is_the_product_in_client_order() -> None:

@@ -236,7 +236,8 @@ def test_accuracy_csv_equals_the_inputs(report: Report) -> None:
         assert float(std) == pytest.approx(np.std(values, ddof=1))
         assert seeds == 3
     mean, std, seeds = report.curve("digits/accuracy.csv", "fedavg", "accuracy")[20]
-    assert (mean, std, seeds) == (pytest.approx(0.2), "", 1)
+    assert mean == pytest.approx(0.2)
+    assert (std, seeds) == ("", 1)
     loss = report.curve("digits/loss.csv", "local", "loss")
     assert loss[20][0] == pytest.approx(2.0 - 0.62)
 
@@ -291,7 +292,7 @@ def test_every_figure_is_drawn_and_listed(report: Report) -> None:
     for image in images:
         pixels = matplotlib.image.imread(image)[..., :3]  # [height, width, 3] in [0, 1]
         assert min(pixels.shape[:2]) > 250, image
-        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, image
+        assert len(np.unique(pixels.sum(axis=-1))) > 20, image
         assert 0.01 < (pixels.min(axis=-1) < 0.9).mean() < 0.9, image
         assert image.with_suffix(".csv").is_file()
         assert str(image.relative_to(report.out)) in report.printed

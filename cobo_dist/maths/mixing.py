@@ -2,7 +2,8 @@
 
 For the block B = W[receiver's clients, sender's clients] the sender can send
   rows   the models that have a non-zero column in B,
-  sums   the partial sums B X, one for each non-zero row of B, or
+  sums   the partial sums B X, one for each non-zero row of B that differs from the others (clients
+         of one cluster soon have equal rows, and at W = 1 all have), or
   total  the sum of all its models, plus a correction for 1 - B by rows or by sums.
 All three are exact; `plan_block` counts the models each would send and takes the least. Receiver and
 sender make the same plan from the same block, so nothing about the plan is sent.
@@ -23,38 +24,44 @@ from torch import Tensor
 class BlockPlan:
     """How one block B [r, s] travels.
 
-    `send` holds the sender's row numbers (kind `rows`) or the receiver's (kind `sums`). `factor` is
-    the matrix that the receiver (rows) or the sender (sums) multiplies with: B, or 1 - B if `total`.
+    Kind `rows`: the sender's models number `send` cross, and the receiver multiplies by `factor`
+    [r, k]. Kind `sums`: the sender multiplies its models by `factor` [k, s], and the receiver's row
+    `receivers[i]` takes sum number `send[i]`. With `total`, both are about 1 - B.
     """
 
     kind: str  # "rows" or "sums"
     total: bool
     send: NDArray[np.intp]
     factor: NDArray[np.floating]
+    receivers: NDArray[np.intp]
 
     @property
     def models(self) -> int:
         """Number of models that cross."""
-        return len(self.send) + self.total
+        return self.factor.shape[self.kind == "rows"] + self.total
 
 
 def plan_rows(block_rs: NDArray[np.floating]) -> BlockPlan:
     """Plan to send every model with a non-zero column in the block."""
     columns = np.flatnonzero(block_rs.any(axis=0))
-    return BlockPlan("rows", False, columns, block_rs[:, columns])
+    return BlockPlan("rows", False, columns, block_rs[:, columns], np.arange(len(block_rs)))
 
 
 def plan_sums(block_rs: NDArray[np.floating]) -> BlockPlan:
-    """Plan to send the partial sum of every non-zero row of the block."""
+    """Plan to send the partial sum of every distinct non-zero row of the block."""
     receivers = np.flatnonzero(block_rs.any(axis=1))
-    return BlockPlan("sums", False, receivers, block_rs[receivers])
+    number: dict[bytes, int] = {}  # of each distinct row, in the order of appearance
+    sums = [number.setdefault(block_rs[row].tobytes(), len(number)) for row in receivers]
+    send = np.asarray(sums, dtype=np.intp)
+    first = receivers[np.unique(send, return_index=True)[1]]
+    return BlockPlan("sums", False, send, block_rs[first], receivers)
 
 
 def plan_total(block_rs: NDArray[np.floating]) -> BlockPlan:
     """Plan to send the sum of all models and the cheaper correction for 1 - block."""
     missing = 1.0 - block_rs
     inner = min(plan_rows(missing), plan_sums(missing), key=lambda plan: plan.models)
-    return BlockPlan(inner.kind, True, inner.send, inner.factor)
+    return BlockPlan(inner.kind, True, inner.send, inner.factor, inner.receivers)
 
 
 def plan_block(block_rs: NDArray[np.floating]) -> BlockPlan:
@@ -79,10 +86,11 @@ def unpack(plan: BlockPlan, payload_kd: Tensor, into_rd: Tensor) -> None:
     head, sign = int(plan.total), -1 if plan.total else 1
     if plan.total:
         into_rd.add_(payload_kd[0])
-    if len(plan.send) and plan.kind == "rows":
+    if plan.kind == "rows" and len(plan.send):
         into_rd.addmm_(_like(plan.factor, into_rd), payload_kd[head:], alpha=sign)
-    elif len(plan.send):
-        into_rd.index_add_(0, _index(plan.send, into_rd), payload_kd[head:], alpha=sign)
+    elif plan.kind == "sums":
+        for receiver, number in zip(plan.receivers, plan.send, strict=True):
+            into_rd[receiver].add_(payload_kd[head + number], alpha=sign)
 
 
 def ordered_sum(

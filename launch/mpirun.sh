@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Train under mpirun (needs mpi4py: pip install 'cobo_dist[mpi]'; `pip install mpich` brings an mpirun).
+#   bash launch/mpirun.sh [--config FILE.yaml] [key.path=value ...]
+# RANKS      ranks in all; default 4
+# MPI_FLAGS  further flags for mpirun, for example "--hostfile hosts"
+set -euo pipefail
+flags=()
+if mpirun --version 2>&1 | grep -q "Open MPI"; then
+  flags+=(--oversubscribe)
+  if [ "$(id -u)" = 0 ]; then flags+=(--allow-run-as-root); fi
+fi
+# `-m mpi4py` ends all ranks when one of them raises; otherwise the others would wait for ever.
+# shellcheck disable=SC2086
+exec mpirun -n "${RANKS:-4}" "${flags[@]}" ${MPI_FLAGS:-} python -m mpi4py -m cobo_dist.train "$@"

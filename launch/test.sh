@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The whole test suite, with lint and type checks first.
+#   bash launch/test.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/venv.sh
+ensure_venv dev
+ruff check .
+ruff format --check --quiet .
+mypy
+python -m pytest -q "$@"
