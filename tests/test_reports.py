@@ -315,7 +315,7 @@ def test_cobo_has_its_colour_in_the_curves(report: Report) -> None:
 
 
 def test_settings_name_the_rows_that_differ(tmp_path: Path) -> None:
-    """Two values of rho are two methods; a seed, a folder or a log setting is none."""
+    """Two values of rho are two methods; another seed or folder is not."""
     runs = [
         read_run(write_run(tmp_path / f"{rho}-{seed}", seed=seed, rho=rho))
         for rho in (0.1, 0.5)

@@ -22,7 +22,10 @@ ORDER = (
 """Order of the methods in tables and figures, as in the paper; others follow by name."""
 
 # Where a run lies, how it is resumed and what it logs to change none of its numbers.
-_NO_SETTING = ("run.seed", "run.dir", "run.resume", "run.checkpoint_every", "data.root", "log.")
+_NO_SETTING = (
+    *("run.seed", "run.dir", "run.overwrite", "run.resume", "run.checkpoint_every", "data.root"),
+    "log.",
+)
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: the runs hold arrays

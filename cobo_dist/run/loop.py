@@ -251,7 +251,7 @@ def _finish(config: Config, session: Session, task: Task, book: Book, seconds: f
     book.folder.write_json("summary.json", summary)
     book.folder.status(EXIT_DONE, "done")
     book.display.close()
-    rows = [(name, f"{value:.4f}") for name, value in final.items()]
+    rows = [(name, f"{value:.4g}") for name, value in final.items()]
     rows.append(("rounds", f"{config.run.rounds} in {seconds:.1f} s"))
     rows.append(
         ("sent", f"{human_bytes(book.bytes_sent)} by {session.transport.world_size} rank(s)")

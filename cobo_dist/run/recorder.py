@@ -53,7 +53,8 @@ class Recorder:
             parts = [getattr(selection, name) for selection in outcome.selections]
             arrays[name] = np.concatenate(parts) if parts else np.empty(0)
         if self.task.diagnoses:
-            arrays["models"] = self.clients.x_cd.double().cpu().numpy()
+            # A copy: X moves on before the bundle leaves.
+            arrays["models"] = self.clients.x_cd.double().cpu().numpy().copy()
         self._kept.append(({"round": r, "seconds": seconds, "pairs": outcome.pairs}, arrays))
 
     def flush(self) -> None:
