@@ -101,9 +101,14 @@ def _check_across(config: Config) -> None:
             f"comm.deterministic=true uses one thread, but run.threads={config.run.threads}; "
             "leave run.threads at 0"
         )
-    if task == "quadratic" and config.run.eval_splits != ("test",):
+    splits = config.run.eval_splits
+    if "test" not in splits:
         raise Refusal(
-            f"run.eval_splits={list(config.run.eval_splits)}: task quadratic has only test"
+            f"run.eval_splits={list(splits)} lacks test, which the summary reports; add it"
+        )
+    if task == "quadratic" and splits != ("test",):
+        raise Refusal(
+            f"run.eval_splits={list(splits)}: task quadratic has only test; drop the rest"
         )
 
 

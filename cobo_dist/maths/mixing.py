@@ -38,7 +38,8 @@ class BlockPlan:
     @property
     def models(self) -> int:
         """Number of models that cross."""
-        return self.factor.shape[self.kind == "rows"] + self.total
+        crossing: int = self.factor.shape[1 if self.kind == "rows" else 0]
+        return crossing + self.total
 
 
 def plan_rows(block_rs: NDArray[np.floating]) -> BlockPlan:

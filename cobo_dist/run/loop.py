@@ -6,13 +6,10 @@ import hashlib
 import os
 import socket
 import time
-import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -23,17 +20,17 @@ from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.launch import Launch
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session, choose_device, open_session
-from cobo_dist.comm.transport import LostContact
 from cobo_dist.config import Config
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, Refusal, RunFailure
+from cobo_dist.errors import EXIT_DONE, Refusal
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
 
 from .book import Book
+from .ending import failure, finish
 from .folder import RunFolder, describe_environment
 from .health import Watch
-from .progress import final_table, human_bytes, open_display
-from .recorder import Recorder, finite
+from .progress import open_display
+from .recorder import Recorder
 
 
 def run(config: Config, launch: Launch) -> int:
@@ -58,7 +55,7 @@ def run_in_session(config: Config, session: Session) -> int:
     except Refusal:
         raise
     except BaseException as error:
-        raise _failure(error, session, folder) from error
+        raise failure(error, session.transport.rank, folder) from error
 
 
 def set_up_torch(config: Config, launch: Launch, device: torch.device) -> None:
@@ -179,7 +176,7 @@ def _train(
         _save_models(parts.clients, folder)
         session.transport.gather(b"saved")  # all models are there before the summary says so
         if book is not None:
-            _finish(resolved, session, task, book, seconds)
+            finish(resolved, session.transport.world_size, task.metrics, book, seconds)
     finally:
         if book is not None:
             book.close()
@@ -222,80 +219,3 @@ def _save_models(clients: Clients, folder: RunFolder) -> None:
         draft = path.with_suffix(".part")
         save_file(clients.state_dict(row), draft)
         draft.replace(path)
-
-
-def _finish(config: Config, session: Session, task: Task, book: Book, seconds: float) -> None:
-    """Write the summary and print the table."""
-    results = book.last_evaluation
-    final = (
-        {name: float(np.mean([one[name] for one in results])) for name in task.metrics}
-        if results
-        else {}
-    )
-    summary = {
-        "task": config.task.name,
-        "algorithm": config.algorithm.name,
-        "seed": config.run.seed,
-        "rounds": config.run.rounds,
-        "clients": task.clients,
-        "ranks": session.transport.world_size,
-        "seconds": round(seconds, 3),
-        "bytes_sent": book.bytes_sent,
-        "final": {name: finite(value) for name, value in final.items()},
-        "per_client": [
-            {"client": client, **{name: finite(value) for name, value in one.items()}}
-            for client, one in enumerate(results)
-        ],
-        "cluster_match": book.match(),
-    }
-    book.folder.write_json("summary.json", summary)
-    book.folder.status(EXIT_DONE, "done")
-    book.display.close()
-    rows = [(name, f"{value:.4g}") for name, value in final.items()]
-    rows.append(("rounds", f"{config.run.rounds} in {seconds:.1f} s"))
-    rows.append(
-        ("sent", f"{human_bytes(book.bytes_sent)} by {session.transport.world_size} rank(s)")
-    )
-    match, means = book.match(), book.weights_by_truth()
-    if match is not None and means is not None:
-        rows.append(("links right", f"{100 * match:.1f}% of client pairs"))
-        rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
-    final_table(rows, ("final (mean of clients, test)", "value"))
-    print(f"run folder  {book.folder.path}", flush=True)
-
-
-def _failure(error: BaseException, session: Session, folder: RunFolder) -> RunFailure:
-    """Leave a report of what ended this rank, and return the one line that says it."""
-    rank = session.transport.rank
-    line = _one_line(error)
-    with suppress(OSError):
-        if folder.path.is_dir():
-            folder.error_report(rank, "".join(traceback.format_exception(error)))
-    if rank == 0 and isinstance(error, LostContact):
-        line = _look_for_cause(folder) or line
-    with suppress(OSError):
-        if rank == 0 and folder.path.is_dir():
-            folder.status(EXIT_FAILED, "failed", line)
-    return RunFailure(line)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, RunFailure):
-        return text
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted from the keyboard"
-    return f"{type(error).__name__}: {text}"
-
-
-def _look_for_cause(folder: RunFolder, patience: float = 2.0) -> str | None:
-    """Return the line of the rank that failed first, where losing contact was only its echo."""
-    until = time.monotonic() + patience
-    while time.monotonic() < until:
-        for path in sorted((folder.path / "errors").glob("rank_*.txt")):
-            last = path.read_text(encoding="utf-8").strip().splitlines()[-1:]
-            if last and "LostContact" not in last[0]:
-                number = int(path.stem.removeprefix("rank_"))
-                return f"rank {number} failed: {last[0]} (traceback in {path})"
-        time.sleep(0.1)
-    return None

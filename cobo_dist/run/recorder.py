@@ -6,7 +6,6 @@ One gather for `log.flush_every` rounds, so that logging adds no message to a ro
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import numpy as np
@@ -130,8 +129,3 @@ class Recorder:
         gathered = self.exchange.gather_rows(self.algorithm.weights_cn)
         if self.book is not None and gathered is not None:
             self.book.weights(r, gathered)
-
-
-def finite(value: float) -> float | None:
-    """Return the value, or None where JSON has no number for it."""
-    return value if math.isfinite(value) else None

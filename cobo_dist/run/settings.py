@@ -20,7 +20,9 @@ class RunConfig(Section):
         50, ge=0, description="rounds between evaluations; 0: only before and after training"
     )
     eval_splits: tuple[Literal["validation", "test"], ...] = Field(
-        ("test",), strict=False, description="data that clients are evaluated on"
+        ("test",),
+        strict=False,
+        description="data that clients are evaluated on; test, and validation if wanted",
     )
     log_weights_every: int = Field(
         50, ge=0, description="rounds between snapshots of W; 0: only the first and the last"

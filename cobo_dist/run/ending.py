@@ -1,0 +1,94 @@
+"""How a run ends: the summary of one that is done, the one line of one that failed."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from cobo_dist.comm.transport import LostContact
+from cobo_dist.config import Config
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailure
+
+from .book import Book
+from .folder import RunFolder
+from .progress import final_table, human_bytes
+
+
+def finish(config: Config, ranks: int, metrics: Sequence[str], book: Book, seconds: float) -> None:
+    """Write the summary and print the table."""
+    results = book.last_evaluation
+    final = {name: float(np.mean([one[name] for one in results])) for name in metrics}
+    summary = {
+        "task": config.task.name,
+        "algorithm": config.algorithm.name,
+        "seed": config.run.seed,
+        "rounds": config.run.rounds,
+        "clients": len(results),
+        "ranks": ranks,
+        "seconds": round(seconds, 3),
+        "bytes_sent": book.bytes_sent,
+        "final": {name: _finite(value) for name, value in final.items()},
+        "per_client": [
+            {"client": client, **{name: _finite(value) for name, value in one.items()}}
+            for client, one in enumerate(results)
+        ],
+        "cluster_match": book.match(),
+    }
+    book.folder.write_json("summary.json", summary)
+    book.folder.status(EXIT_DONE, "done")
+    book.display.close()
+    rows = [(name, f"{value:.4g}") for name, value in final.items()]
+    rows.append(("rounds", f"{config.run.rounds} in {seconds:.1f} s"))
+    rows.append(("sent", f"{human_bytes(book.bytes_sent)} by {ranks} rank(s)"))
+    match, means = book.match(), book.weights_by_truth()
+    if match is not None and means is not None:
+        rows.append(("links right", f"{100 * match:.1f}% of client pairs"))
+        rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
+    final_table(rows, ("final (mean of clients, test)", "value"))
+    print(f"run folder  {book.folder.path}", flush=True)
+
+
+def _finite(value: float) -> float | None:
+    """Return the value, or None where JSON has no number for it."""
+    return value if math.isfinite(value) else None
+
+
+def failure(error: BaseException, rank: int, folder: RunFolder) -> RunFailure:
+    """Leave a report of what ended this rank, and return the one line that says it."""
+    line = _one_line(error)
+    with suppress(OSError):
+        if folder.path.is_dir():
+            folder.error_report(rank, "".join(traceback.format_exception(error)))
+    if rank == 0 and isinstance(error, LostContact):
+        line = _look_for_cause(folder) or line
+    with suppress(OSError):
+        if rank == 0 and folder.path.is_dir():
+            folder.status(EXIT_FAILED, "failed", line)
+    return RunFailure(line)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, RunFailure):
+        return text
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted from the keyboard"
+    return f"{type(error).__name__}: {text}"
+
+
+def _look_for_cause(folder: RunFolder, patience: float = 2.0) -> str | None:
+    """Return the line of the rank that failed first, where losing contact was only its echo."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        for path in sorted((folder.path / "errors").glob("rank_*.txt")):
+            last = path.read_text(encoding="utf-8").strip().splitlines()[-1:]
+            if last and "LostContact" not in last[0]:
+                number = int(path.stem.removeprefix("rank_"))
+                return f"rank {number} failed: {last[0]} (traceback in {path})"
+        time.sleep(0.1)
+    return None
