@@ -27,7 +27,7 @@ class Now:
 
     def words(self) -> str:
         """Return the figures in one line."""
-        parts = [f"loss {self.loss:.4f}"]
+        parts = [f"loss {self.loss:.4g}"]
         if self.metric:
             parts.append(self.metric)
         parts.append(f"pairs {self.pairs:.1f}")
