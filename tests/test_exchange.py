@@ -165,8 +165,9 @@ def partners_and_alignment(session: Session, kind: str, measure: str, determinis
     """
     exchange, x_cd = open_exchange(session.transport, deterministic)
     before = x_cd.clone()
-    ends = exchange.send_models(x_cd, some_pairs(kind))
-    partner_ed = exchange.receive_models()
+    exchange.send_models(x_cd, some_pairs(kind))
+    exchange.receive_models()
+    ends, partner_ed = exchange.meet(some_pairs(kind))
     torch.testing.assert_close(partner_ed, every_model()[ends.partners], rtol=0, atol=0)
     partner_ed.add_(1.0)  # the rows are the caller's to change
     assert torch.equal(x_cd, before)
@@ -239,6 +240,23 @@ def test_mixing(pool: RankPool, ranks: int, kind: str, deterministic: bool) -> N
     pool.run(ranks, mixing, kind, deterministic)
 
 
+def reducing(session: Session, deterministic: bool) -> bytes:
+    """`reduce` gives every rank the same bits of the same combinations of all clients' rows."""
+    exchange, x_cd = open_exchange(session.transport, deterministic)
+    rng = np.random.default_rng(1)
+    weights_kn = np.stack([np.full(N, 1 / N), np.eye(N)[4], np.zeros(N), rng.random(N)])
+    found = exchange.reduce(weights_kn, x_cd)
+    expected = torch.from_numpy(weights_kn) @ every_model()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    return found.contiguous().numpy().tobytes()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_reducing(pool: RankPool, ranks: int, deterministic: bool) -> None:
+    assert len(set(pool.run(ranks, reducing, deterministic))) == 1
+
+
 def gathering(session: Session) -> None:
     """Every client's row arrives at the coordinator in client order: row i is (i, 2i)."""
     exchange, _ = open_exchange(session.transport)
@@ -257,9 +275,11 @@ def test_gathering(pool: RankPool, ranks: int) -> None:
 def pair_bytes(session: Session) -> tuple[int, int]:
     """Move the models and gradients of all pairs once; return the bytes sent for each."""
     exchange, x_cd = open_exchange(session.transport)
-    ends = exchange.send_models(x_cd, some_pairs("all"))
+    exchange.send_models(x_cd, some_pairs("all"))
     exchange.receive_models()
-    exchange.alignment(torch.ones(len(ends.ids), D, dtype=torch.float64), "inner")
+    for piece in torch.split(some_pairs("all"), N):  # midpoints in pieces, models only once
+        ends, _ = exchange.meet(piece)
+        exchange.alignment(torch.ones(len(ends.ids), D, dtype=torch.float64), "inner")
     return exchange.ledger.bytes["pairs"], exchange.ledger.bytes["gradients"]
 
 
@@ -278,5 +298,6 @@ def test_one_rank_has_no_one_to_send_to() -> None:
     exchange, x_cd = open_exchange(SoloTransport())
     exchange.send_models(x_cd, some_pairs("all"))
     exchange.receive_models()
+    exchange.meet(some_pairs("all"))
     exchange.mix(np.ones((N, N)), x_cd)
     assert exchange.ledger.totals() == (0, 0)

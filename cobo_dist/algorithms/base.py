@@ -57,14 +57,17 @@ class Ends(Protocol):
 class Exchange(Protocol):
     """How models leave and come back."""
 
-    def send_models(self, x_cd: Tensor, pairs_m2: Tensor) -> Ends:
+    def send_models(self, x_cd: Tensor, pairs_m2: Tensor) -> None:
         """Let models leave for the partners in the drawn pairs."""
 
-    def receive_models(self) -> Tensor:
-        """Return the partner's model [e, d] of every end, for the caller to change."""
+    def receive_models(self) -> None:
+        """Wait until the partners' models are here."""
+
+    def meet(self, pairs_k2: Tensor) -> tuple[Ends, Tensor]:
+        """Return the ends of some of those pairs and their partners' models [e, d], to be changed."""
 
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
-        """Return the alignment [e] of the two gradients of each end's pair."""
+        """Return the alignment [e] of the two gradients of each end of the pairs just met."""
 
     def mix(self, weights_cn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
         """Return sum_k w_ik x_k [c, d] for symmetric W, for the caller to change."""
@@ -82,7 +85,9 @@ class Selection:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round leaves for the log: losses [c], drawn pairs over all ranks, the selection."""
+    """What one round leaves for the log: losses [c], number of pairs drawn (the same on all ranks),
+    the selections.
+    """
 
     losses_c: Tensor
     pairs: int = 0

@@ -10,7 +10,6 @@ Inner problem (client selection), X fixed:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,7 +23,7 @@ from cobo_dist.maths.alignment import midpoints
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
 from cobo_dist.settings import Section
 
-from .base import Clients, Ends, Exchange, Round, Selection, Setting
+from .base import Clients, Exchange, Round, Selection, Setting
 
 
 class SamplingConfig(Section):
@@ -82,22 +81,21 @@ class CoBo:
 
     def round(self, t: int) -> Round:
         """Algorithm 1, lines 2 to 5, for this rank's clients."""
-        losses_c, pairs, selections = None, 0, []
-        for pairs_m2 in self.draw(t):
-            ends = self.exchange.send_models(self.clients.x_cd, pairs_m2)
-            if losses_c is None:  # local gradients do not depend on W: compute while models travel
-                losses_c = self.clients.gradients(t)
-            selections.append(self.client_selection(t, ends))
-            pairs += len(pairs_m2)
-        assert losses_c is not None
+        pairs_m2 = self.draw(t)
+        self.exchange.send_models(self.clients.x_cd, pairs_m2)
+        losses_c = self.clients.gradients(
+            t
+        )  # they do not depend on W: computed while models travel
+        self.exchange.receive_models()
+        # At most n pairs at a time, to bound the memory of midpoints. A weight depends only on x^t and
+        # its own past, so cutting the list changes nothing.
+        pieces = torch.split(pairs_m2, self.setting.clients)
+        selections = [self.client_selection(t, pairs_k2) for pairs_k2 in pieces]
         self.model_training()
-        return Round(losses_c, pairs, selections)
+        return Round(losses_c, len(pairs_m2), selections)
 
-    def draw(self, t: int) -> Sequence[Tensor]:
-        """Return the pairs of round t, at most n at a time: the memory of their midpoints is bounded.
-
-        A weight only depends on x^t and its own past, so cutting the list changes nothing.
-        """
+    def draw(self, t: int) -> Tensor:
+        """Return the pairs of round t, int64 [m, 2]: the same on every rank."""
         n, sampling = self.setting.clients, self.config.sampling
         probability = pair_probability(
             sampling.name,
@@ -107,11 +105,12 @@ class CoBo:
             rate=sampling.rate,
             switch_fraction=sampling.switch_fraction,
         )
-        return torch.split(draw_pairs(seeds.key(self.setting.seed, "pairs", t), n, probability), n)
+        return draw_pairs(seeds.key(self.setting.seed, "pairs", t), n, probability)
 
-    def client_selection(self, t: int, ends: Ends) -> Selection:
+    def client_selection(self, t: int, pairs_k2: Tensor) -> Selection:
         """w_ij <- Proj(w_ij + gamma <g_i(z_ij), g_j(z_ij)>), each gradient on its owner's data."""
-        z_ed = midpoints(self.clients.x_cd, ends.rows, self.exchange.receive_models())
+        ends, partner_ed = self.exchange.meet(pairs_k2)
+        z_ed = midpoints(self.clients.x_cd, ends.rows, partner_ed)
         stream = "midpoint" if self.config.midpoint_data == "fresh" else "local"
         g_ed = self.clients.gradients_at(z_ed, ends.rows, t, stream)
         alignment_e = self.exchange.alignment(g_ed, self.config.alignment)

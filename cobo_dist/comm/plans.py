@@ -45,6 +45,12 @@ class Meeting:
     local: NDArray[np.bool_]  # both ends are on this rank
     talks: dict[int, Talk]  # by peer, ascending
 
+    @classmethod
+    def empty(cls) -> Meeting:
+        """Return the meeting of nobody."""
+        none = np.empty(0, dtype=np.int64)
+        return cls(none, none, none.astype(bool), none.astype(bool), {})
+
 
 def plan_meeting(pairs_m2: Index, placement: Placement, rank: int) -> Meeting:
     """Return what `rank` does for `pairs_m2` (i < j)."""

@@ -25,19 +25,34 @@ def middle(size: int) -> int:
     return min(size, -(-(size // 2) // 16) * 16)
 
 
-def row_dots(a_md: Tensor, b_md: Tensor, *, deterministic: bool = False) -> Tensor:
-    """Return the inner product of each row of `a_md` with the same row of `b_md`: [m].
+def row_dots(
+    a_md: Tensor,
+    rows_a: NDArray[np.int64],
+    b_md: Tensor,
+    rows_b: NDArray[np.int64],
+    *,
+    deterministic: bool = False,
+) -> NDArray[np.float64]:
+    """Return the inner product of row `rows_a[k]` of `a_md` with row `rows_b[k]` of `b_md`: [k].
 
-    `deterministic` adds every row by itself in one fixed order, so that a row's number does not
-    depend on how many rows stand beside it.
+    The shorter list of rows decides k. `deterministic` adds every row by itself in one fixed order,
+    so that a row's number does not depend on how many rows stand beside it. Long rows are multiplied
+    where they lie, without a copy.
     """
-    if deterministic:
-        products = [torch.mul(a, b).sum() for a, b in zip(a_md, b_md, strict=True)]
-    elif a_md.shape[1] < _BATCHED_BELOW:
-        return (a_md * b_md).sum(dim=1)
+    count = min(len(rows_a), len(rows_b))
+    if not count:
+        return np.empty(0)
+    if deterministic or a_md.shape[1] >= _BATCHED_BELOW:
+        products = [
+            torch.mul(a_md[a], b_md[b]).sum() if deterministic else torch.dot(a_md[a], b_md[b])
+            for a, b in zip(rows_a[:count], rows_b[:count], strict=True)
+        ]
+        dots = torch.stack(products)
     else:
-        products = [torch.dot(a, b) for a, b in zip(a_md, b_md, strict=True)]
-    return torch.stack(products) if products else a_md.new_empty(0)
+        a, b = (torch.from_numpy(rows[:count]).to(a_md.device) for rows in (rows_a, rows_b))
+        dots = (a_md[a] * b_md[b]).sum(dim=1)
+    answer: NDArray[np.float64] = dots.double().cpu().numpy()
+    return answer
 
 
 def measure(dots_m: Tensor, squares_m2: Tensor, kind: str) -> Tensor:

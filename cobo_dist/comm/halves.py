@@ -1,0 +1,124 @@
+"""Inner products of two owners' gradients by halves: d numbers cross in all, both ways at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cobo_dist.maths.alignment import measure, middle, row_dots
+from cobo_dist.maths.flat import Scratch
+
+from .plans import Index, Meeting
+from .transport import Pending
+
+Floats = NDArray[np.float64]
+Post = Callable[[dict[int, Tensor], dict[int, Tensor], str], Pending]
+
+
+class Halves:
+    """Alignments of the pairs of a meeting; `post` sends, entering the ledger."""
+
+    def __init__(self, post: Post, scratch: Scratch, deterministic: bool) -> None:
+        self._post, self._scratch, self.deterministic = post, scratch, deterministic
+        self._scalars = Scratch(torch.float64, "cpu")
+
+    def alignment(self, meeting: Meeting, gradients_ed: Tensor, kind: str) -> Floats:
+        """Return each end's alignment [e] of its own and its partner's midpoint gradient.
+
+        The owner of the first client sends the second half of its gradient and gets the first half of
+        the other: d numbers cross in all. Each multiplies the halves it then holds, and the two
+        numbers change places. Both ends of a pair get the same bits.
+        """
+        cut = middle(gradients_ed.shape[1])
+        halves = self._exchange_halves(meeting, gradients_ed, cut)
+        parts_e2 = np.zeros((len(meeting.clients), 2))  # products of first and of second halves
+        self._local_products(meeting, gradients_ed, cut, parts_e2)
+        every = np.arange(len(meeting.clients))
+        squares_e = np.zeros(len(every))
+        if kind == "cosine":
+            squares_e = self._dots(gradients_ed, every, gradients_ed, every)
+        for peer, talk in meeting.talks.items():
+            seconds, firsts = halves[peer]
+            ends = talk.first_ends
+            parts_e2[ends, 0] = self._dots(gradients_ed[:, :cut], ends, firsts, every)
+            ends = talk.second_ends
+            parts_e2[ends, 1] = self._dots(gradients_ed[:, cut:], ends, seconds, every)
+        partner_squares_e = self._exchange_scalars(meeting, parts_e2, squares_e)
+        squares_e2 = np.stack([squares_e, partner_squares_e], axis=1)
+        squares_e2[~meeting.first] = squares_e2[
+            ~meeting.first, ::-1
+        ]  # the first client's norm first
+        return measure(
+            torch.from_numpy(parts_e2[:, 0] + parts_e2[:, 1]), torch.from_numpy(squares_e2), kind
+        ).numpy()
+
+    def _exchange_halves(
+        self, meeting: Meeting, gradients_ed: Tensor, cut: int
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Swap half gradients; return by peer the second halves and the first halves received.
+
+        A message holds the second halves of all its first ends, then the first halves of all its
+        second ends; what comes back is the other way round, in the order of the same pairs.
+        """
+        rest = gradients_ed.shape[1] - cut
+        sends, receives, parts = {}, {}, {}
+        for peer, talk in meeting.talks.items():
+            firsts, seconds = len(talk.first_ends), len(talk.second_ends)
+            out = self._scratch.flat(f"halves to {peer}", firsts * rest + seconds * cut)
+            box = self._scratch.flat(f"halves from {peer}", seconds * rest + firsts * cut)
+            out_rest, out_cut = out[: firsts * rest], out[firsts * rest :]
+            for number, end in enumerate(talk.first_ends):
+                out_rest[number * rest : (number + 1) * rest].copy_(gradients_ed[end, cut:])
+            for number, end in enumerate(talk.second_ends):
+                out_cut[number * cut : (number + 1) * cut].copy_(gradients_ed[end, :cut])
+            parts[peer] = (
+                box[: seconds * rest].view(seconds, rest),
+                box[seconds * rest :].view(firsts, cut),
+            )
+            if len(out):
+                sends[peer] = out
+            if len(box):
+                receives[peer] = box
+        self._post(sends, receives, "gradients").wait()
+        return parts
+
+    def _local_products(
+        self, meeting: Meeting, gradients_ed: Tensor, cut: int, parts_e2: Floats
+    ) -> None:
+        """Fill in the pairs inside this rank: their two ends stand side by side."""
+        here = np.flatnonzero(meeting.local & meeting.first)
+        for side, columns in enumerate((slice(None, cut), slice(cut, None))):
+            half_ed = gradients_ed[:, columns]
+            parts_e2[here, side] = self._dots(half_ed, here, half_ed, here + 1)
+        parts_e2[here + 1] = parts_e2[here]
+
+    def _exchange_scalars(self, meeting: Meeting, parts_e2: Floats, squares_e: Floats) -> Floats:
+        """Complete `parts_e2` with the peers' products; return the partner's squared norms [e]."""
+        partner_squares_e = np.zeros(len(squares_e))
+        here = np.flatnonzero(meeting.local & meeting.first)
+        partner_squares_e[here] = squares_e[here + 1]
+        partner_squares_e[here + 1] = squares_e[here]
+        sends, receives = {}, {}
+        for peer, talk in meeting.talks.items():
+            mine = np.concatenate(
+                [parts_e2[talk.first_ends, 0], parts_e2[talk.second_ends, 1],
+                 squares_e[talk.first_ends], squares_e[talk.second_ends]]
+            )  # fmt: skip
+            sends[peer] = self._scalars.flat(f"to {peer}", len(mine))
+            sends[peer].copy_(torch.from_numpy(mine))
+            receives[peer] = self._scalars.flat(f"from {peer}", len(mine))
+        self._post(sends, receives, "gradients").wait()
+        for peer, talk in meeting.talks.items():
+            firsts, seconds = len(talk.first_ends), len(talk.second_ends)
+            # The peer's second ends are the partners of my first ends, but it lists its firsts first.
+            got = np.split(receives[peer].numpy(), np.cumsum([seconds, firsts, seconds]))
+            parts_e2[talk.second_ends, 0], parts_e2[talk.first_ends, 1] = got[0], got[1]
+            partner_squares_e[talk.second_ends], partner_squares_e[talk.first_ends] = got[2], got[3]
+        return partner_squares_e
+
+    def _dots(self, a_md: Tensor, rows_a: Index, b_md: Tensor, rows_b: Index) -> Floats:
+        return row_dots(a_md, rows_a, b_md, rows_b, deterministic=self.deterministic)
