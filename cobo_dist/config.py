@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from cobo_dist.algorithms.cobo import CoBoConfig
-from cobo_dist.algorithms.registry import NEEDS_CLUSTERS, AlgorithmConfig
+from cobo_dist.algorithms.registry import AlgorithmConfig
 from cobo_dist.clients.optimisers import OptimizerConfig
 from cobo_dist.comm.session import CommConfig
 from cobo_dist.errors import Refusal
@@ -26,7 +26,7 @@ from cobo_dist.settings import Section
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import DigitsConfig
 from cobo_dist.tasks.models import ModelConfig
-from cobo_dist.tasks.registry import KNOWN_CLUSTERS, TaskConfig
+from cobo_dist.tasks.registry import TaskConfig
 
 
 class Config(Section):
@@ -85,12 +85,7 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
 
 def _check_across(config: Config) -> None:
     """Check rules that join several sections."""
-    algorithm, task = config.algorithm.name, config.task.name
-    if algorithm in NEEDS_CLUSTERS and not KNOWN_CLUSTERS[task]:
-        raise Refusal(
-            f"algorithm.name={algorithm} needs a task with known clusters, and task.name={task} has "
-            "none; use another algorithm or task"
-        )
+    task = config.task.name
     if config.comm.deterministic and config.run.engine == "vectorised":
         raise Refusal(
             "comm.deterministic=true computes clients one by one, but run.engine=vectorised; "
@@ -102,6 +97,8 @@ def _check_across(config: Config) -> None:
             "leave run.threads at 0"
         )
     splits = config.run.eval_splits
+    if len(set(splits)) < len(splits):
+        raise Refusal(f"run.eval_splits={list(splits)} names a split twice; name each once")
     if "test" not in splits:
         raise Refusal(
             f"run.eval_splits={list(splits)} lacks test, which the summary reports; add it"

@@ -19,4 +19,11 @@ class HostRefusal(Refusal):
 
 
 class RunFailure(Exception):
-    """Failed while running. Exit code 1. The message is one line, as for `Refusal`."""
+    """Failed while running. Exit code 1. The message is one line, as for `Refusal`.
+
+    `here_only` says that the cause is on this rank, so that others may not know it.
+    """
+
+    def __init__(self, message: str, here_only: bool = False) -> None:
+        super().__init__(message)
+        self.here_only = here_only

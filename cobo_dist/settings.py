@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -25,4 +25,5 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Widths = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
+Width = Annotated[int, Field(ge=1, le=1_000_000)]
+Widths = Annotated[tuple[Width, ...], BeforeValidator(_as_tuple)]

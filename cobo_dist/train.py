@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from cobo_dist import __version__
-from cobo_dist.comm.launch import Launch, read_launch
+from cobo_dist.comm.launch import read_launch
 from cobo_dist.config import Config, describe_keys, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HostRefusal, Refusal, RunFailure
 from cobo_dist.run.loop import run
@@ -22,30 +23,46 @@ Without arguments: the quickstart, 8 clients on handwritten digits, in one proce
 On several: torchrun --standalone --nproc_per_node=4 -m cobo_dist.train [the same arguments]."""
 EXITS = """\
 exit codes: 0 done; 1 failed while running; 2 refused before training, with one line on standard
-error. The run folder's status.json says which and why."""
+error. For 0 and 1 the run folder's status.json says why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; return the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    launch: Launch | None = None
+    rank = _rank(os.environ)
     try:
-        launch = read_launch(os.environ)
-        config = _parse(arguments)
-        if config is None:
+        parsed = _parse(arguments, rank)
+        if parsed is None:
             return EXIT_DONE
+        launch = read_launch(os.environ)
+        rank = launch.rank
+        config = load_config(parsed.config, parsed.settings)
         code = run(config, launch)
-        if launch.rank == 0 and config.log.figures:
+        if rank == 0 and config.log.figures:
             _draw(config)
         return code
     except Refusal as refusal:
-        return _end(EXIT_REFUSED, str(refusal), launch, isinstance(refusal, HostRefusal))
+        return _end(EXIT_REFUSED, str(refusal), rank, isinstance(refusal, HostRefusal))
     except RunFailure as failure:
-        return _end(EXIT_FAILED, str(failure), launch, False)
+        return _end(EXIT_FAILED, str(failure), rank, failure.here_only)
 
 
-def _parse(arguments: Sequence[str]) -> Config | None:
-    """Return the config, or None where only help or the version was asked for."""
+def _rank(env: Mapping[str, str]) -> int:
+    """Return the rank as far as it can be told before the launch record is read."""
+    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+        if env.get(name, "").isdigit():
+            return int(env[name])
+    return 0
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    config: str | None
+    settings: list[str]
+
+
+def _parse(arguments: Sequence[str], rank: int) -> _Arguments | None:
+    """Return the arguments, or None where only help or the version was asked for."""
     parser = argparse.ArgumentParser(
         prog="cobo_dist.train",
         usage=USAGE,
@@ -54,18 +71,21 @@ def _parse(arguments: Sequence[str]) -> Config | None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         exit_on_error=False,
+        add_help=False,
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="sections and keys as below")
-    parser.add_argument("--version", action="version", version=f"cobo_dist {__version__}")
+    parser.add_argument("-h", "--help", action="store_true", help="show this text and leave")
+    parser.add_argument("--version", action="store_true", help="show the version and leave")
     try:
         known, rest = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise Refusal(f"{error}; usage: {USAGE}") from None
-    except SystemExit as leave:
-        if leave.code:
-            raise Refusal(f"the arguments are not understood; usage: {USAGE}") from None
+    except (argparse.ArgumentError, SystemExit) as error:
+        reason = str(error) if isinstance(error, argparse.ArgumentError) else "not understood"
+        raise Refusal(f"arguments: {reason}; usage: {USAGE}") from None
+    if known.help or known.version:
+        if rank == 0:
+            print(f"cobo_dist {__version__}" if known.version else parser.format_help())
         return None
-    return load_config(known.config, rest)
+    return _Arguments(known.config, rest)
 
 
 def _draw(config: Config) -> None:
@@ -79,23 +99,18 @@ def _draw(config: Config) -> None:
         print(f"figures could not be drawn: {reason[0]}", file=sys.stderr)
 
 
-def _end(code: int, message: str, launch: Launch | None, on_this_host: bool) -> int:
-    """Say why the run ended: rank 0 speaks, the others only for what their own host lacks."""
-    rank = int(os.environ.get("RANK", "0")) if launch is None and _is_number("RANK") else 0
-    rank = launch.rank if launch else rank
+def _end(code: int, message: str, rank: int, here_only: bool) -> int:
+    """Say why the run ended: rank 0 speaks, another rank only for what rank 0 may not know."""
     if rank == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
         return code
     # A launcher ends all ranks when one leaves: let rank 0 speak first.
     time.sleep(3.0)
-    if on_this_host:
-        host = os.uname().nodename
-        print(f"error: rank {rank} on {host}: {message}", file=sys.stderr, flush=True)
+    if here_only:
+        print(
+            f"error: rank {rank} on {os.uname().nodename}: {message}", file=sys.stderr, flush=True
+        )
     return code
-
-
-def _is_number(name: str) -> bool:
-    return os.environ.get(name, "").isdigit()
 
 
 if __name__ == "__main__":

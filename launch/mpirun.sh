@@ -4,6 +4,8 @@
 # RANKS      ranks in all; default 4
 # MPI_FLAGS  further flags for mpirun, for example "--hostfile hosts"
 set -euo pipefail
+venv="$(dirname "${BASH_SOURCE[0]}")/../.venv/bin"
+if [ -x "$venv/python" ]; then PATH="$(cd "$venv" && pwd):$PATH"; fi  # as the quickstart made it
 flags=()
 if mpirun --version 2>&1 | grep -q "Open MPI"; then
   flags+=(--oversubscribe)

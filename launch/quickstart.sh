@@ -5,4 +5,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
 ensure_venv
-RANKS="${RANKS:-4}" bash launch/torchrun.sh run.dir=runs/quickstart run.overwrite=true "$@"
+RANKS="${RANKS:-4}" bash launch/torchrun.sh run.device=cpu run.dir=runs/quickstart \
+  run.overwrite=true "$@"

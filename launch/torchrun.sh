@@ -4,6 +4,8 @@
 # RANKS      ranks on this host; default: one for each GPU, or one for each core (at most 4)
 # NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   for several hosts: run it on each, NODE_RANK 0, 1, ...
 set -euo pipefail
+venv="$(dirname "${BASH_SOURCE[0]}")/../.venv/bin"
+if [ -x "$venv/torchrun" ]; then PATH="$(cd "$venv" && pwd):$PATH"; fi  # as the quickstart made it
 gpus=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
 cores=$(nproc)
 RANKS="${RANKS:-$((gpus > 0 ? gpus : (cores < 4 ? cores : 4)))}"

@@ -23,7 +23,7 @@ def test_known_numbers_never_change() -> None:
     words = seeds._words(0, 3, 0, "cpu") & ((1 << 63) - 1)
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     assert words.tolist() == [word & ((1 << 63) - 1) for word in published]
-    assert seeds.key(0, "pairs", 0) == seeds.key(0, "pairs", 0) != seeds.key(0, "pairs", 1)
+    assert seeds.key(0, "pairs", 0) == 0x553a8c45c951d34
 
 
 def test_every_part_of_a_name_matters() -> None:

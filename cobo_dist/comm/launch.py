@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -14,7 +15,6 @@ from cobo_dist.errors import Refusal
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
-MPI = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 
 
 @dataclass(frozen=True)
@@ -28,44 +28,59 @@ class Launch:
     local_world_size: int
     address: str  # where rank 0's store listens; unused by one rank
     port: int
+    cores: int = 1  # CPU cores for this rank
 
 
 def read_launch(env: Mapping[str, str]) -> Launch:
-    """Read the launch record from the environment. torchrun's variables win over SLURM's and MPI's.
+    """Read the launch record from the environment. torchrun's variables win over MPI's and SLURM's.
+
+    An mpirun inside a SLURM job hands its own SLURM variables to every rank, so its marks are looked
+    for first; PMI_RANK alone may come from srun, so it counts last.
 
     Raises:
         Refusal: a launch environment that is set only in part, or contradicts itself.
     """
     if any(name in env for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
         return _from_torchrun(env)
-    if "SLURM_PROCID" in env and ("SLURM_STEP_ID" in env or "MASTER_ADDR" in env):
-        return _from_srun(env)
-    if any(name in env for name in MPI):
+    if "OMPI_COMM_WORLD_RANK" in env or "MPI_LOCALRANKID" in env:
         return _from_mpirun()
-    if int(env.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_PROCID" in env:
-        raise Refusal(
-            f"SLURM gave this job {env['SLURM_NTASKS']} tasks but python was started only once; "
-            "start it with `srun python -m cobo_dist.train ...` or with torchrun"
-        )
-    if "MASTER_ADDR" in env or "MASTER_PORT" in env:
+    # A batch script is a task (SLURM_TASK_PID) of no step: python runs there once, not once a task.
+    in_step = "SLURM_STEP_ID" in env or "SLURM_TASK_PID" not in env
+    if "SLURM_PROCID" in env and in_step:
+        return _from_srun(env)
+    if "PMI_RANK" in env or "PMIX_RANK" in env:
+        return _from_mpirun()
+    if "SLURM_PROCID" in env:
+        if _number(env, "SLURM_NTASKS", 1) > 1:
+            raise Refusal(
+                f"SLURM gave this job {env['SLURM_NTASKS']} tasks but python was started only once; "
+                "start it with `srun python -m cobo_dist.train ...` or with torchrun"
+            )
+    elif "MASTER_ADDR" in env or "MASTER_PORT" in env:
         raise _half_set(env, TORCHRUN)
-    return Launch("python", 0, 1, 0, 1, "127.0.0.1", 0)
+    return Launch("python", 0, 1, 0, 1, "127.0.0.1", 0, _cores(1))
+
+
+def _cores(local_world_size: int) -> int:
+    """Return this rank's share of the cores that the process may use."""
+    return max(1, len(os.sched_getaffinity(0)) // local_world_size)
 
 
 def _from_torchrun(env: Mapping[str, str]) -> Launch:
     if any(name not in env for name in TORCHRUN):
         raise _half_set(env, (*TORCHRUN, "LOCAL_RANK"))
     rank, world_size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
-    local_rank = _number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else rank
+    local_world_size = _number(env, "LOCAL_WORLD_SIZE", world_size)
     return _checked(
         Launch(
             "torchrun",
             rank,
             world_size,
-            local_rank,
-            _number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else world_size,
+            _number(env, "LOCAL_RANK", rank),
+            local_world_size,
             env["MASTER_ADDR"],
             _number(env, "MASTER_PORT"),
+            _cores(max(1, local_world_size)),
         ),
         "RANK",
         "WORLD_SIZE",
@@ -75,19 +90,21 @@ def _from_torchrun(env: Mapping[str, str]) -> Launch:
 def _from_srun(env: Mapping[str, str]) -> Launch:
     if any(name not in env for name in SLURM):
         raise _half_set(env, SLURM)
-    job = int(env.get("SLURM_JOB_ID", "0") or 0)
+    job = _number(env, "SLURM_JOB_ID", 0)
     # Below 32768 the kernel hands out no ephemeral ports; the job id keeps two jobs of a node apart.
-    port = _number(env, "MASTER_PORT") if "MASTER_PORT" in env else 20000 + job % 10000
+    port = _number(env, "MASTER_PORT", 20000 + job % 10000)
     tasks = env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_NTASKS_PER_NODE", ""))
+    on_node = _tasks_on_node(tasks, _number(env, "SLURM_NODEID", 0))
     return _checked(
         Launch(
             "srun",
             _number(env, "SLURM_PROCID"),
             _number(env, "SLURM_NTASKS"),
-            _number(env, "SLURM_LOCALID") if "SLURM_LOCALID" in env else 0,
-            _tasks_on_node(tasks, int(env.get("SLURM_NODEID", "0") or 0)),
+            _number(env, "SLURM_LOCALID", 0),
+            on_node,
             env.get("MASTER_ADDR") or _first_host(env.get("SLURM_JOB_NODELIST", "")),
             port,
+            _number(env, "SLURM_CPUS_PER_TASK", _cores(on_node)),
         ),
         "SLURM_PROCID",
         "SLURM_NTASKS",
@@ -107,7 +124,8 @@ def _from_mpirun() -> Launch:
     address, port = world.bcast((socket.gethostname(), _free_port()) if world.rank == 0 else None)
     if world.size == node.size:
         address = "127.0.0.1"
-    return Launch("mpirun", world.rank, world.size, node.rank, node.size, address, port)
+    cores = _cores(node.size)
+    return Launch("mpirun", world.rank, world.size, node.rank, node.size, address, port, cores)
 
 
 def _checked(launch: Launch, rank_name: str, size_name: str) -> Launch:
@@ -128,7 +146,9 @@ def _half_set(env: Mapping[str, str], names: tuple[str, ...]) -> Refusal:
     )
 
 
-def _number(env: Mapping[str, str], name: str) -> int:
+def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+    if default is not None and not env.get(name):
+        return default
     try:
         return int(env[name])
     except ValueError:
@@ -142,7 +162,7 @@ def _tasks_on_node(spec: str, node: int) -> int:
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", spec):
         counts += [int(count)] * int(times or 1)
-    return counts[min(node, len(counts) - 1)] if counts else 1
+    return max(1, counts[min(node, len(counts) - 1)]) if counts else 1
 
 
 def _first_host(nodelist: str) -> str:

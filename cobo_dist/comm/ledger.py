@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-PURPOSES = ("pairs", "gradients", "mixing", "logging")
+TRAINING = ("pairs", "gradients", "mixing")
+PURPOSES = (*TRAINING, "logging")
 """`pairs`: partner models. `gradients`: halves of midpoint gradients and their scalars. `mixing`:
 models and sums of the penalty or of an average. `logging`: metrics and W to the coordinator."""
 
@@ -23,6 +24,7 @@ class Ledger:
         self.messages[purpose] += 1
         self.bytes[purpose] += nbytes
 
-    def totals(self) -> tuple[int, int]:
-        """Return all messages and all bytes sent so far by this rank."""
-        return sum(self.messages.values()), sum(self.bytes.values())
+    def training(self) -> tuple[int, ...]:
+        """Return what the algorithm itself sent so far: messages, then bytes of each of `TRAINING`."""
+        messages = sum(self.messages[purpose] for purpose in TRAINING)
+        return messages, *(self.bytes[purpose] for purpose in TRAINING)

@@ -29,7 +29,7 @@ class CommConfig(Section):
         "auto", description="nccl for CUDA devices, gloo for CPUs; auto takes what fits the device"
     )
     timeout: float = Field(
-        600.0, gt=0, description="seconds after which a silent rank counts as lost"
+        600.0, gt=0, le=1e7, description="seconds after which a silent rank counts as lost"
     )
     deterministic: bool = Field(
         False,
@@ -76,49 +76,52 @@ class Session:
 def choose_device(wanted: str, backend: str, launch: Launch) -> torch.device:
     """Return this rank's device: `auto`, `cpu`, `cuda` (one GPU a local rank) or `cuda:N`.
 
+    `auto` takes GPUs where each local rank can have one of its own, and the CPU otherwise.
+
     Raises:
         Refusal: no such device, more ranks than GPUs on this host, or a backend that does not fit.
     """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if launch.launcher == "srun" and gpus == 1:
+        gpus = launch.local_world_size  # srun shows each task its own GPU, always as number 0
     if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() and backend != "gloo" else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+        enough = gpus >= launch.local_world_size
+        wanted = "cuda" if backend == "nccl" or (enough and backend == "auto") else "cpu"
+    name, colon, number = wanted.partition(":")
+    if name not in ("cpu", "cuda") or (colon and (name == "cpu" or not number.isdigit())):
         raise Refusal(f"run.device={wanted!r} is no device; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        device = _choose_gpu(wanted, launch)
-    if backend == "nccl" and device.type != "cuda":
+    if backend == "nccl" and name != "cuda":
         raise Refusal(f"comm.backend=nccl needs CUDA, but run.device is {wanted}; use gloo or auto")
-    if backend == "gloo" and device.type == "cuda":
+    if backend == "gloo" and name == "cuda":
         raise Refusal(
             "comm.backend=gloo moves CPU tensors, but run.device is cuda; use nccl or auto"
         )
-    return device
+    if name == "cpu":
+        return torch.device("cpu")
+    return _choose_gpu(wanted, int(number) if colon else None, gpus, launch)
 
 
-def _choose_gpu(wanted: str, launch: Launch) -> torch.device:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not count:
+def _choose_gpu(wanted: str, number: int | None, gpus: int, launch: Launch) -> torch.device:
+    ranks = launch.local_world_size
+    if not gpus:
         raise HostRefusal(
             f"run.device={wanted} but torch sees no CUDA device (torch {torch.__version__}); "
             "use run.device=cpu"
         )
-    # A launcher that shows each rank only its own GPU leaves one, and it is number 0.
-    index = 0 if count == 1 else launch.local_rank
-    if ":" in wanted:
-        index = int(wanted.partition(":")[2])
-    elif launch.local_world_size > count > 1:
-        raise HostRefusal(
-            f"{launch.local_world_size} ranks on this host but {count} GPUs; "
-            f"start at most {count} ranks a host or use run.device=cpu"
+    if number is not None and ranks > 1:
+        raise Refusal(
+            f"run.device={wanted} would put {ranks} ranks of this host on one GPU, which NCCL refuses; "
+            "use run.device=cuda, one GPU for each rank"
         )
-    if index >= count:
+    if ranks > gpus:
         raise HostRefusal(
-            f"run.device=cuda:{index} but this host has {count} GPUs, numbered from 0"
+            f"{ranks} ranks on this host but {gpus} GPUs; start at most {gpus} ranks a host or use "
+            "run.device=cpu"
         )
-    return torch.device("cuda", index)
+    if number is not None and number >= gpus:
+        raise HostRefusal(f"run.device={wanted} but this host has {gpus} GPUs, numbered from 0")
+    visible = torch.cuda.device_count()
+    return torch.device("cuda", launch.local_rank % visible if number is None else number)
 
 
 @contextmanager
@@ -130,7 +133,7 @@ def open_session(launch: Launch, config: CommConfig, device: torch.device) -> It
     point-to-point operations would otherwise need all ranks.
 
     Raises:
-        Refusal: the ranks cannot connect (address in use, a rank missing, another world size).
+        HostRefusal: the ranks cannot connect (address in use, a rank missing, another world size).
     """
     if launch.world_size == 1:
         yield Session(launch, device, SoloTransport())
@@ -151,17 +154,20 @@ def open_session(launch: Launch, config: CommConfig, device: torch.device) -> It
             timeout=timeout,
             device_id=device if on_gpu else None,
         )
+        if on_gpu:
+            dist.all_reduce(torch.zeros(1, device=device))
+            torch.cuda.synchronize(device)
     except Exception as error:
+        if dist.is_initialized():
+            dist.destroy_process_group()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise Refusal(
+        raise HostRefusal(
             f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not connect "
             f"through {launch.address}:{launch.port} within {time.monotonic() - started:.0f} s: "
             f"{reason}; check that all ranks were started, that the port is free, and that "
             "GLOO_SOCKET_IFNAME names the right interface"
         ) from error
     try:
-        if on_gpu:
-            dist.all_reduce(torch.zeros(1, device=device))
         yield Session(launch, device, TorchTransport())
     finally:
         dist.destroy_process_group()

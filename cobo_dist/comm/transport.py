@@ -212,4 +212,6 @@ class LostContact(RunFailure):
 
 
 def _bytes_tensor(record: bytes) -> Tensor:
-    return torch.tensor(bytearray(record), dtype=torch.uint8)
+    if not record:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(record), dtype=torch.uint8)

@@ -3,7 +3,9 @@
 A name is `(seed, purpose, *counters)`, for example `(7, "pairs", round)`. Its 64-bit key is mixed by
 the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); the numbers under a key are the
 SplitMix64 stream that starts there. There is no state to save, to share between ranks or to
-restore: any rank computes any client's numbers, in any order, on any device, and gets the same bits.
+restore: any rank computes any client's numbers, in any order, and gets the same bits. (Words, uniforms and
+permutations are exact arithmetic on any device; normals go through log and cos, which may round
+differently on another kind of device.)
 """
 
 from __future__ import annotations
@@ -48,11 +50,6 @@ def permutation(name: int, count: int, *, device: str | torch.device = "cpu") ->
     """Return a uniformly random permutation of 0..count-1 (int64 [count]) of key `name`."""
     # A tie among 64-bit words is as good as impossible; the stable sort settles it all the same.
     return _words(name, count, 0, device).argsort(stable=True)
-
-
-def torch_seed(seed: int, purpose: str, *counters: int) -> int:
-    """Return a seed for library code that only takes torch's generators (for example `nn.init`)."""
-    return key(seed, purpose, *counters) >> 1  # torch takes 63 bits on every device
 
 
 def _words(name: int, count: int, start: int, device: str | torch.device) -> Tensor:

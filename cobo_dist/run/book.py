@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cobo_dist.comm.ledger import PURPOSES, TRAINING
 from cobo_dist.maths.graph import cluster_match, means_by_truth
 
 from .folder import RunFolder
@@ -35,7 +36,7 @@ class Book:
         self.graph: GraphLog | None = None
         self.snapshots: dict[int, NDArray[np.float32]] = {}
         self.now = Now()
-        self.bytes_sent = 0
+        self.bytes = dict.fromkeys(PURPOSES, 0)  # of the whole run, all ranks
         self.last_evaluation: list[dict[str, float]] = []
         self._file = (folder.path / "metrics.jsonl").open("w", encoding="utf-8")
         self._board = self._open_board() if tensorboard else None
@@ -57,7 +58,8 @@ class Book:
             row["alignment"] = float(alignments.mean()) if len(alignments) else None
             row.update(self.graph.figures())
             self._write({"event": "round", **row})
-            self.bytes_sent += row["bytes_sent"]
+            for purpose in TRAINING:
+                self.bytes[purpose] += row[f"bytes_{purpose}"]
             self._concern(self.watch.after(row["round"], row["loss"], alignments, self.graph))
         self.now.round = rows[-1]["round"]
         self.now.loss = rows[-1]["loss"]

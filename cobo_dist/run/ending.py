@@ -7,12 +7,14 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
+from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.comm.transport import LostContact
 from cobo_dist.config import Config
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailure
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, Refusal, RunFailure
 
 from .book import Book
 from .folder import RunFolder
@@ -23,7 +25,7 @@ def finish(config: Config, ranks: int, metrics: Sequence[str], book: Book, secon
     """Write the summary and print the table."""
     results = book.last_evaluation
     final = {name: float(np.mean([one[name] for one in results])) for name in metrics}
-    summary = {
+    summary: dict[str, Any] = {
         "task": config.task.name,
         "algorithm": config.algorithm.name,
         "seed": config.run.seed,
@@ -31,7 +33,8 @@ def finish(config: Config, ranks: int, metrics: Sequence[str], book: Book, secon
         "clients": len(results),
         "ranks": ranks,
         "seconds": round(seconds, 3),
-        "bytes_sent": book.bytes_sent,
+        "bytes_sent": sum(book.bytes[purpose] for purpose in TRAINING),
+        "bytes": book.bytes,
         "final": {name: _finite(value) for name, value in final.items()},
         "per_client": [
             {"client": client, **{name: _finite(value) for name, value in one.items()}}
@@ -44,13 +47,14 @@ def finish(config: Config, ranks: int, metrics: Sequence[str], book: Book, secon
     book.display.close()
     rows = [(name, f"{value:.4g}") for name, value in final.items()]
     rows.append(("rounds", f"{config.run.rounds} in {seconds:.1f} s"))
-    rows.append(("sent", f"{human_bytes(book.bytes_sent)} by {ranks} rank(s)"))
+    rows.append(("sent", f"{human_bytes(summary['bytes_sent'])} by {ranks} rank(s)"))
     match, means = book.match(), book.weights_by_truth()
-    if match is not None and means is not None:
+    if match is not None and means is not None and not any(map(math.isnan, means)):
         rows.append(("links right", f"{100 * match:.1f}% of client pairs"))
         rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
-    final_table(rows, ("final (mean of clients, test)", "value"))
-    print(f"run folder  {book.folder.path}", flush=True)
+    with suppress(BrokenPipeError):  # whoever reads along may have left; the run is complete
+        final_table(rows, ("final (mean of clients, test)", "value"))
+        print(f"run folder  {book.folder.path}", flush=True)
 
 
 def _finite(value: float) -> float | None:
@@ -60,21 +64,21 @@ def _finite(value: float) -> float | None:
 
 def failure(error: BaseException, rank: int, folder: RunFolder) -> RunFailure:
     """Leave a report of what ended this rank, and return the one line that says it."""
-    line = _one_line(error)
+    line = one_line(error)
     with suppress(OSError):
-        if folder.path.is_dir():
+        if folder.claimed:
             folder.error_report(rank, "".join(traceback.format_exception(error)))
     if rank == 0 and isinstance(error, LostContact):
         line = _look_for_cause(folder) or line
     with suppress(OSError):
-        if rank == 0 and folder.path.is_dir():
+        if rank == 0 and folder.claimed:
             folder.status(EXIT_FAILED, "failed", line)
-    return RunFailure(line)
+    return RunFailure(line, here_only=not isinstance(error, RunFailure))
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, RunFailure):
+    if isinstance(error, (Refusal, RunFailure)):
         return text
     if isinstance(error, KeyboardInterrupt):
         return "interrupted from the keyboard"

@@ -30,6 +30,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.claimed = False  # whether this run made it: only then is a failure written into it
 
     def refuse_unusable(self, overwrite: bool) -> None:
         """Look, without writing, whether a run can go here.
@@ -37,28 +38,49 @@ class RunFolder:
         Raises:
             Refusal: it is a file, holds an earlier run, or cannot be written.
         """
+        try:
+            self._refuse_unusable(overwrite)
+        except OSError as error:
+            raise Refusal(
+                f"run.dir={self.path} is no usable path: {error.strerror}; name another run.dir"
+            ) from None
+
+    def _refuse_unusable(self, overwrite: bool) -> None:
         for part in (self.path, *self.path.parents):
             if part.exists() and not part.is_dir():
                 raise Refusal(f"run.dir={self.path}: {part} is a file; name another run.dir")
-        if (self.path / "metrics.jsonl").exists() and not overwrite:
+        held = [name for name in LEFT_BY_A_RUN if (self.path / name).exists()]
+        if held and "metrics.jsonl" not in held:
+            raise Refusal(
+                f"run.dir={self.path} holds {', '.join(held)} but no run (no metrics.jsonl), so it "
+                "is not replaced; name another run.dir"
+            )
+        if held and not overwrite:
             raise Refusal(
                 f"run.dir={self.path} already holds a run; "
                 "set run.overwrite=true to replace it, or name another run.dir"
             )
         nearest = next(part for part in (self.path, *self.path.parents) if part.exists())
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise Refusal(f"run.dir={self.path}: no permission to write in {nearest}")
+            raise Refusal(
+                f"run.dir={self.path}: no permission to write in {nearest}; name another run.dir"
+            )
 
     def create(self) -> None:
-        """Make the folder and remove what an earlier run left (never anything else)."""
-        for name in LEFT_BY_A_RUN:
-            old = self.path / name
-            if old.is_dir():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
+        """Make the folder and remove what an earlier run left (never anything else).
+
+        Raises:
+            Refusal: the file system says no.
+        """
         try:
-            (self.path / "models").mkdir(parents=True)
+            for name in LEFT_BY_A_RUN:
+                old = self.path / name
+                if old.is_dir() and not old.is_symlink():
+                    shutil.rmtree(old)
+                else:
+                    old.unlink(missing_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "metrics.jsonl").touch()  # marks the folder as a run's
         except OSError as error:
             raise Refusal(f"run.dir={self.path} cannot be made: {error.strerror}") from None
 
@@ -88,7 +110,7 @@ class RunFolder:
             arrays["clusters"] = np.asarray(clusters, dtype=np.int64)
         draft = self.path / "W.npz.part"
         with draft.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # keys are arrays' names
         draft.replace(self.path / "W.npz")
 
     def status(self, exit_code: int, status: str, reason: str = "") -> None:
@@ -100,7 +122,9 @@ class RunFolder:
         folder = self.path / "errors"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank_{rank:05d}.txt"
-        path.write_text(text, encoding="utf-8")
+        draft = path.with_suffix(".part")  # rank 0 may be looking for it
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
         return path
 
     def model_path(self, client: int) -> Path:

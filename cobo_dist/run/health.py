@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from .graph_log import GraphLog
 
-EARLY = 0.05
-"""Share of the rounds (at least 20) that counts as the first rounds."""
-
-JUMP = 0.5
+JUMP = 0.3
 """A weight that moves by this share of [0, 1] in one round jumps rather than learns."""
+
+STUCK = 0.9
+"""With this share of the weights at 0 or 1, and weights that jump, W is stuck at its ends."""
 
 VISITS = 3.0
 """A pair drawn fewer times than this in the whole run has hardly been judged."""
@@ -38,12 +38,12 @@ class Watch:
         """Watch a run of the algorithm with the keys `config` (empty where W does not move)."""
         self.config, self.clients, self.rounds, self.eta = config, clients, rounds, eta
         self.concerns: list[Concern] = []
-        self.jumps: list[float] = []
+        pairs = clients * (clients - 1) // 2
+        self.jumps: deque[float] = deque(maxlen=max(20, min(2 * pairs, 2000)))  # of recent draws
         self.drawn = 0
         self.first_loss = float("nan")
         self.losses: deque[float] = deque(maxlen=20)
         self._told = 0
-        self.early = max(20, int(EARLY * rounds))
 
     def before(self) -> list[Concern]:
         """Look at the settings before the first round."""
@@ -70,18 +70,17 @@ class Watch:
             self._look_for_divergence(r)
         if self.config:
             self.drawn += len(alignments)
-            if r <= self.early:
-                self.jumps += np.abs(self.config["gamma"] * alignments).tolist()
-            if r == self.early and self.jumps:
-                self._look_at_first_rounds(r, graph)
+            self.jumps.extend(np.abs(self.config["gamma"] * alignments).tolist())
+            # Judged once every pair has been drawn about three times.
+            if len(alignments) and self.drawn >= VISITS * graph.pairs:
+                self._look_at_jumps(r, graph)
             if r == self.rounds:
                 self._look_at_the_end(r, graph)
         return self._take()
 
     def _look_for_divergence(self, r: int) -> None:
         now = float(np.mean(self.losses))
-        seen = any(concern.kind == "diverging" for concern in self.concerns)
-        if now > 2.0 * self.first_loss and not seen:
+        if now > 2.0 * self.first_loss and not self._seen("diverging"):
             self._warn(
                 r, "diverging",
                 f"the mean training loss is {now:.3g} after {r} rounds, up from "
@@ -89,14 +88,17 @@ class Watch:
                 + (" or algorithm.rho" if self.config else ""),
             )  # fmt: skip
 
-    def _look_at_first_rounds(self, r: int, graph: GraphLog) -> None:
+    def _look_at_jumps(self, r: int, graph: GraphLog) -> None:
+        if graph.at_0 + graph.at_1 < STUCK * graph.pairs or self._seen("saturated"):
+            return
         jump = float(np.median(self.jumps))
-        if jump >= JUMP and graph.at_0 + graph.at_1 >= 0.9 * graph.pairs:
+        if jump >= JUMP:
             self._warn(
                 r, "saturated",
                 f"weights are stuck at 0 or 1 ({graph.at_0} and {graph.at_1} of {graph.pairs} "
-                f"pairs) after {r} rounds: half of the drawn pairs moved by {jump:.2f} or more of "
-                f"[0, 1] at once; lower algorithm.gamma (now {self.config['gamma']:g})",
+                f"pairs): half of the recently drawn pairs would have moved by {jump:.2f} or more of "
+                f"[0, 1] at once, so one batch decides; lower algorithm.gamma (now "
+                f"{self.config['gamma']:g})",
             )  # fmt: skip
 
     def _look_at_the_end(self, r: int, graph: GraphLog) -> None:
@@ -125,6 +127,9 @@ class Watch:
                 f"algorithm.gamma (now {self.config['gamma']:g}) and raise data.batch_size if "
                 "alignments are mostly noise",
             )  # fmt: skip
+
+    def _seen(self, kind: str) -> bool:
+        return any(concern.kind == kind for concern in self.concerns)
 
     def _warn(self, r: int, kind: str, message: str) -> None:
         self.concerns.append(Concern(r, kind, message))

@@ -26,7 +26,7 @@ from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
 
 from .book import Book
-from .ending import failure, finish
+from .ending import failure, finish, one_line
 from .folder import RunFolder, describe_environment
 from .health import Watch
 from .progress import open_display
@@ -41,17 +41,23 @@ def run(config: Config, launch: Launch) -> int:
         RunFailure: the run started and could not go on; status.json says why.
     """
     device = choose_device(config.run.device, config.comm.backend, launch)
+    prepared = prepare(config, launch)
+    if launch.rank == 0 and prepared.refusal is not None:
+        raise Refusal(prepared.refusal)  # before any process group: it holds for all
     with open_session(launch, config.comm, device) as session:
-        return run_in_session(config, session)
+        return run_in_session(config, session, prepared)
 
 
-def run_in_session(config: Config, session: Session) -> int:
+def run_in_session(config: Config, session: Session, prepared: Prepared | None = None) -> int:
     """Train over ranks that are connected already; see `run`."""
     set_up_torch(config, session.launch, session.device)
-    task, placement = _prepare(config, session)
+    prepared = prepared or prepare(config, session.launch)
+    session.agree(prepared.refusal, prepared.fingerprint)
+    assert prepared.task is not None
+    assert prepared.placement is not None
     folder = RunFolder(config.run_dir)
     try:
-        return _train(config, session, task, placement, folder)
+        return _train(config, session, prepared.task, prepared.placement, folder)
     except Refusal:
         raise
     except BaseException as error:
@@ -60,8 +66,7 @@ def run_in_session(config: Config, session: Session) -> int:
 
 def set_up_torch(config: Config, launch: Launch, device: torch.device) -> None:
     """Set threads and determinism of this process."""
-    cores = len(os.sched_getaffinity(0))
-    threads = config.run.threads or max(1, cores // launch.local_world_size)
+    threads = config.run.threads or launch.cores
     if config.comm.deterministic:
         # Kernels split their sums by the number of threads, and ranks would each have their own.
         threads = 1
@@ -71,13 +76,22 @@ def set_up_torch(config: Config, launch: Launch, device: torch.device) -> None:
     torch.set_num_threads(threads)
 
 
-def _prepare(config: Config, session: Session) -> tuple[Task, Placement]:
-    """Read the data on every rank; all go on, or all are refused together."""
-    refusal, task, placement, fingerprint = None, None, None, ""
+@dataclass(frozen=True)
+class Prepared:
+    """What a rank has before it meets the others: the task, or why it refuses."""
+
+    task: Task | None = None
+    placement: Placement | None = None
+    fingerprint: str = ""
+    refusal: str | None = None
+
+
+def prepare(config: Config, launch: Launch) -> Prepared:
+    """Read the data and check all that can be checked alone. Never raises: refusals are agreed on."""
     try:
         dtype = getattr(torch, config.run.dtype)
         task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
-        placement = Placement.contiguous(task.clients, session.transport.world_size)
+        placement = Placement.contiguous(task.clients, launch.world_size)
         if config.algorithm.name in NEEDS_CLUSTERS and task.clusters is None:
             raise Refusal(
                 f"algorithm.name={config.algorithm.name} needs a task with known clusters, and in "
@@ -89,15 +103,14 @@ def _prepare(config: Config, session: Session) -> tuple[Task, Placement]:
                     f"run.eval_splits: this task has no {split} data; it has "
                     f"{', '.join(task.splits)}"
                 )
-        if session.transport.rank == 0:
+        if launch.rank == 0:
             RunFolder(config.run_dir).refuse_unusable(config.run.overwrite)
-        fingerprint = hashlib.sha256((config.to_yaml() + task.fingerprint()).encode()).hexdigest()
+        seen = config.to_yaml() + task.fingerprint()
+        return Prepared(task, placement, hashlib.sha256(seen.encode()).hexdigest())
     except Refusal as error:
-        refusal = str(error)
-    session.agree(refusal, fingerprint)
-    assert task is not None
-    assert placement is not None
-    return task, placement
+        return Prepared(refusal=str(error))
+    except Exception as error:  # whatever it is, all ranks must hear of it
+        return Prepared(refusal=one_line(error))
 
 
 @dataclass
@@ -147,9 +160,9 @@ def _train(
         update={"run": config.run.model_copy(update={"engine": engine, "dir": str(folder.path)})}
     )
     hosts = session.transport.gather(f"{socket.gethostname()} {session.device}".encode())
+    _claim(session, folder)
     book = None
     if parts.exchange.is_coordinator:
-        folder.create()
         folder.write_text("config.yaml", resolved.to_yaml())
         folder.write_json(
             "env.json",
@@ -174,13 +187,27 @@ def _train(
         _go_round(config, parts.algorithm, recorder)
         seconds = time.monotonic() - started
         _save_models(parts.clients, folder)
-        session.transport.gather(b"saved")  # all models are there before the summary says so
+        # All models are there before the summary says so; and what logging sent is known at last.
+        logged = session.transport.gather(str(parts.exchange.ledger.bytes["logging"]).encode())
         if book is not None:
+            book.bytes["logging"] = sum(map(int, logged))
             finish(resolved, session.transport.world_size, task.metrics, book, seconds)
     finally:
         if book is not None:
             book.close()
     return EXIT_DONE
+
+
+def _claim(session: Session, folder: RunFolder) -> None:
+    """Make the run folder; from here on a failure is written into it."""
+    refusal = None
+    if session.transport.rank == 0:
+        try:
+            folder.create()
+        except Refusal as error:
+            refusal = str(error)
+    session.agree(refusal)
+    folder.claimed = True
 
 
 def _open_book(config: Config, task: Task, folder: RunFolder) -> Book:
@@ -211,11 +238,13 @@ def _go_round(config: Config, algorithm: Algorithm, recorder: Recorder) -> None:
             recorder.evaluate(r, run.eval_splits)
         if logs_weights:
             recorder.weights(r)
+    recorder.check_models(run.rounds)
 
 
 def _save_models(clients: Clients, folder: RunFolder) -> None:
     for row, client in enumerate(clients.ids):
         path = folder.model_path(client)
+        path.parent.mkdir(exist_ok=True, parents=True)  # on this host too, where no disk is shared
         draft = path.with_suffix(".part")
         save_file(clients.state_dict(row), draft)
         draft.replace(path)

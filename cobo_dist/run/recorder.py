@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 from cobo_dist.algorithms.base import Algorithm, Round
 from cobo_dist.clients.group import Clients
 from cobo_dist.comm.exchange import Exchange
+from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.errors import RunFailure
 from cobo_dist.tasks.base import Task
 
@@ -38,16 +39,16 @@ class Recorder:
         self.exchange, self.clients, self.task = exchange, clients, task
         self.algorithm, self.book = algorithm, book
         self._kept: list[tuple[dict[str, Any], Arrays]] = []
-        self._seen = (0, 0)
+        self._seen = exchange.ledger.training()
 
     def round(self, r: int, outcome: Round, seconds: float) -> None:
         """Keep what round r left."""
-        messages, sent = self.exchange.ledger.totals()
+        sent = self.exchange.ledger.training()
         arrays: Arrays = {
             "losses": outcome.losses_c.double().cpu().numpy(),
-            "traffic": np.array([messages - self._seen[0], sent - self._seen[1]], dtype=np.int64),
+            "traffic": np.subtract(sent, self._seen),
         }
-        self._seen = messages, sent
+        self._seen = sent
         for name in _MOVES:
             parts = [getattr(selection, name) for selection in outcome.selections]
             arrays[name] = np.concatenate(parts) if parts else np.empty(0)
@@ -72,8 +73,32 @@ class Recorder:
         records = self.exchange.gather(save(bundle))
         verdict = self._enter([load(record) for record in records]) if self.book else ""
         self._kept = []
+        self._end_together(verdict)
+
+    def _end_together(self, verdict: str) -> None:
         if verdict := self.exchange.transport.broadcast(verdict.encode()).decode():
             raise RunFailure(verdict)
+
+    def check_models(self, r: int) -> None:
+        """End all ranks together if a client's last model holds NaN or infinite numbers.
+
+        A round's losses are those of the models before it, so the last models need a look.
+
+        Raises:
+            RunFailure: the same on all ranks.
+        """
+        finite_c = self.clients.x_cd.isfinite().all(dim=1).cpu().numpy()
+        gathered = self.exchange.gather_rows(finite_c[:, None].astype(np.float32))
+        verdict = ""
+        if gathered is not None and not gathered.all():
+            verdict = self._diverged("model", int(gathered[:, 0].argmin()), "non-finite", r)
+        self._end_together(verdict)
+
+    def _diverged(self, what: str, client: int, value: object, r: int) -> str:
+        return (
+            f"the {what} of client {client} became {value} in round {r}; lower optimizer.lr (now "
+            f"{self.clients.eta:g}) or, with algorithm.name=cobo, algorithm.rho"
+        )
 
     def _enter(self, ranks: list[Arrays]) -> str:
         """Join the ranks' bundles into rows; return why the run must end, if it must."""
@@ -82,7 +107,8 @@ class Recorder:
         for number, (row, _) in enumerate(self._kept):
             losses_n = self._by_client([rank[f"{number}.losses"] for rank in ranks])
             traffic = np.sum([rank[f"{number}.traffic"] for rank in ranks], axis=0)
-            row |= {"messages": int(traffic[0]), "bytes_sent": int(traffic[1])}
+            row |= {"messages": int(traffic[0]), "bytes_sent": int(traffic[1:].sum())}
+            row |= {f"bytes_{p}": int(b) for p, b in zip(TRAINING, traffic[1:], strict=True)}
             row["loss"] = float(losses_n.mean())
             if self.task.diagnoses:
                 models = [rank[f"{number}.models"] for rank in ranks]
@@ -95,11 +121,7 @@ class Recorder:
                 moves[-1][name] = moves[-1][name].astype(np.int64)
             bad = np.flatnonzero(~np.isfinite(losses_n))
             if len(bad) and not verdict:
-                verdict = (
-                    f"the loss of client {bad[0]} became {losses_n[bad[0]]} in round "
-                    f"{row['round']}; lower optimizer.lr (now {self.clients.eta:g}) or, with "
-                    "algorithm.name=cobo, algorithm.rho"
-                )
+                verdict = self._diverged("loss", int(bad[0]), losses_n[bad[0]], row["round"])
         self.book.rounds(rows, moves)
         self.book.flush()
         return verdict

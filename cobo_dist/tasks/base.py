@@ -15,7 +15,9 @@ from cobo_dist.settings import Section
 class DataConfig(Section):
     """How examples are read."""
 
-    batch_size: int = Field(32, ge=1, description="examples in a client's batch, a round")
+    batch_size: int = Field(
+        32, ge=1, le=1_000_000, description="examples in a client's batch, a round (digits)"
+    )
     eval_batch_size: int = Field(1000, ge=1, description="examples evaluated at once")
 
 

@@ -63,6 +63,7 @@ class Digits(Classification):
         pixels, labels = load_digits(return_X_y=True)
         self.config, self.model_config, self.data, self.seed = config, model, data, seed
         self.clients = config.clusters * config.clients_per_cluster
+        self.train, self.validation, self.test = self._split(len(labels))
         self.clusters: tuple[int, ...] | None = tuple(
             i // config.clients_per_cluster for i in range(self.clients)
         )
@@ -71,7 +72,6 @@ class Digits(Classification):
             torch.from_numpy(labels).long(),
             torch.stack([self._labels(cluster) for cluster in self.clusters]),
         )
-        self.train, self.validation, self.test = self._split(len(labels))
         # Without validation images there is nothing to evaluate under that name.
         self.splits: tuple[str, ...] = (
             ("validation", "test") if len(self.validation[0]) else ("test",)
@@ -105,15 +105,20 @@ class Digits(Classification):
 
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""
-        self.examples = self.examples.to(device)
+        self._move_to(device)
         return ExampleBatches(self.examples, self.train, clients, self.seed, self.data.batch_size)
 
     def evaluation(
         self, client: int, split: str, device: torch.device
     ) -> Iterable[tuple[int, Batch]]:
         """Return one client's images of `split` ("validation" or "test") in batches."""
+        self._move_to(device)
         numbers = {"validation": self.validation, "test": self.test}[split][client]
         return evaluation_batches(self.examples, client, numbers, self.data.eval_batch_size)
+
+    def _move_to(self, device: torch.device) -> None:
+        if self.examples.inputs.device != device:
+            self.examples = self.examples.to(device)
 
     def diagnose(self, x_nd: object) -> dict[str, float]:
         """Return nothing further."""

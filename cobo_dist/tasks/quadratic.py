@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -165,7 +166,17 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, AttributeError) as error:
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        KeyError,
+        AttributeError,
+        MemoryError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Refusal(f"task.file={path} is no readable npz: {reason}; write it anew") from None
     for name, dimensions in (("centers", 2), ("curvature", 1), ("start", 1)):

@@ -11,9 +11,6 @@ from .quadratic import Quadratic, QuadraticConfig
 
 TaskConfig = DigitsConfig | QuadraticConfig
 
-KNOWN_CLUSTERS = {"digits": True, "quadratic": True}
-"""Whether a task can know its true clusters; with `quadratic` it depends on the file."""
-
 
 def build_task(
     config: TaskConfig, model: ModelConfig, data: DataConfig, seed: int, dtype: torch.dtype
