@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError
@@ -49,7 +49,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML that `--config` takes."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 VARIANTS: dict[str, dict[str, type[Section]]] = {
@@ -67,7 +67,7 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
     Raises:
         Refusal: anything wrong with either, in one line.
     """
-    from_file = _read_yaml(file) if file else {}
+    from_file = {} if file is None else _read_yaml(file)
     from_arguments = _read_arguments(arguments)
     for section in VARIANTS:
         _drop_other_variant(section, from_file, from_arguments)
@@ -113,11 +113,15 @@ class _Loader(yaml.SafeLoader):
     """YAML with the numbers of YAML 1.2: PyYAML reads 1e-3 as text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN)$"),
-    list("-+0123456789."),
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: text that looks like a number to it is quoted."""
+
+
+_FLOAT = re.compile(
+    r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN)$"
 )
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def _parse(text: str, where: str) -> Any:
@@ -152,6 +156,7 @@ def _read_yaml(file: str) -> dict[str, Any]:
 
 def _read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
+    texts = {key for key, field in all_keys() if field.annotation is str}
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not key or argument.startswith("-"):
@@ -165,7 +170,9 @@ def _read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
             branch = branch.setdefault(step, {})
             if not isinstance(branch, dict):
                 raise Refusal(f"argument {argument!r}: {step} already has a value")
-        branch[last] = _parse(text, f"argument {argument!r}") if text else ""
+        value = _parse(text, f"argument {argument!r}") if text else ""
+        # A name is taken as it is written: run.dir=0123 is no octal number, and `on` no truth value.
+        branch[last] = text if key in texts and not isinstance(value, str) else value
     return tree
 
 
@@ -177,9 +184,10 @@ def _drop_other_variant(section: str, below: dict[str, Any], above: dict[str, An
     base, over = below.get(section), above.get(section)
     if not isinstance(base, dict) or not isinstance(over, dict) or "name" not in over:
         return
-    kind = VARIANTS[section].get(over["name"])
-    if kind is None or over["name"] == base.get("name"):
+    name = over["name"]
+    if not isinstance(name, str) or name not in VARIANTS[section] or name == base.get("name"):
         return
+    kind = VARIANTS[section][name]
     known = {key for other in VARIANTS[section].values() for key in other.model_fields}
     for key in [key for key in base if key in known and key not in kind.model_fields]:
         del base[key]
@@ -189,9 +197,11 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(below)
     for key, value in above.items():
         held = merged.get(key)
-        merged[key] = (
-            _merge(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
-        )
+        if isinstance(value, dict) and held is not None:
+            if not isinstance(held, dict):
+                raise Refusal(f"{key}={held!r} must be a group of keys, for example {key}.name=...")
+            value = _merge(held, value)
+        merged[key] = value
     return merged
 
 
@@ -213,6 +223,8 @@ def _explain(error: ValidationError, given: Mapping[str, Any]) -> str:
 def _in_words(path: list[str], mistake: Any, given: Mapping[str, Any]) -> str:
     key, value, kind = ".".join(path), mistake.get("input"), mistake["type"]
     if kind == "extra_forbidden":
+        while isinstance(value, dict) and value and path[0] not in Config.model_fields:
+            path, value = [*path, str(next(iter(value)))], next(iter(value.values()))
         return _unknown_key(path, given)
     if kind in ("union_tag_invalid", "literal_error"):
         names = list(VARIANTS[key]) if kind == "union_tag_invalid" else _literals(mistake["ctx"])
@@ -249,7 +261,7 @@ def _unknown_key(path: list[str], given: Mapping[str, Any]) -> str:
         owners = [
             name
             for name, kind in VARIANTS[section].items()
-            if any(known == ".".join(path[1:]) for known, _ in _keys(kind))
+            if any(f"{known}.".startswith(".".join(path[1:]) + ".") for known, _ in _keys(kind))
         ]
         if owners:
             chosen = given[section]["name"]
@@ -314,11 +326,11 @@ def _default(field: FieldInfo) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    if getattr(annotation, "__origin__", None) in (Annotated, Union):
+    if get_origin(annotation) in (Annotated, Union):
         return _type_name(get_args(annotation)[0])
     options = get_args(annotation)
     if options and all(isinstance(option, str) for option in options):
         return "|".join(options)
-    if getattr(annotation, "__origin__", None) is tuple:
+    if get_origin(annotation) is tuple:
         return f"list of {_type_name(options[0])}"
     return {int: "int", float: "float", bool: "bool", str: "text"}.get(annotation, str(annotation))

@@ -7,11 +7,19 @@ EXIT_FAILED = 1
 EXIT_REFUSED = 2
 
 
+def _one_line(message: str) -> str:
+    """Join lines: a value that somebody typed may hold line breaks."""
+    return " ".join(message.splitlines())
+
+
 class Refusal(Exception):
     """Refused before training: config, data, or environment. Exit code 2.
 
     The message is one line: what is wrong, the value, the key, the remedy.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_one_line(message))
 
 
 class HostRefusal(Refusal):
@@ -25,5 +33,5 @@ class RunFailure(Exception):
     """
 
     def __init__(self, message: str, here_only: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(_one_line(message))
         self.here_only = here_only

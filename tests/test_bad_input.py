@@ -14,7 +14,7 @@ from pool import RankPool
 from problems import QUIET, write_quadratic
 
 from cobo_dist import train
-from cobo_dist.comm.launch import MPI, TORCHRUN
+from cobo_dist.comm.launch import TORCHRUN
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
@@ -28,7 +28,14 @@ Refused = Callable[..., str]
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in `tmp_path`, on one rank however the tests were started."""
     monkeypatch.chdir(tmp_path)
-    for name in (*TORCHRUN, *MPI, "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in (
+        *TORCHRUN,
+        "OMPI_COMM_WORLD_RANK",
+        "PMI_RANK",
+        "LOCAL_RANK",
+        "SLURM_PROCID",
+        "SLURM_NTASKS",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -159,7 +159,7 @@ def test_every_key_of_help_exists() -> None:
     "arguments",
     [
         [],
-        ["optimizer.lr=1e-05", "algorithm.gamma=1e-20", "comm.timeout=1e9"],
+        ["optimizer.lr=1e-05", "algorithm.gamma=1e-20", "comm.timeout=1e6"],
         ["algorithm.name=oracle", "algorithm.buffers=averaged", "model.hidden=[]"],
         ["task.name=quadratic", "task.file=problem.npz", "run.dtype=float64", "task.noise=1e-7"],
         ["run.eval_splits=[validation, test]", "comm.deterministic=true", "run.dir='a: b #c'"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -196,13 +198,16 @@ def test_srun_without_a_node_list_asks_for_the_address() -> None:
 
 
 def test_a_batch_script_with_several_tasks_but_one_python_is_refused() -> None:
-    message = refusal({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"})
+    message = refusal(
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_TASK_PID": "99"}
+    )
     assert "4 tasks" in message
     assert "srun" in message
 
 
 def test_a_batch_script_with_one_task_is_one_rank() -> None:
-    launch = read_launch({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_JOB_ID": "7"})
+    env = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_TASK_PID": "99"}
+    launch = read_launch(env)
     assert (launch.launcher, launch.world_size) == ("python", 1)
 
 
@@ -309,7 +314,16 @@ def test_the_local_rank_picks_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_launcher_that_shows_one_gpu_to_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 1)
-    assert choose_device("cuda", "auto", rank_of(3, 4)) == torch.device("cuda", 0)
+    srun = dataclasses.replace(rank_of(3, 4), launcher="srun")
+    assert choose_device("cuda", "auto", srun) == torch.device("cuda", 0)
+    assert choose_device("auto", "auto", srun) == torch.device("cuda", 0)
+
+
+def test_auto_takes_the_cpu_where_ranks_would_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 1)
+    assert choose_device("auto", "auto", rank_of(3, 4)) == torch.device("cpu")
+    assert choose_device("auto", "auto", rank_of(0, 1)) == torch.device("cuda", 0)
+    assert "4 ranks on this host but 1 GPUs" in device_refusal("cuda", "auto", rank_of(3, 4))
 
 
 def test_more_ranks_than_gpus_are_refused_with_both_numbers(

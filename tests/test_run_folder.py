@@ -110,7 +110,7 @@ def test_env(folder: Path) -> None:
     assert len(env["ranks"]) == ranks_of(folder)
     for library in ("python", "torch", "numpy", "cobo_dist"):
         assert env["versions"][library][0].isdigit()
-    assert env["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(env["versions"]["torch"])
     assert isinstance(env["command"], list)
     for host in env["ranks"]:
         assert os.uname().nodename in host
@@ -373,8 +373,10 @@ def failure_of(session: Session, arguments: list[str]) -> str:
 def test_all_ranks_end_together_naming_the_client_that_diverged(
     pool: RankPool, tmp_path: Path
 ) -> None:
-    """Client 5 of 7 (on rank 1 of 2) has curvature 40: at a step of 0.1 it grows by 3 each round, from
-    1e150, and its loss overflows float64; all others shrink.
+    """Client 5 of 7 (on rank 1 of 2) has curvature 40: at a step of 0.1 it grows by 3 each round.
+
+    From 1e150 in each of 5 coordinates, its loss in round r is 20 * 5 * 1e300 * 9^(r-1): 9^7 = 4.8e6
+    takes it over float64's 1.8e308 in round 8. All others shrink.
     """
     problem = write_quadratic(tmp_path / "problem.npz")
     arrays = dict(np.load(problem))
@@ -388,10 +390,7 @@ def test_all_ranks_end_together_naming_the_client_that_diverged(
          "run.dtype=float64", "algorithm.name=local", "log.flush_every=3"],
     )  # fmt: skip
     assert len(set(answers)) == 1
-    first = [
-        t for t in range(1, 60) if not np.isfinite(0.5 * 40 * 5 * (1e150 * 3.0 ** (t - 1)) ** 2)
-    ]
-    assert f"client 5 became inf in round {first[0]};" in answers[0]
+    assert "client 5 became inf in round 8;" in answers[0]
     assert read(out, "status.json")["reason"] == answers[0]
     assert read(out, "status.json")["exit_code"] == 1
 

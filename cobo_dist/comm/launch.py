@@ -176,9 +176,9 @@ def _first_host(nodelist: str) -> str:
         raise Refusal(
             "SLURM_JOB_NODELIST is not set, so rank 0's host is unknown; set MASTER_ADDR to it"
         )
-    # Without scontrol (a container): the first name of `gpu[03-05,9],cpu1` is gpu03.
-    head = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodelist)
-    return "".join(part or "" for part in head.groups()) if head else nodelist
+    # Without scontrol (a container): the first name of `gpu[03-05,9]_a[1-2],cpu1` is gpu03_a1.
+    shortest = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodelist)
+    return shortest.split(",")[0]
 
 
 def _free_port() -> int:

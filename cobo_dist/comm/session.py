@@ -13,6 +13,11 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the default group of the moment it is imported as their default argument. torch
+# imports it on the way; were it while ranks are connected, the group and its threads would outlive
+# the session and could abort the process as Python ends.
+import torch.distributed.nn.functional
 from pydantic import Field
 
 from cobo_dist.errors import HostRefusal, Refusal
@@ -86,7 +91,7 @@ def choose_device(wanted: str, backend: str, launch: Launch) -> torch.device:
         gpus = launch.local_world_size  # srun shows each task its own GPU, always as number 0
     if wanted == "auto":
         enough = gpus >= launch.local_world_size
-        wanted = "cuda" if backend == "nccl" or (enough and backend == "auto") else "cpu"
+        wanted = "cuda" if gpus and (backend == "nccl" or (enough and backend == "auto")) else "cpu"
     name, colon, number = wanted.partition(":")
     if name not in ("cpu", "cuda") or (colon and (name == "cpu" or not number.isdigit())):
         raise Refusal(f"run.device={wanted!r} is no device; use auto, cpu, cuda or cuda:N")

@@ -34,7 +34,6 @@ def finish(config: Config, ranks: int, metrics: Sequence[str], book: Book, secon
         "ranks": ranks,
         "seconds": round(seconds, 3),
         "bytes_sent": sum(book.bytes[purpose] for purpose in TRAINING),
-        "bytes": book.bytes,
         "final": {name: _finite(value) for name, value in final.items()},
         "per_client": [
             {"client": client, **{name: _finite(value) for name, value in one.items()}}
@@ -42,6 +41,7 @@ def finish(config: Config, ranks: int, metrics: Sequence[str], book: Book, secon
         ],
         "cluster_match": book.match(),
     }
+    book.ledger()
     book.folder.write_json("summary.json", summary)
     book.folder.status(EXIT_DONE, "done")
     book.display.close()

@@ -46,6 +46,11 @@ class RunFolder:
             ) from None
 
     def _refuse_unusable(self, overwrite: bool) -> None:
+        for name in self.path.parts:
+            if len(os.fsencode(name)) > 255:
+                raise Refusal(
+                    f"run.dir={self.path}: a name in it is too long; name another run.dir"
+                )
         for part in (self.path, *self.path.parents):
             if part.exists() and not part.is_dir():
                 raise Refusal(f"run.dir={self.path}: {part} is a file; name another run.dir")

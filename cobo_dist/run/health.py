@@ -80,7 +80,7 @@ class Watch:
 
     def _look_for_divergence(self, r: int) -> None:
         now = float(np.mean(self.losses))
-        if now > 2.0 * self.first_loss and not self._seen("diverging"):
+        if now > 2.0 * self.first_loss > 0 and not self._seen("diverging"):
             self._warn(
                 r, "diverging",
                 f"the mean training loss is {now:.3g} after {r} rounds, up from "

@@ -42,8 +42,6 @@ def run(config: Config, launch: Launch) -> int:
     """
     device = choose_device(config.run.device, config.comm.backend, launch)
     prepared = prepare(config, launch)
-    if launch.rank == 0 and prepared.refusal is not None:
-        raise Refusal(prepared.refusal)  # before any process group: it holds for all
     with open_session(launch, config.comm, device) as session:
         return run_in_session(config, session, prepared)
 

@@ -80,7 +80,7 @@ class Recorder:
             raise RunFailure(verdict)
 
     def check_models(self, r: int) -> None:
-        """End all ranks together if a client's last model holds NaN or infinite numbers.
+        """End all ranks together if a client's last model, or its loss, is no number.
 
         A round's losses are those of the models before it, so the last models need a look.
 
@@ -92,6 +92,11 @@ class Recorder:
         verdict = ""
         if gathered is not None and not gathered.all():
             verdict = self._diverged("model", int(gathered[:, 0].argmin()), "non-finite", r)
+        if self.book is not None and not verdict:
+            losses = [one["loss"] for one in self.book.last_evaluation]
+            bad = next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), None)
+            if bad is not None:
+                verdict = self._diverged("loss", bad, losses[bad], r)
         self._end_together(verdict)
 
     def _diverged(self, what: str, client: int, value: object, r: int) -> str:

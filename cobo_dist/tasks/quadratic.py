@@ -47,8 +47,9 @@ class Point(nn.Module):
         self.x = nn.Parameter(start_d.clone())
 
     def forward(self, center_d: Tensor, curvature: Tensor, noise_d: Tensor) -> Tensor:
-        """Return a/2 ||x - mu||^2 + <noise, x>: the noise enters the gradient as it is."""
-        return 0.5 * curvature * (self.x - center_d).square().sum() + (noise_d * self.x).sum()
+        """Return a/2 ||x - mu||^2, with a gradient of a (x - mu) + noise."""
+        nothing_d = self.x - self.x.detach()  # has the value 0 and the gradient 1
+        return 0.5 * curvature * (self.x - center_d).square().sum() + (noise_d * nothing_d).sum()
 
 
 class Quadratic:
@@ -84,7 +85,7 @@ class Quadratic:
         return Point(self._start)
 
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
-        """Return f_i(x), noise included."""
+        """Return f_i(x); its gradient has the noise."""
         value: Tensor = model(*batch)
         return value
 
@@ -161,10 +162,13 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
     Raises:
         Refusal: the file is missing, no npz, lacks an array, or its shapes or numbers are wrong.
     """
-    if not path.is_file():
-        raise Refusal(f"task.file={path} is no file; write one with numpy.savez")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        if not path.is_file():
+            raise Refusal(f"task.file={path} is no file; write one with numpy.savez")
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one bare array")
+        with file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
     except (
         ValueError,
@@ -179,8 +183,10 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Refusal(f"task.file={path} is no readable npz: {reason}; write it anew") from None
-    for name, dimensions in (("centers", 2), ("curvature", 1), ("start", 1)):
+    for name, dimensions in (("centers", 2), ("curvature", 1), ("start", 1), ("clusters", 1)):
         if name not in arrays:
+            if name == "clusters":
+                continue
             found = ", ".join(sorted(arrays)) or "nothing"
             raise Refusal(f"task.file={path} lacks the array {name!r}; it holds {found}")
         if arrays[name].ndim != dimensions or arrays[name].dtype.kind not in "fiu":
@@ -197,6 +203,11 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
                 f"task.file={path}: centers is [{n}, {d}], so {name} must be [{length}], not "
                 f"{list(arrays[name].shape)}"
             )
+    if (arrays["curvature"] <= 0).any():
+        raise Refusal(
+            f"task.file={path}: curvature must be above 0 (Example 2), and its least is "
+            f"{arrays['curvature'].min():g}"
+        )
     return {
         name: arrays[name].astype(np.float64) for name in arrays if arrays[name].dtype.kind in "fiu"
     }

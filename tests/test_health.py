@@ -1,0 +1,309 @@
+"""The eye on W: figures kept from round to round, and a warning for each way in which a run fails."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import QUIET, rows
+
+from cobo_dist.config import load_config
+from cobo_dist.run.graph_log import GraphLog
+from cobo_dist.run.health import Concern, Watch
+from cobo_dist.train import main
+
+COBO: dict[str, Any] = load_config(None, []).algorithm.model_dump()
+
+# -- GraphLog ------------------------------------------------------------------------------------------
+
+weight = st.sampled_from([0.0, 1.0, 0.5, np.nextafter(0.5, 0)]) | st.floats(0, 1, width=32)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[np.ndarray, list[list[tuple[int, int, float]]]]:
+    """Draw a symmetric W^0 and some rounds of moves, each pair at most once a round."""
+    n = draw(st.integers(2, 6))
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    start = np.ones((n, n))
+    for i, j in pairs:
+        start[i, j] = start[j, i] = draw(weight)
+    rounds = []
+    for _ in range(draw(st.integers(1, 5))):
+        chosen = draw(st.lists(st.sampled_from(pairs), unique=True))
+        rounds.append([(i, j, draw(weight)) for i, j in chosen])
+    return start, rounds
+
+
+def count_components(weights_nn: np.ndarray) -> int:
+    """Count connected components of the graph of weights >= 1/2 by spreading from each client."""
+    unseen, count = set(range(len(weights_nn))), 0
+    while unseen:
+        count += 1
+        front = [unseen.pop()]
+        while front:
+            here = front.pop()
+            near = {k for k in unseen if weights_nn[here, k] >= 0.5}
+            unseen -= near
+            front += near
+    return count
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(history=histories())
+def test_figures_kept_up_to_date_equal_those_computed_anew(
+    history: tuple[np.ndarray, list[list[tuple[int, int, float]]]],
+) -> None:
+    weights, rounds = history
+    graph = GraphLog(weights)
+    untouched = weights.copy()
+    upper = np.triu_indices(len(weights), k=1)
+    now = weights.copy()
+    for moves in rounds:
+        graph.move(
+            np.array([i for i, _, _ in moves], dtype=np.int64),
+            np.array([j for _, j, _ in moves], dtype=np.int64),
+            np.array([w for _, _, w in moves]),
+        )
+        for i, j, w in moves:
+            now[i, j] = now[j, i] = w
+        assert graph.figures() == {
+            "weights_at_0": (now[upper] == 0).mean(),
+            "weights_at_1": (now[upper] == 1).mean(),
+            "components": count_components(now),
+        }
+        assert graph.links == (now[upper] >= 0.5).sum()
+        np.testing.assert_array_equal(graph.weights_nn, now)
+    np.testing.assert_array_equal(weights, untouched, "the given W is the caller's")
+
+
+@pytest.mark.parametrize(
+    ("weights", "figures"),
+    [
+        (np.ones((4, 4)), (0.0, 1.0, 1)),
+        (np.zeros((4, 4)), (1.0, 0.0, 4)),
+        (np.eye(4), (1.0, 0.0, 4)),
+        (np.full((3, 3), 0.5), (0.0, 0.0, 1)),
+        (np.full((3, 3), 0.49), (0.0, 0.0, 3)),
+        (np.kron(np.eye(2), np.ones((2, 2))), (4 / 6, 2 / 6, 2)),
+        (np.ones((1, 1)), (0.0, 0.0, 1)),
+    ],
+    ids=["ones", "zeros", "identity", "half", "below_half", "blocks", "one_client"],
+)
+def test_figures_of_known_graphs(weights: np.ndarray, figures: tuple[float, float, int]) -> None:
+    assert tuple(GraphLog(weights).figures().values()) == figures
+
+
+# -- Watch ---------------------------------------------------------------------------------------------
+
+
+def play(
+    watch: Watch,
+    rounds: int,
+    weights: np.ndarray,
+    *,
+    alignment: float = 1.0,
+    pairs: int = 6,
+    losses: list[float] | None = None,
+) -> list[Concern]:
+    """Let the watch see `rounds` rounds with one W and `pairs` drawn pairs of one alignment each."""
+    graph, seen = GraphLog(weights), watch.before()
+    for r in range(1, rounds + 1):
+        loss = losses[r - 1] if losses else 1.0
+        seen += watch.after(r, loss, np.full(pairs, alignment), graph)
+    return seen
+
+
+def kinds(concerns: list[Concern]) -> list[tuple[str, int]]:
+    return [(concern.kind, concern.round) for concern in concerns]
+
+
+BLOCKS = np.kron(np.eye(2), np.ones((2, 2)))
+
+
+def test_a_sound_run_is_left_alone() -> None:
+    assert play(Watch(COBO, 4, 100, 0.1), 100, BLOCKS) == []
+
+
+def test_nothing_is_said_of_a_w_that_does_not_move() -> None:
+    """The identity of Local is empty, and the ones of FedAvg are fully connected, on purpose."""
+    for weights in (np.eye(4), np.ones((4, 4))):
+        assert play(Watch({}, 4, 100, 0.1), 100, weights, pairs=0) == []
+
+
+def test_gamma_too_large() -> None:
+    """Gamma 0.01 times an alignment of 60: each drawn weight jumps by 0.6, and all lie at an end."""
+    concerns = play(Watch(COBO, 4, 1000, 0.1), 1000, BLOCKS, alignment=60.0)
+    assert kinds(concerns) == [("saturated", 3)], "once each pair was drawn three times"
+    for words in ("4 and 2 of 6", "0.60", "algorithm.gamma (now 0.01)"):
+        assert words in concerns[0].message
+
+
+@pytest.mark.parametrize(
+    ("alignment", "weights"),
+    [(20.0, BLOCKS), (60.0, np.full((4, 4), 0.9)), (-0.01, np.ones((4, 4)))],
+    ids=["small_jumps", "weights_between", "still_at_the_start"],
+)
+def test_gamma_that_is_not_too_large(alignment: float, weights: np.ndarray) -> None:
+    """All at 1 as at the start, or jumps below 0.3 of the range, are no saturation."""
+    concerns = play(Watch(COBO, 4, 1000, 0.1), 999, weights, alignment=alignment)
+    assert "saturated" not in dict(kinds(concerns))
+
+
+def test_negative_jumps_count_as_well() -> None:
+    concerns = play(Watch(COBO, 4, 100, 0.1), 100, BLOCKS, alignment=-60.0)
+    assert kinds(concerns) == [("saturated", 3)], "said once"
+
+
+def test_fully_connected() -> None:
+    concerns = play(Watch(COBO, 4, 100, 0.1), 100, np.full((4, 4), 0.5))
+    assert kinds(concerns) == [("fully_connected", 100)]
+    for words in ("all 6 pairs", "algorithm.gamma (now 0.01)", "algorithm.rho (now 0.2)"):
+        assert words in concerns[0].message
+
+
+def test_empty() -> None:
+    concerns = play(Watch(COBO, 4, 100, 0.1), 100, np.full((4, 4), 0.4))
+    assert kinds(concerns) == [("empty", 100)]
+    for words in ("no pair is linked", "algorithm.rho (now 0.2)", "algorithm.gamma (now 0.01)"):
+        assert words in concerns[0].message
+
+
+@pytest.mark.parametrize(("pairs", "warned"), [(0, True), (5, True), (6, False)])
+def test_hardly_drawn(pairs: int, warned: bool) -> None:
+    """6 pairs in 3 rounds: 18 drawings are 3.0 visits a pair, 15 are 2.5."""
+    concerns = play(Watch(COBO, 4, 3, 0.1), 3, BLOCKS, pairs=pairs)
+    assert kinds(concerns) == ([("hardly_drawn", 3)] if warned else [])
+    if warned:
+        visits = pairs * 3 / 6
+        assert f"drawn {visits:.1f} times in 3 rounds" in concerns[0].message
+        assert "algorithm.sampling.rate (now 1)" in concerns[0].message
+
+
+@pytest.mark.parametrize(("rho", "warned"), [(2.49, False), (2.5, True), (10.0, True)])
+def test_the_step_of_the_penalty(rho: float, warned: bool) -> None:
+    """At W = 1, a difference of models is multiplied by 1 - eta rho n: 0.1 * 2.5 * 8 = 2."""
+    concerns = Watch(COBO | {"rho": rho}, 8, 100, 0.1).before()
+    assert kinds(concerns) == ([("penalty_step", 0)] if warned else [])
+    if warned:
+        assert f"{0.1 * rho * 8:.2f}" in concerns[0].message
+        assert "algorithm.rho below 2.5" in concerns[0].message
+
+
+def test_the_step_of_the_penalty_from_zeros_is_let_be() -> None:
+    assert Watch(COBO | {"rho": 10.0, "start": "zeros"}, 8, 100, 0.1).before() == []
+
+
+@pytest.mark.parametrize("config", [COBO, {}], ids=["cobo", "local"])
+def test_diverging_is_said_once(config: dict[str, Any]) -> None:
+    """The mean of 20 losses that grow by a tenth a round: 2.86 times the first after 20 rounds."""
+    losses = [1.1**r for r in range(60)]
+    concerns = play(Watch(config, 4, 1000, 0.1), 60, BLOCKS, losses=losses)
+    assert kinds(concerns) == [("diverging", 20)]
+    assert "2.86" in concerns[0].message
+    assert "optimizer.lr" in concerns[0].message
+    assert ("algorithm.rho" in concerns[0].message) == bool(config)
+
+
+def test_one_bad_batch_is_no_divergence() -> None:
+    losses = [1.0] * 19 + [15.0] + [1.0] * 40
+    assert play(Watch(COBO, 4, 1000, 0.1), 60, BLOCKS, losses=losses) == []
+
+
+@pytest.mark.parametrize("first", [-1.0, 0.0], ids=["negative", "zero"])
+def test_a_first_loss_of_zero_or_less_does_not_make_every_loss_divergence(first: float) -> None:
+    """`quadratic` with noise starts there: its loss is f(x) + <noise, x>, and x^0 may be optimal."""
+    rng = np.random.default_rng(0)
+    losses = [first, *rng.normal(0.5, 0.3, size=99).tolist()]
+    assert play(Watch({}, 4, 1000, 0.1), 100, BLOCKS, losses=losses) == []
+
+
+def test_one_client_is_no_matter_of_graphs() -> None:
+    assert play(Watch(COBO, 1, 50, 0.1), 50, np.ones((1, 1)), pairs=0) == []
+
+
+# -- real runs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def warnings_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Train and return {kind: message}; what is in metrics.jsonl has been said aloud as well."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> dict[str, str]:
+        assert main([*QUIET, f"run.dir={tmp_path / 'out'}", *arguments]) == 0
+        found = rows(tmp_path / "out", "warning")
+        said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+        assert said == [f"warning (round {row['round']}): {row['message']}" for row in found]
+        return {row["kind"]: row["message"] for row in found}
+
+    return run
+
+
+def test_the_quickstart_gives_no_warning(warnings_of: Any) -> None:
+    assert warnings_of("run.rounds=400") == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "setting"),
+    [
+        (("algorithm.gamma=1000", "algorithm.sampling.rate=4"), {"saturated"}, "algorithm.gamma"),
+        (
+            ("algorithm.gamma=0", "algorithm.sampling.name=all"),
+            {"fully_connected"},
+            "algorithm.gamma",
+        ),
+        (
+            ("algorithm.gamma=0", "algorithm.sampling.name=all", "algorithm.start=zeros"),
+            {"empty"},
+            "algorithm.rho",
+        ),
+        (
+            ("algorithm.sampling.rate=0",),
+            {"hardly_drawn", "fully_connected"},
+            "algorithm.sampling.rate",
+        ),
+        (
+            ("algorithm.rho=3", "run.rounds=5"),
+            {"penalty_step", "hardly_drawn", "fully_connected"},
+            "algorithm.rho below 2.5",
+        ),
+    ],
+)
+def test_a_setting_that_is_off_is_named(
+    warnings_of: Any, arguments: tuple[str, ...], expected: set[str], setting: str
+) -> None:
+    found = warnings_of("run.rounds=40", *arguments)
+    assert set(found) == expected
+    assert any(setting in message for message in found.values())
+
+
+def quadratic(path: Path, centers: np.ndarray, start: np.ndarray) -> tuple[str, str]:
+    np.savez(path, centers=centers, curvature=np.ones(len(centers)), start=start)
+    return "task.name=quadratic", f"task.file={path}"
+
+
+def test_models_that_diverge(warnings_of: Any, tmp_path: Path) -> None:
+    """Curvature 1 and a step of 2.2: the distance grows by 1.2 a round, the loss by 1.44."""
+    problem = quadratic(tmp_path / "problem.npz", np.eye(6)[[0, 0, 1, 1]], np.zeros(6))
+    found = warnings_of(*problem, "optimizer.lr=2.2", "algorithm.name=local", "run.rounds=40")
+    assert set(found) == {"diverging"}
+    mean = 0.5 * np.mean([1.44**r for r in range(20)])
+    assert f"{mean:.3g} after 20 rounds, up from 0.5" in found["diverging"]
+    assert math.isclose(mean, 0.5 * (1.44**20 - 1) / 0.44 / 20), "the geometric sum"
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_a_noisy_quadratic_that_converges_is_left_alone(
+    warnings_of: Any, tmp_path: Path, seed: int
+) -> None:
+    problem = quadratic(tmp_path / "problem.npz", 0.1 * np.eye(6)[[0, 0, 1, 1]], np.ones(6))
+    arguments = ("task.noise=3", "algorithm.name=local", "run.rounds=100", f"run.seed={seed}")
+    assert warnings_of(*problem, *arguments) == {}

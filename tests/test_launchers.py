@@ -1,0 +1,228 @@
+"""Real processes: torchrun, mpirun, a refusal under a launcher, a rank that dies in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from problems import QUIET, models, rows, write_quadratic
+
+TRAIN = "cobo_dist.train"
+LAUNCHED_BY = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "SLURM",
+               "PMI", "OMPI", "MPI_")  # fmt: skip
+BIN = Path(sys.executable).parent
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return this environment without a launcher's variables, with one thread a rank."""
+    kept = {name: v for name, v in os.environ.items() if not name.startswith(LAUNCHED_BY)}
+    return kept | {"OMP_NUM_THREADS": "1"} | more
+
+
+def start(
+    command: list[str], folder: Path, timeout: float = 90
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+
+
+def torchrun(ranks: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone",
+            f"--nproc_per_node={ranks}", "-m", TRAIN]  # fmt: skip
+
+
+def said(stderr: str) -> list[str]:
+    """Return our own lines of complaint; launchers add theirs."""
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+def quadratic(folder: Path) -> list[str]:
+    write_quadratic(folder / "problem.npz")
+    return [*QUIET, "task.name=quadratic", "task.file=problem.npz", "run.rounds=8", "run.dir=out",
+            "run.dtype=float64", "algorithm.sampling.name=all", "comm.deterministic=true"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The same run in this process: what every launcher must come to."""
+    from cobo_dist.train import main
+
+    folder = tmp_path_factory.mktemp("one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in list(os.environ):
+            if name.startswith(LAUNCHED_BY):
+                patch.delenv(name)
+        assert main(quadratic(folder)) == 0
+    return models(folder / "out")
+
+
+def check_run(folder: Path, launcher: str, expected: dict[str, np.ndarray]) -> None:
+    """Two ranks have done together what one does alone, and say so."""
+    out = folder / "out"
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["ranks"], summary["rounds"], summary["clients"]) == (2, 8, 7)
+    assert summary["bytes_sent"] > 0
+    env = json.loads((out / "env.json").read_text())
+    assert env["launcher"] == launcher
+    assert len(env["ranks"]) == 2
+    assert json.loads((out / "status.json").read_text())["exit_code"] == 0
+    assert len(rows(out, "round")) == 8
+    found = models(out)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].tobytes() == value.tobytes(), name
+
+
+def test_torchrun(tmp_path: Path, one_rank: dict[str, np.ndarray]) -> None:
+    done = start([*torchrun(2), *quadratic(tmp_path)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert said(done.stderr) == []
+    assert done.stdout.count("run folder") == 1, "only rank 0 speaks"
+    check_run(tmp_path, "torchrun", one_rank)
+
+
+def mpirun() -> list[str]:
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+    found = shutil.which("mpirun", path=str(BIN)) or shutil.which("mpirun")
+    if not found:
+        pytest.skip("there is no mpirun beside python or on the PATH")
+    version = subprocess.run(
+        [found, "--version"], capture_output=True, text=True, check=False
+    ).stdout
+    extra = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []
+    return [found, *extra, "-n", "2", sys.executable, "-m", TRAIN]
+
+
+def test_mpirun(tmp_path: Path, one_rank: dict[str, np.ndarray]) -> None:
+    done = start([*mpirun(), *quadratic(tmp_path)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert said(done.stderr) == []
+    assert done.stdout.count("run folder") == 1
+    check_run(tmp_path, "mpirun", one_rank)
+
+
+def test_a_refusal_under_torchrun_is_said_once(tmp_path: Path) -> None:
+    done = start([*torchrun(2), "run.round=5", "run.dir=out"], tmp_path)
+    assert done.returncode == 1, "torchrun's own code for any failed worker"
+    assert said(done.stderr) == ["error: run.round is not a known key; did you mean run.rounds?"], (
+        done.stderr
+    )
+    traces = [line for line in done.stderr.splitlines() if "cobo_dist/" in line and "File" in line]
+    assert traces == [], "no traceback of ours"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_under_mpirun_is_said_once_and_keeps_its_code(tmp_path: Path) -> None:
+    done = start([*mpirun(), "task.name=quadratic", "run.dir=out"], tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert len(said(done.stderr)) == 1, done.stderr
+    assert said(done.stderr)[0].startswith("error: task.file is not set")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_rounds(out: Path, ranks: list[subprocess.Popen[str]], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        ended = [rank.poll() for rank in ranks if rank.poll() is not None]
+        assert not ended, f"a rank ended early with {ended}"
+        if (out / "metrics.jsonl").exists() and '"event": "round"' in (
+            out / "metrics.jsonl"
+        ).read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError("no round within a minute")
+
+
+def start_by_hand(command: list[str], folder: Path) -> list[subprocess.Popen[str]]:
+    """Start two ranks without a launcher, so that none of them is stopped but by itself."""
+    port = str(free_port())
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=folder,
+            env=environment(
+                RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+THREADS = """
+import glob, sys
+from cobo_dist.train import main
+code = main(sys.argv[1:])
+names = [open(path).read().strip() for path in glob.glob("/proc/self/task/*/comm")]
+print("left:", *sorted(name for name in names if "gloo" in name or "tcpstore" in name))
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are read from /proc")
+def test_no_thread_of_the_process_group_outlives_the_run(tmp_path: Path) -> None:
+    """One that does may ask for Python's lock while Python ends, and abort a run that was done.
+
+    A module imported while ranks are connected can keep the group alive: `torch.distributed.nn` has
+    the group of that moment as the default of its functions.
+    """
+    ranks = start_by_hand(["-c", THREADS, *quadratic(tmp_path)], tmp_path)
+    try:
+        said_by = [rank.communicate(timeout=60) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for out, err in said_by:
+        assert out.splitlines()[-1].split() == ["left:"], err
+
+
+def test_a_rank_that_is_killed_ends_the_run_at_once(tmp_path: Path) -> None:
+    """Rank 1 is killed in the middle of a run of a million rounds: rank 0 does not wait for it."""
+    out = tmp_path / "out"
+    arguments = [*quadratic(tmp_path), "run.rounds=1000000", "log.flush_every=1"]
+    ranks = start_by_hand(["-m", TRAIN, *arguments], tmp_path)
+    try:
+        wait_for_rounds(out, ranks)
+        ranks[1].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        _, stderr = ranks[0].communicate(timeout=30)
+        assert time.monotonic() - killed < 10
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    assert ranks[0].returncode == 1
+    lines = said(stderr)
+    assert len(lines) == 1, stderr
+    assert "rank 0 lost contact" in lines[0]
+    assert "Traceback" not in stderr
+    status = json.loads((out / "status.json").read_text())
+    assert (status["exit_code"], status["status"]) == (1, "failed")
+    assert status["reason"] == lines[0].removeprefix("error: ")
+    assert not (out / "summary.json").exists()
