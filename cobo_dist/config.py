@@ -193,14 +193,14 @@ def _drop_other_variant(section: str, below: dict[str, Any], above: dict[str, An
         del base[key]
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         held = merged.get(key)
         if isinstance(value, dict) and held is not None:
             if not isinstance(held, dict):
-                raise Refusal(f"{key}={held!r} must be a group of keys, for example {key}.name=...")
-            value = _merge(held, value)
+                raise Refusal(_must_be_group(f"{at}{key}", held))
+            value = _merge(held, value, f"{at}{key}.")
         merged[key] = value
     return merged
 
@@ -234,7 +234,7 @@ def _in_words(path: list[str], mistake: Any, given: Mapping[str, Any]) -> str:
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{key}={value!r} is none of {', '.join(names)}{hint}"
     if kind in ("model_attributes_type", "model_type", "dict_type"):
-        return f"{key}={value!r} must be a group of keys, for example {key}.{_example(path)}"
+        return _must_be_group(key, value)
     return f"{key}={value!r} is refused: {_lower(mistake['msg'])}"
 
 
@@ -247,11 +247,10 @@ def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _example(path: list[str]) -> str:
-    for key, _ in _keys(Config):
-        if key.startswith(".".join(path) + "."):
-            return key.removeprefix(".".join(path) + ".") + "=..."
-    return "name=..."
+def _must_be_group(key: str, value: object) -> str:
+    inside = [known for known, _ in all_keys() if known.startswith(f"{key}.")]
+    example = f", for example {inside[0]}=..." if inside else ""
+    return f"{key}={value!r} must be a group of keys{example}"
 
 
 def _unknown_key(path: list[str], given: Mapping[str, Any]) -> str:

@@ -135,17 +135,18 @@ def test_nothing_is_said_of_a_w_that_does_not_move() -> None:
         assert play(Watch({}, 4, 100, 0.1), 100, weights, pairs=0) == []
 
 
-def test_gamma_too_large() -> None:
-    """Gamma 0.01 times an alignment of 60: each drawn weight jumps by 0.6, and all lie at an end."""
-    concerns = play(Watch(COBO, 4, 1000, 0.1), 1000, BLOCKS, alignment=60.0)
-    assert kinds(concerns) == [("saturated", 3)], "once each pair was drawn three times"
+@pytest.mark.parametrize("alignment", [60.0, -60.0])
+def test_gamma_too_large(alignment: float) -> None:
+    """Gamma 0.01 times an alignment of 60: each drawn weight moves by 0.6, and all lie at an end."""
+    concerns = play(Watch(COBO, 4, 1000, 0.1), 1000, BLOCKS, alignment=alignment)
+    assert kinds(concerns) == [("saturated", 3)], "once, when each of 6 pairs was drawn three times"
     for words in ("4 and 2 of 6", "0.60", "algorithm.gamma (now 0.01)"):
         assert words in concerns[0].message
 
 
 @pytest.mark.parametrize(
     ("alignment", "weights"),
-    [(20.0, BLOCKS), (60.0, np.full((4, 4), 0.9)), (-0.01, np.ones((4, 4)))],
+    [(29.0, BLOCKS), (60.0, np.full((4, 4), 0.9)), (-0.01, np.ones((4, 4)))],
     ids=["small_jumps", "weights_between", "still_at_the_start"],
 )
 def test_gamma_that_is_not_too_large(alignment: float, weights: np.ndarray) -> None:
@@ -154,9 +155,13 @@ def test_gamma_that_is_not_too_large(alignment: float, weights: np.ndarray) -> N
     assert "saturated" not in dict(kinds(concerns))
 
 
-def test_negative_jumps_count_as_well() -> None:
-    concerns = play(Watch(COBO, 4, 100, 0.1), 100, BLOCKS, alignment=-60.0)
-    assert kinds(concerns) == [("saturated", 3)], "said once"
+def test_gamma_too_large_shows_late_as_well() -> None:
+    """Sound for 100 rounds, then jumping: the recent drawings count, not the mean of all."""
+    watch, graph = Watch(COBO, 4, 1000, 0.1), GraphLog(BLOCKS)
+    for r in range(1, 101):
+        assert watch.after(r, 1.0, np.full(6, 1.0), graph) == []
+    found = [watch.after(r, 1.0, np.full(6, 60.0), graph) for r in range(101, 111)]
+    assert [one.kind for concerns in found for one in concerns] == ["saturated"]
 
 
 def test_fully_connected() -> None:

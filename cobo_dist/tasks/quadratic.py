@@ -203,6 +203,9 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
                 f"task.file={path}: centers is [{n}, {d}], so {name} must be [{length}], not "
                 f"{list(arrays[name].shape)}"
             )
+    clusters = arrays.get("clusters", np.zeros(1))
+    if (clusters != np.round(clusters)).any():
+        raise Refusal(f"task.file={path}: clusters must be whole numbers, one for each client")
     if (arrays["curvature"] <= 0).any():
         raise Refusal(
             f"task.file={path}: curvature must be above 0 (Example 2), and its least is "
