@@ -19,6 +19,7 @@ class RankPool:
         context = multiprocessing.get_context("spawn")
         self.pipes: list[Connection] = []
         self.workers = []
+        self.jobs = 0
         for _ in range(size):
             ours, theirs = context.Pipe()
             worker = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -33,14 +34,19 @@ class RankPool:
             AssertionError: with the tracebacks of all ranks that raised.
         """
         port = _free_port()
+        self.jobs += 1
         for rank, pipe in enumerate(self.pipes[:ranks]):
-            pipe.send((rank, ranks, port, function, args))
+            pipe.send((self.jobs, rank, ranks, port, function, args))
         results, failures = [], []
         for rank, pipe in enumerate(self.pipes[:ranks]):
-            if not pipe.poll(TIMEOUT):
+            job = -1
+            while job != self.jobs:  # an answer to an earlier job came too late to count
+                if not pipe.poll(TIMEOUT):
+                    break
+                job, fine, value = pipe.recv()
+            if job != self.jobs:
                 failures.append(f"rank {rank} did not answer within {TIMEOUT} s")
                 continue
-            fine, value = pipe.recv()
             results.append(value)
             if not fine:
                 failures.append(f"rank {rank}:\n{value}")
@@ -65,14 +71,15 @@ def _serve(pipe: Connection) -> None:
 
     torch.set_num_threads(1)
     while (job := pipe.recv()) is not None:
-        rank, ranks, port, function, args = job
+        number, rank, ranks, port, function, args = job
         launch = Launch("python", rank, ranks, rank, ranks, "127.0.0.1", port)
         try:
             config = CommConfig(timeout=60.0)
             with open_session(launch, config, torch.device("cpu")) as session:
-                pipe.send((True, function(session, *args)))
+                answer = (number, True, function(session, *args))
+            pipe.send(answer)
         except BaseException:
-            pipe.send((False, traceback.format_exc()))
+            pipe.send((number, False, traceback.format_exc()))
 
 
 def _free_port() -> int:

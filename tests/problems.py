@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
 from cobo_dist.run.loop import run_in_session
@@ -29,6 +31,19 @@ def write_quadratic(path: Path, clients: int = 7, size: int = 5, seed: int = 0) 
 def train(session: Session, arguments: list[str]) -> int:
     """Run a whole training inside the session, as `cobo_dist.train` would."""
     return run_in_session(load_config(None, [*QUIET, *arguments]), session)
+
+
+def train_and_weights(session: Session, arguments: list[str]) -> np.ndarray:
+    """Run a whole training; return this rank's rows of W as the algorithm holds them."""
+    built = []
+
+    def build(*parts: Any) -> Any:
+        built.append(build_algorithm(*parts))
+        return built[0]
+
+    with mock.patch("cobo_dist.run.loop.build_algorithm", build):
+        train(session, arguments)
+    return built[0].weights_cn
 
 
 def models(folder: Path) -> dict[str, np.ndarray]:

@@ -243,7 +243,7 @@ def warnings_of(
         monkeypatch.delenv(name, raising=False)
 
     def run(*arguments: str) -> dict[str, str]:
-        assert main([*QUIET, f"run.dir={tmp_path / 'out'}", *arguments]) == 0
+        assert main([*QUIET, "run.threads=1", f"run.dir={tmp_path / 'out'}", *arguments]) == 0
         found = rows(tmp_path / "out", "warning")
         said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
         assert said == [f"warning (round {row['round']}): {row['message']}" for row in found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from cobo_dist.comm.nccl_rules import (
     check_schedule,
 )
 from cobo_dist.comm.session import Session
+from cobo_dist.comm.transport import Transport
 
 
 def recorded_run(session: Session, arguments: list[str]) -> list[list[Operation]]:
@@ -46,6 +48,41 @@ def test_real_rounds_keep_the_rules(
     del broken[1][5][0]
     with pytest.raises(NcclRuleBroken):
         check_schedule(broken)
+
+
+class Checksums:
+    """Passes on to a transport, and looks whether a buffer under way is touched before `wait`."""
+
+    def __init__(self, inner: Transport) -> None:
+        self.inner, self.rank, self.world_size = inner, inner.rank, inner.world_size
+        self.gather, self.broadcast = inner.gather, inner.broadcast
+        self.checked = 0
+
+    def exchange(self, sends, receives, purpose):  # type: ignore[no-untyped-def]
+        before = [(tensor, tensor.clone()) for tensor in sends.values()]
+        pending = self.inner.exchange(sends, receives, purpose)
+        addresses = [tensor.data_ptr() for tensor in (*sends.values(), *receives.values())]
+        assert len(set(addresses)) == len(addresses), "no buffer serves two messages at once"
+
+        def wait() -> None:
+            for tensor, copy in before:
+                assert torch.equal(tensor, copy), f"a {purpose} message changed on its way"
+            pending.wait()
+            self.checked += len(before)
+
+        return types.SimpleNamespace(wait=wait)
+
+
+def checked_run(session: Session, arguments: list[str]) -> int:
+    """Train with checksums of all messages under way; return how many were checked."""
+    transport = Checksums(session.transport)
+    train(dataclasses.replace(session, transport=transport), arguments)
+    return transport.checked
+
+
+def test_no_message_changes_on_its_way(pool: RankPool, tmp_path: Path) -> None:
+    arguments = ["run.rounds=10", f"run.dir={tmp_path / 'run'}", "algorithm.sampling.name=all"]
+    assert all(checked > 10 * 2 * 3 for checked in pool.run(3, checked_run, arguments))
 
 
 def send(peer: int, count: int = 4, **more: object) -> Operation:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dense_twin import dense_cobo
 from pool import RankPool
-from problems import models, rows, train, write_quadratic
+from problems import models, rows, train, train_and_weights, write_quadratic
 
 from cobo_dist.maths import seeds
 from cobo_dist.maths.sampling import draw_pairs
@@ -22,10 +22,13 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_quadratic(tmp_path_factory.mktemp("problem") / "problem.npz")
 
 
-def quadratic(pool: RankPool, problem: Path, folder: Path, ranks: int, *more: str) -> Path:
-    pool.run(
+def quadratic(
+    pool: RankPool, problem: Path, folder: Path, ranks: int, *more: str
+) -> tuple[Path, np.ndarray]:
+    """Train; return the run folder and W, in full precision, from all ranks."""
+    rows_of_w = pool.run(
         ranks,
-        train,
+        train_and_weights,
         [
             "task.name=quadratic",
             f"task.file={problem}",
@@ -37,7 +40,7 @@ def quadratic(pool: RankPool, problem: Path, folder: Path, ranks: int, *more: st
             *more,
         ],
     )
-    return folder
+    return folder, np.concatenate(rows_of_w)
 
 
 def twin(
@@ -67,13 +70,14 @@ def stacked(folder: Path) -> np.ndarray:
 def test_all_pairs_equal_the_dense_twin(
     pool: RankPool, problem: Path, tmp_path: Path, ranks: int, alignment: str, engine: str
 ) -> None:
-    folder = quadratic(
+    folder, w_run = quadratic(
         pool, problem, tmp_path / "run", ranks,
         "algorithm.sampling.name=all", f"algorithm.alignment={alignment}", f"run.engine={engine}",
     )  # fmt: skip
     every = [(i, j) for i in range(7) for j in range(i + 1, 7)]
     x, w = twin(problem, [every] * ROUNDS, cosine=alignment == "cosine")
     np.testing.assert_allclose(stacked(folder), x, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(w_run, w, rtol=0, atol=1e-10)
     np.testing.assert_allclose(np.load(folder / "W.npz")["weights"][-1], w, atol=1e-6)
     assert 0.0 < w.mean() < 1.0, "a problem in which W moves"
 
@@ -81,7 +85,7 @@ def test_all_pairs_equal_the_dense_twin(
 def test_consensus_and_gradient_norm_of_every_round_are_the_twins(
     pool: RankPool, problem: Path, tmp_path: Path
 ) -> None:
-    folder = quadratic(pool, problem, tmp_path / "run", 2, "algorithm.sampling.name=all")
+    folder, _ = quadratic(pool, problem, tmp_path / "run", 2, "algorithm.sampling.name=all")
     arrays = np.load(problem)
     every = [(i, j) for i in range(7) for j in range(i + 1, 7)]
     for row in rows(folder, "round")[:25]:
@@ -101,7 +105,7 @@ def test_consensus_and_gradient_norm_of_every_round_are_the_twins(
 def test_sampled_pairs_equal_the_dense_twin(
     pool: RankPool, problem: Path, tmp_path: Path, ranks: int, strategy: str
 ) -> None:
-    folder = quadratic(
+    folder, w_run = quadratic(
         pool, problem, tmp_path / "run", ranks,
         f"algorithm.sampling.name={strategy}", "algorithm.sampling.rate=2",
         "algorithm.sampling.switch_fraction=0.5", "algorithm.start=zeros",
@@ -114,6 +118,7 @@ def test_sampled_pairs_equal_the_dense_twin(
         pairs.append([tuple(pair) for pair in drawn.tolist()])
     x, w = twin(problem, pairs, w_0=0.0)
     np.testing.assert_allclose(stacked(folder), x, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(w_run, w, rtol=0, atol=1e-10)
     np.testing.assert_allclose(np.load(folder / "W.npz")["weights"][-1], w, atol=1e-6)
     assert [row["pairs"] for row in rows(folder, "round")] == [len(drawn) for drawn in pairs]
 
@@ -129,10 +134,9 @@ def test_deterministic_is_bitwise_the_same_on_any_number_of_ranks(
         )
         for ranks in RANKS
     ]  # fmt: skip
-    for other in runs[1:]:
-        assert stacked(other).tobytes() == stacked(runs[0]).tobytes()
-        weights = [np.load(run / "W.npz")["weights"].tobytes() for run in (runs[0], other)]
-        assert weights[0] == weights[1]
+    for folder, weights in runs[1:]:
+        assert stacked(folder).tobytes() == stacked(runs[0][0]).tobytes()
+        assert weights.tobytes() == runs[0][1].tobytes()
 
 
 @pytest.mark.parametrize("algorithm", ["cobo", "fedavg", "oracle", "local"])
@@ -161,12 +165,12 @@ def test_noisy_runs_draw_the_same_on_every_number_of_ranks(
 ) -> None:
     """Same pairs, same noise: the models agree up to the rounding of sums."""
     runs = [
-        quadratic(pool, problem, tmp_path / f"run{ranks}", ranks, "task.noise=0.5")
+        quadratic(pool, problem, tmp_path / f"run{ranks}", ranks, "task.noise=0.5")[0]
         for ranks in RANKS
     ]
     for other in runs[1:]:
         np.testing.assert_allclose(stacked(other), stacked(runs[0]), rtol=0, atol=1e-10)
         drawn = [[row["pairs"] for row in rows(run, "round")] for run in (runs[0], other)]
         assert drawn[0] == drawn[1]
-    noiseless = quadratic(pool, problem, tmp_path / "noiseless", 1)
+    noiseless, _ = quadratic(pool, problem, tmp_path / "noiseless", 1)
     assert np.abs(stacked(noiseless) - stacked(runs[0])).max() > 1e-3, "the noise does something"

@@ -29,7 +29,7 @@ SECRET = "planted-4711-secret"
 DIGITS = [
     f"run.rounds={ROUNDS}", "run.eval_every=10", "run.log_weights_every=10", "run.seed=5",
     "run.eval_splits=[validation, test]", "model.norm=batch", "algorithm.gamma=0.3",
-    "algorithm.sampling.rate=3", "log.flush_every=7",
+    "algorithm.sampling.rate=3", "log.flush_every=7", "run.threads=1",
 ]  # fmt: skip
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_RANK")
 
