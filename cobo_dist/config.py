@@ -45,7 +45,7 @@ class Config(Section):
     def run_dir(self) -> Path:
         """The run folder."""
         default = f"runs/{self.task.name}-{self.algorithm.name}-s{self.run.seed}"
-        return Path(self.run.dir or default)
+        return Path(self.run.dir or default).expanduser()
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML that `--config` takes."""
@@ -71,7 +71,10 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
     from_arguments = _read_arguments(arguments)
     for section in VARIANTS:
         _drop_other_variant(section, from_file, from_arguments)
-    merged = _merge(from_file, from_arguments)
+    try:
+        merged = _merge(from_file, from_arguments)
+    except RecursionError:
+        raise Refusal("the config contains itself (a YAML alias inside its anchor)") from None
     for section, default in (("task", "digits"), ("algorithm", "cobo")):
         if isinstance(given := merged.setdefault(section, {}), dict):
             given.setdefault("name", default)
@@ -282,7 +285,8 @@ def _unknown_key(path: list[str], given: Mapping[str, Any]) -> str:
 def _keys(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in kind.model_fields.items():
         annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
+        plain = isinstance(annotation, type) and get_origin(annotation) is None
+        if plain and issubclass(annotation, Section):  # Python 3.10 calls list[int] a type
             yield from _keys(annotation, f"{prefix}{name}.")
         elif kind is Config:
             for variant in get_args(annotation):

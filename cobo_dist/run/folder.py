@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cobo_dist.errors import Refusal
@@ -145,6 +146,7 @@ def describe_environment() -> dict[str, Any]:
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
             continue
+    versions["torch"] = torch.__version__  # with its build, which the metadata leave out
     return {
         "versions": versions,
         "platform": platform.platform(),

@@ -70,7 +70,9 @@ def set_up_torch(config: Config, launch: Launch, device: torch.device) -> None:
         threads = 1
         if device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.comm.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != config.comm.deterministic:
+        # Even to say no costs a second and more: it imports torch's compiler.
+        torch.use_deterministic_algorithms(config.comm.deterministic)
     torch.set_num_threads(threads)
 
 

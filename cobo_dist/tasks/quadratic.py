@@ -71,7 +71,7 @@ class Quadratic:
                 "task.file is not set; task quadratic needs a problem.npz with centers [n, d], "
                 "curvature [n] and start [d]"
             )
-        arrays = read_problem(Path(config.file))
+        arrays = read_problem(Path(config.file).expanduser())
         self.noise, self.seed = config.noise, seed
         self.centers_nd, self.curvature_n = arrays["centers"], arrays["curvature"]
         self.clients = len(self.centers_nd)
