@@ -49,7 +49,9 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML that `--config` takes."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+        return yaml.dump(
+            self.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False
+        )
 
 
 VARIANTS: dict[str, dict[str, type[Section]]] = {
@@ -283,10 +285,14 @@ def _unknown_key(path: list[str], given: Mapping[str, Any]) -> str:
 
 
 def _keys(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    for name, field in kind.model_fields.items():
-        annotation = field.annotation
-        plain = isinstance(annotation, type) and get_origin(annotation) is None
-        if plain and issubclass(annotation, Section):  # Python 3.10 calls list[int] a type
+    for attribute, field in kind.model_fields.items():
+        name, annotation = field.alias or attribute, field.annotation
+        # Python 3.10 calls list[int] a type, so look at its origin first.
+        if (
+            get_origin(annotation) is None
+            and isinstance(annotation, type)
+            and issubclass(annotation, Section)
+        ):
             yield from _keys(annotation, f"{prefix}{name}.")
         elif kind is Config:
             for variant in get_args(annotation):

@@ -120,7 +120,7 @@ def test_help_lists_every_key_with_type_default_and_meaning(
     assert describe_keys() in shown
     for section, variants in VARIANTS.items():
         for name in variants:
-            dumped = leaves(load_config(None, [f"{section}.name={name}"]).model_dump())
+            dumped = leaves(load_config(None, [f"{section}.name={name}"]).model_dump(by_alias=True))
             assert any(line.startswith(f"{section}.name={name}: ") for line in lines)
             for key, value in dumped.items():
                 if key in [f"{other}.name" for other in VARIANTS]:
@@ -148,7 +148,7 @@ def test_every_key_of_help_exists() -> None:
     real = set()
     for section, variants in VARIANTS.items():
         for name in variants:
-            real |= set(leaves(load_config(None, [f"{section}.name={name}"]).model_dump()))
+            real |= set(leaves(load_config(None, [f"{section}.name={name}"]).model_dump(by_alias=True)))
     assert {key for key, _ in all_keys()} == real
 
 
@@ -259,7 +259,13 @@ def test_several_mistakes_are_counted() -> None:
     ("argument", "words"),
     [
         ("algorithm.name=cob", ("algorithm.name='cob'", "did you mean cobo?")),
-        ("algorithm.name=xyz", ("algorithm.name='xyz'", "local, fedavg, oracle, cobo")),
+        (
+            "algorithm.name=xyz",
+            (
+                "algorithm.name='xyz'",
+                "local, fedavg, finetuned_fedavg, ditto, ifca, federated_clustering, oracle, cobo",
+            ),
+        ),
         ("task.name=digit", ("task.name='digit'", "did you mean digits?")),
         ("model.name=ml", ("model.name='ml'", "mlp")),
         ("optimizer.name=sdg", ("optimizer.name='sdg'", "did you mean sgd?")),

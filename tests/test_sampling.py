@@ -14,6 +14,7 @@ from cobo_dist.maths import seeds
 from cobo_dist.maths.sampling import draw_pairs, pair_probability, unrank_pairs
 
 
+@settings(deadline=None)
 @given(st.integers(2, 40))
 def test_numbering_of_pairs_is_one_to_one(n: int) -> None:
     every = [[i, j] for i in range(n) for j in range(i + 1, n)]

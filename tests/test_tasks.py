@@ -96,7 +96,7 @@ def test_quadratic_gives_example_2(tmp_path: Path) -> None:
     task = Quadratic(QuadraticConfig(file=str(file)), 0, torch.float64)
     assert task.clusters[0] == task.clusters[1] != task.clusters[2]
     ((_, batch),) = task.evaluation(2, "test", CPU)
-    assert float(task.loss(task.model(), *batch)) == pytest.approx(0.5 * 2 * (9 + 1))
+    assert task.loss(task.model(), *batch).item() == pytest.approx(0.5 * 2 * (9 + 1))
     x = np.array([[1.0, 0.0], [0.0, 2.0], [4.0, 1.0]])
     found = task.diagnose(x)
     assert found["consensus_distance"] == pytest.approx(1 + 4), "one pair: ||(1, -2)||^2"

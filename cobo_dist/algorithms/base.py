@@ -19,6 +19,7 @@ class Clients(Protocol):
 
     ids: tuple[int, ...]
     x_cd: Tensor
+    g_cd: Tensor  # the gradients just computed
     b_cd: Tensor  # floating buffers (BatchNorm's statistics)
     eta: float
 
@@ -30,8 +31,29 @@ class Clients(Protocol):
     ) -> Tensor:
         """Return g_i at foreign points [e, d], each on the data of the client in row `rows_e`."""
 
+    def losses_at(
+        self, points_kd: Tensor, buffers_kd: Tensor, rows_e: NDArray[np.int64], t: int
+    ) -> NDArray[np.float64]:
+        """Return the losses [e, k] of k models on round t's batches of some clients, evaluating."""
+
     def direction(self) -> Tensor:
         """Return the local optimiser's direction [c, d] for the gradients just computed."""
+
+    def start_rows(self, count: int) -> Tensor:
+        """Return starting models [count, d]: x^0, and others from seeds of their own."""
+
+    def start_buffers(self, count: int) -> Tensor:
+        """Return the buffers [count, b] of starting models."""
+
+    def new_optimiser(self, like_kd: Tensor) -> Optimiser:
+        """Return a local optimiser for other rows than the clients' models."""
+
+
+class Optimiser(Protocol):
+    """From gradients to directions, with a memory of its own."""
+
+    def direction(self, gradients_cd: Tensor) -> Tensor:
+        """Return this round's directions; uses up the gradients."""
 
 
 class Ends(Protocol):
@@ -72,6 +94,12 @@ class Exchange(Protocol):
     def mix(self, weights_cn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
         """Return sum_k w_ik x_k [c, d] for symmetric W, for the caller to change."""
 
+    def reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
+        """Return the same k combinations of all clients' rows on every rank [k, d], to be changed."""
+
+    def share(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return one number of every client, [n], on every rank."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -86,18 +114,20 @@ class Selection:
 @dataclass(frozen=True)
 class Round:
     """What one round leaves for the log: losses [c], number of pairs drawn (the same on all ranks),
-    the selections.
+    the selections; or that W was replaced as a whole, as clustering algorithms do.
     """
 
     losses_c: Tensor
     pairs: int = 0
     selections: list[Selection] = field(default_factory=list)
+    weights_replaced: bool = False
 
 
 class Algorithm(Protocol):
     """One call a round; the loop is elsewhere."""
 
     weights_cn: NDArray[np.floating]  # this rank's rows of the collaboration matrix W
+    notice: str  # what a user should know before it starts; mostly nothing
 
     def round(self, t: int) -> Round:
         """Go from x^t to x^(t+1)."""

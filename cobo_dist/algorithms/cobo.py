@@ -68,6 +68,8 @@ class CoBoConfig(Section):
 class CoBo:
     """Alternates client selection and model training; both read x^t, and selection comes first."""
 
+    notice = ""
+
     def __init__(
         self, config: CoBoConfig, clients: Clients, exchange: Exchange, setting: Setting
     ) -> None:

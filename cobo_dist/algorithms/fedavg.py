@@ -31,6 +31,8 @@ class FedAvgConfig(AveragingConfig):
 class FedAvg:
     """x <- mean_i (x - eta g_i(x)). W is all ones. With one client it is Local."""
 
+    notice = ""
+
     def __init__(
         self, config: AveragingConfig, clients: Clients, exchange: Exchange, setting: Setting
     ) -> None:
@@ -47,12 +49,17 @@ class FedAvg:
 
     def round(self, t: int) -> Round:
         """Take one local step, then average within the group."""
-        losses_c = self.clients.gradients(t)
-        self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta)
+        losses_c = self.local_step(t)
         self.average(self.clients.x_cd)
         if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
             self.average(self.clients.b_cd)
         return Round(losses_c)
+
+    def local_step(self, t: int) -> torch.Tensor:
+        """Step every client on its own; return the losses [c]."""
+        losses_c = self.clients.gradients(t)
+        self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta)
+        return losses_c
 
     def average(self, rows_cd: torch.Tensor) -> None:
         """Replace every row by the mean of its group's rows."""

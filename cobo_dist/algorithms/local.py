@@ -20,6 +20,8 @@ class LocalConfig(Section):
 class Local:
     """x_i <- x_i - eta g_i(x_i). W is the identity."""
 
+    notice = ""
+
     def __init__(
         self, config: LocalConfig, clients: Clients, exchange: Exchange, setting: Setting
     ) -> None:

@@ -32,8 +32,8 @@ class BatchSource(Protocol):
 class LearningTask(Protocol):
     """What the clients need to know of a task."""
 
-    def model(self) -> nn.Module:
-        """Return x^0: the common start of all clients."""
+    def model(self, variant: int = 0) -> nn.Module:
+        """Return x^0, the common start of all clients, or another start (variant 1, 2, ...)."""
 
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
         """Return the mean loss of one client's batch."""
@@ -74,7 +74,7 @@ class Clients:
         self.b_cd = empty_rows(count, self.buffer_layout.size, dtype=dtype, device=device)
         self._start_all(dict(floating))
         self.optimiser: Optimiser = build_optimiser(optimizer, self.x_cd)
-        self.eta = optimizer.lr
+        self.eta, self._optimizer = optimizer.lr, optimizer
         self.source = task.training(self.ids, device)
         self.engine: Engine = OneByOne(self.model, task.loss)
         self._loader = OneByOne(self.model, task.loss)
@@ -128,6 +128,48 @@ class Clients:
         buffers = {name: held[rows] for name, held in self._buffers().items()}  # copies
         self.engine.gradients(points_ed, gradients_ed, buffers, self.source.batch(t, stream, rows))
         return gradients_ed
+
+    @torch.no_grad()
+    def losses_at(
+        self, points_kd: Tensor, buffers_kd: Tensor, rows_e: NDArray[np.int64], t: int
+    ) -> NDArray[np.float64]:
+        """Return the losses [e, k] of k models on round t's local batches of the clients in `rows_e`.
+
+        In evaluation mode, with the models' own buffers [k, b]; nothing moves.
+        """
+        batch = self.source.batch(t, "local", torch.from_numpy(rows_e).to(self.device))
+        losses_ek = torch.empty(len(rows_e), len(points_kd), dtype=torch.float64)
+        for k, point_d in enumerate(points_kd):
+            for end, row in enumerate(rows_e):
+                counters = {name: held[row] for name, held in self.counters.items()}
+                buffers = {**self.buffer_layout.views(buffers_kd[k]), **counters}
+                model = self._loader.load(point_d, buffers).eval()
+                losses_ek[end, k] = self.task.loss(model, *(part[end] for part in batch))
+        return losses_ek.numpy()
+
+    def start_rows(self, count: int) -> Tensor:
+        """Return starting models [count, d]: the first is x^0, the others have seeds of their own."""
+        rows_kd = empty_rows(count, self.layout.size, dtype=self.x_cd.dtype, device=self.device)
+        for variant, row_d in enumerate(rows_kd):
+            start = dict(self.task.model(variant).named_parameters())
+            for name, view in self.layout.views(row_d).items():
+                view.copy_(start[name].data)
+        return rows_kd
+
+    def start_buffers(self, count: int) -> Tensor:
+        """Return the floating buffers [count, b] of starting models."""
+        rows_kb = empty_rows(
+            count, self.buffer_layout.size, dtype=self.x_cd.dtype, device=self.device
+        )
+        start = dict(self.task.model().named_buffers())
+        for row_b in rows_kb:
+            for name, view in self.buffer_layout.views(row_b).items():
+                view.copy_(start[name])
+        return rows_kb
+
+    def new_optimiser(self, like_kd: Tensor) -> Optimiser:
+        """Return an optimiser as the clients', for other rows."""
+        return build_optimiser(self._optimizer, like_kd)
 
     def direction(self) -> Tensor:
         """Return the local optimiser's direction [c, d] for the gradients in `g_cd`."""

@@ -181,6 +181,18 @@ class Exchange:
         term_d = self._scratch.rows("term", 1, mixed_rd.shape[1])[0]
         mixing.ordered_sum(weights_rn, models.__getitem__, mixed_rd, term_d)
 
+    def share(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return one number of every client, [n] in client order, on every rank."""
+        record = np.ascontiguousarray(numbers_c, dtype=np.float64).tobytes()
+        if self.transport.rank != 0:
+            self.ledger.sent("mixing", len(record))
+        parts = self.transport.gather(record)
+        shared_n = np.empty(self.placement.clients)
+        for ids, part in zip(self.placement.by_rank, parts, strict=False):
+            shared_n[ids] = np.frombuffer(part)
+        # Every rank decides by the same numbers, so they come from one place.
+        return np.frombuffer(self.transport.broadcast(shared_n.tobytes()))
+
     # -- the coordinator --------------------------------------------------------------------------
 
     def gather_rows(self, rows_ck: NDArray[np.floating]) -> NDArray[np.floating] | None:

@@ -56,7 +56,10 @@ class Book:
             if len(alignments):
                 self.graph.move(move["first"], move["second"], move["weights"])
             row["alignment"] = float(alignments.mean()) if len(alignments) else None
-            row.update(self.graph.figures())
+            # Between snapshots nothing is known of a W that was replaced as a whole.
+            row.update(
+                dict.fromkeys(self.graph.figures()) if move["replaced"] else self.graph.figures()
+            )
             self._write({"event": "round", **row})
             for purpose in TRAINING:
                 self.bytes[purpose] += row[f"bytes_{purpose}"]
@@ -103,6 +106,11 @@ class Book:
                 }
             )
             self.display.say(f"warning (round {concern.round}): {concern.message}")
+
+    def notice(self, message: str) -> None:
+        """Enter what the algorithm wants its user to know."""
+        if message:
+            self._concern([Concern(0, "notice", message)])
 
     def begin(self) -> None:
         """Look at the settings before the first round."""

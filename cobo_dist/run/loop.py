@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from cobo_dist.algorithms.base import Algorithm, Setting
-from cobo_dist.algorithms.registry import NEEDS_CLUSTERS, build_algorithm
+from cobo_dist.algorithms.registry import build_algorithm, needs_clusters
 from cobo_dist.clients.group import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.launch import Launch
@@ -92,7 +92,7 @@ def prepare(config: Config, launch: Launch) -> Prepared:
         dtype = getattr(torch, config.run.dtype)
         task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
         placement = Placement.contiguous(task.clients, launch.world_size)
-        if config.algorithm.name in NEEDS_CLUSTERS and task.clusters is None:
+        if needs_clusters(config.algorithm) and task.clusters is None:
             raise Refusal(
                 f"algorithm.name={config.algorithm.name} needs a task with known clusters, and in "
                 "task.file no two clients share a centre; add the array clusters [n] to the file"
@@ -176,6 +176,7 @@ def _train(
             },
         )
         book = _open_book(resolved, task, folder)
+        book.notice(parts.algorithm.notice)
         book.display.say(
             f"{config.algorithm.name} on {config.task.name}: {task.clients} clients on "
             f"{session.transport.world_size} rank(s), {session.device}, "

@@ -55,7 +55,8 @@ class Recorder:
         if self.task.diagnoses:
             # A copy: X moves on before the bundle leaves.
             arrays["models"] = self.clients.x_cd.double().cpu().numpy().copy()
-        self._kept.append(({"round": r, "seconds": seconds, "pairs": outcome.pairs}, arrays))
+        row = {"round": r, "seconds": seconds, "pairs": outcome.pairs}
+        self._kept.append((row | {"replaced": outcome.weights_replaced}, arrays))
 
     def flush(self) -> None:
         """Bring what is kept to the coordinator; end all ranks together if a model diverged.
@@ -120,7 +121,8 @@ class Recorder:
                 row |= self.task.diagnose(self._by_client(models))
             rows.append(row)
             moves.append(
-                {n: np.concatenate([rank[f"{number}.{n}"] for rank in ranks]) for n in _MOVES}
+                {"replaced": row.pop("replaced")}
+                | {n: np.concatenate([rank[f"{number}.{n}"] for rank in ranks]) for n in _MOVES}
             )
             for name in ("first", "second"):
                 moves[-1][name] = moves[-1][name].astype(np.int64)

@@ -99,9 +99,10 @@ class Digits(Classification):
             [test] * self.clients,
         )
 
-    def model(self) -> nn.Module:
-        """Return x^0."""
-        return build_model(self.model_config, self.examples.inputs[0].numel(), CLASSES, self.seed)
+    def model(self, variant: int = 0) -> nn.Module:
+        """Return x^0, or another start."""
+        seed = seeds.key(self.seed, "start variant", variant) if variant else self.seed
+        return build_model(self.model_config, self.examples.inputs[0].numel(), CLASSES, seed)
 
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""

@@ -80,9 +80,12 @@ class Quadratic:
         self._centers = torch.from_numpy(self.centers_nd).to(dtype)
         self._curvature = torch.from_numpy(self.curvature_n).to(dtype)
 
-    def model(self) -> nn.Module:
-        """Return x^0 = start."""
-        return Point(self._start)
+    def model(self, variant: int = 0) -> nn.Module:
+        """Return x^0 = start, or start plus a standard normal step."""
+        if not variant:
+            return Point(self._start)
+        step = seeds.normals(seeds.key(self.seed, "start variant", variant), len(self._start))
+        return Point(self._start + step.to(self._start))
 
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
         """Return f_i(x); its gradient has the noise."""

@@ -1,0 +1,58 @@
+"""Ditto: a global model, and personal models that are pulled towards it (Li et al., ICML 2021)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from cobo_dist.settings import Section
+
+from .base import Clients, Exchange, Round, Setting
+
+
+class DittoConfig(Section):
+    """Personal models near a global one."""
+
+    name: Literal["ditto"] = "ditto"
+    lambda_: float = Field(
+        1.0,
+        ge=0,
+        alias="lambda",
+        description="pull towards the global model (paper: 1 for vision, 0.1 for language)",
+    )
+
+
+class Ditto:
+    """v <- v - eta mean_i g_i(v) and x_i <- x_i - eta (g_i(x_i) + lambda (x_i - v)), both at v^t.
+
+    A client takes both gradients on one batch. The global v is one more row on every rank, with a
+    momentum of its own. `lambda=0` is Local; the larger lambda, the closer x_i stays to FedAvg's v.
+    Collaboration is fixed and equal: W is all ones.
+    """
+
+    notice = ""
+
+    def __init__(
+        self, config: DittoConfig, clients: Clients, exchange: Exchange, setting: Setting
+    ) -> None:
+        self.lambda_, self.clients, self.exchange = config.lambda_, clients, exchange
+        self.weights_cn = np.ones((len(clients.ids), setting.clients), dtype=np.float32)
+        self.mean_1n = np.full((1, setting.clients), 1.0 / setting.clients)
+        self.every_c = np.arange(len(clients.ids))
+        self.v_1d = clients.start_rows(1)
+        self.global_optimiser = clients.new_optimiser(self.v_1d)
+
+    def round(self, t: int) -> Round:
+        """Take the global step at the global model and the personal steps at the personal ones."""
+        x_cd, v_1d, eta = self.clients.x_cd, self.v_1d, self.clients.eta
+        losses_c = self.clients.gradients(t)
+        g_at_v_cd = self.clients.gradients_at(v_1d.expand_as(x_cd), self.every_c, t, "local")
+        # Alike on all ranks to the last bit, so every rank keeps the same v.
+        mean_1d = self.exchange.reduce(self.mean_1n, g_at_v_cd)
+        # The personal step: x_i (1 - eta lambda) + eta lambda v - eta g_i, in place.
+        x_cd.mul_(1.0 - eta * self.lambda_).add_(v_1d, alpha=eta * self.lambda_)
+        x_cd.add_(self.clients.direction(), alpha=-eta)
+        v_1d.add_(self.global_optimiser.direction(mean_1d), alpha=-eta)
+        return Round(losses_c)

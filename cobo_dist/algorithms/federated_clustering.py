@@ -1,0 +1,76 @@
+"""Federated clustering by thresholds (Werner, He, Karimireddy, Jordan, Jaggi, TMLR 2023)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from cobo_dist.settings import Section
+
+from .base import Clients, Exchange, Round, Setting
+
+
+class FederatedClusteringConfig(Section):
+    """Averages of the gradients that lie near a client's own."""
+
+    name: Literal["federated_clustering"] = "federated_clustering"
+    inner_rounds: int = Field(
+        3, ge=1, description="threshold clustering steps M around each client (paper: not given)"
+    )
+
+
+class FederatedClustering:
+    """x_i <- x_i - eta v_i, where v_i is the mean of the gradients at x_i that lie within tau_i.
+
+    For each client i, every client j computes g_j(x_i); v starts at g_i, and M times
+    v <- mean_j (g_j if ||g_j - v|| <= tau, else v). tau is the distance of the s-th nearest gradient,
+    s the known size of i's cluster. That is n^2 gradients a round, and x_i and v visit all ranks.
+    Sizes of 1 give Local. Row i of W shows who was within i's threshold last.
+    """
+
+    def __init__(
+        self,
+        config: FederatedClusteringConfig,
+        clients: Clients,
+        exchange: Exchange,
+        setting: Setting,
+    ) -> None:
+        if setting.clusters is None:
+            raise ValueError("federated clustering needs a task with known clusters")
+        self.config, self.clients, self.exchange = config, clients, exchange
+        n = self.n = setting.clients
+        self.sizes_n = [setting.clusters.count(cluster) for cluster in setting.clusters]
+        self.weights_cn = np.eye(n, dtype=np.float32)[list(clients.ids)]
+        self.every_c = np.arange(len(clients.ids))
+        self.notice = (
+            f"federated clustering computes n^2 = {n * n} gradients a round and moves every model and "
+            f"{config.inner_rounds} centres for each client between all ranks"
+        )
+
+    def round(self, t: int) -> Round:
+        """Cluster around every client in turn, then step."""
+        losses_c = self.clients.gradients(t)  # moves BatchNorm's statistics; visits do not
+        for i in range(self.n):
+            self.cluster_around(i, t)
+        self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta)
+        return Round(losses_c, weights_replaced=True)
+
+    def cluster_around(self, i: int, t: int) -> None:
+        """Put v_i into the gradient row of client i, where its owner's direction finds it."""
+        only_i = np.eye(self.n)[[i]]
+        x_1d = self.exchange.reduce(only_i, self.clients.x_cd)
+        visited_cd = x_1d.clone().expand_as(self.clients.x_cd)
+        g_cd = self.clients.gradients_at(visited_cd, self.every_c, t, "local")
+        v_1d = self.exchange.reduce(only_i, g_cd).clone()
+        for _ in range(self.config.inner_rounds):
+            distances_n = self.exchange.share((g_cd - v_1d).norm(dim=1).double().cpu().numpy())
+            tau = np.sort(distances_n)[self.sizes_n[i] - 1]
+            within_n = distances_n <= tau
+            near_1d = self.exchange.reduce(within_n[None] / self.n, g_cd)
+            v_1d.mul_(1.0 - within_n.mean()).add_(near_1d)
+        if i in self.clients.ids:
+            row = self.clients.ids.index(i)
+            self.clients.g_cd[row].copy_(v_1d[0])
+            self.weights_cn[row] = within_n

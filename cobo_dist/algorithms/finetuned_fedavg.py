@@ -1,0 +1,48 @@
+"""Fine-tuned FedAvg: FedAvg first, then every client goes on alone from the common model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from .base import Clients, Exchange, Round, Setting
+from .fedavg import AveragingConfig, FedAvg
+
+
+class FinetunedFedAvgConfig(AveragingConfig):
+    """FedAvg, then every client alone from its model."""
+
+    name: Literal["finetuned_fedavg"] = "finetuned_fedavg"
+    fedavg_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the rounds that are FedAvg; the rest are local steps (the paper does "
+        "not say how many)",
+    )
+
+
+class FinetunedFedAvg(FedAvg):
+    """FedAvg for the first `fedavg_share` of the rounds, then Local. 1 is FedAvg, 0 is Local.
+
+    W is all ones, then the identity.
+    """
+
+    def __init__(
+        self, config: FinetunedFedAvgConfig, clients: Clients, exchange: Exchange, setting: Setting
+    ) -> None:
+        super().__init__(config, clients, exchange, setting)
+        self.together = config.fedavg_share * setting.rounds
+        self.alone_cn = np.eye(setting.clients, dtype=np.float32)[list(clients.ids)]
+        if not self.together:
+            self.weights_cn = self.alone_cn
+
+    def round(self, t: int) -> Round:
+        """Take a FedAvg round or a local step."""
+        if t < self.together:
+            return super().round(t)
+        parted = self.weights_cn is not self.alone_cn
+        self.weights_cn = self.alone_cn
+        return Round(self.local_step(t), weights_replaced=parted)

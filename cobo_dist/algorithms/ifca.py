@@ -1,0 +1,112 @@
+"""IFCA: the iterative federated clustering algorithm (Ghosh et al., NeurIPS 2020), gradient averaging."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from cobo_dist.maths import seeds
+from cobo_dist.settings import Section
+
+from .base import Clients, Exchange, Round, Setting
+
+
+class IfcaConfig(Section):
+    """Centres that clients choose by their loss."""
+
+    name: Literal["ifca"] = "ifca"
+    centers: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="number of centres K; 0: the true number of clusters (paper)",
+    )
+    client_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the clients that take part in a round, at least one (paper: 1 in "
+        "cross-silo, 0.1 in cross-device)",
+    )
+
+
+class Ifca:
+    """Taking-part clients pick the centre with the least loss; centres step with mean gradients.
+
+    Every rank holds the K centres, not the n models; a client's personal model is the centre it picked
+    last. All centres are scored on the batch that the client then trains on, in evaluation mode.
+    BatchNorm's statistics belong to the centre: the mean over those who trained it. The first centre
+    starts at x^0 and the others from seeds of their own. One centre is FedAvg. W joins the clients
+    that picked the same centre.
+    """
+
+    notice = ""
+
+    def __init__(
+        self, config: IfcaConfig, clients: Clients, exchange: Exchange, setting: Setting
+    ) -> None:
+        self.config, self.clients, self.exchange, self.setting = config, clients, exchange, setting
+        count = config.centers or len(set(setting.clusters or ()))
+        if not count:
+            raise ValueError("IFCA needs algorithm.centers or a task with known clusters")
+        self.centers_kd, self.buffers_kd = clients.start_rows(count), clients.start_buffers(count)
+        self.optimiser = clients.new_optimiser(self.centers_kd)
+        self.choice_n = np.zeros(setting.clients, dtype=np.int64)
+        self.weights_cn = self.same_centre()
+
+    def round(self, t: int) -> Round:
+        """Let clients choose, then move the centres."""
+        part_n = self.taking_part(t)
+        self.choose(t, part_n)
+        losses_c = self.train_centers(t, part_n)
+        self.weights_cn = self.same_centre()
+        return Round(losses_c, weights_replaced=True)
+
+    def taking_part(self, t: int) -> NDArray[np.bool_]:
+        """Return who takes part in round t, [n]: the same on every rank."""
+        n = self.setting.clients
+        order = seeds.permutation(seeds.key(self.setting.seed, "clients", t), n).numpy()
+        part_n = np.zeros(n, dtype=bool)
+        part_n[order[: max(1, round(self.config.client_share * n))]] = True
+        return part_n
+
+    def choose(self, t: int, part_n: NDArray[np.bool_]) -> None:
+        """Score all centres on each taking-part client's batch; it keeps the best."""
+        mine = list(self.clients.ids)
+        choice_c = self.choice_n[mine]
+        rows = np.flatnonzero(part_n[mine])
+        scores_ek = self.clients.losses_at(self.centers_kd, self.buffers_kd, rows, t)
+        choice_c[rows] = scores_ek.argmin(axis=1)
+        self.choice_n = self.exchange.share(choice_c.astype(np.float64)).astype(np.int64)
+
+    def train_centers(self, t: int, part_n: NDArray[np.bool_]) -> Tensor:
+        """Move every centre by the mean gradient of those who picked it; return the losses [c]."""
+        self.hand_out()
+        losses_c = self.clients.gradients(t)
+        picked_kn = (self.choice_n == np.arange(len(self.centers_kd))[:, None]) & part_n
+        counts_k = picked_kn.sum(axis=1)
+        mean_kn = picked_kn / np.maximum(counts_k, 1)[:, None]
+        mean_kd = self.exchange.reduce(mean_kn, self.clients.g_cd)
+        self.centers_kd.add_(self.optimiser.direction(mean_kd), alpha=-self.clients.eta)
+        if self.buffers_kd.shape[1]:
+            trained = torch.from_numpy(counts_k > 0).to(self.buffers_kd.device)
+            mean_kb = self.exchange.reduce(mean_kn, self.clients.b_cd)
+            self.buffers_kd[trained] = mean_kb[trained]
+        self.hand_out()
+        return losses_c
+
+    def hand_out(self) -> None:
+        """Give every client the centre that it picked last."""
+        for row, client in enumerate(self.clients.ids):
+            self.clients.x_cd[row].copy_(self.centers_kd[self.choice_n[client]])
+            self.clients.b_cd[row].copy_(self.buffers_kd[self.choice_n[client]])
+
+    def same_centre(self) -> NDArray[np.float32]:
+        """Return this rank's rows of W: 1 for clients of the same centre."""
+        mine = self.choice_n[list(self.clients.ids), None]
+        return np.asarray(mine == self.choice_n[None], dtype=np.float32)

@@ -1,0 +1,212 @@
+"""Every baseline equals a dense twin on 1, 2 and 3 ranks, and its extremes are what its page says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pool import RankPool
+from problems import models, rows, train_and_weights, write_quadratic
+
+from cobo_dist.maths import seeds
+
+N, D, ROUNDS, ETA = 7, 5, 12, 0.1
+RANKS = (1, 2, 3)
+CLUSTERS = np.arange(N) % 3
+
+
+class Dense:
+    """Example 2 with all clients in one array: exact gradients and losses."""
+
+    def __init__(self, problem: Path) -> None:
+        arrays = np.load(problem)
+        self.centers, self.a, self.start = arrays["centers"], arrays["curvature"], arrays["start"]
+        self.x = np.tile(self.start, (N, 1))
+
+    def gradients(self, points_nd: np.ndarray) -> np.ndarray:
+        return self.a[:, None] * (points_nd - self.centers)
+
+    def loss(self, i: int, point_d: np.ndarray) -> float:
+        return 0.5 * self.a[i] * np.sum((point_d - self.centers[i]) ** 2)
+
+    def local(self, rounds: int) -> np.ndarray:
+        for _ in range(rounds):
+            self.x = self.x - ETA * self.gradients(self.x)
+        return self.x
+
+    def fedavg(self, rounds: int) -> np.ndarray:
+        for _ in range(rounds):
+            self.x = np.tile((self.x - ETA * self.gradients(self.x)).mean(axis=0), (N, 1))
+        return self.x
+
+    def ditto(self, lambda_: float) -> np.ndarray:
+        v = self.start.copy()
+        for _ in range(ROUNDS):
+            step = self.gradients(self.x) + lambda_ * (self.x - v)
+            v = v - ETA * self.gradients(np.tile(v, (N, 1))).mean(axis=0)
+            self.x = self.x - ETA * step
+        return self.x
+
+    def ifca(self, share: float) -> tuple[np.ndarray, np.ndarray]:
+        centers = [self.start + self._variant(k) for k in range(3)]
+        choice = np.zeros(N, dtype=int)
+        for t in range(ROUNDS):
+            order = seeds.permutation(seeds.key(0, "clients", t), N).tolist()
+            part = order[: max(1, round(share * N))]
+            for i in part:
+                choice[i] = np.argmin([self.loss(i, center) for center in centers])
+            moved = []
+            for k, center in enumerate(centers):
+                mine = [self.a[i] * (center - self.centers[i]) for i in part if choice[i] == k]
+                moved.append(center - ETA * np.mean(mine, axis=0) if mine else center)
+            centers = moved
+        return np.stack([centers[k] for k in choice]), choice[:, None] == choice[None]
+
+    def _variant(self, k: int) -> np.ndarray:
+        return seeds.normals(seeds.key(0, "start variant", k), D).numpy() * (k > 0)
+
+    def clustering(self, inner: int) -> tuple[np.ndarray, np.ndarray]:
+        near = np.zeros((N, N), dtype=bool)
+        for _ in range(ROUNDS):
+            v_nd = np.empty_like(self.x)
+            for i in range(N):
+                g = self.gradients(np.tile(self.x[i], (N, 1)))
+                v = g[i]
+                for _ in range(inner):
+                    distances = np.linalg.norm(g - v, axis=1)
+                    tau = np.sort(distances)[np.sum(CLUSTERS[i] == CLUSTERS) - 1]
+                    near[i] = distances <= tau
+                    v = np.mean(np.where(near[i][:, None], g, v), axis=0)
+                v_nd[i] = v
+            self.x = self.x - ETA * v_nd
+        return self.x, near
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_quadratic(tmp_path_factory.mktemp("problem") / "problem.npz", N, D)
+
+
+def trained(
+    pool: RankPool, problem: Path, folder: Path, ranks: int, *algorithm: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the final models [n, d] and W [n, n] of a run."""
+    arguments = [
+        "task.name=quadratic", f"task.file={problem}", "run.dtype=float64", f"run.rounds={ROUNDS}",
+        f"optimizer.lr={ETA}", f"run.dir={folder}", "run.log_weights_every=5", *algorithm,
+    ]  # fmt: skip
+    rows_of_w = pool.run(ranks, train_and_weights, arguments)
+    return np.stack(list(models(folder).values())), np.concatenate(rows_of_w)
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_finetuned_fedavg(
+    pool: RankPool, problem: Path, tmp_path: Path, ranks: int, share: float
+) -> None:
+    x, w = trained(
+        pool, problem, tmp_path / "run", ranks,
+        "algorithm.name=finetuned_fedavg", f"algorithm.fedavg_share={share}",
+    )  # fmt: skip
+    dense = Dense(problem)
+    together = int(share * ROUNDS)
+    dense.fedavg(together)
+    close(x, dense.local(ROUNDS - together))
+    assert np.array_equal(w, np.ones((N, N)) if share == 1.0 else np.eye(N))
+    logged = np.load(tmp_path / "run" / "W.npz")["weights"]
+    assert np.array_equal(logged[0], np.eye(N) if share == 0.0 else np.ones((N, N)))
+    assert np.array_equal(logged[-1], w)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("lambda_", [0.0, 0.7])
+def test_ditto(pool: RankPool, problem: Path, tmp_path: Path, ranks: int, lambda_: float) -> None:
+    x, _ = trained(
+        pool,
+        problem,
+        tmp_path / "run",
+        ranks,
+        "algorithm.name=ditto",
+        f"algorithm.lambda={lambda_}",
+    )
+    close(x, Dense(problem).ditto(lambda_))
+    if not lambda_:
+        close(x, Dense(problem).local(ROUNDS))
+    sent = sum(row["bytes_mixing"] for row in rows(tmp_path / "run", "round"))
+    assert sent == ROUNDS * ranks * (ranks - 1) * D * 8, "one model for each ordered pair of ranks"
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_ifca(pool: RankPool, problem: Path, tmp_path: Path, ranks: int, share: float) -> None:
+    x, w = trained(
+        pool, problem, tmp_path / "run", ranks,
+        "algorithm.name=ifca", f"algorithm.client_share={share}",
+    )  # fmt: skip
+    expected, same = Dense(problem).ifca(share)
+    close(x, expected)
+    assert np.array_equal(w, same)
+
+
+def test_ifca_with_one_centre_is_fedavg(pool: RankPool, problem: Path, tmp_path: Path) -> None:
+    x, _ = trained(pool, problem, tmp_path / "run", 2, "algorithm.name=ifca", "algorithm.centers=1")
+    close(x, Dense(problem).fedavg(ROUNDS))
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_federated_clustering(pool: RankPool, problem: Path, tmp_path: Path, ranks: int) -> None:
+    folder = tmp_path / "run"
+    x, w = trained(
+        pool, problem, folder, ranks,
+        "algorithm.name=federated_clustering", "algorithm.inner_rounds=2",
+    )  # fmt: skip
+    expected, near = Dense(problem).clustering(2)
+    close(x, expected)
+    assert np.array_equal(w, near)
+    (notice,) = rows(folder, "warning")
+    assert "49 gradients" in notice["message"]
+
+
+def test_federated_clustering_with_clusters_of_one_is_local(pool: RankPool, tmp_path: Path) -> None:
+    base = np.load(write_quadratic(tmp_path / "base.npz", N, D))
+    alone = tmp_path / "alone.npz"
+    np.savez(alone, **base, clusters=np.arange(N))
+    x, w = trained(
+        pool, alone, tmp_path / "run", 2, "algorithm.name=federated_clustering",
+        "algorithm.inner_rounds=60",
+    )  # fmt: skip
+    # v <- (1/n) g_i + (1 - 1/n) v from v = g_i stays g_i.
+    close(x, Dense(alone).local(ROUNDS))
+    assert np.array_equal(w, np.eye(N))
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        ["algorithm.name=ditto", "optimizer.momentum=0.9"],
+        ["algorithm.name=ifca", "optimizer.name=ema_momentum", "optimizer.momentum=0.9"],
+        ["algorithm.name=federated_clustering", "algorithm.inner_rounds=2"],
+        ["algorithm.name=finetuned_fedavg", "algorithm.buffers=averaged"],
+    ],
+    ids=lambda arguments: arguments[0].partition("=")[2],
+)
+def test_digits_deterministic_is_bitwise_the_same(
+    pool: RankPool, tmp_path: Path, algorithm: list[str]
+) -> None:
+    """Real batches, BatchNorm, float32, unequal shares: any number of ranks gives the same bits."""
+    found = []
+    for ranks in (1, 3):
+        folder = tmp_path / f"run{ranks}"
+        arguments = [
+            "comm.deterministic=true", "run.rounds=6", f"run.dir={folder}", "run.eval_every=0",
+            "model.norm=batch", *algorithm,
+        ]  # fmt: skip
+        pool.run(ranks, train_and_weights, arguments)
+        found.append(models(folder))
+    for name, value in found[0].items():
+        assert value.tobytes() == found[1][name].tobytes(), name
