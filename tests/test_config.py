@@ -148,7 +148,9 @@ def test_every_key_of_help_exists() -> None:
     real = set()
     for section, variants in VARIANTS.items():
         for name in variants:
-            real |= set(leaves(load_config(None, [f"{section}.name={name}"]).model_dump(by_alias=True)))
+            real |= set(
+                leaves(load_config(None, [f"{section}.name={name}"]).model_dump(by_alias=True))
+            )
     assert {key for key, _ in all_keys()} == real
 
 
