@@ -85,9 +85,7 @@ class CoBo:
         """Algorithm 1, lines 2 to 5, for this rank's clients."""
         pairs_m2 = self.draw(t)
         self.exchange.send_models(self.clients.x_cd, pairs_m2)
-        losses_c = self.clients.gradients(
-            t
-        )  # they do not depend on W: computed while models travel
+        losses_c = self.clients.gradients(t)  # independent of W: computed while models travel
         self.exchange.receive_models()
         # At most n pairs at a time, to bound the memory of midpoints. A weight depends only on x^t and
         # its own past, so cutting the list changes nothing.
