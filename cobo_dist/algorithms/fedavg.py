@@ -11,6 +11,7 @@ from pydantic import Field
 from cobo_dist.settings import Section
 
 from .base import Clients, Exchange, Round, Setting
+from .local import local_step
 
 
 class AveragingConfig(Section):
@@ -49,17 +50,11 @@ class FedAvg:
 
     def round(self, t: int) -> Round:
         """Take one local step, then average within the group."""
-        losses_c = self.local_step(t)
+        losses_c = local_step(self.clients, t)
         self.average(self.clients.x_cd)
         if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
             self.average(self.clients.b_cd)
         return Round(losses_c)
-
-    def local_step(self, t: int) -> torch.Tensor:
-        """Step every client on its own; return the losses [c]."""
-        losses_c = self.clients.gradients(t)
-        self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta)
-        return losses_c
 
     def average(self, rows_cd: torch.Tensor) -> None:
         """Replace every row by the mean of its group's rows."""

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from .base import Clients, Exchange, Round, Setting
 from .fedavg import AveragingConfig, FedAvg
+from .local import local_step
 
 
 class FinetunedFedAvgConfig(AveragingConfig):
@@ -45,4 +46,4 @@ class FinetunedFedAvg(FedAvg):
             return super().round(t)
         parted = self.weights_cn is not self.alone_cn
         self.weights_cn = self.alone_cn
-        return Round(self.local_step(t), weights_replaced=parted)
+        return Round(local_step(self.clients, t), weights_replaced=parted)

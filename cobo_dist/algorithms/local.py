@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from cobo_dist.settings import Section
 
@@ -30,6 +31,11 @@ class Local:
 
     def round(self, t: int) -> Round:
         """Take one local step."""
-        losses_c = self.clients.gradients(t)
-        self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta)
-        return Round(losses_c)
+        return Round(local_step(self.clients, t))
+
+
+def local_step(clients: Clients, t: int) -> Tensor:
+    """x_i <- x_i - eta g_i(x_i) for every client by itself; return the losses [c]."""
+    losses_c = clients.gradients(t)
+    clients.x_cd.add_(clients.direction(), alpha=-clients.eta)
+    return losses_c
