@@ -183,32 +183,31 @@ class Exchange:
 
     def share(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return one number of every client, [n] in client order, on every rank."""
-        record = np.ascontiguousarray(numbers_c, dtype=np.float64).tobytes()
-        if self.transport.rank != 0:
-            self.ledger.sent("mixing", len(record))
-        parts = self.transport.gather(record)
-        shared_n = np.empty(self.placement.clients)
-        for ids, part in zip(self.placement.by_rank, parts, strict=False):
-            shared_n[ids] = np.frombuffer(part)
+        gathered_n = self.gather_rows(numbers_c.astype(np.float64), "mixing")
         # Every rank decides by the same numbers, so they come from one place.
-        return np.frombuffer(self.transport.broadcast(shared_n.tobytes()))
+        record = b"" if gathered_n is None else gathered_n.tobytes()
+        return np.frombuffer(self.transport.broadcast(record))
 
     # -- the coordinator --------------------------------------------------------------------------
 
-    def gather_rows(self, rows_ck: NDArray[np.floating]) -> NDArray[np.floating] | None:
-        """Bring every client's row [k] to the coordinator: [n, k] in client order there, else None."""
-        records = self.gather(np.ascontiguousarray(rows_ck).tobytes())
+    def gather_rows(
+        self, rows_c: NDArray[np.floating], purpose: str = "logging"
+    ) -> NDArray[np.floating] | None:
+        """Bring what every client has, [c, ...], to the coordinator: [n, ...] there, else None."""
+        records = self.gather(np.ascontiguousarray(rows_c).tobytes(), purpose)
         if not records:
             return None
-        gathered = np.empty((self.placement.clients, *rows_ck.shape[1:]), dtype=rows_ck.dtype)
-        for ids, record in zip(self.placement.by_rank, records, strict=True):
-            gathered[ids] = np.frombuffer(record, rows_ck.dtype).reshape(-1, *rows_ck.shape[1:])
-        return gathered
+        return self.placement.in_client_order(
+            [
+                np.frombuffer(record, rows_c.dtype).reshape(-1, *rows_c.shape[1:])
+                for record in records
+            ]
+        )
 
-    def gather(self, record: bytes) -> list[bytes]:
+    def gather(self, record: bytes, purpose: str = "logging") -> list[bytes]:
         """Bring every rank's record to the coordinator, rank 0; an empty list elsewhere."""
         if self.transport.rank != 0:
-            self.ledger.sent("logging", len(record))
+            self.ledger.sent(purpose, len(record))
         return self.transport.gather(record)
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +49,13 @@ class Placement:
     def by_rank(self) -> tuple[NDArray[np.int64], ...]:
         """The client ids of each rank, ascending."""
         return tuple(np.flatnonzero(self.owner_n == rank) for rank in range(self.ranks))
+
+    def in_client_order(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Join what each rank holds of its clients, [c, ...] by rank, into [n, ...] by client id."""
+        joined = np.empty((self.clients, *parts[0].shape[1:]), dtype=parts[0].dtype)
+        for ids, part in zip(self.by_rank, parts, strict=True):
+            joined[ids] = part
+        return joined
 
     @cached_property
     def row_n(self) -> NDArray[np.int64]:

@@ -57,9 +57,8 @@ class Book:
                 self.graph.move(move["first"], move["second"], move["weights"])
             row["alignment"] = float(alignments.mean()) if len(alignments) else None
             # Between snapshots nothing is known of a W that was replaced as a whole.
-            row.update(
-                dict.fromkeys(self.graph.figures()) if move["replaced"] else self.graph.figures()
-            )
+            figures = self.graph.figures()
+            row |= dict.fromkeys(figures) if move["replaced"] else figures
             self._write({"event": "round", **row})
             for purpose in TRAINING:
                 self.bytes[purpose] += row[f"bytes_{purpose}"]

@@ -77,6 +77,7 @@ def failure(error: BaseException, rank: int, folder: RunFolder) -> RunFailure:
 
 
 def one_line(error: BaseException) -> str:
+    """Return an error as one line: its own words, and its kind where it is not ours."""
     text = " ".join(str(error).split())
     if isinstance(error, (Refusal, RunFailure)):
         return text

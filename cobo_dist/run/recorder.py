@@ -5,7 +5,6 @@ One gather for `log.flush_every` rounds, so that logging adds no message to a ro
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -110,15 +109,16 @@ class Recorder:
         """Join the ranks' bundles into rows; return why the run must end, if it must."""
         assert self.book is not None
         rows, moves, verdict = [], [], ""
+        in_client_order = self.exchange.placement.in_client_order
         for number, (row, _) in enumerate(self._kept):
-            losses_n = self._by_client([rank[f"{number}.losses"] for rank in ranks])
+            losses_n = in_client_order([rank[f"{number}.losses"] for rank in ranks])
             traffic = np.sum([rank[f"{number}.traffic"] for rank in ranks], axis=0)
             row |= {"messages": int(traffic[0]), "bytes_sent": int(traffic[1:].sum())}
             row |= {f"bytes_{p}": int(b) for p, b in zip(TRAINING, traffic[1:], strict=True)}
             row["loss"] = float(losses_n.mean())
             if self.task.diagnoses:
                 models = [rank[f"{number}.models"] for rank in ranks]
-                row |= self.task.diagnose(self._by_client(models))
+                row |= self.task.diagnose(in_client_order(models))
             rows.append(row)
             moves.append(
                 {"replaced": row.pop("replaced")}
@@ -133,23 +133,16 @@ class Recorder:
         self.book.flush()
         return verdict
 
-    def _by_client(self, parts: list[NDArray[Any]]) -> NDArray[Any]:
-        by_rank = self.exchange.placement.by_rank
-        joined = np.empty((self.exchange.placement.clients, *parts[0].shape[1:]))
-        for ids, part in zip(by_rank, parts, strict=True):
-            joined[ids] = part
-        return joined
-
     def evaluate(self, r: int, splits: tuple[str, ...]) -> None:
         """Evaluate every client and enter the results."""
+        names = self.task.metrics
         for split in splits:
             mine = self.clients.evaluate(split)
-            records = self.exchange.gather(json.dumps(mine).encode())
-            if self.book is not None:
-                results: list[dict[str, float]] = [{}] * self.exchange.placement.clients
-                for ids, record in zip(self.exchange.placement.by_rank, records, strict=True):
-                    for client, one in zip(ids, json.loads(record), strict=True):
-                        results[client] = one
+            gathered = self.exchange.gather_rows(
+                np.array([[one[n] for n in names] for one in mine])
+            )
+            if self.book is not None and gathered is not None:
+                results = [dict(zip(names, row, strict=True)) for row in gathered.tolist()]
                 self.book.evaluation(r, split, results)
                 self.book.flush()
 
