@@ -143,12 +143,20 @@ class Exchange:
         plan_block = mixing.plan_rows if self.deterministic else mixing.plan_block
         plans = [plan_block(block) for block in wanted]
         sends, receives = {}, {}
+        packed: dict[int, Tensor] = {}  # by block: ranks that are owed one block get one message
         for peer, block in enumerate(owed):
             if plans[peer].models:
                 receives[peer] = self._message(f"mix from {peer}", plans[peer].models, size)
-            if peer != rank and (outgoing := plan_block(block)).models:
-                sends[peer] = self._message(f"mix to {peer}", outgoing.models, size)
-                mixing.pack(outgoing, x_cd, sends[peer])
+            if peer == rank:
+                continue
+            if id(block) not in packed:
+                outgoing = plan_block(block)
+                message = self._message(f"mix to {peer}", outgoing.models, size)
+                if outgoing.models:
+                    mixing.pack(outgoing, x_cd, message)
+                packed[id(block)] = message
+            if len(packed[id(block)]):
+                sends[peer] = packed[id(block)]
         # What a rank has for itself is packed like a message, so that all ranks add alike.
         own = receives.pop(rank, None)
         travelling = self._exchange(sends, receives, "mixing")
