@@ -25,7 +25,7 @@ from cobo_dist.run.settings import LogConfig, RunConfig
 from cobo_dist.settings import Section
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import DigitsConfig
-from cobo_dist.tasks.models import ModelConfig
+from cobo_dist.tasks.models import MlpConfig, ModelConfig
 from cobo_dist.tasks.registry import TaskConfig
 
 
@@ -34,7 +34,7 @@ class Config(Section):
 
     run: RunConfig = RunConfig()
     task: Annotated[TaskConfig, Field(discriminator="name")] = DigitsConfig()
-    model: ModelConfig = ModelConfig()
+    model: Annotated[ModelConfig, Field(discriminator="name")] = MlpConfig()
     data: DataConfig = DataConfig()
     algorithm: Annotated[AlgorithmConfig, Field(discriminator="name")] = CoBoConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -56,7 +56,11 @@ class Config(Section):
 
 VARIANTS: dict[str, dict[str, type[Section]]] = {
     section: {kind.model_fields["name"].default: kind for kind in get_args(union)}
-    for section, union in (("task", TaskConfig), ("algorithm", AlgorithmConfig))
+    for section, union in (
+        ("task", TaskConfig),
+        ("model", ModelConfig),
+        ("algorithm", AlgorithmConfig),
+    )
 }
 
 
@@ -77,15 +81,23 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
         merged = _merge(from_file, from_arguments)
     except RecursionError:
         raise Refusal("the config contains itself (a YAML alias inside its anchor)") from None
-    for section, default in (("task", "digits"), ("algorithm", "cobo")):
-        if isinstance(given := merged.setdefault(section, {}), dict):
-            given.setdefault("name", default)
+    _name_variants(merged)
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
         raise Refusal(_explain(error, merged)) from None
     _check_across(config)
     return config
+
+
+def _name_variants(merged: dict[str, Any]) -> None:
+    """Fill in the names that are not given: the quickstart's, and ResNet-9 for the vision tasks."""
+    for section, default in (("task", "digits"), ("algorithm", "cobo"), ("model", "mlp")):
+        if isinstance(given := merged.setdefault(section, {}), dict):
+            task = merged["task"].get("name") if isinstance(merged["task"], dict) else None
+            if section == "model" and task in ("cross_silo", "cross_device"):
+                default = "resnet9"
+            given.setdefault("name", default)
 
 
 def _check_across(config: Config) -> None:

@@ -21,9 +21,10 @@ def _as_text(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_as_text)]
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
+    """Take a list for a tuple, as YAML writes it; for `BeforeValidator`."""
     return tuple(value) if isinstance(value, list) else value
 
 
 Width = Annotated[int, Field(ge=1, le=1_000_000)]
-Widths = Annotated[tuple[Width, ...], BeforeValidator(_as_tuple)]
+Widths = Annotated[tuple[Width, ...], BeforeValidator(as_tuple)]

@@ -22,6 +22,7 @@ def dense_cobo(
     eta: float,
     w_0: float = 1.0,
     cosine: bool = False,
+    models_first: bool = False,
 ) -> tuple[Array, Array]:
     """Return X^T [n, d] and W^T [n, n] after one round for each list of pairs."""
     n = len(centers_nd)
@@ -32,6 +33,7 @@ def dense_cobo(
         return curvature_n[i] * (point_d - centers_nd[i])
 
     for pairs in pairs_by_round:
+        old = w.copy()
         # Client selection: w_ij <- Proj_[0,1](w_ij + gamma <g_i(z), g_j(z)>), z = (x_i + x_j)/2
         for i, j in pairs:
             z = (x[i] + x[j]) / 2
@@ -41,10 +43,11 @@ def dense_cobo(
                 alignment /= np.linalg.norm(g_i) * np.linalg.norm(g_j)
             w[i, j] = w[j, i] = min(1.0, max(0.0, w[i, j] + gamma * alignment))
         # Model training, with the new weights: x_i <- x_i - eta (g_i + rho sum_k w_ik (x_i - x_k))
+        used = old if models_first else w
         step = np.zeros_like(x)
         for i in range(n):
             step[i] = gradient(i, x[i])
             for k in range(n):
-                step[i] += rho * w[i, k] * (x[i] - x[k])
+                step[i] += rho * used[i, k] * (x[i] - x[k])
         x = x - eta * step
     return x, w

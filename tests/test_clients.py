@@ -15,7 +15,7 @@ from cobo_dist.clients.optimisers import OptimizerConfig, build_optimiser
 from cobo_dist.maths.flat import Layout, empty_rows
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import Digits, DigitsConfig
-from cobo_dist.tasks.models import ModelConfig, build_model
+from cobo_dist.tasks.models import MlpConfig, build_model
 
 CPU = torch.device("cpu")
 
@@ -54,7 +54,7 @@ def test_a_batch_depends_on_seed_client_and_round_only() -> None:
 
 def problem(norm: str) -> tuple[nn.Module, torch.Tensor, dict[str, torch.Tensor], tuple]:
     """Five models of 6-8-3 with different weights, buffers and batches."""
-    model = build_model(ModelConfig(hidden=(8,), norm=norm), 6, 3, seed=1).double()
+    model = build_model(MlpConfig(hidden=(8,), norm=norm), torch.Size([6]), 3, seed=1).double()
     layout = Layout.of(model.named_parameters())
     rng = torch.Generator().manual_seed(0)
     points = empty_rows(5, layout.size, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_engines_equal_plain_autograd(name: str, norm: str) -> None:
     layout = Layout.of(model.named_parameters())
     expected_gradients, expected_losses, expected_buffers = [], [], []
     for row in range(5):
-        plain = build_model(ModelConfig(hidden=(8,), norm=norm), 6, 3, seed=2).double()
+        plain = build_model(MlpConfig(hidden=(8,), norm=norm), torch.Size([6]), 3, seed=2).double()
         state = {**layout.views(points[row]), **{n: b[row] for n, b in buffers.items()}}
         plain.load_state_dict({n: value.clone() for n, value in state.items()})
         value = loss(plain, batch[0][row], batch[1][row])
@@ -176,7 +176,7 @@ def test_sgd_is_torchs_sgd() -> None:
 
 
 def group(ids: list[int], norm: str = "batch", engine: str = "one_by_one") -> Clients:
-    task = Digits(DigitsConfig(), ModelConfig(norm=norm), DataConfig(), 0, torch.float32)
+    task = Digits(DigitsConfig(), MlpConfig(norm=norm), DataConfig(), 0, torch.float32)
     clients = Clients(ids, task, OptimizerConfig(), dtype=torch.float32, device=CPU)
     clients.use_engine(engine)
     return clients

@@ -82,6 +82,21 @@ def test_all_pairs_equal_the_dense_twin(
     assert 0.0 < w.mean() < 1.0, "a problem in which W moves"
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_models_first_uses_the_weights_of_the_round_before(
+    pool: RankPool, problem: Path, tmp_path: Path, ranks: int
+) -> None:
+    folder, w_run = quadratic(
+        pool, problem, tmp_path / "run", ranks,
+        "algorithm.sampling.name=all", "algorithm.order=models_first",
+    )  # fmt: skip
+    every = [(i, j) for i in range(7) for j in range(i + 1, 7)]
+    x, w = twin(problem, [every] * ROUNDS, models_first=True)
+    np.testing.assert_allclose(stacked(folder), x, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(w_run, w, rtol=0, atol=1e-10)
+    assert np.abs(x - twin(problem, [every] * ROUNDS)[0]).max() > 1e-6, "the order matters here"
+
+
 def test_consensus_and_gradient_norm_of_every_round_are_the_twins(
     pool: RankPool, problem: Path, tmp_path: Path
 ) -> None:

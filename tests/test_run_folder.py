@@ -230,7 +230,7 @@ def test_models_load_into_a_fresh_model_and_give_the_reported_accuracy(folder: P
         counters = [value for name, value in state.items() if "num_batches_tracked" in name]
         assert counters
         assert all(int(counter) == ROUNDS for counter in counters), "buffers are this client's"
-        numbers = task.test[client]
+        numbers = task.split_of["test"][client]
         with torch.no_grad():
             answers = model(task.examples.inputs[numbers]).argmax(dim=1)
         truth = task.examples.labels_of[client][task.examples.targets[numbers]]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobo_dist.maths import seeds
-from cobo_dist.maths.sampling import draw_pairs, pair_probability, unrank_pairs
+from cobo_dist.maths.sampling import STRATEGIES, draw_pairs, pair_probability, unrank_pairs
 
 
 @settings(deadline=None)
@@ -83,7 +83,9 @@ def test_strategies_are_table_1() -> None:
     assert pair_probability("mixed", 39, n, rounds) == 1 / 80, "0.2% of 20,000 rounds is 40"
     assert pair_probability("mixed", 40, n, rounds) == 1 / 41
     assert pair_probability("all", 123, n, rounds) == 1.0
-    for strategy in ("constant", "time", "mixed", "all"):
+    assert pair_probability("published", 799, n, rounds) == 2 / 80
+    assert pair_probability("published", 899, n, rounds, rate=0.5) == 0.5 / 30
+    for strategy in STRATEGIES:
         assert pair_probability(strategy, 5, n, rounds, rate=0) == 0.0
         assert pair_probability(strategy, 0, n, rounds, rate=1e9) == 1.0
     with pytest.raises(ValueError, match="sometimes"):

@@ -11,14 +11,14 @@ import torch
 
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import Digits, DigitsConfig
-from cobo_dist.tasks.models import ModelConfig, build_model
+from cobo_dist.tasks.models import MlpConfig, build_model
 from cobo_dist.tasks.quadratic import Quadratic, QuadraticConfig
 
 CPU = torch.device("cpu")
 
 
 def digits(seed: int = 0, **config: object) -> Digits:
-    return Digits(DigitsConfig(**config), ModelConfig(), DataConfig(), seed, torch.float32)
+    return Digits(DigitsConfig(**config), MlpConfig(), DataConfig(), seed, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,13 @@ def digits(seed: int = 0, **config: object) -> Digits:
 )
 def test_no_image_is_in_two_places(config: dict[str, int]) -> None:
     task = digits(**config)
-    own = [*task.train, *task.validation, task.test[0]]
+    own = [*task.split_of["train"], *task.split_of["validation"], task.split_of["test"][0]]
     for a, b in combinations(own, 2):
         assert not set(a.tolist()) & set(b.tolist())
     used = torch.cat(own)
     assert len(used) > 1797 - task.clients, "nothing is left over but what cannot be shared out"
-    assert all(torch.equal(test, task.test[0]) for test in task.test)
-    sizes = {len(numbers) for numbers in task.train}
+    assert all(torch.equal(test, task.split_of["test"][0]) for test in task.split_of["test"])
+    sizes = {len(numbers) for numbers in task.split_of["train"]}
     assert len(sizes) == 1
 
 
@@ -40,7 +40,11 @@ def test_the_quickstart_is_the_prototypes_size() -> None:
     task = digits()
     assert task.clients == 8
     assert task.clusters == (0, 0, 1, 1, 2, 2, 3, 3)
-    assert (len(task.train[0]), len(task.validation[0]), len(task.test[0])) == (130, 32, 500)
+    assert (
+        len(task.split_of["train"][0]),
+        len(task.split_of["validation"][0]),
+        len(task.split_of["test"][0]),
+    ) == (130, 32, 500)
 
 
 def test_clusters_share_labels_inside_and_permute_them_across() -> None:
@@ -63,7 +67,7 @@ def test_clusters_share_labels_inside_and_permute_them_across() -> None:
 def test_the_seed_decides_split_labels_and_start() -> None:
     again, other = digits(), digits(seed=1)
     assert again.fingerprint() == digits().fingerprint() != other.fingerprint()
-    assert not torch.equal(again.test[0], other.test[0])
+    assert not torch.equal(again.split_of["test"][0], other.split_of["test"][0])
     start = [
         torch.cat([p.flatten() for p in task.model().parameters()])
         for task in (again, digits(), other)
@@ -73,7 +77,7 @@ def test_the_seed_decides_split_labels_and_start() -> None:
 
 
 def test_models_are_as_wide_as_asked_and_started_within_bounds() -> None:
-    model = build_model(ModelConfig(hidden=(64, 64)), 64, 10, seed=0)
+    model = build_model(MlpConfig(hidden=(64, 64)), torch.Size([64]), 10, seed=0)
     assert sum(p.numel() for p in model.parameters()) == 64 * 64 + 64 + 64 * 64 + 64 + 640 + 10
     first = model[1].weight.detach()
     assert 0.9 < float(first.abs().max()) / (6 / 64) ** 0.5 <= 1.0

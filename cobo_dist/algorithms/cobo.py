@@ -29,14 +29,12 @@ from .base import Clients, Exchange, Round, Selection, Setting
 class SamplingConfig(Section):
     """Which pairs meet in a round (Table 1)."""
 
-    name: Literal["constant", "time", "mixed", "all"] = Field(
+    name: Literal["constant", "time", "mixed", "all", "published"] = Field(
         "constant",
         description="probability of an unordered pair: constant 1/n, time 1/t, mixed 1/n at first "
-        "and then 1/t, all 1",
+        "and then 1/t, all 1; published (the authors' code) 2/n for 800 rounds, then 1/sqrt(t)",
     )
-    rate: float = Field(
-        1.0, ge=0, description="factor on that probability; 0 draws none (the authors' code: 2)"
-    )
+    rate: float = Field(1.0, ge=0, description="factor on that probability; 0 draws none")
     switch_fraction: float = Field(
         0.002, ge=0, le=1, description="mixed: share of the rounds before 1/t (paper: 0.2%)"
     )
@@ -57,6 +55,11 @@ class CoBoConfig(Section):
     )
     start: Literal["ones", "zeros"] = Field(
         "ones", description="W^0: all ones (paper) or zeros, which lets collaboration grow"
+    )
+    order: Literal["weights_first", "models_first"] = Field(
+        "weights_first",
+        description="within a round: client selection, then models with the new weights (paper), or "
+        "models with the old weights, then selection (the authors' code); both read x^t",
     )
     midpoint_data: Literal["fresh", "shared"] = Field(
         "fresh",
@@ -87,11 +90,14 @@ class CoBo:
         self.exchange.send_models(self.clients.x_cd, pairs_m2)
         losses_c = self.clients.gradients(t)  # independent of W: computed while models travel
         self.exchange.receive_models()
+        weights_cn = self.weights_cn
+        if self.config.order == "models_first":
+            weights_cn = weights_cn.copy()  # selection moves the weights, models keep the old ones
         # At most n pairs at a time, to bound the memory of midpoints. A weight depends only on x^t and
         # its own past, so cutting the list changes nothing.
         pieces = torch.split(pairs_m2, self.setting.clients)
         selections = [self.client_selection(t, pairs_k2) for pairs_k2 in pieces]
-        self.model_training()
+        self.model_training(weights_cn)
         return Round(losses_c, len(pairs_m2), selections)
 
     def draw(self, t: int) -> Tensor:
@@ -120,14 +126,14 @@ class CoBo:
         once = ends.first
         return Selection(ends.ids[once], ends.partners[once], w_e[once], alignment_e[once])
 
-    def model_training(self) -> None:
-        """x_i <- x_i - eta (g_i + rho sum_k w_ik (x_i - x_k)), with the new weights.
+    def model_training(self, weights_cn: NDArray[np.floating]) -> None:
+        """x_i <- x_i - eta (g_i + rho sum_k w_ik (x_i - x_k)) with these rows of W.
 
         Written as x_i (1 - eta rho deg_i) + eta (rho sum_k w_ik x_k - g_i), deg_i = sum_k w_ik,
         which needs no room beside what `mix` delivers.
         """
         x_cd, eta, rho = self.clients.x_cd, self.clients.eta, self.config.rho
-        degree_c = torch.from_numpy(self.weights_cn.sum(axis=1, dtype=np.float64))
-        mixed_cd = self.exchange.mix(self.weights_cn, x_cd)
+        degree_c = torch.from_numpy(weights_cn.sum(axis=1, dtype=np.float64))
+        mixed_cd = self.exchange.mix(weights_cn, x_cd)
         mixed_cd.mul_(rho).sub_(self.clients.direction()).mul_(eta)
         x_cd.mul_((1.0 - eta * rho * degree_c)[:, None].to(x_cd)).add_(mixed_cd)

@@ -138,16 +138,24 @@ ENGINES: dict[str, Callable[[nn.Module, Loss], Engine]] = {
 
 
 def fastest(
-    engines: Sequence[Engine], points_md: Tensor, buffers: Buffers, batch: Batch, repeats: int = 5
+    engines: Sequence[Engine],
+    points_md: Tensor,
+    buffers: Buffers,
+    batch: Batch,
+    repeats: int = 5,
+    patience: float = 4.0,
 ) -> tuple[str, dict[str, float]]:
     """Time each engine on the real models and one real batch; return the winner and the seconds.
 
     Works on copies: no model, buffer or stream of batches moves. One warm-up each, then `repeats`
-    passes in turn, and the median counts.
+    passes in turn, or as many as fit into `patience` seconds, and the median counts.
     """
+    ends = time.perf_counter() + patience
     gradients_md = empty_rows(*points_md.shape, dtype=points_md.dtype, device=points_md.device)
     seconds: dict[str, list[float]] = {engine.name: [] for engine in engines}
     for repeat in range(repeats + 1):
+        if repeat > 1 and time.perf_counter() > ends:
+            break
         for engine in engines:
             scratch = {name: held.clone() for name, held in buffers.items()}
             started = time.perf_counter()

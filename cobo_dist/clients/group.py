@@ -5,8 +5,9 @@ Shapes: c clients here, d parameters, e models at points that are not the client
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from cobo_dist.maths.flat import Layout, Scratch, empty_rows
 
 from .engines import ENGINES, Batch, Engine, OneByOne, fastest
 from .optimisers import Optimiser, OptimizerConfig, build_optimiser
+
+Result = TypeVar("Result")
 
 
 class BatchSource(Protocol):
@@ -45,9 +48,9 @@ class LearningTask(Protocol):
         """Return the training batches of these clients."""
 
     def evaluation(
-        self, client: int, split: str, device: torch.device
+        self, client: int, split: str, device: torch.device, whole: bool = True
     ) -> Iterable[tuple[int, Batch]]:
-        """Return (number of examples, batch) over one client's split."""
+        """Return (number of examples, batch) over one client's split, or over a fixed part of it."""
 
 
 class Clients:
@@ -61,7 +64,14 @@ class Clients:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        autocast: torch.dtype | None = None,
+        own_starts: bool = False,
     ) -> None:
+        """Start the clients `ids` at x^0, or each at a start of its own.
+
+        `autocast`: the type that PyTorch's autocast computes matrix products and convolutions in;
+        models, gradients and sums stay in `dtype`.
+        """
         self.ids = tuple(int(client) for client in ids)
         self.task, self.device = task, device
         self.model = task.model().to(device=device, dtype=dtype)
@@ -72,12 +82,17 @@ class Clients:
         self.x_cd = empty_rows(count, self.layout.size, dtype=dtype, device=device)
         self.g_cd = empty_rows(count, self.layout.size, dtype=dtype, device=device)
         self.b_cd = empty_rows(count, self.buffer_layout.size, dtype=dtype, device=device)
+        self.loss = _autocast(task.loss, device, autocast)
+        self.score = _autocast(task.score, device, autocast)
         self._start_all(dict(floating))
+        if own_starts:
+            for row, client in enumerate(self.ids):
+                self._write_start(client + 1, self.x_cd[row])
         self.optimiser: Optimiser = build_optimiser(optimizer, self.x_cd)
         self.eta, self._optimizer = optimizer.lr, optimizer
         self.source = task.training(self.ids, device)
-        self.engine: Engine = OneByOne(self.model, task.loss)
-        self._loader = OneByOne(self.model, task.loss)
+        self.engine: Engine = OneByOne(self.model, self.loss)
+        self._loader = OneByOne(self.model, self.loss)
         self._scratch = Scratch(dtype, device)
 
     def _start_all(self, floating: Mapping[str, Tensor]) -> None:
@@ -100,11 +115,11 @@ class Clients:
 
     def use_engine(self, name: str) -> None:
         """Compute gradients with the engine `name` from now on."""
-        self.engine = ENGINES[name](self.model, self.task.loss)
+        self.engine = ENGINES[name](self.model, self.loss)
 
     def time_engines(self) -> tuple[str, dict[str, float]]:
         """Return the fastest engine on this rank's models, and the seconds of each."""
-        engines = [build(self.model, self.task.loss) for build in ENGINES.values()]
+        engines = [build(self.model, self.loss) for build in ENGINES.values()]
         return fastest(engines, self.x_cd, self._buffers(), self.source.batch(0, "local"))
 
     # -- gradients --------------------------------------------------------------------------------
@@ -144,17 +159,20 @@ class Clients:
                 counters = {name: held[row] for name, held in self.counters.items()}
                 buffers = {**self.buffer_layout.views(buffers_kd[k]), **counters}
                 model = self._loader.load(point_d, buffers).eval()
-                losses_ek[end, k] = self.task.loss(model, *(part[end] for part in batch))
+                losses_ek[end, k] = self.loss(model, *(part[end] for part in batch))
         return losses_ek.numpy()
 
     def start_rows(self, count: int) -> Tensor:
         """Return starting models [count, d]: the first is x^0, the others have seeds of their own."""
         rows_kd = empty_rows(count, self.layout.size, dtype=self.x_cd.dtype, device=self.device)
         for variant, row_d in enumerate(rows_kd):
-            start = dict(self.task.model(variant).named_parameters())
-            for name, view in self.layout.views(row_d).items():
-                view.copy_(start[name].data)
+            self._write_start(variant, row_d)
         return rows_kd
+
+    def _write_start(self, variant: int, row_d: Tensor) -> None:
+        start = dict(self.task.model(variant).named_parameters())
+        for name, view in self.layout.views(row_d).items():
+            view.copy_(start[name].data)
 
     def start_buffers(self, count: int) -> Tensor:
         """Return the floating buffers [count, b] of starting models."""
@@ -178,27 +196,54 @@ class Clients:
     # -- evaluation and what is kept ----------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self, split: str) -> list[dict[str, float]]:
-        """Return each client's mean metrics on all its data of `split`, in evaluation mode."""
+    def evaluate(self, split: str, whole: bool = True) -> list[dict[str, float]]:
+        """Return each client's mean metrics in evaluation mode, and on how many `examples`.
+
+        On all its data of `split`, or on the task's fixed part of it.
+        """
         results = []
         for row, client in enumerate(self.ids):
             model = self._loader.load(self.x_cd[row], self._row_buffers(row)).eval()
             sums: dict[str, Tensor] = {}
             count = 0
-            for examples, batch in self.task.evaluation(client, split, self.device):
+            for examples, batch in self.task.evaluation(client, split, self.device, whole):
                 count += examples
-                for name, value in self.task.score(model, *batch).items():
+                for name, value in self.score(model, *batch).items():
                     sums[name] = sums[name] + value if name in sums else value
-            results.append({name: float(value) / count for name, value in sums.items()})
+            means = {name: float(value) / count for name, value in sums.items()}
+            results.append(means | {"examples": count})
         return results
 
     def state_dict(self, row: int) -> dict[str, Tensor]:
         """Return one client's model by name, buffers included, on the CPU."""
         named = {**self.layout.views(self.x_cd[row]), **self._row_buffers(row)}
-        return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}
+        # A fresh copy of each in the plain order, which is how files keep tensors.
+        return {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in named.items()
+        }
 
     def _buffers(self) -> dict[str, Tensor]:
         return {**self.buffer_layout.batched_views(self.b_cd), **self.counters}
 
     def _row_buffers(self, row: int) -> dict[str, Tensor]:
         return {name: held[row] for name, held in self._buffers().items()}
+
+
+def _autocast(
+    function: Callable[..., Result], device: torch.device, dtype: torch.dtype | None
+) -> Callable[..., Result]:
+    """Return the function, computed under autocast if a type is given.
+
+    Autocast is entered anew for every call: it caches parameters it has cast, and between calls the
+    same parameter becomes a view of another client's row.
+    """
+    if dtype is None:
+        return function
+
+    @wraps(function)
+    def cast(*args: object) -> Result:
+        with torch.autocast(device.type, dtype):
+            return function(*args)
+
+    return cast

@@ -21,17 +21,23 @@ ALIGNMENT_BYTES = 64
 class Layout:
     """Where each named tensor lies in a row of length `size`.
 
-    `size` is the plain sum of the elements (d): no padding inside a row.
+    `size` is the plain sum of the elements (d): no padding inside a row. A kernel of a convolution
+    [O, I, h, w] lies in the row as its module keeps it: as it is, or channels last [O, h, w, I].
     """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
+    channels_last: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, named: Iterable[tuple[str, Tensor]]) -> Layout:
-        """Return the layout of named tensors, in their order."""
-        pairs = [(name, tensor.shape) for name, tensor in named]
-        return cls(tuple(name for name, _ in pairs), tuple(shape for _, shape in pairs))
+        """Return the layout of named tensors, in their order and memory format."""
+        pairs = list(named)
+        return cls(
+            tuple(name for name, _ in pairs),
+            tuple(tensor.shape for _, tensor in pairs),
+            frozenset(name for name, tensor in pairs if _has_channels_last(tensor)),
+        )
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -47,7 +53,7 @@ class Layout:
         """Return named views of one row [d], each in its tensor's shape."""
         pieces = torch.split(row_d, self.lengths)
         return {
-            name: piece.view(shape)
+            name: self._shaped(name, piece, (), shape)
             for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
         }
 
@@ -55,9 +61,26 @@ class Layout:
         """Return named views [m, *shape] of m rows at once."""
         pieces = torch.split(rows_md, self.lengths, dim=1)
         return {
-            name: piece.view(len(rows_md), *shape)
+            name: self._shaped(name, piece, (len(rows_md),), shape)
             for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
         }
+
+    def _shaped(
+        self, name: str, piece: Tensor, front: tuple[int, ...], shape: torch.Size
+    ) -> Tensor:
+        if name not in self.channels_last:
+            return piece.view(*front, *shape)
+        outputs, inputs, height, width = shape
+        return piece.view(*front, outputs, height, width, inputs).movedim(-1, -3)
+
+
+def _has_channels_last(tensor: Tensor) -> bool:
+    """Return whether a tensor lies channels last and not also in the plain order."""
+    return (
+        tensor.dim() == 4
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+        and not tensor.is_contiguous()
+    )
 
 
 def empty_rows(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import seeds
 
-STRATEGIES = ("constant", "time", "mixed", "all")
+STRATEGIES = ("constant", "time", "mixed", "all", "published")
 
 
 def pair_probability(
@@ -23,7 +23,8 @@ def pair_probability(
     """Return the probability that one unordered pair is drawn at round t (t = 0 is the first).
 
     `constant`: rate/n. `time`: rate/(t+1). `mixed`: rate/n in the first `switch_fraction` of the
-    rounds (0.2% in the paper), rate/(t+1) after. `all`: rate. Clipped to [0, 1]; `rate=0` draws none.
+    rounds (0.2% in the paper), rate/(t+1) after. `all`: rate. `published`, as the authors' code:
+    2 rate/n in the first 800 rounds, rate/sqrt(t+1) after. Clipped to [0, 1]; `rate=0` draws none.
     """
     if strategy == "constant" or (strategy == "mixed" and t < switch_fraction * rounds):
         base = 1.0 / n
@@ -31,6 +32,8 @@ def pair_probability(
         base = 1.0 / (t + 1)
     elif strategy == "all":
         base = 1.0
+    elif strategy == "published":
+        base = 2.0 / n if t < 800 else (t + 1) ** -0.5
     else:
         raise ValueError(f"sampling strategy {strategy!r} is none of {', '.join(STRATEGIES)}")
     return min(1.0, rate * base)

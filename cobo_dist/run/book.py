@@ -69,12 +69,19 @@ class Book:
         self.now.bytes = float(np.mean([row["bytes_sent"] for row in rows]))
         self.display.update(self.now)
 
-    def evaluation(self, r: int, split: str, results: Sequence[dict[str, float]]) -> None:
-        """Enter one evaluation: a row for each client and one for their mean."""
+    def evaluation(
+        self, r: int, split: str, results: Sequence[dict[str, float]], whole: bool
+    ) -> None:
+        """Enter one evaluation: a row for each client and one for their mean.
+
+        A row says which model was evaluated, on how many examples, and whether those are all.
+        """
         mean = {name: float(np.mean([one[name] for one in results])) for name in self.metrics}
-        about = {"split": split, "model": "personal"}
+        about = {"split": split, "model": "personal", "whole": whole}
         for client, one in enumerate(results):
+            one = one | {"examples": int(one["examples"])}
             self._write({"event": "eval", "round": r, "client": client, **about, **one})
+        mean["examples"] = sum(int(one["examples"]) for one in results)
         self._write({"event": "eval", "round": r, "client": None, **about, **mean})
         if split == "test":
             self.last_evaluation = list(results)

@@ -128,6 +128,8 @@ def _build(config: Config, session: Session, task: Task, placement: Placement) -
         config.optimizer,
         dtype=dtype,
         device=device,
+        autocast=None if config.run.autocast == "none" else getattr(torch, config.run.autocast),
+        own_starts=config.run.start == "own",
     )
     exchange = Exchange(
         session.transport, placement, dtype, device, deterministic=config.comm.deterministic
@@ -225,7 +227,9 @@ def _go_round(config: Config, algorithm: Algorithm, recorder: Recorder) -> None:
     recorder.weights(0)
     if recorder.book is not None:
         recorder.book.begin()
-    recorder.evaluate(0, run.eval_splits)
+    # Before and while training a part of the data may do; what the summary reports is on all of it.
+    part = config.data.eval_examples > 0
+    recorder.evaluate(0, run.eval_splits, whole=not part)
     for r in range(1, run.rounds + 1):
         started = time.monotonic()
         outcome = algorithm.round(r - 1)
@@ -236,7 +240,7 @@ def _go_round(config: Config, algorithm: Algorithm, recorder: Recorder) -> None:
         if evaluates or logs_weights or r % flush_every == 0:
             recorder.flush()
         if evaluates:
-            recorder.evaluate(r, run.eval_splits)
+            recorder.evaluate(r, run.eval_splits, whole=last or not part)
         if logs_weights:
             recorder.weights(r)
     recorder.check_models(run.rounds)

@@ -133,17 +133,17 @@ class Recorder:
         self.book.flush()
         return verdict
 
-    def evaluate(self, r: int, splits: tuple[str, ...]) -> None:
-        """Evaluate every client and enter the results."""
-        names = self.task.metrics
+    def evaluate(self, r: int, splits: tuple[str, ...], *, whole: bool) -> None:
+        """Evaluate every client, on all its data or on a part of it, and enter the results."""
+        names = (*self.task.metrics, "examples")
         for split in splits:
-            mine = self.clients.evaluate(split)
+            mine = self.clients.evaluate(split, whole)
             gathered = self.exchange.gather_rows(
                 np.array([[one[n] for n in names] for one in mine])
             )
             if self.book is not None and gathered is not None:
                 results = [dict(zip(names, row, strict=True)) for row in gathered.tolist()]
-                self.book.evaluation(r, split, results)
+                self.book.evaluation(r, split, results, whole)
                 self.book.flush()
 
     def weights(self, r: int) -> None:

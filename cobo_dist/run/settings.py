@@ -29,6 +29,13 @@ class RunConfig(Section):
     )
     device: Text = Field("auto", description="auto, cpu, cuda (a GPU for each local rank), cuda:N")
     dtype: Literal["float32", "float64"] = Field("float32", description="type of all models")
+    autocast: Literal["none", "bfloat16"] = Field(
+        "none",
+        description="type for convolutions and matrix products; models and sums stay in run.dtype",
+    )
+    start: Literal["common", "own"] = Field(
+        "common", description="every client's first model: one x^0 for all (paper) or a random one"
+    )
     threads: int = Field(0, ge=0, description="CPU threads of a rank; 0: its share of the cores")
     engine: Literal["auto", "one_by_one", "vectorised"] = Field(
         "auto", description="how a rank computes its clients' gradients; auto times both"

@@ -9,16 +9,39 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.clients.group import LearningTask
-from cobo_dist.settings import Section
+from cobo_dist.settings import Section, Text
 
 
 class DataConfig(Section):
-    """How examples are read."""
+    """How examples are found and read."""
 
+    root: Text = Field(
+        "data",
+        description="folder with CIFAR-100: cifar100.npz, or cifar-100-python as torchvision "
+        "stores it (cross_silo, cross_device)",
+    )
+    file: Text = Field(
+        "",
+        description="in place of CIFAR-100: an npz with x_train uint8 [N, H, W, 3 or 1], y_train, "
+        "x_test, y_test (cross_silo, cross_device)",
+    )
     batch_size: int = Field(
-        32, ge=1, le=1_000_000, description="examples in a client's batch, a round (digits)"
+        32, ge=1, le=1_000_000, description="examples in a client's batch, a round"
     )
     eval_batch_size: int = Field(1000, ge=1, description="examples evaluated at once")
+    eval_examples: int = Field(
+        0,
+        ge=0,
+        description="examples of each client evaluated while training goes on, a fixed random part; "
+        "0: all. The last evaluation always uses all",
+    )
+    augment: bool = Field(
+        True,
+        description="images for training: random crop with reflect padding 4, horizontal flip",
+    )
+    channels_last: bool = Field(
+        True, description="images lie in memory with channels last, which convolutions like best"
+    )
 
 
 class Task(LearningTask, Protocol):

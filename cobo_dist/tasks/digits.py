@@ -8,22 +8,18 @@ clusters, and a cluster's share to its clients, so no training example belongs t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
-from cobo_dist.clients.engines import Batch
-from cobo_dist.clients.group import BatchSource
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section
 
 from .base import DataConfig
-from .models import ModelConfig, build_model
-from .supervised import Classification, ExampleBatches, Examples, evaluation_batches
+from .models import ModelConfig
+from .supervised import Classification, Examples
 
 CLASSES = 10
 
@@ -61,70 +57,36 @@ class Digits(Classification):
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
-        self.config, self.model_config, self.data, self.seed = config, model, data, seed
-        self.clients = config.clusters * config.clients_per_cluster
-        self.train, self.validation, self.test = self._split(len(labels))
-        self.clusters: tuple[int, ...] | None = tuple(
-            i // config.clients_per_cluster for i in range(self.clients)
-        )
-        self.examples = Examples(
+        self.config = config
+        clusters = [k for k in range(config.clusters) for _ in range(config.clients_per_cluster)]
+        examples = Examples(
             torch.from_numpy(pixels).to(dtype) / 16.0,
             torch.from_numpy(labels).long(),
-            torch.stack([self._labels(cluster) for cluster in self.clusters]),
+            torch.stack([_labels(seed, cluster) for cluster in clusters]),
+            dtype,
         )
-        # Without validation images there is nothing to evaluate under that name.
-        self.splits: tuple[str, ...] = (
-            ("validation", "test") if len(self.validation[0]) else ("test",)
+        splits = _split(config, len(labels), seed)
+        super().__init__(examples, splits, clusters, model, data, seed)
+
+
+def _labels(seed: int, cluster: int) -> torch.Tensor:
+    return seeds.permutation(seeds.key(seed, "digits labels", cluster), CLASSES)
+
+
+def _split(config: DigitsConfig, images: int, seed: int) -> dict[str, list[torch.Tensor]]:
+    clients = config.clusters * config.clients_per_cluster
+    each = max(0, images - config.test_size) // clients
+    held_out = int(each * config.validation_fraction)
+    if each - held_out < 1:
+        raise Refusal(
+            f"{images} digits less task.test_size={config.test_size} leave {each} for each of "
+            f"{clients} clients; lower task.test_size, task.clusters or task.clients_per_cluster"
         )
-
-    def _labels(self, cluster: int) -> torch.Tensor:
-        return seeds.permutation(seeds.key(self.seed, "digits labels", cluster), CLASSES)
-
-    def _split(self, images: int) -> tuple[list[torch.Tensor], ...]:
-        config = self.config
-        each = max(0, images - config.test_size) // self.clients
-        held_out = int(each * config.validation_fraction)
-        if each - held_out < 1:
-            raise Refusal(
-                f"{images} digits less task.test_size={config.test_size} leave {each} for each of "
-                f"{self.clients} clients; lower task.test_size, task.clusters or "
-                "task.clients_per_cluster"
-            )
-        order = seeds.permutation(seeds.key(self.seed, "digits split"), images)
-        test, shares = order[: config.test_size], order[config.test_size :]
-        own = [shares[i * each : (i + 1) * each] for i in range(self.clients)]
-        return (
-            [numbers[held_out:] for numbers in own],
-            [numbers[:held_out] for numbers in own],
-            [test] * self.clients,
-        )
-
-    def model(self, variant: int = 0) -> nn.Module:
-        """Return x^0, or another start."""
-        seed = seeds.key(self.seed, "start variant", variant) if variant else self.seed
-        return build_model(self.model_config, self.examples.inputs[0].numel(), CLASSES, seed)
-
-    def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
-        """Return the training batches of these clients."""
-        self._move_to(device)
-        return ExampleBatches(self.examples, self.train, clients, self.seed, self.data.batch_size)
-
-    def evaluation(
-        self, client: int, split: str, device: torch.device
-    ) -> Iterable[tuple[int, Batch]]:
-        """Return one client's images of `split` ("validation" or "test") in batches."""
-        self._move_to(device)
-        numbers = {"validation": self.validation, "test": self.test}[split][client]
-        return evaluation_batches(self.examples, client, numbers, self.data.eval_batch_size)
-
-    def _move_to(self, device: torch.device) -> None:
-        if self.examples.inputs.device != device:
-            self.examples = self.examples.to(device)
-
-    def diagnose(self, x_nd: object) -> dict[str, float]:
-        """Return nothing further."""
-        return {}
-
-    def fingerprint(self) -> str:
-        """Return a digest of images, labels and splits."""
-        return self.examples.fingerprint([self.train, self.validation, self.test])
+    order = seeds.permutation(seeds.key(seed, "digits split"), images)
+    test, shares = order[: config.test_size], order[config.test_size :]
+    own = [shares[i * each : (i + 1) * each] for i in range(clients)]
+    return {
+        "train": [numbers[held_out:] for numbers in own],
+        "validation": [numbers[:held_out] for numbers in own],
+        "test": [test] * clients,
+    }

@@ -9,22 +9,51 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section, Widths
 
+from .resnet9 import Resnet9Config, build_resnet9
 
-class ModelConfig(Section):
-    """The model that every client trains."""
 
-    name: Literal["mlp"] = Field("mlp", description="mlp: fully connected layers with ReLU")
+class MlpConfig(Section):
+    """Fully connected layers with ReLU."""
+
+    name: Literal["mlp"] = "mlp"
     hidden: Widths = Field((64, 64), description="widths of the hidden layers")
     norm: Literal["none", "batch"] = Field(
         "none", description="normalisation after each hidden layer: none or BatchNorm"
     )
 
 
-def build_model(config: ModelConfig, inputs: int, classes: int, seed: int) -> nn.Module:
-    """Return the configured classifier of `inputs` numbers into `classes` classes: x^0 of the seed."""
+ModelConfig = MlpConfig | Resnet9Config
+
+
+def build_model(config: ModelConfig, shape: torch.Size, classes: int, seed: int) -> nn.Module:
+    """Return the configured classifier of inputs of `shape` into `classes` classes: x^0 of the seed.
+
+    Raises:
+        Refusal: a model that cannot take such inputs.
+    """
+    if isinstance(config, MlpConfig):
+        model: nn.Module = _build_mlp(config, shape.numel(), classes)
+    elif len(shape) != 3:
+        raise Refusal(
+            f"model.name={config.name} takes images, and this task's inputs are {shape.numel()} "
+            "numbers; set model.name=mlp"
+        )
+    else:
+        model = build_resnet9(config, shape, classes)
+    start(model, seed)
+    return model
+
+
+def dropout_of(config: ModelConfig) -> tuple[float, int]:
+    """Return the share of features that training drops, and how many features there are."""
+    return (config.dropout, config.features) if isinstance(config, Resnet9Config) else (0.0, 0)
+
+
+def _build_mlp(config: MlpConfig, inputs: int, classes: int) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Flatten(start_dim=1)]
     width = inputs
     for hidden in config.hidden:
@@ -34,22 +63,24 @@ def build_model(config: ModelConfig, inputs: int, classes: int, seed: int) -> nn
         layers.append(nn.ReLU())
         width = hidden
     layers.append(nn.Linear(width, classes))
-    model = nn.Sequential(*layers)
-    start(model, seed)
-    return model
+    return nn.Sequential(*layers)
 
 
 @torch.no_grad()
 def start(model: nn.Module, seed: int) -> None:
-    """Draw the weights of all linear layers, He-uniform, biases zero, from keys of the seed.
+    """Draw the weights of all linear and convolution layers, He-uniform, biases zero, from keys of the seed.
 
+    A ResNet's classifier sees features that were normalised and never negative; it starts smaller (bound
+    1 / sqrt(inputs)), so that the first losses are near log(classes).
     Every tensor has a key of its own: adding a layer leaves the start of the others as it was.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            bound = math.sqrt(6.0 / module.in_features)
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            gain = 1.0 if name == "classifier" else 6.0
+            bound = math.sqrt(gain / module.weight[0].numel())
             module.weight.copy_(_uniform(module.weight, bound, seed, name))
-            module.bias.zero_()
+            if module.bias is not None:
+                module.bias.zero_()
 
 
 def _uniform(like: Tensor, bound: float, seed: int, name: str) -> Tensor:

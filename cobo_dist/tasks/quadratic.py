@@ -101,7 +101,7 @@ class Quadratic:
         return QuadraticBatches(self, list(clients), device)
 
     def evaluation(
-        self, client: int, split: str, device: torch.device
+        self, client: int, split: str, device: torch.device, whole: bool = True
     ) -> Iterable[tuple[int, Batch]]:
         """Return the problem without noise."""
         center, curvature = self._centers[client], self._curvature[client]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 
 from .base import DataConfig, Task
+from .cross_device import CrossDevice, CrossDeviceConfig
+from .cross_silo import CrossSilo, CrossSiloConfig
 from .digits import Digits, DigitsConfig
 from .models import ModelConfig
 from .quadratic import Quadratic, QuadraticConfig
 
-TaskConfig = DigitsConfig | QuadraticConfig
+TaskConfig = DigitsConfig | QuadraticConfig | CrossSiloConfig | CrossDeviceConfig
 
 
 def build_task(
@@ -22,4 +24,8 @@ def build_task(
     """
     if isinstance(config, QuadraticConfig):
         return Quadratic(config, seed, dtype)
+    if isinstance(config, CrossSiloConfig):
+        return CrossSilo(config, model, data, seed, dtype)
+    if isinstance(config, CrossDeviceConfig):
+        return CrossDevice(config, model, data, seed, dtype)
     return Digits(config, model, data, seed, dtype)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +12,71 @@ from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
 from cobo_dist.clients.engines import Batch
+from cobo_dist.clients.group import BatchSource
+from cobo_dist.maths import seeds
+
+from .augmentation import Augmentation, dropout_mask
+from .base import DataConfig
+from .models import ModelConfig, build_model, dropout_of
+
+Splits = Mapping[str, Sequence[Tensor]]
+"""For "train", "validation" and "test" the example numbers of each client."""
 
 
 @dataclass(frozen=True)
 class Examples:
     """N labelled examples and how n clients see them.
 
-    `labels_of` [n, classes] maps the label in the data to the client's own label: clusters that
-    permute labels share images.
+    `inputs` are numbers as the model takes them, or images as bytes (uint8 [N, H, W, C]), which become
+    numbers in [-1, 1] only when a batch is made. `labels_of` [n, classes] maps the label in the data to
+    the client's own label: clusters that permute labels share images.
     """
 
-    inputs: Tensor  # [N, ...]
+    inputs: Tensor
     targets: Tensor  # int64 [N]
     labels_of: Tensor  # int64 [n, classes]
+    dtype: torch.dtype = torch.float32  # of a batch
+    channels_last: bool = False  # how a batch of images lies in memory
+
+    @property
+    def are_images(self) -> bool:
+        """Whether inputs are bytes of images."""
+        return self.inputs.dtype == torch.uint8
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of one input as the model takes it."""
+        shape = self.inputs.shape[1:]
+        return torch.Size((shape[2], shape[0], shape[1])) if self.are_images else shape
 
     def to(self, device: torch.device) -> Examples:
         """Return the same on `device`."""
-        return Examples(self.inputs.to(device), self.targets.to(device), self.labels_of.to(device))
+        return replace(
+            self,
+            inputs=self.inputs.to(device),
+            targets=self.targets.to(device),
+            labels_of=self.labels_of.to(device),
+        )
 
-    def fingerprint(self, splits: Sequence[Sequence[Tensor]]) -> str:
+    def with_test(self, inputs: Tensor, targets: Tensor) -> Examples:
+        """Return the same with more examples after them."""
+        return replace(
+            self,
+            inputs=torch.cat([self.inputs, inputs]),
+            targets=torch.cat([self.targets, targets]),
+        )
+
+    def as_inputs(self, stored: Tensor) -> Tensor:
+        """Return stored inputs as the model takes them: images [..., H, W, C] to [..., C, H, W] in [-1, 1].
+
+        Stored images have their channels last already: leaving them so costs nothing.
+        """
+        if not self.are_images:
+            return stored
+        images = stored.movedim(-1, -3).to(self.dtype).mul_(1.0 / 127.5).sub_(1.0)
+        return images if self.channels_last else images.contiguous()
+
+    def fingerprint(self, splits: Iterable[Sequence[Tensor]]) -> str:
         """Return a digest of the examples, the labels and every client's splits."""
         digest = hashlib.sha256()
         for tensor in (self.inputs, self.targets, self.labels_of, *(i for s in splits for i in s)):
@@ -47,51 +93,132 @@ class ExampleBatches:
         train: Sequence[Tensor],
         clients: Sequence[int],
         seed: int,
-        batch_size: int,
+        data: DataConfig,
+        dropout: tuple[float, int] = (0.0, 0),
     ) -> None:
-        self.examples = examples
+        """Read for `clients`; `dropout` is the share and the number of features it may drop."""
+        self.examples, self.ids, self.seed, self.dropout = examples, tuple(clients), seed, dropout
         device = examples.inputs.device
-        self.clients = torch.tensor(list(clients), device=device)
+        self.clients = torch.tensor(self.ids, device=device)
         own = [train[client].to(device) for client in clients]
-        self.streams = {
-            stream: BatchIndices(seed, f"batches {stream}", clients, own, batch_size)
-            for stream in ("local", "midpoint")
-        }
+        self.streams, self.views = {}, {}
+        for stream in ("local", "midpoint"):
+            self.streams[stream] = BatchIndices(
+                seed, f"batches {stream}", clients, own, data.batch_size
+            )
+            if data.augment and examples.are_images:
+                self.views[stream] = Augmentation(seed, stream, clients, examples.inputs)
 
     def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
-        """Return inputs [m, B, ...] and targets [m, B] of round t."""
+        """Return inputs [m, B, ...], targets [m, B] and, with dropout, a mask [m, B, features] of round t."""
         numbers_mb, clients_m = self.streams[stream].batch(t), self.clients
+        which = None if rows is None else rows.tolist()
         if rows is not None:
             numbers_mb, clients_m = numbers_mb[rows], clients_m[rows]
-        targets = self.examples.labels_of[clients_m[:, None], self.examples.targets[numbers_mb]]
-        return self.examples.inputs[numbers_mb], targets
+        examples = self.examples
+        targets = examples.labels_of[clients_m[:, None], examples.targets[numbers_mb]]
+        if stream in self.views:
+            stored = self.views[stream](numbers_mb, t, which)
+        else:
+            stored = examples.inputs[numbers_mb]
+        batch: Batch = (examples.as_inputs(stored), targets)
+        share, features = self.dropout
+        if not share:
+            return batch
+        ids = self.ids if which is None else [self.ids[row] for row in which]
+        shape = (numbers_mb.shape[1], features)
+        mask = dropout_mask(self.seed, stream, ids, t, shape, share)
+        return (*batch, mask.to(batch[0]))
 
 
 class Classification:
-    """Cross-entropy and accuracy of a client's classifier."""
+    """Cross-entropy and accuracy of every client's classifier of its own examples."""
 
     metrics: tuple[str, ...] = ("loss", "accuracy")
     diagnoses = False
 
+    def __init__(
+        self,
+        examples: Examples,
+        splits: Splits,
+        clusters: Sequence[int],
+        model: ModelConfig,
+        data: DataConfig,
+        seed: int,
+    ) -> None:
+        self.examples, self.split_of, self.data, self.seed = examples, splits, data, seed
+        self.model_config, self.clients = model, len(clusters)
+        self.channels_last = examples.are_images and examples.channels_last
+        self.clusters: tuple[int, ...] | None = tuple(clusters)
+        # Without validation examples there is nothing to evaluate under that name.
+        self.splits: tuple[str, ...] = tuple(
+            name for name in ("validation", "test") if all(map(len, splits[name]))
+        )
+        self.model()  # a model that cannot take these inputs is refused now, not when training starts
+
+    def model(self, variant: int = 0) -> nn.Module:
+        """Return x^0, or another start."""
+        seed = seeds.key(self.seed, "start variant", variant) if variant else self.seed
+        classes = self.examples.labels_of.shape[1]
+        model = build_model(self.model_config, self.examples.shape, classes, seed)
+        # Kernels that lie as their images do need no reordering on the way.
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model
+
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
-        """Return the mean cross-entropy of a batch (inputs, targets)."""
-        inputs, targets = batch
-        return F.cross_entropy(model(inputs), targets)
+        """Return the mean cross-entropy of a batch (inputs, targets, and a dropout mask if any)."""
+        inputs, targets, *masks = batch
+        return F.cross_entropy(_at_least_single(model(inputs, *masks)), targets)
 
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return the sums of cross-entropy and of right answers over a batch (inputs, targets)."""
         inputs, targets = batch
-        logits = model(inputs)
+        logits = _at_least_single(model(inputs))
         return {
             "loss": F.cross_entropy(logits, targets, reduction="sum"),
             "accuracy": (logits.argmax(dim=1) == targets).sum(),
         }
 
+    def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
+        """Return the training batches of these clients."""
+        self._move_to(device)
+        train, dropout = self.split_of["train"], dropout_of(self.model_config)
+        return ExampleBatches(self.examples, train, clients, self.seed, self.data, dropout)
 
-def evaluation_batches(
-    examples: Examples, client: int, numbers: Tensor, batch_size: int
-) -> Iterable[tuple[int, Batch]]:
-    """Return (count, (inputs, targets)) over one client's examples `numbers`, in order."""
-    for chunk in torch.split(numbers.to(examples.inputs.device), batch_size):
-        targets = examples.labels_of[client][examples.targets[chunk]]
-        yield len(chunk), (examples.inputs[chunk], targets)
+    def evaluation(
+        self, client: int, split: str, device: torch.device, whole: bool = True
+    ) -> Iterable[tuple[int, Batch]]:
+        """Return (count, (inputs, targets)) over one client's examples of `split`.
+
+        With `whole=False` only over `data.eval_examples` of them, the same in every round; clients that
+        share their examples share the part.
+        """
+        self._move_to(device)
+        numbers, most = self.split_of[split][client], self.data.eval_examples
+        if not whole and 0 < most < len(numbers):
+            part = seeds.permutation(seeds.key(self.seed, f"part of {split}"), len(numbers))[:most]
+            numbers = numbers[part]
+        for chunk in torch.split(numbers.to(device), self.data.eval_batch_size):
+            targets = self.examples.labels_of[client][self.examples.targets[chunk]]
+            yield len(chunk), (self.examples.as_inputs(self.examples.inputs[chunk]), targets)
+
+    def _move_to(self, device: torch.device) -> None:
+        if self.examples.inputs.device != device:
+            self.examples = self.examples.to(device)
+
+    def diagnose(self, x_nd: object) -> dict[str, float]:
+        """Return nothing further."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """Return a digest of examples, labels and splits."""
+        return self.examples.fingerprint(self.split_of.values())
+
+
+def share_out(numbers: Tensor, clients: int) -> list[Tensor]:
+    """Cut shuffled example numbers into `clients` parts whose sizes differ by at most one."""
+    return list(torch.tensor_split(numbers, clients))
+
+
+def _at_least_single(logits: Tensor) -> Tensor:
+    """Return logits that are precise enough for a loss: autocast may have made them bfloat16."""
+    return logits.float() if logits.dtype == torch.bfloat16 else logits

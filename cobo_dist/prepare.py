@@ -1,0 +1,78 @@
+"""The door `python -m cobo_dist.prepare`: fetch and check a run's data ahead of time.
+
+Compute nodes have no network, and training never downloads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from cobo_dist.config import Config, load_config
+from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal
+from cobo_dist.tasks.base import Task
+from cobo_dist.tasks.images import fetch_cifar100, has_cifar100
+from cobo_dist.tasks.registry import build_task
+from cobo_dist.tasks.supervised import Classification
+
+ABOUT = """\
+Fetch what a run needs (CIFAR-100, into data.root, if it is not there), check it, and say how it is split over
+the clients. Takes the config and settings of the run. Digits come with scikit-learn: nothing to fetch."""
+EXITS = "exit codes: 0 the data are there and good; 2 they are not, with one line that says why"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare what the command line names. Returns 0, or 2 after one line on standard error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cobo_dist.prepare",
+        usage="python -m cobo_dist.prepare [--config FILE.yaml] [key.path=value ...]",
+        description=ABOUT,
+        epilog=EXITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="the config of the run")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the run")
+    arguments = parser.parse_args(argv)
+    try:
+        _prepare(load_config(arguments.config, arguments.settings))
+    except Refusal as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return EXIT_REFUSED
+    return EXIT_DONE
+
+
+def _prepare(config: Config) -> None:
+    if config.task.name in ("cross_silo", "cross_device") and not config.data.file:
+        if has_cifar100(config.data.root):
+            print(f"found       CIFAR-100 in {config.data.root}")
+        else:
+            print(f"fetching    CIFAR-100 into {config.data.root}", flush=True)
+            fetch_cifar100(config.data.root)
+    dtype = getattr(torch, config.run.dtype)
+    task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
+    for name, value in _facts(task).items():
+        print(f"{name:<12}{value}")
+
+
+def _facts(task: Task) -> dict[str, str]:
+    """Return what a user wants to see before the queue does."""
+    groups = len(set(task.clusters)) if task.clusters is not None else 0
+    size = sum(parameter.numel() for parameter in task.model().parameters())
+    facts = {
+        "task": task.name,
+        "clients": f"{task.clients}" + (f" in {groups} clusters" if groups else ""),
+        "model": f"{size:,} parameters",
+    }
+    if isinstance(task, Classification):
+        for name, numbers in task.split_of.items():
+            least, most = min(map(len, numbers)), max(map(len, numbers))
+            facts[name] = f"{least} examples a client" + (f" to {most}" if most > least else "")
+    return facts | {"digest": task.fingerprint()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Training views of images, drawn for all clients at once: crop with reflect padding, flip, dropout mask.
+
+Every draw is a function of (seed, stream, round, client). Shapes: m clients, B images each, S = H = W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cobo_dist.maths import seeds
+
+PADDING = 4
+
+
+class Augmentation:
+    """Random crop of the padded image and horizontal flip, as one gather from the stored images."""
+
+    def __init__(self, seed: int, stream: str, clients: Sequence[int], images: Tensor) -> None:
+        """Draw for `clients` from `images`, uint8 [N, H, W, C].
+
+        Reflection needs more pixels than padding: smaller images are padded less.
+        """
+        self.seed, self.purpose, self.clients = seed, f"augmentation {stream}", tuple(clients)
+        self.images, self.device = images, images.device
+        self.padding = [min(PADDING, size - 1) for size in images.shape[1:3]]
+
+    def __call__(self, numbers_mb: Tensor, t: int, rows: Sequence[int] | None = None) -> Tensor:
+        """Return the views uint8 [m, B, H, W, C] of images `numbers_mb` in round t.
+
+        `rows`: which of the clients they belong to; all in order without.
+        """
+        clients = self.clients if rows is None else [self.clients[row] for row in rows]
+        names = [seeds.key(self.seed, self.purpose, t, client) for client in clients]
+        m, batch = numbers_mb.shape
+        draws = seeds.uniform_rows(names, 3 * batch, device=self.device).view(m, 3, batch)
+        height, width = self.images.shape[1:3]
+        across = _window(draws[:, 1], width, self.padding[1])
+        flipped = (draws[:, 2] < 0.5)[..., None]
+        across = torch.where(flipped, across.flip(-1), across)
+        down = _window(draws[:, 0], height, self.padding[0])
+        # Rows of pixels and columns of pixels broadcast to [m, B, H, W]; channels come along.
+        return self.images[numbers_mb[..., None, None], down[..., :, None], across[..., None, :]]
+
+
+def _window(draws_mb: Tensor, size: int, padding: int) -> Tensor:
+    """Return which pixels a crop shows, [m, B, size]: a window of the line reflected at its ends."""
+    offset = (draws_mb * (2 * padding + 1)).long() - padding
+    position = torch.arange(size, device=draws_mb.device) + offset[..., None]
+    return (size - 1) - ((size - 1) - position.abs()).abs()
+
+
+def dropout_mask(
+    seed: int, stream: str, clients: Sequence[int], t: int, shape: tuple[int, int], share: float
+) -> Tensor:
+    """Return factors [m, *shape]: 0 for the dropped `share` of the features, 1 / (1 - share) for the rest."""
+    names = [seeds.key(seed, f"dropout {stream}", t, client) for client in clients]
+    draws = seeds.uniform_rows(names, shape[0] * shape[1]).view(len(names), *shape)
+    return (draws >= share).to(torch.float32) / (1.0 - share)

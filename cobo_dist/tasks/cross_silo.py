@@ -1,0 +1,128 @@
+"""Task `cross_silo`: clusters that see the same images and disagree about the names of the classes.
+
+The paper's 8 clients: 4 clusters of 2, CIFAR-100. Every cluster has the whole training set, split at random
+among its clients, and permutes the labels by a seed of its own, in training and in test.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor
+
+from cobo_dist.errors import Refusal
+from cobo_dist.maths import seeds
+from cobo_dist.settings import Section, as_tuple
+
+from .base import DataConfig
+from .images import ImageSet, load_images
+from .models import ModelConfig
+from .supervised import Classification, Examples, share_out
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)]
+
+
+class CrossSiloConfig(Section):
+    """CIFAR-100 in clusters with permuted labels."""
+
+    name: Literal["cross_silo"] = "cross_silo"
+    clusters: int = Field(4, ge=1, description="clusters, each with its own label permutation")
+    clients_per_cluster: int = Field(
+        2, ge=1, description="clients in each cluster, among whom its images are split"
+    )
+    data_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the training images in use: the same ones in every cluster (Figure 2a)",
+    )
+    validation_fraction: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the training images kept for validation, common to all clients",
+    )
+    labels: Literal["fine", "coarse"] = Field(
+        "fine", description="the 100 classes, or the 20 superclasses"
+    )
+    label_map: Literal["permuted", "shifted"] = Field(
+        "permuted",
+        description="a cluster renames classes by a random permutation (paper), or class c to c + its "
+        "number, cyclically (the authors' code)",
+    )
+    label_seeds: Seeds = Field(
+        (),
+        description="label_map=permuted: a seed for each cluster's permutation; empty: from run.seed",
+    )
+
+
+class CrossSilo(Classification):
+    """The images of all clients."""
+
+    name = "cross_silo"
+
+    def __init__(
+        self,
+        config: CrossSiloConfig,
+        model: ModelConfig,
+        data: DataConfig,
+        seed: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """Read and split.
+
+        Raises:
+            Refusal: missing or malformed data, too few images for so many clients.
+        """
+        if config.label_seeds and len(config.label_seeds) != config.clusters:
+            raise Refusal(
+                f"task.label_seeds names {len(config.label_seeds)} seeds for task.clusters="
+                f"{config.clusters}; give one for each, or none"
+            )
+        self.config = config
+        images = load_images(data.file, data.root, config.labels)
+        clusters = [k for k in range(config.clusters) for _ in range(config.clients_per_cluster)]
+        examples = Examples(
+            torch.from_numpy(images.x_train),
+            torch.from_numpy(images.y_train),
+            torch.stack([label_map(config, k, images.classes, seed) for k in clusters]),
+            dtype,
+            data.channels_last,
+        ).with_test(torch.from_numpy(images.x_test), torch.from_numpy(images.y_test))
+        super().__init__(examples, split(config, images, seed), clusters, model, data, seed)
+
+
+def label_map(config: CrossSiloConfig, cluster: int, classes: int, seed: int) -> Tensor:
+    """Return the cluster's name for each class, int64 [classes]."""
+    if config.label_map == "shifted":
+        return (torch.arange(classes) + cluster) % classes
+    own = (
+        seeds.key(config.label_seeds[cluster], "label permutation")
+        if config.label_seeds
+        else seeds.key(seed, "label permutation", cluster)
+    )
+    return seeds.permutation(own, classes)
+
+
+def split(config: CrossSiloConfig, images: ImageSet, seed: int) -> dict[str, list[Tensor]]:
+    """Return each client's image numbers: training images first, test images after them."""
+    count, clients = len(images.x_train), config.clusters * config.clients_per_cluster
+    order = seeds.permutation(seeds.key(seed, "cross_silo images"), count)
+    held_out = int(config.validation_fraction * count)
+    used = int(config.data_fraction * (count - held_out))
+    if used < config.clients_per_cluster:
+        raise Refusal(
+            f"{count} training images ({images.source}) less {held_out} for validation, at "
+            f"task.data_fraction={config.data_fraction:g}, leave {used} for the "
+            f"{config.clients_per_cluster} clients of a cluster; raise task.data_fraction or lower "
+            "task.clients_per_cluster"
+        )
+    validation, pool = order[:held_out], order[held_out : held_out + used]
+    train = []
+    for cluster in range(config.clusters):
+        shuffled = seeds.permutation(seeds.key(seed, "cross_silo shares", cluster), used)
+        train += share_out(pool[shuffled], config.clients_per_cluster)
+    test = torch.arange(count, count + len(images.x_test))
+    return {"train": train, "validation": [validation] * clients, "test": [test] * clients}

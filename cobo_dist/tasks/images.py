@@ -1,0 +1,187 @@
+"""Labelled images from files: CIFAR-100 as `cifar100.npz` or as torchvision stores it, or any npz.
+
+Shapes: N training and M test images, H x W pixels, C = 1 or 3 channels.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobo_dist.errors import Refusal
+
+NPZ, STORED = "cifar100.npz", "cifar-100-python"
+_LABELS = {"fine": "y", "coarse": "coarse"}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with labels 0 .. classes-1."""
+
+    x_train: NDArray[np.uint8]  # [N, H, W, C]
+    y_train: NDArray[np.int64]  # [N]
+    x_test: NDArray[np.uint8]  # [M, H, W, C]
+    y_test: NDArray[np.int64]  # [M]
+    classes: int
+    source: str  # for messages: the file, as the user named it
+
+
+def load_images(file: str, root: str, labels: str) -> ImageSet:
+    """Return the images of `data.file`, or CIFAR-100 from `data.root`, with fine or coarse labels.
+
+    Raises:
+        Refusal: nothing there, or not what it should be.
+    """
+    if file:
+        return _read_npz(Path(file).expanduser(), f"data.file={file}", labels)
+    folder = Path(root).expanduser()
+    if (folder / NPZ).is_file():
+        return _read_npz(folder / NPZ, f"data.root={root}: {NPZ}", labels)
+    if (folder / STORED).is_dir():
+        return _read_stored(folder, f"data.root={root}: {STORED}", labels)
+    raise Refusal(
+        f"data.root={root} has neither {NPZ} nor {STORED}; set data.root to the folder that has one, "
+        "set data.file, or fetch CIFAR-100 with python -m cobo_dist.prepare and the same settings"
+    )
+
+
+def has_cifar100(root: str) -> bool:
+    """Return whether `data.root` has CIFAR-100 in one of its forms."""
+    folder = Path(root).expanduser()
+    return (folder / NPZ).is_file() or (folder / STORED).is_dir()
+
+
+def fetch_cifar100(root: str) -> None:
+    """Download CIFAR-100 into `data.root` through torchvision, which checks what it got.
+
+    Raises:
+        Refusal: it cannot be fetched or written.
+    """
+    from torchvision.datasets import CIFAR100
+
+    try:
+        CIFAR100(str(Path(root).expanduser()), download=True)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise Refusal(
+            f"CIFAR-100 cannot be fetched into data.root={root} ({reason}); where there is no network, "
+            f"copy {NPZ} or the folder {STORED} there from another machine"
+        ) from None
+
+
+# -- npz ---------------------------------------------------------------------------------------------
+
+
+def _read_npz(path: Path, source: str, labels: str) -> ImageSet:
+    kind = _LABELS[labels]
+    names = ("x_train", f"{kind}_train", "x_test", f"{kind}_test")
+    try:
+        if not path.is_file():
+            raise Refusal(f"{source} is no file; give the path of an npz")
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one bare array")
+        with file:
+            found = list(file.files)
+            arrays = [file[name] for name in names if name in found]
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        KeyError,
+        MemoryError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Refusal(f"{source} is no readable npz: {reason}; write it anew") from None
+    if missing := [name for name in names if name not in found]:
+        hint = "; set task.labels=fine" if labels == "coarse" and "y_train" in found else ""
+        raise Refusal(
+            f"{source} lacks the array {missing[0]!r}; it must hold {', '.join(names)}, and holds "
+            f"{', '.join(sorted(found)) or 'nothing'}{hint}"
+        )
+    return _checked(dict(zip(names, arrays, strict=True)), source)
+
+
+def _checked(arrays: dict[str, NDArray[np.generic]], source: str) -> ImageSet:
+    """Return the arrays as an image set.
+
+    Raises:
+        Refusal: a shape, type or label that cannot be, with the array's name.
+    """
+    (x_train_name, x_train), (y_train_name, y_train), *rest = arrays.items()
+    (x_test_name, x_test), (y_test_name, y_test) = rest
+    for name, x in ((x_train_name, x_train), (x_test_name, x_test)):
+        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or not x.size:
+            raise Refusal(
+                f"{source}: {name} is {x.dtype} {list(x.shape)}, but must be uint8 [N, H, W, C] with "
+                "1 or 3 channels and at least one image; convert it"
+            )
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise Refusal(
+            f"{source}: training images are {list(x_train.shape[1:])} and test images "
+            f"{list(x_test.shape[1:])}; they must be alike"
+        )
+    for name, y, x in ((y_train_name, y_train, x_train), (y_test_name, y_test, x_test)):
+        if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+            raise Refusal(
+                f"{source}: {name} is {y.dtype} {list(y.shape)}, but must be whole numbers "
+                f"[{len(x)}], one label for each image"
+            )
+    classes = int(y_train.max()) + 1
+    for name, y in ((y_train_name, y_train), (y_test_name, y_test)):
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= classes:
+            raise Refusal(
+                f"{source}: {name} holds labels {low} to {high}, but labels must lie in 0 to "
+                f"{classes - 1}, the greatest in training"
+            )
+    return ImageSet(
+        x_train.astype(np.uint8, copy=False),
+        y_train.astype(np.int64),
+        x_test.astype(np.uint8, copy=False),
+        y_test.astype(np.int64),
+        classes,
+        source,
+    )
+
+
+# -- as torchvision stores it ------------------------------------------------------------------------
+
+
+def _read_stored(root: Path, source: str, labels: str) -> ImageSet:
+    # A second to import, and needed for this format only. It compares the files' checksums before it
+    # unpickles them.
+    from torchvision.datasets import CIFAR100
+
+    parts = []
+    for train in (True, False):
+        try:
+            part = CIFAR100(str(root), train=train, download=False)
+            targets = part.targets if labels == "fine" else _coarse(part)
+        except (RuntimeError, OSError, pickle.UnpicklingError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise Refusal(
+                f"{source} is incomplete or damaged ({reason}); remove it and fetch it again with "
+                "python -m cobo_dist.prepare"
+            ) from None
+        parts += [part.data, np.asarray(targets)]
+    names = ("x_train", "y_train", "x_test", "y_test")
+    return _checked(dict(zip(names, parts, strict=True)), source)
+
+
+def _coarse(part: object) -> list[int]:
+    """Return the superclasses, which torchvision leaves in its (checked) file."""
+    folder = Path(part.root) / part.base_folder  # type: ignore[attr-defined]
+    name = "train" if part.train else "test"  # type: ignore[attr-defined]
+    with (folder / name).open("rb") as file:
+        found: list[int] = pickle.load(file, encoding="latin1")["coarse_labels"]
+    return found

@@ -1,0 +1,100 @@
+"""ResNet-9, the network of the paper's vision experiments."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cobo_dist.errors import Refusal
+from cobo_dist.settings import Section
+
+SMALLEST = 8  # pixels a side: three poolings by 2 must leave one
+
+
+class Resnet9Config(Section):
+    """ResNet-9: eight 3x3 convolutions, two residual blocks, one linear layer."""
+
+    name: Literal["resnet9"] = "resnet9"
+    width: int = Field(
+        64, ge=1, le=4096, description="channels of the first convolution (paper: 64)"
+    )
+    norm: Literal["batch", "group"] = Field(
+        "batch", description="normalisation after each convolution: BatchNorm (paper) or GroupNorm"
+    )
+    groups: int = Field(
+        4, ge=1, description="norm=group: groups of channels; must divide model.width"
+    )
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="share of features dropped before the classifier, in training"
+    )
+
+    @property
+    def features(self) -> int:
+        """Number of features that the classifier sees."""
+        return 8 * self.width
+
+
+class ResNet9(nn.Module):
+    """Images [B, channels, H, W] to logits [B, classes].
+
+    conv w, conv 2w + pool, residual(2w, 2w), conv 4w + pool, conv 8w + pool, residual(8w, 8w), max, linear.
+    The last max-pool takes what is left of the image: 4 x 4 of 32 x 32, as in the paper.
+    """
+
+    def __init__(self, config: Resnet9Config, channels: int, classes: int) -> None:
+        super().__init__()
+        self.config, w = config, config.width
+        self.conv1, self.conv2 = self._conv(channels, w), self._conv(w, 2 * w)
+        self.residual1 = nn.Sequential(self._conv(2 * w, 2 * w), self._conv(2 * w, 2 * w))
+        self.conv3, self.conv4 = self._conv(2 * w, 4 * w), self._conv(4 * w, 8 * w)
+        self.residual2 = nn.Sequential(self._conv(8 * w, 8 * w), self._conv(8 * w, 8 * w))
+        self.pool = nn.MaxPool2d(2)
+        self.classifier = nn.Linear(config.features, classes)
+
+    def _conv(self, inputs: int, outputs: int) -> nn.Sequential:
+        if self.config.norm == "group":
+            norm: nn.Module = nn.GroupNorm(self.config.groups, outputs)
+        else:
+            norm = nn.BatchNorm2d(outputs)
+        # No bias: the normalisation takes it away.
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), norm, nn.ReLU(inplace=True)
+        )
+
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Classify; in training, features are multiplied by `kept` [B, 8w] (see `dropout_mask`).
+
+        The mask is an input and not drawn here, so that it depends on (seed, client, round) alone.
+        """
+        x = self.pool(self.conv2(self.conv1(images)))
+        x = x + self.residual1(x)
+        x = self.pool(self.conv4(self.pool(self.conv3(x))))
+        x = x + self.residual2(x)
+        x = x.amax(dim=(2, 3))
+        if self.training and kept is not None:
+            x = x * kept.to(x.dtype)
+        logits: Tensor = self.classifier(x)
+        return logits
+
+
+def build_resnet9(config: Resnet9Config, shape: torch.Size, classes: int) -> ResNet9:
+    """Return the network for images of `shape` [channels, H, W], not yet started.
+
+    Raises:
+        Refusal: images too small, or groups that do not divide the channels.
+    """
+    channels, height, width = shape
+    if min(height, width) < SMALLEST:
+        raise Refusal(
+            f"model.name=resnet9 needs images of at least {SMALLEST} x {SMALLEST} pixels, and these "
+            f"have {height} x {width}; set model.name=mlp"
+        )
+    if config.norm == "group" and config.width % config.groups:
+        raise Refusal(
+            f"model.groups={config.groups} does not divide model.width={config.width}; choose a "
+            "divisor of it"
+        )
+    return ResNet9(config, channels, classes)
