@@ -6,10 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pool import RankPool
 from problems import models, rows, train_and_weights, write_quadratic
 
+from cobo_dist.algorithms.base import Setting
+from cobo_dist.algorithms.registry import build_algorithm
+from cobo_dist.clients.group import Clients
+from cobo_dist.comm.exchange import Exchange
+from cobo_dist.comm.placement import Placement
+from cobo_dist.comm.transport import SoloTransport
+from cobo_dist.config import load_config
 from cobo_dist.maths import seeds
+from cobo_dist.tasks.registry import build_task
 
 N, D, ROUNDS, ETA = 7, 5, 12, 0.1
 RANKS = (1, 2, 3)
@@ -151,6 +160,35 @@ def test_ifca(pool: RankPool, problem: Path, tmp_path: Path, ranks: int, share: 
     expected, same = Dense(problem).ifca(share)
     close(x, expected)
     assert np.array_equal(w, same)
+
+
+def test_ifca_computes_gradients_of_those_taking_part_alone(problem: Path) -> None:
+    """One of seven takes part: one gradient a round, and its loss is the only one that moves."""
+    config = load_config(
+        None,
+        ["task.name=quadratic", f"task.file={problem}", "algorithm.name=ifca",
+         "algorithm.client_share=0.1"],
+    )  # fmt: skip
+    task = build_task(config.task, config.model, config.data, 0, torch.float64)
+    clients = Clients(
+        range(N), task, config.optimizer, dtype=torch.float64, device=torch.device("cpu")
+    )
+    exchange = Exchange(
+        SoloTransport(), Placement.contiguous(N, 1), torch.float64, clients.device,
+        deterministic=False,
+    )  # fmt: skip
+    setting = Setting(N, task.clusters, 0, ROUNDS)
+    ifca = build_algorithm(config.algorithm, clients, exchange, setting)
+    counted = []
+    plain = clients.engine.gradients
+    clients.engine.gradients = lambda x, *more: counted.append(len(x)) or plain(x, *more)
+    before = ifca.round(0).losses_c
+    for t in range(1, 6):
+        losses_c = ifca.round(t).losses_c
+        part = int(seeds.permutation(seeds.key(0, "clients", t), N)[0])
+        assert (losses_c != before).nonzero().flatten().tolist() in ([part], [])
+        before = losses_c
+    assert counted == [1] * 6
 
 
 def test_ifca_with_one_centre_is_fedavg(pool: RankPool, problem: Path, tmp_path: Path) -> None:

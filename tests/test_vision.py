@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pool import RankPool
+from problems import models, rows, train
 from torch.nn import functional as F
 from vision_data import cifar_root, write_images
 
@@ -346,6 +348,45 @@ def test_own_starts_differ_and_common_ones_do_not(images: Path) -> None:
     few = Clients([5], task, load_config(None, []).optimizer, dtype=torch.float32, device=CPU,
                   own_starts=True)  # fmt: skip
     assert torch.equal(few.x_cd[0], own.x_cd[5])
+
+
+# -- whole runs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["task.name=cross_silo", "run.autocast=bfloat16"],
+        ["task.name=cross_silo", "algorithm.name=ifca", "algorithm.client_share=0.3"],
+        ["task.name=cross_device", "task.cluster_sizes=[2,1,1,2,1]", "algorithm.start=zeros"],
+    ],
+    ids=["bfloat16", "ifca", "cross_device"],
+)
+def test_any_number_of_ranks_gives_the_same_bits(
+    pool: RankPool, images: Path, tmp_path: Path, settings: list[str]
+) -> None:
+    """Views, dropout, BatchNorm and kernels with channels last: deterministic runs on 1 and 3 ranks."""
+    found = []
+    for ranks in (1, 3):
+        folder = tmp_path / f"run{ranks}"
+        arguments = [
+            f"data.file={images}", "comm.deterministic=true", "run.rounds=5", "run.eval_every=2",
+            "data.eval_examples=20", "data.eval_batch_size=32", "algorithm.name=cobo", *SMALL,
+            f"run.dir={folder}", *settings,
+        ]  # fmt: skip
+        pool.run(ranks, train, arguments)
+        found.append((models(folder), rows(folder, "eval")))
+    (one, evaluations), (three, others) = found
+    assert one.keys() == three.keys()
+    for name, value in one.items():
+        assert value.tobytes() == three[name].tobytes(), name
+    assert evaluations == others
+    for row in evaluations:
+        assert row["whole"] == (row["round"] == 5)
+        assert row["model"] == "personal"
+        if row["client"] is not None:
+            test = {"cross_silo": 80, "cross_device": 16}[settings[0].partition("=")[2]]
+            assert row["examples"] == (test if row["whole"] else min(test, 20))
 
 
 # -- files -------------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ class Clients(Protocol):
     b_cd: Tensor  # floating buffers (BatchNorm's statistics)
     eta: float
 
-    def gradients(self, t: int) -> Tensor:
-        """Compute g_i(x_i) for every client; return the losses [c]."""
+    def gradients(self, t: int, rows_e: NDArray[np.int64] | None = None) -> Tensor:
+        """Compute g_i(x_i) for every client, or for those in some rows; return their losses."""
 
     def gradients_at(
         self, points_ed: Tensor, rows_e: NDArray[np.int64], t: int, stream: str

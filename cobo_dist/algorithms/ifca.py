@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section
@@ -58,14 +57,18 @@ class Ifca:
         self.optimiser = clients.new_optimiser(self.centers_kd)
         self.choice_n = np.zeros(setting.clients, dtype=np.int64)
         self.weights_cn = self.same_centre()
+        # A client that does not take part keeps its last loss; at first, that of the first centre.
+        every_c = np.arange(len(clients.ids))
+        first_c1 = clients.losses_at(self.centers_kd[:1], self.buffers_kd[:1], every_c, 0)
+        self.losses_c = torch.from_numpy(first_c1[:, 0]).to(clients.x_cd)
 
     def round(self, t: int) -> Round:
         """Let clients choose, then move the centres."""
         part_n = self.taking_part(t)
         self.choose(t, part_n)
-        losses_c = self.train_centers(t, part_n)
+        self.train_centers(t, part_n)
         self.weights_cn = self.same_centre()
-        return Round(losses_c, weights_replaced=True)
+        return Round(self.losses_c.clone(), weights_replaced=True)
 
     def taking_part(self, t: int) -> NDArray[np.bool_]:
         """Return who takes part in round t, [n]: the same on every rank."""
@@ -84,10 +87,11 @@ class Ifca:
         choice_c[rows] = scores_ek.argmin(axis=1)
         self.choice_n = self.exchange.share(choice_c.astype(np.float64)).astype(np.int64)
 
-    def train_centers(self, t: int, part_n: NDArray[np.bool_]) -> Tensor:
-        """Move every centre by the mean gradient of those who picked it; return the losses [c]."""
+    def train_centers(self, t: int, part_n: NDArray[np.bool_]) -> None:
+        """Move every centre by the mean gradient of those who picked it; others compute nothing."""
         self.hand_out()
-        losses_c = self.clients.gradients(t)
+        rows = np.flatnonzero(part_n[list(self.clients.ids)])
+        self.losses_c[torch.from_numpy(rows)] = self.clients.gradients(t, rows)
         picked_kn = (self.choice_n == np.arange(len(self.centers_kd))[:, None]) & part_n
         counts_k = picked_kn.sum(axis=1)
         mean_kn = picked_kn / np.maximum(counts_k, 1)[:, None]
@@ -98,7 +102,6 @@ class Ifca:
             mean_kb = self.exchange.reduce(mean_kn, self.clients.b_cd)
             self.buffers_kd[trained] = mean_kb[trained]
         self.hand_out()
-        return losses_c
 
     def hand_out(self) -> None:
         """Give every client the centre that it picked last."""

@@ -124,11 +124,25 @@ class Clients:
 
     # -- gradients --------------------------------------------------------------------------------
 
-    def gradients(self, t: int) -> Tensor:
-        """Compute g_i(x_i) on every client's batch of round t into `g_cd`; return the losses [c]."""
-        return self.engine.gradients(
-            self.x_cd, self.g_cd, self._buffers(), self.source.batch(t, "local")
-        )
+    def gradients(self, t: int, rows_e: NDArray[np.int64] | None = None) -> Tensor:
+        """Compute g_i(x_i) on every client's batch of round t into `g_cd`; return the losses [c].
+
+        With `rows_e` only for the clients in these rows: the losses are theirs [e], and the other rows
+        of `g_cd` stay as they are.
+        """
+        if rows_e is None:
+            return self.engine.gradients(
+                self.x_cd, self.g_cd, self._buffers(), self.source.batch(t, "local")
+            )
+        rows, held = torch.from_numpy(rows_e).to(self.device), self._buffers()
+        gradients_ed = self._scratch.rows("gradients", len(rows), self.x_cd.shape[1])
+        buffers = {name: buffer[rows] for name, buffer in held.items()}
+        batch = self.source.batch(t, "local", rows)
+        losses_e = self.engine.gradients(self.x_cd[rows], gradients_ed, buffers, batch)
+        self.g_cd[rows] = gradients_ed
+        for name, buffer in held.items():
+            buffer[rows] = buffers[name]
+        return losses_e
 
     def gradients_at(
         self, points_ed: Tensor, rows_e: NDArray[np.int64], t: int, stream: str
