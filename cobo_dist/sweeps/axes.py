@@ -1,0 +1,122 @@
+"""From `key=v1,v2` on the command line to axes; every value stays as it was typed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import yaml
+
+from cobo_dist.errors import Refusal
+
+SEED = "run.seed"
+METHOD_KEYS = ("algorithm.name", "task.name")
+"""Axes that say which method runs on what: a sweep compares them and never chooses among them."""
+
+_SHORT = {"seed": SEED}
+_OWN = {
+    "run.dir": "every run gets a folder of its own under --out; give --out DIR instead",
+    "run.overwrite": "finished runs are kept and others run again; to repeat a finished run, "
+    "remove its folder or give another --out",
+}
+_OPENING, _CLOSING = "[{", "]}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A key and its values as typed; one value: a setting of all runs."""
+
+    key: str
+    values: tuple[str, ...]
+
+    @property
+    def varies(self) -> bool:
+        """Whether there is anything to compare."""
+        return len(self.values) > 1
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether the best value is looked for: neither seeds nor methods are."""
+        return self.varies and self.key != SEED and self.key not in METHOD_KEYS
+
+
+def read_axes(arguments: Sequence[str]) -> list[Axis]:
+    """Return the axes of `key.path=v1,v2` arguments, in their order.
+
+    Raises:
+        Refusal: not of that form, a key or value given twice, an empty value, or a key that the
+            sweep sets itself.
+    """
+    axes: dict[str, Axis] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key or argument.startswith("-"):
+            raise Refusal(
+                f"argument {argument!r} is not understood; write key.path=value or "
+                "key.path=value,value, for example optimizer.lr=0.05,0.1, or see --help"
+            )
+        key = _SHORT.get(key, key)
+        if key in _OWN:
+            raise Refusal(f"{argument} is not for a sweep: {_OWN[key]}")
+        if key in axes:
+            both = ",".join((*axes[key].values, text))
+            raise Refusal(f"{key} is given twice; write {key}={both}")
+        axes[key] = Axis(key, _read_values(key, text))
+    return list(axes.values())
+
+
+def _read_values(key: str, text: str) -> tuple[str, ...]:
+    values = split_values(key, text)
+    if len(values) == 1:
+        return values
+    seen: dict[str, str] = {}
+    for value in values:
+        if not value:
+            raise Refusal(f"{key}={text} has an empty value; remove a comma, or write ''")
+        meaning = _meaning(value)
+        if meaning in seen:
+            same = value if seen[meaning] == value else f"{seen[meaning]} and {value}, the same,"
+            raise Refusal(f"{key}={text} has {same} twice; give every value once")
+        seen[meaning] = value
+    return values
+
+
+def split_values(key: str, text: str) -> tuple[str, ...]:
+    """Split at the commas that stand outside brackets and quotes: `[64],[64,64]` is two values.
+
+    As in YAML, a quote opens where a value may begin, so `it's` is a word.
+
+    Raises:
+        Refusal: a bracket or quote that is not closed, where that leaves commas in doubt.
+    """
+    values, start = [], 0
+    depth, quote, may_begin = 0, "", True
+    for place, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and may_begin:
+            quote = letter
+        elif letter in _OPENING:
+            depth += 1
+        elif letter in _CLOSING:
+            depth = max(depth - 1, 0)
+        elif letter == "," and not depth:
+            values.append(text[start:place].strip())
+            start = place + 1
+        may_begin = letter in ",[{:" or (may_begin and letter == " ")
+    if (depth or quote) and "," in text:
+        what = f"quote {quote}" if quote else "bracket"
+        raise Refusal(f"{key}={text} has a {what} that is not closed; close it or quote the value")
+    values.append(text[start:].strip())
+    return tuple(values)
+
+
+def _meaning(text: str) -> str:
+    """What a value stands for, so that 0.1, 0.10 and 1e-1 are seen to be the same."""
+    with suppress(ValueError):
+        return repr(float(text))
+    try:
+        return repr(yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return repr(text)  # loading the config says what is wrong with it

@@ -1,0 +1,270 @@
+"""From axes to runs: every combination that differs, once, validated and with a name of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from cobo_dist.config import VARIANTS, Config, load_config
+from cobo_dist.errors import Refusal
+
+from .axes import SEED, Axis
+
+WITH_VALIDATION = "run.eval_splits=[validation,test]"
+_LONGEST_NAME = 120  # bytes; logs/<name>.log must fit into the 255 of most file systems
+_HASH = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the sweep.
+
+    `method` is the task and the algorithm, and the config file where two files share these.
+    `varied` holds the choice axes that this method has: key -> value in the resolved config.
+    """
+
+    name: str
+    method: str
+    file: str | None
+    arguments: tuple[str, ...]
+    config: Config
+    varied: Mapping[str, object]
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.config.run.seed
+
+
+def expand(files: Sequence[str], axes: Sequence[Axis]) -> list[Run]:
+    """Return all runs: files outermost, then the axes as given, seeds innermost.
+
+    A key that only other variants of its section have is left out of a combination, and what is
+    then equal is run once. Where a setting is to be chosen, validation data are evaluated too.
+
+    Raises:
+        Refusal: a config that training would refuse, or a key that no combination has.
+    """
+    axes = sorted(axes, key=lambda axis: axis.key == SEED)  # stable: the others keep their order
+    combinations = list(_combinations(files, axes))
+    homeless = {axis.key for axis in axes} - {key for _, kept in combinations for key, _ in kept}
+    if homeless:  # loading it says in words to which variant the key belongs
+        combinations = list(_combinations(files, axes, homeless))
+    choices = {axis.key for axis in axes if axis.is_choice}
+    runs: dict[str, Run] = {}
+    for file, kept in combinations:
+        arguments = tuple(f"{key}={value}" for key, value in kept)
+        config = _load(file, arguments, several=len(files) > 1)
+        if choices and (extended := _with_validation(file, arguments, config)):
+            arguments, config = (*arguments, WITH_VALIDATION), extended
+        varied = {key: _look_up(config, key) for key, _ in kept if key in choices}
+        runs.setdefault(_identity(config), Run("", "", file, arguments, config, varied))
+    return _with_names(list(runs.values()), files)
+
+
+def _load(file: str | None, arguments: Sequence[str], several: bool) -> Config:
+    try:
+        return load_config(file, arguments)
+    except Refusal as refusal:
+        unclear = several and str(file) not in str(refusal)
+        raise Refusal(f"--config {file}: {refusal}" if unclear else str(refusal)) from None
+
+
+# -- combinations ------------------------------------------------------------------------------------
+
+Combination = tuple[str | None, tuple[tuple[str, str], ...]]
+
+
+def _product(files: Sequence[str], axes: Sequence[Axis]) -> Iterator[Combination]:
+    sources: Sequence[str | None] = files or [None]
+    for file in sources:
+        for values in itertools.product(*(axis.values for axis in axes)):
+            yield file, tuple(zip((axis.key for axis in axes), values, strict=True))
+
+
+def _combinations(
+    files: Sequence[str], axes: Sequence[Axis], keep: Collection[str] = ()
+) -> Iterator[Combination]:
+    """Every combination, less the keys (but those to keep) that only variants not named have."""
+    contents = {file: _peek(file) for file in files}
+    for file, settings in _product(files, axes):
+        names = _names(dict(settings), contents.get(file or "", {}))
+        kept = [pair for pair in settings if pair[0] in keep or not _is_foreign(pair[0], names)]
+        yield file, tuple(kept)
+
+
+def _is_foreign(key: str, names: Mapping[str, str]) -> bool:
+    """Whether the key is known, but to other variants of its section only."""
+    section, _, rest = key.partition(".")
+    if not rest or section not in VARIANTS or names[section] not in VARIANTS[section]:
+        return False
+    owners = [name for name, kind in VARIANTS[section].items() if _has(kind, rest.split("."))]
+    return bool(owners) and names[section] not in owners
+
+
+def _has(kind: Any, path: Sequence[str]) -> bool:
+    """Whether a config class has this key, also inside its groups."""
+    for name, field in getattr(kind, "model_fields", {}).items():
+        if path[0] == (field.alias or name):
+            inside = (field.annotation, *get_args(field.annotation))
+            return len(path) == 1 or any(_has(part, path[1:]) for part in inside)
+    return False
+
+
+def _peek(file: str) -> Mapping[str, Any]:
+    """A config file's content, as far as it can be read: loading it says what is wrong."""
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _names(given: Mapping[str, str], content: Mapping[str, Any]) -> dict[str, str]:
+    """The variant of each section: typed, else the file's, else what the config takes by itself."""
+    names = {}
+    for section in VARIANTS:
+        inside = content.get(section)
+        in_file = inside.get("name") if isinstance(inside, dict) else None
+        if (name := given.get(f"{section}.name", in_file)) is not None:
+            names[section] = str(name).strip("'\"")
+    return {**_default_names(tuple(names.items())), **names}
+
+
+@cache
+def _default_names(names: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """The names that go with these ones: which model is the default may depend on the task."""
+    try:
+        config = load_config(None, [f"{section}.name={name}" for section, name in names])
+    except Refusal:  # a name that is none, or one that needs more keys
+        config = Config()
+    return {section: getattr(config, section).name for section in VARIANTS}
+
+
+def _with_validation(file: str | None, arguments: Sequence[str], config: Config) -> Config | None:
+    """The config with validation data evaluated too, unless its splits were given or it has none."""
+    without = getattr(config.task, "validation_fraction", None) == 0
+    if without or "eval_splits" in config.run.model_fields_set:
+        return None
+    try:
+        return load_config(file, [*arguments, WITH_VALIDATION])
+    except Refusal:
+        return None  # the config without it is fine, so it is the task that has no such data
+
+
+def _look_up(config: Config, key: str) -> object:
+    value: Any = config.model_dump(mode="json", by_alias=True)
+    for step in key.split("."):
+        value = value[step]
+    return value
+
+
+def _identity(config: Config) -> str:
+    content = config.model_dump(mode="json", by_alias=True)
+    for key in ("dir", "overwrite"):
+        del content["run"][key]
+    return json.dumps(content, sort_keys=True)
+
+
+# -- names -------------------------------------------------------------------------------------------
+
+
+def _with_names(runs: Sequence[Run], files: Sequence[str]) -> list[Run]:
+    """Name the runs: task-algorithm, what varies, seed; safe for file systems and unique."""
+    labels = _file_labels(files)
+    homes: dict[str, set[str | None]] = {}
+    for run in runs:
+        homes.setdefault(_method(run), set()).add(run.file)
+    methods = [
+        f"{_method(run)}-{labels[run.file]}"
+        if run.file and len(homes[_method(run)]) > 1
+        else _method(run)
+        for run in runs
+    ]
+    short = short_keys({key for run in runs for key in run.varied})
+    names = [
+        _shorten("-".join([method, *_parts(run.varied, short), f"s{run.seed}"]), run)
+        for method, run in zip(methods, runs, strict=True)
+    ]
+    # Some file systems take Name and name for the same.
+    common = Counter(name.lower() for name in names)
+    return [
+        replace(
+            run,
+            method=method,
+            name=f"{name}-{_digest(run)}" if common[name.lower()] > 1 else name,
+        )
+        for run, method, name in zip(runs, methods, names, strict=True)
+    ]
+
+
+def _method(run: Run) -> str:
+    return f"{run.config.task.name}-{run.config.algorithm.name}"
+
+
+def _file_labels(files: Sequence[str]) -> dict[str, str]:
+    """A short name for each config file: its stem, or its whole path where stems are the same."""
+    stems = Counter(_safe(Path(file).stem) for file in files)
+    return {
+        file: _safe(Path(file).stem)
+        if stems[_safe(Path(file).stem)] == 1
+        else _safe(str(Path(file).with_suffix("")))
+        for file in files
+    }
+
+
+def short_keys(keys: set[str]) -> dict[str, str]:
+    """`optimizer.lr` -> `lr`, `algorithm.sampling.name` -> `sampling`, as long as that is clear."""
+    short = {key: _last(key) for key in keys}
+    common = Counter(short.values())
+    return {key: key if common[name] > 1 else name for key, name in short.items()}
+
+
+def _last(key: str) -> str:
+    *above, last = key.split(".")
+    return above[-1] if last == "name" and above else last
+
+
+def _parts(varied: Mapping[str, object], short: Mapping[str, str]) -> list[str]:
+    return [
+        f"{_safe(short[key])}{'' if is_number(value) else '='}{_safe(show(value))}"
+        for key, value in varied.items()
+    ]
+
+
+def is_number(value: object) -> bool:
+    """Whether values of this kind have an order, and so an edge."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def show(value: object) -> str:
+    """A resolved value in few letters, without losing a digit: 0.1, true, [64, 64]."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).strip("_.")
+
+
+def _shorten(name: str, run: Run) -> str:
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - _HASH - 1]}-{_digest(run)}"
+
+
+def _digest(run: Run) -> str:
+    """A name for what varies that does not depend on what else is in the sweep."""
+    content = json.dumps([_method(run), run.file, run.seed, dict(run.varied)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:_HASH]
