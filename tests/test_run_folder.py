@@ -268,6 +268,16 @@ def test_summary(folder: Path) -> None:
     assert [one["client"] for one in summary["per_client"]] == list(range(CLIENTS))
 
 
+def test_the_last_row_has_what_was_sent_and_held(folder: Path) -> None:
+    (ledger,) = rows(folder, "ledger")
+    sent = [row["bytes_sent"] for row in rows(folder, "round")]
+    training = ("bytes_pairs", "bytes_gradients", "bytes_mixing")
+    assert sum(ledger[name] for name in training) == sum(sent)
+    assert len(ledger["peak_bytes"]) == ranks_of(folder)
+    # No process with torch in it is smaller than 100 MB or larger than the machine.
+    assert all(1e8 < peak < 1e12 for peak in ledger["peak_bytes"])
+
+
 def test_cluster_match_is_the_share_of_pairs_told_apart_rightly(folder: Path) -> None:
     """Of 28 pairs, 4 lie within a cluster; a weight of at least 1/2 counts as a link."""
     weights = np.load(folder / "W.npz")["weights"][-1]

@@ -138,9 +138,13 @@ class Book:
         if self._board is not None:
             self._board.add_scalar(name, value, r)
 
-    def ledger(self) -> None:
-        """Enter what the whole run sent, by purpose; only here does logging count."""
-        self._write({"event": "ledger", **{f"bytes_{name}": b for name, b in self.bytes.items()}})
+    def ledger(self, peaks: Sequence[int]) -> None:
+        """Enter what the whole run sent, by purpose, and the most bytes that each rank held.
+
+        Only here does what logging sent count.
+        """
+        sent = {f"bytes_{name}": count for name, count in self.bytes.items()}
+        self._write({"event": "ledger", **sent, "peak_bytes": list(peaks)})
         self.flush()
 
     def flush(self) -> None:

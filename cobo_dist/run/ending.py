@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 import traceback
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import torch
 
 from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.comm.transport import LostContact
@@ -21,8 +23,18 @@ from .folder import RunFolder
 from .progress import final_table, human_bytes
 
 
-def finish(config: Config, ranks: int, metrics: Sequence[str], book: Book, seconds: float) -> None:
-    """Write the summary and print the table."""
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes this rank has held: of the GPU, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
+
+
+def finish(
+    config: Config, peaks: Sequence[int], metrics: Sequence[str], book: Book, seconds: float
+) -> None:
+    """Write the summary and print the table; `peaks` are the most bytes each rank has held."""
+    ranks = len(peaks)
     results = book.last_evaluation
     final = {name: float(np.mean([one[name] for one in results])) for name in metrics}
     summary: dict[str, Any] = {
@@ -41,13 +53,14 @@ def finish(config: Config, ranks: int, metrics: Sequence[str], book: Book, secon
         ],
         "cluster_match": book.match(),
     }
-    book.ledger()
+    book.ledger(peaks)
     book.folder.write_json("summary.json", summary)
     book.folder.status(EXIT_DONE, "done")
     book.display.close()
     rows = [(name, f"{value:.4g}") for name, value in final.items()]
     rows.append(("rounds", f"{config.run.rounds} in {seconds:.1f} s"))
     rows.append(("sent", f"{human_bytes(summary['bytes_sent'])} by {ranks} rank(s)"))
+    rows.append(("memory", f"{human_bytes(max(peaks))} on a rank at most"))
     match, means = book.match(), book.weights_by_truth()
     if match is not None and means is not None and not any(map(math.isnan, means)):
         rows.append(("links right", f"{100 * match:.1f}% of client pairs"))

@@ -26,7 +26,7 @@ from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
 
 from .book import Book
-from .ending import failure, finish, one_line
+from .ending import failure, finish, one_line, peak_memory
 from .folder import RunFolder, describe_environment
 from .health import Watch
 from .progress import open_display
@@ -191,10 +191,11 @@ def _train(
         seconds = time.monotonic() - started
         _save_models(parts.clients, folder)
         # All models are there before the summary says so; and what logging sent is known at last.
-        logged = session.transport.gather(str(parts.exchange.ledger.bytes["logging"]).encode())
+        mine = f"{parts.exchange.ledger.bytes['logging']} {peak_memory(session.device)}"
+        totals = [one.decode().split() for one in session.transport.gather(mine.encode())]
         if book is not None:
-            book.bytes["logging"] = sum(map(int, logged))
-            finish(resolved, session.transport.world_size, task.metrics, book, seconds)
+            book.bytes["logging"] = sum(int(logged) for logged, _ in totals)
+            finish(resolved, [int(peak) for _, peak in totals], task.metrics, book, seconds)
     finally:
         if book is not None:
             book.close()
