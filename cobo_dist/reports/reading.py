@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ import numpy.typing as npt
 import yaml
 
 from cobo_dist.errors import Refusal
+from cobo_dist.reports.events import METRICS, number, number_or_nan, one_line, read_metrics
 from cobo_dist.reports.series import Series
-
-METRICS = ("accuracy", "perplexity", "loss")
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,11 @@ class Weights:
     rounds: npt.NDArray[np.int64]  # [k], increasing
     weights: npt.NDArray[np.float32]  # [k, n, n]
     clusters: npt.NDArray[np.int64] | None  # [n], or None where they are unknown
+
+    @property
+    def clients(self) -> int:
+        """The number of clients n."""
+        return int(self.weights.shape[1])
 
     @property
     def moves(self) -> bool:
@@ -54,13 +58,16 @@ class Run:
     """One run folder. `summary` is None while a run is unfinished, `weights` where it kept none.
 
     `evals[split, metric][client]` and `rounds[quantity]` are values by round; the client None is
-    the mean over clients. `config` is flat: dotted key -> value.
+    the mean over clients. `parts[split]` holds the rounds at which only a part of the split was
+    evaluated, and on how many examples a client (None: not said). `config` is flat: dotted key ->
+    value.
     """
 
     path: Path
     config: Mapping[str, object]
     evals: Mapping[tuple[str, str], Mapping[int | None, Series]]
     rounds: Mapping[str, Series]
+    parts: Mapping[str, Mapping[int, int | None]]
     weights: Weights | None
     summary: Summary | None
     notes: tuple[str, ...]
@@ -103,12 +110,36 @@ def read_run(path: Path) -> Run:
             raise Refusal(f"{path} is no run folder: it has no {name}; give the run.dir of a run")
     try:
         config = _read_config(path / "config.yaml")
-        evals, rounds, notes = _read_metrics(path / "metrics.jsonl")
+        metrics = read_metrics(path / "metrics.jsonl")
         weights = _read_weights(path / "W.npz") if (path / "W.npz").exists() else None
         summary = _read_summary(path / "summary.json") if (path / "summary.json").exists() else None
     except OSError as error:
         raise Refusal(f"{error.filename or path} cannot be read: {error.strerror}") from None
-    return Run(path, config, evals, rounds, weights, summary, tuple(notes))
+    run = Run(
+        path=path,
+        config=config,
+        evals=metrics.evals,
+        rounds=metrics.rounds,
+        parts=metrics.parts,
+        weights=weights,
+        summary=summary,
+        notes=tuple(metrics.notes),
+    )
+    _check_clients(run)
+    return run
+
+
+def _check_clients(run: Run) -> None:
+    """Refuse a W of other clients than those evaluated, such as a file from another run."""
+    known = {client for clients in run.evals.values() for client in clients if client is not None}
+    count = len(known)
+    if run.summary is not None:
+        count = max(count, len(run.summary.per_client))
+    if run.weights is not None and count and run.weights.clients != count:
+        raise Refusal(
+            f"{run.path / 'W.npz'} holds weights of {run.weights.clients} clients, but metrics and "
+            f"summary tell of {count}; remove it or rerun"
+        )
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
@@ -126,7 +157,7 @@ def _read_config(path: Path) -> dict[str, object]:
     try:
         nested = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path} is not YAML: {_one_line(error)}; restore the file") from None
+        raise Refusal(f"{path} is not YAML: {one_line(error)}; restore the file") from None
     if not isinstance(nested, dict):
         raise Refusal(f"{path} holds no mapping of settings; restore the file")
     flat = flatten(nested)
@@ -138,71 +169,12 @@ def _read_config(path: Path) -> dict[str, object]:
     return flat
 
 
-@dataclass
-class _Ledger:
-    """Lines gathered so far. A resumed run repeats some rounds: the later line wins."""
-
-    evals: dict[tuple[str, str], dict[int | None, Series]] = field(default_factory=dict)
-    rounds: dict[str, Series] = field(default_factory=dict)
-
-    def add(self, event: dict[str, Any], place: str) -> None:
-        """Enter one line. Events of other kinds are left to those who know them."""
-        if event["event"] not in ("eval", "round"):
-            return
-        number = event.get("round")
-        if type(number) is not int or number < 0:
-            raise Refusal(f"{place}: round is {number!r}, not a whole number >= 0; repair the line")
-        if event["event"] == "eval":
-            self._add_eval(event, number, place)
-            return
-        for key, value in event.items():
-            # A quantity that had nothing to measure (no pair drawn) is null: no point, not NaN.
-            if key not in ("event", "round") and value is not None:
-                self.rounds.setdefault(key, {})[number] = _number(value, key, place)
-
-    def _add_eval(self, event: dict[str, Any], number: int, place: str) -> None:
-        if event.get("model", "personal") != "personal":
-            return
-        client = event.get("client")
-        if client is not None and type(client) is not int:
-            raise Refusal(f"{place}: client is {client!r}, not a client's number or null")
-        for metric in METRICS:
-            if metric in event:
-                clients = self.evals.setdefault((str(event.get("split", "test")), metric), {})
-                value = _number_or_nan(event[metric], metric, place)
-                clients.setdefault(client, {})[number] = value
-
-
-def _read_metrics(
-    path: Path,
-) -> tuple[dict[tuple[str, str], dict[int | None, Series]], dict[str, Series], list[str]]:
-    ledger, notes = _Ledger(), []
-    lines = path.read_bytes().split(b"\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    for index, line in enumerate(lines, start=1):
-        place = f"{path}, line {index}"
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            # A run that was killed, or is writing right now, may leave half a line at the end.
-            if index == len(lines):
-                notes.append(f"{place} is torn (the last line); it is left out")
-                break
-            reason = _one_line(error)
-            raise Refusal(f"{place} is not JSON ({reason}); repair or remove it") from None
-        if not isinstance(event, dict) or "event" not in event:
-            raise Refusal(f"{place} is not an object with an `event`; repair or remove it")
-        ledger.add(event, place)
-    return ledger.evals, ledger.rounds, notes
-
-
 def _read_weights(path: Path) -> Weights:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        reason = _one_line(error)
+        reason = one_line(error)
         raise Refusal(f"{path} is not a readable npz ({reason}); remove it or rerun") from None
     if missing := {"rounds", "weights"} - arrays.keys():
         raise Refusal(f"{path} has no array `{sorted(missing)[0]}`; remove it or rerun")
@@ -240,7 +212,7 @@ def _read_summary(path: Path) -> Summary:
         raise Refusal(f"{path} has no {error}; remove it to report the run as unfinished") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise Refusal(
-            f"{path} is malformed ({_one_line(error)}); remove it to report the run as unfinished"
+            f"{path} is malformed ({one_line(error)}); remove it to report the run as unfinished"
         ) from None
     if type(rounds) is not int:
         raise Refusal(f"{path}: rounds is {rounds!r}, not a whole number")
@@ -248,30 +220,14 @@ def _read_summary(path: Path) -> Summary:
     place = str(path)
     return Summary(
         rounds=rounds,
-        seconds=_number(seconds, "seconds", place),
-        bytes_sent=_number(sent, "bytes_sent", place),
-        final={name: _number_or_nan(value, name, place) for name, value in final.items()},
+        seconds=number(seconds, "seconds", place),
+        bytes_sent=number(sent, "bytes_sent", place),
+        final={name: number_or_nan(value, name, place) for name, value in final.items()},
         per_client={
             client: {
-                name: _number_or_nan(entry[name], name, place) for name in METRICS if name in entry
+                name: number_or_nan(entry[name], name, place) for name in METRICS if name in entry
             }
             for client, entry in clients.items()
         },
-        cluster_match=None if match is None else _number(match, "cluster_match", place),
+        cluster_match=None if match is None else number(match, "cluster_match", place),
     )
-
-
-def _number(value: object, key: str, place: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Refusal(f"{place}: {key} is {value!r}, not a number; repair it")
-    return float(value)
-
-
-def _number_or_nan(value: object, key: str, place: str) -> float:
-    # Strict JSON has no NaN, so a writer may put null where a measured value was NaN.
-    return float("nan") if value is None else _number(value, key, place)
-
-
-def _one_line(error: Exception) -> str:
-    """The message of an error, on one line: refusals are one line."""
-    return " ".join(str(error).split()) or type(error).__name__

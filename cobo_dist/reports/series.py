@@ -112,3 +112,9 @@ def spread_rounds(rounds: Sequence[int], count: int = 5) -> list[int]:
         left = [number for number in rounds if number not in chosen]
         chosen.add(min(left, key=lambda number: abs(np.log(max(number, 0.5) / target))))
     return sorted(chosen)
+
+
+def telling_rounds(rounds: Sequence[int], count: int) -> list[int]:
+    """`spread_rounds` without round 0 where enough others were logged: W^0 is known beforehand."""
+    later = [number for number in rounds if number > 0]
+    return spread_rounds(later if len(later) >= count else rounds, count)

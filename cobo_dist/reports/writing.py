@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cobo_dist.errors import Refusal
+
+_LONGEST = 90  # letters; file systems take 255 bytes with all that is added
 
 
 def make_folder(path: Path) -> Path:
@@ -32,5 +35,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def slug(text: str) -> str:
-    """A label as part of a file name: `cobo (rho=0.1)` -> `cobo_rho=0.1`."""
-    return re.sub(r"[^A-Za-z0-9._=-]+", "_", text).strip("_.")
+    """A label as part of a file name: `cobo (rho=0.1)` -> `cobo_rho=0.1`.
+
+    A long one is cut, and ends in letters that keep it apart from others that begin alike.
+    """
+    name = re.sub(r"[^A-Za-z0-9._=-]+", "_", text).strip("_.")
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"

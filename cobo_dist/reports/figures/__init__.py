@@ -1,9 +1,12 @@
-"""Groups -> PNG figures with the drawn numbers as CSV beside them. Only this room loads matplotlib.
+"""Groups -> PNG figures with the drawn numbers as CSV beside it. Only this room loads matplotlib.
 
 style     colours, sizes, the canvas
-curves    accuracy, perplexity, loss, decay
-matrices  heat maps of the weights
+curves    accuracy, perplexity, loss over rounds (Figures 2b and 6)
+decay     consensus distance and gradient norm (Theorem 1)
+factors   final accuracy against a factor of the problem (Figure 2a)
+matrices  heat maps of the weights (Figures 3 and 5)
 links     the graph of links
+selection two clients and their midpoint (Figure 1)
 """
 
 from __future__ import annotations
@@ -11,33 +14,62 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cobo_dist.reports.figures.curves import draw_decay, draw_metric
-from cobo_dist.reports.figures.links import draw_graph, moving
+from cobo_dist.reports.choosing import learning
+from cobo_dist.reports.figures.curves import draw_metric
+from cobo_dist.reports.figures.decay import draw_decay
+from cobo_dist.reports.figures.factors import draw_factors
+from cobo_dist.reports.figures.links import draw_graph
 from cobo_dist.reports.figures.matrices import draw_all_weights, draw_weights
-from cobo_dist.reports.grouping import Group, task_metric
+from cobo_dist.reports.figures.selection import draw_selection
+from cobo_dist.reports.grouping import METHODS, Group
+from cobo_dist.reports.scores import problem_metric
 from cobo_dist.reports.writing import slug
 
+__all__ = ["draw_factors", "draw_over_rounds", "draw_selection", "draw_settings", "draw_single"]
 
-def draw_task(groups: Sequence[Group], out: Path) -> list[Path]:
-    """Draw all figures of one task into the folder `out`. Returns the files written, in order."""
-    metric = task_metric(groups)
+
+def draw_over_rounds(groups: Sequence[Group], out: Path) -> list[Path]:
+    """Draw what compares the methods on one problem: curves, decay, and W of those that learn it."""
+    metric = problem_metric(groups)
     files = [] if metric == "loss" else draw_metric(groups, metric, out / f"{metric}.png")
     files += draw_metric(groups, "loss", out / "loss.png")
     files += draw_decay(groups, out / "decay.png")
-    changing = moving(groups)
-    for group in changing:
-        name = "graph" if len(changing) == 1 else f"graph_{slug(group.label)}"
-        files += draw_graph(group, out / f"{name}.png")
-    single = sum(len(group.runs) for group in groups) == 1
     entries = []
-    for group in groups:
-        logged = [run for run in group.runs if run.weights is not None]
-        for run in logged:
-            assert run.weights is not None
-            name = "weights" if single else f"weights_{slug(group.label)}_s{run.seed}"
-            files += draw_weights(run.weights, out / f"{name}.png")
-        if logged and logged[0].weights is not None:
-            entries.append((group, logged[0].weights))
+    for group in learning(groups):
+        weights = next(run.weights for run in group.runs if run.weights is not None)
+        assert weights is not None
+        entries.append((group, weights))
     if len(entries) > 1:
         files += draw_all_weights(entries, out / "weights_all.png")
     return files
+
+
+def draw_settings(groups: Sequence[Group], out: Path) -> list[Path]:
+    """Draw all settings of one method, where the figures that compare methods show but one."""
+    metric = problem_metric(groups)
+    name = groups[0].algorithm
+    path = out / f"{metric}_{slug(name)}.png"
+    return draw_metric(groups, metric, path, METHODS.get(name, name))
+
+
+def draw_single(groups: Sequence[Group], out: Path) -> list[Path]:
+    """Draw how W and its graph form, run by run, for the methods that learn W."""
+    files: list[Path] = []
+    single = sum(len(group.runs) for group in groups) == 1
+    changing = learning(groups)
+    moving = [group for group in changing if any(_moves(group))]
+    for group in moving:
+        name = "graph" if len(moving) == 1 else f"graph_{slug(group.label)}"
+        files += draw_graph(group, out / f"{name}.png")
+    for group in groups if single else changing:
+        for run in group.runs:
+            if run.weights is not None and (single or run.weights.moves):
+                name = "weights" if single else f"weights_{slug(group.label)}_s{run.seed}"
+                files += draw_weights(
+                    run.weights, out / f"{name}.png", "" if single else group.title
+                )
+    return files
+
+
+def _moves(group: Group) -> list[bool]:
+    return [run.weights is not None and run.weights.moves for run in group.runs]

@@ -1,27 +1,51 @@
-"""Curves against rounds, one line per method: test metric, loss, and the decay of Theorem 1."""
+"""Curves against rounds, one line per method: the mean metric over clients, with a band over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from cobo_dist.reports.figures.style import Look, canvas, log_axis, look, round_axis, save
-from cobo_dist.reports.grouping import Group, mean_over_clients, task_split
-from cobo_dist.reports.series import Curve, over_seeds, running_mean
+from cobo_dist.reports.grouping import Group, show_settings
+from cobo_dist.reports.scores import mean_over_clients, percent, problem_split
+from cobo_dist.reports.series import Curve, over_seeds
 from cobo_dist.reports.writing import write_csv
 
 HEADER = ("method", "quantity", "round", "mean", "std", "seeds")
 
 _FEW = 25  # points on a line, below which each gets a marker
+_BANDS = 4  # settings of one method, up to which each has its band
 _NAMES = {"accuracy": "accuracy (%)", "perplexity": "perplexity", "loss": "loss"}
-_DECAYS = {
-    "consensus_distance": "consensus distance within clusters",
-    "gradient_norm": "squared gradient norm",
-}
+
+
+@dataclass(frozen=True)
+class _Evaluations:
+    """One group's metric over rounds: on a part of the split's data, and on all of it.
+
+    The two are never joined: a step from one to the other would read as progress.
+    """
+
+    part: Curve
+    whole: Curve
+
+    @property
+    def line(self) -> Curve:
+        """What is drawn as a line; where that is the part, `whole` is drawn as points beside it."""
+        return self.part if self.part.drawable else self.whole
+
+    @property
+    def drawable(self) -> bool:
+        """Whether there is a finite value to draw."""
+        return self.part.drawable or self.whole.drawable
+
+    @property
+    def last(self) -> float:
+        """The value by which the legend is ordered."""
+        return self.whole.last if self.whole.drawable else self.part.last
 
 
 def curve_rows(method: str, quantity: str, curve: Curve) -> Iterator[tuple[object, ...]]:
@@ -31,7 +55,9 @@ def curve_rows(method: str, quantity: str, curve: Curve) -> Iterator[tuple[objec
         yield method, quantity, number, mean, std if seeds > 1 else None, seeds
 
 
-def draw_curve(axes: Axes, curve: Curve, style: Look, label: str, scale: float = 1.0) -> None:
+def draw_curve(
+    axes: Axes, curve: Curve, style: Look, label: str, scale: float = 1.0, band: bool = True
+) -> None:
     """Draw the mean and a ± std band. NaN leaves a gap; infinite values count as NaN."""
     mean = np.where(np.isfinite(curve.mean), curve.mean, np.nan) * scale
     std = curve.std * scale
@@ -51,7 +77,7 @@ def draw_curve(axes: Axes, curve: Curve, style: Look, label: str, scale: float =
         markersize=2.4 if finite > 1 else 4,
         markevery=None if finite <= _FEW else np.flatnonzero(alone).tolist(),
     )
-    if np.isfinite(std).any():
+    if band and np.isfinite(std).any():
         axes.fill_between(
             curve.rounds,
             mean - std,
@@ -63,108 +89,110 @@ def draw_curve(axes: Axes, curve: Curve, style: Look, label: str, scale: float =
         )
 
 
-def draw_metric(groups: Sequence[Group], metric: str, path: Path) -> list[Path]:
-    """Draw the mean test metric over clients against rounds, with the CSV beside it.
+def draw_metric(groups: Sequence[Group], metric: str, path: Path, only: str = "") -> list[Path]:
+    """Draw the mean metric over clients against rounds, with the CSV beside it.
 
+    `only` names the one method of all groups: the legend then tells their settings, and the axis
+    begins where the curves have come near their ends, for settings differ less than methods.
     Accuracies are drawn in percent and written as the fractions they were logged as. Returns the
     files written: none where no run has a finite value.
     """
-    split = task_split(groups)
-    curves = {
-        group: over_seeds([mean_over_clients(run, split, metric) for run in group.runs])
-        for group in groups
-    }
-    curves = {group: curve for group, curve in curves.items() if curve.drawable}
-    if not curves:
+    split = problem_split(groups)
+    found = {group: _evaluations(group, split, metric) for group in groups}
+    found = {group: values for group, values in found.items() if values.drawable}
+    if not found:
         return []
-    rows = [
-        row for group, curve in curves.items() for row in curve_rows(group.label, metric, curve)
-    ]
-    with canvas(4.4, 2.5) as figure:
+    names = {group: show_settings(group.settings) if only else look(group).title for group in found}
+    lines = [line for name in names.values() for line in name.split("\n")]
+    # The axes keep their size however long the legend beside them is.
+    width, height = 3.6 + 0.055 * max(map(len, lines)), max(2.6, 0.15 * len(lines) + 0.6)
+    with canvas(width, height) as figure:
         axes = figure.add_subplot()
         # The legend lists the lines from top to bottom, as they end at the right.
-        for group in sorted(curves, key=lambda group: -np.nan_to_num(curves[group].last)):
-            style = look(group)
-            draw_curve(
-                axes, curves[group], style, style.title, 100.0 if metric == "accuracy" else 1.0
-            )
+        for group in sorted(found, key=lambda group: -np.nan_to_num(found[group].last)):
+            style = look(group, crowded=bool(only))
+            # The bands of many settings lie on one another; the CSV has their numbers.
+            band = not only or len(found) <= _BANDS
+            _draw_evaluations(axes, found[group], style, names[group], percent(metric), band)
         round_axis(axes)
         axes.set_ylabel(f"{split} {_NAMES[metric]}")
-        if metric != "accuracy" and _spans_decades(list(curves.values())):
+        if metric != "accuracy" and _spans_decades([values.line for values in found.values()]):
             axes.set_yscale("log")
             log_axis(axes.yaxis)
-        figure.legend(loc="outside right center")
-        return [save(figure, path), write_csv(path.with_suffix(".csv"), HEADER, rows)]
+        if only:
+            _show_ends(axes, [values.line for values in found.values()], percent(metric))
+        if note := part_note(groups, found, split):
+            axes.set_title(note, fontsize=6.5, loc="left", color="#444444")
+        figure.legend(loc="outside right center", title=only or None)
+        image = save(figure, path)
+    rows = [
+        (*row, whole)
+        for group, values in found.items()
+        for curve, whole in ((values.part, "false"), (values.whole, "true"))
+        for row in curve_rows(group.label, metric, curve)
+    ]
+    return [image, write_csv(path.with_suffix(".csv"), (*HEADER, "whole"), rows)]
 
 
-def draw_decay(groups: Sequence[Group], path: Path) -> list[Path]:
-    """Draw consensus distance and squared gradient norm on logarithmic axes, with the CSV.
-
-    Bold is the mean over rounds 1..T, the quantity that Theorem 1 bounds by O(1/T); faint the
-    value of each round. Returns the files written: none where no run has these quantities.
-    """
-    panels: dict[str, dict[Group, tuple[Curve, Curve]]] = {}
-    rows: list[tuple[object, ...]] = []
-    for quantity in _DECAYS:
-        for group in groups:
-            series = [run.rounds[quantity] for run in group.runs if quantity in run.rounds]
-            each, mean = over_seeds(series), over_seeds([running_mean(values) for values in series])
-            if each.drawable and (each.mean > 0).any():
-                panels.setdefault(quantity, {})[group] = (each, mean)
-                rows += curve_rows(group.label, quantity, each)
-                rows += curve_rows(group.label, f"{quantity}_mean_to_round", mean)
-    if not panels:
-        return []
-    with canvas(2.9 * len(panels) + 1.2, 2.4) as figure:
-        grid = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (quantity, curves) in zip(grid, panels.items(), strict=True):
-            _draw_decay_panel(axes, curves)
-            axes.set_title(_DECAYS[quantity])
-        grid[0].set_ylabel("mean over rounds 1..T (faint: at T)")
-        handles: dict[str, Artist] = {}
-        for axes in grid:
-            found, labels = axes.get_legend_handles_labels()
-            handles |= dict(zip(labels, found, strict=True))
-        figure.legend(list(handles.values()), list(handles), loc="outside right center")
-        return [save(figure, path), write_csv(path.with_suffix(".csv"), HEADER, rows)]
+def part_note(
+    groups: Sequence[Group], found: Mapping[Group, _Evaluations], split: str
+) -> str | None:
+    """What the lines and the points were measured on, where that is not all of the data."""
+    parts = [values.part.drawable for values in found.values()]
+    if not any(parts):
+        return None
+    counts = {
+        count
+        for group in groups
+        for run in group.runs
+        for count in run.parts.get(split, {}).values()
+    }
+    size = f" ({counts.pop()} examples a client)" if len(counts) == 1 and None not in counts else ""
+    lines = "lines" if all(parts) else "lines that end in a diamond"
+    return f"{lines}: part of the {split} data{size}; diamonds: all of it"
 
 
-def _draw_decay_panel(axes: Axes, curves: Mapping[Group, tuple[Curve, Curve]]) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    for group, (each, mean) in curves.items():
-        style = look(group)
-        # A value that has reached 0 exactly has no place on this axis: the line ends there.
-        raw = np.where(each.mean > 0, each.mean, np.nan)
-        bold = np.where(mean.mean > 0, mean.mean, np.nan)
-        axes.plot(each.rounds, raw, color=style.colour, linewidth=0.7, alpha=0.45)
-        axes.plot(
-            mean.rounds,
-            bold,
-            label=style.title,
-            color=style.colour,
-            linestyle=style.dashes,
-            linewidth=style.width,
-            zorder=style.layer,
-            marker="o" if len(bold) == 1 else None,
-        )
-    _draw_guide(axes, [mean for _, mean in curves.values() if mean.last > 0])
-    axes.set_xlabel("round T")
-    for axis in (axes.xaxis, axes.yaxis):
-        log_axis(axis)
+def _evaluations(group: Group, split: str, metric: str) -> _Evaluations:
+    part, whole = [], []
+    for run in group.runs:
+        series, parts = mean_over_clients(run, split, metric), run.parts.get(split, {})
+        part.append({number: value for number, value in series.items() if number in parts})
+        whole.append({number: value for number, value in series.items() if number not in parts})
+    return _Evaluations(over_seeds(part), over_seeds(whole))
 
 
-def _draw_guide(axes: Axes, means: Sequence[Curve]) -> None:
-    """A line of slope -1 under the end of the lowest curve, to compare slopes by eye."""
-    lowest = min(means, key=lambda curve: curve.last, default=None)
-    if lowest is None:
+def _draw_evaluations(
+    axes: Axes, values: _Evaluations, style: Look, name: str, scale: float, band: bool
+) -> None:
+    draw_curve(axes, values.line, style, name, scale, band)
+    if values.line is values.whole or not values.whole.drawable:
         return
-    last = float(lowest.rounds[-1])
-    rounds = np.array([max(last / 30.0, 1.0), last])
-    guide = 0.4 * lowest.last * last / rounds
-    axes.plot(rounds, guide, color="#333333", linestyle=":", linewidth=1.2, label="guide: 1/T")
-    # The values of single rounds may decay to the smallest float; the axis follows the means.
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.02 * lowest.last))
+    whole = values.whole
+    bars = band and np.isfinite(whole.std).any()
+    axes.errorbar(
+        whole.rounds,
+        whole.mean * scale,
+        yerr=np.nan_to_num(whole.std) * scale if bars else None,
+        color=style.colour,
+        linestyle="none",
+        marker="D",
+        markersize=3.6,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        elinewidth=0.8,
+        zorder=style.layer + 2.0,
+        clip_on=False,
+    )
+
+
+def _show_ends(axes: Axes, curves: Sequence[Curve], scale: float) -> None:
+    """Cut the axis to the values of the last four fifths of the rounds."""
+    last = max(curve.rounds[-1] for curve in curves)
+    late = np.concatenate([curve.mean[curve.rounds >= 0.2 * last] for curve in curves]) * scale
+    late = late[np.isfinite(late)]
+    if len(late) > 1 and late.max() > late.min():
+        margin = 0.08 * (late.max() - late.min())
+        axes.set_ylim(late.min() - margin, late.max() + margin)
 
 
 def _spans_decades(curves: Sequence[Curve]) -> bool:

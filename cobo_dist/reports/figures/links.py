@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,12 +130,3 @@ def _draw_truth(axes: Axes, group: Group) -> None:
             counts.pop(), color="#555555", linewidth=0.9, linestyle=":", label="true clusters"
         )
     axes.set_ylim(0.0, 1.12 * axes.get_ylim()[1])
-
-
-def moving(groups: Sequence[Group]) -> list[Group]:
-    """The groups in which the weights of some run move."""
-    return [
-        group
-        for group in groups
-        if any(run.weights is not None and run.weights.moves for run in group.runs)
-    ]

@@ -16,30 +16,31 @@ from matplotlib.figure import Figure
 from cobo_dist.reports.figures.style import GREY, canvas, look, save
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.reading import Weights
-from cobo_dist.reports.series import spread_rounds
+from cobo_dist.reports.series import telling_rounds
 from cobo_dist.reports.writing import write_csv
 
+_FEW = 24  # clients, up to which each is named on the axis
 _NAN = "#f2a0a0"  # a weight that is NaN, in no colour of the scale
 _SCALE = ScalarMappable(Normalize(0.0, 1.0), matplotlib.colormaps["Blues"])
 
 Panel = tuple[str, npt.NDArray[np.float32]]  # title, matrix [n, n] with the clients in order
 
 
-def draw_weights(weights: Weights, path: Path) -> list[Path]:
-    """Draw W of one run at about five logged rounds and the oracle, with the CSV beside it."""
+def draw_weights(weights: Weights, path: Path, title: str = "") -> list[Path]:
+    """Draw W of one run at four logged rounds beside the oracle's (Figure 5), and its CSV."""
     shown = _shown(weights)
     panels = [_panel(weights, number) for number in shown]
     if not weights.moves and len(weights.rounds) > 1:
         panels = [(f"rounds {weights.rounds[0]} to {weights.rounds[-1]}", panels[0][1])]
     panels += _oracle(weights)
-    with canvas(1.22 * len(panels) + 0.75, 1.75, square=True) as figure:
+    with canvas(1.34 * len(panels) + 0.75, 1.85, square=True) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
-        for axes, (title, matrix) in zip(grid[0], panels, strict=True):
+        for axes, (name, matrix) in zip(grid[0], panels, strict=True):
             _draw_matrix(axes, matrix)
-            axes.set_title(title)
+            axes.set_title(name)
             _tick_clients(axes, _order(weights))
-            axes.set_xlabel("client")
-        grid[0, 0].set_ylabel("client")
+            axes.set_xlabel(_clients(weights))
+        grid[0, 0].set_ylabel(f"{title}\n{_clients(weights)}" if title else _clients(weights))
         _draw_scale(figure, grid, any(matrix.max() > 1.0 for _, matrix in panels))
         image = save(figure, path)
     rows = _rows(weights, shown)
@@ -47,46 +48,65 @@ def draw_weights(weights: Weights, path: Path) -> list[Path]:
 
 
 def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> list[Path]:
-    """Draw W of several methods: rows are methods, columns the rounds and the oracle.
+    """Draw W of several methods (Figure 3): rows are methods, columns the rounds and the oracle.
 
     A method that has not logged a column's round shows its nearest one and says so in its title.
     """
     common = set.intersection(*(set(weights.rounds.tolist()) for _, weights in entries))
     longest = max((weights.rounds.tolist() for _, weights in entries), key=len)
-    targets = spread_rounds(sorted(common) if len(common) > 1 else longest)
+    targets = telling_rounds(sorted(common) if len(common) > 1 else longest, 5)
     near = [[_nearest(weights, target) for target in targets] for _, weights in entries]
     lines = [
-        [_panel(weights, number) for number in numbers] + _oracle(weights)
+        [_panel(weights, number) for number in numbers]
         for (_, weights), numbers in zip(entries, near, strict=True)
     ]
-    columns = max(len(line) for line in lines)
-    same = all(len({line[i][0] for line in lines if i < len(line)}) == 1 for i in range(columns))
-    with canvas(1.1 * columns + 0.9, (1.06 if same else 1.22) * len(lines) + 0.25, True) as figure:
-        grid = figure.subplots(len(lines), columns, squeeze=False)
+    same = len({tuple(name for name, _ in line) for line in lines}) == 1
+    oracles = [_oracle(weights) for _, weights in entries]
+    # One oracle beside them all says more than the same one at the end of every row.
+    one = all(_equal(oracle, oracles[0]) for oracle in oracles)
+    if not one:
+        lines = [line + oracle for line, oracle in zip(lines, oracles, strict=True)]
+    columns = max(map(len, lines)) + (one and bool(oracles[0]))
+    rows = len(lines)
+    with canvas(1.1 * columns + 0.9, (1.06 if same else 1.22) * rows + 0.25, True) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.ravel():
+            axes.set_axis_off()
         for number, (line, (group, _)) in enumerate(zip(lines, entries, strict=True)):
-            for axes in grid[number, len(line) :]:
-                axes.set_axis_off()
-            for axes, (title, matrix) in zip(grid[number], line, strict=False):
-                _draw_matrix(axes, matrix)
-                axes.set_xticks([])
-                axes.set_yticks([])
-                if number == 0 or not same:
-                    axes.set_title(title)
-            grid[number, 0].set_ylabel(look(group).title.replace(" (", "\n("))
+            for axes, (name, matrix) in zip(grid[number], line, strict=False):
+                _draw_bare(axes, matrix, name if number == 0 or not same else "")
+            grid[number, 0].set_ylabel(look(group, narrow=True).title, fontsize=7)
+        if one and oracles[0]:
+            name, matrix = oracles[0][0]
+            _draw_bare(grid[0, -1], matrix, name)
         _draw_scale(figure, grid, any(m.max() > 1.0 for line in lines for _, m in line))
         image = save(figure, path)
-    rows = (
+    table = (
         (group.label, *row)
         for (group, weights), numbers in zip(entries, near, strict=True)
         for row in _rows(weights, sorted(set(numbers)))
     )
     header = ("method", "round", "i", "j", "weight")
-    return [image, write_csv(path.with_suffix(".csv"), header, rows)]
+    return [image, write_csv(path.with_suffix(".csv"), header, table)]
+
+
+def _draw_bare(axes: Axes, matrix: npt.NDArray[np.float32], title: str) -> None:
+    axes.set_axis_on()
+    _draw_matrix(axes, matrix)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title)
+
+
+def _equal(one: Sequence[Panel], other: Sequence[Panel]) -> bool:
+    if len(one) != len(other):
+        return False
+    return all(np.array_equal(a, b) for (_, a), (_, b) in zip(one, other, strict=True))
 
 
 def _shown(weights: Weights) -> list[int]:
     rounds: list[int] = weights.rounds.tolist()
-    return spread_rounds(rounds) if weights.moves else rounds[:1]
+    return telling_rounds(rounds, 4) if weights.moves else rounds[:1]
 
 
 def _nearest(weights: Weights, target: int) -> int:
@@ -124,10 +144,17 @@ def _draw_matrix(axes: Axes, matrix: npt.NDArray[np.float32]) -> None:
         axes.spines[side].set_visible(True)
 
 
+def _clients(weights: Weights) -> str:
+    order = _order(weights)
+    sorted_ = len(order) > _FEW and not np.array_equal(order, np.arange(len(order)))
+    return "clients, by cluster" if sorted_ else "client"
+
+
 def _tick_clients(axes: Axes, order: npt.NDArray[np.int64]) -> None:
-    step = -(-len(order) // (8 if len(order) <= 24 else 5))
+    step = -(-len(order) // (8 if len(order) <= _FEW else 4))
     places = list(range(0, len(order), step))
-    labels = [str(order[place]) for place in places]
+    # Among many clients a number here and there helps nobody, their places do.
+    labels = [str(order[place] if len(order) <= _FEW else place) for place in places]
     axes.set_xticks(places, labels, fontsize=6)
     axes.set_yticks(places, labels, fontsize=6)
     axes.tick_params(length=1.5, pad=1.5)

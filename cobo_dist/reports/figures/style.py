@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,17 +21,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from cobo_dist.reports.grouping import Group
 
 # Colours after Okabe and Ito, told apart with any colour vision; CoBo has the warmest one.
-_METHODS = {
-    "local": ("Local", "#7f7f7f"),
-    "fedavg": ("FedAvg", "#56b4e9"),
-    "finetuned_fedavg": ("Fine-tuned FedAvg", "#0072b2"),
-    "ditto": ("Ditto", "#e6a700"),
-    "ifca": ("IFCA", "#cc79a7"),
-    "federated_clustering": ("FC", "#009e73"),
-    "validation_based": ("Validation based", "#7a1f5c"),
-    "cobo": ("CoBo", "#d55e00"),
-    "oracle": ("Oracle", "#000000"),
+_COLOURS = {
+    "local": "#7f7f7f",
+    "fedavg": "#56b4e9",
+    "finetuned_fedavg": "#0072b2",
+    "ditto": "#e6a700",
+    "ifca": "#cc79a7",
+    "federated_clustering": "#009e73",
+    "validation_based": "#7a1f5c",
+    "cobo": "#d55e00",
+    "oracle": "#000000",
 }
+# A shape for each method too: lines that cross are told apart in print without colour.
+_MARKERS = dict(zip(_COLOURS, "sv^DPXhoo", strict=True))
 _DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
     "-",
     (0, (5.0, 1.5)),
@@ -62,6 +65,7 @@ _SETTINGS: Any = {
     "mathtext.fontset": "dejavusans",
 }
 GREY = "#d9d9d9"
+_WIDE, _NARROW = 40, 18  # letters of a title in one line of a legend, beside a matrix
 
 
 @dataclass(frozen=True)
@@ -73,18 +77,45 @@ class Look:
     dashes: str | tuple[int, tuple[float, ...]]
     width: float
     layer: float
+    marker: str = "o"
 
 
-def look(group: Group) -> Look:
-    """The look of a group: colour by method, lightness and dashes by its settings."""
-    name, code = _METHODS.get(group.algorithm, (group.algorithm, "#8c6d1f"))
-    title = f"{name} ({group.settings})" if group.settings else name
-    hue, light, saturation = colorsys.rgb_to_hls(*to_rgb(code))
-    light += (0.8 - light) * min(group.variant * 0.3, 0.75)
+def look(group: Group, crowded: bool = False, narrow: bool = False) -> Look:
+    """The look of a group: colour and marker by method, lightness and dashes by its settings.
+
+    `crowded` is for figures of one method alone: colours then tell its settings apart. `narrow`
+    breaks the title into short lines.
+    """
+    colour = to_rgb(_COLOURS.get(group.algorithm, "#8c6d1f"))
+    crowded = crowded or group.variants > len(_DASHES)
+    if crowded:
+        # More settings than lightnesses can tell: the colours of a scale that all eyes can order.
+        scale = matplotlib.colormaps["viridis"]
+        colour = to_rgb(scale(0.92 * group.variant / max(1, group.variants - 1)))
+    else:
+        hue, light, saturation = colorsys.rgb_to_hls(*colour)
+        light += (0.8 - light) * min(group.variant * 0.3, 0.75)
+        colour = colorsys.hls_to_rgb(hue, light, saturation)
     dashes = _DASHES[(group.variant + (group.algorithm == "oracle")) % len(_DASHES)]
     # CoBo is thick and in front; the oracle, thin and dashed, stays visible where they coincide.
     width, layer = {"cobo": (2.0, 4.0), "oracle": (1.2, 5.0)}.get(group.algorithm, (1.2, 3.0))
-    return Look(title, colorsys.hls_to_rgb(hue, light, saturation), dashes, width, layer)
+    if crowded:
+        width = 1.4
+    title = _broken_title(group.title, narrow)
+    marker = _MARKERS.get(group.algorithm, "o")
+    return Look(title, colour, dashes, width, layer, marker)
+
+
+def _broken_title(title: str, narrow: bool) -> str:
+    """A title over several lines where it is long; beside a matrix there is room for three."""
+    letters = _NARROW if narrow else _WIDE
+    name, _, settings = title.partition(" (")
+    if len(title) <= letters or not settings:
+        return title
+    lines = textwrap.wrap(f"({settings}", letters, break_long_words=False)
+    if narrow and len(lines) > 2:
+        lines = [*lines[:2], "...)"]
+    return "\n".join([name, *lines])
 
 
 @contextmanager

@@ -1,0 +1,146 @@
+"""Problems: a task with one set of task settings, and the groups that were trained on it.
+
+Every problem has a table of its own, for accuracies on different problems do not compare. One
+problem of each task is the main one: Table 2 and the figures over rounds show it, and the others
+show how the methods fare as a factor of the problem varies (Figure 2a).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cobo_dist.reports.grouping import (
+    Group,
+    Settings,
+    by_value,
+    differing,
+    identity,
+    join_seeds,
+    name_groups,
+    short_keys,
+    show_settings,
+)
+from cobo_dist.reports.reading import Run
+
+TASKS = {
+    "cross_silo": "Cross-silo",
+    "cross_device": "Cross-device",
+    "language": "Language models",
+    "digits": "Digits",
+    "quadratic": "Quadratic",
+}
+"""Tasks in the order of the paper's Table 2, with their titles; others follow by name."""
+
+# The paper's own problem, where nothing else says which is the main one.
+_PAPER: Settings = {
+    "task.data_fraction": 1.0,
+    "task.clusters": 4,
+    "task.clients_per_cluster": 2,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One task with one set of task settings.
+
+    `settings` (short key -> value) tells it from the other problems of its task and is empty where
+    there is no other; `apart` are those of them in which it differs from the main problem.
+    `values` are all its settings under their full keys.
+    """
+
+    task: str
+    settings: Settings
+    apart: Settings
+    values: Settings
+    main: bool
+    groups: tuple[Group, ...]
+
+    @property
+    def label(self) -> str:
+        """`cross_silo`, or `cross_silo (clusters=8)` for one that is not the main problem."""
+        return f"{self.task} ({show_settings(self.apart)})" if self.apart else self.task
+
+    @property
+    def title(self) -> str:
+        """The task's title: `Cross-silo`."""
+        return TASKS.get(self.task, self.task)
+
+
+def group_runs(runs: Iterable[Run]) -> tuple[list[Problem], list[str]]:
+    """Sort runs into groups and problems, and say what is odd about them.
+
+    Returns the problems, tasks in the paper's order and each task's main problem first, and notes
+    on runs left out as repetitions and on W of several sizes in one problem.
+    """
+    groups, notes = join_seeds(runs)
+    tasks: dict[str, list[Group]] = {}
+    for group in groups:
+        tasks.setdefault(group.runs[0].task, []).append(group)
+    problems = [
+        problem
+        for task in sorted(tasks, key=_task_rank)
+        for problem in _problems_of(task, name_groups(tasks[task]))
+    ]
+    return problems, notes + [note for problem in problems for note in _sizes(problem)]
+
+
+def _problems_of(task: str, groups: Sequence[Group]) -> list[Problem]:
+    members: dict[object, list[Group]] = {}
+    for group in groups:
+        members.setdefault(identity(group.problem_settings), []).append(group)
+    values = [own[0].problem_settings for own in members.values()]
+    # The paper's factors come first and in its order, as in Figure 2a.
+    differ = sorted(
+        differing(values), key=lambda key: (key not in _PAPER, [*_PAPER, key].index(key))
+    )
+    short = short_keys(differ, {key for one in values for key in one})
+    best = max(range(len(values)), key=lambda i: _importance(i, list(members.values()), values))
+    problems = []
+    for i, (one, own) in enumerate(zip(values, members.values(), strict=True)):
+        settings = {short[key]: one.get(key) for key in differ}
+        apart = {
+            short[key]: one.get(key) for key in differ if one.get(key) != values[best].get(key)
+        }
+        problems.append(Problem(task, settings, apart, one, i == best, tuple(own)))
+    order = list(short.values())
+    return sorted(
+        problems,
+        key=lambda one: (
+            not one.main,
+            [order.index(key) for key in one.apart],
+            by_value(one.apart.values()),
+        ),
+    )
+
+
+def _importance(
+    i: int, groups: Sequence[Sequence[Group]], values: Sequence[Settings]
+) -> tuple[int, int, int, int]:
+    """Methods trained on problem i, problems one setting away, likeness to the paper's, runs."""
+    near = sum(len(differing([values[i], other])) == 1 for other in values)
+    paper = sum(values[i].get(key) == value for key, value in _PAPER.items())
+    runs = sum(len(group.runs) for group in groups[i])
+    return len({group.algorithm for group in groups[i]}), near, paper, runs
+
+
+def _sizes(problem: Problem) -> list[str]:
+    """A note where runs of one problem have W of different sizes."""
+    sizes = {
+        run.weights.clients: run.path
+        for group in problem.groups
+        for run in group.runs
+        if run.weights is not None
+    }
+    if len(sizes) < 2:
+        return []
+    found = ", ".join(f"{path} has {count}" for count, path in sorted(sizes.items()))
+    return [
+        f"runs of {problem.label} differ in their number of clients with the same task settings "
+        f"({found}); their means do not compare, so report them apart"
+    ]
+
+
+def _task_rank(task: str) -> tuple[int, str]:
+    names = list(TASKS)
+    return names.index(task) if task in names else len(names), task
