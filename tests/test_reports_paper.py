@@ -35,7 +35,7 @@ SILO: dict[tuple[str, str], dict[int, list[float]]] = {
 
 def sampling(name: str) -> dict[str, Any]:
     """The algorithm's keys of a sampling strategy."""
-    return {"sampling": {"name": name, "rate": 1.0}} if name else {}
+    return {"sampling": {"name": name, "rate": 25.0 if name == "mixed" else 1.0}} if name else {}
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +98,10 @@ def test_table_1_in_the_papers_order_and_words(report: Report) -> None:
     assert rows == [
         ["Sampling strategy", "Accuracy (%)", "Loss", "Seeds"],
         ["---", "---:", "---:", "---:"],
-        ["Constant (O(1/n))", "72.00 ± 2.83", "1.280 ± 0.028", "2"],
+        ["Constant (O(1/n)), rate 1", "72.00 ± 2.83", "1.280 ± 0.028", "2"],
         ["Time-dependent (O(1/t))", "-", "-", "-"],
-        ["Mixed", "75.00", "1.250", "1"],
-        ["No sampling (all pairs)", "77.00 ± 1.41", "1.230 ± 0.014", "2"],
+        ["Mixed, rate 25", "75.00", "1.250", "1"],
+        ["No sampling (all pairs), rate 1", "77.00 ± 1.41", "1.230 ± 0.014", "2"],
     ]
     assert any("no run with algorithm.sampling.name=time" in line for line in lines)
     table = report.rows("table1.csv")
@@ -191,9 +191,9 @@ def test_rounds_to_reach_levels(report: Report) -> None:
     assert head[1:] == [f"at least {level}%" for level in (40, 50, 60, 70)]
     rows = {
         name: markdown_row(report, name, "cross_silo/reached.md")[1:]
-        for name in ("Local", "FedAvg", "CoBo (sampling.name=constant)")
+        for name in ("Local", "FedAvg", "CoBo (sampling.name=constant, rate=1)")
     }
-    assert rows["CoBo (sampling.name=constant)"] == ["15 ± 0", "15 ± 0", "20 ± 0", "20 ± 0"]
+    assert rows["CoBo (sampling.name=constant, rate=1)"] == ["15 ± 0", "15 ± 0", "20 ± 0", "20 ± 0"]
     assert rows["Local"] == ["15 ± 0", "20 ± 0", "20 ± 0", "-"]
     assert rows["FedAvg"] == ["20 (1 of 2 seeds)", "-", "-", "-"]
     assert "a part of the test data" in (report.out / "cross_silo/reached.md").read_text()
@@ -223,7 +223,10 @@ def test_part_and_whole_of_the_test_data_are_kept_apart(report: Report) -> None:
     assert methods == {"local", "fedavg", "ditto", "cobo"}
     assert_drawn(report.out / "cross_silo" / "accuracy.png")
     settings = {row["method"] for row in report.rows("cross_silo/accuracy_cobo.csv")}
-    assert settings == {f"cobo (sampling.name={name})" for name in ("constant", "mixed", "all")}
+    assert settings == {
+        f"cobo (sampling.name={name}, rate={rate})"
+        for name, rate in (("constant", 1), ("mixed", 25), ("all", 1))
+    }
 
 
 def test_factors_hold_the_final_values(report: Report) -> None:

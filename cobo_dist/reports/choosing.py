@@ -19,8 +19,10 @@ STRATEGIES = {
 }
 """The sampling strategies in the order and the words of the paper's Table 1."""
 
-# A mixed strategy's switch plays no part in the others: it does not make them another family.
-_SAMPLING_KEYS = (SAMPLING, "algorithm.sampling.switch_fraction")
+RATE = "algorithm.sampling.rate"
+# A mixed strategy's switch plays no part in the others, and a factor on 1/n is none on 1/t: neither makes
+# another family.
+_SAMPLING_KEYS = (SAMPLING, RATE, "algorithm.sampling.switch_fraction")
 
 _LEARN = ("ifca", "federated_clustering", "validation_based", "cobo")
 _FEW = 3  # settings of one method that a figure of several methods has room for
@@ -45,7 +47,7 @@ def without_sampling_variants(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def sampling_families(groups: Sequence[Group]) -> list[dict[str, list[Group]]]:
-    """Groups that differ in their sampling strategy alone: strategy -> groups, for two or more."""
+    """Groups that differ in their sampling alone: strategy -> groups, for two strategies or more."""
     families: dict[object, dict[str, list[Group]]] = {}
     for group in groups:
         settings = group.method_settings

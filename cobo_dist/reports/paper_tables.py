@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from cobo_dist.reports.choosing import SAMPLING, STRATEGIES, sampling_families
-from cobo_dist.reports.grouping import METHODS, Group, show_settings
+from cobo_dist.reports.choosing import RATE, SAMPLING, STRATEGIES, sampling_families
+from cobo_dist.reports.grouping import METHODS, Group, show_settings, show_value
 from cobo_dist.reports.problems import Problem
 from cobo_dist.reports.scores import Row, columns, improvement_note
 from cobo_dist.reports.table import Table, score_numbers, show, show_score
@@ -45,7 +45,8 @@ def table_1(results: Mapping[Problem, Sequence[Row]]) -> list[Table]:
 
 def _family_title(family: Mapping[str, Sequence[Group]], several: bool) -> str:
     group = next(iter(family.values()))[0]
-    rest = {k: v for k, v in group.settings.items() if not SAMPLING.endswith(f".{k}")}
+    own = (SAMPLING, RATE)
+    rest = {k: v for k, v in group.settings.items() if not any(o.endswith(f".{k}") for o in own)}
     name = METHODS.get(group.algorithm, group.algorithm)
     return f"{name} ({show_settings(rest)})" if several and rest else name
 
@@ -56,6 +57,9 @@ def _strategies(caption: str, task: str, found: Mapping[str, Sequence[Row]]) -> 
     rows: list[tuple[str, ...]] = []
     numbers: list[tuple[object, ...]] = []
     notes = [_OVER_SEEDS]
+    rates = {str(row.group.method_settings.get(RATE)) for own in found.values() for row in own}
+    if len(rates) > 1:
+        notes.append("rate: factor on 1/n or 1/t (algorithm.sampling.rate).")
     for strategy in dict.fromkeys((*STRATEGIES, *sorted(found))):
         title = STRATEGIES.get(strategy, strategy)
         if strategy not in found:
@@ -64,6 +68,8 @@ def _strategies(caption: str, task: str, found: Mapping[str, Sequence[Row]]) -> 
         for row in found.get(strategy, ()):
             same = len(found[strategy]) > 1
             name = f"{title}, {show_settings(row.group.settings)}" if same else title
+            if not same and len(rates) > 1:
+                name = f"{title}, rate {show_value(row.group.method_settings.get(RATE))}"
             cells = [show_score(row.scores[one], _TABLE_1[one][1]) for one in names]
             rows.append((name, *cells, row.seeds))
             scores = [number for one in names for number in score_numbers(_score(row, one))]
