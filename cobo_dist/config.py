@@ -101,7 +101,10 @@ def _name_variants(merged: dict[str, Any]) -> None:
 
 
 def _check_across(config: Config) -> None:
-    """Check rules that join several sections."""
+    """Check rules that join several keys."""
+    for section in (config.algorithm, config.optimizer):
+        if words := section.contradiction():
+            raise Refusal(words)
     task = config.task.name
     if config.comm.deterministic and config.run.engine == "vectorised":
         raise Refusal(

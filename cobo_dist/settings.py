@@ -12,6 +12,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    def contradiction(self) -> str:
+        """Return which of the keys do not go together, in one line for people; empty if all do."""
+        return ""
+
 
 def _as_text(value: Any) -> Any:
     """`run.dir=2024` reads as a number but means a name."""

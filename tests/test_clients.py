@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from cobo_dist.clients.batches import BatchIndices
 from cobo_dist.clients.engines import ENGINES, fastest
 from cobo_dist.clients.group import Clients
-from cobo_dist.clients.optimisers import OptimizerConfig, build_optimiser
+from cobo_dist.clients.optimisers import OptimizerConfig, build_optimiser, step_size
 from cobo_dist.maths.flat import Layout, empty_rows
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import Digits, DigitsConfig
@@ -170,6 +170,56 @@ def test_sgd_is_torchs_sgd() -> None:
         reference.step()
         x -= 0.3 * direction
     torch.testing.assert_close(x, parameter.data)
+
+
+def test_adamw_under_one_cycle_is_torchs() -> None:
+    """Fifty steps with weight decay: models, step sizes and the rows' padding between them."""
+    config = OptimizerConfig(
+        name="adamw", lr=0.3, weight_decay=0.1, schedule="one_cycle", warmup=0.3, div_factor=7.0
+    )
+    x_cd = empty_rows(3, 6, dtype=torch.float64)
+    x_cd.copy_(torch.randn(3, 6, dtype=torch.float64))
+    parameter = nn.Parameter(x_cd.clone())
+    reference = torch.optim.AdamW([parameter], lr=0.3, betas=(0.9, 0.95), weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        reference, 0.3, total_steps=50, pct_start=0.3, div_factor=7.0, cycle_momentum=False
+    )
+    optimiser = build_optimiser(config, x_cd)
+    for t in range(50):
+        g_cd = torch.randn(3, 6, dtype=torch.float64)
+        parameter.grad = g_cd.clone()
+        assert step_size(config, t, 50) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        reference.step()
+        if t < 49:
+            scheduler.step()
+        x_cd.add_(optimiser.direction(g_cd), alpha=-step_size(config, t, 50))
+        torch.testing.assert_close(x_cd, parameter.data, rtol=1e-12, atol=1e-13)
+    assert (x_cd - x_cd[:1]).abs().max() > 0.1, "rows went their own ways"
+
+
+@pytest.mark.parametrize("rounds", [1, 7, 100, 500])
+@pytest.mark.parametrize("warmup", [0.0, 0.02, 0.3, 1.0])
+def test_one_cycle_is_torchs(rounds: int, warmup: float) -> None:
+    config = OptimizerConfig(lr=0.2, schedule="one_cycle", warmup=warmup, final_div_factor=10.0)
+    reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    if warmup * rounds == 1.0:  # torch divides by zero there; ours is at the peak at once
+        assert step_size(config, 0, rounds) == 0.2
+        return
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        reference, 0.2, total_steps=rounds, pct_start=warmup, final_div_factor=10.0,
+        cycle_momentum=False,
+    )  # fmt: skip
+    for t in range(rounds):
+        assert step_size(config, t, rounds) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        reference.step()
+        if t < rounds - 1:
+            scheduler.step()
+
+
+def test_a_constant_step_and_a_warm_up_of_one_round() -> None:
+    assert {step_size(OptimizerConfig(lr=0.2), t, 9) for t in range(9)} == {0.2}
+    cycle = OptimizerConfig(lr=0.2, schedule="one_cycle", warmup=0.02)
+    assert step_size(cycle, 0, 50) == 0.2 > step_size(cycle, 1, 50)
 
 
 # -- the group -----------------------------------------------------------------------------------------

@@ -240,6 +240,47 @@ def test_mixing(pool: RankPool, ranks: int, kind: str, deterministic: bool) -> N
     pool.run(ranks, mixing, kind, deterministic)
 
 
+def asymmetric(kind: str) -> np.ndarray:
+    """Rows on a simplex: spread evenly, all on one client, or on a few at random."""
+    rng = np.random.default_rng(6)
+    w_nn = {
+        "even": np.ones((N, N)) - np.eye(N),
+        "one": np.eye(N)[rng.integers(0, N, N)],
+        "few": rng.random((N, N)) * (rng.random((N, N)) > 0.7) + 1e-3 * np.eye(N),
+    }[kind]
+    return (w_nn / w_nn.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def mixing_by_rows(session: Session, kind: str, deterministic: bool) -> bytes:
+    """Senders learn W[its, mine] from the receivers: `mix` is W X by the plans of least models."""
+    exchange, x_cd = open_exchange(session.transport, deterministic)
+    w_nn = asymmetric(kind)
+    for repeat in (1, 2):
+        mixed = exchange.mix(w_nn[exchange.ids], x_cd, symmetric=False)
+        expected = torch.from_numpy(w_nn.astype(np.float64) @ every_model().numpy())
+        torch.testing.assert_close(mixed, expected[exchange.ids], rtol=0, atol=1e-12)
+        if not deterministic:
+            me, by_rank = session.transport.rank, exchange.placement.by_rank
+            peers = [ids for peer, ids in enumerate(by_rank) if peer != me]
+            models = sum(plan_block(w_nn[np.ix_(ids, exchange.ids)]).models for ids in peers)
+            blocks = sum(len(exchange.ids) * len(ids) for ids in peers)
+            sent = repeat * (models * D * 8 + blocks * 4)
+            assert exchange.ledger.bytes["mixing"] == sent
+    return mixed.contiguous().numpy().tobytes()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["even", "one", "few"])
+def test_mixing_by_rows(pool: RankPool, ranks: int, kind: str) -> None:
+    pool.run(ranks, mixing_by_rows, kind, False)
+
+
+@pytest.mark.parametrize("kind", ["even", "one", "few"])
+def test_deterministic_mixing_by_rows_is_bitwise_the_same(pool: RankPool, kind: str) -> None:
+    found = {b"".join(pool.run(ranks, mixing_by_rows, kind, True)) for ranks in (1, 2, 3, 4)}
+    assert len(found) == 1
+
+
 def reducing(session: Session, deterministic: bool) -> bytes:
     """`reduce` gives every rank the same bits of the same combinations of all clients' rows."""
     exchange, x_cd = open_exchange(session.transport, deterministic)

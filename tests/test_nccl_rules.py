@@ -30,13 +30,15 @@ def recorded_run(session: Session, arguments: list[str]) -> list[list[Operation]
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("strategy", ["constant", "all"])
+@pytest.mark.parametrize("domain", ["box", "simplex"])
 def test_real_rounds_keep_the_rules(
-    pool: RankPool, tmp_path: Path, ranks: int, strategy: str
+    pool: RankPool, tmp_path: Path, ranks: int, strategy: str, domain: str
 ) -> None:
     problem = write_quadratic(tmp_path / "problem.npz", clients=9, size=40)
     arguments = [
         "task.name=quadratic", f"task.file={problem}", f"run.dir={tmp_path / 'run'}",
         "run.rounds=12", f"algorithm.sampling.name={strategy}", "algorithm.gamma=0.05",
+        f"algorithm.domain={domain}",
     ]  # fmt: skip
     schedule = dict(enumerate(pool.run(ranks, recorded_run, arguments)))
     check_schedule(schedule)

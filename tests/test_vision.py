@@ -329,7 +329,7 @@ def test_bfloat16_losses_agree_with_float32(images: Path, engine: str) -> None:
             curve.append(clients.gradients(t))
             if t == 0:
                 gradients.append(clients.g_cd.clone())
-            clients.x_cd.add_(clients.direction(), alpha=-clients.eta)
+            clients.x_cd.add_(clients.direction(), alpha=-clients.eta(t))
         assert clients.x_cd.dtype == clients.g_cd.dtype == torch.float32
         curves.append(torch.stack(curve))
     exact, cast = curves

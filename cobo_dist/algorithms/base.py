@@ -21,7 +21,10 @@ class Clients(Protocol):
     x_cd: Tensor
     g_cd: Tensor  # the gradients just computed
     b_cd: Tensor  # floating buffers (BatchNorm's statistics)
-    eta: float
+    lr: float  # optimizer.lr, the peak of eta(t)
+
+    def eta(self, t: int) -> float:
+        """Return the step size of round t."""
 
     def gradients(self, t: int, rows_e: NDArray[np.int64] | None = None) -> Tensor:
         """Compute g_i(x_i) for every client, or for those in some rows; return their losses."""
@@ -36,8 +39,16 @@ class Clients(Protocol):
     ) -> NDArray[np.float64]:
         """Return the losses [e, k] of k models on round t's batches of some clients, evaluating."""
 
+    def validation_losses_at(
+        self, points_kd: Tensor, buffers_kd: Tensor, t: int, batch_size: int
+    ) -> NDArray[np.float64]:
+        """Return the losses [c, k] of k models on validation batches of all clients, evaluating."""
+
     def direction(self) -> Tensor:
-        """Return the local optimiser's direction [c, d] for the gradients just computed."""
+        """Return the local optimiser's direction [c, d] for the gradients just computed.
+
+        It may read the models (weight decay), so ask for it before they move.
+        """
 
     def start_rows(self, count: int) -> Tensor:
         """Return starting models [count, d]: x^0, and others from seeds of their own."""
@@ -45,8 +56,8 @@ class Clients(Protocol):
     def start_buffers(self, count: int) -> Tensor:
         """Return the buffers [count, b] of starting models."""
 
-    def new_optimiser(self, like_kd: Tensor) -> Optimiser:
-        """Return a local optimiser for other rows than the clients' models."""
+    def new_optimiser(self, rows_kd: Tensor) -> Optimiser:
+        """Return a local optimiser for the models in other rows than the clients'."""
 
 
 class Optimiser(Protocol):
@@ -91,8 +102,10 @@ class Exchange(Protocol):
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
         """Return the alignment [e] of the two gradients of each end of the pairs just met."""
 
-    def mix(self, weights_cn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
-        """Return sum_k w_ik x_k [c, d] for symmetric W, for the caller to change."""
+    def mix(
+        self, weights_cn: NDArray[np.floating], x_cd: Tensor, *, symmetric: bool = True
+    ) -> Tensor:
+        """Return sum_k w_ik x_k [c, d], for the caller to change; say whether W is symmetric."""
 
     def reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
         """Return the same k combinations of all clients' rows on every rank [k, d], to be changed."""
@@ -103,7 +116,11 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True)
 class Selection:
-    """What became of the drawn pairs whose lower client is on this rank: [k] each."""
+    """What became of the drawn pairs, on one rank.
+
+    The weights that moved [k], w_ij of client i = `first` and j = `second`: where W is symmetric once for
+    each pair, otherwise each by itself. The alignments of the pairs whose lower client is on this rank.
+    """
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]

@@ -6,10 +6,15 @@ Inner problem (client selection), X fixed:
     max over w_ij in [0, 1]   w_ij <grad f_i(z_ij), grad f_j(z_ij)>,   z_ij = (x_i + x_j)/2
 
 `rho=0` is Local. W fixed block-diagonal and rho -> infinity is Oracle; W all ones, FedAvg.
+
+The domain of W is the box [0, 1] for each weight, or a simplex for each client's row (Remark 1; language):
+{w_ij >= 0, sum_j w_ij = 1}, where w_ij and w_ji are two weights and the inner problem's maximiser gives
+everything to one client.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,7 +28,7 @@ from cobo_dist.maths.alignment import midpoints
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
 from cobo_dist.settings import Section
 
-from .base import Clients, Exchange, Round, Selection, Setting
+from .base import Clients, Ends, Exchange, Round, Selection, Setting
 
 
 class SamplingConfig(Section):
@@ -46,7 +51,17 @@ class CoBoConfig(Section):
     name: Literal["cobo"] = "cobo"
     rho: float = Field(0.2, ge=0, description="penalty on the distance of collaborators' models")
     gamma: float = Field(0.01, ge=0, description="step size of the collaboration weights")
-    domain: Literal["box"] = Field("box", description="where weights live: box is [0, 1] each")
+    domain: Literal["box", "simplex"] = Field(
+        "box",
+        description="where weights live: box is [0, 1] each; simplex: a client's weights are 0 or more "
+        "and sum to 1 (language)",
+    )
+    own_weight: Literal["excluded", "included"] = Field(
+        "excluded",
+        description="simplex: whether w_ii belongs to client i's row. The penalty does not see it and "
+        "the authors start at 1/(n-1) off the diagonal: excluded; included, it takes up what a client "
+        "gives to nobody",
+    )
     sampling: SamplingConfig = SamplingConfig()
     alignment: Literal["inner", "cosine"] = Field(
         "inner",
@@ -54,7 +69,9 @@ class CoBoConfig(Section):
         "cosine, which does not fade with the gradients",
     )
     start: Literal["ones", "zeros"] = Field(
-        "ones", description="W^0: all ones (paper) or zeros, which lets collaboration grow"
+        "ones",
+        description="W^0: all ones (paper) or zeros, which lets collaboration grow; on a simplex, ones "
+        "is one weight for all that sums to 1",
     )
     order: Literal["weights_first", "models_first"] = Field(
         "weights_first",
@@ -66,10 +83,35 @@ class CoBoConfig(Section):
         description="a client's examples at midpoints: a stream of their own, or the batch of its "
         "local step (the paper leaves it open)",
     )
+    penalty: Literal["scheduled", "fixed"] = Field(
+        "scheduled",
+        description="the penalty's step: eta(t) rho at x^t (paper), or optimizer.lr rho whatever "
+        "optimizer.schedule says, at the models after their gradient step (the authors' language "
+        "code: its 0.001 is rho 0.5 at lr 2e-3)",
+    )
+
+    def contradiction(self) -> str:
+        """Refuse what the domain does not have."""
+        if self.domain == "simplex" and self.start == "zeros":
+            return (
+                "algorithm.start=zeros is outside algorithm.domain=simplex, where weights sum to 1; "
+                "use algorithm.start=ones, which is one weight for all"
+            )
+        if self.domain == "box" and self.own_weight == "included":
+            return (
+                "algorithm.own_weight=included means nothing to algorithm.domain=box, where each "
+                "weight stands alone; drop it or set algorithm.domain=simplex"
+            )
+        return ""
 
 
 class CoBo:
-    """Alternates client selection and model training; both read x^t, and selection comes first."""
+    """Alternates client selection and model training; both read x^t, and selection comes first.
+
+    On the box a pair's two ends move their common weight alike, and W stays symmetric. On a simplex each end
+    moves its own row, which is projected once a round, after all pairs of the round: the order of pairs
+    then changes nothing.
+    """
 
     notice = ""
 
@@ -77,12 +119,19 @@ class CoBo:
         self, config: CoBoConfig, clients: Clients, exchange: Exchange, setting: Setting
     ) -> None:
         self.config, self.clients, self.exchange, self.setting = config, clients, exchange, setting
+        # This rank's rows of W only.
+        self.weights_cn = self.first_weights()
+
+    def first_weights(self) -> NDArray[np.floating]:
+        """Return this rank's rows of W^0 [c, n]."""
+        config, n = self.config, self.setting.clients
+        double = self.clients.x_cd.dtype == torch.float64
+        # The diagonal is never drawn. On the box it has no effect and stays as it is.
         w_0 = 1.0 if config.start == "ones" else 0.0
-        double = clients.x_cd.dtype == torch.float64
-        # This rank's rows of W only. The diagonal is never drawn and has no effect.
-        self.weights_cn: NDArray[np.floating] = np.full(
-            (len(clients.ids), setting.clients), w_0, dtype=np.float64 if double else np.float32
-        )
+        w_cn = np.full((len(self.clients.ids), n), w_0, dtype=np.float64 if double else np.float32)
+        if config.domain == "simplex":
+            w_cn[:] = self.onto_simplex(w_cn, np.arange(len(w_cn)))
+        return w_cn
 
     def round(self, t: int) -> Round:
         """Algorithm 1, lines 2 to 5, for this rank's clients."""
@@ -96,8 +145,11 @@ class CoBo:
         # At most n pairs at a time, to bound the memory of midpoints. A weight depends only on x^t and
         # its own past, so cutting the list changes nothing.
         pieces = torch.split(pairs_m2, self.setting.clients)
-        selections = [self.client_selection(t, pairs_k2) for pairs_k2 in pieces]
-        self.model_training(weights_cn)
+        if self.config.domain == "box":
+            selections = [self.client_selection(t, pairs_k2) for pairs_k2 in pieces]
+        else:
+            selections = self.row_selection(t, pieces)
+        self.model_training(t, weights_cn)
         return Round(losses_c, len(pairs_m2), selections)
 
     def draw(self, t: int) -> Tensor:
@@ -115,25 +167,63 @@ class CoBo:
 
     def client_selection(self, t: int, pairs_k2: Tensor) -> Selection:
         """w_ij <- Proj(w_ij + gamma <g_i(z_ij), g_j(z_ij)>), each gradient on its owner's data."""
-        ends, partner_ed = self.exchange.meet(pairs_k2)
-        z_ed = midpoints(self.clients.x_cd, ends.rows, partner_ed)
-        stream = "midpoint" if self.config.midpoint_data == "fresh" else "local"
-        g_ed = self.clients.gradients_at(z_ed, ends.rows, t, stream)
-        alignment_e = self.exchange.alignment(g_ed, self.config.alignment)
+        ends, alignment_e = self.alignments(t, pairs_k2)
         moved_e = self.weights_cn[ends.rows, ends.partners] + self.config.gamma * alignment_e
         w_e = projections.box(torch.from_numpy(moved_e)).numpy().astype(self.weights_cn.dtype)
         self.weights_cn[ends.rows, ends.partners] = w_e
         once = ends.first
         return Selection(ends.ids[once], ends.partners[once], w_e[once], alignment_e[once])
 
-    def model_training(self, weights_cn: NDArray[np.floating]) -> None:
+    def row_selection(self, t: int, pieces: Sequence[Tensor]) -> list[Selection]:
+        """w_i <- Proj(w_i + gamma sum_j <g_i(z_ij), g_j(z_ij)> e_j) over the partners j of the round."""
+        moved_cn = self.weights_cn.astype(np.float64)
+        met_c = np.zeros(len(moved_cn), dtype=bool)
+        alignments = []
+        for pairs_k2 in pieces:
+            ends, alignment_e = self.alignments(t, pairs_k2)
+            moved_cn[ends.rows, ends.partners] += self.config.gamma * alignment_e
+            met_c[ends.rows] = True
+            alignments.append(alignment_e[ends.first])
+        rows = np.flatnonzero(met_c)
+        old_cn = self.weights_cn.copy()
+        self.weights_cn[rows] = self.onto_simplex(moved_cn[rows], rows)
+        row, other = np.nonzero(self.weights_cn != old_cn)  # a whole row moves with one weight
+        ids = np.asarray(self.clients.ids)[row]
+        return [Selection(ids, other, self.weights_cn[row, other], np.concatenate(alignments))]
+
+    def alignments(self, t: int, pairs_k2: Tensor) -> tuple[Ends, NDArray[np.float64]]:
+        """Return this rank's ends of the pairs, and <g_i(z_ij), g_j(z_ij)> for each."""
+        ends, partner_ed = self.exchange.meet(pairs_k2)
+        z_ed = midpoints(self.clients.x_cd, ends.rows, partner_ed)
+        stream = "midpoint" if self.config.midpoint_data == "fresh" else "local"
+        g_ed = self.clients.gradients_at(z_ed, ends.rows, t, stream)
+        return ends, self.exchange.alignment(g_ed, self.config.alignment)
+
+    def onto_simplex(
+        self, moved_kn: NDArray[np.floating], rows: NDArray[np.intp]
+    ) -> NDArray[np.float64]:
+        """Project the weights of the clients in `rows`, [k, n]."""
+        outside_kn = None
+        if self.config.own_weight == "excluded":
+            own_k1 = torch.tensor(self.clients.ids)[torch.from_numpy(rows), None]
+            outside_kn = torch.arange(self.setting.clients) == own_k1
+        return projections.simplex(torch.from_numpy(moved_kn), outside_kn).numpy()
+
+    def model_training(self, t: int, weights_cn: NDArray[np.floating]) -> None:
         """x_i <- x_i - eta (g_i + rho sum_k w_ik (x_i - x_k)) with these rows of W.
 
         Written as x_i (1 - eta rho deg_i) + eta (rho sum_k w_ik x_k - g_i), deg_i = sum_k w_ik,
-        which needs no room beside what `mix` delivers.
+        which needs no room beside what `mix` delivers. The penalty stays outside the optimiser's moments.
         """
-        x_cd, eta, rho = self.clients.x_cd, self.clients.eta, self.config.rho
-        degree_c = torch.from_numpy(weights_cn.sum(axis=1, dtype=np.float64))
-        mixed_cd = self.exchange.mix(weights_cn, x_cd)
-        mixed_cd.mul_(rho).sub_(self.clients.direction()).mul_(eta)
-        x_cd.mul_((1.0 - eta * rho * degree_c)[:, None].to(x_cd)).add_(mixed_cd)
+        x_cd, eta, rho = self.clients.x_cd, self.clients.eta(t), self.config.rho
+        pull_c1 = torch.from_numpy(rho * weights_cn.sum(axis=1, dtype=np.float64))[:, None]
+        symmetric = self.config.domain == "box"
+        if self.config.penalty == "scheduled":
+            mixed_cd = self.exchange.mix(weights_cn, x_cd, symmetric=symmetric)
+            mixed_cd.mul_(rho).sub_(self.clients.direction()).mul_(eta)
+            x_cd.mul_((1.0 - eta * pull_c1).to(x_cd)).add_(mixed_cd)
+        else:
+            x_cd.add_(self.clients.direction(), alpha=-eta)
+            lr = self.clients.lr
+            mixed_cd = self.exchange.mix(weights_cn, x_cd, symmetric=symmetric).mul_(lr * rho)
+            x_cd.mul_((1.0 - lr * pull_c1).to(x_cd)).add_(mixed_cd)

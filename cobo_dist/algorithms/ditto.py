@@ -46,13 +46,14 @@ class Ditto:
 
     def round(self, t: int) -> Round:
         """Take the global step at the global model and the personal steps at the personal ones."""
-        x_cd, v_1d, eta = self.clients.x_cd, self.v_1d, self.clients.eta
+        x_cd, v_1d, eta = self.clients.x_cd, self.v_1d, self.clients.eta(t)
         losses_c = self.clients.gradients(t)
         g_at_v_cd = self.clients.gradients_at(v_1d.expand_as(x_cd), self.every_c, t, "local")
         # Alike on all ranks to the last bit, so every rank keeps the same v.
         mean_1d = self.exchange.reduce(self.mean_1n, g_at_v_cd)
+        direction_cd = self.clients.direction()
         # The personal step: x_i (1 - eta lambda) + eta lambda v - eta g_i, in place.
         x_cd.mul_(1.0 - eta * self.lambda_).add_(v_1d, alpha=eta * self.lambda_)
-        x_cd.add_(self.clients.direction(), alpha=-eta)
+        x_cd.add_(direction_cd, alpha=-eta)
         v_1d.add_(self.global_optimiser.direction(mean_1d), alpha=-eta)
         return Round(losses_c)

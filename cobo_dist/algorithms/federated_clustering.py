@@ -54,7 +54,7 @@ class FederatedClustering:
         losses_c = self.clients.gradients(t)  # moves BatchNorm's statistics; visits do not
         for i in range(self.n):
             self.cluster_around(i, t)
-        self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta)
+        self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta(t))
         return Round(losses_c, weights_replaced=True)
 
     def cluster_around(self, i: int, t: int) -> None:

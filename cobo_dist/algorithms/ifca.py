@@ -96,7 +96,7 @@ class Ifca:
         counts_k = picked_kn.sum(axis=1)
         mean_kn = picked_kn / np.maximum(counts_k, 1)[:, None]
         mean_kd = self.exchange.reduce(mean_kn, self.clients.g_cd)
-        self.centers_kd.add_(self.optimiser.direction(mean_kd), alpha=-self.clients.eta)
+        self.centers_kd.add_(self.optimiser.direction(mean_kd), alpha=-self.clients.eta(t))
         if self.buffers_kd.shape[1]:
             trained = torch.from_numpy(counts_k > 0).to(self.buffers_kd.device)
             mean_kb = self.exchange.reduce(mean_kn, self.clients.b_cd)

@@ -37,5 +37,5 @@ class Local:
 def local_step(clients: Clients, t: int) -> Tensor:
     """x_i <- x_i - eta g_i(x_i) for every client by itself; return the losses [c]."""
     losses_c = clients.gradients(t)
-    clients.x_cd.add_(clients.direction(), alpha=-clients.eta)
+    clients.x_cd.add_(clients.direction(), alpha=-clients.eta(t))
     return losses_c

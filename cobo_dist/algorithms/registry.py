@@ -13,6 +13,7 @@ from .finetuned_fedavg import FinetunedFedAvg, FinetunedFedAvgConfig
 from .ifca import Ifca, IfcaConfig
 from .local import Local, LocalConfig
 from .oracle import Oracle, OracleConfig
+from .validation_based import ValidationBased, ValidationBasedConfig
 
 AlgorithmConfig = (
     LocalConfig
@@ -21,6 +22,7 @@ AlgorithmConfig = (
     | DittoConfig
     | IfcaConfig
     | FederatedClusteringConfig
+    | ValidationBasedConfig
     | OracleConfig
     | CoBoConfig
 )
@@ -32,6 +34,7 @@ ALGORITHMS: dict[str, Any] = {
     "ditto": Ditto,
     "ifca": Ifca,
     "federated_clustering": FederatedClustering,
+    "validation_based": ValidationBased,
     "oracle": Oracle,
     "cobo": CoBo,
 }
@@ -42,6 +45,20 @@ def needs_clusters(config: AlgorithmConfig) -> bool:
     if isinstance(config, IfcaConfig):
         return config.centers == 0
     return isinstance(config, (OracleConfig, FederatedClusteringConfig))
+
+
+def needs_validation(config: AlgorithmConfig) -> bool:
+    """Return whether clients score models on validation data."""
+    return isinstance(config, ValidationBasedConfig)
+
+
+def equal_share(config: AlgorithmConfig, clients: int) -> float:
+    """Return one client's equal share of a row of W where rows sum to 1, and 0 where they do not."""
+    if isinstance(config, CoBoConfig) and config.domain == "simplex":
+        return 1.0 / max(1, clients - (config.own_weight == "excluded"))
+    if isinstance(config, ValidationBasedConfig):
+        return 1.0 / clients
+    return 0.0
 
 
 def build_algorithm(

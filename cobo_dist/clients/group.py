@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cobo_dist.maths.flat import Layout, Scratch, empty_rows
 
 from .engines import ENGINES, Batch, Engine, OneByOne, fastest
-from .optimisers import Optimiser, OptimizerConfig, build_optimiser
+from .optimisers import Optimiser, OptimizerConfig, build_optimiser, step_size
 
 Result = TypeVar("Result")
 
@@ -28,7 +28,8 @@ class BatchSource(Protocol):
     def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
         """Return the batch of round t for all clients [c, ...] or for `rows` [e, ...] of them.
 
-        `stream` names an independent reading of the data: "local" or "midpoint".
+        `stream` names an independent reading of the data: "local" or "midpoint"; of validation data
+        there is one, "validation".
         """
 
 
@@ -46,6 +47,14 @@ class LearningTask(Protocol):
 
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""
+
+    def validation(
+        self, clients: Sequence[int], device: torch.device, batch_size: int
+    ) -> BatchSource:
+        """Return batches of these clients' validation data, stream "validation", for training to use.
+
+        Only asked for where `splits` has validation.
+        """
 
     def evaluation(
         self, client: int, split: str, device: torch.device, whole: bool = True
@@ -66,9 +75,11 @@ class Clients:
         device: torch.device,
         autocast: torch.dtype | None = None,
         own_starts: bool = False,
+        rounds: int = 1,
     ) -> None:
         """Start the clients `ids` at x^0, or each at a start of its own.
 
+        `rounds`: how long the run is, for the schedule of the step size.
         `autocast`: the type that PyTorch's autocast computes matrix products and convolutions in;
         models, gradients and sums stay in `dtype`.
         """
@@ -89,8 +100,9 @@ class Clients:
             for row, client in enumerate(self.ids):
                 self._write_start(client + 1, self.x_cd[row])
         self.optimiser: Optimiser = build_optimiser(optimizer, self.x_cd)
-        self.eta, self._optimizer = optimizer.lr, optimizer
+        self.lr, self._optimizer, self._rounds = optimizer.lr, optimizer, rounds
         self.source = task.training(self.ids, device)
+        self._validation: dict[int, BatchSource] = {}  # by batch size, opened when first needed
         self.engine: Engine = OneByOne(self.model, self.loss)
         self._loader = OneByOne(self.model, self.loss)
         self._scratch = Scratch(dtype, device)
@@ -167,6 +179,26 @@ class Clients:
         In evaluation mode, with the models' own buffers [k, b]; nothing moves.
         """
         batch = self.source.batch(t, "local", torch.from_numpy(rows_e).to(self.device))
+        return self._losses(points_kd, buffers_kd, rows_e, batch)
+
+    @torch.no_grad()
+    def validation_losses_at(
+        self, points_kd: Tensor, buffers_kd: Tensor, t: int, batch_size: int
+    ) -> NDArray[np.float64]:
+        """Return the losses [c, k] of k models on round t's `batch_size` validation examples.
+
+        As `losses_at`, for all clients, each on its own validation data.
+        """
+        if batch_size not in self._validation:
+            source = self.task.validation(self.ids, self.device, batch_size)
+            self._validation = {batch_size: source}
+        batch = self._validation[batch_size].batch(t, "validation")
+        return self._losses(points_kd, buffers_kd, np.arange(len(self.ids)), batch)
+
+    def _losses(
+        self, points_kd: Tensor, buffers_kd: Tensor, rows_e: NDArray[np.int64], batch: Batch
+    ) -> NDArray[np.float64]:
+        """Return the losses [e, k] of models on the batch [e, ...] of the clients in `rows_e`."""
         losses_ek = torch.empty(len(rows_e), len(points_kd), dtype=torch.float64)
         for k, point_d in enumerate(points_kd):
             for end, row in enumerate(rows_e):
@@ -199,9 +231,13 @@ class Clients:
                 view.copy_(start[name])
         return rows_kb
 
-    def new_optimiser(self, like_kd: Tensor) -> Optimiser:
-        """Return an optimiser as the clients', for other rows."""
-        return build_optimiser(self._optimizer, like_kd)
+    def new_optimiser(self, rows_kd: Tensor) -> Optimiser:
+        """Return an optimiser as the clients', for the models in other rows."""
+        return build_optimiser(self._optimizer, rows_kd)
+
+    def eta(self, t: int) -> float:
+        """Return the step size of round t."""
+        return step_size(self._optimizer, t, self._rounds)
 
     def direction(self) -> Tensor:
         """Return the local optimiser's direction [c, d] for the gradients in `g_cd`."""

@@ -1,30 +1,97 @@
 """Local optimisers: from gradients to directions, for all rows at once.
 
-The step itself is the algorithm's: x <- x - eta (direction + ...). An optimiser owns what a client
+The step itself is the algorithm's: x <- x - eta(t) (direction + ...). An optimiser owns what a client
 remembers between rounds, as rows beside X.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+import math
+from typing import Annotated, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from cobo_dist.settings import Section
+from cobo_dist.settings import Section, as_tuple
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
     """The local optimiser of every client."""
 
-    name: Literal["sgd", "ema_momentum"] = Field(
+    name: Literal["sgd", "ema_momentum", "adamw"] = Field(
         "sgd",
         description="sgd: direction m = momentum m + g (momentum 0 is the paper); ema_momentum: "
-        "m = momentum m + (1 - momentum) g from m = 0 (the authors' code)",
+        "m = momentum m + (1 - momentum) g from m = 0 (the authors' code); adamw: decoupled weight "
+        "decay (language)",
     )
-    lr: float = Field(0.1, ge=0, description="step size eta of the models")
-    momentum: float = Field(0.0, ge=0, lt=1, description="how much of the last direction is kept")
+    lr: float = Field(0.1, ge=0, description="step size eta of the models; a schedule's peak")
+    momentum: float = Field(
+        0.0, ge=0, lt=1, description="sgd, ema_momentum: how much of the last direction is kept"
+    )
+    betas: Annotated[tuple[Beta, Beta], BeforeValidator(as_tuple)] = Field(
+        (0.9, 0.95), description="adamw: how much is kept of the two moments"
+    )
+    eps: float = Field(1e-8, gt=0, description="adamw: added to the root of the second moment")
+    weight_decay: float = Field(
+        1e-3, ge=0, description="adamw: part of the model that a direction takes away"
+    )
+    schedule: Literal["constant", "one_cycle"] = Field(
+        "constant",
+        description="eta over the rounds: constant, or one_cycle: up along a cosine, then down along "
+        "one (language)",
+    )
+    warmup: float = Field(
+        0.02, ge=0, le=1, description="one_cycle: share of the rounds on the way up (paper: 2%)"
+    )
+    div_factor: float = Field(
+        25.0, ge=1, description="one_cycle: the first eta is lr / div_factor (PyTorch's default)"
+    )
+    final_div_factor: float = Field(
+        1e4,
+        gt=0,
+        description="one_cycle: the last eta is the first / final_div_factor (PyTorch's default)",
+    )
+
+    def contradiction(self) -> str:
+        """Refuse keys of another optimiser or schedule that were given a value for nothing."""
+        adam, cycle = self.name == "adamw", self.schedule == "one_cycle"
+        for key in ("momentum",) if adam else ("betas", "eps", "weight_decay"):
+            if getattr(self, key) != OptimizerConfig.model_fields[key].default:
+                owner = "adamw" if key != "momentum" else "sgd or ema_momentum"
+                return (
+                    f"optimizer.{key} means nothing to optimizer.name={self.name}; drop it or set "
+                    f"optimizer.name={owner}"
+                )
+        for key in () if cycle else ("warmup", "div_factor", "final_div_factor"):
+            if getattr(self, key) != OptimizerConfig.model_fields[key].default:
+                return (
+                    f"optimizer.{key} means nothing to optimizer.schedule={self.schedule}; drop it or "
+                    "set optimizer.schedule=one_cycle"
+                )
+        return ""
+
+
+def step_size(config: OptimizerConfig, t: int, rounds: int) -> float:
+    """Return eta(t) of round t = 0 .. rounds-1: a pure function, so that nothing is to be saved.
+
+    `one_cycle` is PyTorch's OneCycleLR with cosines over `rounds` steps: from lr / div_factor up to lr
+    at step warmup * rounds - 1, and down to lr / (div_factor * final_div_factor) at the last step.
+    """
+    if config.schedule == "constant":
+        return config.lr
+    first = config.lr / config.div_factor
+    top, end = config.warmup * rounds - 1.0, rounds - 1.0
+    if t <= top:
+        # A warm-up of one round is over when it begins.
+        return _cosine(first, config.lr, t / top if top > 0 else 1.0)
+    return _cosine(config.lr, first / config.final_div_factor, (t - top) / (end - top))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * share))
 
 
 class Optimiser(Protocol):
@@ -64,8 +131,39 @@ class EmaMomentum:
         return self.m_cd.mul_(self.momentum).add_(gradients_cd.mul_(1.0 - self.momentum))
 
 
-def build_optimiser(config: OptimizerConfig, like_cd: Tensor) -> Optimiser:
-    """Return the configured optimiser for models shaped like `like_cd`."""
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019).
+
+    The direction is m' / (sqrt(v') + eps) + weight_decay x, with m' and v' the moments freed of their
+    start at 0. It reads the models x [c, d] that it was built for, so an algorithm asks for directions
+    before it moves them. What an algorithm adds to the step stays outside the moments.
+    """
+
+    def __init__(self, config: OptimizerConfig, x_cd: Tensor) -> None:
+        self.config, self.x_cd, self.steps = config, x_cd, 0
+        self.m_cd, self.v_cd = torch.zeros_like(x_cd), torch.zeros_like(x_cd)
+
+    def direction(self, gradients_cd: Tensor) -> Tensor:
+        """Move both moments by g and return the direction, in the rows of the gradients."""
+        g_cd, (beta_1, beta_2) = gradients_cd, self.config.betas
+        self.steps += 1
+        # Every product and sum is rounded by itself, as in `EmaMomentum`.
+        term_cd = torch.mul(g_cd, g_cd).mul_(1.0 - beta_2)
+        self.v_cd.mul_(beta_2).add_(term_cd)
+        self.m_cd.mul_(beta_1).add_(g_cd.mul_(1.0 - beta_1))
+        root_cd = torch.sqrt(self.v_cd, out=g_cd)
+        root_cd.div_(math.sqrt(1.0 - beta_2**self.steps)).add_(self.config.eps)
+        direction_cd = torch.div(self.m_cd, root_cd, out=g_cd).div_(1.0 - beta_1**self.steps)
+        if self.config.weight_decay:
+            torch.mul(self.x_cd, self.config.weight_decay, out=term_cd)
+            direction_cd.add_(term_cd)
+        return direction_cd
+
+
+def build_optimiser(config: OptimizerConfig, x_cd: Tensor) -> Optimiser:
+    """Return the configured optimiser for the models in the rows `x_cd`."""
+    if config.name == "adamw":
+        return AdamW(config, x_cd)
     if config.name == "sgd":
-        return Sgd(config.momentum, like_cd)
-    return EmaMomentum(config.momentum, like_cd)
+        return Sgd(config.momentum, x_cd)
+    return EmaMomentum(config.momentum, x_cd)

@@ -110,16 +110,33 @@ class Exchange:
 
     # -- mixing -----------------------------------------------------------------------------------
 
-    def mix(self, weights_cn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
+    def mix(
+        self, weights_cn: NDArray[np.floating], x_cd: Tensor, *, symmetric: bool = True
+    ) -> Tensor:
         """Return sum_k w_ik x_k for this rank's clients, [c, d], in scratch rows.
 
-        `weights_cn` holds this rank's rows of a symmetric W: a sender reads the receiver's block
-        W[receiver, sender] from its own rows, transposed. Each ordered pair of ranks uses the exact
-        plan that sends the fewest models; parts are added in the order of ranks. With
-        `comm.deterministic`, models travel as rows and are added in the order of clients.
+        `weights_cn` holds this rank's rows of W. Where W is symmetric, a sender reads the receiver's
+        block W[receiver, sender] from its own rows, transposed; otherwise the receiver sends it first.
+        Each ordered pair of ranks uses the exact plan that sends the fewest models; parts are added in
+        the order of ranks. With `comm.deterministic`, models travel as rows and are added in the order
+        of clients.
         """
         blocks = [weights_cn[:, ids] for ids in self.placement.by_rank]
-        return self._combine(weights_cn, blocks, [block.T for block in blocks], x_cd)
+        owed = [block.T for block in blocks] if symmetric else self._exchange_blocks(blocks)
+        return self._combine(weights_cn, blocks, owed, x_cd)
+
+    def _exchange_blocks(self, blocks: list[NDArray[np.floating]]) -> list[NDArray[np.floating]]:
+        """Tell every peer my block W[mine, its], and return theirs W[its, mine], bit by bit."""
+        rank = self.transport.rank
+        sends, receives = {}, {}
+        for peer, block in enumerate(blocks):
+            if peer != rank:
+                sends[peer] = torch.from_numpy(np.ascontiguousarray(block))
+                receives[peer] = torch.empty(block.shape[::-1], dtype=sends[peer].dtype)
+        self._exchange(sends, receives, "mixing").wait()
+        return [
+            block if peer == rank else receives[peer].numpy() for peer, block in enumerate(blocks)
+        ]
 
     def reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
         """Return the same k combinations sum_j w_kj x_j of all clients' rows on every rank, [k, d].

@@ -7,8 +7,8 @@ from collections import Counter
 TRAINING = ("pairs", "gradients", "mixing")
 PURPOSES = (*TRAINING, "logging")
 """`pairs`: partner models. `gradients`: halves of midpoint gradients and their scalars. `mixing`:
-models and sums of the penalty or of an average, and numbers that ranks share. `logging`: metrics and W
-to the coordinator."""
+models and sums of the penalty or of an average, the weights that say which, and numbers that ranks
+share. `logging`: metrics and W to the coordinator."""
 
 
 class Ledger:

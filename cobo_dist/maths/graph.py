@@ -1,4 +1,8 @@
-"""What the collaboration weights say: links, groups, agreement with known clusters."""
+"""What the collaboration weights say: links, groups, agreement with known clusters.
+
+Where rows of W sum to 1, `share` is one client's equal share of a row; where each weight lives in [0, 1] it
+is 0.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +15,37 @@ LINK = 0.5
 """A weight of at least this counts as a link: the inner problem's maximiser is 0 or 1, and this is
 the nearer one."""
 
+ABOVE = 1.001
+"""Where rows sum to 1, more than an equal share is a link: by this factor, to be beyond rounding."""
 
-def components(weights_nn: NDArray[np.floating]) -> int:
-    """Return the number of connected components of the graph of links (weights >= 0.5), n >= 1."""
+
+def link_level(share: float = 0.0) -> float:
+    """Return the least weight that counts as a link."""
+    return ABOVE * share if share else LINK
+
+
+def components(weights_nn: NDArray[np.floating], level: float = LINK) -> int:
+    """Return the number of connected components of the graph of links (either way), n >= 1."""
     from scipy.sparse.csgraph import connected_components
 
-    count, _ = connected_components(weights_nn >= LINK, directed=False)
+    count, _ = connected_components(weights_nn >= level, directed=False)
     return int(count)
 
 
-def cluster_match(weights_nn: NDArray[np.floating], clusters_n: Sequence[int]) -> float:
-    """Return the share of unordered pairs whose link agrees with the true clusters, in [0, 1]."""
+def cluster_match(
+    weights_nn: NDArray[np.floating], clusters_n: Sequence[int], level: float = LINK
+) -> float:
+    """Return the share of ordered pairs whose link agrees with the true clusters, in [0, 1].
+
+    Where W is symmetric that is the share of unordered pairs. Where rows sum to 1, a client that gives
+    all to one of several clients like itself agrees on that one alone.
+    """
     truth = np.asarray(clusters_n)
-    upper = np.triu_indices(len(truth), k=1)
-    if not len(upper[0]):
+    off = ~np.eye(len(truth), dtype=bool)
+    if not off.any():
         return 1.0
-    agrees = (weights_nn >= LINK) == (truth[:, None] == truth[None, :])
-    return float(agrees[upper].mean())
+    agrees = (weights_nn >= level) == (truth[:, None] == truth[None, :])
+    return float(agrees[off].mean())
 
 
 def means_by_truth(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.comm.ledger import PURPOSES, TRAINING
-from cobo_dist.maths.graph import cluster_match, means_by_truth
+from cobo_dist.maths.graph import cluster_match, link_level, means_by_truth
 
 from .folder import RunFolder
 from .graph_log import GraphLog
@@ -30,9 +30,11 @@ class Book:
         clusters: Sequence[int] | None,
         metrics: Sequence[str],
         tensorboard: bool,
+        share: float = 0.0,
     ) -> None:
+        """Open the files; `share` is one client's equal share where rows of W sum to 1."""
         self.folder, self.display, self.watch = folder, display, watch
-        self.clusters, self.metrics = clusters, tuple(metrics)
+        self.clusters, self.metrics, self.share = clusters, tuple(metrics), share
         self.graph: GraphLog | None = None
         self.snapshots: dict[int, NDArray[np.float32]] = {}
         self.now = Now()
@@ -53,7 +55,7 @@ class Book:
         assert self.graph is not None, "weights come before rounds"
         for row, move in zip(rows, moves, strict=True):
             alignments = move["alignments"]
-            if len(alignments):
+            if len(move["first"]):
                 self.graph.move(move["first"], move["second"], move["weights"])
             row["alignment"] = float(alignments.mean()) if len(alignments) else None
             # Between snapshots nothing is known of a W that was replaced as a whole.
@@ -93,7 +95,7 @@ class Book:
     def weights(self, r: int, weights_nn: NDArray[np.floating]) -> None:
         """Enter a snapshot of W and rewrite W.npz with all snapshots so far."""
         if self.graph is None:
-            self.graph = GraphLog(weights_nn)
+            self.graph = GraphLog(weights_nn, self.share)
         else:
             self.graph.reset(weights_nn)
         self.snapshots[r] = weights_nn.astype(np.float32)
@@ -157,7 +159,7 @@ class Book:
         """Return how well the last W agrees with the true clusters, where they are known."""
         if self.clusters is None or self.graph is None:
             return None
-        return cluster_match(self.graph.weights_nn, self.clusters)
+        return cluster_match(self.graph.weights_nn, self.clusters, link_level(self.share))
 
     def weights_by_truth(self) -> tuple[float, float] | None:
         """Return the last mean weight within and across the true clusters."""

@@ -8,43 +8,69 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.maths.graph import LINK, components
+from cobo_dist.maths.graph import components, link_level
+
+_ROUNDING = 1e-6  # of a row that sums to 1
 
 
 class GraphLog:
-    """Shares of weights at 0 and at 1 and the number of connected components, after every round."""
+    """Shares of weights at 0 and at 1 and the number of connected components, after every round.
 
-    def __init__(self, weights_nn: NDArray[np.floating]) -> None:
+    `share` is one client's equal share where rows of W sum to 1: then w_ij and w_ji are two weights.
+    Otherwise it is 0, W is symmetric, and each pair has one weight.
+    """
+
+    def __init__(self, weights_nn: NDArray[np.floating], share: float = 0.0) -> None:
+        n = len(weights_nn)
+        self.share, self.link = share, link_level(share)
+        self.one = 1.0 - _ROUNDING if share else 1.0
+        self.pairs = n * (n - 1) // 2
+        self.count = 2 * self.pairs if share else self.pairs  # of weights
         self.reset(weights_nn)
 
     def reset(self, weights_nn: NDArray[np.floating]) -> None:
-        """Take over a gathered W (symmetric)."""
+        """Take over a gathered W."""
         self.weights_nn = weights_nn.copy()
-        n = len(weights_nn)
-        upper = self.weights_nn[np.triu_indices(n, k=1)]
-        self.pairs = len(upper)
-        self.at_0, self.at_1 = int((upper <= 0).sum()), int((upper >= 1).sum())
-        self.links = int((upper >= LINK).sum())
-        self.components = components(self.weights_nn)
+        counted_nn = np.triu(np.ones(weights_nn.shape, dtype=bool), k=1)
+        if self.share:
+            counted_nn |= counted_nn.T
+        self.at_0, self.at_1, self.links = self._tally(weights_nn[counted_nn])
+        self.components = components(weights_nn, self.link)
 
     def move(
         self, first: NDArray[np.int64], second: NDArray[np.int64], weights: NDArray[np.floating]
     ) -> None:
-        """Set the weights of the pairs (first, second) that one round drew."""
+        """Set the weights (first, second) that one round moved; W stays symmetric where it is."""
         old = self.weights_nn[first, second]
-        self.at_0 += int((weights <= 0).sum()) - int((old <= 0).sum())
-        self.at_1 += int((weights >= 1).sum()) - int((old >= 1).sum())
-        self.links += int((weights >= LINK).sum()) - int((old >= LINK).sum())
+        counted = first != second
+        before, after = self._tally(old[counted]), self._tally(weights[counted])
+        self.at_0 += after[0] - before[0]
+        self.at_1 += after[1] - before[1]
+        self.links += after[2] - before[2]
         self.weights_nn[first, second] = weights
-        self.weights_nn[second, first] = weights
-        if ((old >= LINK) != (weights >= LINK)).any():  # only then can components have changed
-            self.components = components(self.weights_nn)
+        if not self.share:
+            self.weights_nn[second, first] = weights
+        if ((old >= self.link) != (weights >= self.link)).any():  # else components stay
+            self.components = components(self.weights_nn, self.link)
+
+    def _tally(self, weights: NDArray[np.floating]) -> tuple[int, int, int]:
+        """Return how many weights are at 0, how many at 1, and how many are links."""
+        return (
+            int((weights <= 0).sum()),
+            int((weights >= self.one).sum()),
+            int((weights >= self.link).sum()),
+        )
+
+    def is_uniform(self) -> bool:
+        """Return whether every client gives every other an equal share, up to rounding."""
+        off = ~np.eye(len(self.weights_nn), dtype=bool)
+        return bool((np.abs(self.weights_nn[off] / self.share - 1.0) < 1e-3).all())
 
     def figures(self) -> dict[str, float | int]:
         """Return the columns of a round's row."""
-        pairs = max(1, self.pairs)
+        count = max(1, self.count)
         return {
-            "weights_at_0": self.at_0 / pairs,
-            "weights_at_1": self.at_1 / pairs,
+            "weights_at_0": self.at_0 / count,
+            "weights_at_1": self.at_1 / count,
             "components": self.components,
         }

@@ -16,7 +16,8 @@ JUMP = 0.3
 """A weight that moves by this share of [0, 1] in one round jumps rather than learns."""
 
 STUCK = 0.9
-"""With this share of the weights at 0 or 1, and weights that jump, W is stuck at its ends."""
+"""With this share of the weights at 0 or 1 (on a simplex: of the clients giving all to one other), and
+weights that jump, W is stuck at its ends."""
 
 VISITS = 3.0
 """A pair drawn fewer times than this in the whole run has hardly been judged."""
@@ -49,15 +50,38 @@ class Watch:
         """Look at the settings before the first round."""
         if not self.config:
             return []
+        if self.config["domain"] == "simplex":
+            self._look_at_the_simplex()
+        elif self.config["start"] == "ones":
+            self._look_at_the_box()
+        return self._take()
+
+    def _look_at_the_box(self) -> None:
         step = self.eta * self.config["rho"] * self.clients
-        if self.config["start"] == "ones" and step >= 2.0:
+        if step >= 2.0:
             self._warn(
                 0, "penalty_step",
                 f"at W = 1 the penalty's step eta rho n = {self.eta:g} * {self.config['rho']:g} * "
                 f"{self.clients} = {step:.2f} is 2 or more and overshoots: models will diverge; "
                 f"lower algorithm.rho below {2 / (self.eta * self.clients):.3g} or optimizer.lr",
             )  # fmt: skip
-        return self._take()
+
+    def _look_at_the_simplex(self) -> None:
+        step = self.eta * self.config["rho"]
+        if step >= 1.0:
+            self._warn(
+                0, "penalty_step",
+                "the penalty makes two clients that give each other all their weight change places "
+                f"at a step eta rho of 1, and here it is {self.eta:g} * {self.config['rho']:g} = "
+                f"{step:.2f}, which overshoots: models will diverge; lower algorithm.rho below "
+                f"{1 / self.eta:.3g} or optimizer.lr",
+            )  # fmt: skip
+        if self.clients == 2 and self.config["own_weight"] == "excluded":
+            self._warn(
+                0, "no_choice",
+                "each of 2 clients gives the other all its weight, whatever happens; set "
+                "algorithm.own_weight=included or algorithm.domain=box to let them part",
+            )  # fmt: skip
 
     def after(
         self, r: int, loss: float, alignments: NDArray[np.float64], graph: GraphLog
@@ -89,14 +113,19 @@ class Watch:
             )  # fmt: skip
 
     def _look_at_jumps(self, r: int, graph: GraphLog) -> None:
-        if graph.at_0 + graph.at_1 < STUCK * graph.pairs or self._seen("saturated"):
+        if self._seen("saturated"):
             return
+        if graph.share:  # most weights of a row may well be at 0, but one batch must not decide
+            stuck = graph.at_1 >= STUCK * self.clients
+            what = f"{graph.at_1} of {self.clients} clients give all their weight to one other"
+        else:
+            stuck = graph.at_0 + graph.at_1 >= STUCK * graph.pairs
+            what = f"weights are stuck at 0 or 1 ({graph.at_0} and {graph.at_1} of {graph.pairs} pairs)"
         jump = float(np.median(self.jumps))
-        if jump >= JUMP:
+        if stuck and jump >= JUMP:
             self._warn(
                 r, "saturated",
-                f"weights are stuck at 0 or 1 ({graph.at_0} and {graph.at_1} of {graph.pairs} "
-                f"pairs): half of the recently drawn pairs would have moved by {jump:.2f} or more of "
+                f"{what}: half of the recently drawn pairs would have moved by {jump:.2f} or more of "
                 f"[0, 1] at once, so one batch decides; lower algorithm.gamma (now "
                 f"{self.config['gamma']:g})",
             )  # fmt: skip
@@ -112,14 +141,21 @@ class Watch:
                 f"algorithm.sampling.rate (now {self.config['sampling']['rate']:g}), run.rounds, or "
                 f"use another algorithm.sampling.name than {self.config['sampling']['name']}",
             )  # fmt: skip
-        if graph.links == graph.pairs and graph.pairs > 1:
+        if graph.share and graph.pairs > 1 and graph.is_uniform():
+            self._warn(
+                r, "uniform",
+                f"every client still gives every other the same weight {graph.share:.3g} at the end: "
+                f"raise algorithm.gamma (now {self.config['gamma']:g}) if some should count for more",
+            )  # fmt: skip
+        if graph.links == graph.count and graph.pairs > 1:
             self._warn(
                 r, "fully_connected",
                 f"all {graph.pairs} pairs are still linked at the end: if clients differ, raise "
                 f"algorithm.gamma (now {self.config['gamma']:g}) or lower algorithm.rho (now "
                 f"{self.config['rho']:g}), which ties models together",
             )  # fmt: skip
-        if graph.links == 0:
+        alone = graph.at_0 == graph.count if graph.share else graph.links == 0
+        if alone:
             self._warn(
                 r, "empty",
                 "no pair is linked at the end, so every client trained alone: if some should help "

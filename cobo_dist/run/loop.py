@@ -14,7 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from cobo_dist.algorithms.base import Algorithm, Setting
-from cobo_dist.algorithms.registry import build_algorithm, needs_clusters
+from cobo_dist.algorithms.registry import (
+    build_algorithm,
+    equal_share,
+    needs_clusters,
+    needs_validation,
+)
 from cobo_dist.clients.group import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.launch import Launch
@@ -97,6 +102,11 @@ def prepare(config: Config, launch: Launch) -> Prepared:
                 f"algorithm.name={config.algorithm.name} needs a task with known clusters, and in "
                 "task.file no two clients share a centre; add the array clusters [n] to the file"
             )
+        if needs_validation(config.algorithm) and "validation" not in task.splits:
+            raise Refusal(
+                f"algorithm.name={config.algorithm.name} scores models on validation data, and this "
+                f"task has only {', '.join(task.splits)}; set task.validation_fraction above 0"
+            )
         for split in config.run.eval_splits:
             if split not in task.splits:
                 raise Refusal(
@@ -130,6 +140,7 @@ def _build(config: Config, session: Session, task: Task, placement: Placement) -
         device=device,
         autocast=None if config.run.autocast == "none" else getattr(torch, config.run.autocast),
         own_starts=config.run.start == "own",
+        rounds=config.run.rounds,
     )
     exchange = Exchange(
         session.transport, placement, dtype, device, deterministic=config.comm.deterministic
@@ -219,7 +230,8 @@ def _open_book(config: Config, task: Task, folder: RunFolder) -> Book:
     moving: Mapping[str, Any] = algorithm if "gamma" in algorithm else {}
     watch = Watch(moving, task.clients, config.run.rounds, config.optimizer.lr)
     display = open_display(config.log, config.run.rounds)
-    return Book(folder, display, watch, task.clusters, task.metrics, config.log.tensorboard)
+    share = equal_share(config.algorithm, task.clients)
+    return Book(folder, display, watch, task.clusters, task.metrics, config.log.tensorboard, share)
 
 
 def _go_round(config: Config, algorithm: Algorithm, recorder: Recorder) -> None:

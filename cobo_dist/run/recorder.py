@@ -102,7 +102,7 @@ class Recorder:
     def _diverged(self, what: str, client: int, value: object, r: int) -> str:
         return (
             f"the {what} of client {client} became {value} in round {r}; lower optimizer.lr (now "
-            f"{self.clients.eta:g}) or, with algorithm.name=cobo, algorithm.rho"
+            f"{self.clients.lr:g}) or, with algorithm.name=cobo, algorithm.rho"
         )
 
     def _enter(self, ranks: list[Arrays]) -> str:

@@ -57,7 +57,7 @@ class Quadratic:
 
     name = "quadratic"
     metrics: tuple[str, ...] = ("loss",)
-    splits: tuple[str, ...] = ("test",)
+    splits: tuple[str, ...] = ("validation", "test")  # the same: f_i is all there is to know
     diagnoses = True
 
     def __init__(self, config: QuadraticConfig, seed: int, dtype: torch.dtype) -> None:
@@ -99,6 +99,14 @@ class Quadratic:
     def training(self, clients: Sequence[int], device: torch.device) -> QuadraticBatches:
         """Return the problems of these clients, with fresh noise each round."""
         return QuadraticBatches(self, list(clients), device)
+
+    def validation(
+        self, clients: Sequence[int], device: torch.device, batch_size: int
+    ) -> QuadraticBatches:
+        """Return the problems of these clients, without noise."""
+        source = QuadraticBatches(self, list(clients), device)
+        source.noise = 0.0
+        return source
 
     def evaluation(
         self, client: int, split: str, device: torch.device, whole: bool = True

@@ -95,6 +95,7 @@ class ExampleBatches:
         seed: int,
         data: DataConfig,
         dropout: tuple[float, int] = (0.0, 0),
+        streams: Sequence[str] = ("local", "midpoint"),
     ) -> None:
         """Read for `clients`; `dropout` is the share and the number of features it may drop."""
         self.examples, self.ids, self.seed, self.dropout = examples, tuple(clients), seed, dropout
@@ -102,7 +103,7 @@ class ExampleBatches:
         self.clients = torch.tensor(self.ids, device=device)
         own = [train[client].to(device) for client in clients]
         self.streams, self.views = {}, {}
-        for stream in ("local", "midpoint"):
+        for stream in streams:
             self.streams[stream] = BatchIndices(
                 seed, f"batches {stream}", clients, own, data.batch_size
             )
@@ -183,6 +184,15 @@ class Classification:
         self._move_to(device)
         train, dropout = self.split_of["train"], dropout_of(self.model_config)
         return ExampleBatches(self.examples, train, clients, self.seed, self.data, dropout)
+
+    def validation(
+        self, clients: Sequence[int], device: torch.device, batch_size: int
+    ) -> BatchSource:
+        """Return batches of these clients' validation examples, without augmentation or dropout."""
+        self._move_to(device)
+        data = self.data.model_copy(update={"batch_size": batch_size, "augment": False})
+        held_out, streams = self.split_of["validation"], ("validation",)
+        return ExampleBatches(self.examples, held_out, clients, self.seed, data, streams=streams)
 
     def evaluation(
         self, client: int, split: str, device: torch.device, whole: bool = True

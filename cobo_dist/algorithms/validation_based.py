@@ -1,0 +1,98 @@
+"""Validation based weights (Wagner et al., arXiv 2404.09753, their second strategy)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from .base import Clients, Exchange, Round, Setting
+from .fedavg import AveragingConfig
+from .local import local_step
+
+
+class ValidationBasedConfig(AveragingConfig):
+    """Averages weighted by how well models do on a client's validation data."""
+
+    name: Literal["validation_based"] = "validation_based"
+    temperature: float = Field(
+        1.0, gt=0, description="of the softmax over losses: near 0 the best model takes all"
+    )
+    batch_size: int = Field(
+        32,
+        ge=1,
+        le=1_000_000,
+        description="validation examples on which a client scores all models",
+    )
+    every: int = Field(
+        1, ge=1, description="rounds from one average to the next; clients train alone in between"
+    )
+
+
+class ValidationBased:
+    """A local step, then x_i <- sum_j w_ij x_j with w_i = softmax_j(-score_ij / temperature).
+
+    score_ij is the loss of model j on a batch of client i's validation data, its own model included; the
+    split that is reported as test is never looked at. Models visit all ranks one after another, so a
+    rank holds one foreign model while it scores, with that model's own BatchNorm statistics. A very
+    large temperature is FedAvg; one near 0 lets every client take the model that suits it best. W holds
+    the weights last used, at first the identity.
+    """
+
+    def __init__(
+        self,
+        config: ValidationBasedConfig,
+        clients: Clients,
+        exchange: Exchange,
+        setting: Setting,
+    ) -> None:
+        self.config, self.clients, self.exchange = config, clients, exchange
+        n = self.n = setting.clients
+        double = clients.x_cd.dtype == torch.float64
+        own_cn = np.eye(n)[list(clients.ids)]
+        self.weights_cn: NDArray[np.floating] = own_cn.astype(np.float64 if double else np.float32)
+        when = "a round" if config.every == 1 else f"every {config.every} rounds"
+        self.notice = (
+            f"validation based weights take n^2 = {n * n} forward passes {when}, and every model "
+            "visits all ranks"
+        )
+
+    def round(self, t: int) -> Round:
+        """Take a local step; score all models and average them when it is time."""
+        losses_c = local_step(self.clients, t)
+        if (t + 1) % self.config.every:
+            return Round(losses_c)
+        self.weights_cn = self.weigh(self.scores(t)).astype(self.weights_cn.dtype)
+        self.average(self.clients.x_cd)
+        if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
+            self.average(self.clients.b_cd)
+        return Round(losses_c, weights_replaced=True)
+
+    def scores(self, t: int) -> NDArray[np.float64]:
+        """Return the loss [c, n] of every model on each client's validation batch of round t."""
+        scores_cn = np.empty((len(self.clients.ids), self.n))
+        for j in range(self.n):
+            only_j = np.eye(self.n)[[j]]
+            x_1d = self.exchange.reduce(only_j, self.clients.x_cd)
+            b_1b = self.clients.b_cd[:1]  # of a model without buffers, [1, 0]
+            if b_1b.shape[1]:
+                x_1d = x_1d.clone()  # what `reduce` returns may lie in the same scratch rows
+                b_1b = self.exchange.reduce(only_j, self.clients.b_cd)
+            scores_cn[:, [j]] = self.clients.validation_losses_at(
+                x_1d, b_1b, t, self.config.batch_size
+            )
+        return scores_cn
+
+    def weigh(self, scores_cn: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the softmax [c, n] of the negative scores."""
+        above_cn = scores_cn - scores_cn.min(axis=1, keepdims=True)
+        parts_cn = np.exp(-above_cn / self.config.temperature)
+        weights_cn: NDArray[np.float64] = parts_cn / parts_cn.sum(axis=1, keepdims=True)
+        return weights_cn
+
+    def average(self, rows_cd: torch.Tensor) -> None:
+        """Replace every client's row by the weighted sum of all rows."""
+        rows_cd.copy_(self.exchange.mix(self.weights_cn, rows_cd, symmetric=False))
