@@ -328,6 +328,13 @@ def test_too_many_clients_are_refused_before_they_are_made(
     )  # fmt: skip
 
 
+def test_validation_based_weights_without_validation_data(refused: Refused) -> None:
+    refused(
+        "algorithm.name=validation_based", "task.validation_fraction=0",
+        words=("algorithm.name=validation_based", "has only test", "task.validation_fraction"),
+    )  # fmt: skip
+
+
 def test_validation_without_validation_images(refused: Refused) -> None:
     refused(
         "run.eval_splits=[validation]", "task.validation_fraction=0",

@@ -75,6 +75,17 @@ class Dense:
     def _variant(self, k: int) -> np.ndarray:
         return seeds.normals(seeds.key(0, "start variant", k), D).numpy() * (k > 0)
 
+    def validation_based(self, temperature: float, every: int) -> tuple[np.ndarray, np.ndarray]:
+        w = np.eye(N)
+        for t in range(ROUNDS):
+            self.local(1)
+            if (t + 1) % every == 0:
+                scores = np.array([[self.loss(i, x_d) for x_d in self.x] for i in range(N)])
+                w = np.exp(-scores / temperature)
+                w /= w.sum(axis=1, keepdims=True)
+                self.x = w @ self.x
+        return self.x, w
+
     def clustering(self, inner: int) -> tuple[np.ndarray, np.ndarray]:
         near = np.zeros((N, N), dtype=bool)
         for _ in range(ROUNDS):
@@ -223,9 +234,120 @@ def test_federated_clustering_with_clusters_of_one_is_local(pool: RankPool, tmp_
     assert np.array_equal(w, np.eye(N))
 
 
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize(("temperature", "every"), [(1.0, 1), (0.3, 4)])
+def test_validation_based(
+    pool: RankPool, problem: Path, tmp_path: Path, ranks: int, temperature: float, every: int
+) -> None:
+    """Scores and averages are the dense ones, and the ledger shows models visiting one at a time."""
+    folder = tmp_path / "run"
+    x, w = trained(
+        pool, problem, folder, ranks, "algorithm.name=validation_based",
+        f"algorithm.temperature={temperature}", f"algorithm.every={every}",
+    )  # fmt: skip
+    expected, weights = Dense(problem).validation_based(temperature, every)
+    close(x, expected)
+    close(w, weights)
+    assert weights.std() > 0.02, "a problem in which models differ"
+    (notice,) = rows(folder, "warning")
+    assert "n^2 = 49 forward passes" in notice["message"]
+    logged = np.load(folder / "W.npz")["weights"]
+    assert np.array_equal(logged[0], np.eye(N))
+    np.testing.assert_allclose(logged[-1], weights, atol=1e-6)
+    # Each of the models visits every other rank, one at a time, and then they are averaged: a block
+    # of weights and at most as many models as a rank has cross between two ranks.
+    placement = Placement.contiguous(N, ranks)
+    pairs = [(a, b) for a in placement.by_rank for b in placement.by_rank if a is not b]
+    visits = N * (ranks - 1) * D * 8
+    blocks = sum(len(a) * len(b) * 8 for a, b in pairs)
+    models_ = sum(min(len(a), len(b)) * D * 8 for a, b in pairs)
+    for row in rows(folder, "round"):
+        due = row["round"] % every == 0
+        assert row["bytes_mixing"] == due * (visits + blocks + models_)
+
+
+def test_validation_based_at_the_extremes(pool: RankPool, problem: Path, tmp_path: Path) -> None:
+    """A very large temperature is FedAvg; one near 0 gives each client the model that suits it best."""
+    name = "algorithm.name=validation_based"
+    x, _ = trained(pool, problem, tmp_path / "hot", 2, name, "algorithm.temperature=1e12")
+    close(x, Dense(problem).fedavg(ROUNDS))
+    _, w = trained(pool, problem, tmp_path / "cold", 2, name, "algorithm.temperature=1e-12")
+    assert sorted(set(w.ravel())) == [0.0, 1.0]
+    assert (w.sum(axis=1) == 1.0).all()
+
+
+def test_validation_scores_are_on_validation_examples_alone() -> None:
+    """Digits: the seeded batch of a round lies in the client's validation split; the loss is its mean."""
+    config = load_config(None, ["task.name=digits", "model.norm=batch"])
+    task = build_task(config.task, config.model, config.data, 0, torch.float32)
+    clients = Clients(
+        [2, 5], task, config.optimizer, dtype=torch.float32, device=torch.device("cpu")
+    )
+    held_out = [set(task.split_of["validation"][i].tolist()) for i in (2, 5)]
+    others = [set(task.split_of[s][i].tolist()) for s in ("train", "test") for i in (2, 5)]
+    source = task.validation([2, 5], clients.device, 16)
+    seen = [source.streams["validation"].batch(t) for t in range(30)]
+    for row in range(2):
+        numbers = {int(k) for batch in seen for k in batch[row]}
+        assert numbers == held_out[row], "all of them in time"
+        assert not any(numbers & other for other in others)
+    assert not torch.equal(seen[0], seen[1]), "other examples in another round"
+    found = clients.validation_losses_at(clients.x_cd, clients.b_cd, 7, 16)
+    inputs, targets = source.batch(7, "validation")
+    plain = task.model().eval()
+    for row in range(2):
+        expected = torch.nn.functional.cross_entropy(plain(inputs[row]), targets[row])
+        np.testing.assert_allclose(found[row], expected.item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    ["local", "fedavg", "finetuned_fedavg", "oracle", "ditto", "ifca", "federated_clustering",
+     "validation_based"],
+)  # fmt: skip
+def test_adamw_is_alike_on_any_number_of_ranks(
+    pool: RankPool, problem: Path, tmp_path: Path, algorithm: str
+) -> None:
+    """Moments of clients and of global models: one rank and three give the same models."""
+    found = [
+        trained(
+            pool, problem, tmp_path / f"run{ranks}", ranks, f"algorithm.name={algorithm}",
+            "optimizer.name=adamw", "optimizer.weight_decay=0.1", "optimizer.schedule=one_cycle",
+        )[0]
+        for ranks in (1, 3)
+    ]  # fmt: skip
+    close(found[1], found[0])
+    start = np.load(problem)["start"]
+    assert np.abs(found[0] - start).max() > 0.1, "models moved"
+
+
+def test_ditto_with_adamw_decays_the_models_of_the_round(
+    pool: RankPool, problem: Path, tmp_path: Path
+) -> None:
+    """Written out for two rounds; the pull towards v comes after the decay was read off x^t."""
+    x, _ = trained(
+        pool, problem, tmp_path / "run", 1, "algorithm.name=ditto", "algorithm.lambda=0.7",
+        "optimizer.name=adamw", "optimizer.weight_decay=0.5", "run.rounds=2",
+    )  # fmt: skip
+    dense, v = Dense(problem), np.load(problem)["start"].copy()
+    moments = [np.zeros_like(dense.x), np.zeros_like(dense.x), np.zeros_like(v), np.zeros_like(v)]
+    for t in (1, 2):
+        g, at_v = dense.gradients(dense.x), dense.gradients(np.tile(v, (N, 1))).mean(axis=0)
+        steps = []
+        for k, gradient, model in ((0, g, dense.x), (2, at_v, v)):
+            moments[k] = 0.9 * moments[k] + 0.1 * gradient
+            moments[k + 1] = 0.95 * moments[k + 1] + 0.05 * gradient**2
+            root = np.sqrt(moments[k + 1] / (1 - 0.95**t)) + 1e-8
+            steps.append(moments[k] / (1 - 0.9**t) / root + 0.5 * model)
+        dense.x = dense.x - ETA * (steps[0] + 0.7 * (dense.x - v))
+        v = v - ETA * steps[1]
+    close(x, dense.x)
+
+
 @pytest.mark.parametrize(
     "algorithm",
     [
+        ["algorithm.name=validation_based", "optimizer.name=adamw", "optimizer.lr=0.01"],
         ["algorithm.name=ditto", "optimizer.momentum=0.9"],
         ["algorithm.name=ifca", "optimizer.name=ema_momentum", "optimizer.momentum=0.9"],
         ["algorithm.name=federated_clustering", "algorithm.inner_rounds=2"],

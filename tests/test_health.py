@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from problems import QUIET, rows
 
 from cobo_dist.config import load_config
+from cobo_dist.maths.graph import cluster_match, link_level
 from cobo_dist.run.graph_log import GraphLog
 from cobo_dist.run.health import Concern, Watch
 from cobo_dist.train import main
@@ -98,6 +99,41 @@ def test_figures_of_known_graphs(weights: np.ndarray, figures: tuple[float, floa
     assert tuple(GraphLog(weights).figures().values()) == figures
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(n=st.integers(2, 6), rounds=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_figures_of_a_simplex_equal_those_computed_anew(n: int, rounds: int, seed: int) -> None:
+    """Rows move whole and by themselves; a link is more than an equal share, from either end."""
+    rng, share = np.random.default_rng(seed), 1 / (n - 1)
+    now = (np.ones((n, n)) - np.eye(n)) * share
+    graph = GraphLog(now, share)
+    off = ~np.eye(n, dtype=bool)
+    assert (graph.links, graph.components, graph.is_uniform()) == (0, n, True)
+    for _ in range(rounds):
+        row = int(rng.integers(n))
+        others = np.delete(np.arange(n), row)
+        weights = rng.dirichlet(np.full(n - 1, 0.3)) if rng.random() < 0.7 else np.eye(n - 1)[0]
+        now[row, others] = weights
+        graph.move(np.full(n - 1, row), others, weights)
+        assert graph.figures() == {
+            "weights_at_0": (now[off] == 0).mean(),
+            "weights_at_1": (now[off] >= 1 - 1e-6).mean(),
+            "components": count_components(np.maximum(now, now.T) / (1.001 * share) / 2),
+        }
+        assert graph.links == (now[off] >= 1.001 * share).sum()
+        assert graph.is_uniform() == bool((np.abs(now[off] - share) < 1e-3 * share).all())
+        np.testing.assert_array_equal(graph.weights_nn, now)
+
+
+def test_agreement_with_clusters_on_a_simplex() -> None:
+    """Clients 0, 1 of one cluster and 2, 3 of the other; client 3 prefers client 0: 2 of 12 are wrong."""
+    share = 1 / 3
+    w_nn = np.array([[0, 0.5, 0.3, 0.2], [1, 0, 0, 0], [0, 0, 0, 1], [0.6, 0.1, 0.3, 0]])
+    assert cluster_match(w_nn, (0, 0, 1, 1), link_level(share)) == pytest.approx(10 / 12)
+    assert cluster_match(np.kron(np.eye(2), np.ones((2, 2))), (0, 0, 1, 1)) == 1.0
+    assert link_level() == 0.5
+    assert share < link_level(share) < 1.01 * share, "an equal share is no link"
+
+
 # -- Watch ---------------------------------------------------------------------------------------------
 
 
@@ -109,9 +145,10 @@ def play(
     alignment: float = 1.0,
     pairs: int = 6,
     losses: list[float] | None = None,
+    share: float = 0.0,
 ) -> list[Concern]:
     """Let the watch see `rounds` rounds with one W and `pairs` drawn pairs of one alignment each."""
-    graph, seen = GraphLog(weights), watch.before()
+    graph, seen = GraphLog(weights, share), watch.before()
     for r in range(1, rounds + 1):
         loss = losses[r - 1] if losses else 1.0
         seen += watch.after(r, loss, np.full(pairs, alignment), graph)
@@ -176,6 +213,60 @@ def test_empty() -> None:
     assert kinds(concerns) == [("empty", 100)]
     for words in ("no pair is linked", "algorithm.rho (now 0.2)", "algorithm.gamma (now 0.01)"):
         assert words in concerns[0].message
+
+
+SIMPLEX = COBO | {"domain": "simplex"}
+ONE_EACH = np.eye(4)[[1, 0, 3, 2]]
+SPREAD = np.array([[0, 0.8, 0.2, 0], [0.9, 0, 0, 0.1], [0.1, 0, 0, 0.9], [0, 0, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("weights", "alignment", "kind"),
+    [
+        (SPREAD, 1.0, None),
+        (ONE_EACH, 1.0, None),
+        (ONE_EACH, 60.0, "saturated"),
+        (SPREAD, 60.0, None),
+        ((np.ones((4, 4)) - np.eye(4)) / 3, 1.0, "uniform"),
+        (np.eye(4), 1.0, "empty"),
+    ],
+    ids=["spread", "one_each", "one_each_at_once", "spread_jumping", "uniform", "alone"],
+)
+def test_a_simplex_is_judged_by_its_own_measure(
+    weights: np.ndarray, alignment: float, kind: str | None
+) -> None:
+    """Half of W at 0 is no worry where rows sum to 1; all of a row on one client by one batch is."""
+    concerns = play(Watch(SIMPLEX, 4, 50, 0.1), 50, weights, alignment=alignment, share=1 / 3)
+    assert [concern.kind for concern in concerns] == ([kind] if kind else [])
+    words = {
+        "saturated": (
+            "4 of 4 clients give all their weight to one other",
+            "0.60",
+            "gamma (now 0.01)",
+        ),
+        "uniform": ("the same weight 0.333", "raise algorithm.gamma (now 0.01)"),
+        "empty": ("every client trained alone",),
+    }
+    assert all(word in concerns[0].message for word in words.get(kind or "", ()))
+
+
+@pytest.mark.parametrize(("rho", "warned"), [(9.9, False), (10.0, True)])
+def test_the_step_of_the_penalty_on_a_simplex(rho: float, warned: bool) -> None:
+    """Two clients with each other's whole weight: their difference is multiplied by 1 - 2 eta rho."""
+    concerns = Watch(SIMPLEX | {"rho": rho}, 8, 100, 0.1).before()
+    assert kinds(concerns) == ([("penalty_step", 0)] if warned else [])
+    if warned:
+        assert "lower algorithm.rho below 10 or optimizer.lr" in concerns[0].message
+
+
+def test_two_clients_on_a_simplex_have_no_choice() -> None:
+    pair = 1.0 - np.eye(2)
+    concerns = play(Watch(SIMPLEX, 2, 50, 0.1), 50, pair, pairs=1, share=1.0)
+    assert kinds(concerns) == [("no_choice", 0)]
+    assert "algorithm.own_weight=included" in concerns[0].message
+    leaning = np.array([[0.3, 0.7], [0.5, 0.5]])
+    included = Watch(SIMPLEX | {"own_weight": "included"}, 2, 50, 0.1)
+    assert play(included, 50, leaning, pairs=1, share=0.5) == []
 
 
 @pytest.mark.parametrize(("pairs", "warned"), [(0, True), (5, True), (6, False)])

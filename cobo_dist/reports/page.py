@@ -25,7 +25,8 @@ _CAPTIONS = {
     "perplexity": "Perplexity, mean over clients; band: ± one standard deviation over seeds.",
     "loss": "Loss, mean over clients; band: ± one standard deviation over seeds.",
     "decay": "Theorem 1: bold lines are means over rounds 1..T; without noise they fall as 1/T.",
-    "graph": "How the graph of links forms. A link is a weight of at least 0.5.",
+    "graph": "How the graph of links forms. A link is a weight of at least 0.5 or, where a client's "
+    "weights sum to 1, of more than an equal share.",
     "weights_all": "Collaboration weights of the methods that learn them, beside the true clusters; "
     "diagonals are masked out. The first seed of each method.",
     "weights": "Collaboration weights beside the true clusters; diagonals are masked out.",
