@@ -316,12 +316,11 @@ def test_too_many_clients_are_refused_before_they_are_made(
     refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """9,000,000 clients take minutes to make: the numbers must be compared first."""
-    from cobo_dist.tasks.digits import Digits
 
-    def made(self: Digits, cluster: int) -> None:
+    def made(seed: int, cluster: int) -> None:
         raise AssertionError("a client's labels were drawn before the refusal")
 
-    monkeypatch.setattr(Digits, "_labels", made)
+    monkeypatch.setattr("cobo_dist.tasks.digits._labels", made)
     refused(
         "task.clusters=3000", "task.clients_per_cluster=3000",
         words=("9000000 clients", "task.clusters"),

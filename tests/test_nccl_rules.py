@@ -52,6 +52,23 @@ def test_real_rounds_keep_the_rules(
         check_schedule(broken)
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_visits_and_averages_of_validation_based_weights_keep_the_rules(
+    pool: RankPool, tmp_path: Path, ranks: int
+) -> None:
+    """Statistics of BatchNorm visit beside the models; blocks of W go ahead of the averages."""
+    arguments = [
+        "algorithm.name=validation_based", f"run.dir={tmp_path / 'run'}", "run.rounds=3",
+        "run.eval_every=0", "model.norm=batch", "algorithm.buffers=averaged",
+    ]  # fmt: skip
+    schedule = dict(enumerate(pool.run(ranks, recorded_run, arguments)))
+    check_schedule(schedule)
+    counts = {op.count for batches in schedule.values() for batch in batches for op in batch}
+    size = max(counts)
+    assert {count for count in counts if count <= (8 // ranks + 1) ** 2}, "blocks of W"
+    assert size % 9226 == 0, "rows of models"
+
+
 class Checksums:
     """Passes on to a transport, and looks whether a buffer under way is touched before `wait`."""
 

@@ -44,7 +44,10 @@ class OptimizerConfig(Section):
         "one (language)",
     )
     warmup: float = Field(
-        0.02, ge=0, le=1, description="one_cycle: share of the rounds on the way up (paper: 2%)"
+        0.02,
+        ge=0,
+        le=1,
+        description="one_cycle: share of the rounds on the way up (the authors: 2%)",
     )
     div_factor: float = Field(
         25.0, ge=1, description="one_cycle: the first eta is lr / div_factor (PyTorch's default)"

@@ -58,6 +58,7 @@ class Digits(Classification):
 
         pixels, labels = load_digits(return_X_y=True)
         self.config = config
+        splits = _split(config, len(labels), seed)  # refuses too many clients before they are made
         clusters = [k for k in range(config.clusters) for _ in range(config.clients_per_cluster)]
         examples = Examples(
             torch.from_numpy(pixels).to(dtype) / 16.0,
@@ -65,7 +66,6 @@ class Digits(Classification):
             torch.stack([_labels(seed, cluster) for cluster in clusters]),
             dtype,
         )
-        splits = _split(config, len(labels), seed)
         super().__init__(examples, splits, clusters, model, data, seed)
 
 
