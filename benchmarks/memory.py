@@ -4,7 +4,8 @@ python benchmarks/memory.py [key=value ...]
 
 Trains two rounds of 80 ResNet-9 of width 16 on 2 ranks with CoBo and momentum, on images made up for the
 purpose (as many as CIFAR-100 has), and prints the bytes that models, momentum, gradients and data take beside
-the peak of each process. Settings are those of `cobo_dist.train`.
+the peak of each process. What is left beyond both is a batch's activations and what allocators keep. Settings
+are those of `cobo_dist.train`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main() -> None:
             f"--nproc_per_node={RANKS}", "-m", "cobo_dist.train", "task.name=cross_device",
             f"data.file={images}", "model.width=16", "optimizer.name=ema_momentum",
             "optimizer.momentum=0.9", "algorithm.rho=0.05", "run.rounds=2", "run.eval_every=0",
-            "run.engine=one_by_one", "data.eval_examples=10", "log.figures=false",
+            "run.engine=one_by_one", "data.eval_examples=10", "data.eval_batch_size=100", "log.figures=false",
             f"run.dir={run}", *sys.argv[1:],
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -66,7 +67,10 @@ def report(run: Path, bare: int) -> None:
         size = sum(int(np.prod(file.get_slice(name).get_shape())) for name in names)
     rows = CLIENTS // RANKS * size * 4
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    pairs = max(line["pairs"] for line in lines if line["event"] == "round")
+    rounds = [line for line in lines if line["event"] == "round"]
+    pairs = max(line["pairs"] for line in rounds)
+    # A message lies in a buffer at both its ends; a rank sends its share and receives as much.
+    messages = max(line["bytes_sent"] for line in rounds) * 2 // RANKS
     # A rank has as many ends of pairs as pairs, on average; a midpoint lies in the partner's place.
     ends = min(pairs, CLIENTS) * size * 4
     counted = {
@@ -76,6 +80,7 @@ def report(run: Path, bare: int) -> None:
         "what mixing delivers": rows,
         f"midpoints, about {min(pairs, CLIENTS)}": ends,
         "gradients at midpoints": ends,
+        "messages, sent and received": messages,
         "images, once": 60_000 * 3072,
     }
     for name, value in counted.items():
