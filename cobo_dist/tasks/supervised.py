@@ -18,7 +18,7 @@ from cobo_dist.maths import seeds
 
 from .augmentation import Augmentation, dropout_mask
 from .base import DataConfig, mean_of, save_tensors
-from .models import ModelConfig, build_model, dropout_of
+from .models import ClassifierConfig, build_model, dropout_of
 
 Splits = Mapping[str, Sequence[Tensor]]
 """For "train", "validation" and "test" the example numbers of each client."""
@@ -144,7 +144,7 @@ class Classification:
         examples: Examples,
         splits: Splits,
         clusters: Sequence[int],
-        model: ModelConfig,
+        model: ClassifierConfig,
         data: DataConfig,
         seed: int,
     ) -> None:
