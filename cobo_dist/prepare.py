@@ -15,7 +15,7 @@ from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.images import fetch_cifar100, has_cifar100
-from cobo_dist.tasks.language.base import load_base
+from cobo_dist.tasks.language.base import fetch_base
 from cobo_dist.tasks.language.config import Adapters, LanguageConfig, LanguageModelConfig
 from cobo_dist.tasks.language.task import Language
 from cobo_dist.tasks.language.texts import fetch_wiki40b
@@ -69,7 +69,7 @@ def _fetch_language(task: LanguageConfig, model: LanguageModelConfig, data: Data
     if not data.text_dir:
         for name in fetch_wiki40b(task, data):
             print(f"fetched     Wiki-40B {name} into {data.root}")
-    load_base(model, task.context, fetch=True)
+    fetch_base(model)
 
 
 def _facts(task: Task) -> dict[str, str]:

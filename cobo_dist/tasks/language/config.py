@@ -92,9 +92,9 @@ class TinyGpt2Config(Adapters):
     """A GPT-2 of a few layers with random weights, on bytes; needs no download."""
 
     name: Literal["tiny-gpt2"] = "tiny-gpt2"
-    layers: int = Field(2, ge=1, le=1000, description="layers")
+    layers: int = Field(2, ge=1, le=1000, description="number of layers")
     width: int = Field(64, ge=1, le=100_000, description="width; a multiple of model.heads")
-    heads: int = Field(2, ge=1, le=1000, description="attention heads")
+    heads: int = Field(2, ge=1, le=1000, description="attention heads of a layer")
 
 
 LanguageModelConfig = Gpt2Config | CausalLmConfig | GgufConfig | TinyGpt2Config

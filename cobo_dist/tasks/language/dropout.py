@@ -58,7 +58,8 @@ def kept_lanes(keys_b: Tensor, count: int, share: float) -> Tensor:
         words ^= (words >> shift) & ((1 << (64 - shift)) - 1)
         words *= _signed(factor)
     words ^= (words >> 31) & ((1 << 33) - 1)
-    return words.view(torch.int16)[:, :count] >= round(share * _SIZE) - _SIZE // 2
+    dropped = min(round(share * _SIZE), _SIZE - 1)
+    return words.view(torch.int16)[:, :count] >= dropped - _SIZE // 2
 
 
 def example_keys(seed: int, stream: str, t: int, clients: list[int], batch: int) -> Tensor:
