@@ -25,8 +25,8 @@ from cobo_dist.run.settings import LogConfig, RunConfig
 from cobo_dist.settings import Section
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import DigitsConfig
-from cobo_dist.tasks.models import MlpConfig, ModelConfig
-from cobo_dist.tasks.registry import TaskConfig
+from cobo_dist.tasks.models import MlpConfig
+from cobo_dist.tasks.registry import ModelConfig, TaskConfig
 
 
 class Config(Section):
@@ -91,12 +91,14 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
 
 
 def _name_variants(merged: dict[str, Any]) -> None:
-    """Fill in the names that are not given: the quickstart's, and ResNet-9 for the vision tasks."""
+    """Fill in the names that are not given: the quickstart's, and the paper's model for its tasks."""
     for section, default in (("task", "digits"), ("algorithm", "cobo"), ("model", "mlp")):
         if isinstance(given := merged.setdefault(section, {}), dict):
             task = merged["task"].get("name") if isinstance(merged["task"], dict) else None
             if section == "model" and task in ("cross_silo", "cross_device"):
                 default = "resnet9"
+            if section == "model" and task == "language":
+                default = "gpt2"
             given.setdefault("name", default)
 
 

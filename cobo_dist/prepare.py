@@ -13,14 +13,19 @@ import torch
 
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal
-from cobo_dist.tasks.base import Task
+from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.images import fetch_cifar100, has_cifar100
+from cobo_dist.tasks.language.base import fetch_base
+from cobo_dist.tasks.language.config import Adapters, LanguageConfig, LanguageModelConfig
+from cobo_dist.tasks.language.task import Language
+from cobo_dist.tasks.language.texts import fetch_wiki40b
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.tasks.supervised import Classification
 
 ABOUT = """\
-Fetch what a run needs (CIFAR-100, into data.root, if it is not there), check it, and say how it is split over
-the clients. Takes the config and settings of the run. Digits come with scikit-learn: nothing to fetch."""
+Fetch what a run needs and has not (CIFAR-100 or Wiki-40B into data.root, a language model into the hub's
+cache), check it, and say how it is split over the clients. Takes the config and settings of the run. Digits
+come with scikit-learn: nothing to fetch."""
 EXITS = "exit codes: 0 the data are there and good; 2 they are not, with one line that says why"
 
 
@@ -52,21 +57,32 @@ def _prepare(config: Config) -> None:
         else:
             print(f"fetching    CIFAR-100 into {config.data.root}", flush=True)
             fetch_cifar100(config.data.root)
+    if isinstance(config.task, LanguageConfig) and isinstance(config.model, Adapters):
+        _fetch_language(config.task, config.model, config.data)
     dtype = getattr(torch, config.run.dtype)
     task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
     for name, value in _facts(task).items():
         print(f"{name:<12}{value}")
 
 
+def _fetch_language(task: LanguageConfig, model: LanguageModelConfig, data: DataConfig) -> None:
+    if not data.text_dir:
+        for name in fetch_wiki40b(task, data):
+            print(f"fetched     Wiki-40B {name} into {data.root}")
+    fetch_base(model)
+
+
 def _facts(task: Task) -> dict[str, str]:
     """Return what a user wants to see before the queue does."""
     groups = len(set(task.clusters)) if task.clusters is not None else 0
-    size = sum(parameter.numel() for parameter in task.model().parameters())
     facts = {
         "task": task.name,
         "clients": f"{task.clients}" + (f" in {groups} clusters" if groups else ""),
-        "model": f"{size:,} parameters",
     }
+    if isinstance(task, Language):
+        return facts | task.facts() | {"digest": task.fingerprint()}
+    size = sum(parameter.numel() for parameter in task.model().parameters())
+    facts["model"] = f"{size:,} parameters"
     if isinstance(task, Classification):
         for name, numbers in task.split_of.items():
             least, most = min(map(len, numbers)), max(map(len, numbers))

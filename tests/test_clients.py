@@ -284,3 +284,73 @@ def test_state_dict_loads_into_a_plain_model_and_scores_the_same() -> None:
     with torch.no_grad():
         accuracy = (plain(inputs).argmax(dim=1) == targets).sum().item() / count
     assert reported["accuracy"] == pytest.approx(accuracy)
+
+
+# -- batches in parts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_gradient_of_a_batch_in_parts_is_that_of_the_whole(engine: str) -> None:
+    found = []
+    for size, parts in ((12, 1), (4, 3)):
+        data = DataConfig(batch_size=size, accumulation=parts)
+        task = Digits(DigitsConfig(), MlpConfig(), data, 0, torch.float64)
+        clients = Clients([2, 5], task, OptimizerConfig(), dtype=torch.float64, device=CPU)
+        clients.use_engine(engine)
+        clients.gradients(0)
+        clients.x_cd.add_(clients.g_cd, alpha=-0.1)
+        losses = clients.gradients(1)
+        rows = np.array([1, 0])
+        at = clients.gradients_at(clients.x_cd[rows], rows, 1, "midpoint").clone()
+        others = clients.losses_at(clients.x_cd, clients.b_cd, rows, 3)
+        found.append((losses, clients.g_cd.clone(), at, torch.from_numpy(others)))
+    for whole, parted in zip(*found, strict=True):
+        torch.testing.assert_close(whole, parted, rtol=1e-12, atol=1e-14)
+
+
+# -- a frozen base -------------------------------------------------------------------------------------
+
+
+class OnFrozenBase(Digits):
+    """Digits on a frozen first layer that all clients share, with a table that is no state."""
+
+    shared: nn.Module | None = None
+
+    def model(self) -> nn.Module:
+        if self.shared is None:
+            self.shared = super().model()
+            self.shared[1].requires_grad_(False)
+            self.shared[1].register_buffer("table", torch.arange(3.0), persistent=False)
+        return self.shared
+
+    def start(self, variant: int = 0) -> dict[str, torch.Tensor]:
+        start = super().start(variant)
+        return {name: value for name, value in start.items() if not name.startswith("1.")}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rows_hold_what_is_trained_and_the_base_stays_as_it_lies(engine: str) -> None:
+    task = OnFrozenBase(DigitsConfig(), MlpConfig(), DataConfig(), 0, torch.float32)
+    base = task.model()[1]
+    lies, table = base.weight.data_ptr(), base.table
+    before = base.weight.clone()
+    clients = Clients([0, 1, 4], task, OptimizerConfig(), dtype=torch.float32, device=CPU)
+    clients.use_engine(engine)
+    start = clients.x_cd.clone()
+    for t in range(3):
+        clients.gradients(t)
+        clients.x_cd.add_(clients.direction(), alpha=-0.1)
+    clients.evaluate("test")
+    assert clients.layout.size == 64 * 64 + 64 + 640 + 10
+    assert clients.frozen == 64 * 64 + 64
+    assert clients.buffer_layout.size == 0
+    assert not clients.counters
+    assert clients.model[1] is base
+    assert base.weight.data_ptr() == lies
+    assert base.table is table
+    assert torch.equal(base.weight, before)
+    assert not any(name.startswith("1.") for name in clients.state_dict(0))
+    assert torch.equal(clients.start_rows(1)[0], start[0]), (
+        "a start is not read from the live module"
+    )
+    assert not torch.equal(clients.x_cd, start)

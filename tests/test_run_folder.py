@@ -421,10 +421,10 @@ def failing_save(session: Session, arguments: list[str]) -> str:
     """Train on a disk that is full for rank 1."""
     from unittest import mock
 
-    from cobo_dist.run import loop
+    from cobo_dist.tasks import base
 
     if session.transport.rank == 0:
         return failure_of(session, arguments)
     full = OSError(28, "No space left on device")
-    with mock.patch.object(loop, "save_file", side_effect=full):
+    with mock.patch.object(base, "save_file", side_effect=full):
         return failure_of(session, arguments)

@@ -3,13 +3,16 @@
 Both engines serve all clients of a rank with one module. They read models as rows and write gradients
 as rows: parameters and their gradients are views, so nothing is copied to pack or unpack.
 
+A row holds what is trained. Parameters that need no gradient are the base, of which there is one for all
+clients; buffers that a state dict leaves out are constants of the module, and stay where they are.
+
 Shapes: m models at once, d parameters, batches are tuples of tensors [m, ...].
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Protocol
 
@@ -24,8 +27,34 @@ Buffers = dict[str, Tensor]  # each [m, *shape], updated in place
 Loss = Callable[..., Tensor]  # (model, *one client's batch) -> mean loss, a scalar
 
 
+def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the named parameters that are trained: what lies in a row."""
+    return ((name, one) for name, one in model.named_parameters() if one.requires_grad)
+
+
+def state_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the named buffers that are a model's own: BatchNorm's, not a table of positions."""
+    for at, module in model.named_modules():
+        for name, buffer in module.named_buffers(prefix=at, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                yield name, buffer
+
+
+def parts_of(batch: Batch, parts: int, dim: int = 0) -> Iterator[Batch]:
+    """Cut a batch along the dimension of its examples into equal parts."""
+    return (
+        zip(*(tensor.chunk(parts, dim) for tensor in batch), strict=True)
+        if parts > 1
+        else iter([batch])
+    )
+
+
 class Engine(Protocol):
-    """The contract of an engine (one test function runs against both)."""
+    """The contract of an engine (one test function runs against both).
+
+    Engines are built from a module, its loss, and the number of parts that a batch is taken in: the
+    gradient is the mean of the parts'.
+    """
 
     name: str
 
@@ -43,13 +72,13 @@ class OneByOne:
 
     name = "one_by_one"
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        self.model, self.loss = model, loss
-        self.layout = Layout.of(model.named_parameters())
-        self._parameters = list(model.parameters())
+    def __init__(self, model: nn.Module, loss: Loss, parts: int = 1) -> None:
+        self.model, self.loss, self.parts = model, loss, parts
+        self.layout = Layout.of(trained(model))
+        self._parameters = [parameter for _, parameter in trained(model)]
         self._buffers = [
             (name, model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
-            for name, _ in model.named_buffers()
+            for name, _ in state_buffers(model)
         ]
 
     def gradients(
@@ -57,16 +86,17 @@ class OneByOne:
     ) -> Tensor:
         """Load, go forward and backward, for each of the m models in turn."""
         self.model.train()
-        losses = torch.empty(len(points_md), dtype=points_md.dtype, device=points_md.device)
+        losses = torch.zeros(len(points_md), dtype=points_md.dtype, device=points_md.device)
         gradients_md.zero_()
         for row in range(len(points_md)):
             self.load(points_md[row], {name: held[row] for name, held in buffers.items()})
             gradient_views = self.layout.views(gradients_md[row])
             for parameter, view in zip(self._parameters, gradient_views.values(), strict=True):
                 parameter.grad = view  # backward adds into it in place
-            loss = self.loss(self.model, *(part[row] for part in batch))
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses[row] = loss.detach()
+            for part in parts_of(tuple(tensor[row] for tensor in batch), self.parts):
+                loss = self.loss(self.model, *part) / self.parts
+                loss.backward()  # type: ignore[no-untyped-call]
+                losses[row] += loss.detach()
         return losses
 
     def load(self, point_d: Tensor, buffers: Buffers) -> nn.Module:
@@ -84,14 +114,14 @@ class Vectorised:
 
     name = "vectorised"
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        self.model, self.loss = model, loss
-        self.layout = Layout.of(model.named_parameters())
+    def __init__(self, model: nn.Module, loss: Loss, parts: int = 1) -> None:
+        self.model, self.loss, self.parts = model, loss, parts
+        self.layout = Layout.of(trained(model))
 
     def gradients(
         self, points_md: Tensor, gradients_md: Tensor, buffers: Buffers, batch: Batch
     ) -> Tensor:
-        """Map the forward pass over the m models; one backward pass fills all gradient rows."""
+        """Map the forward pass over the m models; one backward pass a part fills all gradient rows."""
         self.model.train()
         if not len(points_md):
             return points_md.new_empty(0)
@@ -108,16 +138,18 @@ class Vectorised:
         def one(parameters: dict[str, Tensor], buffers: Buffers, *batch: Tensor) -> Tensor:
             return self.loss(_Bound(self.model, parameters, buffers), *batch)
 
-        losses: Tensor = vmap(one, randomness="error")(parameters, dense, *batch)
-        gradients = torch.autograd.grad(losses.sum(), tuple(parameters.values()))
-        # Autograd adds into `.grad` only after making the sum: one copy is less than zero and add.
-        for view, gradient in zip(
-            self.layout.batched_views(gradients_md).values(), gradients, strict=True
-        ):
-            view.copy_(gradient)
+        gradient_views = self.layout.batched_views(gradients_md).values()
+        total = torch.zeros_like(points_md[:, 0])
+        for number, part in enumerate(parts_of(batch, self.parts, dim=1)):
+            losses: Tensor = vmap(one, randomness="error")(parameters, dense, *part) / self.parts
+            gradients = torch.autograd.grad(losses.sum(), tuple(parameters.values()))
+            # Autograd adds into `.grad` only after making the sum: one copy is less than zero and add.
+            for view, gradient in zip(gradient_views, gradients, strict=True):
+                view.add_(gradient) if number else view.copy_(gradient)
+            total += losses.detach()
         for name, held in buffers.items():
             held.copy_(dense[name])
-        return losses.detach()
+        return total
 
 
 class _Bound:
@@ -131,7 +163,7 @@ class _Bound:
         return output
 
 
-ENGINES: dict[str, Callable[[nn.Module, Loss], Engine]] = {
+ENGINES: dict[str, Callable[..., Engine]] = {
     OneByOne.name: OneByOne,
     Vectorised.name: Vectorised,
 }

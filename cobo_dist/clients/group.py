@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from cobo_dist.maths.flat import Layout, Scratch, empty_rows
 
-from .engines import ENGINES, Batch, Engine, OneByOne, fastest
+from .engines import (
+    ENGINES,
+    Batch,
+    Engine,
+    OneByOne,
+    fastest,
+    parts_of,
+    state_buffers,
+    trained,
+)
 from .optimisers import Optimiser, OptimizerConfig, build_optimiser, step_size
 
 Result = TypeVar("Result")
@@ -36,14 +45,29 @@ class BatchSource(Protocol):
 class LearningTask(Protocol):
     """What the clients need to know of a task."""
 
-    def model(self, variant: int = 0) -> nn.Module:
-        """Return x^0, the common start of all clients, or another start (variant 1, 2, ...)."""
+    engines: tuple[str, ...]  # which engines can compute its gradients
+    accumulation: int  # parts that a training batch is taken in, to need less memory
+
+    def model(self) -> nn.Module:
+        """Return the module that serves all clients. Parameters that need no gradient are their base.
+
+        A task may return the same module again: its trained parameters are then views of some row.
+        """
+
+    def start(self, variant: int = 0) -> dict[str, Tensor]:
+        """Return the trained parameters of x^0, or of another start (variant 1, 2, ...).
+
+        They are computed anew and come from no module in use.
+        """
 
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
         """Return the mean loss of one client's batch."""
 
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
-        """Return sums over one evaluation batch: `loss` and any other metric."""
+        """Return sums over one evaluation batch, from which `means` makes the metrics."""
+
+    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
+        """Return one client's metrics from the sums over so many examples."""
 
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""
@@ -86,8 +110,10 @@ class Clients:
         self.ids = tuple(int(client) for client in ids)
         self.task, self.device = task, device
         self.model = task.model().to(device=device, dtype=dtype)
-        self.layout = Layout.of(self.model.named_parameters())
-        floating = [(name, b) for name, b in self.model.named_buffers() if b.is_floating_point()]
+        self.layout = Layout.of(trained(self.model))
+        frozen = [one.numel() for one in self.model.parameters() if not one.requires_grad]
+        self.frozen = sum(frozen)  # parameters of the base, the same for all clients
+        floating = [(n, b) for n, b in state_buffers(self.model) if b.is_floating_point()]
         self.buffer_layout = Layout.of(floating)
         count = len(self.ids)
         self.x_cd = empty_rows(count, self.layout.size, dtype=dtype, device=device)
@@ -95,31 +121,35 @@ class Clients:
         self.b_cd = empty_rows(count, self.buffer_layout.size, dtype=dtype, device=device)
         self.loss = _autocast(task.loss, device, autocast)
         self.score = _autocast(task.score, device, autocast)
-        self._start_all(dict(floating))
-        if own_starts:
-            for row, client in enumerate(self.ids):
-                self._write_start(client + 1, self.x_cd[row])
+        self._start_all(floating, own_starts)
         self.optimiser: Optimiser = build_optimiser(optimizer, self.x_cd)
         self.lr, self._optimizer, self._rounds = optimizer.lr, optimizer, rounds
         self.source = task.training(self.ids, device)
         self._validation: dict[int, BatchSource] = {}  # by batch size, opened when first needed
-        self.engine: Engine = OneByOne(self.model, self.loss)
+        self.engine: Engine = OneByOne(self.model, self.loss, task.accumulation)
         self._loader = OneByOne(self.model, self.loss)
         self._scratch = Scratch(dtype, device)
 
-    def _start_all(self, floating: Mapping[str, Tensor]) -> None:
-        """Give every client the common start x^0 and its buffers."""
-        start = {name: parameter.data for name, parameter in self.model.named_parameters()}
-        for row in range(len(self.ids)):
-            for name, view in self.layout.views(self.x_cd[row]).items():
-                view.copy_(start[name])
-            for name, view in self.buffer_layout.views(self.b_cd[row]).items():
-                view.copy_(floating[name])
+    def _start_all(self, floating: Iterable[tuple[str, Tensor]], own_starts: bool) -> None:
+        """Give every client the common start x^0, or one of its own, and the module's buffers."""
+        if own_starts:
+            for row, client in enumerate(self.ids):
+                self._write_start(client + 1, self.x_cd[row])
+        else:
+            self.x_cd.copy_(self.start_rows(1))
+        # A copy: the module's own buffers become views of whichever client is loaded.
+        self._start_1b = empty_rows(
+            1, self.buffer_layout.size, dtype=self.x_cd.dtype, device=self.device
+        )
+        views = self.buffer_layout.views(self._start_1b[0])
+        for name, buffer in floating:
+            views[name].copy_(buffer)
+        self.b_cd.copy_(self._start_1b)
         self.g_cd.zero_()
         # Counters (BatchNorm's num_batches_tracked) are whole numbers and never leave their client.
         self.counters = {
             name: buffer.expand(len(self.ids), *buffer.shape).clone()
-            for name, buffer in self.model.named_buffers()
+            for name, buffer in state_buffers(self.model)
             if not buffer.is_floating_point()
         }
 
@@ -127,11 +157,12 @@ class Clients:
 
     def use_engine(self, name: str) -> None:
         """Compute gradients with the engine `name` from now on."""
-        self.engine = ENGINES[name](self.model, self.loss)
+        self.engine = ENGINES[name](self.model, self.loss, self.task.accumulation)
 
     def time_engines(self) -> tuple[str, dict[str, float]]:
         """Return the fastest engine on this rank's models, and the seconds of each."""
-        engines = [build(self.model, self.loss) for build in ENGINES.values()]
+        parts = self.task.accumulation
+        engines = [ENGINES[name](self.model, self.loss, parts) for name in self.task.engines]
         return fastest(engines, self.x_cd, self._buffers(), self.source.batch(0, "local"))
 
     # -- gradients --------------------------------------------------------------------------------
@@ -205,7 +236,10 @@ class Clients:
                 counters = {name: held[row] for name, held in self.counters.items()}
                 buffers = {**self.buffer_layout.views(buffers_kd[k]), **counters}
                 model = self._loader.load(point_d, buffers).eval()
-                losses_ek[end, k] = self.loss(model, *(part[end] for part in batch))
+                own = tuple(tensor[end] for tensor in batch)
+                parts = parts_of(own, self.task.accumulation)
+                losses = [self.loss(model, *part) for part in parts]
+                losses_ek[end, k] = sum(losses) / len(losses)
         return losses_ek.numpy()
 
     def start_rows(self, count: int) -> Tensor:
@@ -216,20 +250,16 @@ class Clients:
         return rows_kd
 
     def _write_start(self, variant: int, row_d: Tensor) -> None:
-        start = dict(self.task.model(variant).named_parameters())
+        start = self.task.start(variant)
         for name, view in self.layout.views(row_d).items():
-            view.copy_(start[name].data)
+            view.copy_(start[name])
 
     def start_buffers(self, count: int) -> Tensor:
         """Return the floating buffers [count, b] of starting models."""
         rows_kb = empty_rows(
             count, self.buffer_layout.size, dtype=self.x_cd.dtype, device=self.device
         )
-        start = dict(self.task.model().named_buffers())
-        for row_b in rows_kb:
-            for name, view in self.buffer_layout.views(row_b).items():
-                view.copy_(start[name])
-        return rows_kb
+        return rows_kb.copy_(self._start_1b)
 
     def new_optimiser(self, rows_kd: Tensor) -> Optimiser:
         """Return an optimiser as the clients', for the models in other rows."""
@@ -260,7 +290,7 @@ class Clients:
                 count += examples
                 for name, value in self.score(model, *batch).items():
                     sums[name] = sums[name] + value if name in sums else value
-            means = {name: float(value) / count for name, value in sums.items()}
+            means = self.task.means({name: float(value) for name, value in sums.items()}, count)
             results.append(means | {"examples": count})
         return results
 

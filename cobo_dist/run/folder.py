@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 
 from cobo_dist.errors import Refusal
 
-LIBRARIES = ("cobo_dist", "torch", "torchvision", "numpy", "safetensors", "scikit-learn")
+LIBRARIES = (
+    "cobo_dist", "torch", "torchvision", "numpy", "safetensors", "scikit-learn",
+    "transformers", "peft", "datasets",
+)  # fmt: skip
 LEFT_BY_A_RUN = (
     "config.yaml", "env.json", "metrics.jsonl", "W.npz", "summary.json", "status.json",
     "models", "figures", "tensorboard", "errors",
@@ -134,8 +137,8 @@ class RunFolder:
         return path
 
     def model_path(self, client: int) -> Path:
-        """Where a client's last model goes."""
-        return self.path / "models" / f"client_{client:05d}.safetensors"
+        """Where a client's last model goes; the task gives it a suffix, or makes it a folder."""
+        return self.path / "models" / f"client_{client:05d}"
 
 
 def describe_environment() -> dict[str, Any]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from cobo_dist.algorithms.base import Algorithm, Setting
 from cobo_dist.algorithms.registry import (
@@ -98,9 +97,18 @@ def prepare(config: Config, launch: Launch) -> Prepared:
         task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
         placement = Placement.contiguous(task.clients, launch.world_size)
         if needs_clusters(config.algorithm) and task.clusters is None:
+            why = (
+                "in task.file no two clients share a centre; add the array clusters [n] to the file"
+                if task.name == "quadratic"
+                else f"task.name={task.name} knows none; choose another algorithm"
+            )
             raise Refusal(
-                f"algorithm.name={config.algorithm.name} needs a task with known clusters, and in "
-                "task.file no two clients share a centre; add the array clusters [n] to the file"
+                f"algorithm.name={config.algorithm.name} needs a task with known clusters, and {why}"
+            )
+        if config.run.engine not in ("auto", *task.engines):
+            raise Refusal(
+                f"run.engine={config.run.engine} does not serve task.name={task.name}, which has "
+                f"{', '.join(task.engines)}; leave run.engine at auto"
             )
         if needs_validation(config.algorithm) and "validation" not in task.splits:
             raise Refusal(
@@ -149,8 +157,12 @@ def _build(config: Config, session: Session, task: Task, placement: Placement) -
     return _Parts(clients, exchange, build_algorithm(config.algorithm, clients, exchange, setting))
 
 
-def _choose_engine(config: Config, session: Session, clients: Clients) -> tuple[str, str]:
+def _choose_engine(
+    config: Config, session: Session, task: Task, clients: Clients
+) -> tuple[str, str]:
     """Return the engine and why; all ranks take the coordinator's choice, so that they stay alike."""
+    if len(task.engines) == 1:
+        return task.engines[0], f"task {task.name} has no other"
     if config.comm.deterministic:
         return "one_by_one", "comm.deterministic"
     if config.run.engine != "auto":
@@ -167,7 +179,7 @@ def _train(
     config: Config, session: Session, task: Task, placement: Placement, folder: RunFolder
 ) -> int:
     parts = _build(config, session, task, placement)
-    engine, why = _choose_engine(config, session, parts.clients)
+    engine, why = _choose_engine(config, session, task, parts.clients)
     parts.clients.use_engine(engine)
     resolved = config.model_copy(
         update={"run": config.run.model_copy(update={"engine": engine, "dir": str(folder.path)})}
@@ -193,14 +205,14 @@ def _train(
         book.display.say(
             f"{config.algorithm.name} on {config.task.name}: {task.clients} clients on "
             f"{session.transport.world_size} rank(s), {session.device}, "
-            f"{parts.clients.layout.size:,} parameters each, engine {engine} ({why})"
+            f"{_size_in_words(parts.clients)}, engine {engine} ({why})"
         )
     try:
         started = time.monotonic()
         recorder = Recorder(parts.exchange, parts.clients, task, parts.algorithm, book)
         _go_round(config, parts.algorithm, recorder)
         seconds = time.monotonic() - started
-        _save_models(parts.clients, folder)
+        _save_models(parts.clients, task, folder)
         # All models are there before the summary says so; and what logging sent is known at last.
         mine = f"{parts.exchange.ledger.bytes['logging']} {peak_memory(session.device)}"
         totals = [one.decode().split() for one in session.transport.gather(mine.encode())]
@@ -259,10 +271,15 @@ def _go_round(config: Config, algorithm: Algorithm, recorder: Recorder) -> None:
     recorder.check_models(run.rounds)
 
 
-def _save_models(clients: Clients, folder: RunFolder) -> None:
+def _save_models(clients: Clients, task: Task, folder: RunFolder) -> None:
     for row, client in enumerate(clients.ids):
         path = folder.model_path(client)
         path.parent.mkdir(exist_ok=True, parents=True)  # on this host too, where no disk is shared
-        draft = path.with_suffix(".part")
-        save_file(clients.state_dict(row), draft)
-        draft.replace(path)
+        task.save(clients.state_dict(row), path)
+
+
+def _size_in_words(clients: Clients) -> str:
+    """Return how many parameters a client trains, and of how many where a base is frozen."""
+    own, frozen = clients.layout.size, clients.frozen
+    share = f" ({own / (own + frozen):.2%} of {own + frozen:,})" if frozen else ""
+    return f"{own:,} parameters each{share}"

@@ -18,7 +18,7 @@ from cobo_dist.settings import Section, as_tuple
 
 from .base import DataConfig
 from .images import ImageSet, load_images
-from .models import ModelConfig
+from .models import ClassifierConfig
 from .supervised import Classification, Examples, share_out
 
 Sizes = Annotated[
@@ -57,7 +57,7 @@ class CrossDevice(Classification):
     def __init__(
         self,
         config: CrossDeviceConfig,
-        model: ModelConfig,
+        model: ClassifierConfig,
         data: DataConfig,
         seed: int,
         dtype: torch.dtype,

@@ -18,7 +18,7 @@ from cobo_dist.settings import Section, as_tuple
 
 from .base import DataConfig
 from .images import ImageSet, load_images
-from .models import ModelConfig
+from .models import ClassifierConfig
 from .supervised import Classification, Examples, share_out
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)]
@@ -66,7 +66,7 @@ class CrossSilo(Classification):
     def __init__(
         self,
         config: CrossSiloConfig,
-        model: ModelConfig,
+        model: ClassifierConfig,
         data: DataConfig,
         seed: int,
         dtype: torch.dtype,

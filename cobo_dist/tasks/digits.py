@@ -18,7 +18,7 @@ from cobo_dist.maths import seeds
 from cobo_dist.settings import Section
 
 from .base import DataConfig
-from .models import ModelConfig
+from .models import ClassifierConfig
 from .supervised import Classification, Examples
 
 CLASSES = 10
@@ -44,7 +44,7 @@ class Digits(Classification):
     def __init__(
         self,
         config: DigitsConfig,
-        model: ModelConfig,
+        model: ClassifierConfig,
         data: DataConfig,
         seed: int,
         dtype: torch.dtype,

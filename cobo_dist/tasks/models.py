@@ -26,10 +26,10 @@ class MlpConfig(Section):
     )
 
 
-ModelConfig = MlpConfig | Resnet9Config
+ClassifierConfig = MlpConfig | Resnet9Config
 
 
-def build_model(config: ModelConfig, shape: torch.Size, classes: int, seed: int) -> nn.Module:
+def build_model(config: ClassifierConfig, shape: torch.Size, classes: int, seed: int) -> nn.Module:
     """Return the configured classifier of inputs of `shape` into `classes` classes: x^0 of the seed.
 
     Raises:
@@ -48,7 +48,7 @@ def build_model(config: ModelConfig, shape: torch.Size, classes: int, seed: int)
     return model
 
 
-def dropout_of(config: ModelConfig) -> tuple[float, int]:
+def dropout_of(config: ClassifierConfig) -> tuple[float, int]:
     """Return the share of features that training drops, and how many features there are."""
     return (config.dropout, config.features) if isinstance(config, Resnet9Config) else (0.0, 0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from cobo_dist.clients.engines import Batch
+from cobo_dist.clients.engines import ENGINES, Batch
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section, Text
+
+from .base import mean_of, save_tensors
 
 
 class QuadraticConfig(Section):
@@ -59,6 +61,8 @@ class Quadratic:
     metrics: tuple[str, ...] = ("loss",)
     splits: tuple[str, ...] = ("validation", "test")  # the same: f_i is all there is to know
     diagnoses = True
+    engines: tuple[str, ...] = tuple(ENGINES)
+    accumulation = 1  # a batch is the whole problem
 
     def __init__(self, config: QuadraticConfig, seed: int, dtype: torch.dtype) -> None:
         """Read the problem.
@@ -80,12 +84,16 @@ class Quadratic:
         self._centers = torch.from_numpy(self.centers_nd).to(dtype)
         self._curvature = torch.from_numpy(self.curvature_n).to(dtype)
 
-    def model(self, variant: int = 0) -> nn.Module:
+    def model(self) -> nn.Module:
+        """Return a point at x^0."""
+        return Point(self._start)
+
+    def start(self, variant: int = 0) -> dict[str, Tensor]:
         """Return x^0 = start, or start plus a standard normal step."""
         if not variant:
-            return Point(self._start)
+            return {"x": self._start}
         step = seeds.normals(seeds.key(self.seed, "start variant", variant), len(self._start))
-        return Point(self._start + step.to(self._start))
+        return {"x": self._start + step.to(self._start)}
 
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
         """Return f_i(x); its gradient has the noise."""
@@ -95,6 +103,10 @@ class Quadratic:
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return f_i(x)."""
         return {"loss": model(*batch)}
+
+    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
+        """Return f_i(x)."""
+        return mean_of(sums, examples)
 
     def training(self, clients: Sequence[int], device: torch.device) -> QuadraticBatches:
         """Return the problems of these clients, with fresh noise each round."""
@@ -140,6 +152,10 @@ class Quadratic:
         """Return a digest of the problem."""
         parts = (self.centers_nd, self.curvature_n, self._start.double().numpy())
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
+
+    def save(self, state: Mapping[str, Tensor], path: Path) -> None:
+        """Write one client's point."""
+        save_tensors(state, path)
 
 
 class QuadraticBatches:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import torch
 
+from cobo_dist.errors import Refusal
+
 from .base import DataConfig, Task
 from .cross_device import CrossDevice, CrossDeviceConfig
 from .cross_silo import CrossSilo, CrossSiloConfig
 from .digits import Digits, DigitsConfig
-from .models import ModelConfig
+from .language.config import Adapters, LanguageConfig, LanguageModelConfig
+from .language.task import Language
+from .models import ClassifierConfig
 from .quadratic import Quadratic, QuadraticConfig
 
-TaskConfig = DigitsConfig | QuadraticConfig | CrossSiloConfig | CrossDeviceConfig
+TaskConfig = DigitsConfig | QuadraticConfig | CrossSiloConfig | CrossDeviceConfig | LanguageConfig
+ModelConfig = ClassifierConfig | LanguageModelConfig
 
 
 def build_task(
@@ -20,10 +25,21 @@ def build_task(
     """Read the data and return the task.
 
     Raises:
-        Refusal: missing or malformed data, in one line.
+        Refusal: missing or malformed data, or a model of another kind, in one line.
     """
     if isinstance(config, QuadraticConfig):
         return Quadratic(config, seed, dtype)
+    if isinstance(config, LanguageConfig):
+        if not isinstance(model, Adapters):
+            raise Refusal(
+                f"model.name={model.name} is no language model; task.name=language takes gpt2, "
+                "causal-lm, gguf or tiny-gpt2"
+            )
+        return Language(config, model, data, seed)
+    if isinstance(model, Adapters):
+        raise Refusal(
+            f"model.name={model.name} is a language model; task.name={config.name} takes mlp or resnet9"
+        )
     if isinstance(config, CrossSiloConfig):
         return CrossSilo(config, model, data, seed, dtype)
     if isinstance(config, CrossDeviceConfig):

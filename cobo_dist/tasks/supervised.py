@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
-from cobo_dist.clients.engines import Batch
+from cobo_dist.clients.engines import ENGINES, Batch
 from cobo_dist.clients.group import BatchSource
 from cobo_dist.maths import seeds
 
 from .augmentation import Augmentation, dropout_mask
-from .base import DataConfig
-from .models import ModelConfig, build_model, dropout_of
+from .base import DataConfig, mean_of, save_tensors
+from .models import ClassifierConfig, build_model, dropout_of
 
 Splits = Mapping[str, Sequence[Tensor]]
 """For "train", "validation" and "test" the example numbers of each client."""
@@ -105,7 +106,7 @@ class ExampleBatches:
         self.streams, self.views = {}, {}
         for stream in streams:
             self.streams[stream] = BatchIndices(
-                seed, f"batches {stream}", clients, own, data.batch_size
+                seed, f"batches {stream}", clients, own, data.examples_a_round
             )
             if data.augment and examples.are_images:
                 self.views[stream] = Augmentation(seed, stream, clients, examples.inputs)
@@ -137,18 +138,20 @@ class Classification:
 
     metrics: tuple[str, ...] = ("loss", "accuracy")
     diagnoses = False
+    engines: tuple[str, ...] = tuple(ENGINES)
 
     def __init__(
         self,
         examples: Examples,
         splits: Splits,
         clusters: Sequence[int],
-        model: ModelConfig,
+        model: ClassifierConfig,
         data: DataConfig,
         seed: int,
     ) -> None:
         self.examples, self.split_of, self.data, self.seed = examples, splits, data, seed
         self.model_config, self.clients = model, len(clusters)
+        self.accumulation = data.accumulation
         self.channels_last = examples.are_images and examples.channels_last
         self.clusters: tuple[int, ...] | None = tuple(clusters)
         # Without validation examples there is nothing to evaluate under that name.
@@ -157,9 +160,16 @@ class Classification:
         )
         self.model()  # a model that cannot take these inputs is refused now, not when training starts
 
-    def model(self, variant: int = 0) -> nn.Module:
+    def model(self) -> nn.Module:
+        """Return a classifier at x^0."""
+        return self._build(self.seed)
+
+    def start(self, variant: int = 0) -> dict[str, Tensor]:
         """Return x^0, or another start."""
         seed = seeds.key(self.seed, "start variant", variant) if variant else self.seed
+        return {name: one.detach() for name, one in self._build(seed).named_parameters()}
+
+    def _build(self, seed: int) -> nn.Module:
         classes = self.examples.labels_of.shape[1]
         model = build_model(self.model_config, self.examples.shape, classes, seed)
         # Kernels that lie as their images do need no reordering on the way.
@@ -178,6 +188,10 @@ class Classification:
             "loss": F.cross_entropy(logits, targets, reduction="sum"),
             "accuracy": (logits.argmax(dim=1) == targets).sum(),
         }
+
+    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
+        """Return mean cross-entropy and accuracy."""
+        return mean_of(sums, examples)
 
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""
@@ -222,6 +236,10 @@ class Classification:
     def fingerprint(self) -> str:
         """Return a digest of examples, labels and splits."""
         return self.examples.fingerprint(self.split_of.values())
+
+    def save(self, state: Mapping[str, Tensor], path: Path) -> None:
+        """Write one client's classifier."""
+        save_tensors(state, path)
 
 
 def share_out(numbers: Tensor, clients: int) -> list[Tensor]:

@@ -1,0 +1,1 @@
+"""Task `language`: a client a language, LoRA adapters over one frozen causal language model."""

@@ -1,0 +1,136 @@
+"""LoRA adapters on the base: the only parameters that are trained, sent and kept."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cobo_dist.clients.engines import trained
+from cobo_dist.errors import Refusal
+from cobo_dist.maths import seeds
+
+from .base import Base
+from .config import Adapters
+from .dropout import KeyedDropout, Keys
+from .libraries import library, reason_of
+
+_NAME = "default"  # what PEFT calls an adapter that has no name
+
+
+class Adapted:
+    """A base with one set of adapters, whose parameters are pointed at a client's row."""
+
+    def __init__(self, base: Base, config: Adapters) -> None:
+        """Put adapters on the base, in place.
+
+        Raises:
+            Refusal: targets that match no layer, or no layer that can have an adapter.
+        """
+        self.base, self.config, self.keys = base, config, Keys()
+        self.model: Any = self._wrap()
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, nn.Dropout) and module.p > 0:
+                at, _, last = name.rpartition(".")
+                owner = self.model.get_submodule(at)
+                setattr(owner, last, KeyedDropout(module.p, name, self.keys))
+        # Tables of positions and the like belong to the base, not to a client.
+        for module in self.model.modules():
+            module._non_persistent_buffers_set.update(module._buffers)
+        if config.gradient_checkpointing:
+            # Its name since transformers 5; both take the same settings.
+            enable = getattr(base.model, "activation_checkpointing_enable", None)
+            (enable or base.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        self.shapes = {name: one.shape for name, one in trained(self.model)}
+
+    def _wrap(self) -> Any:
+        peft, model, config = library("peft"), self.base.model, self.config
+        self._refuse_unmatched()
+        lora = peft.LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=list(config.lora_targets) or "all-linear",
+            task_type="CAUSAL_LM",
+        )
+        try:
+            # First weights are drawn and thrown away; what PEFT warns of, it puts right itself.
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return peft.get_peft_model(model, lora)
+        except Exception as error:
+            raise Refusal(
+                f"model.lora_targets={list(config.lora_targets)}: {reason_of(error)}; choose among "
+                f"{', '.join(self._layers())}"
+            ) from None
+
+    def _refuse_unmatched(self) -> None:
+        names = [f".{name}" for name, _ in self.base.model.named_modules()]
+        for target in self.config.lora_targets:
+            if not any(name.endswith(f".{target}") for name in names):
+                raise Refusal(
+                    f"model.lora_targets={list(self.config.lora_targets)}: {target} is no layer of the "
+                    f"model {self.base.name}; choose among {', '.join(self._layers())}"
+                )
+
+    def _layers(self) -> list[str]:
+        """Return the last names of the layers that can have an adapter."""
+        modules = self.base.model.named_modules()
+        return sorted(
+            {
+                name.rpartition(".")[2]
+                for name, module in modules
+                if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+            }
+        )
+
+    def start(self, seed: int) -> dict[str, Tensor]:
+        """Return starting adapters: A uniform in ±1/sqrt(inputs), as PEFT draws it, and B zero."""
+        return {name: _start(name, shape, seed) for name, shape in self.shapes.items()}
+
+    def size(self) -> tuple[int, int]:
+        """Return the numbers of trained and of frozen parameters."""
+        own = sum(shape.numel() for shape in self.shapes.values())
+        return own, sum(one.numel() for one in self.model.parameters()) - own
+
+    def fingerprint(self) -> str:
+        """Return a digest of the base: every tensor's name and shape, and its first numbers."""
+        digest = hashlib.sha256()
+        for name, one in self.base.model.named_parameters():
+            if not one.requires_grad:
+                first = one.detach().flatten()[:64].double().cpu().numpy()
+                digest.update(f"{name} {list(one.shape)}".encode() + first.tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, state: Mapping[str, Tensor], folder: Path) -> None:
+        """Write adapters as PEFT's folder: `adapter_model.safetensors`, `adapter_config.json`."""
+        peft = library("peft")
+        draft = folder.with_name(folder.name + ".part")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        named = peft.get_peft_model_state_dict(
+            self.model, state_dict=dict(state), adapter_name=_NAME, save_embedding_layers=False
+        )
+        save_file(named, draft / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = copy.copy(self.model.peft_config[_NAME])
+        config.inference_mode, config.base_model_name_or_path = True, self.base.name
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
+        config.save_pretrained(str(draft))
+        draft.replace(folder)
+
+
+def _start(name: str, shape: torch.Size, seed: int) -> Tensor:
+    if ".lora_A." not in name:
+        return torch.zeros(shape)
+    numbers = seeds.uniforms(seeds.key(seed, f"start {name}"), shape.numel())
+    return ((2.0 * numbers - 1.0) / math.sqrt(shape[1])).view(shape).float()

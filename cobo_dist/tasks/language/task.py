@@ -1,0 +1,225 @@
+"""The clients' token windows, the loss of the next token, and what an evaluation reports of it.
+
+Shapes: m clients, B windows each, L tokens of context. A window is L + 1 tokens: inputs and, one on, targets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cobo_dist.clients.batches import BatchIndices
+from cobo_dist.clients.engines import Batch
+from cobo_dist.clients.group import BatchSource
+from cobo_dist.maths import seeds
+
+from ..base import DataConfig
+from .adapters import Adapted
+from .base import load_base
+from .config import LanguageConfig, LanguageModelConfig
+from .dropout import example_keys
+from .texts import read_texts
+from .tokens import Span, split, stream_of
+
+CACHE = "tokens"  # in data.root
+
+
+class Language:
+    """Next-token losses of all clients' texts under adapters of their own."""
+
+    name = "language"
+    metrics: tuple[str, ...] = ("loss", "bits_per_byte", "perplexity")
+    diagnoses = False
+    # Adapters sit in a library's modules, and dropout is told its keys from outside: vmap sees neither.
+    engines: tuple[str, ...] = ("one_by_one",)
+    clusters: tuple[int, ...] | None = None
+
+    def __init__(
+        self, config: LanguageConfig, model: LanguageModelConfig, data: DataConfig, seed: int
+    ) -> None:
+        """Read texts and model, tokenise or find what was tokenised, and split.
+
+        Raises:
+            Refusal: texts or a model that are missing or do not fit; see `texts`, `tokens`, `base`.
+        """
+        self.config, self.data, self.seed = config, data, seed
+        self.accumulation = data.accumulation
+        texts = read_texts(config, data)  # before the model: it may take minutes to load
+        self.names, self.clients = [text.name for text in texts], len(texts)
+        base = load_base(model, config.context)
+        self.tokenizer = base.tokenizer
+        cache = Path(data.root).expanduser() / CACHE
+        self.streams = [stream_of(text, base.tokenizer, config.tokens, cache) for text in texts]
+        self.split_of = [
+            split(stream, config, text.source)
+            for stream, text in zip(self.streams, texts, strict=True)
+        ]
+        self.splits: tuple[str, ...] = (
+            ("validation", "test") if config.validation_fraction else ("test",)
+        )
+        self.adapted = Adapted(base, model)
+
+    def model(self) -> nn.Module:
+        """Return the one module: the base and the adapters that are loaded now."""
+        model: nn.Module = self.adapted.model
+        return model
+
+    def start(self, variant: int = 0) -> dict[str, Tensor]:
+        """Return the adapters of x^0, or of another start."""
+        seed = seeds.key(self.seed, "start variant", variant) if variant else self.seed
+        return self.adapted.start(seed)
+
+    def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the next token, in nats; batch: windows, dropout's keys."""
+        windows, keys_b = batch
+        self.adapted.keys.now_b = keys_b
+        return _cross_entropies(model, windows).mean()
+
+    def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
+        """Return sums over windows: cross-entropy, tokens foretold, and the bytes they stand for."""
+        windows, bytes_a_token = batch
+        sums = _cross_entropies(model, windows).double()
+        tokens = torch.tensor(sums.numel(), dtype=torch.float64)
+        return {"loss": sums.sum(), "tokens": tokens, "bytes": tokens * bytes_a_token.cpu()}
+
+    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
+        """Return nats a token, perplexity = exp of it, and bits a byte of text.
+
+        Perplexity depends on the tokens that a language is cut into; bits a byte do not.
+        """
+        loss = sums["loss"] / sums["tokens"]
+        return {
+            "loss": loss,
+            "bits_per_byte": sums["loss"] / math.log(2.0) / sums["bytes"],
+            "perplexity": math.exp(min(loss, 700.0)) if loss == loss else math.nan,
+        }
+
+    def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
+        """Return the training windows of these clients."""
+        size = self.data.examples_a_round
+        return WindowBatches(self, clients, device, "train", ("local", "midpoint"), size)
+
+    def validation(
+        self, clients: Sequence[int], device: torch.device, batch_size: int
+    ) -> BatchSource:
+        """Return windows of these clients' validation text."""
+        return WindowBatches(self, clients, device, "validation", ("validation",), batch_size)
+
+    def evaluation(
+        self, client: int, split: str, device: torch.device, whole: bool = True
+    ) -> Iterable[tuple[int, Batch]]:
+        """Return (windows, (tokens [B, L + 1], bytes a token)) over one client's split.
+
+        Each token is foretold once; the last window may be shorter than the others. With `whole=False`
+        only over `data.eval_examples` windows, the same in every round.
+        """
+        span, context = self.split_of[client][split], self.config.context
+        full, rest = divmod(len(span), context)
+        count, most = full + (rest > 0), self.data.eval_examples
+        numbers = torch.arange(count)
+        if not whole and 0 < most < count:
+            key = seeds.key(self.seed, f"part of {split}", client)
+            numbers = seeds.permutation(key, count)[:most].sort().values
+        short = numbers[numbers >= full]
+        at_once = min(self.data.eval_batch_size, self.data.batch_size)
+        ratio = torch.tensor(span.bytes / len(span), dtype=torch.float64)
+        for chunk, length in (
+            *((chunk, context) for chunk in torch.split(numbers[numbers < full], at_once)),
+            (short, rest),
+        ):
+            if len(chunk):
+                windows = self.windows(client, span, chunk.numpy(), length)
+                yield len(chunk), (windows.to(device), ratio)
+
+    def windows(self, client: int, span: Span, numbers: NDArray[np.int64], length: int) -> Tensor:
+        """Return windows of `length` + 1 tokens [*numbers, length + 1] of a client's span.
+
+        Window k foretells tokens kL .. kL + length - 1 of the span from the token before them; before the
+        span's first stands the token that begins a text.
+        """
+        begins = span.begin + numbers[..., None] * self.config.context
+        places = begins - 1 + np.arange(length + 1)
+        tokens = self.streams[client].tokens[np.maximum(places, 0)].astype(np.int64)
+        tokens[places < span.begin] = self.tokenizer.first
+        return torch.from_numpy(tokens)
+
+    def diagnose(self, x_nd: object) -> dict[str, float]:
+        """Return nothing further."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """Return a digest of the streams (texts and tokenizer) and of the base."""
+        parts = [self.adapted.fingerprint(), *(stream.digest for stream in self.streams)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+    def save(self, state: Mapping[str, Tensor], path: Path) -> None:
+        """Write one client's adapters as a folder of PEFT's."""
+        self.adapted.save(state, path)
+
+    def facts(self) -> dict[str, str]:
+        """Return what `prepare` says of texts and model."""
+        own, frozen = self.adapted.size()
+        facts = {
+            "base": f"{frozen:,} parameters ({self.adapted.base.name}), {4 * frozen / 2**20:,.1f} MiB "
+            "in float32, once a rank",
+            "adapter": f"{own:,} parameters ({own / (own + frozen):.2%}), {4 * own:,} bytes",
+        }
+        for name, stream, spans in zip(self.names, self.streams, self.split_of, strict=True):
+            parts = ", ".join(
+                f"{len(span):,} {split}" for split, span in spans.items() if len(span)
+            )
+            ratio = stream.ends_d2[-1, 1] / stream.ends_d2[-1, 0]
+            facts[name] = f"{len(stream.tokens):,} tokens ({parts}), {ratio:.2f} bytes a token"
+        return facts
+
+
+class WindowBatches:
+    """Batches of whole windows of some clients' split, read from their streams of tokens."""
+
+    def __init__(
+        self,
+        task: Language,
+        clients: Sequence[int],
+        device: torch.device,
+        split: str,
+        streams: Sequence[str],
+        size: int,
+    ) -> None:
+        """Read `size` windows a batch; `streams` names independent readings."""
+        self.task, self.clients, self.device, self.size = task, list(clients), device, size
+        self.spans = [task.split_of[client][split] for client in clients]
+        own = [torch.arange(len(span) // task.config.context) for span in self.spans]
+        self.streams = {
+            stream: BatchIndices(task.seed, f"batches {stream}", clients, own, size)
+            for stream in streams
+        }
+
+    def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
+        """Return windows [m, B, L + 1] and dropout's keys [m, B] of round t."""
+        which = list(range(len(self.clients))) if rows is None else rows.tolist()
+        clients = [self.clients[row] for row in which]
+        length = self.task.config.context
+        windows = torch.empty(len(which), self.size, length + 1, dtype=torch.int64)
+        numbers = self.streams[stream].batch(t) if which else None
+        for place, (row, client) in enumerate(zip(which, clients, strict=True)):
+            assert numbers is not None
+            span = self.spans[row]
+            windows[place] = self.task.windows(client, span, numbers[row].numpy(), length)
+        keys = example_keys(self.task.seed, stream, t, clients, self.size)
+        return windows.to(self.device), keys.to(self.device)
+
+
+def _cross_entropies(model: nn.Module, windows: Tensor) -> Tensor:
+    """Return the cross-entropy of each foretold token of windows [B, L + 1], [B * L]."""
+    logits = model(input_ids=windows[:, :-1], use_cache=False).logits.flatten(0, 1)
+    if logits.dtype == torch.bfloat16:  # autocast's; too coarse for a loss
+        logits = logits.float()
+    return F.cross_entropy(logits, windows[:, 1:].flatten(), reduction="none")

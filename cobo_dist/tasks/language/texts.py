@@ -1,0 +1,146 @@
+"""Where a client's text comes from: NAME.txt in `data.text_dir`, or Wiki-40B as `prepare` left it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cobo_dist.errors import Refusal
+
+from ..base import DataConfig
+from .config import LanguageConfig
+from .libraries import library, reason_of
+
+WIKI, HUB_NAME = "wiki40b", "google/wiki40b"
+_BYTES_A_TOKEN = 8  # more than any of these languages needs: so much text holds enough tokens
+_MARKS = re.compile(r"^_START_\w+_$")
+
+
+@dataclass(frozen=True)
+class ClientText:
+    """One client's text: documents with what stands between them."""
+
+    name: str
+    text: str
+    blocks: bool  # documents lie between blank lines; otherwise each line is one
+    source: str  # for messages
+
+    def documents(self) -> Iterator[str]:
+        """Yield the documents, each with its end; blank ones are left out."""
+        pieces: Iterable[str] = (
+            re.split(r"\n\s*\n", self.text) if self.blocks else self.text.split("\n")
+        )
+        end = "\n\n" if self.blocks else "\n"
+        return (piece.strip() + end for piece in pieces if piece.strip())
+
+    def digest(self) -> str:
+        """Return a digest of the text and of how it is cut."""
+        return hashlib.sha256(f"{self.blocks} {self.text}".encode()).hexdigest()
+
+
+def read_texts(config: LanguageConfig, data: DataConfig) -> list[ClientText]:
+    """Return the clients' texts in the clients' order.
+
+    Raises:
+        Refusal: no folder, no such file, a file without text.
+    """
+    if data.text_dir:
+        folder, where = Path(data.text_dir).expanduser(), f"data.text_dir={data.text_dir}"
+        remedy = "name the folder's files in task.languages, or another folder"
+    else:
+        folder, where = wiki_folder(data), f"data.root={data.root}: {WIKI}"
+        remedy = (
+            "run python -m cobo_dist.prepare with the same settings first, or set data.text_dir"
+        )
+    found = sorted(path.stem for path in folder.glob("*.txt")) if folder.is_dir() else []
+    if not found:
+        what = "has no .txt file" if folder.is_dir() else "is no folder"
+        raise Refusal(f"{where} {what}; {remedy}")
+    names = config.languages or tuple(found)
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise Refusal(
+            f"task.languages={list(names)} names {repeated[0]} twice; name each client once"
+        )
+    texts = []
+    for name in names:
+        if name not in found:
+            raise Refusal(f"{where} has no {name}.txt; it has {', '.join(found)}: {remedy}")
+        blocks = config.documents == "blocks" or not data.text_dir
+        text = ClientText(
+            name, _read(folder / f"{name}.txt", where), blocks, f"{where}: {name}.txt"
+        )
+        if not text.text.strip():
+            raise Refusal(
+                f"{text.source} is empty; give it text, or leave {name} out of task.languages"
+            )
+        texts.append(text)
+    return texts
+
+
+def _read(path: Path, where: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise Refusal(
+            f"{where}: {path.name} cannot be read: {reason}; convert or replace it"
+        ) from None
+
+
+# -- Wiki-40B ----------------------------------------------------------------------------------------
+
+
+def wiki_folder(data: DataConfig) -> Path:
+    """Return where the texts of Wiki-40B lie."""
+    return Path(data.root).expanduser() / WIKI
+
+
+def fetch_wiki40b(config: LanguageConfig, data: DataConfig) -> list[str]:
+    """Write the missing languages' first articles into `data.root`; return the languages fetched.
+
+    As many articles as surely hold `task.tokens` tokens: the data set is streamed, not stored.
+
+    Raises:
+        Refusal: it cannot be fetched or written.
+    """
+    folder = wiki_folder(data)
+    missing = [name for name in config.languages if not (folder / f"{name}.txt").is_file()]
+    if not config.languages:
+        raise Refusal("task.languages is empty; name languages of Wiki-40B, or set data.text_dir")
+    for name in missing:
+        datasets = library("datasets")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = datasets.load_dataset(HUB_NAME, name, split="train", streaming=True)
+            draft = folder / f"{name}.{os.getpid()}.part"
+            with draft.open("w", encoding="utf-8") as file:
+                size, enough = 0, _BYTES_A_TOKEN * config.tokens
+                for article in articles(rows):
+                    size += file.write(article + "\n\n")
+                    if size >= enough:
+                        break
+            draft.replace(folder / f"{name}.txt")
+        except Exception as error:  # network, hub, disk: whatever it is, one line
+            raise Refusal(
+                f"Wiki-40B ({HUB_NAME}, {name}) cannot be fetched into data.root={data.root} "
+                f"({reason_of(error)}); where there is no network, fetch it on another machine and copy "
+                f"its folder {WIKI}"
+            ) from None
+    return missing
+
+
+def articles(rows: Iterable[Mapping[str, object]]) -> Iterator[str]:
+    """Yield the text of each article, a paragraph a line, without the data set's marks.
+
+    A mark stands on a line of its own; after `_START_ARTICLE_` follows a title.
+    """
+    for row in rows:
+        raw = row["text"]
+        text = raw.decode() if isinstance(raw, bytes) else str(raw)
+        lines = (line.strip() for line in text.replace("_NEWLINE_", "\n").splitlines())
+        if kept := [line for line in lines if line and not _MARKS.match(line)]:
+            yield "\n".join(kept)

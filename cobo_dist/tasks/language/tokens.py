@@ -1,0 +1,183 @@
+"""From text to tokens: tokenizers, and token streams that are kept as files and read as memory maps.
+
+Shapes: T tokens of a client, D documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobo_dist.errors import Refusal
+
+from .config import LanguageConfig
+from .texts import ClientText
+
+_AT_ONCE = 256  # documents given to a tokenizer in one call
+
+
+class Tokenizer(Protocol):
+    """What the task needs of a tokenizer."""
+
+    size: int  # token numbers are below it
+    first: int  # the token that stands before a text
+    digest: str
+
+    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        """Return the tokens of each text, and nothing else."""
+
+
+class ByteTokenizer:
+    """A token is a byte of UTF-8; 256 ends a text."""
+
+    size, first, digest = 257, 256, "bytes"
+
+    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        """Return the bytes of each text."""
+        return [list(text.encode()) for text in texts]
+
+
+class LibraryTokenizer:
+    """A tokenizer of transformers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        vocabulary: dict[str, int] = tokenizer.get_vocab()
+        self.size = max(vocabulary.values(), default=-1) + 1
+        ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
+        self.first = int(next(end for end in ends if end is not None))
+        rules = getattr(tokenizer, "backend_tokenizer", None)
+        told = rules.to_str() if rules is not None else json.dumps(vocabulary, sort_keys=True)
+        self.digest = hashlib.sha256(f"{self.first} {told}".encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        """Return the tokens of each text, without marks of its beginning or end."""
+        found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return list(found)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One client's documents as tokens, one after the other."""
+
+    tokens: NDArray[np.integer[Any]]  # [T], a memory map
+    ends_d2: NDArray[np.int64]  # [D, 2]: where each document ends, in tokens and in bytes of text
+    digest: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """A split: tokens `begin` .. `end` - 1 of a client's stream, and the bytes of text they stand for."""
+
+    begin: int
+    end: int
+    bytes: int
+
+    def __len__(self) -> int:
+        return self.end - self.begin
+
+
+def stream_of(text: ClientText, tokenizer: Tokenizer, limit: int, cache: Path) -> Stream:
+    """Return a client's stream of at most `limit` tokens, whole documents only; tokenised once.
+
+    It is kept in `cache` under a digest of text, tokenizer and limit. Several ranks may get here at once:
+    each writes a whole file beside the other's and renames it; they hold the same.
+
+    Raises:
+        Refusal: the cache cannot be written.
+    """
+    name = f"{text.digest()} {tokenizer.digest} {limit}"
+    digest = hashlib.sha256(name.encode()).hexdigest()[:24]
+    files = cache / f"{text.name}-{digest}.npy", cache / f"{text.name}-{digest}.ends.npy"
+    if (kept := _kept(files)) is None:
+        arrays = _tokenise(text, tokenizer, limit)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            for file, array in zip(files, arrays, strict=True):
+                draft = file.with_name(f"{file.name}.{socket.gethostname()}.{os.getpid()}.part")
+                with draft.open("wb") as opened:
+                    np.save(opened, array)
+                draft.replace(file)
+        except OSError as error:
+            raise Refusal(
+                f"data.root is where token streams are kept, and {cache} cannot be written "
+                f"({error.strerror}); set data.root to a folder that can"
+            ) from None
+        kept = _kept(files) or arrays
+    return Stream(*kept, digest)
+
+
+def _kept(files: tuple[Path, Path]) -> tuple[NDArray[Any], NDArray[np.int64]] | None:
+    """Return what an earlier run left, if it is whole."""
+    try:
+        tokens, ends_d2 = (np.load(file, mmap_mode="r") for file in files)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = ends_d2.ndim == 2 and len(tokens) == (ends_d2[-1, 0] if len(ends_d2) else 0)
+    return (tokens, np.asarray(ends_d2)) if whole else None
+
+
+def _tokenise(
+    text: ClientText, tokenizer: Tokenizer, limit: int
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    dtype = np.uint16 if tokenizer.size <= 1 << 16 else np.uint32
+    pieces, ends, count, size = [], [], 0, 0
+    for document, tokens in _encoded(text, tokenizer):
+        if count + len(tokens) > limit:
+            break
+        count, size = count + len(tokens), size + len(document.encode())
+        pieces.append(np.asarray(tokens, dtype=dtype))
+        ends.append((count, size))
+    empty = np.empty(0, dtype=dtype)
+    return np.concatenate([empty, *pieces]), np.array(ends, dtype=np.int64).reshape(-1, 2)
+
+
+def _encoded(text: ClientText, tokenizer: Tokenizer) -> Iterator[tuple[str, Sequence[int]]]:
+    documents = text.documents()
+    while some := list(islice(documents, _AT_ONCE)):
+        yield from zip(some, tokenizer.encode(some), strict=True)
+
+
+def split(stream: Stream, config: LanguageConfig, source: str) -> dict[str, Span]:
+    """Cut a stream into training, validation and test, in this order, at ends of documents.
+
+    Raises:
+        Refusal: no window of training, or nothing to validate or test on.
+    """
+    if config.validation_fraction + config.test_fraction >= 1:
+        raise Refusal(
+            f"task.validation_fraction={config.validation_fraction:g} and task.test_fraction="
+            f"{config.test_fraction:g} leave nothing to train on; lower them below 1 in all"
+        )
+    count = len(stream.tokens)
+    ends = np.concatenate([np.zeros((1, 2), dtype=np.int64), stream.ends_d2])
+    shares = 1.0 - config.test_fraction - config.validation_fraction, 1.0 - config.test_fraction
+    # The last document that ends before its share does; both cuts are one where nothing is validated on.
+    cuts = [int(np.searchsorted(ends[:, 0], round(share * count), "right")) - 1 for share in shares]
+    bounds = [0, max(cuts[0], 0), max(cuts[1], 0), len(ends) - 1]
+    spans = {}
+    for number, name in enumerate(("train", "validation", "test")):
+        (begin, first), (end, last) = ends[bounds[number]], ends[bounds[number + 1]]
+        spans[name] = Span(int(begin), int(end), int(last - first))
+    # Validation data are read in whole windows too, where weights are learned from them.
+    validated = config.context if config.validation_fraction else 0
+    least = {"train": config.context, "validation": validated, "test": 1}
+    for name, span in spans.items():
+        if len(span) < least[name]:
+            raise Refusal(
+                f"{source} is too short: of its {count} tokens in {len(stream.ends_d2)} documents "
+                f"(task.tokens={config.tokens}), {len(span)} are for {name}, which needs "
+                f"{least[name]} (task.context={config.context}); give more text, or lower "
+                "task.context or the fractions"
+            )
+    return spans
