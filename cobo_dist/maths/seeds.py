@@ -35,14 +35,14 @@ def uniforms(
     name: int, count: int, *, start: int = 0, device: str | torch.device = "cpu"
 ) -> Tensor:
     """Return `count` float64 numbers in the open interval (0, 1): elements start.. of key `name`."""
-    bits = _shift_right(_words(_signed(name), count, start, device), 11)
+    bits = _shift_right(words(signed(name), count, start, device), 11)
     return (bits.to(torch.float64) + 0.5) * 2.0**-53
 
 
 def uniform_rows(names: Sequence[int], count: int, *, device: str | torch.device = "cpu") -> Tensor:
     """Return `uniforms` of several keys at once, float64 [len(names), count]."""
-    signed = torch.tensor([_signed(name) for name in names], dtype=torch.int64, device=device)
-    bits = _shift_right(_words(signed[:, None], count, 0, device), 11)
+    keys = torch.tensor([signed(name) for name in names], dtype=torch.int64, device=device)
+    bits = _shift_right(words(keys[:, None], count, 0, device), 11)
     return (bits.to(torch.float64) + 0.5) * 2.0**-53
 
 
@@ -57,19 +57,22 @@ def normals(name: int, count: int, *, device: str | torch.device = "cpu") -> Ten
 def permutation(name: int, count: int, *, device: str | torch.device = "cpu") -> Tensor:
     """Return a uniformly random permutation of 0..count-1 (int64 [count]) of key `name`."""
     # A tie among 64-bit words is as good as impossible; the stable sort settles it all the same.
-    return _words(_signed(name), count, 0, device).argsort(stable=True)
+    return words(signed(name), count, 0, device).argsort(stable=True)
 
 
-def _words(name: int | Tensor, count: int, start: int, device: str | torch.device) -> Tensor:
+def words(name: int | Tensor, count: int, start: int, device: str | torch.device) -> Tensor:
     """The SplitMix64 stream of a (signed) key, elements start..start+count, as int64 bit patterns.
 
     A column of keys gives a row for each.
     """
     state = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
-    state = state * _signed(_GOLDEN) + name  # int64 wraps around, as the stream wants
-    state = (state ^ _shift_right(state, 30)) * _signed(_MUL_1)
-    state = (state ^ _shift_right(state, 27)) * _signed(_MUL_2)
-    return state ^ _shift_right(state, 31)
+    state = state * signed(_GOLDEN) + name  # int64 wraps around, as the stream wants
+    state ^= _shift_right(state, 30)
+    state *= signed(_MUL_1)
+    state ^= _shift_right(state, 27)
+    state *= signed(_MUL_2)
+    state ^= _shift_right(state, 31)
+    return state
 
 
 def _shift_right(words: Tensor, bits: int) -> Tensor:
@@ -84,5 +87,6 @@ def _mix_int(word: int) -> int:
     return word ^ (word >> 31)
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
+    """Return a 64-bit key as the int64 of the same bits."""
     return word - (1 << 64) if word >= 1 << 63 else word

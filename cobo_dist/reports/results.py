@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cobo_dist.reports.events import METRICS
 from cobo_dist.reports.grouping import Settings, show_settings, show_value
 from cobo_dist.reports.problems import Problem
 from cobo_dist.reports.scores import Row, columns, higher_is_better, improvement_note
@@ -24,7 +25,6 @@ _BEST = (
 _HEADINGS = {"accuracy": "accuracy %", "perplexity": "perplexity", "loss": "loss"}
 _COLUMNS = 4  # settings, beyond which they share one column
 _TOGETHER = "settings"
-_METRICS = ("accuracy", "perplexity", "loss")
 
 
 def results_table(problem: Problem, rows: Sequence[Row]) -> Table:
@@ -71,7 +71,7 @@ def write_results_csv(path: Path, results: Mapping[Problem, Sequence[Row]]) -> P
             line: list[object] = [problem.label, row.group.label]
             line += [row.group.settings.get(key) for key in keys]
             line += [len(row.group.scored), max(stopped, default=None)]
-            for score in (*(row.scores.get(name) for name in _METRICS), row.validation):
+            for score in (*(row.scores.get(name) for name in METRICS), row.validation):
                 line += score_numbers(score)
             line += [row.improved, row.links_right, row.megabytes, row.seconds]
             lines.append(line)

@@ -6,8 +6,6 @@ Shapes: N training and M test images, H x W pixels, C = 1 or 3 channels.
 from __future__ import annotations
 
 import pickle
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.errors import Refusal
+
+from .npz import read_arrays
 
 NPZ, STORED = "cifar100.npz", "cifar-100-python"
 _LABELS = {"fine": "y", "coarse": "coarse"}
@@ -81,34 +81,14 @@ def fetch_cifar100(root: str) -> None:
 def _read_npz(path: Path, source: str, labels: str) -> ImageSet:
     kind = _LABELS[labels]
     names = ("x_train", f"{kind}_train", "x_test", f"{kind}_test")
-    try:
-        if not path.is_file():
-            raise Refusal(f"{source} is no file; give the path of an npz")
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one bare array")
-        with file:
-            found = list(file.files)
-            arrays = [file[name] for name in names if name in found]
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        KeyError,
-        MemoryError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Refusal(f"{source} is no readable npz: {reason}; write it anew") from None
+    arrays, found = read_arrays(path, source, "give the path of an npz", names)
     if missing := [name for name in names if name not in found]:
         hint = "; set task.labels=fine" if labels == "coarse" and "y_train" in found else ""
         raise Refusal(
             f"{source} lacks the array {missing[0]!r}; it must hold {', '.join(names)}, and holds "
             f"{', '.join(sorted(found)) or 'nothing'}{hint}"
         )
-    return _checked(dict(zip(names, arrays, strict=True)), source)
+    return _checked(arrays, source)
 
 
 def _checked(arrays: dict[str, NDArray[np.generic]], source: str) -> ImageSet:

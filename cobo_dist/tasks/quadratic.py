@@ -7,8 +7,6 @@ gradient norm are written every round, and Theorem 1 says how they decay.
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -25,6 +23,7 @@ from cobo_dist.maths import seeds
 from cobo_dist.settings import Section, Text
 
 from .base import mean_of, save_tensors
+from .npz import read_arrays
 
 
 class QuadraticConfig(Section):
@@ -189,27 +188,7 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
     Raises:
         Refusal: the file is missing, no npz, lacks an array, or its shapes or numbers are wrong.
     """
-    try:
-        if not path.is_file():
-            raise Refusal(f"task.file={path} is no file; write one with numpy.savez")
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one bare array")
-        with file:
-            arrays = {name: np.asarray(file[name]) for name in file.files}
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        MemoryError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Refusal(f"task.file={path} is no readable npz: {reason}; write it anew") from None
+    arrays, _ = read_arrays(path, f"task.file={path}", "write one with numpy.savez")
     for name, dimensions in (("centers", 2), ("curvature", 1), ("start", 1), ("clusters", 1)):
         if name not in arrays:
             if name == "clusters":

@@ -29,7 +29,7 @@ class KeyedDropout(nn.Module):
     def __init__(self, share: float, name: str, keys: Keys) -> None:
         super().__init__()
         self.share, self.keys = share, keys
-        self._name = _signed(seeds.key(0, f"layer {name}"))
+        self._name = seeds.signed(seeds.key(0, f"layer {name}"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop from x [B, ...], where the B keys belong to its examples."""
@@ -52,12 +52,7 @@ def kept_lanes(keys_b: Tensor, count: int, share: float) -> Tensor:
     A SplitMix64 stream a key (see `maths.seeds`), each word cut into four decisions: 16 bits are enough for
     a share, and words are what this costs.
     """
-    words = torch.arange(1, -(-count // _LANES) + 1, device=keys_b.device)
-    words = words * _signed(0x9E3779B97F4A7C15) + keys_b[:, None]  # int64 wraps around
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        words ^= (words >> shift) & ((1 << (64 - shift)) - 1)
-        words *= _signed(factor)
-    words ^= (words >> 31) & ((1 << 33) - 1)
+    words = seeds.words(keys_b[:, None], -(-count // _LANES), 0, keys_b.device)
     dropped = min(round(share * _SIZE), _SIZE - 1)
     return words.view(torch.int16)[:, :count] >= dropped - _SIZE // 2
 
@@ -67,14 +62,10 @@ def example_keys(seed: int, stream: str, t: int, clients: list[int], batch: int)
     return torch.tensor(
         [
             [
-                _signed(seeds.key(seed, f"dropout {stream}", t, client, place))
+                seeds.signed(seeds.key(seed, f"dropout {stream}", t, client, place))
                 for place in range(batch)
             ]
             for client in clients
         ],
         dtype=torch.int64,
     ).view(len(clients), batch)
-
-
-def _signed(word: int) -> int:
-    return word - (1 << 64) if word >= 1 << 63 else word

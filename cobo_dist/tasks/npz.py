@@ -1,0 +1,46 @@
+"""Arrays from npz files that users name."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobo_dist.errors import Refusal
+
+
+def read_arrays(
+    path: Path, source: str, remedy: str, wanted: tuple[str, ...] = ()
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Return the wanted arrays that an npz holds (all of them by default), and the names of all it holds.
+
+    Raises:
+        Refusal: `source` (the file as the user named it) is no file (then `remedy`), or no npz.
+    """
+    try:
+        if not path.is_file():
+            raise Refusal(f"{source} is no file; {remedy}")
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one bare array")
+        with file:
+            found = list(file.files)
+            names = [name for name in wanted or found if name in found]
+            return {name: np.asarray(file[name]) for name in names}, found
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        KeyError,
+        AttributeError,
+        MemoryError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Refusal(f"{source} is no readable npz: {reason}; write it anew") from None
