@@ -23,7 +23,8 @@ Without arguments: the quickstart, 8 clients on handwritten digits, in one proce
 On several: torchrun --standalone --nproc_per_node=4 -m cobo_dist.train [the same arguments]."""
 EXITS = """\
 exit codes: 0 done; 1 failed while running; 2 refused before training, with one line on standard
-error. For 0 and 1 the run folder's status.json says why."""
+error; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved. But for 2, the run folder's
+status.json says which and why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rank = launch.rank
         config = load_config(parsed.config, parsed.settings)
         code = run(config, launch)
-        if rank == 0 and config.log.figures:
+        if rank == 0 and code == EXIT_DONE and config.log.figures:
             _draw(config)
         return code
     except Refusal as refusal:

@@ -303,6 +303,12 @@ class Clients:
             for name, tensor in named.items()
         }
 
+    def memory(self, row: int) -> dict[str, Tensor]:
+        """Return all that one client keeps between rounds, by name: views, to save or to fill in place."""
+        kept = {"model": self.layout.views(self.x_cd[row]), "buffer": self._row_buffers(row)}
+        kept["optimiser"] = {name: held[row] for name, held in self.optimiser.memory().items()}
+        return {f"{kind}.{name}": v for kind, views in kept.items() for name, v in views.items()}
+
     def _buffers(self) -> dict[str, Tensor]:
         return {**self.buffer_layout.batched_views(self.b_cd), **self.counters}
 

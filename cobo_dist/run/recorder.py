@@ -5,6 +5,8 @@ One gather for `log.flush_every` rounds, so that logging adds no message to a ro
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,17 @@ from .book import Book
 Arrays = dict[str, NDArray[Any]]
 _MOVES = ("first", "second", "weights", "alignments")
 
+PATIENCE = 1.0
+"""Seconds after which ranks hear of each other's signals, if a round does not take longer."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all ranks do after a flush: stop for a signal (0: none), seal the checkpoint that all wrote."""
+
+    signal: int = 0
+    seal: bool = False
+
 
 class Recorder:
     """Collects on every rank; the coordinator has the book."""
@@ -34,7 +47,12 @@ class Recorder:
         task: Task,
         algorithm: Algorithm,
         book: Book | None,
+        flush_every: int,
+        first: int = 0,
     ) -> None:
+        """Begin after round `first`; at most `flush_every` rounds are kept."""
+        self.flush_every = flush_every
+        self._due = first + 1  # the first rounds show how long they take
         self.exchange, self.clients, self.task = exchange, clients, task
         self.algorithm, self.book = algorithm, book
         self._kept: list[tuple[dict[str, Any], Arrays]] = []
@@ -57,32 +75,56 @@ class Recorder:
         row = {"round": r, "seconds": seconds, "pairs": outcome.pairs}
         self._kept.append((row | {"replaced": outcome.weights_replaced}, arrays))
 
-    def flush(self) -> None:
+    def is_due(self, r: int) -> bool:
+        """Return whether what is kept goes to the coordinator after round r."""
+        return r >= self._due
+
+    def flush(self, signal: int = 0, written: bool = False) -> Order:
         """Bring what is kept to the coordinator; end all ranks together if a model diverged.
+
+        Args:
+            signal: one that asked this rank to stop; 0: none.
+            written: this rank has written its part of a checkpoint.
+
+        Returns:
+            What all ranks do now, having heard of each other.
 
         Raises:
             RunFailure: the same on all ranks: a client's loss became NaN or infinite.
         """
         if not self._kept:
-            return
+            return Order()
         bundle = {
             f"{number}.{name}": np.ascontiguousarray(array)
             for number, (_, arrays) in enumerate(self._kept)
             for name, array in arrays.items()
         }
-        records = self.exchange.gather(save(bundle))
-        verdict = self._enter([load(record) for record in records]) if self.book else ""
+        bundle["state"] = np.array([signal, written])
+        records = [load(record) for record in self.exchange.gather(save(bundle))]
+        answer: list[Any] = []
+        if self.book is not None:
+            states = np.array([record.pop("state") for record in records])
+            verdict = self._enter(records)
+            # A signal must not wait long for a flush, however long rounds take.
+            slow = float(np.mean([row["seconds"] for row, _ in self._kept]))
+            rounds = max(1, min(self.flush_every, int(PATIENCE / max(slow, 1e-9))))
+            answer = [verdict, int(states[:, 0].max()), bool(states[:, 1].all()), rounds]
+        record = self.exchange.transport.broadcast(json.dumps(answer).encode())
+        verdict, signal, written, rounds = json.loads(record)
+        self._due = self._kept[-1][0]["round"] + rounds
         self._kept = []
-        self._end_together(verdict)
+        if verdict:
+            raise RunFailure(verdict)
+        return Order(signal, written)
 
     def _end_together(self, verdict: str) -> None:
         if verdict := self.exchange.transport.broadcast(verdict.encode()).decode():
             raise RunFailure(verdict)
 
-    def check_models(self, r: int) -> None:
-        """End all ranks together if a client's last model, or its loss, is no number.
+    def check_models(self, r: int, last: bool) -> None:
+        """End all ranks together if a client's model, or at the last round its loss, is no number.
 
-        A round's losses are those of the models before it, so the last models need a look.
+        A round's losses are those of the models before it, so models need a look before they are kept.
 
         Raises:
             RunFailure: the same on all ranks.
@@ -92,7 +134,7 @@ class Recorder:
         verdict = ""
         if gathered is not None and not gathered.all():
             verdict = self._diverged("model", int(gathered[:, 0].argmin()), "non-finite", r)
-        if self.book is not None and not verdict:
+        if self.book is not None and last and not verdict:
             losses = [one["loss"] for one in self.book.last_evaluation]
             bad = next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), None)
             if bad is not None:

@@ -16,6 +16,25 @@ class RunConfig(Section):
     overwrite: bool = Field(False, description="replace what an earlier run left in the run folder")
     seed: int = Field(0, ge=0, description="seed of everything random")
     rounds: int = Field(1000, ge=0, description="rounds T")
+    resume: Text = Field(
+        "never",
+        description="never; auto: go on from the newest good checkpoint in the run folder, or start "
+        "where there is none; or the path of a checkpoint or of a run folder to go on from. A launcher's "
+        "restart counts as auto",
+    )
+    checkpoint_every: int = Field(
+        1000,
+        ge=0,
+        description="rounds between checkpoints; 0: only when a signal stops the run and at the end",
+    )
+    keep_checkpoints: int = Field(2, ge=2, description="how many checkpoints stay, the newest")
+    checkpoint_writing: Literal["auto", "foreground"] = Field(
+        "auto",
+        description="auto: while training goes on, where memory has room for a copy of what is written",
+    )
+    on_failed_checkpoint: Literal["continue", "stop"] = Field(
+        "continue", description="what a full disk means to the run: go on with a warning, or end"
+    )
     eval_every: int = Field(
         50, ge=0, description="rounds between evaluations; 0: only before and after training"
     )
