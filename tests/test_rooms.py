@@ -106,7 +106,7 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
         "comm/session.py": "torch.distributed",
         "comm/launch.py": "mpi4py",  # inside a function
         "report.py": "cobo_dist.reports.reading",
-        "run/loop.py": "cobo_dist.comm.exchange",
+        "run/training.py": "cobo_dist.comm.exchange",
     }.items():
         module = "cobo_dist." + file.removesuffix(".py").replace("/", ".")
         assert name in imports((PACKAGE / file).read_text(encoding="utf-8"), module, False), file
