@@ -100,10 +100,13 @@ class Clients:
         autocast: torch.dtype | None = None,
         own_starts: bool = False,
         rounds: int = 1,
+        skips_bad: bool = False,
     ) -> None:
         """Start the clients `ids` at x^0, or each at a start of its own.
 
         `rounds`: how long the run is, for the schedule of the step size.
+        `skips_bad`: a gradient with NaN or infinities, or of such a loss, counts as 0, BatchNorm's
+        statistics stay as they were before it, and its loss is NaN.
         `autocast`: the type that PyTorch's autocast computes matrix products and convolutions in;
         models, gradients and sums stay in `dtype`.
         """
@@ -119,6 +122,7 @@ class Clients:
         self.x_cd = empty_rows(count, self.layout.size, dtype=dtype, device=device)
         self.g_cd = empty_rows(count, self.layout.size, dtype=dtype, device=device)
         self.b_cd = empty_rows(count, self.buffer_layout.size, dtype=dtype, device=device)
+        self.skips_bad = skips_bad
         self.loss = _autocast(task.loss, device, autocast)
         self.score = _autocast(task.score, device, autocast)
         self._start_all(floating, own_starts)
@@ -174,14 +178,13 @@ class Clients:
         of `g_cd` stay as they are.
         """
         if rows_e is None:
-            return self.engine.gradients(
-                self.x_cd, self.g_cd, self._buffers(), self.source.batch(t, "local")
-            )
+            batch = self.source.batch(t, "local")
+            return self._compute(self.x_cd, self.g_cd, self._buffers(), batch)
         rows, held = torch.from_numpy(rows_e).to(self.device), self._buffers()
         gradients_ed = self._scratch.rows("gradients", len(rows), self.x_cd.shape[1])
         buffers = {name: buffer[rows] for name, buffer in held.items()}
         batch = self.source.batch(t, "local", rows)
-        losses_e = self.engine.gradients(self.x_cd[rows], gradients_ed, buffers, batch)
+        losses_e = self._compute(self.x_cd[rows], gradients_ed, buffers, batch)
         self.g_cd[rows] = gradients_ed
         for name, buffer in held.items():
             buffer[rows] = buffers[name]
@@ -198,8 +201,24 @@ class Clients:
         rows = torch.from_numpy(rows_e).to(self.device)
         gradients_ed = self._scratch.rows("gradients", *points_ed.shape)
         buffers = {name: held[rows] for name, held in self._buffers().items()}  # copies
-        self.engine.gradients(points_ed, gradients_ed, buffers, self.source.batch(t, stream, rows))
+        self._compute(points_ed, gradients_ed, buffers, self.source.batch(t, stream, rows))
         return gradients_ed
+
+    def _compute(
+        self, points_ed: Tensor, gradients_ed: Tensor, buffers: dict[str, Tensor], batch: Batch
+    ) -> Tensor:
+        """Let the engine compute gradients in place; return the losses [e]."""
+        if not self.skips_bad:
+            return self.engine.gradients(points_ed, gradients_ed, buffers, batch)
+        before = {name: held.clone() for name, held in buffers.items()}
+        losses_e = self.engine.gradients(points_ed, gradients_ed, buffers, batch)
+        bad_e = ~(losses_e.isfinite() & gradients_ed.isfinite().all(dim=1))
+        if bad_e.any():
+            gradients_ed[bad_e] = 0.0
+            for name, held in buffers.items():
+                held[bad_e] = before[name][bad_e]
+            losses_e = losses_e.masked_fill(bad_e, float("nan"))
+        return losses_e
 
     @torch.no_grad()
     def losses_at(

@@ -44,6 +44,7 @@ class Watch:
         self.drawn = 0
         self.first_loss = float("nan")
         self.losses: deque[float] = deque(maxlen=20)
+        self.skipped: set[int] = set()  # clients with a gradient that was left out
         self._told = 0
 
     def state(self) -> dict[str, Any]:
@@ -54,6 +55,7 @@ class Watch:
             "drawn": self.drawn,
             "first_loss": self.first_loss,
             "losses": list(self.losses),
+            "skipped": sorted(self.skipped),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -63,6 +65,7 @@ class Watch:
         self.drawn, self.first_loss = state["drawn"], state["first_loss"]
         self.jumps.extend(state["jumps"])
         self.losses.extend(state["losses"])
+        self.skipped = set(state["skipped"])
 
     def before(self) -> list[Concern]:
         """Look at the settings before the first round."""

@@ -157,7 +157,13 @@ class Recorder:
             traffic = np.sum([rank[f"{number}.traffic"] for rank in ranks], axis=0)
             row |= {"messages": int(traffic[0]), "bytes_sent": int(traffic[1:].sum())}
             row |= {f"bytes_{p}": int(b) for p, b in zip(TRAINING, traffic[1:], strict=True)}
-            row["loss"] = float(losses_n.mean())
+            bad = np.flatnonzero(~np.isfinite(losses_n))
+            skips = self.clients.skips_bad
+            if skips:
+                row["skipped"] = len(bad)
+                self._tell_of_skipped(row["round"], bad)
+                losses_n = losses_n[np.isfinite(losses_n)]
+            row["loss"] = float(losses_n.mean()) if len(losses_n) else float("nan")
             if self.task.diagnoses:
                 models = [rank[f"{number}.models"] for rank in ranks]
                 row |= self.task.diagnose(in_client_order(models))
@@ -168,12 +174,23 @@ class Recorder:
             )
             for name in ("first", "second"):
                 moves[-1][name] = moves[-1][name].astype(np.int64)
-            bad = np.flatnonzero(~np.isfinite(losses_n))
-            if len(bad) and not verdict:
+            if len(bad) and not skips:  # what came after it is nobody's result
                 verdict = self._diverged("loss", int(bad[0]), losses_n[bad[0]], row["round"])
+                break
         self.book.rounds(rows, moves)
         self.book.flush()
         return verdict
+
+    def _tell_of_skipped(self, r: int, bad: NDArray[np.int64]) -> None:
+        assert self.book is not None
+        for client in sorted(set(bad.tolist()) - self.book.watch.skipped):
+            self.book.watch.skipped.add(client)
+            self.book.warn(
+                r, "skipped",
+                f"the loss or gradient of client {client} is not finite in round {r}: its gradient "
+                "counts as 0 (run.on_nan=skip_client); this is said once for a client, and rows "
+                "count it as `skipped`",
+            )  # fmt: skip
 
     def evaluate(self, r: int, splits: tuple[str, ...], *, whole: bool) -> None:
         """Evaluate every client, on all its data or on a part of it, and enter the results."""

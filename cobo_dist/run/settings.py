@@ -28,6 +28,11 @@ class RunConfig(Section):
         description="rounds between checkpoints; 0: only when a signal stops the run and at the end",
     )
     keep_checkpoints: int = Field(2, ge=2, description="how many checkpoints stay, the newest")
+    on_nan: Literal["stop", "skip_client"] = Field(
+        "stop",
+        description="what a loss or gradient that is NaN or infinite means: the run ends, its last "
+        "checkpoint intact; or that client's gradient counts as 0 in that round",
+    )
     checkpoint_writing: Literal["auto", "foreground"] = Field(
         "auto",
         description="auto: while training goes on, where memory has room for a copy of what is written",

@@ -57,6 +57,7 @@ class Training:
             autocast=None if config.run.autocast == "none" else getattr(torch, config.run.autocast),
             own_starts=config.run.start == "own",
             rounds=config.run.rounds,
+            skips_bad=config.run.on_nan == "skip_client",
         )
         self.exchange = Exchange(
             session.transport, placement, dtype, device, deterministic=config.comm.deterministic
