@@ -31,10 +31,15 @@ class Book:
         metrics: Sequence[str],
         tensorboard: bool,
         share: float = 0.0,
+        names: Sequence[str] = (),
     ) -> None:
-        """Open the files; `share` is one client's equal share where rows of W sum to 1."""
+        """Open the files; `share` is one client's equal share where rows of W sum to 1.
+
+        `names` are the clients', where they have any.
+        """
         self.folder, self.display, self.watch = folder, display, watch
         self.clusters, self.metrics, self.share = clusters, tuple(metrics), share
+        self.names = tuple(names)
         self.graph: GraphLog | None = None
         self.snapshots: dict[int, NDArray[np.float32]] = {}
         self.now = Now()
@@ -100,7 +105,7 @@ class Book:
             self.graph.reset(weights_nn)
         self.snapshots[r] = weights_nn.astype(np.float32)
         self.folder.write_weights(
-            list(self.snapshots), list(self.snapshots.values()), self.clusters
+            list(self.snapshots), list(self.snapshots.values()), self.clusters, self.names
         )
 
     def _concern(self, concerns: Sequence[Concern]) -> None:
