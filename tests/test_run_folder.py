@@ -215,6 +215,7 @@ def test_weights(folder: Path) -> None:
     off = ~np.eye(CLIENTS, dtype=bool)
     assert weights[-1][off].min() < 0.5 < weights[-1][off].max(), "a run in which W moved"
     assert file["clusters"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert "names" not in file, "these clients have none"
 
 
 # -- models --------------------------------------------------------------------------------------------

@@ -45,10 +45,15 @@ class Book:
         clusters: Sequence[int] | None,
         metrics: Sequence[str],
         share: float = 0.0,
+        names: Sequence[str] = (),
     ) -> None:
-        """Open the files; `share` is one client's equal share where rows of W sum to 1."""
+        """Open the files; `share` is one client's equal share where rows of W sum to 1.
+
+        `names` are the clients', where they have any.
+        """
         self.folder, self.display, self.watch = folder, display, watch
         self.clusters, self.metrics, self.share = clusters, tuple(metrics), share
+        self.names = tuple(names)
         self.graph: GraphLog | None = None
         self.snapshots: dict[int, NDArray[np.float32]] = {}
         self.now = Now()
@@ -159,7 +164,7 @@ class Book:
 
     def _write_weights(self) -> None:
         self.folder.write_weights(
-            list(self.snapshots), list(self.snapshots.values()), self.clusters
+            list(self.snapshots), list(self.snapshots.values()), self.clusters, self.names
         )
 
     def _concern(self, concerns: Sequence[Concern]) -> None:

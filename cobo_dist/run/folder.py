@@ -152,14 +152,20 @@ class RunFolder:
         rounds: Sequence[int],
         weights: Sequence[NDArray[np.float32]],
         clusters: Sequence[int] | None,
+        names: Sequence[str] = (),
     ) -> None:
-        """Write W.npz: `rounds` int64 [k], `weights` float32 [k, n, n], `clusters` int64 [n] if known."""
+        """Write W.npz: `rounds` int64 [k], `weights` float32 [k, n, n], and what rows and columns are.
+
+        That is `clusters` int64 [n] where they are known, and the clients' `names` [n] where they have any.
+        """
         arrays: dict[str, NDArray[Any]] = {
             "rounds": np.asarray(rounds, dtype=np.int64),
             "weights": np.stack(weights).astype(np.float32),
         }
         if clusters is not None:
             arrays["clusters"] = np.asarray(clusters, dtype=np.int64)
+        if names:
+            arrays["names"] = np.asarray(names, dtype=np.str_)
         draft = self.path / "W.npz.part"
         with draft.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # keys are arrays' names

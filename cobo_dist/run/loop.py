@@ -94,31 +94,7 @@ def prepare(config: Config, launch: Launch) -> Prepared:
         dtype = getattr(torch, config.run.dtype)
         task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
         placement = Placement.contiguous(task.clients, launch.world_size)
-        if needs_clusters(config.algorithm) and task.clusters is None:
-            why = (
-                "in task.file no two clients share a centre; add the array clusters [n] to the file"
-                if task.name == "quadratic"
-                else f"task.name={task.name} knows none; choose another algorithm"
-            )
-            raise Refusal(
-                f"algorithm.name={config.algorithm.name} needs a task with known clusters, and {why}"
-            )
-        if config.run.engine not in ("auto", *task.engines):
-            raise Refusal(
-                f"run.engine={config.run.engine} does not serve task.name={task.name}, which has "
-                f"{', '.join(task.engines)}; leave run.engine at auto"
-            )
-        if needs_validation(config.algorithm) and "validation" not in task.splits:
-            raise Refusal(
-                f"algorithm.name={config.algorithm.name} scores models on validation data, and this "
-                f"task has only {', '.join(task.splits)}; set task.validation_fraction above 0"
-            )
-        for split in config.run.eval_splits:
-            if split not in task.splits:
-                raise Refusal(
-                    f"run.eval_splits: this task has no {split} data; it has "
-                    f"{', '.join(task.splits)}"
-                )
+        refuse_unfit(config, task)
         if launch.rank == 0:
             resume.refuse_unusable(config, launch)
         data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
@@ -128,3 +104,35 @@ def prepare(config: Config, launch: Launch) -> Prepared:
         return Prepared(refusal=str(error))
     except Exception as error:  # whatever it is, all ranks must hear of it
         return Prepared(refusal=one_line(error))
+
+
+def refuse_unfit(config: Config, task: Task) -> None:
+    """Check what algorithm, engine and evaluation need of the task.
+
+    Raises:
+        Refusal: the task does not have it.
+    """
+    if needs_clusters(config.algorithm) and task.clusters is None:
+        why = (
+            "in task.file no two clients share a centre; add the array clusters [n] to the file"
+            if task.name == "quadratic"
+            else f"task.name={task.name} knows none; choose another algorithm"
+        )
+        raise Refusal(
+            f"algorithm.name={config.algorithm.name} needs a task with known clusters, and {why}"
+        )
+    if config.run.engine not in ("auto", *task.engines):
+        raise Refusal(
+            f"run.engine={config.run.engine} does not serve task.name={task.name}, which has "
+            f"{', '.join(task.engines)}; leave run.engine at auto"
+        )
+    if needs_validation(config.algorithm) and "validation" not in task.splits:
+        raise Refusal(
+            f"algorithm.name={config.algorithm.name} scores models on validation data, and this "
+            f"task has only {', '.join(task.splits)}; set task.validation_fraction above 0"
+        )
+    for split in config.run.eval_splits:
+        if split not in task.splits:
+            raise Refusal(
+                f"run.eval_splits: this task has no {split} data; it has {', '.join(task.splits)}"
+            )

@@ -169,7 +169,7 @@ class Training:
         first = 0 if self.found is None else self.found.round
         display = open_display(config.log, config.run.rounds, first)
         share = equal_share(config.algorithm, task.clients)
-        book = Book(self.folder, display, watch, task.clusters, task.metrics, share)
+        book = Book(self.folder, display, watch, task.clusters, task.metrics, share, task.names)
         if config.log.tensorboard:
             book.open_board(first)
         return book
