@@ -17,6 +17,8 @@ from cobo_dist.errors import Refusal
 from cobo_dist.plan import main
 from cobo_dist.run import loop
 from cobo_dist.run.forecast import Forecast, telling_rounds
+from cobo_dist.run.signals import Signals
+from cobo_dist.run.training import Training
 from cobo_dist.tasks.registry import build_task
 
 # d = 64 * 18 + 18 + 18 * 10 + 10 = 1360: rows without padding, and halves that are not equal.
@@ -147,7 +149,9 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
     prepared = loop.prepare(config, session.launch)
     assert prepared.task is not None
     assert prepared.placement is not None
-    parts = loop._build(config, session, prepared.task, prepared.placement)
+    parts = Training(
+        config, session, prepared.task, prepared.placement, prepared.data, None, Signals()
+    )
     parts.clients.use_engine("one_by_one")
     for t in range(rounds):
         parts.algorithm.round(t)
@@ -156,11 +160,11 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
     def total(*tensors: torch.Tensor) -> int:
         return sum(one.untyped_storage().nbytes() for one in tensors)
 
-    optimiser = [o for o in vars(clients.optimiser).values() if isinstance(o, torch.Tensor)]
+    optimiser = [one for one in clients.optimiser.memory().values() if one.is_floating_point()]
     scratch, scalars = exchange._scratch, exchange._halves._scalars
     return {
         "models": total(clients.x_cd, clients.b_cd),
-        "optimiser": total(*(one for one in optimiser if one is not clients.x_cd)),
+        "optimiser": total(*optimiser),
         "gradients": total(clients.g_cd),
         "gradients elsewhere": total(*clients._scratch._rows.values()),
         "exchange": total(
