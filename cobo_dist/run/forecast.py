@@ -247,8 +247,8 @@ def _state_rows(config: OptimizerConfig, count: int, dtype: torch.dtype) -> floa
     if not count:
         return 0.0
     like_cd = torch.empty(count, 1, dtype=dtype, device="meta")
-    held = [one for one in vars(build_optimiser(config, like_cd)).values() if one is not like_cd]
-    return sum(len(one) for one in held if isinstance(one, torch.Tensor)) / count
+    held = build_optimiser(config, like_cd).memory().values()
+    return sum(len(one) for one in held if one.is_floating_point()) / count
 
 
 def _data_name(task: Task) -> str:
