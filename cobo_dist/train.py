@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cobo_dist import __version__
 from cobo_dist.comm.launch import read_launch
+from cobo_dist.comm.mpi_world import leave
 from cobo_dist.config import Config, describe_keys, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HostRefusal, Refusal, RunFailure
 from cobo_dist.run.loop import run
@@ -20,7 +21,8 @@ USAGE = "python -m cobo_dist.train [--config FILE.yaml] [key.path=value ...]"
 ABOUT = """\
 Train personal models of n clients that learn who should help whom (CoBo), or a baseline.
 Without arguments: the quickstart, 8 clients on handwritten digits, in one process.
-On several: torchrun --standalone --nproc_per_node=4 -m cobo_dist.train [the same arguments]."""
+On several: torchrun --standalone --nproc_per_node=4 -m cobo_dist.train [the same arguments]
+or, with MPI carrying the models: mpirun -n 4 python -m cobo_dist.train comm.backend=mpi [...]."""
 EXITS = """\
 exit codes: 0 done; 1 failed while running; 2 refused before training, with one line on standard
 error; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved. But for 2, the run folder's
@@ -115,4 +117,4 @@ def _end(code: int, message: str, rank: int, here_only: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

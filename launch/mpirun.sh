@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train under mpirun (needs mpi4py: pip install 'cobo_dist[mpi]'; `pip install mpich` brings an mpirun).
 #   bash launch/mpirun.sh [--config FILE.yaml] [key.path=value ...]
+# comm.backend=mpi among the arguments lets MPI carry the models too; otherwise it only starts the ranks.
 # RANKS      ranks in all; default 4
 # MPI_FLAGS  further flags for mpirun, for example "--hostfile hosts"
 set -euo pipefail
@@ -11,6 +12,7 @@ if mpirun --version 2>&1 | grep -q "Open MPI"; then
   flags+=(--oversubscribe)
   if [ "$(id -u)" = 0 ]; then flags+=(--allow-run-as-root); fi
 fi
-# `-m mpi4py` ends all ranks when one of them raises; otherwise the others would wait for ever.
+# Not `python -m mpi4py`: that would Abort where all ranks refuse in order. cobo_dist itself ends all ranks
+# when one of them fails.
 # shellcheck disable=SC2086
-exec mpirun -n "${RANKS:-4}" "${flags[@]}" ${MPI_FLAGS:-} python -m mpi4py -m cobo_dist.train "$@"
+exec mpirun -n "${RANKS:-4}" "${flags[@]}" ${MPI_FLAGS:-} python -m cobo_dist.train "$@"

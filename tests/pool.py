@@ -1,34 +1,56 @@
-"""Ranks that are started once and reused by every test: four processes that connect as needed."""
+"""Ranks that are started once and reused by every test: four processes that connect as needed.
+
+`RankPool` connects them by gloo; the ranks of `MpiPool` live under a real mpirun and talk by MPI.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import secrets
 import socket
+import subprocess
+import sys
 import traceback
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cobo_dist.comm.launch import Launch
+    from cobo_dist.comm.session import Session
 
 TIMEOUT = 120.0
+Connect = Callable[["Launch", float], Any]
 
 
 class RankPool:
     """Long-lived worker processes; `run` makes the first R of them ranks of one process group."""
 
     def __init__(self, size: int = 4) -> None:
-        context = multiprocessing.get_context("spawn")
         self.pipes: list[Connection] = []
-        self.workers = []
         self.jobs = 0
+        self.start(size)
+
+    def start(self, size: int) -> None:
+        """Start the workers and open a pipe to each."""
+        context = multiprocessing.get_context("spawn")
+        self.workers = []
         for _ in range(size):
             ours, theirs = context.Pipe()
-            worker = context.Process(target=_serve, args=(theirs,), daemon=True)
+            worker = context.Process(target=_serve_gloo, args=(theirs,), daemon=True)
             worker.start()
             self.pipes.append(ours)
             self.workers.append(worker)
 
-    def run(self, ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    def run(
+        self, ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 60.0
+    ) -> list[Any]:
         """Call `function(session, *args)` on every rank; return the results by rank.
+
+        `timeout` is the ranks' own (comm.timeout), in seconds.
 
         Raises:
             AssertionError: with the tracebacks of all ranks that raised.
@@ -36,7 +58,7 @@ class RankPool:
         port = _free_port()
         self.jobs += 1
         for rank, pipe in enumerate(self.pipes[:ranks]):
-            pipe.send((self.jobs, rank, ranks, port, function, args))
+            pipe.send((self.jobs, rank, ranks, port, timeout, function, args))
         results, failures = [], []
         for rank, pipe in enumerate(self.pipes[:ranks]):
             job = -1
@@ -63,26 +85,94 @@ class RankPool:
                 worker.kill()
 
 
-def _serve(pipe: Connection) -> None:
+class MpiPool(RankPool):
+    """The same over MPI: one mpirun; the first R of its ranks talk over a communicator of their own."""
+
+    def __init__(self, mpirun: list[str], env: dict[str, str], size: int = 4) -> None:
+        self.command, self.env = mpirun, env
+        super().__init__(size)
+
+    def start(self, size: int) -> None:
+        """Start the workers under mpirun; each calls back and says its rank."""
+        key = secrets.token_hex()
+        with Listener(None, "AF_UNIX", backlog=size, authkey=key.encode()) as listener:
+            self.mpirun = subprocess.Popen(
+                [*self.command, str(Path(__file__)), str(listener.address)],
+                env={**self.env, "POOL_KEY": key},
+            )
+            pipes = {}
+            for _ in range(size):
+                pipe = listener.accept()
+                pipes[pipe.recv()] = pipe
+        self.pipes = [pipes[rank] for rank in range(size)]
+
+    def close(self) -> None:
+        """End the workers; messages that tests have left under way make them end by MPI's Abort."""
+        for pipe in self.pipes:
+            pipe.send(None)
+        try:
+            self.mpirun.wait(20)
+        except subprocess.TimeoutExpired:
+            self.mpirun.kill()
+
+
+def _serve(pipe: Connection, launcher: str, connect: Connect) -> None:
     import torch
 
     from cobo_dist.comm.launch import Launch
-    from cobo_dist.comm.session import CommConfig, open_session
 
     torch.set_num_threads(1)
     while (job := pipe.recv()) is not None:
-        number, rank, ranks, port, function, args = job
-        launch = Launch("python", rank, ranks, rank, ranks, "127.0.0.1", port)
+        number, rank, ranks, port, timeout, function, args = job
+        launch = Launch(launcher, rank, ranks, rank, ranks, "127.0.0.1", port)
         try:
-            config = CommConfig(timeout=60.0)
-            with open_session(launch, config, torch.device("cpu")) as session:
+            with connect(launch, timeout) as session:
                 answer = (number, True, function(session, *args))
             pipe.send(answer)
         except BaseException:
             pipe.send((number, False, traceback.format_exc()))
 
 
+def _serve_gloo(pipe: Connection) -> None:
+    import torch
+
+    from cobo_dist.comm.session import CommConfig, open_session
+
+    def connect(launch: Launch, timeout: float) -> Any:
+        return open_session(launch, CommConfig(timeout=timeout), torch.device("cpu"))
+
+    _serve(pipe, "python", connect)
+
+
+def _serve_mpi(address: str) -> None:
+    import torch
+
+    from cobo_dist.comm.mpi_transport import open_mpi
+    from cobo_dist.comm.mpi_world import enter, leave
+    from cobo_dist.comm.session import Session
+
+    world = enter("the tests use MPI")
+
+    @contextmanager
+    def connect(launch: Launch, timeout: float) -> Iterator[Session]:
+        comm = world.comm.Create_group(world.comm.group.Incl(range(launch.world_size)))
+        before = len(world.unfinished)
+        with open_mpi(launch, timeout, comm) as transport:
+            yield Session(launch, torch.device("cpu"), transport)
+        if len(world.unfinished) == before:
+            comm.Free()
+
+    with Client(address, "AF_UNIX", authkey=os.environ["POOL_KEY"].encode()) as pipe:
+        pipe.send(world.comm.rank)
+        _serve(pipe, "mpirun", connect)
+    leave(0)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    _serve_mpi(sys.argv[1])

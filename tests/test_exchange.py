@@ -5,6 +5,9 @@ Inputs depend on the rank; the answers are computed densely beside.
 
 from __future__ import annotations
 
+import re
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +39,12 @@ def open_exchange(
     placement = Placement.contiguous(N, transport.world_size)
     exchange = Exchange(transport, placement, torch.float64, CPU, deterministic=deterministic)
     return exchange, every_model()[exchange.ids]
+
+
+@pytest.fixture(params=["gloo", "mpi"])
+def pool(request: pytest.FixtureRequest) -> RankPool:
+    """Every test here runs over every transport."""
+    return request.getfixturevalue(f"{request.param}_pool")  # type: ignore[no-any-return]
 
 
 # -- transports ----------------------------------------------------------------------------------------
@@ -100,11 +109,74 @@ def leave_early(session: Session) -> str:
     return "nothing noticed"
 
 
-def test_a_lost_peer_is_named(pool: RankPool) -> None:
-    told = pool.run(2, leave_early)[0]
+def test_a_lost_peer_is_named(gloo_pool: RankPool) -> None:
+    """Gloo sees connections close. To MPI a rank that leaves in order is a silent one, as below."""
+    told = gloo_pool.run(2, leave_early)[0]
     assert "rank 0" in told
     assert "mixing with rank(s) 1" in told
     assert "\n" not in told
+
+
+WAITS = {
+    "exchange": "exchanging pairs with rank(s) 1, 2",
+    "gather": "gathering records",
+    "broadcast": "broadcasting a record",
+}
+
+
+def keep_silent(session: Session, what: str) -> tuple[str, float]:
+    """Rank `silent` is there and says nothing; return what the others hear, and after how long."""
+    transport, silent = session.transport, 0 if what == "broadcast" else 1
+    started = time.monotonic()
+    if transport.rank == silent:
+        time.sleep(3.0)
+        return "", 0.0
+    try:
+        if what == "exchange":
+            peers = [peer for peer in range(3) if peer != transport.rank]
+            boxes = {peer: torch.ones(3) for peer in peers}
+            transport.exchange({p: torch.ones(3) for p in peers}, boxes, "pairs").wait()
+        elif what == "gather":
+            transport.gather(b"here")
+        else:
+            transport.broadcast(b"")
+    except LostContact as lost:
+        return str(lost), time.monotonic() - started
+    return "nothing noticed", 0.0
+
+
+@pytest.mark.parametrize("what", WAITS)
+def test_a_silent_rank_is_lost_after_the_time_out(pool: RankPool, what: str) -> None:
+    """A root that waits for all must notice; others may have passed on what they had."""
+    waiting = 1 if what == "broadcast" else 0
+    told, seconds = pool.run(3, keep_silent, what, timeout=1.5)[waiting]
+    assert f"rank {waiting} lost contact while {WAITS[what]}" in told
+    assert 1.4 < seconds < 3.0
+
+
+def fail_on_rank_1(session: Session) -> tuple[str, float]:
+    """Rank 1 raises while the others wait for it; return what they hear, and after how long."""
+    if session.transport.rank == 1:
+        time.sleep(0.2)
+        raise ArithmeticError("planted")
+    started = time.monotonic()
+    try:
+        session.transport.exchange({}, {1: torch.ones(3)}, "mixing").wait()
+    except LostContact as lost:
+        raise AssertionError(f"heard {lost} after {time.monotonic() - started:.1f} s") from lost
+    return "nothing noticed", 0.0
+
+
+def test_who_waits_for_a_rank_that_fails_hears_of_it_at_once(pool: RankPool) -> None:
+    with pytest.raises(AssertionError) as caught:
+        pool.run(3, fail_on_rank_1)
+    told = str(caught.value)
+    assert "ArithmeticError: planted" in told
+    for rank in (0, 2):
+        assert f"heard rank {rank} lost contact while exchanging mixing with rank(s) 1" in told
+    waited = [float(one) for one in re.findall(r" after (\d+\.\d) s$", told, re.MULTILINE)]
+    assert len(waited) == 2
+    assert max(waited) < 5, "not after the 60 s of comm.timeout"
 
 
 # -- plans -----------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,42 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import LAUNCHED_BY, TRAIN, environment, mpirun, said, start, torchrun
 from problems import QUIET, models, rows, write_quadratic
-
-TRAIN = "cobo_dist.train"
-LAUNCHED_BY = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "SLURM",
-               "PMI", "OMPI", "MPI_")  # fmt: skip
-BIN = Path(sys.executable).parent
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Return this environment without a launcher's variables, with one thread a rank."""
-    kept = {name: v for name, v in os.environ.items() if not name.startswith(LAUNCHED_BY)}
-    return kept | {"OMP_NUM_THREADS": "1"} | more
-
-
-def start(
-    command: list[str], folder: Path, timeout: float = 90
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
-    )
-
-
-def torchrun(ranks: int) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone",
-            f"--nproc_per_node={ranks}", "-m", TRAIN]  # fmt: skip
-
-
-def said(stderr: str) -> list[str]:
-    """Return our own lines of complaint; launchers add theirs."""
-    return [line for line in stderr.splitlines() if line.startswith("error: ")]
 
 
 def quadratic(folder: Path) -> list[str]:
@@ -98,20 +63,8 @@ def test_torchrun(tmp_path: Path, one_rank: dict[str, np.ndarray]) -> None:
     check_run(tmp_path, "torchrun", one_rank)
 
 
-def mpirun() -> list[str]:
-    pytest.importorskip("mpi4py", reason="mpi4py is not installed")
-    found = shutil.which("mpirun", path=str(BIN)) or shutil.which("mpirun")
-    if not found:
-        pytest.skip("there is no mpirun beside python or on the PATH")
-    version = subprocess.run(
-        [found, "--version"], capture_output=True, text=True, check=False
-    ).stdout
-    extra = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []
-    return [found, *extra, "-n", "2", sys.executable, "-m", TRAIN]
-
-
 def test_mpirun(tmp_path: Path, one_rank: dict[str, np.ndarray]) -> None:
-    done = start([*mpirun(), *quadratic(tmp_path)], tmp_path)
+    done = start([*mpirun(2), "-m", TRAIN, *quadratic(tmp_path)], tmp_path)
     assert done.returncode == 0, done.stderr
     assert said(done.stderr) == []
     assert done.stdout.count("run folder") == 1
@@ -130,7 +83,7 @@ def test_a_refusal_under_torchrun_is_said_once(tmp_path: Path) -> None:
 
 
 def test_a_refusal_under_mpirun_is_said_once_and_keeps_its_code(tmp_path: Path) -> None:
-    done = start([*mpirun(), "task.name=quadratic", "run.dir=out"], tmp_path)
+    done = start([*mpirun(2), "-m", TRAIN, "task.name=quadratic", "run.dir=out"], tmp_path)
     assert done.returncode == 2, done.stderr
     assert len(said(done.stderr)) == 1, done.stderr
     assert said(done.stderr)[0].startswith("error: task.file is not set")

@@ -13,6 +13,8 @@ from typing import Any
 
 from cobo_dist.errors import Refusal
 
+from .mpi_world import enter
+
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
 
@@ -124,13 +126,7 @@ def _from_srun(env: Mapping[str, str]) -> Launch:
 
 
 def _from_mpirun() -> Launch:
-    try:
-        from mpi4py import MPI as mpi
-    except ImportError as error:
-        raise Refusal(
-            f"started by mpirun, but mpi4py cannot be loaded ({error}); "
-            "pip install 'cobo_dist[mpi]', or start with torchrun"
-        ) from error
+    mpi = enter("started by mpirun").mpi
     world: Any = mpi.COMM_WORLD
     node = world.Split_type(mpi.COMM_TYPE_SHARED)
     address, port = world.bcast((socket.gethostname(), _free_port()) if world.rank == 0 else None)

@@ -1,4 +1,4 @@
-"""One session: the process group, the device, the transport; set up at once, torn down on every path."""
+"""One session: the process group or MPI, device, transport; set up at once, torn down on every path."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from cobo_dist.errors import HostRefusal, Refusal
 from cobo_dist.settings import Section
 
 from .launch import Launch
+from .mpi_transport import open_mpi
 from .transport import SoloTransport, TorchTransport, Transport
 
 
 class CommConfig(Section):
     """How ranks talk."""
 
-    backend: Literal["auto", "nccl", "gloo"] = Field(
-        "auto", description="nccl for CUDA devices, gloo for CPUs; auto takes what fits the device"
+    backend: Literal["auto", "nccl", "gloo", "mpi"] = Field(
+        "auto",
+        description="nccl for CUDA devices, gloo for CPUs; auto takes of these what fits the device. "
+        "mpi: CPU tensors by the MPI of the mpirun that starts the ranks (extra mpi)",
     )
     timeout: float = Field(
         600.0, gt=0, le=1e7, description="seconds after which a silent rank counts as lost"
@@ -50,6 +53,7 @@ class Session:
     launch: Launch
     device: torch.device
     transport: Transport
+    backend: str = ""  # what carries models and records, in words
 
     def agree(self, refusal: str | None, fingerprint: str = "") -> None:
         """End all ranks together if one of them cannot go on, or sees another config.
@@ -78,6 +82,19 @@ class Session:
             raise Refusal(verdict)
 
 
+def check_backend(backend: str, launch: Launch) -> None:
+    """Look whether the launcher can serve the backend, before anything is read or connected.
+
+    Raises:
+        Refusal: several ranks are to talk by MPI, and no launcher of MPI started them.
+    """
+    if backend == "mpi" and launch.world_size > 1 and launch.launcher not in ("mpirun", "srun"):
+        raise Refusal(
+            f"comm.backend=mpi needs ranks that mpirun started, but {launch.launcher} started these; "
+            f"use mpirun -n {launch.world_size} python -m cobo_dist.train ..., or comm.backend=gloo"
+        )
+
+
 def choose_device(wanted: str, backend: str, launch: Launch) -> torch.device:
     """Return this rank's device: `auto`, `cpu`, `cuda` (one GPU a local rank) or `cuda:N`.
 
@@ -97,9 +114,9 @@ def choose_device(wanted: str, backend: str, launch: Launch) -> torch.device:
         raise Refusal(f"run.device={wanted!r} is no device; use auto, cpu, cuda or cuda:N")
     if backend == "nccl" and name != "cuda":
         raise Refusal(f"comm.backend=nccl needs CUDA, but run.device is {wanted}; use gloo or auto")
-    if backend == "gloo" and name == "cuda":
+    if backend in ("gloo", "mpi") and name == "cuda":
         raise Refusal(
-            "comm.backend=gloo moves CPU tensors, but run.device is cuda; use nccl or auto"
+            f"comm.backend={backend} moves CPU tensors, but run.device is cuda; use nccl or auto"
         )
     if name == "cpu":
         return torch.device("cpu")
@@ -133,15 +150,20 @@ def _choose_gpu(wanted: str, number: int | None, gpus: int, launch: Launch) -> t
 def open_session(launch: Launch, config: CommConfig, device: torch.device) -> Iterator[Session]:
     """Connect the ranks and yield the session; disconnect however the body ends.
 
-    One rank needs no process group. On CUDA, models go by NCCL and small records by gloo on the CPU;
-    the NCCL communicator is made at once and warmed up by a collective, since its first batch of
-    point-to-point operations would otherwise need all ranks.
+    One rank needs no process group, and with MPI there is none. On CUDA, models go by NCCL and small
+    records by gloo on the CPU; the NCCL communicator is made at once and warmed up by a collective,
+    since its first batch of point-to-point operations would otherwise need all ranks.
 
     Raises:
         HostRefusal: the ranks cannot connect (address in use, a rank missing, another world size).
+        Refusal: MPI is wanted and missing, or counts ranks in another way than the launcher.
     """
     if launch.world_size == 1:
-        yield Session(launch, device, SoloTransport())
+        yield Session(launch, device, SoloTransport(), "none: one rank")
+        return
+    if config.backend == "mpi":
+        with open_mpi(launch, config.timeout) as transport:
+            yield Session(launch, device, transport, transport.world.library)
         return
     timeout = timedelta(seconds=config.timeout)
     on_gpu = device.type == "cuda"
@@ -173,6 +195,7 @@ def open_session(launch: Launch, config: CommConfig, device: torch.device) -> It
             "GLOO_SOCKET_IFNAME names the right interface"
         ) from error
     try:
-        yield Session(launch, device, TorchTransport())
+        backend = "nccl, and gloo for records" if on_gpu else "gloo"
+        yield Session(launch, device, TorchTransport(), backend)
     finally:
         dist.destroy_process_group()

@@ -143,7 +143,7 @@ class TorchTransport:
 
     def gather(self, record: bytes) -> list[bytes]:
         """Gather lengths, then records padded to the longest (collectives want equal sizes)."""
-        with _explained(self.rank, "gathering records"):
+        with explained(self.rank, "gathering records"):
             length = torch.tensor([len(record)])
             lengths = [torch.empty_like(length) for _ in range(self.world_size)]
             dist.all_gather(lengths, length)
@@ -160,7 +160,7 @@ class TorchTransport:
 
     def broadcast(self, record: bytes) -> bytes:
         """Broadcast the length, then the record."""
-        with _explained(self.rank, "broadcasting a record"):
+        with explained(self.rank, "broadcasting a record"):
             length = torch.tensor([len(record)])
             dist.broadcast(length, src=0)
             box = torch.zeros(max(1, int(length)), dtype=torch.uint8)
@@ -178,9 +178,9 @@ class _TorchPending:
         self.works: list[dist.Work] = []
         self.buffers: list[Tensor] = []
 
-    def explained(self) -> _explained:
+    def explained(self) -> explained:
         names = ", ".join(map(str, self.peers))
-        return _explained(self.rank, f"exchanging {self.purpose} with rank(s) {names}")
+        return explained(self.rank, f"exchanging {self.purpose} with rank(s) {names}")
 
     def wait(self) -> None:
         # NCCL returns one work for the batch, gloo one for each operation: wait on all, index none.
@@ -190,8 +190,8 @@ class _TorchPending:
         self.works, self.buffers = [], []
 
 
-class _explained:
-    """Turns torch's errors of a broken or late exchange into one line that says where it happened."""
+class explained:
+    """Turns a library's errors of a broken or late exchange into one line that says where."""
 
     def __init__(self, rank: int, doing: str) -> None:
         self.rank, self.doing = rank, doing

@@ -23,7 +23,7 @@ from . import checkpoint
 
 LIBRARIES = (
     "cobo_dist", "torch", "torchvision", "numpy", "safetensors", "scikit-learn",
-    "transformers", "peft", "datasets",
+    "transformers", "peft", "datasets", "mpi4py",
 )  # fmt: skip
 LEFT_BY_A_RUN = (
     "config.yaml", "env.json", "metrics.jsonl", "W.npz", "summary.json", "status.json",

@@ -11,7 +11,7 @@ import torch
 from cobo_dist.algorithms.registry import needs_clusters, needs_validation
 from cobo_dist.comm.launch import Launch
 from cobo_dist.comm.placement import Placement
-from cobo_dist.comm.session import Session, choose_device, open_session
+from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, Refusal
 from cobo_dist.tasks.base import Task
@@ -31,6 +31,7 @@ def run(config: Config, launch: Launch) -> int:
         Refusal: nothing was started or written.
         RunFailure: the run started and could not go on; status.json says why.
     """
+    check_backend(config.comm.backend, launch)
     device = choose_device(config.run.device, config.comm.backend, launch)
     prepared = prepare(config, launch)
     with open_session(launch, config.comm, device) as session:

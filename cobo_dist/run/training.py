@@ -145,6 +145,7 @@ class Training:
         self.folder.write_text("config.yaml", self.config.to_yaml())
         environment = self.environment | {
             "launcher": self.session.launch.launcher,
+            "backend": self.session.backend,
             "ranks": hosts,
             "threads_per_rank": torch.get_num_threads(),
             "engine": self.config.run.engine,
