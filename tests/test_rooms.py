@@ -13,13 +13,14 @@ import pytest
 import cobo_dist
 
 PACKAGE = Path(cobo_dist.__file__).parent
-SHARED = {"errors", "settings"}
+SHARED = {"errors", "settings", "clock"}
 """What every room but `maths` may use: how things go wrong, and the base of config classes."""
 
 ROOMS: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "settings": set(),
+    "clock": set(),
     "maths": {"maths"},
     "algorithms": {"algorithms", "maths"} | SHARED,
     "clients": {"clients", "maths"} | SHARED,

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cobo_dist.clock import Clock
 from cobo_dist.maths.flat import Layout, Scratch, empty_rows
 
 from .engines import (
@@ -101,6 +102,7 @@ class Clients:
         own_starts: bool = False,
         rounds: int = 1,
         skips_bad: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         """Start the clients `ids` at x^0, or each at a start of its own.
 
@@ -123,6 +125,7 @@ class Clients:
         self.g_cd = empty_rows(count, self.layout.size, dtype=dtype, device=device)
         self.b_cd = empty_rows(count, self.buffer_layout.size, dtype=dtype, device=device)
         self.skips_bad = skips_bad
+        self.clock = clock or Clock.off()
         self.loss = _autocast(task.loss, device, autocast)
         self.score = _autocast(task.score, device, autocast)
         self._start_all(floating, own_starts)
@@ -177,6 +180,10 @@ class Clients:
         With `rows_e` only for the clients in these rows: the losses are theirs [e], and the other rows
         of `g_cd` stay as they are.
         """
+        with self.clock.span("gradients"):
+            return self._gradients(t, rows_e)
+
+    def _gradients(self, t: int, rows_e: NDArray[np.int64] | None) -> Tensor:
         if rows_e is None:
             batch = self.source.batch(t, "local")
             return self._compute(self.x_cd, self.g_cd, self._buffers(), batch)
@@ -198,11 +205,12 @@ class Clients:
         BatchNorm normalises with the batch, and the client's own statistics stay as they are: a
         visit to a midpoint is no training step.
         """
-        rows = torch.from_numpy(rows_e).to(self.device)
-        gradients_ed = self._scratch.rows("gradients", *points_ed.shape)
-        buffers = {name: held[rows] for name, held in self._buffers().items()}  # copies
-        self._compute(points_ed, gradients_ed, buffers, self.source.batch(t, stream, rows))
-        return gradients_ed
+        with self.clock.span("midpoints"):
+            rows = torch.from_numpy(rows_e).to(self.device)
+            gradients_ed = self._scratch.rows("gradients", *points_ed.shape)
+            buffers = {name: held[rows] for name, held in self._buffers().items()}  # copies
+            self._compute(points_ed, gradients_ed, buffers, self.source.batch(t, stream, rows))
+            return gradients_ed
 
     def _compute(
         self, points_ed: Tensor, gradients_ed: Tensor, buffers: dict[str, Tensor], batch: Batch

@@ -34,6 +34,8 @@ _CAPTIONS = {
     "masked out. Where a client's weights sum to 1, colours reach up to the largest weight logged.",
     "shares": "The weights that each client gives the others, against rounds (Figure 4). Faint: as "
     "logged; bold: their exponential moving average; grey: an equal share.",
+    "profile": "Where a round's time goes on each rank, mean over rounds after the first 10. Each second "
+    "counts once, to the innermost kind of work.",
     "factors": "Final values against one factor of the problem at a time; bars: ± one standard "
     "deviation over seeds.",
     "figure1": "Client selection: gradients at the midpoint of two models decide whether their "

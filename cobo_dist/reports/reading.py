@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import yaml
 
 from cobo_dist.errors import Refusal
-from cobo_dist.reports.events import METRICS, number, number_or_nan, one_line, read_metrics
+from cobo_dist.reports.events import METRICS, Profile, number, number_or_nan, one_line, read_metrics
 from cobo_dist.reports.series import Series
 
 
@@ -92,6 +92,7 @@ class Run:
     weights: Weights | None
     summary: Summary | None
     notes: tuple[str, ...]
+    profile: Profile = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -145,9 +146,22 @@ def read_run(path: Path) -> Run:
         weights=weights,
         summary=summary,
         notes=tuple(metrics.notes),
+        profile=_of_last_ranks(metrics.profile),
     )
     _check_clients(run)
     return run
+
+
+def _of_last_ranks(profile: Profile) -> Profile:
+    """Leave out rounds of a run that was resumed on another number of ranks, with other kinds of work."""
+    if not profile:
+        return {}
+    shape = {kind: len(ranks) for kind, ranks in profile[max(profile)].items()}
+    return {
+        r: seconds
+        for r, seconds in profile.items()
+        if {kind: len(ranks) for kind, ranks in seconds.items()} == shape
+    }
 
 
 def _check_clients(run: Run) -> None:

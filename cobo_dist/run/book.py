@@ -179,6 +179,11 @@ class Book:
             )
             self.display.say(f"warning (round {concern.round}): {concern.message}")
 
+    def profile(self, r: int, seconds: Mapping[str, Sequence[float]]) -> None:
+        """Enter where round r's time went: seconds by kind, on each rank."""
+        rounded = {kind: [round(one, 6) for one in ranks] for kind, ranks in seconds.items()}
+        self._write({"event": "profile", "round": r, "seconds": rounded})
+
     def warn(self, r: int, kind: str, message: str) -> None:
         """Enter what went wrong with something that the run can do without."""
         self._concern([Concern(r, kind, message)])

@@ -27,7 +27,7 @@ LIBRARIES = (
 )  # fmt: skip
 LEFT_BY_A_RUN = (
     "config.yaml", "env.json", "metrics.jsonl", "W.npz", "summary.json", "status.json",
-    "models", "figures", "tensorboard", "errors", "checkpoints",
+    "models", "figures", "tensorboard", "errors", "checkpoints", "profile",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 
 from cobo_dist.algorithms.base import Algorithm, Round
 from cobo_dist.clients.group import Clients
+from cobo_dist.clock import KINDS
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.errors import RunFailure
@@ -49,8 +50,10 @@ class Recorder:
         book: Book | None,
         flush_every: int,
         first: int = 0,
+        profiles: bool = False,
     ) -> None:
-        """Begin after round `first`; at most `flush_every` rounds are kept."""
+        """Begin after round `first`; at most `flush_every` rounds are kept; with or without `profiles`."""
+        self.clock, self.profiles = exchange.clock, profiles
         self.flush_every = flush_every
         self._due = first + 1  # the first rounds show how long they take
         self.exchange, self.clients, self.task = exchange, clients, task
@@ -69,6 +72,9 @@ class Recorder:
         for name in _MOVES:
             parts = [getattr(selection, name) for selection in outcome.selections]
             arrays[name] = np.concatenate(parts) if parts else np.empty(0)
+        if self.profiles:
+            taken = self.clock.take()  # logging of the round before among it
+            arrays["profile"] = np.array([taken[kind] for kind in KINDS])
         if self.task.diagnoses:
             # A copy: X moves on before the bundle leaves.
             arrays["models"] = self.clients.x_cd.double().cpu().numpy().copy()
@@ -167,6 +173,9 @@ class Recorder:
             if self.task.diagnoses:
                 models = [rank[f"{number}.models"] for rank in ranks]
                 row |= self.task.diagnose(in_client_order(models))
+            if self.profiles:
+                profiles = np.array([rank[f"{number}.profile"] for rank in ranks]).T.tolist()
+                self.book.profile(row["round"], dict(zip(KINDS, profiles, strict=True)))
             rows.append(row)
             moves.append(
                 {"replaced": row.pop("replaced")}

@@ -76,5 +76,17 @@ class LogConfig(Section):
     flush_every: int = Field(
         10, ge=1, description="rounds between writing metrics and looking for diverged models"
     )
+    profile: bool = Field(
+        False,
+        description="write into metrics.jsonl where each round's time goes on every rank: gradients, "
+        "midpoints, packing, sending, waiting, alignment, mixing, other, logging",
+    )
+    trace: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="rounds to trace after the first 10, into profile/rank_00000.json ..., which opens in "
+        "Perfetto (ui.perfetto.dev) or chrome://tracing; 0: none",
+    )
     tensorboard: bool = Field(False, description="write TensorBoard files into the run folder")
     figures: bool = Field(True, description="draw figures into the run folder at the end")

@@ -12,6 +12,7 @@ import torch
 from cobo_dist.algorithms.base import Setting
 from cobo_dist.algorithms.registry import build_algorithm, equal_share
 from cobo_dist.clients.group import Clients
+from cobo_dist.clock import Clock
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
@@ -29,6 +30,7 @@ from .keeper import Keeper
 from .progress import open_display
 from .recorder import Recorder
 from .signals import Signals, name_of
+from .tracer import Tracer
 
 
 class Training:
@@ -48,6 +50,7 @@ class Training:
         self.session, self.task, self.found, self.signals = session, task, found, signals
         self.folder = RunFolder(config.run_dir)
         dtype, device = getattr(torch, config.run.dtype), session.device
+        self.clock = Clock(device) if config.log.profile or config.log.trace else Clock.off()
         self.clients = Clients(
             placement.by_rank[session.transport.rank],
             task,
@@ -58,10 +61,12 @@ class Training:
             own_starts=config.run.start == "own",
             rounds=config.run.rounds,
             skips_bad=config.run.on_nan == "skip_client",
+            clock=self.clock,
         )
         self.exchange = Exchange(
-            session.transport, placement, dtype, device, deterministic=config.comm.deterministic
-        )
+            session.transport, placement, dtype, device,
+            deterministic=config.comm.deterministic, clock=self.clock,
+        )  # fmt: skip
         setting = Setting(task.clients, task.clusters, config.run.seed, config.run.rounds)
         self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, setting)
         engine, self.engine_choice = self._choose_engine(config)
@@ -208,8 +213,9 @@ class Training:
         run = self.config.run
         recorder = Recorder(
             self.exchange, self.clients, self.task, self.algorithm, self.book,
-            self.config.log.flush_every, first,
+            self.config.log.flush_every, first, self.config.log.profile,
         )  # fmt: skip
+        tracer = Tracer(self.config.log.trace, first, run.rounds, self.folder, self.session)
         # Before and while training a part of the data may do; what the summary reports is on all of it.
         part = self.config.data.eval_examples > 0
         if self.found is None:
@@ -217,26 +223,32 @@ class Training:
             if self.book is not None:
                 self.book.begin()
             recorder.evaluate(0, run.eval_splits, whole=not part)
+        self.clock.take()  # what came before belongs to no round
         for r in range(first + 1, run.rounds + 1):
+            with self.clock.span("logging"):
+                tracer.begin(r)
             began = time.monotonic()
             outcome = self.algorithm.round(r - 1)
             recorder.round(r, outcome, time.monotonic() - began)
+            with self.clock.span("logging"):
+                tracer.end(r)
             last = r == run.rounds
             evaluates = last or (run.eval_every and r % run.eval_every == 0)
             logs_weights = last or (run.log_weights_every and r % run.log_weights_every == 0)
             saves = keeper.is_due(r)
             if not (evaluates or logs_weights or saves or recorder.is_due(r)):
                 continue
-            order = recorder.flush(self.signals.caught, keeper.is_written())
-            if order.seal:
-                keeper.settle()
-            if evaluates:
-                recorder.evaluate(r, run.eval_splits, whole=last or not part)
-            if logs_weights:
-                recorder.weights(r)
-            if saves or order.signal:
-                recorder.check_models(r, last)
-                keeper.begin(r, time.monotonic() - started)
+            with self.clock.span("logging"):
+                order = recorder.flush(self.signals.caught, keeper.is_written())
+                if order.seal:
+                    keeper.settle()
+                if evaluates:
+                    recorder.evaluate(r, run.eval_splits, whole=last or not part)
+                if logs_weights:
+                    recorder.weights(r)
+                if saves or order.signal:
+                    recorder.check_models(r, last)
+                    keeper.begin(r, time.monotonic() - started)
             if order.signal and not last:
                 if missing := keeper.settle():
                     raise RunFailure(f"stopped by {name_of(order.signal)} with {missing}")
