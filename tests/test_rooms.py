@@ -104,7 +104,7 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
         "algorithms/oracle.py": "cobo_dist.algorithms.fedavg",
         "tasks/supervised.py": "cobo_dist.clients.group",
         "comm/session.py": "torch.distributed",
-        "comm/launch.py": "mpi4py",  # inside a function
+        "comm/mpi_world.py": "mpi4py",  # inside a function
         "report.py": "cobo_dist.reports.reading",
         "run/loop.py": "cobo_dist.comm.exchange",
     }.items():
