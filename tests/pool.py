@@ -100,6 +100,7 @@ class MpiPool(RankPool):
                 [*self.command, str(Path(__file__)), str(listener.address)],
                 env={**self.env, "POOL_KEY": key},
             )
+            listener._listener._socket.settimeout(TIMEOUT)  # type: ignore[attr-defined]  # or wait for ever
             pipes = {}
             for _ in range(size):
                 pipe = listener.accept()
