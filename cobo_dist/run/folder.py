@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cobo_dist.errors import Refusal
 
 from . import checkpoint
+from .disk import writing
 
 LIBRARIES = (
     "cobo_dist", "torch", "torchvision", "numpy", "safetensors", "scikit-learn",
@@ -129,11 +130,16 @@ class RunFolder:
                 later.rename(later.with_suffix(".aside"))
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a whole file, or nothing: into a neighbour first, then renamed."""
+        """Write a whole file, or nothing: into a neighbour first, then renamed.
+
+        Raises:
+            RunFailure: the file system says no.
+        """
         target = self.path / name
         draft = target.with_name(target.name + ".part")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(target)
+        with writing(target, len(text)):
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(target)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return a JSON file's content; empty where there is none that can be read."""
@@ -153,17 +159,22 @@ class RunFolder:
         weights: Sequence[NDArray[np.float32]],
         clusters: Sequence[int] | None,
     ) -> None:
-        """Write W.npz: `rounds` int64 [k], `weights` float32 [k, n, n], `clusters` int64 [n] if known."""
+        """Write W.npz: `rounds` int64 [k], `weights` float32 [k, n, n], `clusters` int64 [n] if known.
+
+        Raises:
+            RunFailure: the file system says no.
+        """
         arrays: dict[str, NDArray[Any]] = {
             "rounds": np.asarray(rounds, dtype=np.int64),
             "weights": np.stack(weights).astype(np.float32),
         }
         if clusters is not None:
             arrays["clusters"] = np.asarray(clusters, dtype=np.int64)
-        draft = self.path / "W.npz.part"
-        with draft.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # keys are arrays' names
-        draft.replace(self.path / "W.npz")
+        target, draft = self.path / "W.npz", self.path / "W.npz.part"
+        with writing(target, arrays["weights"].nbytes):
+            with draft.open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # keys are arrays' names
+            draft.replace(target)
 
     def status(self, exit_code: int, status: str, reason: str = "") -> None:
         """Write status.json: how the run ended and why."""
