@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from cobo_dist.comm.ledger import PURPOSES, TRAINING
 from cobo_dist.maths.graph import cluster_match, link_level, means_by_truth
 
+from .disk import writing
 from .folder import RunFolder
 from .graph_log import GraphLog
 from .health import Concern, Watch
@@ -60,8 +62,10 @@ class Book:
         self.bytes = dict.fromkeys(PURPOSES, 0)  # of the whole run, all ranks
         self.last_evaluation: list[dict[str, float]] = []
         self.seconds_before = 0.0  # of training, before this run was resumed
-        self._file = (folder.path / METRICS).open("ab")
+        self._path = folder.path / METRICS
+        self._file = self._path.open("ab")
         self._written, self._digest = 0, hashlib.sha256()
+        self._unflushed = 0  # bytes of rows that may not be in the file yet
         self._board: Any = None
 
     def open_board(self, first: int) -> None:
@@ -79,7 +83,8 @@ class Book:
         metrics.jsonl itself stays where it is: its length so far and SHA-256 say what belongs to it.
         """
         self.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path, self._unflushed):
+            os.fsync(self._file.fileno())
         assert self.graph is not None, "weights come before checkpoints"
         content = {
             "metrics": {"size": self._written, "sha256": self._digest.hexdigest()},
@@ -204,7 +209,9 @@ class Book:
             for key, value in row.items()
         }
         line = (json.dumps(clean) + "\n").encode()
-        self._file.write(line)
+        self._unflushed += len(line)
+        with writing(self._path, self._unflushed):
+            self._file.write(line)
         self._written += len(line)
         self._digest.update(line)
         if row["event"] == "round":
@@ -226,8 +233,14 @@ class Book:
         self.flush()
 
     def flush(self) -> None:
-        """Put all rows where a reader sees them."""
-        self._file.flush()
+        """Put all rows where a reader sees them.
+
+        Raises:
+            RunFailure: the disk is full.
+        """
+        with writing(self._path, self._unflushed):
+            self._file.flush()
+        self._unflushed = 0
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -245,7 +258,10 @@ class Book:
 
     def close(self) -> None:
         """Close all files."""
-        self._file.close()
+        with suppress(
+            OSError
+        ):  # rows that a full disk did not take: said by now, and tried again here
+            self._file.close()
         if self._board is not None:
             self._board.close()
         self.display.close()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cobo_dist.errors import Refusal
 
 from . import checkpoint
+from .disk import writing
 
 LIBRARIES = (
     "cobo_dist", "torch", "torchvision", "numpy", "safetensors", "scikit-learn",
@@ -129,11 +130,16 @@ class RunFolder:
                 later.rename(later.with_suffix(".aside"))
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a whole file, or nothing: into a neighbour first, then renamed."""
+        """Write a whole file, or nothing: into a neighbour first, then renamed.
+
+        Raises:
+            RunFailure: the file system says no.
+        """
         target = self.path / name
         draft = target.with_name(target.name + ".part")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(target)
+        with writing(target, len(text)):
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(target)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return a JSON file's content; empty where there is none that can be read."""
@@ -157,6 +163,9 @@ class RunFolder:
         """Write W.npz: `rounds` int64 [k], `weights` float32 [k, n, n], and what rows and columns are.
 
         That is `clusters` int64 [n] where they are known, and the clients' `names` [n] where they have any.
+
+        Raises:
+            RunFailure: the file system says no.
         """
         arrays: dict[str, NDArray[Any]] = {
             "rounds": np.asarray(rounds, dtype=np.int64),
@@ -166,10 +175,11 @@ class RunFolder:
             arrays["clusters"] = np.asarray(clusters, dtype=np.int64)
         if names:
             arrays["names"] = np.asarray(names, dtype=np.str_)
-        draft = self.path / "W.npz.part"
-        with draft.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # keys are arrays' names
-        draft.replace(self.path / "W.npz")
+        target, draft = self.path / "W.npz", self.path / "W.npz.part"
+        with writing(target, arrays["weights"].nbytes):
+            with draft.open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # keys are arrays' names
+            draft.replace(target)
 
     def status(self, exit_code: int, status: str, reason: str = "") -> None:
         """Write status.json: how the run ended and why."""

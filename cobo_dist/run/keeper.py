@@ -5,7 +5,6 @@ A checkpoint that not all ranks could write never gets its name, and the earlier
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import threading
@@ -21,10 +20,9 @@ from cobo_dist.clients.group import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.errors import RunFailure
 
-from . import checkpoint
+from . import checkpoint, disk
 from .book import Book
 from .checkpoint import Manifest
-from .progress import human_bytes
 from .settings import RunConfig
 
 
@@ -182,13 +180,8 @@ class _Draft:
 
     def explain(self, error: OSError) -> str:
         """Return one line for people about a file system that says no."""
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return f"{self.folder} cannot be written: {error.strerror}"
-        free = shutil.disk_usage(self.folder if self.folder.exists() else self.folder.anchor).free
-        return (
-            f"{self.folder} needs {human_bytes(self.needed)} from this rank and {human_bytes(free)} "
-            "are free; make room, or lower run.keep_checkpoints"
-        )
+        remedy = "make room, or lower run.keep_checkpoints"
+        return disk.explain(error, self.folder, self.needed, remedy)
 
 
 def available_memory() -> float:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
 
 from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.clients.group import Clients
@@ -23,6 +21,7 @@ from cobo_dist.errors import Refusal
 from . import checkpoint
 from .book import METRICS, Book, digest_of
 from .checkpoint import Damaged, Manifest
+from .contents import read_book, read_config
 from .folder import RunFolder
 from .keeper import client_views
 
@@ -132,7 +131,7 @@ def refuse_unusable(config: Config, launch: Launch) -> None:
         return
     try:
         changed = _changed(yaml.safe_load(old.read_text(encoding="utf-8")), config)
-    except (OSError, ValueError, yaml.YAMLError, AttributeError):
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, RecursionError):
         changed = ["its config.yaml cannot be read"]
     if changed or _is_finished(folder.path):
         raise Refusal(
@@ -164,14 +163,14 @@ def _check(folder: Path, placement: Placement, rank: int) -> str:
         manifest = checkpoint.read_manifest(folder)
         if manifest.clients == placement.clients:  # else the config says why not
             for client in placement.by_rank[rank].tolist():
-                checkpoint.read(folder, manifest, checkpoint.client_file(client))
+                name = checkpoint.client_file(client)
+                checkpoint.unpack(checkpoint.read(folder, manifest, name), folder / name)
         if checkpoint.SHARED in manifest.files:
             checkpoint.read(folder, manifest, checkpoint.SHARED)
         if rank == 0:
-            checkpoint.read(folder, manifest, checkpoint.CONFIG)
-            checkpoint.read(folder, manifest, checkpoint.BOOK_ARRAYS)
-            held = json.loads(checkpoint.read(folder, manifest, checkpoint.BOOK))["metrics"]
-            _check_metrics(folder.parent.parent / METRICS, held)
+            read_config(folder, manifest)
+            content, _ = read_book(folder, manifest)
+            _check_metrics(folder.parent.parent / METRICS, content["metrics"])
     except Damaged as error:
         return str(error)
     return ""
@@ -200,7 +199,7 @@ def _accept(
     manifest = checkpoint.read_manifest(folder)
     refusal, engine = None, ""
     if session.transport.rank == 0:
-        old = yaml.safe_load(checkpoint.read(folder, manifest, checkpoint.CONFIG))
+        old = read_config(folder, manifest)
         engine = old["run"]["engine"]
         refusal = _differences(folder, old, config, manifest, data)
     session.agree(refusal)
@@ -240,7 +239,7 @@ def _differences(
         for key, why in _NEEDS_LENGTH.items():
             if _applies(key, now):
                 return (
-                    f"run.rounds={config.run.rounds} differs from the {before['run.rounds']} that "
+                    f"run.rounds={config.run.rounds} differs from the {before.get('run.rounds')} that "
                     f"{folder} was written with, and {why}; {remedy}"
                 )
     return None
@@ -281,15 +280,15 @@ def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 
 def reopen(folder: RunFolder, found: Resumption) -> None:
     """Make a run folder hold the checkpoint's rows and nothing later; only rank 0 calls this."""
-    held = _book(found)["metrics"]
-    folder.reopen(found.run / METRICS, held["size"], found.folder)
+    content, _ = read_book(found.folder, found.manifest)
+    folder.reopen(found.run / METRICS, content["metrics"]["size"], found.folder)
 
 
-def restore(found: Resumption, clients: Clients, algorithm: Algorithm, book: Book | None) -> None:
-    """Fill models, memories, W and the coordinator's book with the checkpoint's.
+def restore(found: Resumption, clients: Clients, algorithm: Algorithm) -> None:
+    """Fill models, memories and W with the checkpoint's.
 
     Raises:
-        Damaged: a file changed since it was looked at.
+        Damaged: a file changed since it was looked at, or is of another run.
     """
     folder, manifest = found.folder, found.manifest
     for row, client in enumerate(clients.ids):
@@ -300,17 +299,12 @@ def restore(found: Resumption, clients: Clients, algorithm: Algorithm, book: Boo
         path = folder / checkpoint.SHARED
         content = checkpoint.read(folder, manifest, checkpoint.SHARED)
         checkpoint.fill(shared, checkpoint.unpack(content, path), path)
-    if book is not None:
-        content = checkpoint.read(folder, manifest, checkpoint.BOOK_ARRAYS)
-        try:
-            arrays = load_arrays(content)
-        except SafetensorError as error:
-            raise Damaged(f"{folder / checkpoint.BOOK_ARRAYS}: {error}") from None
-        book.restore(_book(found), arrays)
 
 
-def _book(found: Resumption) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(
-        checkpoint.read(found.folder, found.manifest, checkpoint.BOOK)
-    )
-    return content
+def restore_book(found: Resumption, book: Book) -> None:
+    """Fill the coordinator's book with the checkpoint's.
+
+    Raises:
+        Damaged: a file changed since it was looked at.
+    """
+    book.restore(*read_book(found.folder, found.manifest))

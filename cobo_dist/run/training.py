@@ -22,7 +22,8 @@ from cobo_dist.tasks.base import Task
 
 from . import resume
 from .book import Book
-from .checkpoint import Manifest
+from .checkpoint import Damaged, Manifest
+from .disk import writing
 from .ending import finish, peak_memory
 from .folder import RunFolder, describe_environment
 from .health import Watch
@@ -102,14 +103,16 @@ class Training:
         hosts = self.session.transport.gather(
             f"{socket.gethostname()} {self.session.device}".encode()
         )
+        first = 0
+        if self.found is not None:
+            first = self.found.round
+            self._restore(self.found)  # before anything in the run folder is touched
         self._claim()
         if self.exchange.is_coordinator:
             self._write_head([host.decode() for host in hosts])
             self.book = self._open_book()
-        first = 0
-        if self.found is not None:
-            first = self.found.round
-            resume.restore(self.found, self.clients, self.algorithm, self.book)
+            if self.found is not None:
+                resume.restore_book(self.found, self.book)
         try:
             self._introduce(first)
             keeper = Keeper(
@@ -127,6 +130,15 @@ class Training:
         return EXIT_DONE
 
     # -- before -----------------------------------------------------------------------------------
+
+    def _restore(self, found: resume.Resumption) -> None:
+        """Take up models, memories and W, or refuse on all ranks what fits no run of this config."""
+        refusal = None
+        try:
+            resume.restore(found, self.clients, self.algorithm)
+        except Damaged as error:
+            refusal = f"{error}; remove {found.folder} to go on from the checkpoint before it"
+        self.session.agree(refusal)
 
     def _claim(self) -> None:
         """Make the run folder; from here on a failure is written into it."""
@@ -276,10 +288,11 @@ class Training:
         """Leave models, ledger and summary."""
         for row, client in enumerate(self.clients.ids):
             path = self.folder.model_path(client)
-            path.parent.mkdir(
-                exist_ok=True, parents=True
-            )  # on this host too, where no disk is shared
-            self.task.save(self.clients.state_dict(row), path)
+            state = self.clients.state_dict(row)
+            with writing(path, sum(one.nbytes for one in state.values())):
+                # On this host too, where no disk is shared.
+                path.parent.mkdir(exist_ok=True, parents=True)
+                self.task.save(state, path)
         # All models are there before the summary says so; and what logging sent is known at last.
         mine = f"{self.exchange.ledger.bytes['logging']} {peak_memory(self.session.device)}"
         totals = [one.decode().split() for one in self.session.transport.gather(mine.encode())]
