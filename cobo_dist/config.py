@@ -113,6 +113,11 @@ def _check_across(config: Config) -> None:
             "comm.deterministic=true computes clients one by one, but run.engine=vectorised; "
             "leave run.engine at auto"
         )
+    if config.comm.deterministic and config.comm.dtype != "model":
+        raise Refusal(
+            f"comm.deterministic=true gives the same bits on any number of ranks, but comm.dtype="
+            f"{config.comm.dtype} rounds what crosses between them; leave comm.dtype at model"
+        )
     if config.comm.deterministic and config.run.threads > 1:
         raise Refusal(
             f"comm.deterministic=true uses one thread, but run.threads={config.run.threads}; "

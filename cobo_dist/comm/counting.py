@@ -43,9 +43,14 @@ class CountingExchange:
         dtype: torch.dtype,
         *,
         deterministic: bool = False,
+        wire: torch.dtype | None = None,
     ) -> None:
-        """Count for a placement; a row of k numbers here stands for one of `sizes[k]` of `dtype`."""
+        """Count for a placement; a row of k numbers here stands for one of `sizes[k]` of `dtype`.
+
+        Models and gradients travel as `wire`, if that is another type.
+        """
         self.placement, self.sizes, self.dtype = placement, dict(sizes), dtype
+        self.wire = wire or dtype
         self.deterministic = deterministic
         self.ledgers = [Ledger() for _ in range(placement.ranks)]
         self.room: list[Counter[str]] = [Counter() for _ in range(placement.ranks)]
@@ -59,7 +64,7 @@ class CountingExchange:
     def send_models(self, x_nd: Tensor, pairs_m2: Tensor) -> None:
         """Count the models of the drawn pairs, each once to a rank that needs it."""
         self._x_nd = x_nd
-        model = self._size(x_nd) * self.dtype.itemsize
+        model = self._size(x_nd) * self.wire.itemsize
         for rank, meeting in enumerate(self._meet(pairs_m2)):
             for peer, talk in meeting.talks.items():
                 self._send(rank, "pairs", len(talk.send_clients) * model, f"models to {peer}")
@@ -88,9 +93,11 @@ class CountingExchange:
                 out = firsts * (size - cut) + seconds * cut
                 back = seconds * (size - cut) + firsts * cut
                 if out:
-                    nbytes = out * self.dtype.itemsize
+                    nbytes = out * self.wire.itemsize
                     self._send(rank, "gradients", nbytes, f"halves to {peer}")
-                self._keep(rank, f"halves from {peer}", back * self.dtype.itemsize)
+                self._keep(rank, f"halves from {peer}", back * self.wire.itemsize)
+                if self.wire != self.dtype:
+                    self._keep(rank, f"halves of {peer}", back * self.dtype.itemsize)
                 scalars = 2 * (firsts + seconds) * _SCALAR
                 self._send(rank, "gradients", scalars, f"scalars to {peer}")
                 self._keep(rank, f"scalars from {peer}", scalars)
@@ -157,11 +164,14 @@ class CountingExchange:
 
     def _deliver(self, to: int, source: int, models: int, size: int, buffer: str) -> None:
         """Count one part of a sum; what a rank has for itself lies in a buffer too."""
-        nbytes = models * size * self.dtype.itemsize
+        nbytes = models * size * self.wire.itemsize
         if models:
             self._keep(to, f"mix from {source}", nbytes)
             if to != source:
                 self._send(source, "mixing", nbytes, buffer)
+            if self.wire != self.dtype:
+                for rank, name in ((to, f"mix of {source}"), (source, "to pack")):
+                    self._keep(rank, name, models * size * self.dtype.itemsize)
 
     def _product(self, weights_kn: NDArray[np.floating], x_nd: Tensor) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(weights_kn)).to(x_nd) @ x_nd

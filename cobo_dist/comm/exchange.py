@@ -52,7 +52,9 @@ class Exchange:
         *,
         deterministic: bool = False,
         clock: Clock | None = None,
+        wire: torch.dtype | None = None,
     ) -> None:
+        """Exchange models of `dtype`; they travel as `wire`, if that is another type."""
         self.clock = clock or Clock.off()
         self.transport = transport
         self.placement = placement
@@ -60,7 +62,8 @@ class Exchange:
         self.ledger = Ledger()
         self.deterministic = deterministic
         self._scratch = Scratch(dtype, device)
-        self._halves = Halves(self._exchange, self._scratch, deterministic, self.clock)
+        self._wire = Scratch(wire or dtype, device)  # messages
+        self._halves = Halves(self._exchange, self._scratch, self._wire, deterministic, self.clock)
         self._models: dict[int, Tensor] = {}  # of this round's pairs, by client
         self._travelling: Pending = Arrived()
         self._meeting = Meeting.empty()
@@ -80,7 +83,7 @@ class Exchange:
             sends[peer] = self._message(f"models to {peer}", len(talk.send_clients), size)
             rows = self.placement.row_n[talk.send_clients]
             with self.clock.span("packing"):
-                torch.index_select(x_cd, 0, self._index(rows), out=sends[peer])
+                self._pack_rows(x_cd, rows, sends[peer])
             boxes[peer] = self._message(f"models from {peer}", len(talk.receive_clients), size)
         travelling = self._exchange(sends, boxes, "pairs")
         models = {client: row for client, row in zip(self.ids.tolist(), x_cd, strict=True)}
@@ -157,7 +160,7 @@ class Exchange:
         with self.clock.span("mixing"):
             blocks = [weights_kn[:, ids] for ids in self.placement.by_rank]
             own = blocks[self.transport.rank]
-            return self._combine(weights_kn, blocks, [own] * len(blocks), x_cd)
+            return self._combine(weights_kn, blocks, [own] * len(blocks), x_cd, alike=True)
 
     def _combine(
         self,
@@ -165,8 +168,13 @@ class Exchange:
         wanted: list[NDArray[np.floating]],
         owed: list[NDArray[np.floating]],
         x_cd: Tensor,
+        alike: bool = False,
     ) -> Tensor:
-        """Deliver sum_k w_rk x_k: `wanted[peer]` is my block from each peer, `owed[peer]` is theirs."""
+        """Deliver sum_k w_rk x_k: `wanted[peer]` is my block from each peer, `owed[peer]` is theirs.
+
+        `alike`: all ranks get the same bits, so that what a rank has for itself is rounded as if it
+        had travelled.
+        """
         rank, size = self.transport.rank, x_cd.shape[1]
         plan_block = mixing.plan_rows if self.deterministic else mixing.plan_block
         plans = [plan_block(block) for block in wanted]
@@ -182,7 +190,7 @@ class Exchange:
                 message = self._message(f"mix to {peer}", outgoing.models, size)
                 if outgoing.models:
                     with self.clock.span("packing"):
-                        mixing.pack(outgoing, x_cd, message)
+                        self._pack(outgoing, x_cd, message)
                 packed[id(block)] = message
             if len(packed[id(block)]):
                 sends[peer] = packed[id(block)]
@@ -190,10 +198,13 @@ class Exchange:
         own = receives.pop(rank, None)
         travelling = self._exchange(sends, receives, "mixing")
         if own is not None:
-            mixing.pack(plans[rank], x_cd, own)
+            if not alike:
+                own = self._scratch.flat("mix here", own.numel()).view(own.shape)
+            self._pack(plans[rank], x_cd, own)
             receives[rank] = own
         with self.clock.span("waiting"):
             travelling.wait()
+        receives = {peer: self._arrived(f"mix of {peer}", box) for peer, box in receives.items()}
         mixed_rd = self._scratch.rows("mixed", len(weights_rn), size)
         if self.deterministic:
             self._add_in_client_order(weights_rn, plans, receives, mixed_rd)
@@ -265,7 +276,28 @@ class Exchange:
             return self.transport.exchange(sends, receives, purpose)
 
     def _message(self, name: str, models: int, size: int) -> Tensor:
-        return self._scratch.flat(name, models * size).view(models, size)
+        return self._wire.flat(name, models * size).view(models, size)
+
+    def _pack_rows(self, x_cd: Tensor, rows: NDArray[np.int64], out_kd: Tensor) -> None:
+        index = self._index(rows)
+        if out_kd.dtype == x_cd.dtype:
+            torch.index_select(x_cd, 0, index, out=out_kd)
+        else:
+            out_kd.copy_(x_cd[index])
+
+    def _pack(self, plan: mixing.BlockPlan, x_cd: Tensor, out_kd: Tensor) -> None:
+        if out_kd.dtype == x_cd.dtype:
+            mixing.pack(plan, x_cd, out_kd)
+            return
+        whole_kd = self._scratch.flat("to pack", out_kd.numel()).view(out_kd.shape)
+        mixing.pack(plan, x_cd, whole_kd)
+        out_kd.copy_(whole_kd)
+
+    def _arrived(self, name: str, box: Tensor) -> Tensor:
+        """Return what arrived in the type of the models."""
+        if box.dtype == self._scratch.dtype:
+            return box
+        return self._scratch.flat(name, box.numel()).view(box.shape).copy_(box)
 
     def _index(self, numbers: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(numbers).to(self._scratch.device)

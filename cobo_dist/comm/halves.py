@@ -24,9 +24,16 @@ class Halves:
     """Alignments of the pairs of a meeting; `post` sends, entering the ledger."""
 
     def __init__(
-        self, post: Post, scratch: Scratch, deterministic: bool, clock: Clock | None = None
+        self,
+        post: Post,
+        scratch: Scratch,
+        wire: Scratch,
+        deterministic: bool,
+        clock: Clock | None = None,
     ) -> None:
-        self._post, self._scratch, self.deterministic = post, scratch, deterministic
+        """Send what lies in buffers of `wire`; multiply what lies in those of `scratch`."""
+        self._post, self._scratch, self._wire = post, scratch, wire
+        self.deterministic = deterministic
         self.clock = clock or Clock.off()
         self._scalars = Scratch(torch.float64, "cpu")
 
@@ -70,27 +77,34 @@ class Halves:
         """
         rest = gradients_ed.shape[1] - cut
         sends, receives, parts = {}, {}, {}
+        arrived: dict[int, Tensor] = {}  # where messages have another type than gradients
         for peer, talk in meeting.talks.items():
             firsts, seconds = len(talk.first_ends), len(talk.second_ends)
-            out = self._scratch.flat(f"halves to {peer}", firsts * rest + seconds * cut)
-            box = self._scratch.flat(f"halves from {peer}", seconds * rest + firsts * cut)
+            out = self._wire.flat(f"halves to {peer}", firsts * rest + seconds * cut)
+            box = self._wire.flat(f"halves from {peer}", seconds * rest + firsts * cut)
             out_rest, out_cut = out[: firsts * rest], out[firsts * rest :]
             with self.clock.span("packing"):
                 for number, end in enumerate(talk.first_ends):
                     out_rest[number * rest : (number + 1) * rest].copy_(gradients_ed[end, cut:])
                 for number, end in enumerate(talk.second_ends):
                     out_cut[number * cut : (number + 1) * cut].copy_(gradients_ed[end, :cut])
-            parts[peer] = (
-                box[: seconds * rest].view(seconds, rest),
-                box[seconds * rest :].view(firsts, cut),
-            )
             if len(out):
                 sends[peer] = out
             if len(box):
                 receives[peer] = box
+            if box.dtype != gradients_ed.dtype:
+                arrived[peer] = self._scratch.flat(f"halves of {peer}", len(box))
+            held = arrived.get(peer, box)
+            parts[peer] = (
+                held[: seconds * rest].view(seconds, rest),
+                held[seconds * rest :].view(firsts, cut),
+            )
         travelling = self._post(sends, receives, "gradients")
         with self.clock.span("waiting"):
             travelling.wait()
+        for peer, whole in arrived.items():
+            if peer in receives:
+                whole.copy_(receives[peer])
         return parts
 
     def _local_products(

@@ -36,6 +36,11 @@ class CommConfig(Section):
         description="nccl for CUDA devices, gloo for CPUs; auto takes of these what fits the device. "
         "mpi: CPU tensors by the MPI of the mpirun that starts the ranks (extra mpi)",
     )
+    dtype: Literal["model", "bfloat16"] = Field(
+        "model",
+        description="type in which models and gradients travel: run.dtype, or bfloat16, which halves the "
+        "bytes of float32 and rounds what crosses ranks to 8 bits (docs/PERFORMANCE.md)",
+    )
     timeout: float = Field(
         600.0, gt=0, le=1e7, description="seconds after which a silent rank counts as lost"
     )

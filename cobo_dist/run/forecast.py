@@ -88,6 +88,7 @@ class Forecast:
             {MODEL: self.size, BUFFERS: self.buffers},
             self.dtype,
             deterministic=config.comm.deterministic,
+            wire=None if config.comm.dtype == "model" else getattr(torch, config.comm.dtype),
         )
         setting = Setting(task.clients, task.clusters, config.run.seed, self.rounds)
         self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, setting)

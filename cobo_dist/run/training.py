@@ -67,6 +67,7 @@ class Training:
         self.exchange = Exchange(
             session.transport, placement, dtype, device,
             deterministic=config.comm.deterministic, clock=self.clock,
+            wire=None if config.comm.dtype == "model" else getattr(torch, config.comm.dtype),
         )  # fmt: skip
         setting = Setting(task.clients, task.clusters, config.run.seed, config.run.rounds)
         self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, setting)
