@@ -1,10 +1,11 @@
-"""The two ways a run ends badly, each with one line for people and an exit code."""
+"""The ways a run ends, each with an exit code; the two bad ones with one line for people."""
 
 from __future__ import annotations
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
+EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: try again
 
 
 def _one_line(message: str) -> str:

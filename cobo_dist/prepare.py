@@ -13,19 +13,18 @@ import torch
 
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal
-from cobo_dist.tasks.base import DataConfig, Task
+from cobo_dist.run.facts import facts_of
+from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.images import fetch_cifar100, has_cifar100
 from cobo_dist.tasks.language.base import fetch_base
 from cobo_dist.tasks.language.config import Adapters, LanguageConfig, LanguageModelConfig
-from cobo_dist.tasks.language.task import Language
 from cobo_dist.tasks.language.texts import fetch_wiki40b
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.tasks.supervised import Classification
 
 ABOUT = """\
 Fetch what a run needs and has not (CIFAR-100 or Wiki-40B into data.root, a language model into the hub's
 cache), check it, and say how it is split over the clients. Takes the config and settings of the run. Digits
-come with scikit-learn: nothing to fetch."""
+come with scikit-learn: nothing to fetch. What the run will send and hold, python -m cobo_dist.plan says."""
 EXITS = "exit codes: 0 the data are there and good; 2 they are not, with one line that says why"
 
 
@@ -61,8 +60,11 @@ def _prepare(config: Config) -> None:
         _fetch_language(config.task, config.model, config.data)
     dtype = getattr(torch, config.run.dtype)
     task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
-    for name, value in _facts(task).items():
+    for name, value in facts_of(task).items():
         print(f"{name:<12}{value}")
+    print(
+        "next        python -m cobo_dist.plan with the same settings: bytes a round, memory a rank"
+    )
 
 
 def _fetch_language(task: LanguageConfig, model: LanguageModelConfig, data: DataConfig) -> None:
@@ -70,24 +72,6 @@ def _fetch_language(task: LanguageConfig, model: LanguageModelConfig, data: Data
         for name in fetch_wiki40b(task, data):
             print(f"fetched     Wiki-40B {name} into {data.root}")
     fetch_base(model)
-
-
-def _facts(task: Task) -> dict[str, str]:
-    """Return what a user wants to see before the queue does."""
-    groups = len(set(task.clusters)) if task.clusters is not None else 0
-    facts = {
-        "task": task.name,
-        "clients": f"{task.clients}" + (f" in {groups} clusters" if groups else ""),
-    }
-    if isinstance(task, Language):
-        return facts | task.facts() | {"digest": task.fingerprint()}
-    size = sum(parameter.numel() for parameter in task.model().parameters())
-    facts["model"] = f"{size:,} parameters"
-    if isinstance(task, Classification):
-        for name, numbers in task.split_of.items():
-            least, most = min(map(len, numbers)), max(map(len, numbers))
-            facts[name] = f"{least} examples a client" + (f" to {most}" if most > least else "")
-    return facts | {"digest": task.fingerprint()}
 
 
 if __name__ == "__main__":

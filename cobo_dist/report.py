@@ -28,7 +28,10 @@ files written:
                              clients in a cluster, where runs differ in them (Figure 2a)
   weights_all.png            W of the methods that learn it (Figure 3)
   weights*.png               W of each of their runs (Figure 5)
+  shares*.png                what each client gives the others over the rounds, smoothed, where its
+                             weights sum to 1; up to 12 clients (Figure 4)
   graph*.png                 how the links form: weights, components, alignment
+  profile.png                where a round's time goes on each rank, of runs with log.profile=true
   decay.png                  task quadratic: the quantities of Theorem 1
   figure1.png                with --figure-1: how client selection judges a pair (Figure 1)
   index.html                 all of it on one page that needs no other file, with a slider over

@@ -25,7 +25,8 @@ On several: torchrun --standalone --nproc_per_node=4 -m cobo_dist.train [the sam
 or, with MPI carrying the models: mpirun -n 4 python -m cobo_dist.train comm.backend=mpi [...]."""
 EXITS = """\
 exit codes: 0 done; 1 failed while running; 2 refused before training, with one line on standard
-error. For 0 and 1 the run folder's status.json says why."""
+error; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved. But for 2, the run folder's
+status.json says which and why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rank = launch.rank
         config = load_config(parsed.config, parsed.settings)
         code = run(config, launch)
-        if rank == 0 and config.log.figures:
+        if rank == 0 and code == EXIT_DONE and config.log.figures:
             _draw(config)
         return code
     except Refusal as refusal:

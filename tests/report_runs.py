@@ -125,6 +125,32 @@ def write_run(
     return folder
 
 
+def give_shares(
+    folder: Path,
+    names: tuple[str, ...] = ("ca", "es", "de", "nl"),
+    rounds: int = 500,
+    every: int = 1,
+    clusters: np.ndarray | None = None,
+) -> np.ndarray:
+    """Make a fabricated run one of n named clients whose rows of W sum to 1. Returns W, [k, n, n].
+
+    Every client turns from an equal share to the next one, with some noise. Its evaluations are left out.
+    """
+    n = len(names)
+    logged = np.unique([*range(0, rounds + 1, every), rounds])
+    rng = np.random.default_rng(0)
+    pull = np.roll(np.eye(n), 1, axis=1) + 0.3 * np.roll(np.eye(n), 2, axis=1)
+    noise = 0.25 * rng.normal(size=(len(logged), n, n))
+    scores = (logged / rounds)[:, None, None] ** 0.5 * (pull + noise)
+    weights = np.exp(scores) * (1.0 - np.eye(n))
+    weights = (weights / weights.sum(axis=2, keepdims=True)).astype(np.float32)
+    more = {} if clusters is None else {"clusters": clusters}
+    np.savez(folder / "W.npz", rounds=logged, weights=weights, names=np.array(names), **more)
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "summary.json").unlink(missing_ok=True)
+    return weights
+
+
 def round_event(number: int, algorithm: str, quadratic: bool) -> dict[str, Any]:
     """The line of one round."""
     event = {

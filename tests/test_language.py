@@ -20,6 +20,7 @@ from cobo_dist.clients.group import Clients
 from cobo_dist.comm.launch import Launch
 from cobo_dist.config import load_config
 from cobo_dist.errors import Refusal
+from cobo_dist.plan import main as plan_door
 from cobo_dist.prepare import main as prepare_door
 from cobo_dist.run.loop import prepare, run
 from cobo_dist.tasks.language import libraries, texts, tokens
@@ -88,7 +89,7 @@ def test_splits_are_whole_documents_in_order_and_never_overlap(
     task = task_of(
         base_settings, f"task.validation_fraction={validation}", f"task.test_fraction={test}"
     )
-    assert task.names == list(NAMES), "all files, sorted"
+    assert task.names == NAMES, "all files, sorted"
     assert task.splits == (("validation", "test") if validation else ("test",))
     for client, name in enumerate(NAMES):
         spans, stream = task.split_of[client], task.streams[client]
@@ -518,6 +519,25 @@ def test_prepare_fetches_wiki40b_and_says_what_there_is(
     assert len(error.strip().splitlines()) == 1
 
 
+def test_plan_says_what_language_models_send_and_hold(
+    base_settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2,048 trained numbers: 2 ranks of 2 clients, all 6 pairs, 4 of them across."""
+    settings = [*base_settings, "algorithm.domain=simplex", "algorithm.sampling.name=all"]
+    assert plan_door([*settings, "ranks=2", "optimizer.name=adamw"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"adapter +2,048 parameters \(.*%\), 8,192 bytes", said)
+    # 2 models each way; 4 gradients by halves, met in two pieces; a sum and 4 weights each way.
+    assert re.search(r"round 1 +6 +14 +32\.8 kB +32\.9 kB +16\.4 kB +82\.1 kB", said), said
+    assert re.search(r"models, 2 x 2,048 numbers +16\.4 kB", said)
+    assert re.search(r"optimiser, 2 x as many +32\.8 kB", said)
+    task = task_of(base_settings)
+    _, frozen = task.adapted.size()
+    assert re.search(rf"base, frozen, once +{4 * frozen / 1000:.1f} kB", said)
+    tokens_held = sum(stream.tokens.nbytes for stream in task.streams)
+    assert re.search(rf"tokens of all clients, files mapped +{tokens_held / 1000:.1f} kB", said)
+
+
 # -- a real model ------------------------------------------------------------------------------------
 
 
@@ -562,6 +582,8 @@ def test_validation_based_weights_of_language_models(
          f"run.dir={tmp_path / 'run'}", "log.figures=false", "log.progress=none"],
     )  # fmt: skip
     assert run(config, Launch("python", 0, 1, 0, 1, "127.0.0.1", 29500)) == 0
-    weights = np.load(tmp_path / "run" / "W.npz")["weights"][-1]
+    stored = np.load(tmp_path / "run" / "W.npz", allow_pickle=False)
+    assert stored["names"].tolist() == list(NAMES)
+    weights = stored["weights"][-1]
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-6)
     assert (weights > 0).all()

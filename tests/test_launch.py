@@ -227,7 +227,7 @@ def test_mpirun_is_asked_through_mpi(
 ) -> None:
     answer = Launch("mpirun", 2, 4, 2, 4, "127.0.0.1", 5)
     monkeypatch.setattr(launching, "_from_mpirun", lambda: answer)
-    assert read_launch(started_by) is answer
+    assert read_launch(started_by) == answer
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_mpirun_inside_slurm_is_mpirun(
     answer = Launch("mpirun", 2, 4, 2, 4, "127.0.0.1", 5)
     monkeypatch.setattr(launching, "_from_mpirun", lambda: answer)
     helper = {**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
-    assert read_launch({**helper, **started_by}) is answer
+    assert read_launch({**helper, **started_by}) == answer
 
 
 # -- devices -------------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ function element() {
   };
 }
 const parts = Object.fromEntries(
-  ["script", "select", "input", "button", "output", ".learnt", ".oracle", ".truth"]
+  ["script", "select", "input", "button", "output", ".learnt", ".oracle", ".truth", ".end"]
     .map((name) => [name, element()]));
 parts.script.textContent = data;
 const root = Object.assign(element(), { querySelector: (name) => parts[name] });

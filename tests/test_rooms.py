@@ -13,13 +13,14 @@ import pytest
 import cobo_dist
 
 PACKAGE = Path(cobo_dist.__file__).parent
-SHARED = {"errors", "settings"}
+SHARED = {"errors", "settings", "clock"}
 """What every room but `maths` may use: how things go wrong, and the base of config classes."""
 
 ROOMS: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "settings": set(),
+    "clock": set(),
     "maths": {"maths"},
     "algorithms": {"algorithms", "maths"} | SHARED,
     "clients": {"clients", "maths"} | SHARED,
@@ -106,7 +107,7 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
         "comm/session.py": "torch.distributed",
         "comm/mpi_world.py": "mpi4py",  # inside a function
         "report.py": "cobo_dist.reports.reading",
-        "run/loop.py": "cobo_dist.comm.exchange",
+        "run/training.py": "cobo_dist.comm.exchange",
     }.items():
         module = "cobo_dist." + file.removesuffix(".py").replace("/", ".")
         assert name in imports((PACKAGE / file).read_text(encoding="utf-8"), module, False), file

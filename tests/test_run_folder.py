@@ -83,7 +83,10 @@ def ranks_of(folder: Path) -> int:
 def test_all_files_and_nothing_else(folder: Path) -> None:
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     expected = ["W.npz", "config.yaml", "env.json", "metrics.jsonl", "status.json", "summary.json"]
-    expected += [f"models/client_{client:05d}.safetensors" for client in range(CLIENTS)]
+    clients = [f"client_{client:05d}.safetensors" for client in range(CLIENTS)]
+    expected += [f"models/{name}" for name in clients]
+    kept = ["manifest.json", "config.yaml", "book.json", "book.safetensors", *clients]
+    expected += [f"checkpoints/round-{ROUNDS:09d}/{name}" for name in kept]
     assert files == sorted(expected)
 
 
@@ -212,6 +215,7 @@ def test_weights(folder: Path) -> None:
     off = ~np.eye(CLIENTS, dtype=bool)
     assert weights[-1][off].min() < 0.5 < weights[-1][off].max(), "a run in which W moved"
     assert file["clusters"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert "names" not in file, "these clients have none"
 
 
 # -- models --------------------------------------------------------------------------------------------

@@ -66,6 +66,9 @@ class Optimiser(Protocol):
     def direction(self, gradients_cd: Tensor) -> Tensor:
         """Return this round's directions; uses up the gradients."""
 
+    def memory(self) -> dict[str, Tensor]:
+        """Return what is remembered between rounds, by name, to save or to fill in place."""
+
 
 class Ends(Protocol):
     """This rank's ends of the drawn pairs: client `ids` (row `rows`) meets client `partners`."""
@@ -140,6 +143,17 @@ class Round:
     weights_replaced: bool = False
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What an algorithm remembers beside its clients and W, to save or to fill in place.
+
+    `rows`: of this rank's clients, each tensor [c, ...]. `shared`: the same on every rank.
+    """
+
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    shared: dict[str, Tensor] = field(default_factory=dict)
+
+
 class Algorithm(Protocol):
     """One call a round; the loop is elsewhere."""
 
@@ -148,6 +162,10 @@ class Algorithm(Protocol):
 
     def round(self, t: int) -> Round:
         """Go from x^t to x^(t+1)."""
+
+    def memory(self) -> Memory:
+        """Return what must be kept, beside the clients and `weights_cn`, to go on as if never stopped."""
+        return Memory()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from cobo_dist.maths.alignment import midpoints
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
 from cobo_dist.settings import Section
 
-from .base import Clients, Ends, Exchange, Round, Selection, Setting
+from .base import Algorithm, Clients, Ends, Exchange, Round, Selection, Setting
 
 
 class SamplingConfig(Section):
@@ -105,7 +105,7 @@ class CoBoConfig(Section):
         return ""
 
 
-class CoBo:
+class CoBo(Algorithm):
     """Alternates client selection and model training; both read x^t, and selection comes first.
 
     On the box a pair's two ends move their common weight alike, and W stays symmetric. On a simplex each end

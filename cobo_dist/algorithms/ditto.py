@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cobo_dist.settings import Section
 
-from .base import Clients, Exchange, Round, Setting
+from .base import Algorithm, Clients, Exchange, Memory, Round, Setting
 
 
 class DittoConfig(Section):
@@ -24,7 +24,7 @@ class DittoConfig(Section):
     )
 
 
-class Ditto:
+class Ditto(Algorithm):
     """v <- v - eta mean_i g_i(v) and x_i <- x_i - eta (g_i(x_i) + lambda (x_i - v)), both at v^t.
 
     A client takes both gradients on one batch. The global v is one more row on every rank, with a
@@ -57,3 +57,8 @@ class Ditto:
         x_cd.add_(direction_cd, alpha=-eta)
         v_1d.add_(self.global_optimiser.direction(mean_1d), alpha=-eta)
         return Round(losses_c)
+
+    def memory(self) -> Memory:
+        """Return the global model and its optimiser's memory."""
+        moments = self.global_optimiser.memory()
+        return Memory(shared={"v": self.v_1d, **{f"v.{name}": m for name, m in moments.items()}})

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from cobo_dist.settings import Section
 
-from .base import Clients, Exchange, Round, Setting
+from .base import Algorithm, Clients, Exchange, Round, Setting
 from .local import local_step
 
 
@@ -29,7 +29,7 @@ class FedAvgConfig(AveragingConfig):
     name: Literal["fedavg"] = "fedavg"
 
 
-class FedAvg:
+class FedAvg(Algorithm):
     """x <- mean_i (x - eta g_i(x)). W is all ones. With one client it is Local."""
 
     notice = ""

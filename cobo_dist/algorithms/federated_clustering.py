@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cobo_dist.settings import Section
 
-from .base import Clients, Exchange, Round, Setting
+from .base import Algorithm, Clients, Exchange, Round, Setting
 
 
 class FederatedClusteringConfig(Section):
@@ -21,7 +21,7 @@ class FederatedClusteringConfig(Section):
     )
 
 
-class FederatedClustering:
+class FederatedClustering(Algorithm):
     """x_i <- x_i - eta v_i, where v_i is the mean of the gradients at x_i that lie within tau_i.
 
     For each client i, every client j computes g_j(x_i); v starts at g_i, and M times

@@ -44,6 +44,6 @@ class FinetunedFedAvg(FedAvg):
         """Take a FedAvg round or a local step."""
         if t < self.together:
             return super().round(t)
-        parted = self.weights_cn is not self.alone_cn
+        parted = 0 < t < self.together + 1  # the first round alone, after others together
         self.weights_cn = self.alone_cn
         return Round(local_step(self.clients, t), weights_replaced=parted)

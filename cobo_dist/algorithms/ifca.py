@@ -12,7 +12,7 @@ from pydantic import Field
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section
 
-from .base import Clients, Exchange, Round, Setting
+from .base import Algorithm, Clients, Exchange, Memory, Round, Setting
 
 
 class IfcaConfig(Section):
@@ -34,7 +34,7 @@ class IfcaConfig(Section):
     )
 
 
-class Ifca:
+class Ifca(Algorithm):
     """Taking-part clients pick the centre with the least loss; centres step with mean gradients.
 
     Every rank holds the K centres, not the n models; a client's personal model is the centre it picked
@@ -108,6 +108,19 @@ class Ifca:
         for row, client in enumerate(self.clients.ids):
             self.clients.x_cd[row].copy_(self.centers_kd[self.choice_n[client]])
             self.clients.b_cd[row].copy_(self.buffers_kd[self.choice_n[client]])
+
+    def memory(self) -> Memory:
+        """Return the centres with their buffers and optimiser, who picked which, and the last losses."""
+        shared = {
+            "centers": self.centers_kd,
+            "centers.buffers": self.buffers_kd,
+            "choice": torch.from_numpy(self.choice_n),
+        }
+        moments = self.optimiser.memory().items()
+        return Memory(
+            rows={"loss": self.losses_c},
+            shared=shared | {f"centers.{name}": moment for name, moment in moments},
+        )
 
     def same_centre(self) -> NDArray[np.float32]:
         """Return this rank's rows of W: 1 for clients of the same centre."""

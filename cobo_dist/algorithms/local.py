@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cobo_dist.settings import Section
 
-from .base import Clients, Exchange, Round, Setting
+from .base import Algorithm, Clients, Exchange, Round, Setting
 
 
 class LocalConfig(Section):
@@ -18,7 +18,7 @@ class LocalConfig(Section):
     name: Literal["local"] = "local"
 
 
-class Local:
+class Local(Algorithm):
     """x_i <- x_i - eta g_i(x_i). W is the identity."""
 
     notice = ""

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from .base import Clients, Exchange, Round, Setting
+from .base import Algorithm, Clients, Exchange, Round, Setting
 from .fedavg import AveragingConfig
 from .local import local_step
 
@@ -32,7 +32,7 @@ class ValidationBasedConfig(AveragingConfig):
     )
 
 
-class ValidationBased:
+class ValidationBased(Algorithm):
     """A local step, then x_i <- sum_j w_ij x_j with w_i = softmax_j(-score_ij / temperature).
 
     score_ij is the loss of model j on a batch of client i's validation data, its own model included; the

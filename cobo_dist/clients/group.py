@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cobo_dist.clock import Clock
 from cobo_dist.maths.flat import Layout, Scratch, empty_rows
 
 from .engines import (
@@ -100,10 +101,14 @@ class Clients:
         autocast: torch.dtype | None = None,
         own_starts: bool = False,
         rounds: int = 1,
+        skips_bad: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         """Start the clients `ids` at x^0, or each at a start of its own.
 
         `rounds`: how long the run is, for the schedule of the step size.
+        `skips_bad`: a gradient with NaN or infinities, or of such a loss, counts as 0, BatchNorm's
+        statistics stay as they were before it, and its loss is NaN.
         `autocast`: the type that PyTorch's autocast computes matrix products and convolutions in;
         models, gradients and sums stay in `dtype`.
         """
@@ -119,6 +124,8 @@ class Clients:
         self.x_cd = empty_rows(count, self.layout.size, dtype=dtype, device=device)
         self.g_cd = empty_rows(count, self.layout.size, dtype=dtype, device=device)
         self.b_cd = empty_rows(count, self.buffer_layout.size, dtype=dtype, device=device)
+        self.skips_bad = skips_bad
+        self.clock = clock or Clock.off()
         self.loss = _autocast(task.loss, device, autocast)
         self.score = _autocast(task.score, device, autocast)
         self._start_all(floating, own_starts)
@@ -173,15 +180,18 @@ class Clients:
         With `rows_e` only for the clients in these rows: the losses are theirs [e], and the other rows
         of `g_cd` stay as they are.
         """
+        with self.clock.span("gradients"):
+            return self._gradients(t, rows_e)
+
+    def _gradients(self, t: int, rows_e: NDArray[np.int64] | None) -> Tensor:
         if rows_e is None:
-            return self.engine.gradients(
-                self.x_cd, self.g_cd, self._buffers(), self.source.batch(t, "local")
-            )
+            batch = self.source.batch(t, "local")
+            return self._compute(self.x_cd, self.g_cd, self._buffers(), batch)
         rows, held = torch.from_numpy(rows_e).to(self.device), self._buffers()
         gradients_ed = self._scratch.rows("gradients", len(rows), self.x_cd.shape[1])
         buffers = {name: buffer[rows] for name, buffer in held.items()}
         batch = self.source.batch(t, "local", rows)
-        losses_e = self.engine.gradients(self.x_cd[rows], gradients_ed, buffers, batch)
+        losses_e = self._compute(self.x_cd[rows], gradients_ed, buffers, batch)
         self.g_cd[rows] = gradients_ed
         for name, buffer in held.items():
             buffer[rows] = buffers[name]
@@ -195,11 +205,28 @@ class Clients:
         BatchNorm normalises with the batch, and the client's own statistics stay as they are: a
         visit to a midpoint is no training step.
         """
-        rows = torch.from_numpy(rows_e).to(self.device)
-        gradients_ed = self._scratch.rows("gradients", *points_ed.shape)
-        buffers = {name: held[rows] for name, held in self._buffers().items()}  # copies
-        self.engine.gradients(points_ed, gradients_ed, buffers, self.source.batch(t, stream, rows))
-        return gradients_ed
+        with self.clock.span("midpoints"):
+            rows = torch.from_numpy(rows_e).to(self.device)
+            gradients_ed = self._scratch.rows("gradients", *points_ed.shape)
+            buffers = {name: held[rows] for name, held in self._buffers().items()}  # copies
+            self._compute(points_ed, gradients_ed, buffers, self.source.batch(t, stream, rows))
+            return gradients_ed
+
+    def _compute(
+        self, points_ed: Tensor, gradients_ed: Tensor, buffers: dict[str, Tensor], batch: Batch
+    ) -> Tensor:
+        """Let the engine compute gradients in place; return the losses [e]."""
+        if not self.skips_bad:
+            return self.engine.gradients(points_ed, gradients_ed, buffers, batch)
+        before = {name: held.clone() for name, held in buffers.items()}
+        losses_e = self.engine.gradients(points_ed, gradients_ed, buffers, batch)
+        bad_e = ~(losses_e.isfinite() & gradients_ed.isfinite().all(dim=1))
+        if bad_e.any():
+            gradients_ed[bad_e] = 0.0
+            for name, held in buffers.items():
+                held[bad_e] = before[name][bad_e]
+            losses_e = losses_e.masked_fill(bad_e, float("nan"))
+        return losses_e
 
     @torch.no_grad()
     def losses_at(
@@ -302,6 +329,12 @@ class Clients:
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in named.items()
         }
+
+    def memory(self, row: int) -> dict[str, Tensor]:
+        """Return all that one client keeps between rounds, by name: views, to save or to fill in place."""
+        kept = {"model": self.layout.views(self.x_cd[row]), "buffer": self._row_buffers(row)}
+        kept["optimiser"] = {name: held[row] for name, held in self.optimiser.memory().items()}
+        return {f"{kind}.{name}": v for kind, views in kept.items() for name, v in views.items()}
 
     def _buffers(self) -> dict[str, Tensor]:
         return {**self.buffer_layout.batched_views(self.b_cd), **self.counters}

@@ -103,6 +103,9 @@ class Optimiser(Protocol):
     def direction(self, gradients_cd: Tensor) -> Tensor:
         """Return this round's directions [c, d]; uses up `gradients_cd`."""
 
+    def memory(self) -> dict[str, Tensor]:
+        """Return what is remembered between rounds, by name, [c, ...]: to save, or to fill in place."""
+
 
 class Sgd:
     """Stochastic gradient descent with (heavy-ball) momentum; `momentum=0` is the paper's step."""
@@ -116,6 +119,10 @@ class Sgd:
         if self.m_cd is None:
             return gradients_cd
         return self.m_cd.mul_(self.momentum).add_(gradients_cd)
+
+    def memory(self) -> dict[str, Tensor]:
+        """Return the last direction, where momentum keeps one."""
+        return {} if self.m_cd is None else {"m": self.m_cd}
 
 
 class EmaMomentum:
@@ -133,6 +140,10 @@ class EmaMomentum:
         # Two roundings in a fixed order: `lerp` may fuse them, depending on where a row lies.
         return self.m_cd.mul_(self.momentum).add_(gradients_cd.mul_(1.0 - self.momentum))
 
+    def memory(self) -> dict[str, Tensor]:
+        """Return the moving average."""
+        return {"m": self.m_cd}
+
 
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019).
@@ -143,24 +154,31 @@ class AdamW:
     """
 
     def __init__(self, config: OptimizerConfig, x_cd: Tensor) -> None:
-        self.config, self.x_cd, self.steps = config, x_cd, 0
+        self.config, self.x_cd = config, x_cd
+        # The same number for every row, kept by row because a client's memory is saved by itself.
+        self.steps_c = torch.zeros(len(x_cd), dtype=torch.int64)
         self.m_cd, self.v_cd = torch.zeros_like(x_cd), torch.zeros_like(x_cd)
 
     def direction(self, gradients_cd: Tensor) -> Tensor:
         """Move both moments by g and return the direction, in the rows of the gradients."""
         g_cd, (beta_1, beta_2) = gradients_cd, self.config.betas
-        self.steps += 1
+        self.steps_c += 1
+        steps = int(self.steps_c[0])
         # Every product and sum is rounded by itself, as in `EmaMomentum`.
         term_cd = torch.mul(g_cd, g_cd).mul_(1.0 - beta_2)
         self.v_cd.mul_(beta_2).add_(term_cd)
         self.m_cd.mul_(beta_1).add_(g_cd.mul_(1.0 - beta_1))
         root_cd = torch.sqrt(self.v_cd, out=g_cd)
-        root_cd.div_(math.sqrt(1.0 - beta_2**self.steps)).add_(self.config.eps)
-        direction_cd = torch.div(self.m_cd, root_cd, out=g_cd).div_(1.0 - beta_1**self.steps)
+        root_cd.div_(math.sqrt(1.0 - beta_2**steps)).add_(self.config.eps)
+        direction_cd = torch.div(self.m_cd, root_cd, out=g_cd).div_(1.0 - beta_1**steps)
         if self.config.weight_decay:
             torch.mul(self.x_cd, self.config.weight_decay, out=term_cd)
             direction_cd.add_(term_cd)
         return direction_cd
+
+    def memory(self) -> dict[str, Tensor]:
+        """Return both moments and the number of steps."""
+        return {"m": self.m_cd, "v": self.v_cd, "steps": self.steps_c}
 
 
 def build_optimiser(config: OptimizerConfig, x_cd: Tensor) -> Optimiser:

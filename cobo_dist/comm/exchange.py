@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cobo_dist.clock import Clock
 from cobo_dist.maths import mixing
 from cobo_dist.maths.flat import Scratch
 
@@ -50,14 +51,16 @@ class Exchange:
         device: torch.device,
         *,
         deterministic: bool = False,
+        clock: Clock | None = None,
     ) -> None:
+        self.clock = clock or Clock.off()
         self.transport = transport
         self.placement = placement
         self.ids = placement.by_rank[transport.rank]
         self.ledger = Ledger()
         self.deterministic = deterministic
         self._scratch = Scratch(dtype, device)
-        self._halves = Halves(self._exchange, self._scratch, deterministic)
+        self._halves = Halves(self._exchange, self._scratch, deterministic, self.clock)
         self._models: dict[int, Tensor] = {}  # of this round's pairs, by client
         self._travelling: Pending = Arrived()
         self._meeting = Meeting.empty()
@@ -76,7 +79,8 @@ class Exchange:
         for peer, talk in talks.items():
             sends[peer] = self._message(f"models to {peer}", len(talk.send_clients), size)
             rows = self.placement.row_n[talk.send_clients]
-            torch.index_select(x_cd, 0, self._index(rows), out=sends[peer])
+            with self.clock.span("packing"):
+                torch.index_select(x_cd, 0, self._index(rows), out=sends[peer])
             boxes[peer] = self._message(f"models from {peer}", len(talk.receive_clients), size)
         travelling = self._exchange(sends, boxes, "pairs")
         models = {client: row for client, row in zip(self.ids.tolist(), x_cd, strict=True)}
@@ -86,7 +90,8 @@ class Exchange:
 
     def receive_models(self) -> None:
         """Wait until the partners' models are here."""
-        self._travelling.wait()
+        with self.clock.span("waiting"):
+            self._travelling.wait()
 
     def meet(self, pairs_k2: Tensor) -> tuple[Ends, Tensor]:
         """Return this rank's ends of some of the sent pairs, and each end's partner model [e, d].
@@ -99,14 +104,16 @@ class Exchange:
         )
         size = next(iter(self._models.values())).shape[0]
         partner_ed = self._scratch.rows("partners", len(meeting.clients), size)
-        for row_d, partner in zip(partner_ed, meeting.partners.tolist(), strict=True):
-            row_d.copy_(self._models[partner])
+        with self.clock.span("packing"):
+            for row_d, partner in zip(partner_ed, meeting.partners.tolist(), strict=True):
+                row_d.copy_(self._models[partner])
         rows = self.placement.row_n[meeting.clients]
         return Ends(rows, meeting.clients, meeting.partners, meeting.first), partner_ed
 
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
         """Return the alignment [e] of the midpoint gradients of each end of the pairs just met."""
-        return self._halves.alignment(self._meeting, gradients_ed, kind)
+        with self.clock.span("alignment"):
+            return self._halves.alignment(self._meeting, gradients_ed, kind)
 
     # -- mixing -----------------------------------------------------------------------------------
 
@@ -121,9 +128,10 @@ class Exchange:
         the order of ranks. With `comm.deterministic`, models travel as rows and are added in the order
         of clients.
         """
-        blocks = [weights_cn[:, ids] for ids in self.placement.by_rank]
-        owed = [block.T for block in blocks] if symmetric else self._exchange_blocks(blocks)
-        return self._combine(weights_cn, blocks, owed, x_cd)
+        with self.clock.span("mixing"):
+            blocks = [weights_cn[:, ids] for ids in self.placement.by_rank]
+            owed = [block.T for block in blocks] if symmetric else self._exchange_blocks(blocks)
+            return self._combine(weights_cn, blocks, owed, x_cd)
 
     def _exchange_blocks(self, blocks: list[NDArray[np.floating]]) -> list[NDArray[np.floating]]:
         """Tell every peer my block W[mine, its], and return theirs W[its, mine], bit by bit."""
@@ -133,7 +141,9 @@ class Exchange:
             if peer != rank:
                 sends[peer] = torch.from_numpy(np.ascontiguousarray(block))
                 receives[peer] = torch.empty(block.shape[::-1], dtype=sends[peer].dtype)
-        self._exchange(sends, receives, "mixing").wait()
+        travelling = self._exchange(sends, receives, "mixing")
+        with self.clock.span("waiting"):
+            travelling.wait()
         return [
             block if peer == rank else receives[peer].numpy() for peer, block in enumerate(blocks)
         ]
@@ -144,9 +154,10 @@ class Exchange:
         `weights_kn` is the same on all ranks. Travels and is added as in `mix`, so that all ranks
         get the same bits; the result lies in scratch rows.
         """
-        blocks = [weights_kn[:, ids] for ids in self.placement.by_rank]
-        own = blocks[self.transport.rank]
-        return self._combine(weights_kn, blocks, [own] * len(blocks), x_cd)
+        with self.clock.span("mixing"):
+            blocks = [weights_kn[:, ids] for ids in self.placement.by_rank]
+            own = blocks[self.transport.rank]
+            return self._combine(weights_kn, blocks, [own] * len(blocks), x_cd)
 
     def _combine(
         self,
@@ -170,7 +181,8 @@ class Exchange:
                 outgoing = plan_block(block)
                 message = self._message(f"mix to {peer}", outgoing.models, size)
                 if outgoing.models:
-                    mixing.pack(outgoing, x_cd, message)
+                    with self.clock.span("packing"):
+                        mixing.pack(outgoing, x_cd, message)
                 packed[id(block)] = message
             if len(packed[id(block)]):
                 sends[peer] = packed[id(block)]
@@ -180,7 +192,8 @@ class Exchange:
         if own is not None:
             mixing.pack(plans[rank], x_cd, own)
             receives[rank] = own
-        travelling.wait()
+        with self.clock.span("waiting"):
+            travelling.wait()
         mixed_rd = self._scratch.rows("mixed", len(weights_rn), size)
         if self.deterministic:
             self._add_in_client_order(weights_rn, plans, receives, mixed_rd)
@@ -208,10 +221,11 @@ class Exchange:
 
     def share(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return one number of every client, [n] in client order, on every rank."""
-        gathered_n = self.gather_rows(numbers_c.astype(np.float64), "mixing")
-        # Every rank decides by the same numbers, so they come from one place.
-        record = b"" if gathered_n is None else gathered_n.tobytes()
-        return np.frombuffer(self.transport.broadcast(record))
+        with self.clock.span("waiting"):
+            gathered_n = self.gather_rows(numbers_c.astype(np.float64), "mixing")
+            # Every rank decides by the same numbers, so they come from one place.
+            record = b"" if gathered_n is None else gathered_n.tobytes()
+            return np.frombuffer(self.transport.broadcast(record))
 
     # -- the coordinator --------------------------------------------------------------------------
 
@@ -247,7 +261,8 @@ class Exchange:
     ) -> Pending:
         for tensor in sends.values():
             self.ledger.sent(purpose, tensor.numel() * tensor.element_size())
-        return self.transport.exchange(sends, receives, purpose)
+        with self.clock.span("sending"):
+            return self.transport.exchange(sends, receives, purpose)
 
     def _message(self, name: str, models: int, size: int) -> Tensor:
         return self._scratch.flat(name, models * size).view(models, size)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cobo_dist.clock import Clock
 from cobo_dist.maths.alignment import measure, middle, row_dots
 from cobo_dist.maths.flat import Scratch
 
@@ -22,8 +23,11 @@ Post = Callable[[dict[int, Tensor], dict[int, Tensor], str], Pending]
 class Halves:
     """Alignments of the pairs of a meeting; `post` sends, entering the ledger."""
 
-    def __init__(self, post: Post, scratch: Scratch, deterministic: bool) -> None:
+    def __init__(
+        self, post: Post, scratch: Scratch, deterministic: bool, clock: Clock | None = None
+    ) -> None:
         self._post, self._scratch, self.deterministic = post, scratch, deterministic
+        self.clock = clock or Clock.off()
         self._scalars = Scratch(torch.float64, "cpu")
 
     def alignment(self, meeting: Meeting, gradients_ed: Tensor, kind: str) -> Floats:
@@ -71,10 +75,11 @@ class Halves:
             out = self._scratch.flat(f"halves to {peer}", firsts * rest + seconds * cut)
             box = self._scratch.flat(f"halves from {peer}", seconds * rest + firsts * cut)
             out_rest, out_cut = out[: firsts * rest], out[firsts * rest :]
-            for number, end in enumerate(talk.first_ends):
-                out_rest[number * rest : (number + 1) * rest].copy_(gradients_ed[end, cut:])
-            for number, end in enumerate(talk.second_ends):
-                out_cut[number * cut : (number + 1) * cut].copy_(gradients_ed[end, :cut])
+            with self.clock.span("packing"):
+                for number, end in enumerate(talk.first_ends):
+                    out_rest[number * rest : (number + 1) * rest].copy_(gradients_ed[end, cut:])
+                for number, end in enumerate(talk.second_ends):
+                    out_cut[number * cut : (number + 1) * cut].copy_(gradients_ed[end, :cut])
             parts[peer] = (
                 box[: seconds * rest].view(seconds, rest),
                 box[seconds * rest :].view(firsts, cut),
@@ -83,7 +88,9 @@ class Halves:
                 sends[peer] = out
             if len(box):
                 receives[peer] = box
-        self._post(sends, receives, "gradients").wait()
+        travelling = self._post(sends, receives, "gradients")
+        with self.clock.span("waiting"):
+            travelling.wait()
         return parts
 
     def _local_products(
@@ -111,7 +118,9 @@ class Halves:
             sends[peer] = self._scalars.flat(f"to {peer}", len(mine))
             sends[peer].copy_(torch.from_numpy(mine))
             receives[peer] = self._scalars.flat(f"from {peer}", len(mine))
-        self._post(sends, receives, "gradients").wait()
+        travelling = self._post(sends, receives, "gradients")
+        with self.clock.span("waiting"):
+            travelling.wait()
         for peer, talk in meeting.talks.items():
             firsts, seconds = len(talk.first_ends), len(talk.second_ends)
             # The peer's second ends are the partners of my first ends, but it lists its firsts first.

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cobo_dist.errors import Refusal
@@ -31,16 +31,28 @@ class Launch:
     address: str  # where rank 0's store listens; unused by one rank
     port: int
     cores: int = 1  # CPU cores for this rank
+    restarts: int = 0  # how often the launcher has started this run again
 
 
 def read_launch(env: Mapping[str, str]) -> Launch:
     """Read the launch record from the environment. torchrun's variables win over MPI's and SLURM's.
 
-    An mpirun inside a SLURM job hands its own SLURM variables to every rank, so its marks are looked
-    for first; PMI_RANK alone may come from srun, so it counts last.
+    torchrun counts its restarts after a failure, SLURM those of a job that was requeued.
 
     Raises:
         Refusal: a launch environment that is set only in part, or contradicts itself.
+    """
+    counts = [
+        _number(env, name, 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    ]
+    return replace(_read_launch(env), restarts=sum(counts))
+
+
+def _read_launch(env: Mapping[str, str]) -> Launch:
+    """Return the record without restarts.
+
+    An mpirun inside a SLURM job hands its own SLURM variables to every rank, so its marks are looked
+    for first; PMI_RANK alone may come from srun, so it counts last.
     """
     if any(name in env for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
         return _from_torchrun(env)

@@ -91,9 +91,13 @@ def empty_rows(
     Kernels may add in another order where memory is aligned otherwise; equal alignment of all rows
     keeps a client's numbers the same wherever its row lies. The stride is padded, the rows are not.
     """
-    step = ALIGNMENT_BYTES // dtype.itemsize
-    stride = -(-size // step) * step
+    stride = row_bytes(size, dtype) // dtype.itemsize
     return torch.empty(count, stride, dtype=dtype, device=device)[:, :size]
+
+
+def row_bytes(size: int, dtype: torch.dtype) -> int:
+    """Return the bytes that one row of `empty_rows` takes, padding included."""
+    return -(-size * dtype.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 class Scratch:

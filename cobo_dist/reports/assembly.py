@@ -78,6 +78,7 @@ class Report:
             section.folded = compared
             return compared
         task = {one: own for one, own in self.methods.items() if one.task == full.task}
+        section.notes += figures.left_out(chosen)
         section.figures = [*figures.draw_factors(task, place / "factors.png"), *compared]
         for family in by_method(full):
             shown_too = sum(group.algorithm == family[0].algorithm for group in chosen)

@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from cobo_dist.errors import Refusal
 from cobo_dist.reports.series import Series
 
 METRICS = ("accuracy", "perplexity", "loss")
+
+Profile = dict[int, dict[str, list[float]]]
+"""By round and kind of work, the seconds on each rank."""
 
 
 @dataclass
@@ -26,11 +29,12 @@ class Metrics:
     evals: dict[tuple[str, str], dict[int | None, Series]] = field(default_factory=dict)
     rounds: dict[str, Series] = field(default_factory=dict)
     parts: dict[str, dict[int, int | None]] = field(default_factory=dict)
+    profile: Profile = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, event: Mapping[str, Any], place: str) -> None:
         """Enter one line. Events of other kinds are left to those who know them."""
-        if event["event"] not in ("eval", "round"):
+        if event["event"] not in ("eval", "round", "profile"):
             return
         round_ = event.get("round")
         if type(round_) is not int or round_ < 0:
@@ -38,10 +42,23 @@ class Metrics:
         if event["event"] == "eval":
             self._add_eval(event, round_, place)
             return
+        if event["event"] == "profile":
+            self._add_profile(event.get("seconds"), round_, place)
+            return
         for key, value in event.items():
             # A quantity that had nothing to measure (no pair drawn) is null: no point, not NaN.
             if key not in ("event", "round") and value is not None:
                 self.rounds.setdefault(key, {})[round_] = number(value, key, place)
+
+    def _add_profile(self, seconds: object, round_: int, place: str) -> None:
+        ranks = {len(one) for one in seconds.values()} if _lists(seconds) else set()
+        if not _lists(seconds) or len(ranks) != 1:
+            raise Refusal(
+                f"{place}: seconds are not one list of all ranks for each kind; repair it"
+            )
+        self.profile[round_] = {
+            kind: [number(one, kind, place) for one in values] for kind, values in seconds.items()
+        }
 
     def _add_eval(self, event: Mapping[str, Any], round_: int, place: str) -> None:
         if event.get("model", "personal") != "personal":
@@ -73,6 +90,10 @@ class Metrics:
         # The line of the mean counts the examples of all clients together.
         if client is not None and examples is not None:
             parts[round_] = max(parts[round_] or 0, int(number(examples, "examples", place)))
+
+
+def _lists(value: object) -> TypeGuard[dict[str, list[object]]]:
+    return isinstance(value, dict) and all(isinstance(one, list) for one in value.values())
 
 
 def read_metrics(path: Path) -> Metrics:

@@ -27,9 +27,15 @@ _CAPTIONS = {
     "decay": "Theorem 1: bold lines are means over rounds 1..T; without noise they fall as 1/T.",
     "graph": "How the graph of links forms. A link is a weight of at least 0.5 or, where a client's "
     "weights sum to 1, of more than an equal share.",
-    "weights_all": "Collaboration weights of the methods that learn them, beside the true clusters; "
-    "diagonals are masked out. The first seed of each method.",
-    "weights": "Collaboration weights beside the true clusters; diagonals are masked out.",
+    "weights_all": "Collaboration weights of the methods that learn them, beside the true clusters "
+    "where these are known; diagonals are masked out. Where a client's weights sum to 1, colours reach "
+    "up to the largest weight logged. The first seed of each method.",
+    "weights": "Collaboration weights beside the true clusters where these are known; diagonals are "
+    "masked out. Where a client's weights sum to 1, colours reach up to the largest weight logged.",
+    "shares": "The weights that each client gives the others, against rounds (Figure 4). Faint: as "
+    "logged; bold: their exponential moving average; grey: an equal share.",
+    "profile": "Where a round's time goes on each rank, mean over rounds after the first 10. Each second "
+    "counts once, to the innermost kind of work.",
     "factors": "Final values against one factor of the problem at a time; bars: ± one standard "
     "deviation over seeds.",
     "figure1": "Client selection: gradients at the midpoint of two models decide whether their "

@@ -1,7 +1,8 @@
 """W over the rounds on the page: a slider over all snapshots, drawn by a few lines of JavaScript.
 
-The matrices travel inside the page, one byte a weight: 0 to 254 for weights from 0 to 1, 255 for
-NaN. Without JavaScript the player stays hidden and the static figures remain.
+The matrices travel inside the page, one byte a weight: 0 to 254 for weights from 0 to `top` (1 or,
+where a client's weights sum to 1, the largest of the run), 255 for NaN. Without JavaScript the
+player stays hidden and the static figures remain.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ def player(groups: Sequence[Group], name: str) -> str:
     return _MARKUP.format(name=name, data=data, options=options, thinned=thinned)
 
 
-def quantise(matrices: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Weights as bytes: 0..254 for 0..1, what lies outside cut off, 255 for NaN. Same shape."""
+def quantise(matrices: npt.NDArray[np.float32], top: float = 1.0) -> npt.NDArray[np.uint8]:
+    """Weights as bytes: 0..254 for 0..top, what lies outside cut off, 255 for NaN. Same shape."""
     with np.errstate(invalid="ignore"):
-        bytes_ = np.clip(np.rint(matrices * LEVELS), 0, LEVELS)
+        bytes_ = np.clip(np.rint(matrices * (LEVELS / top)), 0, LEVELS)
     return np.where(np.isnan(matrices), NAN, bytes_).astype(np.uint8)
 
 
@@ -73,7 +74,9 @@ def _entry(title: str, weights: Weights, share: float) -> dict[str, Any]:
         "rounds": weights.rounds[kept].tolist(),
         "clients": order.tolist(),
         "clusters": None if clusters is None else clusters[order].tolist(),
-        "weights": base64.b64encode(quantise(chosen).tobytes()).decode("ascii"),
+        "top": weights.top,
+        "end": f"{weights.top:.2g}, the largest weight of the run" if weights.share else "1",
+        "weights": base64.b64encode(quantise(chosen, weights.top).tobytes()).decode("ascii"),
     }
 
 
@@ -103,9 +106,9 @@ _MARKUP = """<section class='player' aria-label='W over the rounds' hidden>
 <figure class='truth'><canvas class='oracle' role='img' aria-label='true clusters'></canvas>
 <figcaption>oracle</figcaption></figure>
 </div>
-<p>0 <span class='scale'></span> 1; grey: a client's weight for itself; red: not a number. Rows and
-columns are clients, sorted by their true cluster where it is known.{thinned} Arrow keys move the
-slider.</p>
+<p>0 <span class='scale'></span> <span class='end'>1</span>; grey: a client's weight for
+itself; red: not a number. Rows and columns are clients, sorted by their true cluster where it is
+known.{thinned} Arrow keys move the slider.</p>
 <script type='application/json'>{data}</script>
 </section>
 """
@@ -139,7 +142,7 @@ SCRIPT = """
       for (var j = 0; j < run.n; j++) {
         if (i !== j && at(i, j) !== 255) {
           var within = run.clusters[i] === run.clusters[j] ? 1 : 0;
-          sums[within] += at(i, j) / 254; counts[within] += 1;
+          sums[within] += run.top * at(i, j) / 254; counts[within] += 1;
         }
       }
     }
@@ -170,6 +173,7 @@ SCRIPT = """
         if (Math.abs(number - round) < Math.abs(run.rounds[near] - round)) { near = k; }
       });
       slider.value = round === null ? run.rounds.length - 1 : near;
+      root.querySelector(".end").textContent = run.end;
       root.querySelector(".truth").hidden = !run.clusters;
       if (run.clusters) {
         paint(oracle, run.n, function (i, j) {

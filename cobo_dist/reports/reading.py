@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import yaml
 
 from cobo_dist.errors import Refusal
-from cobo_dist.reports.events import METRICS, number, number_or_nan, one_line, read_metrics
+from cobo_dist.reports.events import METRICS, Profile, number, number_or_nan, one_line, read_metrics
 from cobo_dist.reports.series import Series
 
 
@@ -28,11 +29,31 @@ class Weights:
     rounds: npt.NDArray[np.int64]  # [k], increasing
     weights: npt.NDArray[np.float32]  # [k, n, n]
     clusters: npt.NDArray[np.int64] | None  # [n], or None where they are unknown
+    names: tuple[str, ...] = ()  # of the n clients; empty where they have none
+    share: float = 0.0  # one client's equal share where the weights of a row sum to 1, else 0
 
     @property
     def clients(self) -> int:
         """The number of clients n."""
         return int(self.weights.shape[1])
+
+    @property
+    def labels(self) -> list[str]:
+        """What to call the clients: their names, or their numbers."""
+        return list(self.names) or [str(client) for client in range(self.clients)]
+
+    @cached_property
+    def top(self) -> float:
+        """Where a scale of colours ends: at 1 or, where rows sum to 1, at the largest weight logged.
+
+        Such weights are about an equal share, and on a scale up to 1 all of them would be pale. A client's
+        weight for itself does not count.
+        """
+        if not self.share:
+            return 1.0
+        others = self.weights[:, ~np.eye(self.clients, dtype=bool)]
+        largest = float(others[np.isfinite(others)].max(initial=0.0))
+        return largest if largest > 0.0 else 1.0
 
     @property
     def moves(self) -> bool:
@@ -71,6 +92,7 @@ class Run:
     weights: Weights | None
     summary: Summary | None
     notes: tuple[str, ...]
+    profile: Profile = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -111,7 +133,7 @@ def read_run(path: Path) -> Run:
     try:
         config = _read_config(path / "config.yaml")
         metrics = read_metrics(path / "metrics.jsonl")
-        weights = _read_weights(path / "W.npz") if (path / "W.npz").exists() else None
+        weights = _read_weights(path / "W.npz", config) if (path / "W.npz").exists() else None
         summary = _read_summary(path / "summary.json") if (path / "summary.json").exists() else None
     except OSError as error:
         raise Refusal(f"{error.filename or path} cannot be read: {error.strerror}") from None
@@ -124,9 +146,22 @@ def read_run(path: Path) -> Run:
         weights=weights,
         summary=summary,
         notes=tuple(metrics.notes),
+        profile=_of_last_ranks(metrics.profile),
     )
     _check_clients(run)
     return run
+
+
+def _of_last_ranks(profile: Profile) -> Profile:
+    """Leave out rounds of a run that was resumed on another number of ranks, with other kinds of work."""
+    if not profile:
+        return {}
+    shape = {kind: len(ranks) for kind, ranks in profile[max(profile)].items()}
+    return {
+        r: seconds
+        for r, seconds in profile.items()
+        if {kind: len(ranks) for kind, ranks in seconds.items()} == shape
+    }
 
 
 def _check_clients(run: Run) -> None:
@@ -169,7 +204,7 @@ def _read_config(path: Path) -> dict[str, object]:
     return flat
 
 
-def _read_weights(path: Path) -> Weights:
+def _read_weights(path: Path, config: Mapping[str, object]) -> Weights:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
@@ -195,11 +230,29 @@ def _read_weights(path: Path) -> Weights:
         np.issubdtype(array.dtype, np.integer) for array in (rounds, clusters) if array is not None
     ):
         raise Refusal(f"{path}: weights must be floats, rounds and clusters integers; rerun")
+    names = arrays.get("names", np.empty(0, dtype=np.str_))
+    if names.dtype.kind != "U" or (names.size and names.shape != weights.shape[1:2]):
+        raise Refusal(
+            f"{path}: names are {names.dtype} {list(names.shape)}, not one text for each of "
+            f"{weights.shape[1]} clients; remove it or rerun"
+        )
     return Weights(
         rounds.astype(np.int64),
         weights.astype(np.float32),
         None if clusters is None else clusters.astype(np.int64),
+        tuple(names.tolist()),
+        _equal_share(config, weights.shape[1]),
     )
+
+
+def _equal_share(config: Mapping[str, object], clients: int) -> float:
+    """One client's equal share of a row of W where the method keeps rows that sum to 1, else 0."""
+    if config["algorithm.name"] == "validation_based":  # its own model takes part
+        return 1.0 / clients
+    if config.get("algorithm.domain") == "simplex":
+        own = config.get("algorithm.own_weight") == "included"
+        return 1.0 / max(1, clients if own else clients - 1)
+    return 0.0
 
 
 def _read_summary(path: Path) -> Summary:

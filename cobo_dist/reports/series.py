@@ -76,6 +76,19 @@ def running_median(values: Array, window: int) -> Array:
     return smooth
 
 
+def moving_average(rounds: npt.NDArray[np.int64], values: Array, memory: float) -> Array:
+    """Exponential moving average over rounds that need not be evenly spaced. [k], [k, ...] -> [k, ...].
+
+    It starts at the first value; what is `memory` rounds old counts 1/e of what is new. From a NaN on, all
+    is NaN.
+    """
+    smooth = values.copy()
+    kept = np.exp(-np.diff(rounds) / memory)
+    for k in range(1, len(values)):
+        smooth[k] = values[k] + kept[k - 1] * (smooth[k - 1] - values[k])
+    return smooth
+
+
 def link_strengths(
     rounds: npt.NDArray[np.int64],
     weights: npt.NDArray[np.float32],

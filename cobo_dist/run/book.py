@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +17,23 @@ from numpy.typing import NDArray
 from cobo_dist.comm.ledger import PURPOSES, TRAINING
 from cobo_dist.maths.graph import cluster_match, link_level, means_by_truth
 
+from .disk import writing
 from .folder import RunFolder
 from .graph_log import GraphLog
 from .health import Concern, Watch
 from .progress import Display, Now
+
+METRICS = "metrics.jsonl"
+
+
+def digest_of(path: Path, size: int) -> hashlib._Hash:
+    """Return the SHA-256 so far of a file's first `size` bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while size and (piece := file.read(min(size, 1 << 20))):
+            digest.update(piece)
+            size -= len(piece)
+    return digest
 
 
 class Book:
@@ -29,24 +46,73 @@ class Book:
         watch: Watch,
         clusters: Sequence[int] | None,
         metrics: Sequence[str],
-        tensorboard: bool,
         share: float = 0.0,
+        names: Sequence[str] = (),
     ) -> None:
-        """Open the files; `share` is one client's equal share where rows of W sum to 1."""
+        """Open the files; `share` is one client's equal share where rows of W sum to 1.
+
+        `names` are the clients', where they have any.
+        """
         self.folder, self.display, self.watch = folder, display, watch
         self.clusters, self.metrics, self.share = clusters, tuple(metrics), share
+        self.names = tuple(names)
         self.graph: GraphLog | None = None
         self.snapshots: dict[int, NDArray[np.float32]] = {}
         self.now = Now()
         self.bytes = dict.fromkeys(PURPOSES, 0)  # of the whole run, all ranks
         self.last_evaluation: list[dict[str, float]] = []
-        self._file = (folder.path / "metrics.jsonl").open("w", encoding="utf-8")
-        self._board = self._open_board() if tensorboard else None
+        self.seconds_before = 0.0  # of training, before this run was resumed
+        self._path = folder.path / METRICS
+        self._file = self._path.open("ab")
+        self._written, self._digest = 0, hashlib.sha256()
+        self._unflushed = 0  # bytes of rows that may not be in the file yet
+        self._board: Any = None
 
-    def _open_board(self) -> Any:
+    def open_board(self, first: int) -> None:
+        """Write TensorBoard's files too; what earlier ones say of rounds after `first` goes."""
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.folder.path / "tensorboard"))
+        purge = first + 1 if first else None
+        self._board = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=purge)
+
+    # -- to be resumed ----------------------------------------------------------------------------
+
+    def state(self, seconds: float) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return what a later run needs to go on with this book, after `seconds` of training.
+
+        metrics.jsonl itself stays where it is: its length so far and SHA-256 say what belongs to it.
+        """
+        self.flush()
+        with writing(self._path, self._unflushed):
+            os.fsync(self._file.fileno())
+        assert self.graph is not None, "weights come before checkpoints"
+        content = {
+            "metrics": {"size": self._written, "sha256": self._digest.hexdigest()},
+            "bytes": self.bytes,
+            "seconds": self.seconds_before + seconds,
+            "last_evaluation": self.last_evaluation,
+            "now": self.now.__dict__,
+            "watch": self.watch.state(),
+        }
+        arrays: dict[str, NDArray[Any]] = {
+            "rounds": np.asarray(list(self.snapshots), dtype=np.int64),
+            "weights": np.stack(list(self.snapshots.values())),
+            "graph": np.ascontiguousarray(self.graph.weights_nn),
+        }
+        return content, arrays
+
+    def restore(self, content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on as the book that left this state; metrics.jsonl holds its rows and no more."""
+        self._written = content["metrics"]["size"]
+        self._digest = digest_of(self.folder.path / METRICS, self._written)
+        self.bytes = dict(content["bytes"])
+        self.seconds_before = content["seconds"]
+        self.last_evaluation = content["last_evaluation"]
+        self.now = Now(**content["now"])
+        self.watch.restore(content["watch"])
+        self.snapshots = dict(zip(arrays["rounds"].tolist(), arrays["weights"], strict=True))
+        self.graph = GraphLog(arrays["graph"], self.share)
+        self._write_weights()
 
     # -- rows -------------------------------------------------------------------------------------
 
@@ -99,8 +165,11 @@ class Book:
         else:
             self.graph.reset(weights_nn)
         self.snapshots[r] = weights_nn.astype(np.float32)
+        self._write_weights()
+
+    def _write_weights(self) -> None:
         self.folder.write_weights(
-            list(self.snapshots), list(self.snapshots.values()), self.clusters
+            list(self.snapshots), list(self.snapshots.values()), self.clusters, self.names
         )
 
     def _concern(self, concerns: Sequence[Concern]) -> None:
@@ -114,6 +183,15 @@ class Book:
                 }
             )
             self.display.say(f"warning (round {concern.round}): {concern.message}")
+
+    def profile(self, r: int, seconds: Mapping[str, Sequence[float]]) -> None:
+        """Enter where round r's time went: seconds by kind, on each rank."""
+        rounded = {kind: [round(one, 6) for one in ranks] for kind, ranks in seconds.items()}
+        self._write({"event": "profile", "round": r, "seconds": rounded})
+
+    def warn(self, r: int, kind: str, message: str) -> None:
+        """Enter what went wrong with something that the run can do without."""
+        self._concern([Concern(r, kind, message)])
 
     def notice(self, message: str) -> None:
         """Enter what the algorithm wants its user to know."""
@@ -130,7 +208,12 @@ class Book:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in row.items()
         }
-        self._file.write(json.dumps(clean) + "\n")
+        line = (json.dumps(clean) + "\n").encode()
+        self._unflushed += len(line)
+        with writing(self._path, self._unflushed):
+            self._file.write(line)
+        self._written += len(line)
+        self._digest.update(line)
         if row["event"] == "round":
             for key, value in clean.items():
                 if isinstance(value, (int, float)) and key != "round":
@@ -150,8 +233,14 @@ class Book:
         self.flush()
 
     def flush(self) -> None:
-        """Put all rows where a reader sees them."""
-        self._file.flush()
+        """Put all rows where a reader sees them.
+
+        Raises:
+            RunFailure: the disk is full.
+        """
+        with writing(self._path, self._unflushed):
+            self._file.flush()
+        self._unflushed = 0
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -169,7 +258,10 @@ class Book:
 
     def close(self) -> None:
         """Close all files."""
-        self._file.close()
+        with suppress(
+            OSError
+        ):  # rows that a full disk did not take: said by now, and tried again here
+            self._file.close()
         if self._board is not None:
             self._board.close()
         self.display.close()

@@ -83,10 +83,10 @@ def failure(error: BaseException, rank: int, folder: RunFolder) -> RunFailure:
             folder.error_report(rank, "".join(traceback.format_exception(error)))
     if rank == 0 and isinstance(error, LostContact):
         line = _look_for_cause(folder) or line
-    with suppress(OSError):
+    with suppress(RunFailure):  # of a full disk, where even this finds no room
         if rank == 0 and folder.claimed:
             folder.status(EXIT_FAILED, "failed", line)
-    return RunFailure(line, here_only=not isinstance(error, RunFailure))
+    return RunFailure(line, error.here_only if isinstance(error, RunFailure) else True)
 
 
 def one_line(error: BaseException) -> str:

@@ -19,13 +19,16 @@ from numpy.typing import NDArray
 
 from cobo_dist.errors import Refusal
 
+from . import checkpoint
+from .disk import writing
+
 LIBRARIES = (
     "cobo_dist", "torch", "torchvision", "numpy", "safetensors", "scikit-learn",
     "transformers", "peft", "datasets", "mpi4py",
 )  # fmt: skip
 LEFT_BY_A_RUN = (
     "config.yaml", "env.json", "metrics.jsonl", "W.npz", "summary.json", "status.json",
-    "models", "figures", "tensorboard", "errors",
+    "models", "figures", "tensorboard", "errors", "checkpoints", "profile",
 )  # fmt: skip
 
 
@@ -37,7 +40,7 @@ class RunFolder:
         self.claimed = False  # whether this run made it: only then is a failure written into it
 
     def refuse_unusable(self, overwrite: bool) -> None:
-        """Look, without writing, whether a run can go here.
+        """Look, without writing, whether a run can go here; `overwrite`: an earlier run is no obstacle.
 
         Raises:
             Refusal: it is a file, holds an earlier run, or cannot be written.
@@ -66,8 +69,8 @@ class RunFolder:
             )
         if held and not overwrite:
             raise Refusal(
-                f"run.dir={self.path} already holds a run; "
-                "set run.overwrite=true to replace it, or name another run.dir"
+                f"run.dir={self.path} already holds a run; set run.resume=auto to go on with it, "
+                "run.overwrite=true to replace it, or name another run.dir"
             )
         nearest = next(part for part in (self.path, *self.path.parents) if part.exists())
         if not os.access(nearest, os.W_OK | os.X_OK):
@@ -83,22 +86,68 @@ class RunFolder:
         """
         try:
             for name in LEFT_BY_A_RUN:
-                old = self.path / name
-                if old.is_dir() and not old.is_symlink():
-                    shutil.rmtree(old)
-                else:
-                    old.unlink(missing_ok=True)
+                _remove(self.path / name)
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "metrics.jsonl").touch()  # marks the folder as a run's
         except OSError as error:
             raise Refusal(f"run.dir={self.path} cannot be made: {error.strerror}") from None
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints lie."""
+        return self.path / "checkpoints"
+
+    def reopen(self, metrics: Path, size: int, found: Path) -> None:
+        """Make the folder ready to go on from the checkpoint `found`, here or of another run.
+
+        The log holds the first `size` bytes of `metrics`. Later checkpoints, damaged or of a future that
+        will not come, are set aside; what only a finished run leaves goes.
+
+        Raises:
+            Refusal: the file system says no.
+        """
+        own = self.path / "metrics.jsonl"
+        try:
+            if metrics.resolve() == own.resolve():
+                os.truncate(own, size)
+            else:
+                draft = own.with_suffix(".part")
+                with metrics.open("rb") as source, draft.open("wb") as target:
+                    target.write(source.read(size))
+                draft.replace(own)
+            self._set_aside_after(checkpoint.round_of(found) or 0)
+            for name in ("summary.json", "status.json", "models", "errors"):
+                _remove(self.path / name)
+        except OSError as error:
+            raise Refusal(f"run.dir={self.path} cannot be made ready: {error.strerror}") from None
+
+    def _set_aside_after(self, r: int) -> None:
+        for draft in self.checkpoints.glob("*.part"):
+            _remove(draft)
+        for later in checkpoint.checkpoints(self.checkpoints):
+            if (checkpoint.round_of(later) or 0) > r:
+                _remove(later.with_suffix(".aside"))
+                later.rename(later.with_suffix(".aside"))
+
     def write_text(self, name: str, text: str) -> None:
-        """Write a whole file, or nothing: into a neighbour first, then renamed."""
+        """Write a whole file, or nothing: into a neighbour first, then renamed.
+
+        Raises:
+            RunFailure: the file system says no.
+        """
         target = self.path / name
         draft = target.with_name(target.name + ".part")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(target)
+        with writing(target, len(text)):
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(target)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON file's content; empty where there is none that can be read."""
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file as `write_text` does."""
@@ -109,18 +158,28 @@ class RunFolder:
         rounds: Sequence[int],
         weights: Sequence[NDArray[np.float32]],
         clusters: Sequence[int] | None,
+        names: Sequence[str] = (),
     ) -> None:
-        """Write W.npz: `rounds` int64 [k], `weights` float32 [k, n, n], `clusters` int64 [n] if known."""
+        """Write W.npz: `rounds` int64 [k], `weights` float32 [k, n, n], and what rows and columns are.
+
+        That is `clusters` int64 [n] where they are known, and the clients' `names` [n] where they have any.
+
+        Raises:
+            RunFailure: the file system says no.
+        """
         arrays: dict[str, NDArray[Any]] = {
             "rounds": np.asarray(rounds, dtype=np.int64),
             "weights": np.stack(weights).astype(np.float32),
         }
         if clusters is not None:
             arrays["clusters"] = np.asarray(clusters, dtype=np.int64)
-        draft = self.path / "W.npz.part"
-        with draft.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # keys are arrays' names
-        draft.replace(self.path / "W.npz")
+        if names:
+            arrays["names"] = np.asarray(names, dtype=np.str_)
+        target, draft = self.path / "W.npz", self.path / "W.npz.part"
+        with writing(target, arrays["weights"].nbytes):
+            with draft.open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # keys are arrays' names
+            draft.replace(target)
 
     def status(self, exit_code: int, status: str, reason: str = "") -> None:
         """Write status.json: how the run ended and why."""
@@ -139,6 +198,14 @@ class RunFolder:
     def model_path(self, client: int) -> Path:
         """Where a client's last model goes; the task gives it a suffix, or makes it a folder."""
         return self.path / "models" / f"client_{client:05d}"
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def describe_environment() -> dict[str, Any]:

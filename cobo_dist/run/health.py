@@ -44,7 +44,28 @@ class Watch:
         self.drawn = 0
         self.first_loss = float("nan")
         self.losses: deque[float] = deque(maxlen=20)
+        self.skipped: set[int] = set()  # clients with a gradient that was left out
         self._told = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what was seen so far, for `restore`."""
+        return {
+            "concerns": [[one.round, one.kind, one.message] for one in self.concerns],
+            "jumps": list(self.jumps),
+            "drawn": self.drawn,
+            "first_loss": self.first_loss,
+            "losses": list(self.losses),
+            "skipped": sorted(self.skipped),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on as the watch that left this state; what it told is not told again."""
+        self.concerns = [Concern(*one) for one in state["concerns"]]
+        self._told = len(self.concerns)
+        self.drawn, self.first_loss = state["drawn"], state["first_loss"]
+        self.jumps.extend(state["jumps"])
+        self.losses.extend(state["losses"])
+        self.skipped = set(state["skipped"])
 
     def before(self) -> list[Concern]:
         """Look at the settings before the first round."""

@@ -79,8 +79,9 @@ class Bar:
 class Lines:
     """Plain lines, at most one every `interval` seconds, with the time left."""
 
-    def __init__(self, rounds: int, interval: float) -> None:
-        self.rounds, self.interval = rounds, interval
+    def __init__(self, rounds: int, interval: float, first: int = 0) -> None:
+        """Begin after round `first`, where a resumed run goes on."""
+        self.rounds, self.interval, self.first = rounds, interval, first
         self.started = self.last = time.monotonic()
 
     def update(self, now: Now) -> None:
@@ -89,7 +90,8 @@ class Lines:
         if now.round < self.rounds and clock - self.last < self.interval:
             return
         self.last = clock
-        left = (clock - self.started) / max(1, now.round) * (self.rounds - now.round)
+        done = max(1, now.round - self.first)
+        left = (clock - self.started) / done * (self.rounds - now.round)
         self.say(f"round {now.round}/{self.rounds}  {now.words()}  {left:.0f} s left")
 
     def say(self, line: str) -> None:
@@ -114,14 +116,14 @@ class Silent:
         """Have nothing to end."""
 
 
-def open_display(config: LogConfig, rounds: int) -> Display:
-    """Return the display that fits where standard output goes."""
+def open_display(config: LogConfig, rounds: int, first: int = 0) -> Display:
+    """Return the display that fits where standard output goes, of a run that begins after `first`."""
     kind = config.progress
     if kind == "auto":
         kind = "bar" if sys.stdout.isatty() else "plain"
     if kind == "bar":
         return Bar(rounds, Console())
-    return Lines(rounds, config.interval) if kind == "plain" else Silent()
+    return Lines(rounds, config.interval, first) if kind == "plain" else Silent()
 
 
 def final_table(rows: Sequence[tuple[str, ...]], headers: tuple[str, ...]) -> None:

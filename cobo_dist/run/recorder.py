@@ -5,6 +5,8 @@ One gather for `log.flush_every` rounds, so that logging adds no message to a ro
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from safetensors.numpy import load, save
 
 from cobo_dist.algorithms.base import Algorithm, Round
 from cobo_dist.clients.group import Clients
+from cobo_dist.clock import KINDS
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.errors import RunFailure
@@ -22,6 +25,17 @@ from .book import Book
 
 Arrays = dict[str, NDArray[Any]]
 _MOVES = ("first", "second", "weights", "alignments")
+
+PATIENCE = 1.0
+"""Seconds after which ranks hear of each other's signals, if a round does not take longer."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all ranks do after a flush: stop for a signal (0: none), seal the checkpoint that all wrote."""
+
+    signal: int = 0
+    seal: bool = False
 
 
 class Recorder:
@@ -34,7 +48,14 @@ class Recorder:
         task: Task,
         algorithm: Algorithm,
         book: Book | None,
+        flush_every: int,
+        first: int = 0,
+        profiles: bool = False,
     ) -> None:
+        """Begin after round `first`; at most `flush_every` rounds are kept; with or without `profiles`."""
+        self.clock, self.profiles = exchange.clock, profiles
+        self.flush_every = flush_every
+        self._due = first + 1  # the first rounds show how long they take
         self.exchange, self.clients, self.task = exchange, clients, task
         self.algorithm, self.book = algorithm, book
         self._kept: list[tuple[dict[str, Any], Arrays]] = []
@@ -51,38 +72,65 @@ class Recorder:
         for name in _MOVES:
             parts = [getattr(selection, name) for selection in outcome.selections]
             arrays[name] = np.concatenate(parts) if parts else np.empty(0)
+        if self.profiles:
+            taken = self.clock.take()  # logging of the round before among it
+            arrays["profile"] = np.array([taken[kind] for kind in KINDS])
         if self.task.diagnoses:
             # A copy: X moves on before the bundle leaves.
             arrays["models"] = self.clients.x_cd.double().cpu().numpy().copy()
         row = {"round": r, "seconds": seconds, "pairs": outcome.pairs}
         self._kept.append((row | {"replaced": outcome.weights_replaced}, arrays))
 
-    def flush(self) -> None:
+    def is_due(self, r: int) -> bool:
+        """Return whether what is kept goes to the coordinator after round r."""
+        return r >= self._due
+
+    def flush(self, signal: int = 0, written: bool = False) -> Order:
         """Bring what is kept to the coordinator; end all ranks together if a model diverged.
+
+        Args:
+            signal: one that asked this rank to stop; 0: none.
+            written: this rank has written its part of a checkpoint.
+
+        Returns:
+            What all ranks do now, having heard of each other.
 
         Raises:
             RunFailure: the same on all ranks: a client's loss became NaN or infinite.
         """
         if not self._kept:
-            return
+            return Order()
         bundle = {
             f"{number}.{name}": np.ascontiguousarray(array)
             for number, (_, arrays) in enumerate(self._kept)
             for name, array in arrays.items()
         }
-        records = self.exchange.gather(save(bundle))
-        verdict = self._enter([load(record) for record in records]) if self.book else ""
+        bundle["state"] = np.array([signal, written])
+        records = [load(record) for record in self.exchange.gather(save(bundle))]
+        answer: list[Any] = []
+        if self.book is not None:
+            states = np.array([record.pop("state") for record in records])
+            verdict = self._enter(records)
+            # A signal must not wait long for a flush, however long rounds take.
+            slow = float(np.mean([row["seconds"] for row, _ in self._kept]))
+            rounds = max(1, min(self.flush_every, int(PATIENCE / max(slow, 1e-9))))
+            answer = [verdict, int(states[:, 0].max()), bool(states[:, 1].all()), rounds]
+        record = self.exchange.transport.broadcast(json.dumps(answer).encode())
+        verdict, signal, written, rounds = json.loads(record)
+        self._due = self._kept[-1][0]["round"] + rounds
         self._kept = []
-        self._end_together(verdict)
+        if verdict:
+            raise RunFailure(verdict)
+        return Order(signal, written)
 
     def _end_together(self, verdict: str) -> None:
         if verdict := self.exchange.transport.broadcast(verdict.encode()).decode():
             raise RunFailure(verdict)
 
-    def check_models(self, r: int) -> None:
-        """End all ranks together if a client's last model, or its loss, is no number.
+    def check_models(self, r: int, last: bool) -> None:
+        """End all ranks together if a client's model, or at the last round its loss, is no number.
 
-        A round's losses are those of the models before it, so the last models need a look.
+        A round's losses are those of the models before it, so models need a look before they are kept.
 
         Raises:
             RunFailure: the same on all ranks.
@@ -92,7 +140,7 @@ class Recorder:
         verdict = ""
         if gathered is not None and not gathered.all():
             verdict = self._diverged("model", int(gathered[:, 0].argmin()), "non-finite", r)
-        if self.book is not None and not verdict:
+        if self.book is not None and last and not verdict:
             losses = [one["loss"] for one in self.book.last_evaluation]
             bad = next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), None)
             if bad is not None:
@@ -115,10 +163,19 @@ class Recorder:
             traffic = np.sum([rank[f"{number}.traffic"] for rank in ranks], axis=0)
             row |= {"messages": int(traffic[0]), "bytes_sent": int(traffic[1:].sum())}
             row |= {f"bytes_{p}": int(b) for p, b in zip(TRAINING, traffic[1:], strict=True)}
-            row["loss"] = float(losses_n.mean())
+            bad = np.flatnonzero(~np.isfinite(losses_n))
+            skips = self.clients.skips_bad
+            if skips:
+                row["skipped"] = len(bad)
+                self._tell_of_skipped(row["round"], bad)
+                losses_n = losses_n[np.isfinite(losses_n)]
+            row["loss"] = float(losses_n.mean()) if len(losses_n) else float("nan")
             if self.task.diagnoses:
                 models = [rank[f"{number}.models"] for rank in ranks]
                 row |= self.task.diagnose(in_client_order(models))
+            if self.profiles:
+                profiles = np.array([rank[f"{number}.profile"] for rank in ranks]).T.tolist()
+                self.book.profile(row["round"], dict(zip(KINDS, profiles, strict=True)))
             rows.append(row)
             moves.append(
                 {"replaced": row.pop("replaced")}
@@ -126,12 +183,23 @@ class Recorder:
             )
             for name in ("first", "second"):
                 moves[-1][name] = moves[-1][name].astype(np.int64)
-            bad = np.flatnonzero(~np.isfinite(losses_n))
-            if len(bad) and not verdict:
+            if len(bad) and not skips:  # what came after it is nobody's result
                 verdict = self._diverged("loss", int(bad[0]), losses_n[bad[0]], row["round"])
+                break
         self.book.rounds(rows, moves)
         self.book.flush()
         return verdict
+
+    def _tell_of_skipped(self, r: int, bad: NDArray[np.int64]) -> None:
+        assert self.book is not None
+        for client in sorted(set(bad.tolist()) - self.book.watch.skipped):
+            self.book.watch.skipped.add(client)
+            self.book.warn(
+                r, "skipped",
+                f"the loss or gradient of client {client} is not finite in round {r}: its gradient "
+                "counts as 0 (run.on_nan=skip_client); this is said once for a client, and rows "
+                "count it as `skipped`",
+            )  # fmt: skip
 
     def evaluate(self, r: int, splits: tuple[str, ...], *, whole: bool) -> None:
         """Evaluate every client, on all its data or on a part of it, and enter the results."""

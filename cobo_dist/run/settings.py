@@ -16,6 +16,30 @@ class RunConfig(Section):
     overwrite: bool = Field(False, description="replace what an earlier run left in the run folder")
     seed: int = Field(0, ge=0, description="seed of everything random")
     rounds: int = Field(1000, ge=0, description="rounds T")
+    resume: Text = Field(
+        "never",
+        description="never; auto: go on from the newest good checkpoint in the run folder, or start "
+        "where there is none; or the path of a checkpoint or of a run folder to go on from. A launcher's "
+        "restart counts as auto",
+    )
+    checkpoint_every: int = Field(
+        1000,
+        ge=0,
+        description="rounds between checkpoints; 0: only when a signal stops the run and at the end",
+    )
+    keep_checkpoints: int = Field(2, ge=2, description="how many checkpoints stay, the newest")
+    on_nan: Literal["stop", "skip_client"] = Field(
+        "stop",
+        description="what a loss or gradient that is NaN or infinite means: the run ends, its last "
+        "checkpoint intact; or that client's gradient counts as 0 in that round",
+    )
+    checkpoint_writing: Literal["auto", "foreground"] = Field(
+        "auto",
+        description="auto: while training goes on, where memory has room for a copy of what is written",
+    )
+    on_failed_checkpoint: Literal["continue", "stop"] = Field(
+        "continue", description="what a full disk means to the run: go on with a warning, or end"
+    )
     eval_every: int = Field(
         50, ge=0, description="rounds between evaluations; 0: only before and after training"
     )
@@ -51,6 +75,18 @@ class LogConfig(Section):
     interval: float = Field(10.0, gt=0, description="seconds between plain progress lines")
     flush_every: int = Field(
         10, ge=1, description="rounds between writing metrics and looking for diverged models"
+    )
+    profile: bool = Field(
+        False,
+        description="write into metrics.jsonl where each round's time goes on every rank: gradients, "
+        "midpoints, packing, sending, waiting, alignment, mixing, other, logging",
+    )
+    trace: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="rounds to trace after the first 10, into profile/rank_00000.json ..., which opens in "
+        "Perfetto (ui.perfetto.dev) or chrome://tracing; 0: none",
     )
     tensorboard: bool = Field(False, description="write TensorBoard files into the run folder")
     figures: bool = Field(True, description="draw figures into the run folder at the end")

@@ -71,6 +71,7 @@ class Task(LearningTask, Protocol):
 
     name: str
     clients: int
+    names: tuple[str, ...]  # of the clients; empty where they have none
     clusters: tuple[int, ...] | None  # the true cluster of each client, where there is one
     splits: tuple[str, ...]  # what can be evaluated
     metrics: tuple[str, ...]  # what an evaluation gives: "loss" and more, the one that judges last

@@ -57,6 +57,7 @@ class Quadratic:
     """The quadratic losses of all clients."""
 
     name = "quadratic"
+    names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("loss",)
     splits: tuple[str, ...] = ("validation", "test")  # the same: f_i is all there is to know
     diagnoses = True

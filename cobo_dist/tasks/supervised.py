@@ -136,6 +136,7 @@ class ExampleBatches:
 class Classification:
     """Cross-entropy and accuracy of every client's classifier of its own examples."""
 
+    names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("loss", "accuracy")
     diagnoses = False
     engines: tuple[str, ...] = tuple(ENGINES)

@@ -5,7 +5,9 @@ curves    accuracy, perplexity, loss over rounds (Figures 2b and 6)
 decay     consensus distance and gradient norm (Theorem 1)
 factors   final accuracy against a factor of the problem (Figure 2a)
 matrices  heat maps of the weights (Figures 3 and 5)
+shares    what each client gives the others, where weights sum to 1 (Figure 4)
 links     the graph of links
+profile   where a round's time goes
 selection two clients and their midpoint (Figure 1)
 """
 
@@ -20,16 +22,28 @@ from cobo_dist.reports.figures.decay import draw_decay
 from cobo_dist.reports.figures.factors import draw_factors
 from cobo_dist.reports.figures.links import draw_graph
 from cobo_dist.reports.figures.matrices import draw_all_weights, draw_weights
+from cobo_dist.reports.figures.profile import draw_profile
 from cobo_dist.reports.figures.selection import draw_selection
+from cobo_dist.reports.figures.shares import draw_shares, left_out
 from cobo_dist.reports.grouping import METHODS, Group
 from cobo_dist.reports.scores import problem_metric
 from cobo_dist.reports.writing import slug
 
-__all__ = ["draw_factors", "draw_over_rounds", "draw_selection", "draw_settings", "draw_single"]
+__all__ = [
+    "draw_factors",
+    "draw_over_rounds",
+    "draw_selection",
+    "draw_settings",
+    "draw_single",
+    "left_out",
+]
 
 
 def draw_over_rounds(groups: Sequence[Group], out: Path) -> list[Path]:
-    """Draw what compares the methods on one problem: curves, decay, and W of those that learn it."""
+    """Draw what compares the methods on one problem: curves, decay, and W of those that learn it.
+
+    Where weights sum to 1, also each client's over the rounds; and where the time went, if it was measured.
+    """
     metric = problem_metric(groups)
     files = [] if metric == "loss" else draw_metric(groups, metric, out / f"{metric}.png")
     files += draw_metric(groups, "loss", out / "loss.png")
@@ -41,6 +55,11 @@ def draw_over_rounds(groups: Sequence[Group], out: Path) -> list[Path]:
         entries.append((group, weights))
     if len(entries) > 1:
         files += draw_all_weights(entries, out / "weights_all.png")
+    sharing = [group for group, weights in entries if weights.share]
+    files += draw_profile(groups, out / "profile.png")
+    for group in sharing:
+        name = "shares" if len(sharing) == 1 else f"shares_{slug(group.label)}"
+        files += draw_shares(group, out / f"{name}.png")
     return files
 
 

@@ -42,10 +42,12 @@ def draw_graph(group: Group, path: Path) -> list[Path]:
     panels = [(title, found) for title, found in panels if found]
     if not panels:
         return []
+    # The axis of weights ends where their scale of colours does.
+    top = max((run.weights.top for run in group.runs if run.weights is not None), default=1.0)
     with canvas(3.5, 0.95 * len(panels) + 0.35) as figure:
         grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
         for axes, (title, found) in zip(grid, panels, strict=True):
-            _draw_panel(axes, title, found)
+            _draw_panel(axes, title, found, top)
             if title == "components":
                 _draw_truth(axes, group)
             handles, labels = axes.get_legend_handles_labels()
@@ -69,7 +71,8 @@ def _curves(group: Group) -> dict[str, Curve]:
     strengths = [
         link_strengths(run.weights.rounds, run.weights.weights, run.weights.clusters)
         for run in group.runs
-        if run.weights is not None
+        # The mean over all pairs of weights that sum to 1 is an equal share, whatever they do.
+        if run.weights is not None and not (run.weights.share and run.weights.clusters is None)
     ]
     curves: dict[str, Curve] = {}
     for name in (name for quantities in _PANELS.values() for name in quantities):
@@ -82,7 +85,7 @@ def _curves(group: Group) -> dict[str, Curve]:
     return curves
 
 
-def _draw_panel(axes: Axes, title: str, curves: dict[str, Curve]) -> None:
+def _draw_panel(axes: Axes, title: str, curves: dict[str, Curve], top: float) -> None:
     for name, curve in curves.items():
         label, colour = _PANELS[title][name]
         style = Look(label, colour, "-", 1.4, 3.0)
@@ -102,9 +105,12 @@ def _draw_panel(axes: Axes, title: str, curves: dict[str, Curve]) -> None:
         )
         axes.axhline(0.0, color="#555555", linewidth=0.6, zorder=2)
         _scale_alignment(axes, curve)
-    if title in ("mean weight", "share of weights"):
+    if title == "share of weights" or (title == "mean weight" and top == 1.0):
         axes.set_ylim(-0.05, 1.05)
         axes.set_yticks([0.0, 0.5, 1.0])
+    elif title == "mean weight":
+        axes.set_ylim(-0.05 * top, 1.05 * top)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=title == "components"))
     axes.set_ylabel(title.replace(" of ", " of\n"))

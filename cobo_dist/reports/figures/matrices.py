@@ -21,7 +21,7 @@ from cobo_dist.reports.writing import write_csv
 
 _FEW = 24  # clients, up to which each is named on the axis
 _NAN = "#f2a0a0"  # a weight that is NaN, in no colour of the scale
-_SCALE = ScalarMappable(Normalize(0.0, 1.0), matplotlib.colormaps["Blues"])
+_LETTERS = 3  # of a name, up to which names stand upright side by side
 
 Panel = tuple[str, npt.NDArray[np.float32]]  # title, matrix [n, n] with the clients in order
 
@@ -32,16 +32,16 @@ def draw_weights(weights: Weights, path: Path, title: str = "") -> list[Path]:
     panels = [_panel(weights, number) for number in shown]
     if not weights.moves and len(weights.rounds) > 1:
         panels = [(f"rounds {weights.rounds[0]} to {weights.rounds[-1]}", panels[0][1])]
-    panels += _oracle(weights)
+    panels += _oracle(weights, weights.top)
     with canvas(1.34 * len(panels) + 0.75, 1.85, square=True) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
         for axes, (name, matrix) in zip(grid[0], panels, strict=True):
-            _draw_matrix(axes, matrix)
+            _draw_matrix(axes, matrix, weights.top)
             axes.set_title(name)
-            _tick_clients(axes, _order(weights))
+            _tick_clients(axes, weights)
             axes.set_xlabel(_clients(weights))
         grid[0, 0].set_ylabel(f"{title}\n{_clients(weights)}" if title else _clients(weights))
-        _draw_scale(figure, grid, any(matrix.max() > 1.0 for _, matrix in panels))
+        _draw_scale(figure, grid, weights.top, weights.share, _exceed(panels, weights.top))
         image = save(figure, path)
     rows = _rows(weights, shown)
     return [image, write_csv(path.with_suffix(".csv"), ("round", "i", "j", "weight"), rows)]
@@ -50,7 +50,8 @@ def draw_weights(weights: Weights, path: Path, title: str = "") -> list[Path]:
 def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> list[Path]:
     """Draw W of several methods (Figure 3): rows are methods, columns the rounds and the oracle.
 
-    A method that has not logged a column's round shows its nearest one and says so in its title.
+    A method that has not logged a column's round shows its nearest one and says so in its title. Methods
+    whose weights sum to 1 have one scale of colours, and beside others each row has its own.
     """
     common = set.intersection(*(set(weights.rounds.tolist()) for _, weights in entries))
     longest = max((weights.rounds.tolist() for _, weights in entries), key=len)
@@ -61,7 +62,9 @@ def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> li
         for (_, weights), numbers in zip(entries, near, strict=True)
     ]
     same = len({tuple(name for name, _ in line) for line in lines}) == 1
-    oracles = [_oracle(weights) for _, weights in entries]
+    top = max((weights.top for _, weights in entries if weights.share), default=1.0)
+    tops = [top if weights.share else 1.0 for _, weights in entries]
+    oracles = [_oracle(weights, end) for (_, weights), end in zip(entries, tops, strict=True)]
     # One oracle beside them all says more than the same one at the end of every row.
     one = all(_equal(oracle, oracles[0]) for oracle in oracles)
     if not one:
@@ -74,12 +77,20 @@ def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> li
             axes.set_axis_off()
         for number, (line, (group, _)) in enumerate(zip(lines, entries, strict=True)):
             for axes, (name, matrix) in zip(grid[number], line, strict=False):
-                _draw_bare(axes, matrix, name if number == 0 or not same else "")
+                _draw_bare(axes, matrix, tops[number], name if number == 0 or not same else "")
             grid[number, 0].set_ylabel(look(group, narrow=True).title, fontsize=7)
         if one and oracles[0]:
             name, matrix = oracles[0][0]
-            _draw_bare(grid[0, -1], matrix, name)
-        _draw_scale(figure, grid, any(m.max() > 1.0 for line in lines for _, m in line))
+            _draw_bare(grid[0, -1], matrix, tops[0], name)
+        if len(set(tops)) == 1:
+            above = any(_exceed(line, tops[0]) for line in lines)
+            shares = {weights.share for _, weights in entries}
+            _draw_scale(figure, grid, tops[0], shares.pop() if len(shares) == 1 else None, above)
+        else:
+            for number, (_, weights) in enumerate(entries):
+                above = _exceed(lines[number], tops[number])
+                row = grid[number : number + 1]
+                _draw_scale(figure, row, tops[number], weights.share, above)
         image = save(figure, path)
     table = (
         (group.label, *row)
@@ -90,9 +101,9 @@ def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> li
     return [image, write_csv(path.with_suffix(".csv"), header, table)]
 
 
-def _draw_bare(axes: Axes, matrix: npt.NDArray[np.float32], title: str) -> None:
+def _draw_bare(axes: Axes, matrix: npt.NDArray[np.float32], top: float, title: str) -> None:
     axes.set_axis_on()
-    _draw_matrix(axes, matrix)
+    _draw_matrix(axes, matrix, top)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(title)
@@ -126,15 +137,28 @@ def _panel(weights: Weights, number: int) -> Panel:
     return f"round {number}", matrix[np.ix_(order, order)]
 
 
-def _oracle(weights: Weights) -> list[Panel]:
+def _oracle(weights: Weights, top: float) -> list[Panel]:
+    """The true clusters, dark whatever the scale: they say which links are right, not how strong."""
     if weights.clusters is None:
         return []
     clusters = weights.clusters[_order(weights)]
-    return [("oracle", (clusters[:, None] == clusters[None, :]).astype(np.float32))]
+    same = clusters[:, None] == clusters[None, :]
+    return [("oracle", np.where(same, np.float32(top), np.float32(0.0)))]
 
 
-def _draw_matrix(axes: Axes, matrix: npt.NDArray[np.float32]) -> None:
-    pixels = np.asarray(_SCALE.to_rgba(matrix))  # [n, n, 4]
+def _exceed(panels: Sequence[Panel], top: float) -> bool:
+    """Whether a weight between two clients lies above the scale's end."""
+    level = top * (1.0 + 1e-6)  # in float32 the end itself may lie above it
+    off = [matrix[~np.eye(len(matrix), dtype=bool)] for _, matrix in panels]
+    return any((values > level).any() for values in off)
+
+
+def _scale(top: float) -> ScalarMappable:
+    return ScalarMappable(Normalize(0.0, top), matplotlib.colormaps["Blues"])
+
+
+def _draw_matrix(axes: Axes, matrix: npt.NDArray[np.float32], top: float) -> None:
+    pixels = np.asarray(_scale(top).to_rgba(matrix))  # [n, n, 4]
     pixels[np.isnan(matrix)] = to_rgba(_NAN)
     # A client's weight for itself plays no part in CoBo: it must not read as a link.
     np.einsum("iic->ic", pixels)[:] = to_rgba(GREY)
@@ -150,26 +174,42 @@ def _clients(weights: Weights) -> str:
     return "clients, by cluster" if sorted_ else "client"
 
 
-def _tick_clients(axes: Axes, order: npt.NDArray[np.int64]) -> None:
+def _tick_clients(axes: Axes, weights: Weights) -> None:
+    order = _order(weights)
     step = -(-len(order) // (8 if len(order) <= _FEW else 4))
     places = list(range(0, len(order), step))
     # Among many clients a number here and there helps nobody, their places do.
-    labels = [str(order[place] if len(order) <= _FEW else place) for place in places]
-    axes.set_xticks(places, labels, fontsize=6)
+    few = len(order) <= _FEW
+    labels = [weights.labels[order[place]] if few else str(place) for place in places]
+    turned = 90.0 if max(map(len, labels)) > _LETTERS else 0.0
+    axes.set_xticks(places, labels, fontsize=6, rotation=turned)
     axes.set_yticks(places, labels, fontsize=6)
     axes.tick_params(length=1.5, pad=1.5)
 
 
-def _draw_scale(figure: Figure, grid: npt.NDArray[np.object_], above: bool) -> None:
+def _draw_scale(
+    figure: Figure, grid: npt.NDArray[np.object_], top: float, share: float | None, above: bool
+) -> None:
+    """Draw the bar of colours beside some rows of panels.
+
+    It says where it ends at the largest weight, and where an equal `share` is (0: weights do not sum to 1;
+    None: they do, to shares that are not the same in all panels).
+    """
+    ticks = {0.0: "0", 0.5: "0.5", 1.0: "1"}
+    if share != 0.0:
+        ticks = {0.0: "0", top: f"{top:.2g} (largest)"}
+        # The share's label needs room from both ends.
+        if share is not None and 0.12 * top < share < 0.88 * top:
+            ticks[share] = f"{share:.2g} (equal share)"
     bar = figure.colorbar(
-        _SCALE,
+        _scale(top),
         ax=grid.ravel().tolist(),
         shrink=min(1.0, 1.0 if grid.shape[0] == 1 else 2.0 / grid.shape[0]),
         aspect=14,
         pad=0.09 / grid.shape[1],
         extend="max" if above else "neither",
-        ticks=[0.0, 0.5, 1.0],
     )
+    bar.set_ticks(list(ticks), labels=list(ticks.values()))
     bar.set_label("weight")
     bar.outline.set_linewidth(0.4)
 

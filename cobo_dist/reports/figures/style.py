@@ -65,6 +65,8 @@ _SETTINGS: Any = {
     "mathtext.fontset": "dejavusans",
 }
 GREY = "#d9d9d9"
+# Clients: the same family of colours, in an order in which neighbours differ most.
+_CLIENTS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e6a700", "#56b4e9")
 _WIDE, _NARROW = 40, 18  # letters of a title in one line of a legend, beside a matrix
 
 
@@ -104,6 +106,12 @@ def look(group: Group, crowded: bool = False, narrow: bool = False) -> Look:
     title = _broken_title(group.title, narrow)
     marker = _MARKERS.get(group.algorithm, "o")
     return Look(title, colour, dashes, width, layer, marker)
+
+
+def client_look(client: int) -> tuple[str, Any]:
+    """Colour and dashes of a client's line, wherever it is drawn: no two alike up to 24 clients."""
+    turn, place = divmod(client, len(_CLIENTS))
+    return _CLIENTS[place], _DASHES[turn % len(_DASHES)]
 
 
 def _broken_title(title: str, narrow: bool) -> str:

@@ -53,7 +53,7 @@ class Language:
         self.config, self.data, self.seed = config, data, seed
         self.accumulation = data.accumulation
         texts = read_texts(config, data)  # before the model: it may take minutes to load
-        self.names, self.clients = [text.name for text in texts], len(texts)
+        self.names, self.clients = tuple(text.name for text in texts), len(texts)
         base = load_base(model, config.context)
         self.tokenizer = base.tokenizer
         cache = Path(data.root).expanduser() / CACHE

@@ -1,0 +1,212 @@
+"""Random configs and malformed files through `cobo_dist.train.main`, each in an empty folder.
+
+What may come of them: code 2 with one line, and nothing left behind; or a run, which is kept tiny. A case is
+a kind and a seed, so that what failed can be made again:
+
+    python benchmarks/faults.py --only fuzz --case KIND:SEED
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from . import files, texts
+from .outcome import Outcome, shorten
+from .ranks import environment, server
+
+CONFIGS: dict[str, Callable[[random.Random, Path], list[str]]] = {
+    "real-config": texts.real_config,
+    "random-yaml": texts.random_yaml,
+    "arguments": texts.random_arguments,
+}
+KINDS = CONFIGS | files.KINDS
+MEMORY = 3 << 30
+"""Bytes that a case may ask for beyond what loaded libraries take: sizes are drawn that no machine has."""
+FAILURES = ("became", "memory", "make room")
+"""Words of lines with which a run that did start may fail: it diverged, or is too large for this machine."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What came of one case."""
+
+    code: int | None  # None: none at all
+    out: str
+    err: str
+    arguments: list[str]
+    left: bool = False  # a run folder
+    executed: bool = False  # code that came with a file
+    seconds: float = 0.0
+
+    def complaint(self) -> str:
+        """Return what is wrong with it; empty if nothing is."""
+        said = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        if self.code is None:
+            return self.err
+        if self.executed:
+            return "it executed code that came with a file"
+        if "Traceback" in self.err + self.out:
+            return f"a stack trace: {shorten(self.err)}"
+        if self.code == 0:
+            return ""
+        if len(said) != 1:
+            return f"code {self.code} and {len(said)} lines: {shorten(self.err)}"
+        if self.code == 2:
+            return f"refused, and a run folder was left: {said[0]}" if self.left else ""
+        if self.code == 1 and any(word in said[0] for word in FAILURES):
+            return ""
+        return f"code {self.code}: {shorten(said[0])}"
+
+
+def cases(kinds: Sequence[str], count: int, seed: int = 0) -> Iterator[tuple[str, int]]:
+    """Yield kind and seed of `count` cases, kinds in turn."""
+    for number in range(count):
+        yield kinds[number % len(kinds)], seed + number
+
+
+def fuzz(
+    configs: int, malformed: int, folder: Path, seed: int = 0, patience: float = 120.0
+) -> list[Outcome]:
+    """Try so many random configs and malformed files; a case may take `patience` seconds."""
+    rows = []
+    for done, kinds, count in (
+        ("random configs", list(CONFIGS), configs),
+        ("malformed files", list(files.KINDS), malformed),
+    ):
+        if count:
+            rows.append(_row(f"{count} {done}", list(cases(kinds, count, seed)), folder, patience))
+    return rows
+
+
+def one(kind: str, seed: int, folder: Path, patience: float = 120.0) -> list[Outcome]:
+    """Try one case again, and show all that it printed."""
+    return [_row(f"{kind}:{seed}", [(kind, seed)], folder, patience, everything=True)]
+
+
+def _row(
+    done: str, which: list[tuple[str, int]], folder: Path, patience: float, everything: bool = False
+) -> Outcome:
+    began = time.monotonic()
+    wrong, line, codes = [], "", Counter[str]()
+    for (kind, seed), told in _try(which, folder, patience):
+        complaint = told.complaint()
+        codes["hang or crash" if told.code is None else f"code {told.code}"] += 1
+        if complaint or everything:
+            shown = [shorten(argument, 200) for argument in told.arguments]
+            wrong.append(f"{kind}:{seed} {shown} {complaint}")
+        if everything:
+            wrong.append(f"{told.seconds:.1f} s\n{told.out}\n{told.err}")
+        said = [one for one in told.err.splitlines() if one.startswith("error: ")]
+        line = said[0] if said and told.code == 2 else line
+    failed = sum(": " in detail or everything for detail in wrong) if everything else len(wrong)
+    return Outcome(
+        done,
+        "code 2 and one line, or a run; no stack trace, no hang, nothing of a file executed",
+        f"{', '.join(f'{k}: {v}' for k, v in sorted(codes.items()))}; {failed} wrong",
+        time.monotonic() - began,
+        not wrong,
+        shorten(line),
+        wrong,
+    )
+
+
+# -- a process of its own --------------------------------------------------------------------------------
+
+
+def _try(
+    which: list[tuple[str, int]], folder: Path, patience: float
+) -> Iterator[tuple[tuple[str, int], Told]]:
+    """Let a process try the cases one by one; where it hangs or dies, another takes over."""
+    left = list(which)
+    while left:
+        with environment():
+            ours, theirs = server().Pipe()
+            worker = server().Process(target=_serve, args=(theirs, str(folder)), daemon=True)
+            worker.start()
+        theirs.close()
+        ours.recv()  # it is ready: loading libraries does not count
+        while left:
+            case = left.pop(0)
+            ours.send(case)
+            if not ours.poll(patience):
+                yield case, Told(None, "", f"a hang: no end within {patience:g} s", [])
+                break
+            try:
+                yield case, ours.recv()
+            except EOFError:
+                worker.join()
+                yield case, Told(None, "", f"the process died with {worker.exitcode}", [])
+                break
+        worker.kill()
+        worker.join()
+
+
+def _serve(pipe: Connection, folder: str) -> None:
+    """Try cases until the pipe is closed."""
+    from cobo_dist.tasks.language.libraries import library
+
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):  # what libraries print below Python
+        os.dup2(nowhere, number)
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    sound = Path(tempfile.mkdtemp(dir=folder))
+    os.environ["HOME"] = str(sound)  # a run folder may be called ~
+    os.chdir(sound)
+    _call(files.sound_run(sound))
+    pipe.send("ready")
+    limited = False
+    try:
+        while True:
+            kind, seed = pipe.recv()
+            if kind in ("texts", "gguf", "safetensors"):
+                library("transformers")
+            if not limited:
+                resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
+                limited = True
+            pipe.send(_case(kind, seed, Path(folder), sound))
+    except EOFError:
+        return
+
+
+def _case(kind: str, seed: int, folder: Path, sound: Path) -> Told:
+    """Make a case in a folder of its own, try it, and remove the folder."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        os.chdir(place)
+        if kind == "checkpoint":
+            shutil.copytree(sound / "run", "run")
+        given = KINDS[kind](random.Random(f"{kind} {seed}"), place)
+        if not any(argument.startswith("run.dir=") for argument in given):
+            given.append("run.dir=out")
+        began = time.monotonic()
+        code, out, err = _call(given)
+        executed = any(folder.rglob("EXECUTED"))
+        return Told(code, out, err, given, Path("out").exists(), executed, time.monotonic() - began)
+    finally:
+        os.chdir(folder)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _call(given: list[str]) -> tuple[int | None, str, str]:
+    """Go through the front door; what escapes it is a complaint."""
+    from cobo_dist.train import main
+
+    out, err = StringIO(), StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            code: int | None = main(given)
+    except BaseException as error:
+        return None, out.getvalue(), f"{type(error).__name__} escaped: {error}"
+    return code, out.getvalue(), err.getvalue()

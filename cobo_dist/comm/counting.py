@@ -1,0 +1,167 @@
+"""The exchanges of all ranks at once, without ranks: what they would send and keep room for.
+
+An algorithm that is given this in the place of an `Exchange`, and all clients at once, gets the same
+answers, computed densely. What each rank would send for them is worked out from the same plans (`plans`,
+`maths.mixing`) and entered into its ledger. Rows here are as short as the clients' stand-ins make them:
+`sizes` says what they stand for.
+
+Shapes: n clients, m pairs, e ends of pairs, of all ranks together; c clients of one rank, d parameters.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cobo_dist.maths import mixing
+from cobo_dist.maths.alignment import middle
+from cobo_dist.maths.flat import row_bytes
+
+from .exchange import Ends
+from .ledger import Ledger
+from .placement import Placement
+from .plans import Meeting, plan_meeting
+
+_SCALAR = 8  # bytes of a float64, in which inner products and shared numbers travel
+
+
+class CountingExchange:
+    """Stands for the exchange of every rank.
+
+    `ledgers[r]` is what rank r would have sent; `room[r]` the bytes of each buffer that it would keep.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        sizes: Mapping[int, int],
+        dtype: torch.dtype,
+        *,
+        deterministic: bool = False,
+    ) -> None:
+        """Count for a placement; a row of k numbers here stands for one of `sizes[k]` of `dtype`."""
+        self.placement, self.sizes, self.dtype = placement, dict(sizes), dtype
+        self.deterministic = deterministic
+        self.ledgers = [Ledger() for _ in range(placement.ranks)]
+        self.room: list[Counter[str]] = [Counter() for _ in range(placement.ranks)]
+        self._plan = mixing.plan_rows if deterministic else mixing.plan_block
+        self._alone = Placement.contiguous(placement.clients, 1)
+        self._meetings: list[Meeting] = []
+        self._x_nd = torch.empty(0)
+
+    # -- partners' models -----------------------------------------------------------------------
+
+    def send_models(self, x_nd: Tensor, pairs_m2: Tensor) -> None:
+        """Count the models of the drawn pairs, each once to a rank that needs it."""
+        self._x_nd = x_nd
+        model = self._size(x_nd) * self.dtype.itemsize
+        for rank, meeting in enumerate(self._meet(pairs_m2)):
+            for peer, talk in meeting.talks.items():
+                self._send(rank, "pairs", len(talk.send_clients) * model, f"models to {peer}")
+                self._keep(rank, f"models from {peer}", len(talk.receive_clients) * model)
+
+    def receive_models(self) -> None:
+        """Have nothing to wait for."""
+
+    def meet(self, pairs_k2: Tensor) -> tuple[Ends, Tensor]:
+        """Return all ends of some of the sent pairs, and each end's partner model."""
+        self._meetings = self._meet(pairs_k2)
+        row = row_bytes(self._size(self._x_nd), self.dtype)
+        for rank, meeting in enumerate(self._meetings):
+            self._keep(rank, "partners", len(meeting.clients) * row)
+        every = plan_meeting(pairs_k2.numpy(), self._alone, 0)
+        ends = Ends(every.clients, every.clients, every.partners, every.first)
+        return ends, self._x_nd[torch.from_numpy(every.partners)]
+
+    def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
+        """Count half gradients and their scalars; return 0 for every end: no weight moves."""
+        size = self._size(gradients_ed)
+        cut = middle(size)
+        for rank, meeting in enumerate(self._meetings):
+            for peer, talk in meeting.talks.items():
+                firsts, seconds = len(talk.first_ends), len(talk.second_ends)
+                out = firsts * (size - cut) + seconds * cut
+                back = seconds * (size - cut) + firsts * cut
+                if out:
+                    nbytes = out * self.dtype.itemsize
+                    self._send(rank, "gradients", nbytes, f"halves to {peer}")
+                self._keep(rank, f"halves from {peer}", back * self.dtype.itemsize)
+                scalars = 2 * (firsts + seconds) * _SCALAR
+                self._send(rank, "gradients", scalars, f"scalars to {peer}")
+                self._keep(rank, f"scalars from {peer}", scalars)
+        return np.zeros(len(gradients_ed))
+
+    # -- mixing -----------------------------------------------------------------------------------
+
+    def mix(
+        self, weights_nn: NDArray[np.floating], x_nd: Tensor, *, symmetric: bool = True
+    ) -> Tensor:
+        """Return sum_k w_ik x_k for all clients, and count it as planned for each pair of ranks."""
+        size = self._size(x_nd)
+        by_rank = self.placement.by_rank
+        for to, rows in enumerate(by_rank):
+            self._keep_mixed(to, len(rows), size)
+            for source, columns in enumerate(by_rank):
+                block_rs = weights_nn[np.ix_(rows, columns)]
+                if not symmetric and to != source:  # the sender does not know it: it is told
+                    self._send(to, "mixing", block_rs.nbytes)
+                self._deliver(to, source, self._plan(block_rs).models, size, f"mix to {to}")
+        return self._product(weights_nn, x_nd)
+
+    def reduce(self, weights_kn: NDArray[np.floating], x_nd: Tensor) -> Tensor:
+        """Return k combinations of all rows, and count them as brought to every rank."""
+        size = self._size(x_nd)
+        for source, columns in enumerate(self.placement.by_rank):
+            self._keep_mixed(source, len(weights_kn), size)
+            models = self._plan(weights_kn[:, columns]).models
+            for to in range(self.placement.ranks):
+                # The same for all: packed once.
+                self._deliver(to, source, models, size, "mix to all")
+        return self._product(weights_kn, x_nd)
+
+    def share(self, numbers_n: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return the numbers, and count them as gathered by rank 0."""
+        for rank, clients in enumerate(self.placement.by_rank):
+            if rank:
+                self._send(rank, "mixing", len(clients) * _SCALAR)
+        return numbers_n
+
+    # -- counting ---------------------------------------------------------------------------------
+
+    def _meet(self, pairs_m2: Tensor) -> list[Meeting]:
+        pairs = pairs_m2.numpy()
+        return [plan_meeting(pairs, self.placement, rank) for rank in range(self.placement.ranks)]
+
+    def _size(self, rows: Tensor) -> int:
+        return self.sizes[rows.shape[1]]
+
+    def _send(self, rank: int, purpose: str, nbytes: int, buffer: str = "") -> None:
+        self.ledgers[rank].sent(purpose, nbytes)
+        if buffer:
+            self._keep(rank, buffer, nbytes)
+
+    def _keep(self, rank: int, buffer: str, nbytes: int) -> None:
+        """A buffer is kept at the largest size it was ever needed in (`maths.flat.Scratch`)."""
+        self.room[rank][buffer] = max(self.room[rank][buffer], nbytes)
+
+    def _keep_mixed(self, rank: int, rows: int, size: int) -> None:
+        row = row_bytes(size, self.dtype)
+        self._keep(rank, f"mixed {size}", rows * row)
+        if self.deterministic:
+            self._keep(rank, f"term {size}", row)
+
+    def _deliver(self, to: int, source: int, models: int, size: int, buffer: str) -> None:
+        """Count one part of a sum; what a rank has for itself lies in a buffer too."""
+        nbytes = models * size * self.dtype.itemsize
+        if models:
+            self._keep(to, f"mix from {source}", nbytes)
+            if to != source:
+                self._send(source, "mixing", nbytes, buffer)
+
+    def _product(self, weights_kn: NDArray[np.floating], x_nd: Tensor) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(weights_kn)).to(x_nd) @ x_nd

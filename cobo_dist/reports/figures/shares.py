@@ -1,0 +1,220 @@
+"""What each client gives the others over the rounds, where its weights sum to 1 (Figure 4)."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from cobo_dist.reports.figures.style import canvas, client_look, round_axis, save
+from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.reading import Weights
+from cobo_dist.reports.series import Array, moving_average
+from cobo_dist.reports.writing import write_csv
+
+FEW = 12
+"""Clients up to which there is a panel for each; more lines than this are told apart by nobody."""
+
+_SPAN = 25  # the moving average remembers this part of the rounds
+_LONGEST = 16  # letters of a client's name
+_HEADER = ("method", "client", "partner", "round", "weight", "smoothed", "seeds")
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """The weights of the seeds of one group, averaged, at the rounds that all of them logged."""
+
+    labels: list[str]  # of the n clients
+    share: float  # an equal share
+    rounds: npt.NDArray[np.int64]  # [k]
+    weights: Array  # [k, n, n]
+    smooth: Array  # [k, n, n]
+    memory: int  # rounds that the smoothing remembers
+    seeds: int
+
+    @property
+    def logged(self) -> str:
+        """How often W was logged, in words."""
+        gaps = np.diff(self.rounds)
+        most = int(gaps.max())
+        if most == 1:
+            return "each round"
+        return f"as logged, {'every' if gaps.min() == most else 'at most every'} {most} rounds"
+
+    @property
+    def own(self) -> bool:
+        """Whether a client's weight for itself is a part of what sums to 1."""
+        return round(1.0 / self.share) == len(self.labels)
+
+
+def draw_shares(group: Group, path: Path) -> list[Path]:
+    """Draw the weights of every client for every other one against rounds, with the CSV beside it.
+
+    One panel a client; bold is an exponential moving average of what was logged, which is faint. Returns the
+    files written: none where rows of W do not sum to 1, where W stands still, or beyond `FEW` clients.
+    """
+    found = _average(group)
+    if found is None:
+        return []
+    count = len(found.labels)
+    columns = 2 if count <= 4 else 3 if count in (5, 6, 9) else 4
+    lines = -(-count // columns)
+    width = 5.6 if columns == 2 else 7.2
+    with canvas(width, 1.45 * lines + 0.55) as figure:
+        grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+        for client, axes in enumerate(grid.ravel()):
+            if client < count:
+                _draw_panel(axes, found, client)
+            else:
+                axes.set_axis_off()
+        _set_limits(grid[0, 0], found)
+        for column in range(columns):
+            lowest = grid[(count - 1 - column) // columns, column]
+            lowest.tick_params(labelbottom=True)
+            round_axis(lowest)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("weight")
+        note = textwrap.fill(_note(group, found), int(15 * width))
+        figure.suptitle(note, fontsize=6.5, color="#444444", x=0.01, ha="left")
+        _draw_legend(figure, found)
+        image = save(figure, path)
+    return [image, write_csv(path.with_suffix(".csv"), _HEADER, _rows(group, found))]
+
+
+def left_out(groups: Sequence[Group]) -> list[str]:
+    """Say for which groups there is no figure because they have too many clients."""
+    found = []
+    for group in groups:
+        logged = _logged(group)
+        if logged and logged[0].clients > FEW:
+            found.append(
+                f"Weights over rounds, client by client, are drawn for up to {FEW} clients, and "
+                f"{group.title} has {logged[0].clients}: see its heat maps."
+            )
+    return found
+
+
+def _logged(group: Group) -> list[Weights]:
+    """The weights of the seeds that sum to 1 and move, of the same clients as the first of them."""
+    logged = [run.weights for run in group.runs if run.weights is not None]
+    logged = [one for one in logged if one.share and one.moves]
+    return [one for one in logged if one.labels == logged[0].labels]
+
+
+def _average(group: Group) -> _Shares | None:
+    logged = _logged(group)
+    if not logged or logged[0].clients > FEW:
+        return None
+    rounds = sorted(set.intersection(*(set(one.rounds.tolist()) for one in logged)))
+    each = [one.weights[np.isin(one.rounds, rounds)].astype(np.float64) for one in logged]
+    weights = np.mean(each, axis=0)  # [k, n, n]
+    # Before its first average a client of `validation_based` has all of its own model: nothing was
+    # weighed yet, and a line from 0 would read as if it had been.
+    weighed = (weights != np.eye(logged[0].clients)).any(axis=(1, 2))
+    first = int(weighed.argmax())
+    kept, weights = np.asarray(rounds[first:], dtype=np.int64), weights[first:]
+    if len(kept) < 2:
+        return None
+    # Of what was logged seldom, too, more than one value counts.
+    memory = max(round((kept[-1] - kept[0]) / _SPAN), 2 * int(np.diff(kept).max()))
+    labels = [
+        name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in logged[0].labels
+    ]
+    smooth = moving_average(kept, weights, memory)
+    return _Shares(labels, logged[0].share, kept, weights, smooth, memory, len(logged))
+
+
+def _draw_panel(axes: Axes, found: _Shares, client: int) -> None:
+    sparse = len(found.rounds) <= 2 * _SPAN
+    partners = _others(found, client)
+    faint = min(0.3, 1.2 / len(partners))  # many of them together must not hide the bold lines
+    for partner in partners:
+        colour, dashes = client_look(partner)
+        raw, smooth = found.weights[:, client, partner], found.smooth[:, client, partner]
+        axes.plot(
+            found.rounds,
+            raw,
+            color=colour,
+            alpha=faint,
+            linewidth=0.6,
+            zorder=2.5,
+            marker="o" if sparse else None,
+            markersize=1.8,
+        )
+        axes.plot(
+            found.rounds, smooth, color=colour, linestyle=dashes, linewidth=1.5, zorder=3 + partner
+        )
+    axes.axhline(found.share, color="#555555", linewidth=0.6, zorder=2)
+    colour, _ = client_look(client)
+    title = axes.set_title(f"{_name(found, client)} gives", pad=3.0)
+    title.set_color(colour)
+
+
+def _set_limits(axes: Axes, found: _Shares) -> None:
+    """Cut the common axis to the smoothed lines and nearly all of the logged values around them."""
+    off = ~np.eye(len(found.labels), dtype=bool)
+    smooth, raw = found.smooth[:, off], found.weights[:, off]
+    smooth, raw = smooth[np.isfinite(smooth)], raw[np.isfinite(raw)]
+    if not len(smooth):
+        return
+    low, high = (float(edge) for edge in np.percentile(raw, [1.0, 99.0]))
+    low = min(low, float(smooth.min()), found.share)
+    high = max(high, float(smooth.max()), found.share)
+    margin = 0.06 * (high - low) or 0.01
+    axes.set_ylim(max(low - margin, -0.02), min(high + margin, 1.02))
+    axes.set_xlim(0.0, float(found.rounds[-1]))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+
+
+def _draw_legend(figure: Figure, found: _Shares) -> None:
+    handles = []
+    for client in range(len(found.labels)):
+        colour, dashes = client_look(client)
+        handles.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=1.5))
+    handles.append(Line2D([], [], color="#555555", linewidth=0.6))
+    share = f"equal share, 1/{round(1.0 / found.share)}"
+    figure.legend(
+        handles,
+        [*(f"to {_name(found, client)}" for client in range(len(found.labels))), share],
+        loc="outside right center",
+        handlelength=2.2,
+    )
+
+
+def _note(group: Group, found: _Shares) -> str:
+    """What the lines are: the method, the smoothing, the seeds, and how often W was logged."""
+    parts = [f"bold: exponential moving average over {found.memory} rounds"]
+    parts.append(f"faint: {found.logged}")
+    if found.seeds > 1:
+        parts.append(f"mean of {found.seeds} seeds")
+    if found.own:
+        parts.append("what is left of 1 is its own")
+    return f"{group.title}; " + "; ".join(parts)
+
+
+def _name(found: _Shares, client: int) -> str:
+    label = found.labels[client]
+    return f"client {label}" if label == str(client) else label
+
+
+def _others(found: _Shares, client: int) -> list[int]:
+    return [partner for partner in range(len(found.labels)) if partner != client]
+
+
+def _rows(group: Group, found: _Shares) -> Iterator[tuple[object, ...]]:
+    for client in range(len(found.labels)):
+        for partner in _others(found, client):
+            pair = (group.label, found.labels[client], found.labels[partner])
+            columns = (found.weights[:, client, partner], found.smooth[:, client, partner])
+            for number, *values in zip(
+                found.rounds.tolist(), *(column.tolist() for column in columns), strict=True
+            ):
+                yield *pair, number, *values, found.seeds

@@ -1,0 +1,25 @@
+"""What a user wants to know of a task before the queue does."""
+
+from __future__ import annotations
+
+from cobo_dist.tasks.base import Task
+from cobo_dist.tasks.language.task import Language
+from cobo_dist.tasks.supervised import Classification
+
+
+def facts_of(task: Task) -> dict[str, str]:
+    """Return clients, model and data in words, by what to call them, and a digest of the data last."""
+    groups = len(set(task.clusters)) if task.clusters is not None else 0
+    facts = {
+        "task": task.name,
+        "clients": f"{task.clients}" + (f" in {groups} clusters" if groups else ""),
+    }
+    if isinstance(task, Language):
+        return facts | task.facts() | {"digest": task.fingerprint()}
+    size = sum(parameter.numel() for parameter in task.model().parameters())
+    facts["model"] = f"{size:,} parameters"
+    if isinstance(task, Classification):
+        for name, numbers in task.split_of.items():
+            least, most = min(map(len, numbers)), max(map(len, numbers))
+            facts[name] = f"{least} examples a client" + (f" to {most}" if most > least else "")
+    return facts | {"digest": task.fingerprint()}

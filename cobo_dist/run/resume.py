@@ -1,0 +1,310 @@
+"""Going on from a checkpoint: which one, whether it fits this run, and putting its state in place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cobo_dist.algorithms.base import Algorithm
+from cobo_dist.clients.group import Clients
+from cobo_dist.comm.launch import Launch
+from cobo_dist.comm.placement import Placement
+from cobo_dist.comm.session import Session
+from cobo_dist.config import Config
+from cobo_dist.errors import Refusal
+
+from . import checkpoint
+from .book import METRICS, Book, digest_of
+from .checkpoint import Damaged, Manifest
+from .contents import read_book, read_config
+from .folder import RunFolder
+from .keeper import client_views
+
+MAY_CHANGE = {
+    "run.dir", "run.overwrite", "run.resume", "run.rounds", "run.eval_every", "run.eval_splits",
+    "run.log_weights_every", "run.checkpoint_every", "run.keep_checkpoints", "run.checkpoint_writing",
+    "run.on_failed_checkpoint", "run.device", "run.threads", "run.engine", "data.root", "data.file",
+    "data.text_dir", "data.eval_batch_size", "data.eval_examples", "task.file", "comm.backend",
+    "comm.timeout", "comm.check",
+}  # fmt: skip
+"""Keys that a resumed run may set anew, beside those of `log` and the number of ranks: they do not change
+what is learned. Whether the data behind a new path are the same, their fingerprint says."""
+
+_NEEDS_LENGTH = {
+    "algorithm.fedavg_share": "fine-tuned FedAvg turns local after a share of them",
+    "optimizer.warmup": "optimizer.schedule=one_cycle spreads over them",
+    "algorithm.sampling.switch_fraction": "algorithm.sampling.name=mixed switches after a share of them",
+}
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """The checkpoint that a run goes on from."""
+
+    folder: Path
+    manifest: Manifest
+    engine: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def round(self) -> int:
+        """The round it was taken after."""
+        return self.manifest.round
+
+    @property
+    def run(self) -> Path:
+        """The run folder it belongs to."""
+        return self.folder.parent.parent
+
+
+@dataclass(frozen=True)
+class Done:
+    """The run folder holds this very run, finished."""
+
+
+def find(
+    config: Config, session: Session, placement: Placement, data: str
+) -> Resumption | Done | None:
+    """Return the newest checkpoint that is good on all ranks; None to start from the beginning.
+
+    Raises:
+        Refusal: the same on all ranks: checkpoints of another run, or none that is good.
+    """
+    mode = resume_mode(config, session.launch)
+    if mode == "never":
+        return None
+    transport = session.transport
+    folders: list[str] = []
+    refusal = None
+    if transport.rank == 0:
+        try:
+            folders = [str(path) for path in _candidates(config, mode)]
+        except Refusal as error:
+            refusal = str(error)
+    session.agree(refusal)
+    folders = json.loads(transport.broadcast(json.dumps(folders).encode()))
+    warnings: list[str] = []
+    for folder in map(Path, folders):
+        why = _check(folder, placement, transport.rank)
+        verdicts = [record.decode() for record in transport.gather(why.encode())]
+        bad = next((f"{one} (rank {k})" for k, one in enumerate(verdicts) if one), "")
+        bad = transport.broadcast(bad.encode()).decode()
+        if not bad:
+            return _accept(folder, config, session, data, warnings)
+        warnings.append(f"checkpoint {folder.name} is not used: {bad}")
+    if folders:
+        session.agree(
+            f"run.resume={mode}: no checkpoint is good; {warnings[0].removeprefix('checkpoint ')}; "
+            "set run.resume=never with another run.dir to start again"
+        )
+    return None
+
+
+def resume_mode(config: Config, launch: Launch) -> str:
+    """Return `never`, `auto` or a path; a launcher that starts a run again means auto."""
+    mode = config.run.resume
+    return "auto" if mode == "never" and launch.restarts else mode
+
+
+def refuse_unusable(config: Config, launch: Launch) -> None:
+    """Look, without writing, whether the run folder can be used; only rank 0 calls this.
+
+    Raises:
+        Refusal: it cannot, or it holds a run that must neither be replaced nor gone on with.
+    """
+    folder, mode = RunFolder(config.run_dir), resume_mode(config, launch)
+    goes_on = mode == "auto" or (
+        mode != "never"
+        and config.run_dir.resolve() in (Path(mode).resolve(), *Path(mode).resolve().parents)
+    )
+    folder.refuse_unusable(config.run.overwrite or goes_on)
+    if mode != "auto" or checkpoint.checkpoints(folder.checkpoints):
+        return
+    # Stopped before its first checkpoint, a run starts again; but only if it is this run.
+    old = folder.path / "config.yaml"
+    if config.run.overwrite or not old.exists():
+        return
+    try:
+        changed = _changed(yaml.safe_load(old.read_text(encoding="utf-8")), config)
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, RecursionError):
+        changed = ["its config.yaml cannot be read"]
+    if changed or _is_finished(folder.path):
+        raise Refusal(
+            f"run.resume=auto, but run.dir={folder.path} holds "
+            + (f"another run ({', '.join(changed[:5])})" if changed else "a finished run")
+            + " and no checkpoint; set run.overwrite=true to replace it, or name another run.dir"
+        )
+
+
+def _candidates(config: Config, mode: str) -> list[Path]:
+    """Return the checkpoints to try, newest first."""
+    if mode == "auto":
+        return checkpoint.checkpoints(config.run_dir / "checkpoints")
+    path = Path(mode).expanduser()
+    if checkpoint.round_of(path) is not None and path.is_dir():
+        return [path]  # this very one, or none
+    found = checkpoint.checkpoints(path / "checkpoints")
+    if not found:
+        raise Refusal(
+            f"run.resume={mode} is neither never, auto, a checkpoint nor a run folder with "
+            "checkpoints; give RUN_DIR or RUN_DIR/checkpoints/round-NNNNNNNNN"
+        )
+    return found
+
+
+def _check(folder: Path, placement: Placement, rank: int) -> str:
+    """Return what is wrong with the files that this rank reads; empty if nothing is."""
+    try:
+        manifest = checkpoint.read_manifest(folder)
+        if manifest.clients == placement.clients:  # else the config says why not
+            for client in placement.by_rank[rank].tolist():
+                name = checkpoint.client_file(client)
+                checkpoint.unpack(checkpoint.read(folder, manifest, name), folder / name)
+        if checkpoint.SHARED in manifest.files:
+            checkpoint.read(folder, manifest, checkpoint.SHARED)
+        if rank == 0:
+            read_config(folder, manifest)
+            content, _ = read_book(folder, manifest)
+            _check_metrics(folder.parent.parent / METRICS, content["metrics"])
+    except Damaged as error:
+        return str(error)
+    return ""
+
+
+def _check_metrics(path: Path, held: Mapping[str, Any]) -> None:
+    """Look whether a log still begins with the rows that a checkpoint counts on.
+
+    Raises:
+        Damaged: it does not.
+    """
+    try:
+        size = path.stat().st_size
+        if size < held["size"]:
+            raise Damaged(f"{path} has {size} bytes and had {held['size']} at that checkpoint")
+        if digest_of(path, held["size"]).hexdigest() != held["sha256"]:
+            raise Damaged(f"{path} is not as it was at that checkpoint")
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _accept(
+    folder: Path, config: Config, session: Session, data: str, warnings: list[str]
+) -> Resumption | Done:
+    """Hold a good checkpoint against this run's config and data."""
+    manifest = checkpoint.read_manifest(folder)
+    refusal, engine = None, ""
+    if session.transport.rank == 0:
+        old = read_config(folder, manifest)
+        engine = old["run"]["engine"]
+        refusal = _differences(folder, old, config, manifest, data)
+    session.agree(refusal)
+    engine = session.transport.broadcast(engine.encode()).decode()
+    own = folder.parent.parent.resolve() == config.run_dir.resolve()
+    done = own and manifest.round == config.run.rounds and _is_finished(config.run_dir)
+    if session.transport.broadcast(json.dumps(done).encode()) == b"true":
+        return Done()
+    return Resumption(folder, manifest, engine, tuple(warnings))
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "status.json").read_text())["exit_code"] == 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _differences(
+    folder: Path, old: Mapping[str, Any], config: Config, manifest: Manifest, data: str
+) -> str | None:
+    """Return why a checkpoint is another run's, or of a run that cannot be continued like this."""
+    before, now = _flat(old), _flat(config.model_dump(mode="json", by_alias=True))
+    changed = _changed(old, config)
+    remedy = "give the same config, or another run.dir"
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        return f"{folder} was written with another config: {', '.join(changed[:5])}{more}; {remedy}"
+    if manifest.data != data:
+        return f"{folder} was written with other data; {remedy}"
+    if config.run.rounds < manifest.round:
+        return (
+            f"{folder} is already after round {manifest.round}, and run.rounds={config.run.rounds}; "
+            "raise run.rounds"
+        )
+    if before.get("run.rounds") != config.run.rounds:
+        for key, why in _NEEDS_LENGTH.items():
+            if _applies(key, now):
+                return (
+                    f"run.rounds={config.run.rounds} differs from the {before.get('run.rounds')} that "
+                    f"{folder} was written with, and {why}; {remedy}"
+                )
+    return None
+
+
+def _changed(old: Mapping[str, Any], config: Config) -> list[str]:
+    """Return the keys in which a config differs, where that makes it another run, as `key old -> new`."""
+    before, now = _flat(old), _flat(config.model_dump(mode="json", by_alias=True))
+    return [
+        f"{key} {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in MAY_CHANGE and not key.startswith("log.")
+    ]
+
+
+def _applies(key: str, now: Mapping[str, Any]) -> bool:
+    """Return whether a key that reads rounds as a whole is in force."""
+    if key == "optimizer.warmup":
+        return bool(now["optimizer.schedule"] == "one_cycle")
+    if key.startswith("algorithm.sampling"):
+        return now.get("algorithm.sampling.name") == "mixed"
+    return key in now
+
+
+def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Return nested keys as dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{at}{key}.")
+        else:
+            flat[f"{at}{key}"] = value
+    return flat
+
+
+# -- putting it in place -------------------------------------------------------------------------------
+
+
+def reopen(folder: RunFolder, found: Resumption) -> None:
+    """Make a run folder hold the checkpoint's rows and nothing later; only rank 0 calls this."""
+    content, _ = read_book(found.folder, found.manifest)
+    folder.reopen(found.run / METRICS, content["metrics"]["size"], found.folder)
+
+
+def restore(found: Resumption, clients: Clients, algorithm: Algorithm) -> None:
+    """Fill models, memories and W with the checkpoint's.
+
+    Raises:
+        Damaged: a file changed since it was looked at, or is of another run.
+    """
+    folder, manifest = found.folder, found.manifest
+    for row, client in enumerate(clients.ids):
+        name = checkpoint.client_file(client)
+        held = checkpoint.unpack(checkpoint.read(folder, manifest, name), folder / name)
+        checkpoint.fill(client_views(clients, algorithm, row), held, folder / name)
+    if shared := algorithm.memory().shared:
+        path = folder / checkpoint.SHARED
+        content = checkpoint.read(folder, manifest, checkpoint.SHARED)
+        checkpoint.fill(shared, checkpoint.unpack(content, path), path)
+
+
+def restore_book(found: Resumption, book: Book) -> None:
+    """Fill the coordinator's book with the checkpoint's.
+
+    Raises:
+        Damaged: a file changed since it was looked at.
+    """
+    book.restore(*read_book(found.folder, found.manifest))

@@ -1,0 +1,44 @@
+"""Signals that ask a run to stop: noted at once, obeyed when all ranks know."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Signals:
+    """Notes the first of SIGTERM and SIGUSR1 while the body runs; a second SIGTERM ends the process."""
+
+    def __init__(self) -> None:
+        self.caught = 0  # the signal's number; 0: none
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        # Python allows handlers in the main thread only; elsewhere somebody else minds signals.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {one: signal.signal(one, self._note) for one in STOPPING}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        for one, handler in self._before.items():
+            signal.signal(one, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.caught and number == signal.SIGTERM:
+            os._exit(128 + number)  # whoever asks twice cannot wait for a checkpoint
+        self.caught = number
+
+
+def name_of(number: int) -> str:
+    """Return `SIGTERM` for 15."""
+    return signal.Signals(number).name

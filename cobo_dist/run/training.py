@@ -1,0 +1,310 @@
+"""Training over connected ranks: build, go round, leave the run folder complete."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from cobo_dist.algorithms.base import Setting
+from cobo_dist.algorithms.registry import build_algorithm, equal_share
+from cobo_dist.clients.group import Clients
+from cobo_dist.clock import Clock
+from cobo_dist.comm.exchange import Exchange
+from cobo_dist.comm.placement import Placement
+from cobo_dist.comm.session import Session
+from cobo_dist.config import Config
+from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, Refusal, RunFailure
+from cobo_dist.tasks.base import Task
+
+from . import resume
+from .book import Book
+from .checkpoint import Damaged, Manifest
+from .disk import writing
+from .ending import finish, peak_memory
+from .folder import RunFolder, describe_environment
+from .health import Watch
+from .keeper import Keeper
+from .progress import open_display
+from .recorder import Recorder
+from .signals import Signals, name_of
+from .tracer import Tracer
+
+
+class Training:
+    """One rank's run, from the first message after all agreed to the last file."""
+
+    def __init__(
+        self,
+        config: Config,
+        session: Session,
+        task: Task,
+        placement: Placement,
+        data: str,
+        found: resume.Resumption | None,
+        signals: Signals,
+    ) -> None:
+        """Build clients, exchange and algorithm, to start or to go on from the checkpoint `found`."""
+        self.session, self.task, self.found, self.signals = session, task, found, signals
+        self.folder = RunFolder(config.run_dir)
+        dtype, device = getattr(torch, config.run.dtype), session.device
+        self.clock = Clock(device) if config.log.profile or config.log.trace else Clock.off()
+        self.clients = Clients(
+            placement.by_rank[session.transport.rank],
+            task,
+            config.optimizer,
+            dtype=dtype,
+            device=device,
+            autocast=None if config.run.autocast == "none" else getattr(torch, config.run.autocast),
+            own_starts=config.run.start == "own",
+            rounds=config.run.rounds,
+            skips_bad=config.run.on_nan == "skip_client",
+            clock=self.clock,
+        )
+        self.exchange = Exchange(
+            session.transport, placement, dtype, device,
+            deterministic=config.comm.deterministic, clock=self.clock,
+        )  # fmt: skip
+        setting = Setting(task.clients, task.clusters, config.run.seed, config.run.rounds)
+        self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, setting)
+        engine, self.engine_choice = self._choose_engine(config)
+        self.clients.use_engine(engine)
+        settled = {"engine": engine, "dir": str(self.folder.path), "resume": "never"}
+        self.config = config.model_copy(update={"run": config.run.model_copy(update=settled)})
+        self.environment = describe_environment()
+        self.about = Manifest(
+            0, task.clients, session.transport.world_size, data, self.environment["versions"], {}
+        )
+        self.book: Book | None = None
+
+    def _choose_engine(self, config: Config) -> tuple[str, str]:
+        """Return the engine and why; all ranks take the coordinator's choice, so that they stay alike."""
+        engines, transport = self.task.engines, self.session.transport
+        if len(engines) == 1:
+            return engines[0], f"task {self.task.name} has no other"
+        if config.comm.deterministic:
+            return "one_by_one", "comm.deterministic"
+        if config.run.engine != "auto":
+            return config.run.engine, "run.engine"
+        if self.found is not None and self.found.engine in engines:
+            return self.found.engine, "as before"
+        choice, why = "", ""
+        if transport.rank == 0:
+            choice, seconds = self.clients.time_engines()
+            why = ", ".join(f"{name} {1000 * took:.2f} ms" for name, took in seconds.items())
+        choice, why = transport.broadcast(f"{choice}|{why}".encode()).decode().split("|")
+        return choice, why
+
+    def run(self) -> int:
+        """Train and leave the run folder complete; return the exit code."""
+        hosts = self.session.transport.gather(
+            f"{socket.gethostname()} {self.session.device}".encode()
+        )
+        first = 0
+        if self.found is not None:
+            first = self.found.round
+            self._restore(self.found)  # before anything in the run folder is touched
+        self._claim()
+        if self.exchange.is_coordinator:
+            self._write_head([host.decode() for host in hosts])
+            self.book = self._open_book()
+            if self.found is not None:
+                resume.restore_book(self.found, self.book)
+        try:
+            self._introduce(first)
+            keeper = Keeper(
+                self.folder.checkpoints, self.config.run, self.config.to_yaml(), self.about,
+                self.clients, self.exchange, self.algorithm, self.book,
+            )  # fmt: skip
+            started = time.monotonic()
+            stopped = self._go_round(first, keeper, started)
+            if stopped:
+                return self._stop(stopped)
+            self._finish(time.monotonic() - started)
+        finally:
+            if self.book is not None:
+                self.book.close()
+        return EXIT_DONE
+
+    # -- before -----------------------------------------------------------------------------------
+
+    def _restore(self, found: resume.Resumption) -> None:
+        """Take up models, memories and W, or refuse on all ranks what fits no run of this config."""
+        refusal = None
+        try:
+            resume.restore(found, self.clients, self.algorithm)
+        except Damaged as error:
+            refusal = f"{error}; remove {found.folder} to go on from the checkpoint before it"
+        self.session.agree(refusal)
+
+    def _claim(self) -> None:
+        """Make the run folder; from here on a failure is written into it."""
+        refusal = None
+        if self.session.transport.rank == 0:
+            try:
+                own = (
+                    self.found is not None
+                    and self.found.run.resolve() == self.folder.path.resolve()
+                )
+                if not own:
+                    self.folder.create()
+                if self.found is not None:
+                    resume.reopen(self.folder, self.found)
+            except Refusal as error:
+                refusal = str(error)
+        self.session.agree(refusal)
+        self.folder.claimed = True
+
+    def _write_head(self, hosts: list[str]) -> None:
+        self.folder.write_text("config.yaml", self.config.to_yaml())
+        environment = self.environment | {
+            "launcher": self.session.launch.launcher,
+            "backend": self.session.backend,
+            "ranks": hosts,
+            "threads_per_rank": torch.get_num_threads(),
+            "engine": self.config.run.engine,
+            "engine_choice": self.engine_choice,
+        }
+        if self.found is not None:
+            earlier = self.folder.read_json("env.json").get("resumed", [])
+            now = {
+                "round": self.found.round,
+                "from": str(self.found.folder),
+                "ranks_before": self.found.manifest.ranks,
+                "warnings": list(self.found.warnings),
+            }
+            environment["resumed"] = [*earlier, now]
+        self.folder.write_json("env.json", environment)
+
+    def _open_book(self) -> Book:
+        config, task = self.config, self.task
+        algorithm = config.algorithm.model_dump()
+        moving: Mapping[str, Any] = algorithm if "gamma" in algorithm else {}
+        watch = Watch(moving, task.clients, config.run.rounds, config.optimizer.lr)
+        first = 0 if self.found is None else self.found.round
+        display = open_display(config.log, config.run.rounds, first)
+        share = equal_share(config.algorithm, task.clients)
+        book = Book(self.folder, display, watch, task.clusters, task.metrics, share, task.names)
+        if config.log.tensorboard:
+            book.open_board(first)
+        return book
+
+    def _introduce(self, first: int) -> None:
+        """Say what runs, and from where."""
+        if self.book is None:
+            return
+        if self.found is None:
+            self.book.notice(self.algorithm.notice)
+        else:
+            for warning in self.found.warnings:
+                self.book.display.say(f"warning: {warning}")
+            before, now = self.found.manifest.versions, self.environment["versions"]
+            other = [f"{k} {v} -> {now.get(k)}" for k, v in before.items() if now.get(k) != v]
+            if other:
+                self.book.display.say(
+                    f"warning: other versions than before ({', '.join(other)}): the last digits of "
+                    "the numbers may differ from a run that was never stopped"
+                )
+            self.book.display.say(f"goes on after round {first}, from {self.found.folder}")
+        self.book.display.say(
+            f"{self.config.algorithm.name} on {self.config.task.name}: {self.task.clients} clients on "
+            f"{self.session.transport.world_size} rank(s), {self.session.device}, "
+            f"{_size_in_words(self.clients)}, engine {self.config.run.engine} ({self.engine_choice})"
+        )
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def _go_round(self, first: int, keeper: Keeper, started: float) -> int:
+        """Go from round `first` to the last, or to a signal; return its number, or 0.
+
+        Round r turns x^(r-1) into x^r; what is logged at r is the state after it.
+        """
+        run = self.config.run
+        recorder = Recorder(
+            self.exchange, self.clients, self.task, self.algorithm, self.book,
+            self.config.log.flush_every, first, self.config.log.profile,
+        )  # fmt: skip
+        tracer = Tracer(self.config.log.trace, first, run.rounds, self.folder, self.session)
+        # Before and while training a part of the data may do; what the summary reports is on all of it.
+        part = self.config.data.eval_examples > 0
+        if self.found is None:
+            recorder.weights(0)
+            if self.book is not None:
+                self.book.begin()
+            recorder.evaluate(0, run.eval_splits, whole=not part)
+        self.clock.take()  # what came before belongs to no round
+        for r in range(first + 1, run.rounds + 1):
+            with self.clock.span("logging"):
+                tracer.begin(r)
+            began = time.monotonic()
+            outcome = self.algorithm.round(r - 1)
+            recorder.round(r, outcome, time.monotonic() - began)
+            with self.clock.span("logging"):
+                tracer.end(r)
+            last = r == run.rounds
+            evaluates = last or (run.eval_every and r % run.eval_every == 0)
+            logs_weights = last or (run.log_weights_every and r % run.log_weights_every == 0)
+            saves = keeper.is_due(r)
+            if not (evaluates or logs_weights or saves or recorder.is_due(r)):
+                continue
+            with self.clock.span("logging"):
+                order = recorder.flush(self.signals.caught, keeper.is_written())
+                if order.seal:
+                    keeper.settle()
+                if evaluates:
+                    recorder.evaluate(r, run.eval_splits, whole=last or not part)
+                if logs_weights:
+                    recorder.weights(r)
+                if saves or order.signal:
+                    recorder.check_models(r, last)
+                    keeper.begin(r, time.monotonic() - started)
+            if order.signal and not last:
+                if missing := keeper.settle():
+                    raise RunFailure(f"stopped by {name_of(order.signal)} with {missing}")
+                self.stopped_after = r
+                return order.signal
+        keeper.settle()
+        return 0
+
+    # -- after ------------------------------------------------------------------------------------
+
+    def _stop(self, signal: int) -> int:
+        """Say that the run stopped and how it goes on."""
+        if self.book is not None:
+            line = (
+                f"stopped by {name_of(signal)} after round {self.stopped_after} of "
+                f"{self.config.run.rounds}, with a checkpoint; the same command with run.resume=auto "
+                "goes on"
+            )
+            self.book.flush()
+            self.folder.status(EXIT_STOPPED, "stopped", line)
+            self.book.display.say(line)
+        return EXIT_STOPPED
+
+    def _finish(self, seconds: float) -> None:
+        """Leave models, ledger and summary."""
+        for row, client in enumerate(self.clients.ids):
+            path = self.folder.model_path(client)
+            state = self.clients.state_dict(row)
+            with writing(path, sum(one.nbytes for one in state.values())):
+                # On this host too, where no disk is shared.
+                path.parent.mkdir(exist_ok=True, parents=True)
+                self.task.save(state, path)
+        # All models are there before the summary says so; and what logging sent is known at last.
+        mine = f"{self.exchange.ledger.bytes['logging']} {peak_memory(self.session.device)}"
+        totals = [one.decode().split() for one in self.session.transport.gather(mine.encode())]
+        if self.book is not None:
+            self.book.bytes["logging"] += sum(int(logged) for logged, _ in totals)
+            peaks = [int(peak) for _, peak in totals]
+            seconds += self.book.seconds_before
+            finish(self.config, peaks, self.task.metrics, self.book, seconds)
+
+
+def _size_in_words(clients: Clients) -> str:
+    """Return how many parameters a client trains, and of how many where a base is frozen."""
+    own, frozen = clients.layout.size, clients.frozen
+    share = f" ({own / (own + frozen):.2%} of {own + frozen:,})" if frozen else ""
+    return f"{own:,} parameters each{share}"

@@ -1,0 +1,119 @@
+"""benchmarks/faults.py in small, so that it stays as true as the runs that it breaks."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faults import fuzz, ranks
+from faults.corruption import corruptions
+from faults.endings import endings
+from faults.files import KINDS
+from faults.kills import kills
+from faults.outcome import Outcome, show
+from faults.problem import differences, rows
+from faults.resuming import resuming
+from faults.soak import soak
+
+
+def check(outcomes: list[Outcome]) -> None:
+    """Fail with the details of what did not hold."""
+    for one in outcomes:
+        assert one.held is not False, [one.done, one.seen, *one.details]
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Be no launcher's rank."""
+    with ranks.environment():
+        yield
+
+
+def test_kills(tmp_path: Path) -> None:
+    outcomes = kills(3, tmp_path, rounds=18, every=3)
+    check(outcomes)
+    assert outcomes[0].done.startswith("3 x SIGKILL")
+
+
+def test_resuming(tmp_path: Path) -> None:
+    check(resuming(tmp_path, (1, 2), 10))
+
+
+def test_corruptions(tmp_path: Path) -> None:
+    outcomes = corruptions(10, tmp_path)
+    check(outcomes)
+    assert outcomes[0].seen == "0 silent, 0 wrong of 10"
+    assert "no checkpoint is good" in outcomes[1].line
+
+
+@pytest.mark.parametrize("name", ["nan", "asked", "full"])
+def test_endings(name: str, tmp_path: Path) -> None:
+    check(endings(tmp_path, [name], timeout=60.0, slack=60.0))
+
+
+def test_random_configs_and_malformed_files(tmp_path: Path) -> None:
+    """Those that need no library of language models, which takes seconds to load."""
+    check(fuzz.fuzz(40, 0, tmp_path))
+    for kind in sorted(KINDS.keys() - {"texts", "gguf", "safetensors"}):
+        check(fuzz.one(kind, 1, tmp_path))
+
+
+def test_soak(tmp_path: Path) -> None:
+    (one,) = soak(60, tmp_path)
+    assert "0 open files" not in one.seen
+    assert "rank 1" in one.seen or "too few samples" in str(one.details)
+
+
+# -- the means themselves --------------------------------------------------------------------------------
+
+
+def test_a_difference_is_found(tmp_path: Path) -> None:
+    from faults.corruption import train
+    from faults.problem import arguments, write_problem
+
+    run = arguments(write_problem(tmp_path / "problem.npz"), 4, 2, "run.threads=1")
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        code, said = train([*run, f"run.dir={tmp_path / name}", f"run.seed={seed}"])
+        assert code == 0, said
+    assert differences(tmp_path / "a", tmp_path / "b", 4) == []
+    found = " ".join(differences(tmp_path / "a", tmp_path / "c", 4))
+    assert "the model client_00000.safetensors differs" in found
+    assert "the logs have" in found
+    log = tmp_path / "b" / "metrics.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines + lines[-2:-1]))
+    assert len(rows(tmp_path / "b")) == len(lines) + 1
+    assert differences(tmp_path / "a", tmp_path / "b", 4) != []
+
+
+def test_a_rank_that_does_not_end_is_ended_and_told_apart(tmp_path: Path) -> None:
+    run = ranks.start([0], ["--version"], tmp_path, sizes={0: 1})
+    assert run.end(60.0)[0].code == 0
+    run = ranks.start(
+        [0], ["run.rounds=1000000", f"run.dir={tmp_path / 'run'}"], tmp_path, sizes={0: 1}
+    )
+    run.signal(0, signal.SIGSTOP)
+    assert run.end(1.0)[0].code is None
+
+
+def test_what_escapes_or_is_said_twice_is_a_complaint() -> None:
+    def told(code: int | None, err: str, **more: bool) -> str:
+        return fuzz.Told(code, "", err, [], **more).complaint()
+
+    assert told(0, "") == told(2, "error: x\n") == told(1, "error: the loss became nan\n") == ""
+    assert told(None, "a hang")
+    assert told(2, "")
+    assert told(2, "error: x\nerror: y\n")
+    assert told(2, "error: x\n", left=True)
+    assert told(0, "", executed=True)
+    assert told(1, "error: KeyError: 'x'\n")
+    assert told(0, "Traceback (most recent call last):")
+
+
+def test_the_table_shows_brackets_and_details(capsys: pytest.CaptureFixture[str]) -> None:
+    show([Outcome("[red]", "a", "b", 1.0, False, "[/x]", ["why [y]"])], 150)
+    said = capsys.readouterr().out
+    for word in ("[red]", "[/x]", "FAILED", "[red]: why [y]"):
+        assert word in said

@@ -1,0 +1,267 @@
+"""The plan of a run against the run itself: bytes and messages of every round, and the room it keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pool import RankPool
+from problems import QUIET, rows, train, write_quadratic
+
+from cobo_dist.comm.ledger import TRAINING
+from cobo_dist.comm.session import Session
+from cobo_dist.config import Config, load_config
+from cobo_dist.errors import Refusal
+from cobo_dist.plan import main
+from cobo_dist.run import loop
+from cobo_dist.run.forecast import Forecast, telling_rounds
+from cobo_dist.run.signals import Signals
+from cobo_dist.run.training import Training
+from cobo_dist.tasks.registry import build_task
+
+# d = 64 * 18 + 18 + 18 * 10 + 10 = 1360: rows without padding, and halves that are not equal.
+SMALL = ("model.hidden=[18]", "run.rounds=4", "run.eval_every=0", "run.threads=1")
+NORM = "model.norm=batch"
+
+
+def forecast_of(settings: list[str], ranks: int) -> Forecast:
+    config = load_config(None, settings)
+    dtype = getattr(torch, config.run.dtype)
+    task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
+    return Forecast(config, task, ranks)
+
+
+# -- traffic -----------------------------------------------------------------------------------------
+
+# Weights stand still at gamma = 0, so that every round mixes at W^0.
+EXACT = {
+    "cobo": ["algorithm.gamma=0"],
+    "cobo, time": ["algorithm.gamma=0", "algorithm.sampling.name=time"],
+    "cobo, first round": ["algorithm.order=models_first", "run.rounds=1"],
+    "cobo, all pairs in pieces": ["algorithm.gamma=0", "algorithm.sampling.name=all"],
+    "cobo, simplex": ["algorithm.gamma=0", "algorithm.domain=simplex", "run.dtype=float64"],
+    "cobo, deterministic": ["algorithm.gamma=0", "comm.deterministic=true"],
+    "local": ["algorithm.name=local"],
+    "fedavg": ["algorithm.name=fedavg", "algorithm.buffers=averaged", NORM],
+    "finetuned": ["algorithm.name=finetuned_fedavg", "algorithm.fedavg_share=0.4"],
+    "ditto": ["algorithm.name=ditto"],
+    "oracle": ["algorithm.name=oracle"],
+    "validation": ["algorithm.name=validation_based", "algorithm.every=2", NORM],
+    # Told of one cluster, clients have nothing to choose.
+    "ifca": ["algorithm.name=ifca", "algorithm.client_share=0.6", "algorithm.centers=1", NORM],
+    "fc": ["algorithm.name=federated_clustering", "task.clusters=1", "task.clients_per_cluster=5"],
+}
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_every_round_sends_what_was_planned(pool: RankPool, tmp_path: Path, case: str) -> None:
+    settings = [*SMALL, *EXACT[case]]
+    pool.run(3, train, [*settings, f"run.dir={tmp_path / 'run'}"])
+    found = rows(tmp_path / "run", "round")
+    forecast = forecast_of(settings, 3)
+    assert found
+    for row in found:
+        sent = forecast.round(row["round"])
+        assert sent.total == row["bytes_sent"], row["round"]
+        assert [sent.bytes[purpose] for purpose in TRAINING] == [
+            row[f"bytes_{purpose}"] for purpose in TRAINING
+        ]
+        assert sum(sent.messages.values()) == row["messages"]
+        assert sent.pairs == row["pairs"]
+    assert (forecast.round(len(found)).total > 0) == (case not in ("local", "finetuned"))
+
+
+def test_four_clients_on_four_ranks_by_hand(tmp_path: Path) -> None:
+    """All 6 pairs: every model goes to 3 ranks; d numbers and 2 * 2 products cross for each pair.
+
+    On the simplex each of 12 ordered pairs of ranks says its one weight first, then one model travels.
+    """
+    problem = write_quadratic(tmp_path / "problem.npz", clients=4, size=40)
+    settings = [
+        "task.name=quadratic", f"task.file={problem}", "algorithm.sampling.name=all",
+        "algorithm.domain=simplex", "run.dtype=float64",
+    ]  # fmt: skip
+    forecast = forecast_of(settings, 4)
+    sent = forecast.round(1)
+    assert sent.bytes == {
+        "pairs": 12 * 40 * 8, "gradients": 6 * (40 + 4) * 8, "mixing": 12 * (40 + 1) * 8,
+    }  # fmt: skip
+    assert sent.messages == {"pairs": 12, "gradients": 24, "mixing": 24}
+    assert forecast_of(settings, 1).round(1).total == 0
+
+
+def test_what_other_weights_cost() -> None:
+    """8 clients in pairs of 2 on 4 ranks of 2: clusters lie inside ranks; any W sends 2 models a link."""
+    d = 1360
+    for domain, told in (("box", 0), ("simplex", 12 * 4 * 4)):
+        forecast = forecast_of([*SMALL, f"algorithm.domain={domain}"], 4)
+        sent = {
+            name: forecast.mixing_at(weights).bytes["mixing"]
+            for name, weights in forecast.other_weights().items()
+        }
+        assert sent == {"W = true clusters": told, "any W, at most": 12 * 2 * d * 4 + told}
+    assert forecast_of(["algorithm.name=oracle", *SMALL], 4).other_weights() == {}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["run.rounds=0"],
+        ["run.rounds=7"],
+        ["run.rounds=20000", "algorithm.sampling.name=time"],
+        ["run.rounds=100", "algorithm.name=finetuned_fedavg", "algorithm.fedavg_share=0.33"],
+        ["run.rounds=100", "algorithm.name=validation_based", "algorithm.every=7"],
+        ["run.rounds=100", "algorithm.name=validation_based", "algorithm.every=700"],
+        ["run.rounds=100", "algorithm.name=fedavg"],
+    ],
+)
+def test_rounds_stand_for_all_rounds(settings: list[str]) -> None:
+    config: Config = load_config(None, settings)
+    told, rounds = telling_rounds(config), max(1, config.run.rounds)
+    assert sum(count for _, count in told) == rounds
+    assert all(0 <= t < rounds for t, _ in told)
+    assert [t for t, _ in told] == sorted({t for t, _ in told})
+    assert len(told) < 120
+
+
+def test_the_mean_over_rounds() -> None:
+    """Time-dependent: 28 pairs with probability 1/t in round t; FedAvg in 3 of 10 rounds; 1 of 4."""
+    time = forecast_of(["algorithm.sampling.name=time", "run.rounds=400", *SMALL[:1]], 2)
+    expected = 28 * sum(1 / t for t in range(1, 401)) / 400  # 0.46
+    assert time.mean_round().pairs == pytest.approx(expected, rel=0.4)
+    short = forecast_of(["run.rounds=40", *SMALL[:1]], 2)
+    every = [short.round(r).pairs for r in range(1, 41)]
+    assert short.mean_round().pairs == np.mean(every), "so few rounds are all asked"
+    averaging = ["algorithm.name=finetuned_fedavg", "algorithm.fedavg_share=0.3", "run.rounds=10"]
+    some = forecast_of([*averaging, *SMALL[:1]], 2).mean_round()
+    assert some.total == pytest.approx(0.3 * 2 * 1360 * 4)
+    assert some.messages["mixing"] == pytest.approx(0.6)
+
+
+# -- memory ------------------------------------------------------------------------------------------
+
+
+def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
+    """Go some rounds; return the bytes that this rank's clients and exchange keep."""
+    config = load_config(None, [*QUIET, *settings])
+    prepared = loop.prepare(config, session.launch)
+    assert prepared.task is not None
+    assert prepared.placement is not None
+    parts = Training(
+        config, session, prepared.task, prepared.placement, prepared.data, None, Signals()
+    )
+    parts.clients.use_engine("one_by_one")
+    for t in range(rounds):
+        parts.algorithm.round(t)
+    clients, exchange = parts.clients, parts.exchange
+
+    def total(*tensors: torch.Tensor) -> int:
+        return sum(one.untyped_storage().nbytes() for one in tensors)
+
+    optimiser = [one for one in clients.optimiser.memory().values() if one.is_floating_point()]
+    scratch, scalars = exchange._scratch, exchange._halves._scalars
+    return {
+        "models": total(clients.x_cd, clients.b_cd),
+        "optimiser": total(*optimiser),
+        "gradients": total(clients.g_cd),
+        "gradients elsewhere": total(*clients._scratch._rows.values()),
+        "exchange": total(
+            *scratch._rows.values(), *scratch._flat.values(), *scalars._flat.values()
+        ),
+        "weights": parts.algorithm.weights_cn.nbytes,
+    }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["algorithm.gamma=0", "algorithm.sampling.rate=4", "optimizer.name=adamw"],
+        ["algorithm.gamma=0", "algorithm.domain=simplex", "algorithm.sampling.name=all"],
+        ["algorithm.gamma=0", "comm.deterministic=true"],
+        ["algorithm.name=fedavg", "optimizer.name=ema_momentum", "optimizer.momentum=0.9"],
+        ["algorithm.name=ditto"],
+    ],
+)
+def test_every_rank_holds_what_was_planned(pool: RankPool, settings: list[str]) -> None:
+    settings = [*SMALL, *settings]
+    found = pool.run(3, held, settings, 3)
+    forecast = forecast_of(settings, 3)
+    for r in (1, 2, 3):
+        forecast.round(r)
+    for rank, real in enumerate(found):
+        parts = {part.name: part.bytes for part in forecast.memory_of(rank)}
+
+        def planned(*beginnings: str, parts: dict[str, int] = parts) -> int:
+            return sum(held for name, held in parts.items() if name.startswith(beginnings))
+
+        assert real == {
+            "models": planned("models, "),
+            "optimiser": planned("optimiser"),
+            "gradients": parts["gradients"],
+            "gradients elsewhere": planned("gradients there"),
+            "exchange": planned("partners", "what mixing", "messages"),
+            "weights": planned("weights"),
+        }, rank
+
+
+def test_what_else_a_rank_holds() -> None:
+    """Ditto's global model and momentum; 1797 images of 64 numbers; batches of 32."""
+    settings = [*SMALL, "algorithm.name=ditto", "optimizer.momentum=0.9"]
+    parts = {part.name: part.bytes for part in forecast_of(settings, 4).memory()}
+    assert parts["models of no client, and their optimiser"] == 2 * 1360 * 4
+    assert parts["data, once"] == 1797 * (64 * 4 + 8) + 8 * 10 * 8
+    assert parts["batches"] == 2 * 32 * (64 * 4 + 8)
+
+
+# -- the door ----------------------------------------------------------------------------------------
+
+
+def test_the_door_says_all_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["ranks=4", *SMALL]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "8 in 4 clusters", "1,360 parameters", "130 examples a client", "4, with 2 clients each",
+        "round 1 ", "mean of 4 ", "W = true clusters ", "any W, at most ", "counted ",
+    ):  # fmt: skip
+        assert words in said, words
+    # W^0 = 1: one model for each ordered pair of ranks, 12 * 5440 bytes.
+    (line,) = (line for line in said.splitlines() if line.startswith("round 1 "))
+    assert line.split()[-4:-2] == ["65.3", "kB"]
+    assert main(["ranks=3", *SMALL, "algorithm.name=fedavg"]) == 0
+    assert "2 or 3 clients each" in capsys.readouterr().out
+    assert main(["task.clusters=1", "task.clients_per_cluster=1", *SMALL]) == 0
+    assert "1, with 1 clients each" in capsys.readouterr().out, "no more ranks than clients"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ranks=0"], "ranks=0 is no number of ranks"),
+        (["ranks=two"], "ranks=two is no number of ranks"),
+        (["ranks=9"], "9 ranks for 8 clients"),
+        (["rank=2"], "rank"),
+        (["task.name=quadratic"], "task.file is not set"),
+        (["algorithm.name=validation_based", "task.validation_fraction=0"], "validation"),
+    ],
+)
+def test_what_cannot_be_planned(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
+
+
+def test_a_task_that_does_not_fit_is_refused_before_it_is_rehearsed(tmp_path: Path) -> None:
+    problem = write_quadratic(tmp_path / "problem.npz", clients=3)
+    settings = ["task.name=quadratic", f"task.file={problem}", "algorithm.name=oracle"]
+    with pytest.raises(Refusal, match="needs a task with known clusters"):
+        forecast_of(settings, 2)

@@ -1,0 +1,288 @@
+"""A run that was stopped goes on as if it never had been: the same models, W and rows, on any ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from pool import RankPool
+from problems import QUIET, models, rows, train
+
+from cobo_dist.comm.session import Session
+from cobo_dist.run import checkpoint
+from cobo_dist.run.recorder import Recorder
+from cobo_dist.train import main
+
+ROUNDS = 24
+DIGITS = [
+    f"run.rounds={ROUNDS}", "run.eval_every=8", "run.log_weights_every=6", "run.checkpoint_every=6",
+    "task.test_size=80", "model.hidden=[8]", "data.batch_size=8",
+    "model.norm=batch", "comm.deterministic=true", "log.flush_every=4",
+]  # fmt: skip
+MOMENTUM = ("optimizer.name=ema_momentum", "optimizer.momentum=0.9")
+ADAM = ("optimizer.name=adamw", "optimizer.lr=0.003", "optimizer.schedule=one_cycle")
+ALGORITHMS: dict[str, tuple[str, ...]] = {
+    "cobo": (*MOMENTUM, "algorithm.gamma=0.3"),
+    "cobo-simplex": (*ADAM, "algorithm.name=cobo", "algorithm.domain=simplex", "algorithm.gamma=1"),
+    "local": ("algorithm.name=local", "optimizer.momentum=0.5"),
+    "fedavg": ("algorithm.name=fedavg", "algorithm.buffers=averaged"),
+    "finetuned_fedavg": ("algorithm.name=finetuned_fedavg", *MOMENTUM),
+    "ditto": ("algorithm.name=ditto", *ADAM),
+    "ifca": ("algorithm.name=ifca", "algorithm.client_share=0.5", *MOMENTUM),
+    "federated_clustering": ("algorithm.name=federated_clustering", *MOMENTUM),
+    "validation_based": ("algorithm.name=validation_based", "algorithm.every=3", *ADAM),
+    "oracle": ("algorithm.name=oracle", *MOMENTUM),
+}
+
+
+def stopped(session: Session, arguments: list[str], rank: int, r: int, number: int) -> int:
+    """Train; one rank gets a signal in round r."""
+    keep = Recorder.round
+
+    def round_with_signal(self: Recorder, now: int, *rest: Any) -> None:
+        keep(self, now, *rest)
+        if now == r and session.transport.rank == rank:
+            os.kill(os.getpid(), number)
+
+    with mock.patch.object(Recorder, "round", round_with_signal):
+        return train(session, arguments)
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """Return all rows but the last, without what time and the number of ranks change."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [
+        {k: v for k, v in row.items() if k != "seconds" and not k.startswith(("bytes", "messages"))}
+        for row in found
+        if row["event"] != "ledger"
+    ]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Compare models, W and rows, bit by bit."""
+    mine, theirs = models(one), models(other)
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert np.array_equal(value, theirs[name]), name
+    a, b = np.load(one / "W.npz"), np.load(other / "W.npz")
+    assert np.array_equal(a["rounds"], b["rounds"])
+    assert np.array_equal(a["weights"], b["weights"])
+    assert log(one) == log(other)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_signal_and_then_resuming_changes_nothing(
+    name: str, pool: RankPool, tmp_path: Path
+) -> None:
+    """Every algorithm, stopped by a signal to one rank of two, goes on on three and then on one."""
+    run = [*DIGITS, *ALGORITHMS[name]]
+    assert pool.run(2, train, [*run, f"run.dir={tmp_path / 'whole'}"]) == [0, 0]
+    again = [*run, f"run.dir={tmp_path / 'cut'}", "run.resume=auto"]
+    assert pool.run(2, stopped, again, 1, 7, signal.SIGTERM) == [75, 75]
+    status = json.loads((tmp_path / "cut" / "status.json").read_text())
+    assert status["exit_code"] == 75
+    assert "SIGTERM after round" in status["reason"]
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    assert pool.run(3, stopped, again, 0, 15, signal.SIGUSR1) == [75] * 3
+    assert pool.run(1, train, again) == [0]
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    rounds = [row["round"] for row in rows(tmp_path / "cut", "round")]
+    assert rounds == list(range(1, ROUNDS + 1))
+    resumed = json.loads((tmp_path / "cut" / "env.json").read_text())["resumed"]
+    assert [one["ranks_before"] for one in resumed] == [2, 3]
+
+
+# -- on one rank: what can be wrong --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with checkpoints after rounds 18 and 24."""
+    folder = tmp_path_factory.mktemp("done") / "run"
+    assert main([*QUIET, *DIGITS, *ALGORITHMS["ditto"], f"run.dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(done: Path, tmp_path: Path) -> Path:
+    """A copy of it that looks as if it had been killed before the end."""
+    folder = tmp_path / "run"
+    shutil.copytree(done, folder)
+    (folder / "summary.json").unlink()
+    (folder / "status.json").unlink()
+    return folder
+
+
+def go_on(folder: Path, *more: str) -> int:
+    arguments = [*QUIET, *DIGITS, *ALGORITHMS["ditto"], f"run.dir={folder}", "run.resume=auto"]
+    return main([*arguments, *more])
+
+
+FILES = ("client_00003.safetensors", "shared.safetensors", "config.yaml", "book.json",
+         "book.safetensors", "manifest.json")  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut", "removed"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    name: str, harm: str, done: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = copy / "checkpoints" / "round-000000024"
+    path = last / name
+    content = bytearray(path.read_bytes())
+    if harm == "flipped":
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    elif harm == "cut":
+        path.write_bytes(content[:-1])
+    else:
+        path.unlink()
+    assert go_on(copy) == 0
+    said = capsys.readouterr().out
+    assert f"checkpoint round-000000024 is not used: {path}" in said
+    assert "goes on after round 18" in said
+    assert_same(done, copy)
+
+
+def test_no_good_checkpoint_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (copy / "checkpoints").iterdir():
+        (folder / "client_00000.safetensors").write_bytes(b"")
+    before = sorted(path.name for path in (copy / "checkpoints").iterdir())
+    assert go_on(copy) == 2
+    assert "no checkpoint is good" in capsys.readouterr().err
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
+
+
+def test_a_log_that_lost_rows_makes_an_older_checkpoint_count(
+    done: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    keep = next(k for k, line in enumerate(lines) if b'"round": 22' in line)
+    path.write_bytes(b"".join(lines[:keep]) + lines[keep][:20])
+    assert go_on(copy) == 0
+    assert "metrics.jsonl has" in capsys.readouterr().out
+    assert_same(done, copy)
+
+
+def test_rows_after_the_checkpoint_are_written_once(done: Path, copy: Path) -> None:
+    """A run killed long after its last checkpoint leaves rows, torn ones too, that come again."""
+    shutil.rmtree(copy / "checkpoints" / "round-000000024")
+    with (copy / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"event": "round", "rou')
+    assert go_on(copy) == 0
+    assert_same(done, copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("optimizer.lr=0.01", "optimizer.lr 0.003 -> 0.01"),
+        ("run.seed=1", "run.seed 0 -> 1"),
+        ("algorithm.lambda=0.5", "algorithm.lambda 1.0 -> 0.5"),
+        ("run.rounds=12", "already after round 24"),
+        ("run.rounds=30", "one_cycle spreads over them"),
+    ],
+)
+def test_another_config_is_refused_with_the_key(
+    change: str, words: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (copy / "metrics.jsonl").read_bytes()
+    assert go_on(copy, change) == 2
+    assert words in capsys.readouterr().err
+    assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_is_left_alone(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*")}
+    assert go_on(done) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == before
+
+
+def test_a_run_goes_on_for_more_rounds_and_from_another_folder(tmp_path: Path) -> None:
+    """N rounds, and N more in a folder of their own, are 2 N; the first folder stays as it is."""
+    common = [*QUIET, *DIGITS, *MOMENTUM, "run.eval_every=4", "run.log_weights_every=4"]
+    assert main([*common, f"run.dir={tmp_path / 'whole'}"]) == 0
+    assert main([*common, f"run.dir={tmp_path / 'half'}", "run.rounds=12"]) == 0
+    before = (tmp_path / "half" / "metrics.jsonl").read_bytes()
+    more = [f"run.dir={tmp_path / 'more'}", f"run.resume={tmp_path / 'half'}"]
+    assert main([*common, *more]) == 0
+    assert (tmp_path / "half" / "metrics.jsonl").read_bytes() == before
+    ended = [row for row in log(tmp_path / "more") if row["event"] != "warning"]
+    assert ended == [row for row in log(tmp_path / "whole") if row["event"] != "warning"]
+    for name, value in models(tmp_path / "whole").items():
+        assert np.array_equal(value, models(tmp_path / "more")[name]), name
+
+
+def test_auto_starts_where_there_is_nothing(tmp_path: Path) -> None:
+    assert go_on(tmp_path / "fresh") == 0
+
+
+def test_auto_starts_again_what_was_killed_before_its_first_checkpoint(
+    done: Path, copy: Path
+) -> None:
+    shutil.rmtree(copy / "checkpoints")
+    assert go_on(copy) == 0
+    assert_same(done, copy)
+
+
+def test_auto_does_not_replace_another_run(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(copy / "checkpoints")
+    assert go_on(copy, "run.seed=7") == 2
+    assert "holds another run (run.seed 0 -> 7) and no checkpoint" in capsys.readouterr().err
+    assert (copy / "metrics.jsonl").exists()
+
+
+def test_a_launchers_restart_goes_on_by_itself(
+    done: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert go_on(copy, "run.resume=never") == 0
+    assert_same(done, copy)
+
+
+def test_a_path_that_is_no_checkpoint_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go_on(tmp_path / "run", f"run.resume={tmp_path / 'nowhere'}") == 2
+    assert "neither never, auto, a checkpoint nor a run folder" in capsys.readouterr().err
+
+
+def test_only_the_newest_are_kept(done: Path) -> None:
+    names = [path.name for path in checkpoint.checkpoints(done / "checkpoints")]
+    assert names == ["round-000000024", "round-000000018"]
+    assert not list((done / "checkpoints").glob("*.part"))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file system says no from round 12 on: the run goes on with a warning, or ends, as asked."""
+    real = checkpoint.write
+
+    def full(path: Path, content: bytes) -> tuple[int, str]:
+        if "round-000000006" not in str(path) and path.name.startswith("client_00001"):
+            raise OSError(28, "No space left on device")
+        return real(path, content)
+
+    run = [*QUIET, *DIGITS]
+    with mock.patch.object(checkpoint, "write", full):
+        assert main([*run, f"run.dir={tmp_path / 'on'}"]) == 0
+        said = capsys.readouterr().out
+        assert "no checkpoint after round 12: rank 0:" in said
+        assert "are free; make room" in said
+        assert "the last good one is" in said
+        stop = "run.on_failed_checkpoint=stop"
+        assert main([*run, f"run.dir={tmp_path / 'off'}", stop]) == 1
+    for name in ("on", "off"):
+        held = [path.name for path in (tmp_path / name / "checkpoints").iterdir()]
+        assert held == ["round-000000006"]
