@@ -303,3 +303,21 @@ def test_a_rank_that_leaves_before_the_ranks_have_met_ends_the_run(
     assert done.returncode == code, done.stderr
     assert seconds < 20
     assert ("SystemError: planted" in done.stderr) == (how == "crashes")
+
+
+@pytest.mark.parametrize(
+    ("code", "unfinished", "aborts"),
+    [(0, set(), []), (75, set(), []), (2, set(), [2]), (1, set(), [1]), (75, {"message"}, [75])],
+)
+def test_the_door_is_patient_with_ranks_that_will_come(
+    monkeypatch: pytest.MonkeyPatch, code: int, unfinished: set[object], aborts: list[int]
+) -> None:
+    """The others come after the patience with a failure is over: done and stopped runs await them."""
+    answers, aborted = iter([False, False, True]), []
+    arrived = SimpleNamespace(Test=lambda: next(answers))
+    everyone = SimpleNamespace(Abort=aborted.append)
+    mpi = SimpleNamespace(COMM_WORLD=everyone, Exception=RuntimeError)
+    door = SimpleNamespace(Ibarrier=lambda: arrived)
+    monkeypatch.setattr(mpi_world, "PATIENCE", 0.0)
+    mpi_world._pass_the_door(mpi_world.World(mpi, None, door, code, unfinished))
+    assert aborted == aborts

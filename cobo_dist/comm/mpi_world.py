@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, Refusal
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Refusal
 
 PATIENCE = 5.0
 """Seconds that a failed rank waits at the door; more than the pause in which rank 0 speaks first."""
@@ -93,7 +93,8 @@ def _pass_the_door(world: World) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # whoever read along may have left
             stream.flush()
-    patience = float("inf") if world.code == EXIT_DONE else PATIENCE
+    # Of these two all ranks know, so all will come, however long the last files take.
+    patience = float("inf") if world.code in (EXIT_DONE, EXIT_STOPPED) else PATIENCE
     # MPI_Finalize would wait too, but with a core at full speed.
     if not _everyone_comes(world, patience) or world.unfinished:
         world.mpi.COMM_WORLD.Abort(world.code or EXIT_FAILED)
