@@ -281,19 +281,32 @@ def test_resnet9_has_the_papers_layers(images: Path, width: int) -> None:
     assert shapes == [(2, w, 32, 32), (2, 2 * w, 32, 32), (2, 8 * w, 4, 4)]
 
 
-def test_the_first_loss_is_near_that_of_guessing(images: Path) -> None:
-    task = task_of("cross_silo", f"data.file={images}", "model.width=8")
+def test_the_small_network_has_its_layers(images: Path) -> None:
+    """McMahan et al. count 1,663,370 parameters for 28 x 28 grey images and 10 digits."""
+    from cobo_dist.tasks.cnn import CnnConfig, build_cnn
+
+    mnist = build_cnn(CnnConfig(), torch.Size([1, 28, 28]), 10)
+    assert sum(p.numel() for p in mnist.parameters()) == 1_663_370
+    task = task_of("cross_silo", f"data.file={images}", "model.name=cnn", "model.hidden=16")
+    assert task.model()(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("model", ["model.name=resnet9", "model.name=cnn"])
+def test_the_first_loss_is_near_that_of_guessing(images: Path, model: str) -> None:
+    task = task_of("cross_silo", f"data.file={images}", model, "model.width=8")
     losses = clients_of(task).gradients(0)
     assert 0.8 * np.log(10) < float(losses.mean()) < 1.4 * np.log(10)
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_engines_and_memory_formats_give_the_same_gradients(images: Path, norm: str) -> None:
+@pytest.mark.parametrize(
+    "model", ["model.norm=batch", "model.norm=group", "model.name=cnn model.hidden=16"]
+)
+def test_engines_and_memory_formats_give_the_same_gradients(images: Path, model: str) -> None:
     found = {}
     for engine in ("one_by_one", "vectorised"):
         for last in ("true", "false"):
             task = task_of(
-                "cross_silo", f"data.file={images}", f"model.norm={norm}",
+                "cross_silo", f"data.file={images}", *model.split(),
                 f"data.channels_last={last}", "task.clusters=2", "run.dtype=float64",
             )  # fmt: skip
             clients = clients_of(task, dtype=torch.float64)
@@ -504,6 +517,9 @@ def test_images_too_small_and_numbers_that_are_no_images(tmp_path: Path) -> None
     tiny = write_images(tmp_path / "tiny.npz", size=6)
     with pytest.raises(Refusal, match=r"at least 8 x 8 pixels, and these have 6 x 6.*mlp"):
         task_of("cross_silo", f"data.file={tiny}")
+    dots = write_images(tmp_path / "dots.npz", size=3)
+    with pytest.raises(Refusal, match=r"at least 4 x 4 pixels, and these have 3 x 3.*mlp"):
+        task_of("cross_silo", f"data.file={dots}", "model.name=cnn")
     config = load_config(None, ["model.name=resnet9"])
     with pytest.raises(Refusal, match=r"takes images, and this task's inputs are 64 numbers"):
         build_task(config.task, config.model, config.data, 0, torch.float32)

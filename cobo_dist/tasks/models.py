@@ -13,6 +13,7 @@ from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section, Widths
 
+from .cnn import CnnConfig, build_cnn
 from .resnet9 import Resnet9Config, build_resnet9
 
 
@@ -26,7 +27,7 @@ class MlpConfig(Section):
     )
 
 
-ClassifierConfig = MlpConfig | Resnet9Config
+ClassifierConfig = MlpConfig | CnnConfig | Resnet9Config
 
 
 def build_model(config: ClassifierConfig, shape: torch.Size, classes: int, seed: int) -> nn.Module:
@@ -42,6 +43,8 @@ def build_model(config: ClassifierConfig, shape: torch.Size, classes: int, seed:
             f"model.name={config.name} takes images, and this task's inputs are {shape.numel()} "
             "numbers; set model.name=mlp"
         )
+    elif isinstance(config, CnnConfig):
+        model = build_cnn(config, shape, classes)
     else:
         model = build_resnet9(config, shape, classes)
     start(model, seed)
