@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -413,12 +414,39 @@ def test_an_error_on_another_rank_is_named_by_rank_0(pool: RankPool, tmp_path: P
     """Rank 1 cannot save its models: rank 0 says which rank failed and why, not "lost contact"."""
     out = tmp_path / "out"
     answers = pool.run(2, failing_save, ["run.rounds=2", f"run.dir={out}"])
-    assert "rank 1 failed" in answers[0]
-    assert "No space left" in answers[0]
-    assert "No space left" in answers[1]
+    assert answers[0].startswith(f"rank 1 failed: {out}/models/client_")
+    for answer in answers:
+        assert "are free; make room; the same command with run.resume=auto" in answer
     assert read(out, "status.json")["exit_code"] == 1
     assert "rank 1" in read(out, "status.json")["reason"]
     assert not (out / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "W.npz", "metrics.jsonl", "summary.json"])
+def test_a_full_disk_is_one_line_with_path_and_bytes(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever file meets it first."""
+    from unittest import mock
+
+    from cobo_dist.run import book, folder
+
+    real = folder.writing
+
+    @contextmanager
+    def full(path: Path, needed: int) -> Iterator[None]:
+        with real(path, needed):
+            if path.name == name:
+                raise OSError(28, "No space left on device")
+            yield
+
+    arguments = [*QUIET, *DIGITS, "run.rounds=2", f"run.dir={tmp_path / 'out'}"]
+    with mock.patch.object(folder, "writing", full), mock.patch.object(book, "writing", full):
+        assert main(arguments) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"error: {tmp_path / 'out' / name} needs ")
+    assert "are free; make room; the same command with run.resume=auto goes on" in said[0]
 
 
 def failing_save(session: Session, arguments: list[str]) -> str:

@@ -50,11 +50,17 @@ def is_done(folder: Path) -> bool:
         return False
 
 
-def differences(one: Path, other: Path, rounds: int, but: Sequence[str] = OF_TIME) -> list[str]:
+def differences(
+    one: Path,
+    other: Path,
+    rounds: int,
+    but: Sequence[str] = OF_TIME,
+    leave_out: Sequence[str] = ("ledger",),
+) -> list[str]:
     """Return in what two finished runs differ: models and W bit by bit, and every row of the log.
 
-    Rows are compared but for the keys that begin with one of `but`; round rows must be 1 .. `rounds`, each
-    once, and so must evaluations.
+    Rows are compared but for the events to `leave_out` and the keys that begin with one of `but`; round
+    rows must be 1 .. `rounds`, each once, and no evaluation may be there twice.
     """
     found = []
     for name in sorted({path.name for run in (one, other) for path in (run / "models").iterdir()}):
@@ -66,7 +72,7 @@ def differences(one: Path, other: Path, rounds: int, but: Sequence[str] = OF_TIM
     with np.load(one / "W.npz") as mine, np.load(other / "W.npz") as theirs:
         if not _same(dict(mine), dict(theirs)):
             found.append("W.npz differs")
-    logs = [[row for row in rows(run) if row["event"] != "ledger"] for run in (one, other)]
+    logs = [[row for row in rows(run) if row["event"] not in leave_out] for run in (one, other)]
     for log, run in zip(logs, (one, other), strict=True):
         if [row["round"] for row in log if row["event"] == "round"] != list(range(1, rounds + 1)):
             found.append(f"{run}: not every round has one row")

@@ -49,7 +49,9 @@ class CoBoConfig(Section):
     """Models and collaboration weights learned together."""
 
     name: Literal["cobo"] = "cobo"
-    rho: float = Field(0.2, ge=0, description="penalty on the distance of collaborators' models")
+    rho: float = Field(
+        0.2, ge=0, le=1e15, description="penalty on the distance of collaborators' models"
+    )
     gamma: float = Field(0.01, ge=0, description="step size of the collaboration weights")
     domain: Literal["box", "simplex"] = Field(
         "box",

@@ -19,6 +19,7 @@ class DittoConfig(Section):
     lambda_: float = Field(
         1.0,
         ge=0,
+        le=1e15,
         alias="lambda",
         description="pull towards the global model (paper: 1 for vision, 0.1 for language)",
     )

@@ -27,16 +27,21 @@ class OptimizerConfig(Section):
         "m = momentum m + (1 - momentum) g from m = 0 (the authors' code); adamw: decoupled weight "
         "decay (language)",
     )
-    lr: float = Field(0.1, ge=0, description="step size eta of the models; a schedule's peak")
+    # Bounds of 1e15 are far above any use; products of two still fit float32, as torch demands.
+    lr: float = Field(
+        0.1, ge=0, le=1e15, description="step size eta of the models; a schedule's peak"
+    )
     momentum: float = Field(
         0.0, ge=0, lt=1, description="sgd, ema_momentum: how much of the last direction is kept"
     )
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(as_tuple)] = Field(
         (0.9, 0.95), description="adamw: how much is kept of the two moments"
     )
-    eps: float = Field(1e-8, gt=0, description="adamw: added to the root of the second moment")
+    eps: float = Field(
+        1e-8, gt=0, le=1e15, description="adamw: added to the root of the second moment"
+    )
     weight_decay: float = Field(
-        1e-3, ge=0, description="adamw: part of the model that a direction takes away"
+        1e-3, ge=0, le=1e15, description="adamw: part of the model that a direction takes away"
     )
     schedule: Literal["constant", "one_cycle"] = Field(
         "constant",

@@ -7,6 +7,7 @@ each way between two ranks, tag 0, contiguous, never empty, never to oneself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -201,10 +202,15 @@ class explained:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, RuntimeError):
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise LostContact(
-                f"rank {self.rank} lost contact while {self.doing}: {reason}"
+                f"rank {self.rank} lost contact while {self.doing}: {_reason(error)}"
             ) from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return torch's first line without gloo's source file before it and its good wishes after it."""
+    first = str(error).strip().partition("\n")[0] or repr(error)
+    return re.sub(r"^\[\S*\.cc:\d+\] ", "", first).partition(". This is typically")[0]
 
 
 class LostContact(RunFailure):

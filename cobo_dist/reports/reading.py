@@ -191,7 +191,8 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
 def _read_config(path: Path) -> dict[str, object]:
     try:
         nested = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # The last three: PyYAML's own, of tags that do not fit their values and of endless nesting.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise Refusal(f"{path} is not YAML: {one_line(error)}; restore the file") from None
     if not isinstance(nested, dict):
         raise Refusal(f"{path} holds no mapping of settings; restore the file")

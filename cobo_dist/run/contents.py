@@ -86,6 +86,6 @@ def read_config(folder: Path, manifest: Manifest) -> dict[str, Any]:
         content = yaml.safe_load(checkpoint.read(folder, manifest, checkpoint.CONFIG))
         if isinstance(content["run"]["engine"], str):
             return dict(content)
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         pass
     raise Damaged(f"{folder / checkpoint.CONFIG} is not what a run writes")

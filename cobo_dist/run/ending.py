@@ -107,6 +107,8 @@ def _look_for_cause(folder: RunFolder, patience: float = 2.0) -> str | None:
             last = path.read_text(encoding="utf-8").strip().splitlines()[-1:]
             if last and "LostContact" not in last[0]:
                 number = int(path.stem.removeprefix("rank_"))
-                return f"rank {number} failed: {last[0]} (traceback in {path})"
+                # Our own failures need no name before their words.
+                line = last[0].removeprefix(f"{RunFailure.__module__}.{RunFailure.__qualname__}: ")
+                return f"rank {number} failed: {line} (traceback in {path})"
         time.sleep(0.1)
     return None

@@ -131,7 +131,7 @@ def refuse_unusable(config: Config, launch: Launch) -> None:
         return
     try:
         changed = _changed(yaml.safe_load(old.read_text(encoding="utf-8")), config)
-    except (OSError, ValueError, yaml.YAMLError, AttributeError, RecursionError):
+    except (OSError, ValueError, yaml.YAMLError, LookupError, AttributeError, RecursionError):
         changed = ["its config.yaml cannot be read"]
     if changed or _is_finished(folder.path):
         raise Refusal(

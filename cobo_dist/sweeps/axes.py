@@ -118,5 +118,5 @@ def _meaning(text: str) -> str:
         return repr(float(text))
     try:
         return repr(yaml.safe_load(text))
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
         return repr(text)  # loading the config says what is wrong with it

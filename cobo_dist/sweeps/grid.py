@@ -125,7 +125,7 @@ def _peek(file: str) -> Mapping[str, Any]:
     """A config file's content, as far as it can be read: loading it says what is wrong."""
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+    except (OSError, ValueError, LookupError, AttributeError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
 
