@@ -12,12 +12,12 @@ from pathlib import Path
 
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Refusal
 from cobo_dist.sweeps.axes import read_axes
-from cobo_dist.sweeps.campaign import carry_out, make_plan, show_plan
+from cobo_dist.sweeps.campaign import carry_out, carry_out_one, make_plan, show_plan
 from cobo_dist.sweeps.grid import expand
 
 USAGE = (
-    "python -m cobo_dist.sweep [--config FILE.yaml ...] [--ranks R] [--out DIR] [--dry-run] "
-    "[key.path=value[,value...] ...]"
+    "python -m cobo_dist.sweep [--config FILE.yaml ...] [--ranks R] [--out DIR] "
+    "[--dry-run | --only K | --tables] [key.path=value[,value...] ...]"
 )
 ABOUT = """\
 Run a grid of trainings one after another, each by torchrun in a folder of its own.
@@ -38,8 +38,11 @@ written into --out:
   sweep.csv, sweep.md    a row for each run; a row for each setting, and what was chosen
   best/METHOD.yaml       the chosen setting of each method, for --config
 
+On a cluster each run can be a job of its own (slurm/sweep.sbatch): --only K runs the K-th run of those
+that --dry-run lists, and writes no tables; --tables writes them from what is done by then.
+
 exit codes: 0 all done; 1 a run failed; 2 refused before anything started, with one line why;
-130 or 143 ended by Ctrl-C or SIGTERM
+75 with --only: stopped by a signal with a checkpoint saved; 130, 143 ended by Ctrl-C, SIGTERM
 
 examples:
   python -m cobo_dist.sweep algorithm.name=local,cobo,oracle seed=0,1,2
@@ -58,6 +61,8 @@ class _Arguments:
     out: Path
     ranks: int
     dry_run: bool
+    only: int | None
+    tables: bool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,12 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse_launcher()
         axes = read_axes(parsed.settings)
         runs = expand(parsed.files, axes)
-        typed = f"python -m cobo_dist.sweep {shlex.join(arguments)}".rstrip()
+        repeated = [argument for argument in arguments if argument != "--tables"]
+        typed = f"python -m cobo_dist.sweep {shlex.join(repeated)}".rstrip()
         plan = make_plan(runs, axes, parsed.out, parsed.ranks, typed)
         if parsed.dry_run:
             show_plan(plan)
             return EXIT_DONE
-        return carry_out(plan)
+        if parsed.only is not None:
+            return carry_out_one(plan, parsed.only)
+        return carry_out(plan, only_tables=parsed.tables)
     except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_REFUSED
@@ -105,6 +113,8 @@ def _parse(arguments: Sequence[str]) -> _Arguments | None:
     add("--ranks", metavar="R", default="1", help="ranks of each run, on this host (default 1)")
     add("--out", metavar="DIR", default="runs/sweep", help="where all goes (default runs/sweep)")
     add("--dry-run", action="store_true", help="print the runs and what would be skipped")
+    add("--only", metavar="K", help="run the K-th run alone, beside others that do the same")
+    add("--tables", action="store_true", help="start nothing; write the tables of what is done")
     add("-h", "--help", action="store_true", help="show this text and leave")
     try:
         known, rest = parser.parse_known_args(arguments)
@@ -116,6 +126,10 @@ def _parse(arguments: Sequence[str]) -> _Arguments | None:
         return None
     if not known.ranks.isdecimal() or int(known.ranks) < 1:
         raise Refusal(f"--ranks {known.ranks} is no number of ranks; give 1 or more")
+    if known.only is not None and not known.only.isdecimal():
+        raise Refusal(f"--only {known.only} is no number of a run; give one that --dry-run lists")
+    if (known.only is not None) + known.tables + known.dry_run > 1:
+        raise Refusal("--dry-run, --only and --tables exclude each other; give one of them")
     if not known.out:
         raise Refusal("--out is empty; give a folder, or leave it out for runs/sweep")
     # `--config F key=value` reads as two files: what is no file but has a = is a setting.
@@ -129,6 +143,8 @@ def _parse(arguments: Sequence[str]) -> _Arguments | None:
         Path(known.out).expanduser(),
         int(known.ranks),
         known.dry_run,
+        None if known.only is None else int(known.only),
+        known.tables,
     )
 
 

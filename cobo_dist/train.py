@@ -17,7 +17,7 @@ from cobo_dist.config import Config, describe_keys, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HostRefusal, Refusal, RunFailure
 from cobo_dist.run.loop import run
 
-USAGE = "python -m cobo_dist.train [--config FILE.yaml] [key.path=value ...]"
+USAGE = "python -m cobo_dist.train [--config FILE.yaml] [--show-run-dir] [key.path=value ...]"
 ABOUT = """\
 Train personal models of n clients that learn who should help whom (CoBo), or a baseline.
 Without arguments: the quickstart, 8 clients on handwritten digits, in one process.
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parsed = _parse(arguments, rank)
         if parsed is None:
+            return EXIT_DONE
+        if parsed.show_run_dir:
+            print(load_config(parsed.config, parsed.settings).run_dir.absolute())
             return EXIT_DONE
         launch = read_launch(os.environ)
         rank = launch.rank
@@ -62,6 +65,7 @@ def _rank(env: Mapping[str, str]) -> int:
 class _Arguments:
     config: str | None
     settings: list[str]
+    show_run_dir: bool
 
 
 def _parse(arguments: Sequence[str], rank: int) -> _Arguments | None:
@@ -77,6 +81,11 @@ def _parse(arguments: Sequence[str], rank: int) -> _Arguments | None:
         add_help=False,
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="sections and keys as below")
+    parser.add_argument(
+        "--show-run-dir",
+        action="store_true",
+        help="check the config, show the run folder and leave",
+    )
     parser.add_argument("-h", "--help", action="store_true", help="show this text and leave")
     parser.add_argument("--version", action="store_true", help="show the version and leave")
     try:
@@ -88,7 +97,7 @@ def _parse(arguments: Sequence[str], rank: int) -> _Arguments | None:
         if rank == 0:
             print(f"cobo_dist {__version__}" if known.version else parser.format_help())
         return None
-    return _Arguments(known.config, rest)
+    return _Arguments(known.config, rest, known.show_run_dir)
 
 
 def _draw(config: Config) -> None:

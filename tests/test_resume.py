@@ -16,8 +16,11 @@ from pool import RankPool
 from problems import QUIET, models, rows, train
 
 from cobo_dist.comm.session import Session
+from cobo_dist.comm.transport import LostContact
 from cobo_dist.run import checkpoint
+from cobo_dist.run.folder import RunFolder
 from cobo_dist.run.recorder import Recorder
+from cobo_dist.run.signals import Signals
 from cobo_dist.train import main
 
 ROUNDS = 24
@@ -286,3 +289,40 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run(
     for name in ("on", "off"):
         held = [path.name for path in (tmp_path / name / "checkpoints").iterdir()]
         assert held == ["round-000000006"]
+
+
+def test_sigterm_twice_at_once_is_one_and_later_ends_the_process() -> None:
+    """A launcher passes on what a cluster sends to all processes; a person asks again after a while."""
+    with mock.patch("os._exit") as ended, mock.patch("time.monotonic") as clock:
+        with Signals() as signals:
+            for now, number in (
+                (90.0, signal.SIGUSR1),
+                (100.0, signal.SIGTERM),
+                (101.0, signal.SIGTERM),
+            ):
+                clock.return_value = now
+                signal.raise_signal(number)
+            assert signals.caught == signal.SIGUSR1, "the first"
+            ended.assert_not_called()
+            clock.return_value = 110.0
+            signal.raise_signal(signal.SIGTERM)
+        ended.assert_called_once_with(143)
+
+
+def test_a_sigterm_while_a_failure_is_written_down_is_survived(tmp_path: Path) -> None:
+    """Launchers end the other ranks at once when one has died: rank 0 still says what was wrong."""
+
+    def dies(self: Recorder, *rest: Any) -> None:
+        raise LostContact("rank 0 lost contact with rank 1")
+
+    def report(self: RunFolder, *rest: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with (
+        mock.patch.object(Recorder, "round", dies),
+        mock.patch.object(RunFolder, "error_report", report),
+        mock.patch("cobo_dist.run.ending._look_for_cause", return_value=None),
+    ):
+        assert main([*QUIET, *DIGITS, f"run.dir={tmp_path / 'run'}"]) == 1
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["reason"] == "rank 0 lost contact with rank 1"

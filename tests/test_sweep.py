@@ -20,7 +20,7 @@ from problems import write_quadratic
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import Refusal
 from cobo_dist.sweep import main
-from cobo_dist.sweeps import process
+from cobo_dist.sweeps import campaign, process
 from cobo_dist.sweeps.axes import Axis, read_axes, split_values
 from cobo_dist.sweeps.choice import Verdict, judge
 from cobo_dist.sweeps.folders import Result, look, read_result
@@ -609,6 +609,10 @@ def test_dry_run_starts_and_writes_nothing(
         (["--out", "f.yaml/below"], "f.yaml is a file"),
         (["--out", ""], "--out is empty"),
         (["--rank", "2"], "'--rank' is not understood"),
+        (["--only", "x"], "--only x is no number of a run"),
+        (["--only", "0"], "--only 0: this sweep has the runs 1 to 1"),
+        (["--only", "3", "seed=0,1"], "--only 3: this sweep has the runs 1 to 2"),
+        (["--only", "1", "--tables"], "exclude each other"),
         (["--out", "out", *SETTINGS[:3], "run.rounds=6"], "run.rounds=5, but this sweep wants"),
         (["run.dir=x"], "--out DIR"),
         (["optimizer.lr=0.1,x"], "optimizer.lr='x'"),
@@ -671,6 +675,51 @@ def test_two_sweeps_do_not_share_a_folder(
         other.kill()
         other.communicate()
     assert main([*SETTINGS, "--out", str(done_before)]) == 0
+
+
+@pytest.mark.usefixtures("no_training")
+def test_tables_alone_start_nothing(done_before: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are written of what is done by now, beside tasks that are at work."""
+    (done_before / "digits-cobo-rho5-s1" / "summary.json").unlink()
+    with campaign.alone(done_before / ".lock", shared=True):
+        assert main([*SETTINGS, "--out", str(done_before), "--tables"]) == 0
+    assert "8 runs: 7 done, 1 not started" in capsys.readouterr().out
+    assert "--tables" not in (done_before / "sweep.md").read_text()
+    assert (done_before / "sweep.csv").exists()
+
+
+def test_one_run_of_a_sweep_beside_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--only: done, stopped with a checkpoint or without, failed; no tables; never one run twice."""
+    out = Path("out")
+    outcomes = iter([(0, 0), (75, signal.SIGUSR1), (-9, signal.SIGTERM), (1, 0)])
+
+    def train(started: object, folder: Path, log: Path, stop: process.Stop) -> process.Ended:
+        code, number = next(outcomes)
+        if number:
+            stop.note(number, None)
+        if code == 0:
+            leave_run(folder, load_config(None, ["run.rounds=5"]), {("test", "accuracy"): 0.5})
+        else:
+            folder.mkdir(parents=True)
+        if code in (1, 75):
+            (folder / "status.json").write_text(json.dumps({"exit_code": code, "status": "x"}))
+        return process.Ended(code, "" if code == 0 else "why", 1.0)
+
+    monkeypatch.setattr(process, "train", train)
+    sweep = ["run.rounds=5", "seed=0,1,2,3", "--out", str(out), "--only"]
+    out.mkdir()
+    with campaign.alone(out / ".lock", shared=True):
+        codes = [main([*sweep, str(number)]) for number in (1, 2, 3, 4)]
+    assert codes == [0, 75, 143, 1]
+    assert "[1/4] digits-cobo-s0 ... done in 1.0 s" in capsys.readouterr().out
+    assert not (out / "sweep.csv").exists()
+    with campaign.alone(out / "logs" / ".digits-cobo-s3.lock"):
+        assert main([*sweep, "4"]) == 2
+    with campaign.alone(out / ".lock"):
+        assert main([*sweep, "4"]) == 2
+    assert "in use by another sweep" in capsys.readouterr().err
 
 
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,12 +81,18 @@ def failure(error: BaseException, rank: int, folder: RunFolder) -> RunFailure:
     with suppress(OSError):
         if folder.claimed:
             folder.error_report(rank, "".join(traceback.format_exception(error)))
-    if rank == 0 and isinstance(error, LostContact):
-        line = _look_for_cause(folder) or line
-    with suppress(RunFailure):  # of a full disk, where even this finds no room
-        if rank == 0 and folder.claimed:
-            folder.status(EXIT_FAILED, "failed", line)
+    if rank == 0:
+        _leave_status(folder, line)  # at once: the launcher may be about to end this rank too
+        if isinstance(error, LostContact) and (cause := _look_for_cause(folder)):
+            line = cause
+            _leave_status(folder, line)
     return RunFailure(line, error.here_only if isinstance(error, RunFailure) else True)
+
+
+def _leave_status(folder: RunFolder, line: str) -> None:
+    with suppress(RunFailure):  # of a full disk, where even this finds no room
+        if folder.claimed:
+            folder.status(EXIT_FAILED, "failed", line)
 
 
 def one_line(error: BaseException) -> str:

@@ -226,8 +226,11 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """Return the revision of the checkout that this code runs from, if it is one."""
+    """Return the revision that a frozen copy of the code names, or that of the checkout it runs from."""
     here = Path(__file__).resolve().parent
+    named = here.parent.parent / "REVISION"  # slurm/submit.py writes it
+    if named.is_file():
+        return named.read_text(encoding="utf-8").strip() or None
     try:
         answer = subprocess.run(
             ["git", "-C", str(here), "rev-parse", "HEAD"],

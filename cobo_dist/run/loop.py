@@ -46,22 +46,25 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
     assert prepared.task is not None
     assert prepared.placement is not None
     folder = RunFolder(config.run_dir)
-    try:
-        found = resume.find(config, session, prepared.placement, prepared.data)
-        if isinstance(found, resume.Done):
-            if session.transport.rank == 0:
-                print(f"run.dir={folder.path} holds this run, finished: nothing to do", flush=True)
-            return EXIT_DONE
-        with Signals() as signals:
+    # Also while a failure is written down: launchers end all ranks, by SIGTERM, when one has died.
+    with Signals() as signals:
+        try:
+            found = resume.find(config, session, prepared.placement, prepared.data)
+            if isinstance(found, resume.Done):
+                if session.transport.rank == 0:
+                    print(
+                        f"run.dir={folder.path} holds this run, finished: nothing to do", flush=True
+                    )
+                return EXIT_DONE
             training = Training(
                 config, session, prepared.task, prepared.placement, prepared.data, found, signals
             )
             folder = training.folder  # knows whether it was claimed
             return training.run()
-    except Refusal:
-        raise
-    except BaseException as error:
-        raise failure(error, session.transport.rank, folder) from error
+        except Refusal:
+            raise
+        except BaseException as error:
+            raise failure(error, session.transport.rank, folder) from error
 
 
 def set_up_torch(config: Config, launch: Launch, device: torch.device) -> None:

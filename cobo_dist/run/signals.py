@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+ECHO = 5.0
+"""Seconds in which one SIGTERM may come twice: from the cluster, and passed on by torchrun."""
 
 
 class Signals:
-    """Notes the first of SIGTERM and SIGUSR1 while the body runs; a second SIGTERM ends the process."""
+    """Notes the first of SIGTERM and SIGUSR1 while the body runs; a later second SIGTERM ends the process."""
 
     def __init__(self) -> None:
         self.caught = 0  # the signal's number; 0: none
+        self._terminated = 0.0  # when SIGTERM came first
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -34,9 +38,12 @@ class Signals:
             signal.signal(one, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.caught and number == signal.SIGTERM:
-            os._exit(128 + number)  # whoever asks twice cannot wait for a checkpoint
-        self.caught = number
+        if number == signal.SIGTERM:
+            now = time.monotonic()
+            if self._terminated and now - self._terminated > ECHO:
+                os._exit(128 + number)  # whoever asks twice cannot wait for a checkpoint
+            self._terminated = self._terminated or now
+        self.caught = self.caught or number
 
 
 def name_of(number: int) -> str:

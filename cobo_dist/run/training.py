@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from cobo_dist.clock import Clock
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
+from cobo_dist.comm.transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, Refusal, RunFailure
 from cobo_dist.tasks.base import Task
@@ -283,6 +285,10 @@ class Training:
             self.book.flush()
             self.folder.status(EXIT_STOPPED, "stopped", line)
             self.book.display.say(line)
+        # Launchers end all ranks when one leaves: nobody leaves before status.json is written. Whoever
+        # is lost by now has saved what it had.
+        with suppress(LostContact):
+            self.session.agree(None)
         return EXIT_STOPPED
 
     def _finish(self, seconds: float) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import fcntl
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, Refusal
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Refusal
 
 from . import process
 from .axes import Axis
 from .choice import Verdict, judge
-from .folders import METRICS, Result, State, look, read_result
+from .folders import METRICS, Result, State, look, read_result, read_status
 from .grid import Run
 from .tables import Record, print_table, remarks, tally, write_all
 
@@ -69,8 +69,39 @@ def show_plan(plan: Plan) -> None:
     )
 
 
-def carry_out(plan: Plan) -> int:
+def carry_out_one(plan: Plan, number: int) -> int:
+    """Run the run of this number (from 1) unless it is done, while others may run theirs.
+
+    Tables are left alone. Returns 0, 1 if it failed, 75 if a signal stopped it with a checkpoint, or
+    128 + the signal if there is none.
+
+    Raises:
+        Refusal: there is no such run, --out cannot be written, or another sweep is at work on it.
+    """
+    if not 1 <= number <= len(plan.runs):
+        raise Refusal(f"--only {number}: this sweep has the runs 1 to {len(plan.runs)}")
+    run = plan.runs[number - 1]
+    record = Record(run, plan.folder(run))
+    place = f"[{number}/{len(plan.runs)}] {run.name} ..."
+    if plan.states[run.name] == "done":
+        print(f"{place} skipped, done before")
+        return EXIT_DONE
+    _make_folder(plan.out / "logs")
+    stop = process.Stop()
+    own = plan.out / "logs" / f".{run.name}.lock"
+    with alone(plan.out / ".lock", shared=True), alone(own), stop.listening():
+        print(place, end=" ", flush=True)
+        print(_train(plan, record, stop) + _tail(record), flush=True)
+    if record.state == "stopped":
+        saved = read_status(record.folder).get("exit_code") == EXIT_STOPPED
+        return EXIT_STOPPED if saved else 128 + stop.signal
+    return EXIT_DONE if record.state == "done" else EXIT_FAILED
+
+
+def carry_out(plan: Plan, only_tables: bool = False) -> int:
     """Run what is not done; return 0, 1 if a run failed, or 128 + the signal that ended the sweep.
+
+    With `only_tables` nothing is run: tables are written and printed of what is done by now.
 
     Raises:
         Refusal: --out cannot be written, or another sweep is at work in it.
@@ -78,14 +109,15 @@ def carry_out(plan: Plan) -> int:
     """
     _make_folder(plan.out / "logs")
     stop = process.Stop()
-    with _only_one(plan.out), stop.listening():
+    guard = nullcontext() if only_tables else alone(plan.out / ".lock")
+    with guard, stop.listening():
         records = [Record(run, plan.folder(run)) for run in plan.runs]
         for record in records:
             if plan.states[record.run.name] == "done":
                 _take_result(record)
         verdicts = _keep_tables(plan, records)
         for number, record in enumerate(records, start=1):
-            if stop:
+            if stop or only_tables:
                 break
             print(f"[{number}/{len(records)}] {record.run.name} ... ", end="", flush=True)
             if plan.states[record.run.name] == "done":
@@ -106,18 +138,21 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Keep a second sweep out of the folder: each would take the other's runs for unfinished."""
+def alone(path: Path, shared: bool = False) -> Iterator[None]:
+    """Keep a second sweep off: each would take the other's runs for unfinished.
+
+    Tasks with a run each share the folder's lock, which a whole sweep wants for itself.
+    """
     try:
-        lock = (out / ".lock").open("w")
+        lock = path.open("w")
     except OSError as error:
-        raise Refusal(f"--out {out} cannot be written: {error.strerror}; give another") from None
+        raise Refusal(f"--out: {path} cannot be written ({error.strerror}); give another") from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Refusal(
-                f"--out {out} is in use by another sweep; wait for it, or give another --out"
+                f"--out: {path.parent} is in use by another sweep; wait for it, or give another --out"
             ) from None
         except OSError:
             pass  # a file system without locks

@@ -19,7 +19,7 @@ from .folders import is_finished, read_status
 from .grid import Run
 
 PATIENCE = 45.0  # seconds; torchrun gives its workers 30 to end
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stop:

@@ -1,0 +1,298 @@
+"""Submit one training to SLURM, with config and code frozen as they are now."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # what is frozen is the code beside this file, so read with it too
+
+from cobo_dist.comm.launch import read_launch  # noqa: E402
+from cobo_dist.config import Config, load_config  # noqa: E402
+from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal  # noqa: E402
+from cobo_dist.run.resume import refuse_unusable  # noqa: E402
+
+USAGE = (
+    "python slurm/submit.py [--launcher=srun|torchrun] [--dry-run] [--FLAG=VALUE for sbatch ...] "
+    "[--config FILE.yaml] [key.path=value ...]"
+)
+ABOUT = f"""\
+{USAGE}
+
+Submit one training to SLURM. What it will do is settled now, however long the job waits and whatever is
+edited meanwhile. Into the run folder go
+
+  jobs/001/config.yaml     the resolved config, with absolute paths
+  jobs/001/code/           the package, and its git revision in REVISION
+  jobs/001/job.sbatch      slurm/train.sbatch or slurm/train_torchrun.sbatch with your flags
+  jobs/001/submitted.json  job id, revision, what was changed since, the command
+  logs/                    the job's log and one of each rank
+
+  --launcher=srun      srun starts every rank (default); torchrun: srun starts one torchrun a node
+  --dry-run            print the job script; write and submit nothing
+  --FLAG=VALUE         any long option of sbatch: --nodes=2 --ntasks-per-node=4 --gpus-per-node=4
+                       --cpus-per-task=8 --time=4:00:00 --partition=gpu --account=me ...
+
+COBO_PYTHON, COBO_CONTAINER, MASTER_ADDR and RANKS are taken from the environment, as the job scripts say;
+without COBO_PYTHON and COBO_CONTAINER the job uses the python that runs this.
+
+exit codes: 0 submitted; 2 refused, with one line why; nothing is left behind then
+
+example:
+  python slurm/submit.py --nodes=2 --ntasks-per-node=4 --time=4:00:00 \\
+      --config configs/quickstart.yaml run.dir=runs/first run.seed=1"""
+
+SCRIPTS = {"srun": "train.sbatch", "torchrun": "train_torchrun.sbatch"}
+PATHS = ("run.dir", "data.root", "data.file", "data.text_dir", "task.file", "model.gguf")
+PATHS_OR_NAMES = ("run.resume", "model.path", "model.tokenizer")
+"""Keys that hold a path; and those that may hold one: where a file or folder of that name is found."""
+
+_REFUSED = {
+    "array": "a run folder holds one run; slurm/sweep.sbatch runs a grid or several seeds as an array",
+    "chdir": "the job runs in the frozen code; paths in the config are absolute",
+    "wrap": "the job script is slurm/train.sbatch",
+    "parsable": "the job id is printed anyway",
+}
+_PASSED_ON = ("COBO_CONTAINER", "MASTER_ADDR", "MASTER_PORT", "RANKS")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; `flags` are sbatch's, by name, None where they have no value."""
+
+    config: str | None
+    settings: list[str]
+    flags: dict[str, str | None]
+    launcher: str
+    dry_run: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Submit as the command line says; return the exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(ABOUT)
+        return EXIT_DONE
+    try:
+        request = read_request(arguments)
+        config = with_absolute_paths(load_config(request.config, request.settings))
+        run = config.run_dir
+        folder = run / "jobs" / f"{1 + max(map(int, _earlier(run)), default=0):03d}"
+        script = job_script(request, folder, run, os.environ)
+        if request.dry_run:
+            print(script)
+            print(f"--dry-run: nothing was written; this would be {folder / 'job.sbatch'}")
+            return EXIT_DONE
+        refuse_unusable(config, read_launch({}))
+        _refuse_second_job(run)
+        submit(config, folder, script, arguments)
+        return EXIT_DONE
+    except Refusal as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return EXIT_REFUSED
+    except OSError as error:
+        print(f"error: {error.filename or 'files'}: {error.strerror}", file=sys.stderr)
+        return EXIT_REFUSED
+
+
+# -- what is asked for ---------------------------------------------------------------------------------
+
+
+def read_request(arguments: Sequence[str]) -> Request:
+    """Sort the arguments: ours, sbatch's, the training's.
+
+    Raises:
+        Refusal: one that is nobody's, or an option of sbatch that does not go with this.
+    """
+    config, launcher, dry_run = None, "srun", False
+    settings: list[str] = []
+    flags: dict[str, str | None] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            config = value if equals else next(rest, "")
+        elif name == "--launcher":
+            launcher = value if equals else next(rest, "")
+        elif argument == "--dry-run":
+            dry_run = True
+        elif re.fullmatch(r"--[a-z][a-z-]*", name):
+            if why := _REFUSED.get(name[2:]):
+                raise Refusal(f"{argument} is not for submit.py: {why}")
+            flags[name[2:]] = value if equals else None
+        elif argument.startswith("-"):
+            raise Refusal(
+                f"argument {argument!r} is not understood; write options of sbatch in full, as "
+                "--nodes=2; see --help"
+            )
+        elif not equals:
+            raise Refusal(
+                f"argument {argument!r} is not understood; write key.path=value for the training "
+                "and --flag=value, with =, for sbatch"
+            )
+        else:
+            settings.append(argument)
+    if launcher not in SCRIPTS:
+        raise Refusal(f"--launcher={launcher} is none of {', '.join(SCRIPTS)}")
+    if config == "":
+        raise Refusal("--config is empty; give the path of a YAML file")
+    return Request(config, settings, flags, launcher, dry_run)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return the config with its paths made absolute, as the job runs in another folder."""
+    for key in (*PATHS, *PATHS_OR_NAMES):
+        section, name = key.split(".")
+        part = getattr(config, section)
+        given = str(config.run_dir) if key == "run.dir" else getattr(part, name, "")
+        path = Path(given).expanduser()
+        if not given or (key in PATHS_OR_NAMES and not path.exists()):
+            continue
+        config = config.model_copy(
+            update={section: part.model_copy(update={name: str(path.absolute())})}
+        )
+    return config
+
+
+# -- what is submitted ---------------------------------------------------------------------------------
+
+
+def job_script(request: Request, folder: Path, run: Path, env: Any) -> str:
+    """Return the job script: the launcher's, with the flags given and nothing left to look up."""
+    flags: dict[str, str | None] = {"job-name": f"cobo-{run.name}", **request.flags}
+    flags |= {"chdir": str(folder / "code")}
+    flags.setdefault("output", f"{_escaped(run)}/logs/job_%j.log")
+    exports = {name: env[name] for name in _PASSED_ON if env.get(name)}
+    if env.get("COBO_PYTHON") or "COBO_CONTAINER" not in exports:
+        exports["COBO_PYTHON"] = env.get("COBO_PYTHON") or sys.executable
+    lines = (ROOT / "slurm" / SCRIPTS[request.launcher]).read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _flag_of(line) not in flags]
+    last = max(k for k, line in enumerate(kept) if line.startswith("#SBATCH"))
+    added = [
+        f"#SBATCH --{name}" + ("" if value is None else f"={_quoted(value)}")
+        for name, value in flags.items()
+    ]
+    code = shlex.quote(str(folder / "code"))
+    settled = [
+        f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
+        f"set -- --config {shlex.quote(str(folder / 'config.yaml'))}",
+    ]
+    return "\n".join([*kept[: last + 1], *added, *settled, *kept[last + 1 :]]) + "\n"
+
+
+def _flag_of(line: str) -> str:
+    found = re.match(r"#SBATCH --([a-z-]+)", line)
+    return found[1] if found else ""
+
+
+def _quoted(value: str) -> str:
+    return f'"{value}"' if re.search(r"\s", value) else value
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("%", "%%")
+
+
+def _earlier(run: Path) -> Iterator[str]:
+    """The numbers of the run folder's earlier jobs."""
+    return (one.name for one in (run / "jobs").glob("[0-9]*") if one.name.isdigit())
+
+
+def _refuse_second_job(run: Path) -> None:
+    """Two jobs in one run folder would each take the other's files for its own."""
+    for number in _earlier(run):
+        try:
+            record = json.loads((run / "jobs" / number / "submitted.json").read_text())
+            job = str(record["job"])
+        except (OSError, ValueError, KeyError):
+            continue
+        state = _call(["squeue", "--noheader", f"--jobs={job}", "--format=%T"])[1]
+        if state:
+            raise Refusal(
+                f"job {job} in run.dir={run} is {state.split()[0].lower()}; wait for it, end it with "
+                f"scancel {job}, or name another run.dir"
+            )
+
+
+def submit(config: Config, folder: Path, script: str, arguments: Sequence[str]) -> str:
+    """Freeze config and code into the folder, submit its script, say so; return the job id.
+
+    Raises:
+        Refusal: sbatch refuses, or is not there; the folder is removed again.
+        OSError: the folder cannot be written.
+    """
+    if shutil.which("sbatch") is None:
+        raise Refusal("there is no sbatch on the PATH; submit where SLURM's commands are installed")
+    run = config.run_dir
+    new = [part for part in (folder, run / "logs", run / "jobs", run) if not part.exists()]
+    revision, changed = _revision()
+    try:
+        folder.mkdir(parents=True)
+        (run / "logs").mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        (folder / "job.sbatch").write_text(script, encoding="utf-8")
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "cobo_dist", folder / "code" / "cobo_dist", ignore=ignored)
+        named = f"{revision}{' with changes' if changed else ''}"
+        (folder / "code" / "REVISION").write_text(f"{named}\n", encoding="utf-8")
+        code, said, complaint = _call(["sbatch", "--parsable", str(folder / "job.sbatch")])
+        if code:
+            raise Refusal(f"sbatch refuses: {complaint or f'exit code {code}'}")
+    except BaseException:
+        for part in new:  # the folder itself, and around it what is empty
+            shutil.rmtree(folder, ignore_errors=True)
+            if part.is_dir() and not any(part.iterdir()):
+                part.rmdir()
+        raise
+    job = said.split(";")[0]
+    record = {
+        "job": int(job),
+        "revision": revision,
+        "changed_files": changed,
+        "command": f"python slurm/submit.py {shlex.join(arguments)}",
+    }
+    (folder / "submitted.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"job         {job}")
+    print(f"run folder  {run}")
+    print(f"frozen in   {folder}, revision {named}")
+    print(f"follow      tail -F {run / 'logs'}/job_{job}*.log")
+    print(f"            squeue -j {job};  scancel {job} ends it with a checkpoint, and")
+    print("            the same command with run.resume=auto goes on from there")
+    return job
+
+
+def _revision() -> tuple[str, list[str]]:
+    """Return the checkout's revision, and the package's files that differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    code, revision, _ = _call([*git, "rev-parse", "HEAD"])
+    if code:
+        return "unknown", []
+    status = _call([*git, "status", "--porcelain", "--", "cobo_dist"])[1]
+    return revision, [line.split(maxsplit=1)[1] for line in status.splitlines()]
+
+
+def _call(command: Sequence[str]) -> tuple[int, str, str]:
+    """Return a command's exit code, output and last line of complaint; 127 where it is not there."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    except FileNotFoundError:
+        return 127, "", ""
+    except subprocess.TimeoutExpired:
+        return 124, "", f"{command[0]} did not answer within 120 s"
+    complaint = done.stderr.strip().splitlines()[-1:]
+    return done.returncode, done.stdout.strip(), "".join(complaint)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
