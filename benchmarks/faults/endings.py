@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cobo_dist.run.signals import ECHO
+
 from .outcome import Outcome, shorten
 from .problem import arguments, differences, write_problem
 from .ranks import Ended, Plant, Run, finished, free_port, start, wait_for
@@ -156,15 +158,15 @@ def asked_to_stop(place: Place) -> Outcome:
 def asked_twice(place: Place) -> Outcome:
     """A second SIGTERM before the first can be obeyed."""
     out = place.folder / "twice"
-    run = place.start(out, (plant_pause, (EVERY, 5.0)))
+    run = place.start(out, (plant_pause, (EVERY, ECHO + 7.0)))
     run.signal(1, signal.SIGTERM)
-    time.sleep(0.5)
+    time.sleep(ECHO + 0.5)  # sooner, it could be the first one's echo
     run.signal(1, signal.SIGTERM)
     run.mark()
     ended = run.end(place.timeout + place.slack)
     late = [] if ended[1].seconds < 3.0 else [f"rank 1 took {ended[1].seconds:.1f} s"]
     return judge(
-        "a second SIGTERM to rank 1, in a round of 5 s", "it ends at once with 143, the others with 1; "
+        "a second SIGTERM to rank 1, in a long round", "it ends at once with 143, the others with 1; "
         "resumes", ended, {0: 1, 1: 143, 2: 1}, ["lost contact"],
         place.timeout + place.slack, late + place.goes_on(out),
     )  # fmt: skip
