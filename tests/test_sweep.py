@@ -112,6 +112,7 @@ def test_axes_keep_their_order_and_seed_is_short() -> None:
         (["optimizer.lr=0.1,,0.2"], "optimizer.lr=0.1,,0.2 has an empty value"),
         (["run.dir=x"], "--out DIR"),
         (["run.overwrite=true"], "remove its folder"),
+        (["run.resume=auto"], "go on by themselves"),
         (["--rank=3"], "'--rank=3' is not understood"),
         (["fast"], "'fast' is not understood"),
         (["=3"], "'=3' is not understood"),
@@ -351,6 +352,11 @@ def test_what_did_not_finish_runs_again(tmp_path: Path) -> None:
     leave_run(tmp_path / "other", load_config(None, ["run.rounds=9"]), status="failed")
     for name in ("failed", "killed", "torn", "other"):
         assert look(tmp_path / name, wanted) == "again", name
+    for name in ("failed", "other"):
+        (tmp_path / name / "checkpoints" / "round-000000004").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "round-000000005.part").mkdir()
+    assert look(tmp_path / "failed", wanted) == "resume"
+    assert look(tmp_path / "other", wanted) == "again"
 
 
 def test_a_done_run_that_cannot_be_compared_is_refused(tmp_path: Path) -> None:
@@ -735,7 +741,7 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_of_a_run() -> None:
     (run,) = grid("optimizer.lr=0.3", files=[write_config("f.yaml", "")])
     folder = Path("out # 1") / run.name
-    command = process.command(run, folder, ranks=3, overwrite=True)
+    command = process.command(run, folder, 3, "again")
     assert command[:5] == [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3",
     ]  # fmt: skip
@@ -743,10 +749,14 @@ def test_the_command_of_a_run() -> None:
     config = load_config("f.yaml", command[9:])
     assert config.run_dir == folder
     assert config.run.overwrite
+    assert config.run.resume == "never"
+    goes_on = load_config("f.yaml", process.command(run, folder, 3, "resume")[9:])
+    assert goes_on.run.resume == "auto"
+    assert not goes_on.run.overwrite
     assert not config.log.figures
     assert config.optimizer.lr == 0.3
     (drawn,) = grid("log.figures=true")
-    assert load_config(None, process.command(drawn, folder, 1, False)[7:]).log.figures
+    assert load_config(None, process.command(drawn, folder, 1, "new")[7:]).log.figures
 
 
 TORCHRUN_SAYS = """

@@ -19,6 +19,7 @@ _OWN = {
     "run.dir": "every run gets a folder of its own under --out; give --out DIR instead",
     "run.overwrite": "finished runs are kept and others run again; to repeat a finished run, "
     "remove its folder or give another --out",
+    "run.resume": "unfinished runs with a checkpoint go on by themselves; drop it",
 }
 _OPENING, _CLOSING = "[{", "]}"
 

@@ -57,7 +57,12 @@ def make_plan(runs: Sequence[Run], axes: Sequence[Axis], out: Path, ranks: int, 
 
 def show_plan(plan: Plan) -> None:
     """Print what would be run and what skipped."""
-    words = {"new": "run", "again": "run again (it did not finish)", "done": "skip (done)"}
+    words = {
+        "new": "run",
+        "again": "run again (it did not finish)",
+        "resume": "go on (it has a checkpoint)",
+        "done": "skip (done)",
+    }
     width, total = max(len(run.name) for run in plan.runs), str(len(plan.runs))
     for number, run in enumerate(plan.runs, start=1):
         place = f"[{number:>{len(total)}}/{total}]"
@@ -163,8 +168,7 @@ def _train(plan: Plan, record: Record, stop: process.Stop) -> str:
     """Train one run, enter what became of it, and return that in words."""
     run, folder = record.run, record.folder
     log = plan.out / "logs" / f"{run.name}.log"
-    again = plan.states[run.name] == "again"
-    started = process.command(run, folder, plan.ranks, overwrite=again)
+    started = process.command(run, folder, plan.ranks, plan.states[run.name])
     ended = process.train(started, folder, log, stop)
     if not ended.reason:
         _take_result(record)

@@ -1,4 +1,4 @@
-"""What lies in a run's folder: nothing yet, the wanted run, one to do again, or another run."""
+"""What lies in a run's folder: nothing, the wanted run, one to do again or to go on with, or another run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from .grid import show
 METRICS = ("accuracy", "perplexity", "loss")
 """What a task may be judged by, the first that it has."""
 
-State = Literal["new", "again", "done"]
+State = Literal["new", "again", "resume", "done"]
 
 # Where a run lies, how it is resumed and what it logs to change none of its numbers.
 _CHANGES_NO_NUMBER = (
-    *("run.dir", "run.overwrite", "run.resume", "run.checkpoint_every", "data.root"),
+    *("run.dir", "run.overwrite", "run.resume", "run.checkpoint_every", "run.keep_checkpoints"),
+    *("run.checkpoint_writing", "run.on_failed_checkpoint", "data.root"),
     "log.",
 )
 
@@ -35,7 +36,7 @@ class Result:
 
 
 def look(folder: Path, wanted: Config) -> State:
-    """Return what to do about the folder: `new` and `again` run, `done` is skipped.
+    """Return what to do about the folder: `new` and `again` run, `resume` goes on, `done` is skipped.
 
     Raises:
         Refusal: it holds a finished run of other settings, or one that cannot be compared.
@@ -43,7 +44,7 @@ def look(folder: Path, wanted: Config) -> State:
     if not (folder / "metrics.jsonl").exists():
         return "new"
     if not is_finished(folder):
-        return "again"
+        return "resume" if _can_go_on(folder, wanted) else "again"
     remedy = f"give another --out, or remove {folder}"
     try:
         found = load_config(str(folder / "config.yaml"), [])
@@ -60,6 +61,16 @@ def look(folder: Path, wanted: Config) -> State:
             f"{key}={show(new)}; {remedy}"
         )
     return "done"
+
+
+def _can_go_on(folder: Path, wanted: Config) -> bool:
+    """Whether an unfinished run with the wanted settings has left a checkpoint."""
+    if not any((folder / "checkpoints").glob("round-*[0-9]")):
+        return False
+    try:
+        return not different_keys(load_config(str(folder / "config.yaml"), []), wanted)
+    except Refusal:
+        return False
 
 
 def is_finished(folder: Path) -> bool:

@@ -171,7 +171,7 @@ def _look_up(config: Config, key: str) -> object:
 
 def _identity(config: Config) -> str:
     content = config.model_dump(mode="json", by_alias=True)
-    for key in ("dir", "overwrite"):
+    for key in ("dir", "overwrite", "resume"):
         del content["run"][key]
     return json.dumps(content, sort_keys=True)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from .folders import is_finished, read_status
+from .folders import State, is_finished, read_status
 from .grid import Run
 
 PATIENCE = 45.0  # seconds; torchrun gives its workers 30 to end
@@ -60,15 +60,16 @@ class Ended:
     seconds: float
 
 
-def command(run: Run, folder: Path, ranks: int, overwrite: bool) -> list[str]:
-    """Return the command that trains one run."""
+def command(run: Run, folder: Path, ranks: int, state: State) -> list[str]:
+    """Return the command that trains one run, into a folder in this state."""
     config = [] if run.file is None else ["--config", run.file]
     # Figures take seconds and the report draws them for all runs together.
     quiet = [] if "figures" in run.config.log.model_fields_set else ["log.figures=false"]
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *(f"--nproc_per_node={ranks}", "-m", "cobo_dist.train", *config, *run.arguments, *quiet),
-        f"run.overwrite={str(overwrite).lower()}",
+        f"run.overwrite={str(state == 'again').lower()}",
+        f"run.resume={'auto' if state == 'resume' else 'never'}",
         f"run.dir={json.dumps(str(folder), ensure_ascii=False)}",  # quoted: # and : mean themselves
     ]
 

@@ -22,7 +22,7 @@ _NOTE = (
     "Last values of the mean over clients; mean ± sample standard deviation over seeds. "
     "Settings are chosen on validation data; test figures are only shown."
 )
-_OF_A_RUN = ("dir", "overwrite", "seed")
+_OF_A_RUN = ("dir", "overwrite", "resume", "seed")
 _STATES = {"waiting": "not started", "stopped": "interrupted"}
 
 
