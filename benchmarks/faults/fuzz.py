@@ -77,16 +77,21 @@ def cases(kinds: Sequence[str], count: int, seed: int = 0) -> Iterator[tuple[str
 
 
 def fuzz(
-    configs: int, malformed: int, folder: Path, seed: int = 0, patience: float = 120.0
+    configs: int,
+    malformed: int,
+    folder: Path,
+    seed: int = 0,
+    patience: float = 120.0,
+    kinds: Sequence[str] = tuple(files.KINDS),
 ) -> list[Outcome]:
-    """Try so many random configs and malformed files; a case may take `patience` seconds."""
+    """Try so many random configs, and malformed files of these kinds; a case may take `patience` seconds."""
     rows = []
-    for done, kinds, count in (
-        ("random configs", list(CONFIGS), configs),
-        ("malformed files", list(files.KINDS), malformed),
+    for done, which, count in (
+        ("random configs", tuple(CONFIGS), configs),
+        ("malformed files", kinds, malformed),
     ):
         if count:
-            rows.append(_row(f"{count} {done}", list(cases(kinds, count, seed)), folder, patience))
+            rows.append(_row(f"{count} {done}", list(cases(which, count, seed)), folder, patience))
     return rows
 
 
@@ -99,26 +104,26 @@ def _row(
     done: str, which: list[tuple[str, int]], folder: Path, patience: float, everything: bool = False
 ) -> Outcome:
     began = time.monotonic()
-    wrong, line, codes = [], "", Counter[str]()
+    wrong, shown, line, codes = 0, [], "", Counter[str]()
     for (kind, seed), told in _try(which, folder, patience):
         complaint = told.complaint()
-        codes["hang or crash" if told.code is None else f"code {told.code}"] += 1
+        wrong += bool(complaint)
+        codes["no code" if told.code is None else f"code {told.code}"] += 1
         if complaint or everything:
-            shown = [shorten(argument, 200) for argument in told.arguments]
-            wrong.append(f"{kind}:{seed} {shown} {complaint}")
+            given = [shorten(argument, 200) for argument in told.arguments]
+            shown.append(f"{kind}:{seed} {given} {complaint}")
         if everything:
-            wrong.append(f"{told.seconds:.1f} s\n{told.out}\n{told.err}")
-        said = [one for one in told.err.splitlines() if one.startswith("error: ")]
+            shown.append(f"{told.seconds:.1f} s\n{told.out}\n{told.err}")
+        said = [said for said in told.err.splitlines() if said.startswith("error: ")]
         line = said[0] if said and told.code == 2 else line
-    failed = sum(": " in detail or everything for detail in wrong) if everything else len(wrong)
     return Outcome(
         done,
         "code 2 and one line, or a run; no stack trace, no hang, nothing of a file executed",
-        f"{', '.join(f'{k}: {v}' for k, v in sorted(codes.items()))}; {failed} wrong",
+        f"{', '.join(f'{k}: {v}' for k, v in sorted(codes.items()))}; {wrong} wrong",
         time.monotonic() - began,
         not wrong,
         shorten(line),
-        wrong,
+        shown,
     )
 
 
