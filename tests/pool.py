@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import secrets
@@ -50,12 +51,30 @@ class RankPool:
     ) -> list[Any]:
         """Call `function(session, *args)` on every rank; return the results by rank.
 
+        What the ranks exchanged is recorded, and held against NCCL's rules where none of them raised:
+        so every test that runs in the pool is one of those rules too. `run_broken` is for the others.
         `timeout` is the ranks' own (comm.timeout), in seconds.
 
         Raises:
             AssertionError: with the tracebacks of all ranks that raised.
+            NcclRuleBroken: gloo carried what NCCL would not.
         """
-        port = _free_port()
+        from cobo_dist.comm.nccl_rules import check_schedule
+
+        answers = self._run(ranks, function, args, timeout)
+        check_schedule({rank: batches for rank, (_, batches) in enumerate(answers)})
+        return [value for value, _ in answers]
+
+    def run_broken(
+        self, ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 60.0
+    ) -> list[Any]:
+        """As `run`, without a look at NCCL's rules."""
+        return [value for value, _ in self._run(ranks, function, args, timeout)]
+
+    def _run(
+        self, ranks: int, function: Callable[..., Any], args: tuple[Any, ...], timeout: float
+    ) -> list[Any]:
+        port = free_port()
         self.jobs += 1
         for rank, pipe in enumerate(self.pipes[:ranks]):
             pipe.send((self.jobs, rank, ranks, port, timeout, function, args))
@@ -121,6 +140,7 @@ def _serve(pipe: Connection, launcher: str, connect: Connect) -> None:
     import torch
 
     from cobo_dist.comm.launch import Launch
+    from cobo_dist.comm.nccl_rules import RecordingTransport
 
     torch.set_num_threads(1)
     while (job := pipe.recv()) is not None:
@@ -128,7 +148,9 @@ def _serve(pipe: Connection, launcher: str, connect: Connect) -> None:
         launch = Launch(launcher, rank, ranks, rank, ranks, "127.0.0.1", port)
         try:
             with connect(launch, timeout) as session:
-                answer = (number, True, function(session, *args))
+                recorder = RecordingTransport(session.transport)
+                value = function(dataclasses.replace(session, transport=recorder), *args)
+                answer = (number, True, (value, recorder.batches))
             pipe.send(answer)
         except BaseException:
             pipe.send((number, False, traceback.format_exc()))
@@ -169,7 +191,8 @@ def _serve_mpi(address: str) -> None:
     leave(0)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this host that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -20,7 +20,8 @@ from problems import QUIET, models, rows, write_quadratic
 def quadratic(folder: Path) -> list[str]:
     write_quadratic(folder / "problem.npz")
     return [*QUIET, "task.name=quadratic", "task.file=problem.npz", "run.rounds=8", "run.dir=out",
-            "run.dtype=float64", "algorithm.sampling.name=all", "comm.deterministic=true"]  # fmt: skip
+            "run.dtype=float64", "algorithm.sampling.name=all", "comm.deterministic=true",
+            "comm.check=true"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from pydantic import Field
 from cobo_dist.errors import HostRefusal, Refusal
 from cobo_dist.settings import Section
 
+from .checked import CheckedTransport
+from .connect import connect
 from .launch import Launch
 from .mpi_transport import open_mpi
 from .transport import SoloTransport, TorchTransport, Transport
@@ -43,6 +45,17 @@ class CommConfig(Section):
     )
     timeout: float = Field(
         600.0, gt=0, le=1e7, description="seconds after which a silent rank counts as lost"
+    )
+    connect_timeout: float = Field(
+        0.0,
+        ge=0,
+        le=1e7,
+        description="seconds that ranks wait for one another at the start; 0: as comm.timeout",
+    )
+    check: bool = Field(
+        False,
+        description="hold what ranks send each other against NCCL's rules, whatever the backend, and "
+        "end the run with the rank, peer and batch that break one; costs a little of every round",
     )
     deterministic: bool = Field(
         False,
@@ -160,27 +173,29 @@ def open_session(launch: Launch, config: CommConfig, device: torch.device) -> It
     since its first batch of point-to-point operations would otherwise need all ranks.
 
     Raises:
-        HostRefusal: the ranks cannot connect (address in use, a rank missing, another world size).
+        Refusal, HostRefusal: the ranks cannot connect (address in use, a rank missing, another world
+            size); see `connect`.
         Refusal: MPI is wanted and missing, or counts ranks in another way than the launcher.
     """
     if launch.world_size == 1:
         yield Session(launch, device, SoloTransport(), "none: one rank")
         return
     if config.backend == "mpi":
-        with open_mpi(launch, config.timeout) as transport:
-            yield Session(launch, device, transport, transport.world.library)
+        with open_mpi(launch, config.timeout) as mpi:
+            checked = CheckedTransport(mpi) if config.check else mpi
+            yield Session(launch, device, checked, mpi.world.library)
         return
     timeout = timedelta(seconds=config.timeout)
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
+    store = connect(launch, config.connect_timeout or config.timeout, device)
+    store.set_timeout(timeout)
     started = time.monotonic()
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            init_method="env://"
-            if launch.launcher == "torchrun"
-            else f"tcp://{launch.address}:{launch.port}",
+            store=store,
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=timeout,
@@ -196,11 +211,16 @@ def open_session(launch: Launch, config: CommConfig, device: torch.device) -> It
         raise HostRefusal(
             f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not connect "
             f"through {launch.address}:{launch.port} within {time.monotonic() - started:.0f} s: "
-            f"{reason}; check that all ranks were started, that the port is free, and that "
-            "GLOO_SOCKET_IFNAME names the right interface"
+            f"{reason}; check that GLOO_SOCKET_IFNAME names the right interface, and what other ranks say"
         ) from error
+    transport: Transport = TorchTransport()
+    if config.check:
+        transport = CheckedTransport(transport, store)
+    del store  # its threads end with the last that holds it
     try:
         backend = "nccl, and gloo for records" if on_gpu else "gloo"
-        yield Session(launch, device, TorchTransport(), backend)
+        yield Session(launch, device, transport, backend)
     finally:
+        if isinstance(transport, CheckedTransport):
+            transport.forget_store()
         dist.destroy_process_group()

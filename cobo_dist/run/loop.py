@@ -92,14 +92,17 @@ class Prepared:
     refusal: str | None = None
 
 
-def prepare(config: Config, launch: Launch) -> Prepared:
-    """Read the data and check all that can be checked alone. Never raises: refusals are agreed on."""
+def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepared:
+    """Read the data and check all that can be checked alone. Never raises: refusals are agreed on.
+
+    Rank 0 also looks whether the run folder can be used, unless `with_folder` is false.
+    """
     try:
         dtype = getattr(torch, config.run.dtype)
         task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
         placement = Placement.contiguous(task.clients, launch.world_size)
         refuse_unfit(config, task)
-        if launch.rank == 0:
+        if launch.rank == 0 and with_folder:
             resume.refuse_unusable(config, launch)
         data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
         seen = hashlib.sha256((config.to_yaml() + data).encode()).hexdigest()
