@@ -161,14 +161,17 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
         return sum(one.untyped_storage().nbytes() for one in tensors)
 
     optimiser = [one for one in clients.optimiser.memory().values() if one.is_floating_point()]
-    scratch, scalars = exchange._scratch, exchange._halves._scalars
+    scratch, wire, scalars = exchange._scratch, exchange._wire, exchange._halves._scalars
     return {
         "models": total(clients.x_cd, clients.b_cd),
         "optimiser": total(*optimiser),
         "gradients": total(clients.g_cd),
         "gradients elsewhere": total(*clients._scratch._rows.values()),
         "exchange": total(
-            *scratch._rows.values(), *scratch._flat.values(), *scalars._flat.values()
+            *scratch._rows.values(),
+            *scratch._flat.values(),
+            *wire._flat.values(),
+            *scalars._flat.values(),
         ),
         "weights": parts.algorithm.weights_cn.nbytes,
     }

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,9 @@ def start_up(
     try:
         store = connect(launch, seconds, CPU)
         store.add("done", 1)
-        while int(store.add("done", 0)) < launch.world_size:  # rank 0 takes the store along
-            time.sleep(0.01)
+        with suppress(RuntimeError):  # rank 0 takes the store along
+            while int(store.add("done", 0)) < launch.world_size:
+                time.sleep(0.01)
         return "", False, time.monotonic() - began
     except Refusal as refusal:
         speaks = launch.rank == 0 or isinstance(refusal, HostRefusal)
@@ -186,14 +188,14 @@ def late_third(session: Session, launches: list[Launch]) -> tuple[str, bool, flo
     return "", False, 0.0
 
 
-def test_a_loopback_address_for_another_host_is_refused_at_once(pool: RankPool) -> None:
-    """The first rank of the second host cannot mean its own host."""
+def test_a_loopback_address_for_another_host_is_named(pool: RankPool) -> None:
+    """Nobody listens there; but two nodes of one machine may well share the address."""
     second = Launch("srun", 2, 4, 0, 2, "127.0.0.1", free_port())
     line, speaks, seconds = pool.run(1, start_up, [second])[0]
-    assert "127.0.0.1, which is this host itself" in line
+    assert "itself: rank 0 must run here" in line
     assert "MASTER_ADDR" in line
     assert speaks
-    assert seconds < 1
+    assert seconds < SECONDS + 5
 
 
 def test_an_unknown_name_of_rank_0s_host(pool: RankPool) -> None:

@@ -118,11 +118,6 @@ def _join(launch: Launch, me: View, seconds: float) -> TCPStore:
     in a thread, since torch waits without end where what listens is no store.
     """
     until = time.monotonic() + seconds
-    if launch.local_rank == 0 and launch.rank != 0 and _is_own(launch):
-        raise HostRefusal(
-            f"rank 0 is on another host, but its address is given as {launch.address}, which is this "
-            f"host itself; {_remedy(launch)}"
-        )
     while (why := _knock(launch.address, launch.port, until)) and time.monotonic() < until:
         time.sleep(0.1)
     if why:
@@ -161,10 +156,6 @@ def _knock(address: str, port: int, until: float) -> str:
     except OSError as error:
         return (error.strerror or str(error)).lower()
     return ""
-
-
-def _is_own(launch: Launch) -> bool:
-    return launch.local_world_size < launch.world_size and is_loopback(launch.address)
 
 
 def _no_answer(launch: Launch, me: View, seconds: float, why: str) -> str:

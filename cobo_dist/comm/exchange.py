@@ -182,7 +182,10 @@ class Exchange:
         packed: dict[int, Tensor] = {}  # by block: ranks that are owed one block get one message
         for peer, block in enumerate(owed):
             if plans[peer].models:
-                receives[peer] = self._message(f"mix from {peer}", plans[peer].models, size)
+                # What does not travel is not rounded, unless all ranks are to get the same bits.
+                buffers = self._scratch if peer == rank and not alike else self._wire
+                flat = buffers.flat(f"mix from {peer}", plans[peer].models * size)
+                receives[peer] = flat.view(plans[peer].models, size)
             if peer == rank:
                 continue
             if id(block) not in packed:
@@ -198,8 +201,6 @@ class Exchange:
         own = receives.pop(rank, None)
         travelling = self._exchange(sends, receives, "mixing")
         if own is not None:
-            if not alike:
-                own = self._scratch.flat("mix here", own.numel()).view(own.shape)
             self._pack(plans[rank], x_cd, own)
             receives[rank] = own
         with self.clock.span("waiting"):
