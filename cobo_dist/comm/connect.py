@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import socket
 import threading
@@ -119,7 +120,9 @@ def _join(launch: Launch, me: View, seconds: float) -> TCPStore:
     """
     until = time.monotonic() + seconds
     while (why := _knock(launch.address, launch.port, until)) and time.monotonic() < until:
-        time.sleep(0.1)
+        # Not in step: the store looks up the name of every caller, and a name server that is asked by all
+        # at once lets some of them wait for seconds.
+        time.sleep(random.uniform(0.05, 0.25))
     if why:
         raise _said_by(launch)(_no_answer(launch, me, seconds, why))
     opened: list[TCPStore] = []
@@ -150,7 +153,9 @@ def _knock(address: str, port: int, until: float) -> str:
     """Return why nobody listens at the address; empty if somebody does."""
     try:
         left = min(5.0, max(0.1, until - time.monotonic()))
-        socket.create_connection((address, port), timeout=left).close()
+        with socket.create_connection((address, port), timeout=left) as knock:
+            if knock.getsockname() == knock.getpeername():  # TCP may connect a free port to itself
+                return "connection refused"
     except socket.gaierror:
         return f"this host does not know the name {address}"
     except OSError as error:
