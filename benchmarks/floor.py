@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from made_up import make_images
 from torch import Tensor, nn
 
 RANKS = 2
@@ -73,7 +74,7 @@ def main() -> None:
     )
     print(f"{'work':18}{'method':10}{'engine':14}{'ours s':>10}{'floor s':>10}{'ratio':>8}")
     with tempfile.TemporaryDirectory() as place:
-        images = _make_images(Path(place) / "images.npz")
+        images = make_images(Path(place) / "images.npz", 8_000, 1_000)
         for name in arguments.only or WORKS:
             for method in arguments.method or METHODS:
                 ours, floors, engine = _pair(name, method, images, Path(place), arguments)
@@ -99,16 +100,6 @@ def _parse() -> argparse.Namespace:
         _bare(json.loads(arguments.bare))
         sys.exit()
     return arguments
-
-
-def _make_images(path: Path) -> Path:
-    generator = np.random.default_rng(0)
-    parts = {}
-    for name, count in (("train", 8_000), ("test", 1_000)):
-        parts[f"x_{name}"] = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-        parts[f"y_{name}"] = (np.arange(count) % 100).astype(np.uint8)
-    np.savez(path, **parts)
-    return path
 
 
 def _pair(

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from made_up import make_images
 
 RANKS, CLIENTS = 2, 80
 MIB = 1024 * 1024
@@ -44,17 +45,6 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         bare = int(subprocess.run([sys.executable, "-c", BARE], capture_output=True).stdout)
         report(run, bare)
-
-
-def make_images(path: Path) -> Path:
-    """Write an npz the size of CIFAR-100."""
-    generator = np.random.default_rng(0)
-    parts = {}
-    for name, count in (("train", 50_000), ("test", 10_000)):
-        parts[f"x_{name}"] = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-        parts[f"y_{name}"] = (np.arange(count) % 100).astype(np.uint8)
-    np.savez(path, **parts)
-    return path
 
 
 def report(run: Path, bare: int) -> None:

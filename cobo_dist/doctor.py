@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 
 from cobo_dist.comm.launch import Launch, read_launch
 from cobo_dist.comm.mpi_world import leave
+from cobo_dist.command_line import settings_parser
 from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HostRefusal, Refusal, RunFailure
 from cobo_dist.run.checkup import examine
@@ -26,17 +26,8 @@ EXITS = "exit codes: 0 nothing is wrong (there may be warnings); 1 something is;
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine what the command line names. Returns 0, 1 where something is wrong, 2 where nothing starts."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cobo_dist.doctor",
-        usage="[LAUNCHER] python -m cobo_dist.doctor [--config FILE.yaml] [key.path=value ...]",
-        description=ABOUT,
-        epilog=EXITS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE.yaml", help="the config of the run")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the run")
-    arguments = parser.parse_args(argv)
+    usage = "[LAUNCHER] python -m {} [--config FILE.yaml] [key.path=value ...]"
+    arguments = settings_parser("doctor", ABOUT, EXITS, usage).parse_args(argv)
     rank = 0
     began = time.monotonic()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from cobo_dist.comm.ledger import TRAINING
+from cobo_dist.command_line import settings_parser
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal
 from cobo_dist.run.facts import facts_of
@@ -43,17 +43,8 @@ _LEFT_OUT = "and beside it the activations of a batch, evaluation, and the progr
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan what the command line names. Returns 0, or 2 after one line on standard error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cobo_dist.plan",
-        usage="python -m cobo_dist.plan [--config FILE.yaml] [ranks=R] [key.path=value ...]",
-        description=ABOUT,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE.yaml", help="the config of the run")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the run")
-    arguments = parser.parse_args(argv)
+    usage = "python -m {} [--config FILE.yaml] [ranks=R] [key.path=value ...]"
+    arguments = settings_parser("plan", ABOUT, EPILOG, usage).parse_args(argv)
     given = [one for one in arguments.settings if one.startswith(_RANKS)]
     settings = [one for one in arguments.settings if not one.startswith(_RANKS)]
     try:

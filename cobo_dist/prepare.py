@@ -5,12 +5,12 @@ Compute nodes have no network, and training never downloads.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 import torch
 
+from cobo_dist.command_line import settings_parser
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal
 from cobo_dist.run.facts import facts_of
@@ -30,17 +30,7 @@ EXITS = "exit codes: 0 the data are there and good; 2 they are not, with one lin
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare what the command line names. Returns 0, or 2 after one line on standard error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cobo_dist.prepare",
-        usage="python -m cobo_dist.prepare [--config FILE.yaml] [key.path=value ...]",
-        description=ABOUT,
-        epilog=EXITS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE.yaml", help="the config of the run")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the run")
-    arguments = parser.parse_args(argv)
+    arguments = settings_parser("prepare", ABOUT, EXITS).parse_args(argv)
     try:
         _prepare(load_config(arguments.config, arguments.settings))
     except Refusal as refusal:

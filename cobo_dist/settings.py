@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -15,6 +16,20 @@ class Section(BaseModel):
     def contradiction(self) -> str:
         """Return which of the keys do not go together, in one line for people; empty if all do."""
         return ""
+
+    def flat(self) -> dict[str, Any]:
+        """Return all keys as YAML has them, dotted: `{"run.seed": 0, ...}`."""
+        return flatten(self.model_dump(mode="json", by_alias=True))
+
+
+def flatten(nested: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Return nested keys as dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= (
+            flatten(value, f"{at}{key}.") if isinstance(value, Mapping) else {f"{at}{key}": value}
+        )
+    return flat
 
 
 def _as_text(value: Any) -> Any:

@@ -21,6 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "settings": set(),
     "clock": set(),
+    "command_line": set(),
     "maths": {"maths"},
     "algorithms": {"algorithms", "maths"} | SHARED,
     "clients": {"clients", "maths"} | SHARED,

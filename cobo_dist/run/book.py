@@ -258,9 +258,7 @@ class Book:
 
     def close(self) -> None:
         """Close all files."""
-        with suppress(
-            OSError
-        ):  # rows that a full disk did not take: said by now, and tried again here
+        with suppress(OSError):  # of rows that a full disk did not take: that was said by now
             self._file.close()
         if self._board is not None:
             self._board.close()

@@ -17,6 +17,7 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.config import Config
 from cobo_dist.errors import Refusal
+from cobo_dist.settings import flatten
 
 from . import checkpoint
 from .book import METRICS, Book, digest_of
@@ -130,7 +131,7 @@ def refuse_unusable(config: Config, launch: Launch) -> None:
     if config.run.overwrite or not old.exists():
         return
     try:
-        changed = _changed(yaml.safe_load(old.read_text(encoding="utf-8")), config)
+        changed = _changed(flatten(yaml.safe_load(old.read_text(encoding="utf-8"))), config.flat())
     except (OSError, ValueError, yaml.YAMLError, LookupError, AttributeError, RecursionError):
         changed = ["its config.yaml cannot be read"]
     if changed or _is_finished(folder.path):
@@ -222,8 +223,8 @@ def _differences(
     folder: Path, old: Mapping[str, Any], config: Config, manifest: Manifest, data: str
 ) -> str | None:
     """Return why a checkpoint is another run's, or of a run that cannot be continued like this."""
-    before, now = _flat(old), _flat(config.model_dump(mode="json", by_alias=True))
-    changed = _changed(old, config)
+    before, now = flatten(old), config.flat()
+    changed = _changed(before, now)
     remedy = "give the same config, or another run.dir"
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -245,9 +246,8 @@ def _differences(
     return None
 
 
-def _changed(old: Mapping[str, Any], config: Config) -> list[str]:
-    """Return the keys in which a config differs, where that makes it another run, as `key old -> new`."""
-    before, now = _flat(old), _flat(config.model_dump(mode="json", by_alias=True))
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys in which configs differ, where that makes another run: `key old -> new`."""
     return [
         f"{key} {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
         for key in sorted(before.keys() | now.keys())
@@ -262,17 +262,6 @@ def _applies(key: str, now: Mapping[str, Any]) -> bool:
     if key.startswith("algorithm.sampling"):
         return now.get("algorithm.sampling.name") == "mixed"
     return key in now
-
-
-def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Return nested keys as dotted ones."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{at}{key}.")
-        else:
-            flat[f"{at}{key}"] = value
-    return flat
 
 
 # -- putting it in place -------------------------------------------------------------------------------

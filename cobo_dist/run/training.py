@@ -123,9 +123,9 @@ class Training:
                 self.clients, self.exchange, self.algorithm, self.book,
             )  # fmt: skip
             started = time.monotonic()
-            stopped = self._go_round(first, keeper, started)
-            if stopped:
-                return self._stop(stopped)
+            last, signal = self._go_round(first, keeper, started)
+            if signal:
+                return self._stop(last, signal)
             self._finish(time.monotonic() - started)
         finally:
             if self.book is not None:
@@ -220,8 +220,8 @@ class Training:
 
     # -- the loop ---------------------------------------------------------------------------------
 
-    def _go_round(self, first: int, keeper: Keeper, started: float) -> int:
-        """Go from round `first` to the last, or to a signal; return its number, or 0.
+    def _go_round(self, first: int, keeper: Keeper, started: float) -> tuple[int, int]:
+        """Go from round `first` to the last, or to a signal; return the round and the signal, or 0.
 
         Round r turns x^(r-1) into x^r; what is logged at r is the state after it.
         """
@@ -267,18 +267,17 @@ class Training:
             if order.signal and not last:
                 if missing := keeper.settle():
                     raise RunFailure(f"stopped by {name_of(order.signal)} with {missing}")
-                self.stopped_after = r
-                return order.signal
+                return r, order.signal
         keeper.settle()
-        return 0
+        return run.rounds, 0
 
     # -- after ------------------------------------------------------------------------------------
 
-    def _stop(self, signal: int) -> int:
-        """Say that the run stopped and how it goes on."""
+    def _stop(self, r: int, signal: int) -> int:
+        """Say that the run stopped after round r and how it goes on."""
         if self.book is not None:
             line = (
-                f"stopped by {name_of(signal)} after round {self.stopped_after} of "
+                f"stopped by {name_of(signal)} after round {r} of "
                 f"{self.config.run.rounds}, with a checkpoint; the same command with run.resume=auto "
                 "goes on"
             )

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import Refusal
@@ -89,7 +89,7 @@ def read_status(folder: Path) -> Mapping[str, object]:
 
 def different_keys(found: Config, wanted: Config) -> dict[str, tuple[object, object]]:
     """Return `key: (found, wanted)` for the keys that may change a number."""
-    old, new = (_flat(one.model_dump(mode="json", by_alias=True)) for one in (found, wanted))
+    old, new = found.flat(), wanted.flat()
     return {
         key: (old.get(key), new.get(key))
         for key in [*new, *(key for key in old if key not in new)]
@@ -99,15 +99,6 @@ def different_keys(found: Config, wanted: Config) -> dict[str, tuple[object, obj
         # A run writes down the engine that `auto` came to.
         and not (key == "run.engine" and new.get(key) == "auto")
     }
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in nested.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
 
 
 # -- the figures of a done run -----------------------------------------------------------------------
