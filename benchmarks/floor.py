@@ -4,11 +4,16 @@ python benchmarks/floor.py [--only WORK ...] [--method NAME ...] [--repeats 3] [
 
 Trains with `cobo_dist.train` on 2 ranks, everything included (pair drawing, exchange, update, metrics), and
 in between runs a bare PyTorch loop in as many processes and threads, which does the same forward and
-backward passes and a plain step, and nothing else: no data, no messages, no other rank to wait for. Prints
-seconds a round (medians over repeats of medians over blocks of rounds) and their ratio.
+backward passes and a plain step, and nothing else: no data, no messages. Prints seconds a round (medians
+over repeats of medians over blocks of rounds) and their ratio.
+
+A round ends when its slower rank does, so a round of the floor takes as long as its slower process: pairs are
+drawn, and a rank that got more ends of them than the other takes more passes, whatever the software. The
+processes of the floor do not wait for each other; the longer time of each round is taken afterwards.
 
 The floor takes the same models; where the run vectorises clients, a vmapped loop is the floor. Batches are
-made up once. `--allocator kept` raises glibc's mmap and trim thresholds for both, as the launch scripts do.
+made once, outside the time. `--allocator kept` raises glibc's mmap and trim thresholds for both, as the
+launch scripts do.
 """
 
 from __future__ import annotations
@@ -47,8 +52,9 @@ class Work:
 
 
 WORKS = {
+    # Batches are worked out for 64 rounds at a time: a block has its share of that, and of logging.
     "80 digits MLPs": Work(
-        ("task.name=digits", "task.clusters=10", "task.clients_per_cluster=8"), 80, 230, 30, 20
+        ("task.name=digits", "task.clusters=10", "task.clients_per_cluster=8"), 80, 353, 32, 64
     ),
     "80 small CNNs": Work(
         ("task.name=cross_device", "model.name=cnn", "data.augment=false"), 80, 14, 4, 1
@@ -95,9 +101,10 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--allocator", choices=("default", "kept"), default="kept")
     parser.add_argument("--bare", help=argparse.SUPPRESS)  # one process of the floor
+    parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)  # where it leaves its times
     arguments = parser.parse_args()
     if arguments.bare:
-        _bare(json.loads(arguments.bare))
+        _bare(json.loads(arguments.bare), arguments.place)
         sys.exit()
     return arguments
 
@@ -153,7 +160,7 @@ def _median_of_blocks(seconds: list[float], block: int) -> float:
     return statistics.median(means)
 
 
-def _torchrun(command: list[str], arguments: argparse.Namespace) -> str:
+def _torchrun(command: list[str], arguments: argparse.Namespace) -> None:
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     if arguments.allocator == "kept":
         environment |= KEPT
@@ -164,7 +171,6 @@ def _torchrun(command: list[str], arguments: argparse.Namespace) -> str:
     )  # fmt: skip
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return done.stdout
 
 
 # -- the floor -----------------------------------------------------------------------------------------
@@ -173,7 +179,7 @@ def _torchrun(command: list[str], arguments: argparse.Namespace) -> str:
 def _floor(
     name: str, method: str, settings: list[str], engine: str, arguments: argparse.Namespace
 ) -> float:
-    """Return seconds a round of the bare loop: those of the slower process."""
+    """Return seconds a round of the bare loop: in every round those of the slower process."""
     about = json.dumps(
         {
             "name": name,
@@ -183,11 +189,14 @@ def _floor(
             "bf16": arguments.bf16,
         }
     )
-    said = _torchrun([__file__, "--bare", about], arguments)
-    return max(float(line.split()[1]) for line in said.splitlines() if line.startswith("floor "))
+    with tempfile.TemporaryDirectory() as place:
+        _torchrun([__file__, "--bare", about, "--place", place], arguments)
+        ranks = [json.loads(path.read_text()) for path in Path(place).iterdir()]
+    slower = [max(times) for times in zip(*ranks, strict=True)]
+    return _median_of_blocks(slower[WORKS[name].warm :], WORKS[name].block)
 
 
-def _bare(about: dict[str, object]) -> None:
+def _bare(about: dict[str, object], place: Path) -> None:
     """Be one process of the floor: the passes of this rank's clients, and a step."""
     from cobo_dist.clients.engines import trained
     from cobo_dist.config import load_config
@@ -224,7 +233,7 @@ def _bare(about: dict[str, object]) -> None:
         started = time.perf_counter()
         one_round(count)
         seconds.append(time.perf_counter() - started)
-    print("floor", _median_of_blocks(seconds[work.warm :], work.block), flush=True)
+    (place / str(rank)).write_text(json.dumps(seconds))
 
 
 Round = Callable[[int], None]

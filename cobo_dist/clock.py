@@ -1,7 +1,8 @@
 """Where a round's time goes: spans of one process, each second counted once, to the innermost span.
 
 Every room may use it, since work of all kinds happens in all of them. Off, a span costs an attribute and a
-call. On, the same spans stand in PyTorch's own profile, and so in its trace.
+call, and on less than a microsecond. In a traced run the same spans stand in PyTorch's trace, and cost ten
+times as much.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 class Clock:
     """Seconds by kind since they were last taken."""
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        """Measure; on a CUDA `device`, wait for it at every border, so that its work counts where it is."""
+    def __init__(self, device: torch.device | None = None, traced: bool = False) -> None:
+        """Measure; on a CUDA `device`, wait for it at every border, so that its work counts where it is.
+
+        `traced`: show spans to PyTorch's profiler too.
+        """
         self.on = True
         self._device = device if device is not None and device.type == "cuda" else None
         self._seconds = dict.fromkeys(KINDS, 0.0)
         self._open = ["other"]
         self._since = time.perf_counter()
-        self._spans = {kind: _Span(self, kind) for kind in KINDS}
+        span = _TracedSpan if traced else _Span
+        self._spans = {kind: span(self, kind) for kind in KINDS}
 
     @classmethod
     def off(cls) -> Clock:
@@ -75,10 +80,28 @@ class _Span(AbstractContextManager[None]):
 
     def __init__(self, clock: Clock, kind: str) -> None:
         self._clock, self._kind = clock, kind
-        self._records: list[torch.profiler.record_function] = []
 
     def __enter__(self) -> None:
         self._clock.enter(self._kind)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._clock.leave()
+
+
+class _TracedSpan(_Span):
+    """A span that PyTorch's profiler sees."""
+
+    def __init__(self, clock: Clock, kind: str) -> None:
+        super().__init__(clock, kind)
+        self._records: list[torch.profiler.record_function] = []
+
+    def __enter__(self) -> None:
+        super().__enter__()
         record = torch.profiler.record_function(self._kind)
         record.__enter__()  # type: ignore[no-untyped-call]
         self._records.append(record)
@@ -90,4 +113,4 @@ class _Span(AbstractContextManager[None]):
         at: TracebackType | None,
     ) -> None:
         self._records.pop().__exit__(kind, error, at)
-        self._clock.leave()
+        super().__exit__(kind, error, at)

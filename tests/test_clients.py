@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import vmap
 from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
@@ -47,6 +48,25 @@ def test_a_batch_depends_on_seed_client_and_round_only() -> None:
     for seed, purpose, client in ((4, "local", 6), (3, "midpoint", 6), (3, "local", 8)):
         other = BatchIndices(seed, purpose, [client], own[1:2], 16)
         assert not torch.equal(other.batch(0), alone.batch(0))
+
+
+def test_known_batches_never_change() -> None:
+    """Shares of 7 and 40 examples, in rounds 0, 64 and 1000: a release must not change old runs."""
+    batches = BatchIndices(3, "local", [5, 9], [torch.arange(7), torch.arange(100, 140)], 5)
+    assert [batches.batch(t).tolist() for t in (0, 64, 1000)] == [
+        [[4, 0, 2, 6, 1], [113, 139, 109, 125, 133]],
+        [[2, 6, 1, 3, 0], [124, 135, 111, 117, 110]],
+        [[3, 0, 1, 2, 6], [104, 106, 137, 109, 100]],
+    ]
+
+
+def test_batches_do_not_depend_on_how_many_clients_are_shuffled_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = [torch.arange(10 * i, 10 * i + 9) for i in range(6)]
+    together = BatchIndices(0, "local", range(6), own, 4).batch(70)
+    monkeypatch.setattr("cobo_dist.clients.batches._AT_ONCE", 600)  # two clients
+    assert torch.equal(BatchIndices(0, "local", range(6), own, 4).batch(70), together)
 
 
 # -- engines -------------------------------------------------------------------------------------------
@@ -121,6 +141,48 @@ def test_engines_take_no_models_at_all(name: str) -> None:
     assert (
         len(ENGINES[name](model, loss).gradients(points[:0], points[:0].clone(), empty, none)) == 0
     )
+
+
+class _Tied(nn.Module):
+    """One matrix, used twice, and a base that is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.base = (nn.Linear(6, 6, bias=False) for _ in range(3))
+        self.second.weight = self.first.weight
+        self.base.requires_grad_(False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.second(self.base(self.first(inputs).tanh()))
+
+
+def test_engines_agree_where_layers_share_a_parameter_and_leave_the_module_alone() -> None:
+    model = _Tied().double()
+    points = torch.randn(5, 36, dtype=torch.float64)
+    batch = (torch.randn(5, 10, 6, dtype=torch.float64), torch.randint(0, 3, (5, 10)))
+    found = {}
+    for name in ("vectorised", "one_by_one"):  # the latter leaves its last client's views behind
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        found[name] = torch.empty_like(points)
+        ENGINES[name](model, loss).gradients(points, found[name], {}, batch)
+        if name == "vectorised":
+            assert all(torch.equal(before[key], now) for key, now in model.state_dict().items())
+            assert isinstance(model.second.weight, nn.Parameter)
+            assert model.second.weight is model.first.weight
+    torch.testing.assert_close(found["vectorised"], found["one_by_one"])
+
+
+def test_the_loss_written_for_vmap_has_the_bits_of_the_loss() -> None:
+    task = Digits(DigitsConfig(), MlpConfig(hidden=(8,)), DataConfig(), 0, torch.float32)
+    inputs = torch.randn(5, 33, 10)
+    targets = torch.randint(0, 10, (5, 33))
+    found = []
+    for one in (task.loss, task.mapped_loss):
+        logits = inputs.clone().requires_grad_()
+        losses = vmap(lambda x, y, one=one: one(lambda rows: rows, x, y))(logits, targets)
+        found.append((losses, *torch.autograd.grad(losses.sum(), logits)))
+    for plain, mapped in zip(*found, strict=True):
+        assert torch.equal(plain, mapped)
 
 
 def test_the_timing_moves_nothing_and_names_an_engine() -> None:

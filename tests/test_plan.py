@@ -204,7 +204,7 @@ def test_every_rank_holds_what_was_planned(pool: RankPool, settings: list[str]) 
             "optimiser": planned("optimiser"),
             "gradients": parts["gradients"],
             "gradients elsewhere": planned("gradients there"),
-            "exchange": planned("partners", "what mixing", "messages"),
+            "exchange": planned("midpoints", "what mixing", "messages"),
             "weights": planned("weights"),
         }, rank
 

@@ -26,6 +26,17 @@ def test_known_numbers_never_change() -> None:
     assert seeds.key(0, "pairs", 0) == 0x553A8C45C951D34
 
 
+def test_many_names_at_once_are_the_names_one_by_one() -> None:
+    clients, epochs = torch.tensor([0, 7, 99_999]), torch.arange(3, 8)
+    names = seeds.keys(5, "batches local", clients[:, None], epochs)
+    for row, client in enumerate(clients.tolist()):
+        for column, epoch in enumerate(epochs.tolist()):
+            name = seeds.key(5, "batches local", client, epoch)
+            assert int(names[row, column]) == seeds.signed(name)
+            orders = seeds.permutations(names[row], 13)
+            assert torch.equal(orders[column], seeds.permutation(name, 13))
+
+
 def test_every_part_of_a_name_matters() -> None:
     names = {
         seeds.key(seed, purpose, *counters)

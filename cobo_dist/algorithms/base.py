@@ -100,7 +100,7 @@ class Exchange(Protocol):
         """Wait until the partners' models are here."""
 
     def meet(self, pairs_k2: Tensor) -> tuple[Ends, Tensor]:
-        """Return the ends of some of those pairs and their partners' models [e, d], to be changed."""
+        """Return the ends of some of those pairs and the midpoints (x_i + x_j)/2 there [e, d]."""
 
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
         """Return the alignment [e] of the two gradients of each end of the pairs just met."""

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cobo_dist.maths import projections, seeds
-from cobo_dist.maths.alignment import midpoints
+from cobo_dist.maths.flat import pieces
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
 from cobo_dist.settings import Section
 
@@ -195,8 +195,7 @@ class CoBo(Algorithm):
 
     def alignments(self, t: int, pairs_k2: Tensor) -> tuple[Ends, NDArray[np.float64]]:
         """Return this rank's ends of the pairs, and <g_i(z_ij), g_j(z_ij)> for each."""
-        ends, partner_ed = self.exchange.meet(pairs_k2)
-        z_ed = midpoints(self.clients.x_cd, ends.rows, partner_ed)
+        ends, z_ed = self.exchange.meet(pairs_k2)  # z_ij = (x_i + x_j)/2
         stream = "midpoint" if self.config.midpoint_data == "fresh" else "local"
         g_ed = self.clients.gradients_at(z_ed, ends.rows, t, stream)
         return ends, self.exchange.alignment(g_ed, self.config.alignment)
@@ -222,8 +221,9 @@ class CoBo(Algorithm):
         symmetric = self.config.domain == "box"
         if self.config.penalty == "scheduled":
             mixed_cd = self.exchange.mix(weights_cn, x_cd, symmetric=symmetric)
-            mixed_cd.mul_(rho).sub_(self.clients.direction()).mul_(eta)
-            x_cd.mul_((1.0 - eta * pull_c1).to(x_cd)).add_(mixed_cd)
+            kept_c1 = (1.0 - eta * pull_c1).to(x_cd)
+            for x, kept, mixed, g in pieces(x_cd, kept_c1, mixed_cd, self.clients.direction()):
+                x.mul_(kept).add_(mixed.mul_(rho).sub_(g).mul_(eta))
         else:
             x_cd.add_(self.clients.direction(), alpha=-eta)
             lr = self.clients.lr

@@ -39,6 +39,7 @@ class FedAvg(Algorithm):
     ) -> None:
         self.config, self.clients, self.exchange = config, clients, exchange
         groups_n = np.asarray(self.groups(setting))
+        self.one_group = bool((groups_n == groups_n[0]).all())
         same_cn = groups_n[list(clients.ids), None] == groups_n[None, :]
         self.weights_cn = same_cn.astype(np.float32)
         sizes_c = self.weights_cn.sum(axis=1)
@@ -58,5 +59,8 @@ class FedAvg(Algorithm):
 
     def average(self, rows_cd: torch.Tensor) -> None:
         """Replace every row by the mean of its group's rows."""
-        mean_cd = self.exchange.mix(self.weights_cn, rows_cd)
-        torch.mul(mean_cd, self.share_c1.to(mean_cd), out=rows_cd)
+        if self.one_group:  # one sum serves all clients of a rank; mixing would write it c times
+            sum_cd = self.exchange.reduce(self.weights_cn[:1], rows_cd)
+        else:
+            sum_cd = self.exchange.mix(self.weights_cn, rows_cd)
+        torch.mul(sum_cd, self.share_c1.to(sum_cd), out=rows_cd)

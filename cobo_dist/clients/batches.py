@@ -10,6 +10,7 @@ from torch import Tensor
 from cobo_dist.maths import seeds
 
 _BLOCK = 64  # rounds whose batches are worked out together
+_AT_ONCE = 1 << 20  # example numbers that are shuffled in one call: it needs some 40 MB
 
 
 class BatchIndices:
@@ -31,27 +32,42 @@ class BatchIndices:
         """Read for `clients` (ids) from their `examples` (int64 [N_i] each, N_i >= 1)."""
         self.seed, self.purpose, self.clients = seed, purpose, tuple(clients)
         self.examples, self.batch_size = list(examples), batch_size
+        self._device = self.examples[0].device if self.examples else torch.device("cpu")
+        self._alike = self._rows_alike()
         self._block = -1
         self._indices = torch.empty(0)
+
+    def _rows_alike(self) -> list[list[int]]:
+        """Return the clients' rows in groups of as many examples, few enough to be shuffled at once."""
+        by_count: dict[int, list[int]] = {}
+        for row, numbers in enumerate(self.examples):
+            by_count.setdefault(len(numbers), []).append(row)
+        groups = []
+        for count, rows in by_count.items():
+            most = max(1, _AT_ONCE // (_BLOCK * self.batch_size + 2 * count))
+            groups += [rows[at : at + most] for at in range(0, len(rows), most)]
+        return groups
 
     def batch(self, t: int) -> Tensor:
         """Return the example numbers of round t, int64 [c, B]."""
         block, offset = divmod(t, _BLOCK)
         if block != self._block:
-            rows = [self._read(row, block) for row in range(len(self.clients))]
-            self._indices, self._block = torch.stack(rows, dim=1).contiguous(), block
+            shape = (_BLOCK, len(self.clients), self.batch_size)
+            self._indices = torch.empty(shape, dtype=torch.int64, device=self._device)
+            for rows in self._alike:
+                self._indices[:, rows] = self._read(rows, block).transpose(0, 1)
+            self._block = block
         return self._indices[offset]
 
-    def _read(self, row: int, block: int) -> Tensor:
-        """Return one client's batches of a block of rounds, [_BLOCK, B]."""
-        examples, length = self.examples[row], _BLOCK * self.batch_size
+    def _read(self, rows: list[int], block: int) -> Tensor:
+        """Return the batches of a block of rounds of clients with as many examples, [k, _BLOCK, B]."""
+        examples_kn = torch.stack([self.examples[row] for row in rows])
+        count, length = examples_kn.shape[1], _BLOCK * self.batch_size
         start = block * length
-        first, last = start // len(examples), (start + length - 1) // len(examples)
-        epochs = [
-            seeds.permutation(
-                seeds.key(self.seed, self.purpose, self.clients[row], epoch), len(examples)
-            )
-            for epoch in range(first, last + 1)
-        ]
-        order = torch.cat(epochs)[start - first * len(examples) :][:length]
-        return examples[order.to(examples.device)].view(_BLOCK, self.batch_size)
+        first, last = start // count, (start + length - 1) // count
+        epochs = torch.arange(first, last + 1)
+        clients = torch.tensor([self.clients[row] for row in rows])
+        names = seeds.keys(self.seed, self.purpose, clients[:, None], epochs)
+        order = seeds.permutations(names.flatten(), count).view(len(rows), -1)
+        order = order[:, start - first * count :][:, :length].to(examples_kn.device)
+        return examples_kn.gather(1, order).view(len(rows), _BLOCK, self.batch_size)

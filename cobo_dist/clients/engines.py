@@ -12,13 +12,13 @@ Shapes: m models at once, d parameters, batches are tuples of tensors [m, ...].
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from cobo_dist.maths.flat import Layout, empty_rows
 
@@ -85,7 +85,8 @@ class OneByOne:
         self, points_md: Tensor, gradients_md: Tensor, buffers: Buffers, batch: Batch
     ) -> Tensor:
         """Load, go forward and backward, for each of the m models in turn."""
-        self.model.train()
+        if not self.model.training:  # to say so again costs a walk over all modules
+            self.model.train()
         losses = torch.zeros(len(points_md), dtype=points_md.dtype, device=points_md.device)
         gradients_md.zero_()
         for row in range(len(points_md)):
@@ -117,12 +118,18 @@ class Vectorised:
     def __init__(self, model: nn.Module, loss: Loss, parts: int = 1) -> None:
         self.model, self.loss, self.parts = model, loss, parts
         self.layout = Layout.of(trained(model))
+        # Where the module looks for each tensor: putting others there takes half the time that
+        # `torch.func.functional_call` takes to put small models (0.3 ms of 2.5 for an MLP).
+        self._homes = _homes(model, dict(trained(model))) + _homes(
+            model, dict(state_buffers(model))
+        )
 
     def gradients(
         self, points_md: Tensor, gradients_md: Tensor, buffers: Buffers, batch: Batch
     ) -> Tensor:
         """Map the forward pass over the m models; one backward pass a part fills all gradient rows."""
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         if not len(points_md):
             return points_md.new_empty(0)
         views = self.layout.batched_views(points_md)
@@ -135,13 +142,21 @@ class Vectorised:
             for name, held in buffers.items()
         }
 
-        def one(parameters: dict[str, Tensor], buffers: Buffers, *batch: Tensor) -> Tensor:
-            return self.loss(_Bound(self.model, parameters, buffers), *batch)
+        def one(tensors: dict[str, Tensor], *batch: Tensor) -> Tensor:
+            for name, home, key in self._homes:
+                home[key] = tensors[name]
+            return self.loss(self.model, *batch)
 
         gradient_views = self.layout.batched_views(gradients_md).values()
         total = torch.zeros_like(points_md[:, 0])
+        own = [home[key] for _, home, key in self._homes]
         for number, part in enumerate(parts_of(batch, self.parts, dim=1)):
-            losses: Tensor = vmap(one, randomness="error")(parameters, dense, *part) / self.parts
+            try:
+                losses: Tensor = vmap(one)(parameters | dense, *part)
+            finally:
+                for (_, home, key), tensor in zip(self._homes, own, strict=True):
+                    home[key] = tensor
+            losses = losses / self.parts
             gradients = torch.autograd.grad(losses.sum(), tuple(parameters.values()))
             # Autograd adds into `.grad` only after making the sum: one copy is less than zero and add.
             for view, gradient in zip(gradient_views, gradients, strict=True):
@@ -152,15 +167,19 @@ class Vectorised:
         return total
 
 
-class _Bound:
-    """The module with other tensors in the place of its own, called like the module."""
+def _homes(model: nn.Module, named: Mapping[str, Tensor]) -> list[tuple[str, dict[str, Any], str]]:
+    """Return by name in which dictionary, and under which key, a module holds its tensors.
 
-    def __init__(self, model: nn.Module, parameters: dict[str, Tensor], buffers: Buffers) -> None:
-        self.model, self.tensors = model, (parameters, buffers)
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        output: Tensor = functional_call(self.model, self.tensors, inputs)
-        return output
+    Modules that share a parameter hold it each in its own.
+    """
+    names = {id(tensor): name for name, tensor in named.items()}
+    return [
+        (names[id(tensor)], home, key)
+        for module in model.modules()
+        for home in (module._parameters, module._buffers)
+        for key, tensor in home.items()
+        if id(tensor) in names
+    ]
 
 
 ENGINES: dict[str, Callable[..., Engine]] = {

@@ -74,14 +74,15 @@ class CountingExchange:
         """Have nothing to wait for."""
 
     def meet(self, pairs_k2: Tensor) -> tuple[Ends, Tensor]:
-        """Return all ends of some of the sent pairs, and each end's partner model."""
+        """Return all ends of some of the sent pairs, and each end's midpoint."""
         self._meetings = self._meet(pairs_k2)
         row = row_bytes(self._size(self._x_nd), self.dtype)
         for rank, meeting in enumerate(self._meetings):
-            self._keep(rank, "partners", len(meeting.clients) * row)
+            self._keep(rank, "midpoints", len(meeting.clients) * row)
         every = plan_meeting(pairs_k2.numpy(), self._alone, 0)
         ends = Ends(every.clients, every.clients, every.partners, every.first)
-        return ends, self._x_nd[torch.from_numpy(every.partners)]
+        x_i, x_j = (self._x_nd[torch.from_numpy(ids)] for ids in (every.clients, every.partners))
+        return ends, (x_i + x_j) / 2
 
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
         """Count half gradients and their scalars; return 0 for every end: no weight moves."""

@@ -1,8 +1,8 @@
 """The exchange: what an algorithm may ask of other ranks' clients, in its own words.
 
-`send_models`, `receive_models` and `meet` bring partners' models, `alignment` multiplies midpoint gradients
-across ranks, `mix` delivers sum_k w_ik x_k, `gather_rows` brings W to the coordinator. An algorithm sees
-models leave and come back, and never a rank, a tag or a handle.
+`send_models`, `receive_models` and `meet` bring pairs to their midpoints, `alignment` multiplies the
+gradients there across ranks, `mix` delivers sum_k w_ik x_k, `gather_rows` brings W to the coordinator. An
+algorithm sees models leave and come back, and never a rank, a tag or a handle.
 
 Shapes: c clients on this rank, n in all, d parameters, m pairs, e ends of pairs on this rank.
 """
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cobo_dist.clock import Clock
 from cobo_dist.maths import mixing
-from cobo_dist.maths.flat import Scratch
+from cobo_dist.maths.alignment import midpoints
+from cobo_dist.maths.flat import Scratch, take_rows
 
 from .halves import Halves
 from .ledger import Ledger
@@ -67,6 +68,7 @@ class Exchange:
         self._models: dict[int, Tensor] = {}  # of this round's pairs, by client
         self._travelling: Pending = Arrived()
         self._meeting = Meeting.empty()
+        self._planned = np.empty((0, 2), dtype=np.int64)  # the pairs of `_meeting`
 
     # -- partners' models -----------------------------------------------------------------------
 
@@ -77,13 +79,13 @@ class Exchange:
         same on every rank.
         """
         size = x_cd.shape[1]
-        talks = plan_meeting(pairs_m2.numpy(), self.placement, self.transport.rank).talks
+        talks = self._plan(pairs_m2).talks
         sends, boxes = {}, {}
         for peer, talk in talks.items():
             sends[peer] = self._message(f"models to {peer}", len(talk.send_clients), size)
             rows = self.placement.row_n[talk.send_clients]
             with self.clock.span("packing"):
-                self._pack_rows(x_cd, rows, sends[peer])
+                take_rows(x_cd, self._index(rows), sends[peer])
             boxes[peer] = self._message(f"models from {peer}", len(talk.receive_clients), size)
         travelling = self._exchange(sends, boxes, "pairs")
         models = {client: row for client, row in zip(self.ids.tolist(), x_cd, strict=True)}
@@ -97,21 +99,27 @@ class Exchange:
             self._travelling.wait()
 
     def meet(self, pairs_k2: Tensor) -> tuple[Ends, Tensor]:
-        """Return this rank's ends of some of the sent pairs, and each end's partner model [e, d].
+        """Return this rank's ends of some of the sent pairs, and each end's midpoint (x_i + x_j)/2 [e, d].
 
-        The models lie in scratch rows that the caller may change. Every rank takes the same pieces
+        The midpoints lie in scratch rows that the caller may change. Every rank takes the same pieces
         of the list in the same order.
         """
-        self._meeting = meeting = plan_meeting(
-            pairs_k2.numpy(), self.placement, self.transport.rank
-        )
-        size = next(iter(self._models.values())).shape[0]
-        partner_ed = self._scratch.rows("partners", len(meeting.clients), size)
+        meeting, models = self._plan(pairs_k2), self._models
+        size = next(iter(models.values())).shape[0]
+        z_ed = self._scratch.rows("midpoints", len(meeting.clients), size)
         with self.clock.span("packing"):
-            for row_d, partner in zip(partner_ed, meeting.partners.tolist(), strict=True):
-                row_d.copy_(self._models[partner])
+            own, partners = meeting.clients.tolist(), meeting.partners.tolist()
+            midpoints([models[i] for i in own], [models[j] for j in partners], z_ed)
         rows = self.placement.row_n[meeting.clients]
-        return Ends(rows, meeting.clients, meeting.partners, meeting.first), partner_ed
+        return Ends(rows, meeting.clients, meeting.partners, meeting.first), z_ed
+
+    def _plan(self, pairs_m2: Tensor) -> Meeting:
+        """Return the meeting of these pairs: mostly those just sent, planned once."""
+        pairs = pairs_m2.numpy()
+        if not np.array_equal(pairs, self._planned):
+            self._meeting = plan_meeting(pairs, self.placement, self.transport.rank)
+            self._planned = pairs
+        return self._meeting
 
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
         """Return the alignment [e] of the midpoint gradients of each end of the pairs just met."""
@@ -201,7 +209,12 @@ class Exchange:
         own = receives.pop(rank, None)
         travelling = self._exchange(sends, receives, "mixing")
         if own is not None:
-            self._pack(plans[rank], x_cd, own)
+            if (
+                alike and packed
+            ):  # what all others get is what this rank would have packed for itself
+                own = next(iter(packed.values()))
+            else:
+                self._pack(plans[rank], x_cd, own)
             receives[rank] = own
         with self.clock.span("waiting"):
             travelling.wait()
@@ -278,13 +291,6 @@ class Exchange:
 
     def _message(self, name: str, models: int, size: int) -> Tensor:
         return self._wire.flat(name, models * size).view(models, size)
-
-    def _pack_rows(self, x_cd: Tensor, rows: NDArray[np.int64], out_kd: Tensor) -> None:
-        index = self._index(rows)
-        if out_kd.dtype == x_cd.dtype:
-            torch.index_select(x_cd, 0, index, out=out_kd)
-        else:
-            out_kd.copy_(x_cd[index])
 
     def _pack(self, plan: mixing.BlockPlan, x_cd: Tensor, out_kd: Tensor) -> None:
         if out_kd.dtype == x_cd.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,13 +12,30 @@ from torch import Tensor
 
 from cobo_dist.clock import Clock
 from cobo_dist.maths.alignment import measure, middle, row_dots
-from cobo_dist.maths.flat import Scratch
+from cobo_dist.maths.flat import Scratch, take_rows
 
 from .plans import Index, Meeting
 from .transport import Pending
 
 Floats = NDArray[np.float64]
 Post = Callable[[dict[int, Tensor], dict[int, Tensor], str], Pending]
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """A peer's halves: the message, and where it lies in the type of gradients (mostly the same)."""
+
+    box: Tensor
+    held: Tensor
+    seconds: tuple[int, int]  # shape of its second halves, which come first
+    firsts: tuple[int, int]
+
+    def arrived(self) -> tuple[Tensor, Tensor]:
+        """Return the second halves and the first halves, once they are here."""
+        if self.held is not self.box:
+            self.held.copy_(self.box)
+        border = self.seconds[0] * self.seconds[1]
+        return self.held[:border].view(self.seconds), self.held[border:].view(self.firsts)
 
 
 class Halves:
@@ -45,15 +63,18 @@ class Halves:
         numbers change places. Both ends of a pair get the same bits.
         """
         cut = middle(gradients_ed.shape[1])
-        halves = self._exchange_halves(meeting, gradients_ed, cut)
+        halves, travelling = self._send_halves(meeting, gradients_ed, cut)
+        # While they travel: what this rank can multiply alone.
         parts_e2 = np.zeros((len(meeting.clients), 2))  # products of first and of second halves
         self._local_products(meeting, gradients_ed, cut, parts_e2)
         every = np.arange(len(meeting.clients))
         squares_e = np.zeros(len(every))
         if kind == "cosine":
             squares_e = self._dots(gradients_ed, every, gradients_ed, every)
+        with self.clock.span("waiting"):
+            travelling.wait()
         for peer, talk in meeting.talks.items():
-            seconds, firsts = halves[peer]
+            seconds, firsts = halves[peer].arrived()
             ends = talk.first_ends
             parts_e2[ends, 0] = self._dots(gradients_ed[:, :cut], ends, firsts, every)
             ends = talk.second_ends
@@ -67,45 +88,35 @@ class Halves:
             torch.from_numpy(parts_e2[:, 0] + parts_e2[:, 1]), torch.from_numpy(squares_e2), kind
         ).numpy()
 
-    def _exchange_halves(
+    def _send_halves(
         self, meeting: Meeting, gradients_ed: Tensor, cut: int
-    ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Swap half gradients; return by peer the second halves and the first halves received.
+    ) -> tuple[dict[int, _Halves], Pending]:
+        """Swap half gradients; return by peer where they arrive.
 
         A message holds the second halves of all its first ends, then the first halves of all its
         second ends; what comes back is the other way round, in the order of the same pairs.
         """
         rest = gradients_ed.shape[1] - cut
-        sends, receives, parts = {}, {}, {}
-        arrived: dict[int, Tensor] = {}  # where messages have another type than gradients
+        sends, receives, halves = {}, {}, {}
         for peer, talk in meeting.talks.items():
             firsts, seconds = len(talk.first_ends), len(talk.second_ends)
             out = self._wire.flat(f"halves to {peer}", firsts * rest + seconds * cut)
             box = self._wire.flat(f"halves from {peer}", seconds * rest + firsts * cut)
             out_rest, out_cut = out[: firsts * rest], out[firsts * rest :]
             with self.clock.span("packing"):
-                for number, end in enumerate(talk.first_ends):
-                    out_rest[number * rest : (number + 1) * rest].copy_(gradients_ed[end, cut:])
-                for number, end in enumerate(talk.second_ends):
-                    out_cut[number * cut : (number + 1) * cut].copy_(gradients_ed[end, :cut])
+                ends = torch.from_numpy(talk.first_ends).to(out.device)
+                take_rows(gradients_ed[:, cut:], ends, out_rest.view(firsts, rest))
+                ends = torch.from_numpy(talk.second_ends).to(out.device)
+                take_rows(gradients_ed[:, :cut], ends, out_cut.view(seconds, cut))
             if len(out):
                 sends[peer] = out
             if len(box):
                 receives[peer] = box
+            held = box
             if box.dtype != gradients_ed.dtype:
-                arrived[peer] = self._scratch.flat(f"halves of {peer}", len(box))
-            held = arrived.get(peer, box)
-            parts[peer] = (
-                held[: seconds * rest].view(seconds, rest),
-                held[seconds * rest :].view(firsts, cut),
-            )
-        travelling = self._post(sends, receives, "gradients")
-        with self.clock.span("waiting"):
-            travelling.wait()
-        for peer, whole in arrived.items():
-            if peer in receives:
-                whole.copy_(receives[peer])
-        return parts
+                held = self._scratch.flat(f"halves of {peer}", len(box))
+            halves[peer] = _Halves(box, held, (seconds, rest), (firsts, cut))
+        return halves, self._post(sends, receives, "gradients")
 
     def _local_products(
         self, meeting: Meeting, gradients_ed: Tensor, cut: int, parts_e2: Floats

@@ -31,6 +31,17 @@ def key(seed: int, purpose: str, *counters: int) -> int:
     return mixed
 
 
+def keys(seed: int, purpose: str, *counters: Tensor) -> Tensor:
+    """Return `key` of many names at once, as the signed int64 that `words` takes.
+
+    Counters are int64 tensors whose shapes broadcast; so does the answer.
+    """
+    mixed = torch.tensor(signed(key(seed, purpose)), device=counters[0].device)
+    for counter in counters:
+        mixed = _mix((mixed ^ counter) + signed(_GOLDEN))
+    return mixed
+
+
 def uniforms(
     name: int, count: int, *, start: int = 0, device: str | torch.device = "cpu"
 ) -> Tensor:
@@ -60,13 +71,22 @@ def permutation(name: int, count: int, *, device: str | torch.device = "cpu") ->
     return words(signed(name), count, 0, device).argsort(stable=True)
 
 
+def permutations(names_k: Tensor, count: int) -> Tensor:
+    """Return `permutation` of several (signed) keys at once, int64 [k, count]."""
+    return words(names_k[:, None], count, 0, names_k.device).argsort(dim=1, stable=True)
+
+
 def words(name: int | Tensor, count: int, start: int, device: str | torch.device) -> Tensor:
     """The SplitMix64 stream of a (signed) key, elements start..start+count, as int64 bit patterns.
 
     A column of keys gives a row for each.
     """
     state = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
-    state = state * signed(_GOLDEN) + name  # int64 wraps around, as the stream wants
+    return _mix(state * signed(_GOLDEN) + name)  # int64 wraps around, as the stream wants
+
+
+def _mix(state: Tensor) -> Tensor:
+    """Apply the finaliser to each word, in place."""
     state ^= _shift_right(state, 30)
     state *= signed(_MUL_1)
     state ^= _shift_right(state, 27)

@@ -195,7 +195,7 @@ class Forecast:
         state = [_state_rows(self.config.optimizer, rows, self.dtype) for rows in (count, others)]
         taken = int(self.clients.gradients_r[rank])
         mixed = sum(held for name, held in kept.items() if name.startswith(("mixed ", "term ")))
-        messages = sum(kept.values()) - mixed - kept["partners"]
+        messages = sum(kept.values()) - mixed - kept["midpoints"]
         batch = self.task.training([0], torch.device("cpu")).batch(0, "local")
         example_bytes = sum(tensor[0].nbytes for tensor in batch)
         parts = {
@@ -204,7 +204,7 @@ class Forecast:
             "gradients": count * row,
             "models of no client, and their optimiser": int((1 + state[1]) * others) * row
             + others * buffers,
-            "partners' models, then midpoints": kept["partners"],
+            "midpoints": kept["midpoints"],
             "gradients there and at other foreign models": taken * row,
             "what mixing delivers": mixed,
             "messages, sent and received": messages,

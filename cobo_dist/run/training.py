@@ -53,7 +53,8 @@ class Training:
         self.session, self.task, self.found, self.signals = session, task, found, signals
         self.folder = RunFolder(config.run_dir)
         dtype, device = getattr(torch, config.run.dtype), session.device
-        self.clock = Clock(device) if config.log.profile or config.log.trace else Clock.off()
+        profiles, traces = config.log.profile, bool(config.log.trace)
+        self.clock = Clock(device, traces) if profiles or traces else Clock.off()
         self.clients = Clients(
             placement.by_rank[session.transport.rank],
             task,
