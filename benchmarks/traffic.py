@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 
 from cobo_dist.comm.placement import Placement
 from cobo_dist.maths import seeds
+from cobo_dist.maths.blocks import Block
 from cobo_dist.maths.mixing import BlockPlan, plan_block, plan_rows, plan_sums, plan_total
 
-Plan = Callable[[NDArray[np.floating]], BlockPlan]
+Plan = Callable[[Block], BlockPlan]
 
 
 def models_sent(w_nn: NDArray[np.floating], placement: Placement, plan: Plan) -> int:
     """Return the models sent in a round by all ranks under one kind of plan."""
     return sum(
-        plan(w_nn[np.ix_(to, source)]).models
+        plan(Block.of(w_nn[np.ix_(to, source)])).models
         for to in placement.by_rank
         for source in placement.by_rank
         if to is not source

@@ -87,8 +87,8 @@ def _show(config: Config, task: Task, ranks: int) -> None:
 def _show_traffic(forecast: Forecast) -> None:
     first, mean = forecast.round(1), forecast.mean_round()
     lines = {"round 1": first, f"mean of {forecast.rounds:,}": mean}
-    for name, weights_nn in forecast.other_weights().items():
-        mixing = forecast.mixing_at(weights_nn)
+    for name, weights in forecast.other_weights().items():
+        mixing = forecast.mixing_at(weights)
         lines[f"  {name}"] = replace(
             mean,
             messages={**mean.messages, "mixing": mixing.messages["mixing"]},

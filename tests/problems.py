@@ -43,7 +43,7 @@ def train_and_weights(session: Session, arguments: list[str]) -> np.ndarray:
 
     with mock.patch("cobo_dist.run.training.build_algorithm", build):
         train(session, arguments)
-    return built[0].weights_cn
+    return built[0].weights.dense()
 
 
 def models(folder: Path) -> dict[str, np.ndarray]:

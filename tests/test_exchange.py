@@ -22,7 +22,9 @@ from cobo_dist.comm.plans import plan_meeting
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.transport import LostContact, SoloTransport, Transport
 from cobo_dist.errors import Refusal
+from cobo_dist.maths.blocks import Block
 from cobo_dist.maths.mixing import plan_block
+from cobo_dist.maths.weights import Weights
 
 N, D = 11, 37
 CPU = torch.device("cpu")
@@ -302,14 +304,16 @@ def mixing(session: Session, kind: str, deterministic: bool) -> None:
     """`mix` is W X; the ledger shows what the plans say, and the least of them."""
     exchange, x_cd = open_exchange(session.transport, deterministic)
     w_nn = symmetric(kind)
+    weights = Weights(exchange.ids, (0,) * N, 1.0, np.float64)
+    weights.put_rows(np.arange(len(exchange.ids)), w_nn[exchange.ids])
     for repeat in (1, 2):  # buffers are used again
-        mixed = exchange.mix(w_nn[exchange.ids], x_cd)
+        mixed = exchange.mix(weights, x_cd)
         expected = torch.from_numpy(w_nn @ every_model().numpy())[exchange.ids]
         torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-12)
         if not deterministic:
             by_rank, me = exchange.placement.by_rank, session.transport.rank
             models = sum(
-                plan_block(w_nn[np.ix_(ids, exchange.ids)]).models
+                plan_block(Block.of(w_nn[np.ix_(ids, exchange.ids)])).models
                 for peer, ids in enumerate(by_rank)
                 if peer != me
             )
@@ -338,14 +342,17 @@ def mixing_by_rows(session: Session, kind: str, deterministic: bool) -> bytes:
     """Senders learn W[its, mine] from the receivers: `mix` is W X by the plans of least models."""
     exchange, x_cd = open_exchange(session.transport, deterministic)
     w_nn = asymmetric(kind)
+    weights = Weights.of_rows(exchange.ids, w_nn[exchange.ids])
     for repeat in (1, 2):
-        mixed = exchange.mix(w_nn[exchange.ids], x_cd, symmetric=False)
+        mixed = exchange.mix(weights, x_cd, symmetric=False)
         expected = torch.from_numpy(w_nn.astype(np.float64) @ every_model().numpy())
         torch.testing.assert_close(mixed, expected[exchange.ids], rtol=0, atol=1e-12)
         if not deterministic:
             me, by_rank = session.transport.rank, exchange.placement.by_rank
             peers = [ids for peer, ids in enumerate(by_rank) if peer != me]
-            models = sum(plan_block(w_nn[np.ix_(ids, exchange.ids)]).models for ids in peers)
+            models = sum(
+                plan_block(Block.of(w_nn[np.ix_(ids, exchange.ids)])).models for ids in peers
+            )
             blocks = sum(len(exchange.ids) * len(ids) for ids in peers)
             sent = repeat * (models * D * 8 + blocks * 4)
             assert exchange.ledger.bytes["mixing"] == sent
@@ -423,5 +430,5 @@ def test_one_rank_has_no_one_to_send_to() -> None:
     exchange.send_models(x_cd, some_pairs("all"))
     exchange.receive_models()
     exchange.meet(some_pairs("all"))
-    exchange.mix(np.ones((N, N)), x_cd)
+    exchange.mix(Weights(exchange.ids, (0,) * N), x_cd)
     assert set(exchange.ledger.training()) == {0}

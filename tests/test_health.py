@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from problems import QUIET, rows
 
 from cobo_dist.config import load_config
-from cobo_dist.maths.graph import cluster_match, link_level
+from cobo_dist.maths.graph import cluster_match, components, link_level, means_by_truth
+from cobo_dist.maths.weights import Weights
 from cobo_dist.run.graph_log import GraphLog
 from cobo_dist.run.health import Concern, Watch
 from cobo_dist.train import main
@@ -40,6 +41,13 @@ def histories(draw: st.DrawFn) -> tuple[np.ndarray, list[list[tuple[int, int, fl
     return start, rounds
 
 
+def held(weights_nn: np.ndarray) -> Weights:
+    """Return W as the coordinator holds it, from a start at 1 for all."""
+    weights = Weights(range(len(weights_nn)), (0,) * len(weights_nn), 1.0, weights_nn.dtype.type)
+    weights.put_rows(np.arange(len(weights_nn)), weights_nn)
+    return weights
+
+
 def count_components(weights_nn: np.ndarray) -> int:
     """Count connected components of the graph of weights >= 1/2 by spreading from each client."""
     unseen, count = set(range(len(weights_nn))), 0
@@ -60,7 +68,7 @@ def test_figures_kept_up_to_date_equal_those_computed_anew(
     history: tuple[np.ndarray, list[list[tuple[int, int, float]]]],
 ) -> None:
     weights, rounds = history
-    graph = GraphLog(weights)
+    graph = GraphLog(held(weights))
     untouched = weights.copy()
     upper = np.triu_indices(len(weights), k=1)
     now = weights.copy()
@@ -78,8 +86,43 @@ def test_figures_kept_up_to_date_equal_those_computed_anew(
             "components": count_components(now),
         }
         assert graph.links == (now[upper] >= 0.5).sum()
-        np.testing.assert_array_equal(graph.weights_nn, now)
+        np.testing.assert_array_equal(graph.weights.dense(), now)
     np.testing.assert_array_equal(weights, untouched, "the given W is the caller's")
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(history=histories(), seed=st.integers(0, 99))
+def test_sums_over_groups_and_entries_equal_those_over_the_matrix(
+    history: tuple[np.ndarray, list[list[tuple[int, int, float]]]], seed: int
+) -> None:
+    """Agreement with clusters, means and components, from groups of any kind."""
+    dense, _ = history
+    n, rng = len(dense), np.random.default_rng(seed)
+    groups, truth = rng.integers(0, 3, n), rng.integers(0, 2, n)
+    weights = Weights(range(n), groups, rng.choice([0.0, 0.5, 1.0]), dense.dtype.type)
+    weights.put_rows(np.arange(n), dense)
+    off = ~np.eye(n, dtype=bool)
+    same = truth[:, None] == truth[None, :]
+    agrees = (dense >= 0.5) == same
+    assert cluster_match(weights, truth) == pytest.approx(agrees[off].mean())
+    means = [
+        dense[off & which].mean() if (off & which).any() else np.nan for which in (same, ~same)
+    ]
+    assert means_by_truth(weights, truth) == pytest.approx(means, nan_ok=True)
+    assert components(weights) == count_components(dense)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(n=st.integers(2, 24), cuts=st.floats(0, 1), seed=st.integers(0, 10_000))
+def test_components_of_groups_with_cuts(n: int, cuts: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 2, n)
+    dense = (groups[:, None] == groups[None, :]).astype(np.float32)
+    weights = Weights(range(n), groups)
+    i, j = np.nonzero(np.triu(rng.random((n, n)) < cuts, k=1))
+    dense[i, j] = dense[j, i] = 0
+    weights.put(np.append(i, j), np.append(j, i), np.zeros(2 * len(i)))
+    assert components(weights) == count_components(dense)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +139,7 @@ def test_figures_kept_up_to_date_equal_those_computed_anew(
     ids=["ones", "zeros", "identity", "half", "below_half", "blocks", "one_client"],
 )
 def test_figures_of_known_graphs(weights: np.ndarray, figures: tuple[float, float, int]) -> None:
-    assert tuple(GraphLog(weights).figures().values()) == figures
+    assert tuple(GraphLog(held(weights)).figures().values()) == figures
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -105,7 +148,7 @@ def test_figures_of_a_simplex_equal_those_computed_anew(n: int, rounds: int, see
     """Rows move whole and by themselves; a link is more than an equal share, from either end."""
     rng, share = np.random.default_rng(seed), 1 / (n - 1)
     now = (np.ones((n, n)) - np.eye(n)) * share
-    graph = GraphLog(now, share)
+    graph = GraphLog(held(now), share)
     off = ~np.eye(n, dtype=bool)
     assert (graph.links, graph.components, graph.is_uniform()) == (0, n, True)
     for _ in range(rounds):
@@ -121,15 +164,15 @@ def test_figures_of_a_simplex_equal_those_computed_anew(n: int, rounds: int, see
         }
         assert graph.links == (now[off] >= 1.001 * share).sum()
         assert graph.is_uniform() == bool((np.abs(now[off] - share) < 1e-3 * share).all())
-        np.testing.assert_array_equal(graph.weights_nn, now)
+        np.testing.assert_array_equal(graph.weights.dense(), now)
 
 
 def test_agreement_with_clusters_on_a_simplex() -> None:
     """Clients 0, 1 of one cluster and 2, 3 of the other; client 3 prefers client 0: 2 of 12 are wrong."""
     share = 1 / 3
     w_nn = np.array([[0, 0.5, 0.3, 0.2], [1, 0, 0, 0], [0, 0, 0, 1], [0.6, 0.1, 0.3, 0]])
-    assert cluster_match(w_nn, (0, 0, 1, 1), link_level(share)) == pytest.approx(10 / 12)
-    assert cluster_match(np.kron(np.eye(2), np.ones((2, 2))), (0, 0, 1, 1)) == 1.0
+    assert cluster_match(held(w_nn), (0, 0, 1, 1), link_level(share)) == pytest.approx(10 / 12)
+    assert cluster_match(held(np.kron(np.eye(2), np.ones((2, 2)))), (0, 0, 1, 1)) == 1.0
     assert link_level() == 0.5
     assert share < link_level(share) < 1.01 * share, "an equal share is no link"
 
@@ -148,7 +191,7 @@ def play(
     share: float = 0.0,
 ) -> list[Concern]:
     """Let the watch see `rounds` rounds with one W and `pairs` drawn pairs of one alignment each."""
-    graph, seen = GraphLog(weights, share), watch.before()
+    graph, seen = GraphLog(held(weights), share), watch.before()
     for r in range(1, rounds + 1):
         loss = losses[r - 1] if losses else 1.0
         seen += watch.after(r, loss, np.full(pairs, alignment), graph)
@@ -194,7 +237,7 @@ def test_gamma_that_is_not_too_large(alignment: float, weights: np.ndarray) -> N
 
 def test_gamma_too_large_shows_late_as_well() -> None:
     """Sound for 100 rounds, then jumping: the recent drawings count, not the mean of all."""
-    watch, graph = Watch(COBO, 4, 1000, 0.1), GraphLog(BLOCKS)
+    watch, graph = Watch(COBO, 4, 1000, 0.1), GraphLog(held(BLOCKS))
     for r in range(1, 101):
         assert watch.after(r, 1.0, np.full(6, 1.0), graph) == []
     found = [watch.after(r, 1.0, np.full(6, 60.0), graph) for r in range(101, 111)]

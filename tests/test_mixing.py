@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -9,18 +11,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobo_dist.comm.placement import Placement
-from cobo_dist.maths.mixing import (
-    BlockPlan,
-    ordered_sum,
-    pack,
-    plan_block,
-    plan_rows,
-    plan_sums,
-    plan_total,
-    unpack,
-)
+from cobo_dist.maths import mixing
+from cobo_dist.maths.blocks import Block, blocks_of
+from cobo_dist.maths.mixing import BlockPlan, ordered_sum, pack, unpack
+from cobo_dist.maths.weights import Weights
 
-PLANS = (plan_rows, plan_sums, plan_total, plan_block)
+PLANS = (mixing.plan_rows, mixing.plan_sums, mixing.plan_total, mixing.plan_block)
+
+
+def plan_block(block: np.ndarray) -> BlockPlan:
+    return mixing.plan_block(Block.of(block))
+
+
+def plan_rows(block: np.ndarray) -> BlockPlan:
+    return mixing.plan_rows(Block.of(block))
+
+
+def plan_total(block: np.ndarray) -> BlockPlan:
+    return mixing.plan_total(Block.of(block))
+
+
+def plan_sums(block: np.ndarray) -> BlockPlan:
+    return mixing.plan_sums(Block.of(block))
+
+
+def least(block: np.ndarray) -> int:
+    """Models of the best of rows, sums and total, counted place by place; a correction of a total too."""
+
+    def both(one: np.ndarray) -> int:
+        rows = {row.tobytes() for row in one if row.any()}
+        return min(int(one.any(axis=0).sum()), len(rows))
+
+    return min(both(block), 1 + both(1.0 - block))
 
 
 def deliver(plan: BlockPlan, x_sd: torch.Tensor, receivers: int) -> torch.Tensor:
@@ -46,11 +68,76 @@ def blocks(draw: st.DrawFn) -> np.ndarray:
 def test_all_plans_deliver_the_product_and_the_chosen_one_is_cheapest(block: np.ndarray) -> None:
     x_sd = torch.from_numpy(np.random.default_rng(block.size).normal(size=(block.shape[1], 7)))
     for make in PLANS:
-        delivered = deliver(make(block), x_sd, block.shape[0])
+        delivered = deliver(make(Block.of(block)), x_sd, block.shape[0])
         torch.testing.assert_close(
             delivered, torch.from_numpy(block) @ x_sd, rtol=0, atol=1e-12, msg=make.__name__
         )
-    assert plan_block(block).models == min(make(block).models for make in PLANS[:3])
+    assert plan_block(block).models == least(block)
+
+
+@st.composite
+def collaborations(draw: st.DrawFn) -> tuple[list[int], np.ndarray, list[Weights]]:
+    """Draw a placement on two or three ranks, a symmetric W that grew from groups, and each rank's rows."""
+    n = draw(st.integers(2, 9))
+    owners = draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))
+    groups = draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))
+    level = draw(st.sampled_from([0.0, 0.25, 1.0, 1.0]))
+    dense = np.where(np.equal.outer(groups, groups), np.float32(level), np.float32(0))
+    ranks = [np.flatnonzero(np.array(owners) == rank) for rank in sorted(set(owners))]
+    parts = [Weights(ids, groups, level) for ids in ranks]
+    pairs = st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)).filter(
+        lambda ij: ij[0] != ij[1]
+    )
+    values = st.sampled_from([0.0, 0.25, 0.9, 1.0])
+    for _ in range(draw(st.integers(0, 3))):
+        for (i, j), w in draw(st.dictionaries(pairs, values, max_size=2 * n)).items():
+            dense[i, j] = dense[j, i] = w
+            for a, b in ((i, j), (j, i)):
+                rank = next(k for k, ids in enumerate(ranks) if a in ids)
+                row = np.flatnonzero(ranks[rank] == a)
+                parts[rank].put(row, np.array([b]), np.array([w], dtype=np.float32))
+    return ranks, dense, parts
+
+
+@settings(deadline=None, max_examples=200)
+@given(collaborations())
+def test_both_ends_of_a_block_plan_alike_and_no_more_than_its_matrix(case: tuple) -> None:
+    """Each from its own rows; the plan is exact and sends no more than any plan of the matrix."""
+    ranks, dense, parts = case
+    size = 3
+    x_nd = torch.from_numpy(np.random.default_rng(1).normal(size=(len(dense), size)))
+    for to, mine in enumerate(ranks):
+        for source, theirs in enumerate(ranks):
+            matrix = dense[np.ix_(mine, theirs)]
+            wanted = mixing.plan_block(blocks_of(parts[to], ranks)[source])
+            owed = mixing.plan_block(blocks_of(parts[source], ranks)[to].transposed)
+            assert (wanted.kind, wanted.models) == (owed.kind, owed.models)
+            assert wanted.models <= least(matrix)
+            np.testing.assert_array_equal(wanted.send, owed.send)
+            payload = torch.empty(owed.models, size, dtype=x_nd.dtype)
+            into = torch.zeros(len(mine), size, dtype=x_nd.dtype)
+            if owed.models:
+                pack(owed, x_nd[theirs], payload)
+                unpack(wanted, payload, into)
+            expected = torch.from_numpy(matrix.astype(np.float64)) @ x_nd[theirs]
+            torch.testing.assert_close(into, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("pieces", [1, 40])
+@settings(deadline=None, max_examples=60)
+@given(case=collaborations())
+def test_a_product_of_large_pieces_and_of_small_ones(pieces: int, case: tuple) -> None:
+    """However listed, and whichever way a product goes: by matrices, or by groups and single weights."""
+    ranks, dense, parts = case
+    x_nd = torch.from_numpy(np.random.default_rng(2).normal(size=(len(dense), 4)))
+    for dense_from in (1, 10_000):
+        with mock.patch.multiple(mixing, _DENSE=dense_from, _AT_ONCE=pieces):
+            for mine, weights in zip(ranks, parts, strict=True):
+                into = torch.ones(len(mine), 4, dtype=x_nd.dtype)
+                (block,) = blocks_of(weights, [np.arange(len(dense))])
+                mixing.Product(block).add(x_nd, into)
+                expected = 1 + torch.from_numpy(dense[mine].astype(np.float64)) @ x_nd
+                torch.testing.assert_close(into, expected, rtol=0, atol=1e-12)
 
 
 def test_a_zero_block_sends_nothing() -> None:
@@ -69,7 +156,7 @@ def test_nearly_full_sends_the_total_and_a_correction() -> None:
     block = np.ones((20, 20))
     block[:, [4, 9]] = np.random.default_rng(0).random((20, 2))
     assert plan_block(block).models == 3
-    assert plan_block(block).total
+    assert plan_block(block).kind == "total"
     assert plan_rows(block).models == plan_sums(block).models == 20
 
 

@@ -173,7 +173,7 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
             *wire._flat.values(),
             *scalars._flat.values(),
         ),
-        "weights": parts.algorithm.weights_cn.nbytes,
+        "weights": parts.algorithm.weights.nbytes,
     }
 
 

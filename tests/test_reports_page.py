@@ -156,7 +156,7 @@ function element() {
   };
 }
 const parts = Object.fromEntries(
-  ["script", "select", "input", "button", "output", ".learnt", ".oracle", ".truth", ".end"]
+  ["script", "select", "input", "button", "output", ".learnt", ".oracle", ".truth", ".end", ".per"]
     .map((name) => [name, element()]));
 parts.script.textContent = data;
 const root = Object.assign(element(), { querySelector: (name) => parts[name] });

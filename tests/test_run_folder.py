@@ -20,6 +20,7 @@ from cobo_dist.comm.session import Session
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import RunFailure
 from cobo_dist.maths.graph import components
+from cobo_dist.maths.weights import Weights
 from cobo_dist.run.loop import run_in_session
 from cobo_dist.tasks.digits import Digits
 from cobo_dist.tasks.registry import build_task
@@ -185,7 +186,7 @@ def test_graph_figures_of_a_round_are_those_of_its_snapshot(folder: Path) -> Non
         row = by_round[int(r)]
         assert row["weights_at_0"] == pytest.approx((weights[upper] == 0).mean())
         assert row["weights_at_1"] == pytest.approx((weights[upper] == 1).mean())
-        assert row["components"] == components(weights)
+        assert row["components"] == components(Weights.of_rows(range(len(weights)), weights))
 
 
 def test_bytes_of_the_rounds_add_up_to_the_summary(folder: Path) -> None:

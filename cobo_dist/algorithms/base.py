@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cobo_dist.maths.weights import Weights
+
 
 class Clients(Protocol):
     """This rank's clients."""
@@ -105,9 +107,7 @@ class Exchange(Protocol):
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
         """Return the alignment [e] of the two gradients of each end of the pairs just met."""
 
-    def mix(
-        self, weights_cn: NDArray[np.floating], x_cd: Tensor, *, symmetric: bool = True
-    ) -> Tensor:
+    def mix(self, weights: Weights, x_cd: Tensor, *, symmetric: bool = True) -> Tensor:
         """Return sum_k w_ik x_k [c, d], for the caller to change; say whether W is symmetric."""
 
     def reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
@@ -157,14 +157,14 @@ class Memory:
 class Algorithm(Protocol):
     """One call a round; the loop is elsewhere."""
 
-    weights_cn: NDArray[np.floating]  # this rank's rows of the collaboration matrix W
+    weights: Weights  # this rank's rows of the collaboration matrix W
     notice: str  # what a user should know before it starts; mostly nothing
 
     def round(self, t: int) -> Round:
         """Go from x^t to x^(t+1)."""
 
     def memory(self) -> Memory:
-        """Return what must be kept, beside the clients and `weights_cn`, to go on as if never stopped."""
+        """Return what must be kept, beside the clients and `weights`, to go on as if never stopped."""
         return Memory()
 
 

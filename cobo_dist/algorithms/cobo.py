@@ -26,6 +26,7 @@ from torch import Tensor
 from cobo_dist.maths import projections, seeds
 from cobo_dist.maths.flat import pieces
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
+from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
 
 from .base import Algorithm, Clients, Ends, Exchange, Round, Selection, Setting
@@ -122,18 +123,19 @@ class CoBo(Algorithm):
     ) -> None:
         self.config, self.clients, self.exchange, self.setting = config, clients, exchange, setting
         # This rank's rows of W only.
-        self.weights_cn = self.first_weights()
+        self.weights = self.first_weights()
 
-    def first_weights(self) -> NDArray[np.floating]:
-        """Return this rank's rows of W^0 [c, n]."""
-        config, n = self.config, self.setting.clients
+    def first_weights(self) -> Weights:
+        """Return this rank's rows of W^0."""
+        config, ids, n = self.config, self.clients.ids, self.setting.clients
         double = self.clients.x_cd.dtype == torch.float64
+        dtype = np.float64 if double else np.float32
+        if config.domain == "simplex":
+            w_cn = self.onto_simplex(np.ones((len(ids), n), dtype=dtype), np.arange(len(ids)))
+            return Weights.of_rows(ids, w_cn.astype(dtype))
         # The diagonal is never drawn. On the box it has no effect and stays as it is.
         w_0 = 1.0 if config.start == "ones" else 0.0
-        w_cn = np.full((len(self.clients.ids), n), w_0, dtype=np.float64 if double else np.float32)
-        if config.domain == "simplex":
-            w_cn[:] = self.onto_simplex(w_cn, np.arange(len(w_cn)))
-        return w_cn
+        return Weights(ids, (0,) * n, w_0, dtype)
 
     def round(self, t: int) -> Round:
         """Algorithm 1, lines 2 to 5, for this rank's clients."""
@@ -141,9 +143,9 @@ class CoBo(Algorithm):
         self.exchange.send_models(self.clients.x_cd, pairs_m2)
         losses_c = self.clients.gradients(t)  # independent of W: computed while models travel
         self.exchange.receive_models()
-        weights_cn = self.weights_cn
+        weights = self.weights
         if self.config.order == "models_first":
-            weights_cn = weights_cn.copy()  # selection moves the weights, models keep the old ones
+            weights = weights.copy()  # selection moves the weights, models keep the old ones
         # At most n pairs at a time, to bound the memory of midpoints. A weight depends only on x^t and
         # its own past, so cutting the list changes nothing.
         pieces = torch.split(pairs_m2, self.setting.clients)
@@ -151,7 +153,7 @@ class CoBo(Algorithm):
             selections = [self.client_selection(t, pairs_k2) for pairs_k2 in pieces]
         else:
             selections = self.row_selection(t, pieces)
-        self.model_training(t, weights_cn)
+        self.model_training(t, weights)
         return Round(losses_c, len(pairs_m2), selections)
 
     def draw(self, t: int) -> Tensor:
@@ -170,15 +172,16 @@ class CoBo(Algorithm):
     def client_selection(self, t: int, pairs_k2: Tensor) -> Selection:
         """w_ij <- Proj(w_ij + gamma <g_i(z_ij), g_j(z_ij)>), each gradient on its owner's data."""
         ends, alignment_e = self.alignments(t, pairs_k2)
-        moved_e = self.weights_cn[ends.rows, ends.partners] + self.config.gamma * alignment_e
-        w_e = projections.box(torch.from_numpy(moved_e)).numpy().astype(self.weights_cn.dtype)
-        self.weights_cn[ends.rows, ends.partners] = w_e
+        moved_e = self.weights.at(ends.rows, ends.partners) + self.config.gamma * alignment_e
+        w_e = projections.box(torch.from_numpy(moved_e)).numpy().astype(self.weights.dtype)
+        self.weights.put(ends.rows, ends.partners, w_e)
         once = ends.first
         return Selection(ends.ids[once], ends.partners[once], w_e[once], alignment_e[once])
 
     def row_selection(self, t: int, pieces: Sequence[Tensor]) -> list[Selection]:
         """w_i <- Proj(w_i + gamma sum_j <g_i(z_ij), g_j(z_ij)> e_j) over the partners j of the round."""
-        moved_cn = self.weights_cn.astype(np.float64)
+        old_cn = self.weights.dense()
+        moved_cn = old_cn.astype(np.float64)
         met_c = np.zeros(len(moved_cn), dtype=bool)
         alignments = []
         for pairs_k2 in pieces:
@@ -187,11 +190,11 @@ class CoBo(Algorithm):
             met_c[ends.rows] = True
             alignments.append(alignment_e[ends.first])
         rows = np.flatnonzero(met_c)
-        old_cn = self.weights_cn.copy()
-        self.weights_cn[rows] = self.onto_simplex(moved_cn[rows], rows)
-        row, other = np.nonzero(self.weights_cn != old_cn)  # a whole row moves with one weight
-        ids = np.asarray(self.clients.ids)[row]
-        return [Selection(ids, other, self.weights_cn[row, other], np.concatenate(alignments))]
+        new_kn = self.onto_simplex(moved_cn[rows], rows).astype(old_cn.dtype)
+        self.weights.put_rows(rows, new_kn)
+        row, other = np.nonzero(new_kn != old_cn[rows])  # a whole row moves with one weight
+        ids = np.asarray(self.clients.ids)[rows[row]]
+        return [Selection(ids, other, new_kn[row, other], np.concatenate(alignments))]
 
     def alignments(self, t: int, pairs_k2: Tensor) -> tuple[Ends, NDArray[np.float64]]:
         """Return this rank's ends of the pairs, and <g_i(z_ij), g_j(z_ij)> for each."""
@@ -210,22 +213,22 @@ class CoBo(Algorithm):
             outside_kn = torch.arange(self.setting.clients) == own_k1
         return projections.simplex(torch.from_numpy(moved_kn), outside_kn).numpy()
 
-    def model_training(self, t: int, weights_cn: NDArray[np.floating]) -> None:
+    def model_training(self, t: int, weights: Weights) -> None:
         """x_i <- x_i - eta (g_i + rho sum_k w_ik (x_i - x_k)) with these rows of W.
 
         Written as x_i (1 - eta rho deg_i) + eta (rho sum_k w_ik x_k - g_i), deg_i = sum_k w_ik,
         which needs no room beside what `mix` delivers. The penalty stays outside the optimiser's moments.
         """
         x_cd, eta, rho = self.clients.x_cd, self.clients.eta(t), self.config.rho
-        pull_c1 = torch.from_numpy(rho * weights_cn.sum(axis=1, dtype=np.float64))[:, None]
+        pull_c1 = torch.from_numpy(rho * weights.sums())[:, None]
         symmetric = self.config.domain == "box"
         if self.config.penalty == "scheduled":
-            mixed_cd = self.exchange.mix(weights_cn, x_cd, symmetric=symmetric)
+            mixed_cd = self.exchange.mix(weights, x_cd, symmetric=symmetric)
             kept_c1 = (1.0 - eta * pull_c1).to(x_cd)
             for x, kept, mixed, g in pieces(x_cd, kept_c1, mixed_cd, self.clients.direction()):
                 x.mul_(kept).add_(mixed.mul_(rho).sub_(g).mul_(eta))
         else:
             x_cd.add_(self.clients.direction(), alpha=-eta)
             lr = self.clients.lr
-            mixed_cd = self.exchange.mix(weights_cn, x_cd, symmetric=symmetric).mul_(lr * rho)
+            mixed_cd = self.exchange.mix(weights, x_cd, symmetric=symmetric).mul_(lr * rho)
             x_cd.mul_((1.0 - lr * pull_c1).to(x_cd)).add_(mixed_cd)

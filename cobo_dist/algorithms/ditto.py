@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
 
 from .base import Algorithm, Clients, Exchange, Memory, Round, Setting
@@ -39,7 +40,7 @@ class Ditto(Algorithm):
         self, config: DittoConfig, clients: Clients, exchange: Exchange, setting: Setting
     ) -> None:
         self.lambda_, self.clients, self.exchange = config.lambda_, clients, exchange
-        self.weights_cn = np.ones((len(clients.ids), setting.clients), dtype=np.float32)
+        self.weights = Weights(clients.ids, (0,) * setting.clients)
         self.mean_1n = np.full((1, setting.clients), 1.0 / setting.clients)
         self.every_c = np.arange(len(clients.ids))
         self.v_1d = clients.start_rows(1)

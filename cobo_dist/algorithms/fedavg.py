@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
 
 from .base import Algorithm, Clients, Exchange, Round, Setting
@@ -38,12 +39,11 @@ class FedAvg(Algorithm):
         self, config: AveragingConfig, clients: Clients, exchange: Exchange, setting: Setting
     ) -> None:
         self.config, self.clients, self.exchange = config, clients, exchange
-        groups_n = np.asarray(self.groups(setting))
-        self.one_group = bool((groups_n == groups_n[0]).all())
-        same_cn = groups_n[list(clients.ids), None] == groups_n[None, :]
-        self.weights_cn = same_cn.astype(np.float32)
-        sizes_c = self.weights_cn.sum(axis=1)
-        self.share_c1 = torch.from_numpy(1.0 / sizes_c.astype(np.float64))[:, None]
+        groups_n = self.groups(setting)
+        self.one_group = len(set(groups_n)) == 1
+        self.weights = Weights(clients.ids, groups_n)
+        sizes_c = self.weights.sums()
+        self.share_c1 = torch.from_numpy(1.0 / sizes_c)[:, None]
 
     def groups(self, setting: Setting) -> tuple[int, ...]:
         """Return the group of each client; a group shares one model."""
@@ -60,7 +60,8 @@ class FedAvg(Algorithm):
     def average(self, rows_cd: torch.Tensor) -> None:
         """Replace every row by the mean of its group's rows."""
         if self.one_group:  # one sum serves all clients of a rank; mixing would write it c times
-            sum_cd = self.exchange.reduce(self.weights_cn[:1], rows_cd)
+            ones_1n = np.ones((1, self.weights.shape[1]), dtype=self.weights.dtype)
+            sum_cd = self.exchange.reduce(ones_1n, rows_cd)
         else:
-            sum_cd = self.exchange.mix(self.weights_cn, rows_cd)
+            sum_cd = self.exchange.mix(self.weights, rows_cd)
         torch.mul(sum_cd, self.share_c1.to(sum_cd), out=rows_cd)

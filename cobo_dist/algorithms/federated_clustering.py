@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
 
 from .base import Algorithm, Clients, Exchange, Round, Setting
@@ -41,8 +42,9 @@ class FederatedClustering(Algorithm):
             raise ValueError("federated clustering needs a task with known clusters")
         self.config, self.clients, self.exchange = config, clients, exchange
         n = self.n = setting.clients
-        self.sizes_n = [setting.clusters.count(cluster) for cluster in setting.clusters]
-        self.weights_cn = np.eye(n, dtype=np.float32)[list(clients.ids)]
+        _, cluster_n, sizes = np.unique(setting.clusters, return_inverse=True, return_counts=True)
+        self.sizes_n = sizes[cluster_n].tolist()
+        self.weights = Weights(clients.ids, range(n))
         self.every_c = np.arange(len(clients.ids))
         self.notice = (
             f"federated clustering computes n^2 = {n * n} gradients a round and moves every model and "
@@ -73,4 +75,4 @@ class FederatedClustering(Algorithm):
         if i in self.clients.ids:
             row = self.clients.ids.index(i)
             self.clients.g_cd[row].copy_(v_1d[0])
-            self.weights_cn[row] = within_n
+            self.weights.put_rows(np.array([row]), within_n[None].astype(np.float32))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
+
+from cobo_dist.maths.weights import Weights
 
 from .base import Clients, Exchange, Round, Setting
 from .fedavg import AveragingConfig, FedAvg
@@ -36,14 +37,14 @@ class FinetunedFedAvg(FedAvg):
     ) -> None:
         super().__init__(config, clients, exchange, setting)
         self.together = config.fedavg_share * setting.rounds
-        self.alone_cn = np.eye(setting.clients, dtype=np.float32)[list(clients.ids)]
+        self.alone = Weights(clients.ids, range(setting.clients))
         if not self.together:
-            self.weights_cn = self.alone_cn
+            self.weights = self.alone
 
     def round(self, t: int) -> Round:
         """Take a FedAvg round or a local step."""
         if t < self.together:
             return super().round(t)
         parted = 0 < t < self.together + 1  # the first round alone, after others together
-        self.weights_cn = self.alone_cn
+        self.weights = self.alone
         return Round(local_step(self.clients, t), weights_replaced=parted)

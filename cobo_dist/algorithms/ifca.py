@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.maths import seeds
+from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
 
 from .base import Algorithm, Clients, Exchange, Memory, Round, Setting
@@ -56,7 +57,7 @@ class Ifca(Algorithm):
         self.centers_kd, self.buffers_kd = clients.start_rows(count), clients.start_buffers(count)
         self.optimiser = clients.new_optimiser(self.centers_kd)
         self.choice_n = np.zeros(setting.clients, dtype=np.int64)
-        self.weights_cn = self.same_centre()
+        self.weights = self.same_centre()
         # A client that does not take part keeps its last loss; at first, that of the first centre.
         every_c = np.arange(len(clients.ids))
         first_c1 = clients.losses_at(self.centers_kd[:1], self.buffers_kd[:1], every_c, 0)
@@ -67,7 +68,7 @@ class Ifca(Algorithm):
         part_n = self.taking_part(t)
         self.choose(t, part_n)
         self.train_centers(t, part_n)
-        self.weights_cn = self.same_centre()
+        self.weights = self.same_centre()
         return Round(self.losses_c.clone(), weights_replaced=True)
 
     def taking_part(self, t: int) -> NDArray[np.bool_]:
@@ -122,7 +123,6 @@ class Ifca(Algorithm):
             shared=shared | {f"centers.{name}": moment for name, moment in moments},
         )
 
-    def same_centre(self) -> NDArray[np.float32]:
+    def same_centre(self) -> Weights:
         """Return this rank's rows of W: 1 for clients of the same centre."""
-        mine = self.choice_n[list(self.clients.ids), None]
-        return np.asarray(mine == self.choice_n[None], dtype=np.float32)
+        return Weights(self.clients.ids, self.choice_n)

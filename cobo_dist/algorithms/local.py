@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from torch import Tensor
 
+from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
 
 from .base import Algorithm, Clients, Exchange, Round, Setting
@@ -27,7 +27,7 @@ class Local(Algorithm):
         self, config: LocalConfig, clients: Clients, exchange: Exchange, setting: Setting
     ) -> None:
         self.clients = clients
-        self.weights_cn = np.eye(setting.clients, dtype=np.float32)[list(clients.ids)]
+        self.weights = Weights(clients.ids, range(setting.clients))
 
     def round(self, t: int) -> Round:
         """Take one local step."""

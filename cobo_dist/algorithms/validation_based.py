@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cobo_dist.maths.weights import Weights
+
 from .base import Algorithm, Clients, Exchange, Round, Setting
 from .fedavg import AveragingConfig
 from .local import local_step
@@ -52,8 +54,8 @@ class ValidationBased(Algorithm):
         self.config, self.clients, self.exchange = config, clients, exchange
         n = self.n = setting.clients
         double = clients.x_cd.dtype == torch.float64
-        own_cn = np.eye(n)[list(clients.ids)]
-        self.weights_cn: NDArray[np.floating] = own_cn.astype(np.float64 if double else np.float32)
+        dtype = np.float64 if double else np.float32
+        self.weights = Weights(clients.ids, range(n), dtype=dtype)
         when = "a round" if config.every == 1 else f"every {config.every} rounds"
         self.notice = (
             f"validation based weights take n^2 = {n * n} forward passes {when}, and every model "
@@ -65,7 +67,8 @@ class ValidationBased(Algorithm):
         losses_c = local_step(self.clients, t)
         if (t + 1) % self.config.every:
             return Round(losses_c)
-        self.weights_cn = self.weigh(self.scores(t)).astype(self.weights_cn.dtype)
+        weights_cn = self.weigh(self.scores(t)).astype(self.weights.dtype)
+        self.weights = Weights.of_rows(self.clients.ids, weights_cn)
         self.average(self.clients.x_cd)
         if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
             self.average(self.clients.b_cd)
@@ -95,4 +98,4 @@ class ValidationBased(Algorithm):
 
     def average(self, rows_cd: torch.Tensor) -> None:
         """Replace every client's row by the weighted sum of all rows."""
-        rows_cd.copy_(self.exchange.mix(self.weights_cn, rows_cd, symmetric=False))
+        rows_cd.copy_(self.exchange.mix(self.weights, rows_cd, symmetric=False))

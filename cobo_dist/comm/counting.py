@@ -11,7 +11,7 @@ Shapes: n clients, m pairs, e ends of pairs, of all ranks together; c clients of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -20,12 +20,15 @@ from torch import Tensor
 
 from cobo_dist.maths import mixing
 from cobo_dist.maths.alignment import middle
+from cobo_dist.maths.blocks import Block, blocks_of, rows_of
 from cobo_dist.maths.flat import row_bytes
+from cobo_dist.maths.weights import Weights
 
 from .exchange import Ends
 from .ledger import Ledger
 from .placement import Placement
 from .plans import Meeting, plan_meeting
+from .routes import planner
 
 _SCALAR = 8  # bytes of a float64, in which inner products and shared numbers travel
 
@@ -54,7 +57,7 @@ class CountingExchange:
         self.deterministic = deterministic
         self.ledgers = [Ledger() for _ in range(placement.ranks)]
         self.room: list[Counter[str]] = [Counter() for _ in range(placement.ranks)]
-        self._plan = mixing.plan_rows if deterministic else mixing.plan_block
+        self._plan = planner(deterministic)
         self._alone = Placement.contiguous(placement.clients, 1)
         self._meetings: list[Meeting] = []
         self._x_nd = torch.empty(0)
@@ -106,31 +109,51 @@ class CountingExchange:
 
     # -- mixing -----------------------------------------------------------------------------------
 
-    def mix(
-        self, weights_nn: NDArray[np.floating], x_nd: Tensor, *, symmetric: bool = True
-    ) -> Tensor:
+    def mix(self, weights: Weights, x_nd: Tensor, *, symmetric: bool = True) -> Tensor:
         """Return sum_k w_ik x_k for all clients, and count it as planned for each pair of ranks."""
-        size = self._size(x_nd)
+        by_rank = self.placement.by_rank
+        blocks = blocks_of(weights, by_rank)
+        self._mix(
+            lambda to, source: self._plan(rows_of(blocks[source], by_rank[to])).models,
+            self._size(x_nd),
+            0 if symmetric else weights.dtype.itemsize,
+        )
+        (whole,) = blocks_of(weights, self._alone.by_rank)
+        mixed_nd = torch.zeros_like(x_nd)
+        mixing.Product(whole).add(x_nd, mixed_nd)
+        return mixed_nd
+
+    def mix_unlike(self, x_nd: Tensor, itemsize: int, *, symmetric: bool = True) -> None:
+        """Count a mix by weights of `itemsize` bytes of which no two are alike: no plan saves a model."""
+
+        def models(to: int, source: int) -> int:
+            receivers, senders = (len(self.placement.by_rank[rank]) for rank in (to, source))
+            return senders if self.deterministic else min(receivers, senders)
+
+        self._mix(models, self._size(x_nd), 0 if symmetric else itemsize)
+
+    def _mix(self, models: Callable[[int, int], int], size: int, told: int) -> None:
+        """Count what crosses between ranks, and `told` bytes a weight where the sender does not know them."""
         by_rank = self.placement.by_rank
         for to, rows in enumerate(by_rank):
             self._keep_mixed(to, len(rows), size)
             for source, columns in enumerate(by_rank):
-                block_rs = weights_nn[np.ix_(rows, columns)]
-                if not symmetric and to != source:  # the sender does not know it: it is told
-                    self._send(to, "mixing", block_rs.nbytes)
-                self._deliver(to, source, self._plan(block_rs).models, size, f"mix to {to}")
-        return self._product(weights_nn, x_nd)
+                if to == source:  # multiplied as it lies
+                    continue
+                if told:
+                    self._send(to, "mixing", len(rows) * len(columns) * told)
+                self._deliver(to, source, models(to, source), size, f"mix to {to}")
 
     def reduce(self, weights_kn: NDArray[np.floating], x_nd: Tensor) -> Tensor:
         """Return k combinations of all rows, and count them as brought to every rank."""
         size = self._size(x_nd)
         for source, columns in enumerate(self.placement.by_rank):
             self._keep_mixed(source, len(weights_kn), size)
-            models = self._plan(weights_kn[:, columns]).models
+            models = self._plan(Block.of(weights_kn[:, columns])).models
             for to in range(self.placement.ranks):
                 # The same for all: packed once.
                 self._deliver(to, source, models, size, "mix to all")
-        return self._product(weights_kn, x_nd)
+        return torch.from_numpy(np.ascontiguousarray(weights_kn)).to(x_nd) @ x_nd
 
     def share(self, numbers_n: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the numbers, and count them as gathered by rank 0."""
@@ -173,6 +196,3 @@ class CountingExchange:
             if self.wire != self.dtype:
                 for rank, name in ((to, f"mix of {source}"), (source, "to pack")):
                     self._keep(rank, name, models * size * self.dtype.itemsize)
-
-    def _product(self, weights_kn: NDArray[np.floating], x_nd: Tensor) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(weights_kn)).to(x_nd) @ x_nd

@@ -9,6 +9,7 @@ Shapes: c clients on this rank, n in all, d parameters, m pairs, e ends of pairs
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +20,15 @@ from torch import Tensor
 from cobo_dist.clock import Clock
 from cobo_dist.maths import mixing
 from cobo_dist.maths.alignment import midpoints
+from cobo_dist.maths.blocks import Block
 from cobo_dist.maths.flat import Scratch, take_rows
+from cobo_dist.maths.weights import Weights
 
 from .halves import Halves
 from .ledger import Ledger
 from .placement import Placement
 from .plans import Meeting, plan_meeting
+from .routes import Route, Routes, planner, told_routes
 from .transport import Arrived, Pending, Transport
 
 
@@ -69,6 +73,7 @@ class Exchange:
         self._travelling: Pending = Arrived()
         self._meeting = Meeting.empty()
         self._planned = np.empty((0, 2), dtype=np.int64)  # the pairs of `_meeting`
+        self._routes = Routes(placement, transport.rank, deterministic)
 
     # -- partners' models -----------------------------------------------------------------------
 
@@ -128,36 +133,37 @@ class Exchange:
 
     # -- mixing -----------------------------------------------------------------------------------
 
-    def mix(
-        self, weights_cn: NDArray[np.floating], x_cd: Tensor, *, symmetric: bool = True
-    ) -> Tensor:
+    def mix(self, weights: Weights, x_cd: Tensor, *, symmetric: bool = True) -> Tensor:
         """Return sum_k w_ik x_k for this rank's clients, [c, d], in scratch rows.
 
-        `weights_cn` holds this rank's rows of W. Where W is symmetric, a sender reads the receiver's
+        `weights` are this rank's rows of W. Where W is symmetric, a sender reads the receiver's
         block W[receiver, sender] from its own rows, transposed; otherwise the receiver sends it first.
         Each ordered pair of ranks uses the exact plan that sends the fewest models; parts are added in
         the order of ranks. With `comm.deterministic`, models travel as rows and are added in the order
         of clients.
         """
         with self.clock.span("mixing"):
-            blocks = [weights_cn[:, ids] for ids in self.placement.by_rank]
-            owed = [block.T for block in blocks] if symmetric else self._exchange_blocks(blocks)
-            return self._combine(weights_cn, blocks, owed, x_cd)
+            routes = self._routes.along(weights) if symmetric else self._told_routes(weights)
+            return self._combine(weights.each_row(), len(self.ids), routes, x_cd)
 
-    def _exchange_blocks(self, blocks: list[NDArray[np.floating]]) -> list[NDArray[np.floating]]:
-        """Tell every peer my block W[mine, its], and return theirs W[its, mine], bit by bit."""
-        rank = self.transport.rank
+    def _told_routes(self, weights: Weights) -> list[Route]:
+        """Tell every peer my block W[mine, its], and plan by it and by theirs W[its, mine], bit by bit."""
+        rank, dense_cn = self.transport.rank, weights.dense()
+        blocks = [np.ascontiguousarray(dense_cn[:, ids]) for ids in self.placement.by_rank]
         sends, receives = {}, {}
         for peer, block in enumerate(blocks):
             if peer != rank:
-                sends[peer] = torch.from_numpy(np.ascontiguousarray(block))
+                sends[peer] = torch.from_numpy(block)
                 receives[peer] = torch.empty(block.shape[::-1], dtype=sends[peer].dtype)
         travelling = self._exchange(sends, receives, "mixing")
         with self.clock.span("waiting"):
             travelling.wait()
-        return [
-            block if peer == rank else receives[peer].numpy() for peer, block in enumerate(blocks)
+        mine = [Block.of(block) for block in blocks]
+        theirs = [
+            mine[rank] if peer == rank else Block.of(receives[peer].numpy())
+            for peer in range(len(blocks))
         ]
+        return told_routes(mine, theirs, rank, self.deterministic)
 
     def reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
         """Return the same k combinations sum_j w_kj x_j of all clients' rows on every rank, [k, d].
@@ -166,83 +172,79 @@ class Exchange:
         get the same bits; the result lies in scratch rows.
         """
         with self.clock.span("mixing"):
-            blocks = [weights_kn[:, ids] for ids in self.placement.by_rank]
-            own = blocks[self.transport.rank]
-            return self._combine(weights_kn, blocks, [own] * len(blocks), x_cd, alike=True)
+            plan = planner(self.deterministic)
+            plans = [plan(Block.of(weights_kn[:, ids])) for ids in self.placement.by_rank]
+            own = plans[self.transport.rank]
+            routes = [Route(wanted, own) for wanted in plans]
+            return self._combine(weights_kn, len(weights_kn), routes, x_cd, alike=True)
 
     def _combine(
         self,
-        weights_rn: NDArray[np.floating],
-        wanted: list[NDArray[np.floating]],
-        owed: list[NDArray[np.floating]],
+        rows_rn: Iterable[NDArray[np.floating]],
+        count: int,
+        routes: list[Route],
         x_cd: Tensor,
         alike: bool = False,
     ) -> Tensor:
-        """Deliver sum_k w_rk x_k: `wanted[peer]` is my block from each peer, `owed[peer]` is theirs.
+        """Deliver sum_k w_rk x_k for the `count` rows of weights along the routes to all ranks.
 
-        `alike`: all ranks get the same bits, so that what a rank has for itself is rounded as if it
-        had travelled.
+        `alike`: all ranks get the same bits, so that what a rank has for itself is packed and rounded
+        as if it had travelled.
         """
         rank, size = self.transport.rank, x_cd.shape[1]
-        plan_block = mixing.plan_rows if self.deterministic else mixing.plan_block
-        plans = [plan_block(block) for block in wanted]
         sends, receives = {}, {}
-        packed: dict[int, Tensor] = {}  # by block: ranks that are owed one block get one message
-        for peer, block in enumerate(owed):
-            if plans[peer].models:
-                # What does not travel is not rounded, unless all ranks are to get the same bits.
-                buffers = self._scratch if peer == rank and not alike else self._wire
-                flat = buffers.flat(f"mix from {peer}", plans[peer].models * size)
-                receives[peer] = flat.view(plans[peer].models, size)
+        packed: dict[int, Tensor] = {}  # by plan: ranks that are owed the same get one message
+        for peer, route in enumerate(routes):
+            if route.wanted.models and (peer != rank or alike):
+                receives[peer] = self._message(f"mix from {peer}", route.wanted.models, size)
             if peer == rank:
                 continue
-            if id(block) not in packed:
-                outgoing = plan_block(block)
-                message = self._message(f"mix to {peer}", outgoing.models, size)
-                if outgoing.models:
+            if id(route.owed) not in packed:
+                message = self._message(f"mix to {peer}", route.owed.models, size)
+                if route.owed.models:
                     with self.clock.span("packing"):
-                        self._pack(outgoing, x_cd, message)
-                packed[id(block)] = message
-            if len(packed[id(block)]):
-                sends[peer] = packed[id(block)]
-        # What a rank has for itself is packed like a message, so that all ranks add alike.
+                        self._pack(route.owed, x_cd, message)
+                packed[id(route.owed)] = message
+            if len(packed[id(route.owed)]):
+                sends[peer] = packed[id(route.owed)]
         own = receives.pop(rank, None)
         travelling = self._exchange(sends, receives, "mixing")
         if own is not None:
-            if (
-                alike and packed
-            ):  # what all others get is what this rank would have packed for itself
+            if alike and packed:
+                # What all others get is what this rank would have packed for itself.
                 own = next(iter(packed.values()))
             else:
-                self._pack(plans[rank], x_cd, own)
+                self._pack(routes[rank].wanted, x_cd, own)
             receives[rank] = own
         with self.clock.span("waiting"):
             travelling.wait()
         receives = {peer: self._arrived(f"mix of {peer}", box) for peer, box in receives.items()}
-        mixed_rd = self._scratch.rows("mixed", len(weights_rn), size)
+        if not alike:
+            receives[rank] = x_cd
+        mixed_rd = self._scratch.rows("mixed", count, size)
         if self.deterministic:
-            self._add_in_client_order(weights_rn, plans, receives, mixed_rd)
+            self._add_in_client_order(rows_rn, routes, receives, mixed_rd)
             return mixed_rd
         mixed_rd.zero_()
-        for peer, plan in enumerate(plans):
-            if plan.models:
-                mixing.unpack(plan, receives[peer], mixed_rd)
+        for peer, route in enumerate(routes):
+            if route.wanted.models:
+                mixing.unpack(route.wanted, receives[peer], mixed_rd)
         return mixed_rd
 
     def _add_in_client_order(
         self,
-        weights_rn: NDArray[np.floating],
-        plans: list[mixing.BlockPlan],
+        rows_rn: Iterable[NDArray[np.floating]],
+        routes: list[Route],
         payloads: dict[int, Tensor],
         mixed_rd: Tensor,
     ) -> None:
         models = {
             int(client): payloads[peer][place]
-            for peer, plan in enumerate(plans)
-            for place, client in enumerate(self.placement.by_rank[peer][plan.send])
+            for peer, route in enumerate(routes)
+            for place, client in enumerate(self.placement.by_rank[peer][route.wanted.send])
         }
         term_d = self._scratch.rows("term", 1, mixed_rd.shape[1])[0]
-        mixing.ordered_sum(weights_rn, models.__getitem__, mixed_rd, term_d)
+        mixing.ordered_sum(rows_rn, models.__getitem__, mixed_rd, term_d)
 
     def share(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return one number of every client, [n] in client order, on every rank."""

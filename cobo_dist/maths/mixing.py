@@ -4,117 +4,221 @@ For the block B = W[receiver's clients, sender's clients] the sender can send
   rows   the models that have a non-zero column in B,
   sums   the partial sums B X, one for each non-zero row of B that differs from the others (clients
          of one cluster soon have equal rows, and at W = 1 all have), or
-  total  the sum of all its models, plus a correction for 1 - B by rows or by sums.
+  total  the sum of all its models, and those models whose column in B is not all ones.
 All three are exact; `plan_block` counts the models each would send and takes the least. Receiver and
 sender make the same plan from the same block, so nothing about the plan is sent.
+
+Shapes: r receivers, s senders, k models that cross, d parameters, m entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .blocks import Block, columns_of, rows_of
+from .weights import Ints
+
+_DENSE = 32
+"""Matrix products beat sums of single rows where one of so many weights is listed."""
+_AT_ONCE = 1 << 20
+"""Numbers of a factor or of models that a product holds beside what it is given."""
+
 
 @dataclass(frozen=True)
 class BlockPlan:
     """How one block B [r, s] travels.
 
-    Kind `rows`: the sender's models number `send` cross, and the receiver multiplies by `factor`
-    [r, k]. Kind `sums`: the sender multiplies its models by `factor` [k, s], and the receiver's row
-    `receivers[i]` takes sum number `send[i]`. With `total`, both are about 1 - B.
+    Kinds `rows` and `total`: the sender's models number `send` cross, and the receiver multiplies
+    them by `factor` [r, k]; before them goes the total of all models, which counts for those that do not
+    cross. Kind `sums`: the sender multiplies its models by `factor` [k, s], and the receiver's row
+    `receivers[i]` takes sum number `send[i]`.
     """
 
-    kind: str  # "rows" or "sums"
-    total: bool
-    send: NDArray[np.intp]
-    factor: NDArray[np.floating]
-    receivers: NDArray[np.intp]
+    kind: str  # "rows", "sums" or "total"
+    send: Ints
+    receivers: Ints
+    block: Block
+    taken: Ints  # the columns of the block that `factor` has or, for sums, its rows
 
     @property
     def models(self) -> int:
         """Number of models that cross."""
-        crossing: int = self.factor.shape[1 if self.kind == "rows" else 0]
-        return crossing + self.total
+        return len(self.taken) + (self.kind == "total")
+
+    @cached_property
+    def product(self) -> Product:
+        """The multiplication by `factor`, which only one of the two sides needs."""
+        take = rows_of if self.kind == "sums" else columns_of
+        return Product(take(self.block, self.taken))
 
 
-def plan_rows(block_rs: NDArray[np.floating]) -> BlockPlan:
+def plan_rows(block: Block) -> BlockPlan:
     """Plan to send every model with a non-zero column in the block."""
-    columns = np.flatnonzero(block_rs.any(axis=0))
-    return BlockPlan("rows", False, columns, block_rs[:, columns], np.arange(len(block_rs)))
+    return _crossing("rows", block, np.flatnonzero(block.counts()[1]))
 
 
-def plan_sums(block_rs: NDArray[np.floating]) -> BlockPlan:
+def plan_total(block: Block) -> BlockPlan:
+    """Plan to send the sum of all models, and every model whose column is not all ones."""
+    return _crossing("total", block, np.flatnonzero(block.counts()[3] < block.shape[0]))
+
+
+def plan_sums(block: Block) -> BlockPlan:
     """Plan to send the partial sum of every distinct non-zero row of the block."""
-    receivers = np.flatnonzero(block_rs.any(axis=1))
-    number: dict[bytes, int] = {}  # of each distinct row, in the order of appearance
-    sums = [number.setdefault(block_rs[row].tobytes(), len(number)) for row in receivers]
-    send = np.asarray(sums, dtype=np.intp)
-    first = receivers[np.unique(send, return_index=True)[1]]
-    return BlockPlan("sums", False, send, block_rs[first], receivers)
+    return _sums(block, block.alike(), block.counts()[0])
 
 
-def plan_total(block_rs: NDArray[np.floating]) -> BlockPlan:
-    """Plan to send the sum of all models and the cheaper correction for 1 - block."""
-    missing = 1.0 - block_rs
-    inner = min(plan_rows(missing), plan_sums(missing), key=lambda plan: plan.models)
-    return BlockPlan(inner.kind, True, inner.send, inner.factor, inner.receivers)
+def plan_block(block: Block) -> BlockPlan:
+    """Return the plan for a block that sends the fewest models; on a tie, the simpler one."""
+    nonzero_r, nonzero_s, _, ones_s = block.counts()
+    rows, rest = np.flatnonzero(nonzero_s), np.flatnonzero(ones_s < block.shape[0])
+    least = min(len(rows), 1 + len(rest))
+    if least > 1:  # one model is the least of a block that is not 0
+        alike_r = block.alike()
+        if len(np.unique(alike_r[nonzero_r > 0])) < least:
+            return _sums(block, alike_r, nonzero_r)
+    if len(rows) <= 1 + len(rest):
+        return _crossing("rows", block, rows)
+    return _crossing("total", block, rest)
 
 
-def plan_block(block_rs: NDArray[np.floating]) -> BlockPlan:
-    """Return the plan for block [r, s] that sends the fewest models; on a tie, the simpler one."""
-    plans = (plan_rows(block_rs), plan_sums(block_rs), plan_total(block_rs))
-    return min(plans, key=lambda plan: plan.models)
+def _crossing(kind: str, block: Block, send: Ints) -> BlockPlan:
+    return BlockPlan(kind, send, np.arange(block.shape[0]), block, send)
+
+
+def _sums(block: Block, alike_r: Ints, nonzero_r: Ints) -> BlockPlan:
+    receivers = np.flatnonzero(nonzero_r)
+    _, first, send = np.unique(alike_r[receivers], return_index=True, return_inverse=True)
+    return BlockPlan("sums", send.reshape(-1), receivers, block, receivers[first])
+
+
+class Product:
+    """Adds B X to rows, B [r, k] a block: what groups share is summed once, the rest weight by weight."""
+
+    def __init__(self, block: Block) -> None:
+        """Sort out what is multiplied by what."""
+        self.shape, self.level = block.shape, block.level
+        none: Ints = np.empty(0, dtype=np.int64)
+        shared = np.intersect1d(block.row_groups, block.column_groups) if block.level else none
+        self.groups = len(shared)
+        self._rows = _numbered(shared, block.row_groups)
+        self._columns = _numbered(shared, block.column_groups)
+        # float64: what a weight differs by is rounded once, to the type of the models.
+        self._at, self._more = (block.rows, block.columns), block.values.astype(np.float64)
+        self._more -= block.base
+        if (np.diff(block.rows) < 0).any():
+            order = np.argsort(block.rows, kind="stable")
+            self._at, self._more = (block.rows[order], block.columns[order]), self._more[order]
+
+    def add(self, x_kd: Tensor, into_rd: Tensor) -> None:
+        """Add sum_k b_rk x_k to every row of `into_rd` [r, d]."""
+        if len(self._more) * _DENSE >= self.shape[0] * self.shape[1] > 0:
+            self._add_pieces(x_kd, into_rd)
+            return
+        if self.groups:
+            self._add_groups(x_kd, into_rd)
+        if len(self._more):
+            self._add_listed(x_kd, into_rd)
+
+    def _add_pieces(self, x_kd: Tensor, into_rd: Tensor) -> None:
+        """Write some rows of B out at a time."""
+        (rows, columns), (r, k) = self._at, self.shape
+        step = max(1, _AT_ONCE // k)
+        for begin in range(0, r, step):
+            end = min(r, begin + step)
+            same = self._rows[begin:end, None] == self._columns[None, :]
+            factor = np.where(same & (self._columns >= 0), self.level, 0.0)
+            first, last = np.searchsorted(rows, (begin, end))
+            factor[rows[first:last] - begin, columns[first:last]] += self._more[first:last]
+            into_rd[begin:end].addmm_(torch.from_numpy(factor).to(x_kd), x_kd)
+
+    def _add_groups(self, x_kd: Tensor, into_rd: Tensor) -> None:
+        if self.groups == 1 and (self._columns == 0).all():
+            sums_gd = x_kd.sum(dim=0, keepdim=True)
+        else:
+            members = np.flatnonzero(self._columns >= 0)
+            sums_gd = x_kd.new_zeros(self.groups, x_kd.shape[1])
+            for piece in _pieces(members, x_kd.shape[1]):
+                groups = _index(self._columns[piece], x_kd)
+                sums_gd.index_add_(0, groups, x_kd[_index(piece, x_kd)])
+        if self.groups == 1 and (self._rows == 0).all():
+            into_rd.add_(sums_gd, alpha=self.level)
+            return
+        for piece in _pieces(np.flatnonzero(self._rows >= 0), x_kd.shape[1]):
+            taken = sums_gd[_index(self._rows[piece], x_kd)]
+            into_rd.index_add_(0, _index(piece, x_kd), taken, alpha=self.level)
+
+    def _add_listed(self, x_kd: Tensor, into_rd: Tensor) -> None:
+        rows, columns = self._at
+        for piece in _pieces(np.arange(len(rows)), x_kd.shape[1]):
+            more = torch.from_numpy(self._more[piece]).to(x_kd)[:, None]
+            terms = x_kd.index_select(0, _index(columns[piece], x_kd)).mul_(more)
+            into_rd.index_add_(0, _index(rows[piece], x_kd), terms)
 
 
 def pack(plan: BlockPlan, x_sd: Tensor, out_kd: Tensor) -> None:
     """Write what the sender of models `x_sd` sends under `plan` into `out_kd`, k = plan.models."""
-    head = int(plan.total)
-    if plan.total:
+    if plan.kind == "sums":
+        plan.product.add(x_sd, out_kd.zero_())
+        return
+    head = int(plan.kind == "total")
+    if head:
         torch.sum(x_sd, dim=0, out=out_kd[0])
-    if len(plan.send) and plan.kind == "rows":
+    if len(plan.send):
         torch.index_select(x_sd, 0, _index(plan.send, x_sd), out=out_kd[head:])
-    elif len(plan.send):
-        torch.mm(_like(plan.factor, x_sd), x_sd, out=out_kd[head:])
 
 
 def unpack(plan: BlockPlan, payload_kd: Tensor, into_rd: Tensor) -> None:
     """Add the block's part of sum_k w_ik x_k to the receiver's `into_rd` from what was sent."""
-    head, sign = int(plan.total), -1 if plan.total else 1
-    if plan.total:
-        into_rd.add_(payload_kd[0])
-    if plan.kind == "rows" and len(plan.send):
-        into_rd.addmm_(_like(plan.factor, into_rd), payload_kd[head:], alpha=sign)
-    elif plan.kind == "sums":
-        for receiver, number in zip(plan.receivers, plan.send, strict=True):
-            into_rd[receiver].add_(payload_kd[head + number], alpha=sign)
+    if plan.kind == "sums":
+        for piece in _pieces(np.arange(len(plan.send)), payload_kd.shape[1]):
+            receivers = _index(plan.receivers[piece], into_rd)
+            into_rd.index_add_(0, receivers, payload_kd[_index(plan.send[piece], into_rd)])
+        return
+    if plan.kind == "total":
+        into_rd.add_(payload_kd[0] - payload_kd[1:].sum(dim=0))
+        payload_kd = payload_kd[1:]
+    if len(plan.send):
+        plan.product.add(payload_kd, into_rd)
 
 
 def ordered_sum(
-    weights_cn: NDArray[np.floating],
+    weights_rn: Iterable[NDArray[np.floating]],
     model: Callable[[int], Tensor],
-    into_cd: Tensor,
+    into_rd: Tensor,
     term_d: Tensor,
 ) -> None:
-    """Write sum_k w_ik x_k into each row of `into_cd`, adding in client order k = 0, 1, ..., n-1.
+    """Write sum_k w_ik x_k into each row of `into_rd`, adding in client order k = 0, 1, ..., n-1.
 
     `model(k)` gives x_k [d]. Each product and each sum is rounded by itself, whichever ranks the
     models came from: the result is bitwise the same for any placement. `term_d` is scratch.
     """
-    into_cd.zero_()
-    for row, weights_n in enumerate(weights_cn):
+    into_rd.zero_()
+    for row, weights_n in enumerate(weights_rn):
         for k in np.flatnonzero(weights_n):
             torch.mul(model(int(k)), float(weights_n[k]), out=term_d)
-            into_cd[row].add_(term_d)
+            into_rd[row].add_(term_d)
 
 
-def _index(numbers: NDArray[np.intp], like: Tensor) -> Tensor:
-    return torch.from_numpy(numbers).to(like.device)
+def _numbered(shared: NDArray[np.signedinteger], groups: Ints) -> Ints:
+    """Return the place of each group among the shared ones; -1 where it is none of them."""
+    if not len(shared):
+        return np.full(len(groups), -1)
+    place = np.minimum(np.searchsorted(shared, groups), len(shared) - 1)
+    return np.where(shared[place] == groups, place, -1)
 
 
-def _like(matrix: NDArray[np.floating], like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(matrix)).to(like.device, like.dtype)
+def _pieces(numbers: Ints, size: int) -> Iterable[Ints]:
+    """Cut numbers of rows of `size` so that a copy of those rows is small."""
+    step = max(1, _AT_ONCE // max(1, size))
+    return (numbers[at : at + step] for at in range(0, len(numbers), step))
+
+
+def _index(numbers: Ints, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(numbers)).to(like.device)

@@ -65,19 +65,30 @@ def _entry(title: str, weights: Weights, share: float) -> dict[str, Any]:
     # A W that never moves is told by its first and last snapshot.
     room = max(2, int(count * share)) if weights.moves else 2
     kept = np.unique(np.linspace(0, count - 1, room).round().astype(int))
-    clusters = weights.clusters
-    order = np.arange(weights.clients) if clusters is None else np.argsort(clusters, kind="stable")
+    clusters, order, cells = weights.clusters, weights.order, weights.cells
     chosen = weights.weights[kept][:, order][:, :, order]  # [kept, n, n]
-    return {
+    entry = {
         "title": title,
-        "n": weights.clients,
+        "n": len(order),
         "rounds": weights.rounds[kept].tolist(),
         "clients": order.tolist(),
         "clusters": None if clusters is None else clusters[order].tolist(),
         "top": weights.top,
         "end": f"{weights.top:.2g}, the largest weight of the run" if weights.share else "1",
-        "weights": base64.b64encode(quantise(chosen, weights.top).tobytes()).decode("ascii"),
+        "weights": _encoded(chosen, weights.top),
     }
+    if cells:
+        links = [cells.links[name] for name in ("within", "across") if name in cells.links]
+        means = [[line[number] for line in links] for number in entry["rounds"]]
+        oracle = None if cells.oracle is None else _encoded(cells.oracle)
+        per = f" A pixel is the mean weight of up to {cells.largest} x {cells.largest} clients."
+        entry |= {"clients": [], "clusters": None}
+        entry["cells"] = {"per": per, "oracle": oracle, "means": means if len(links) == 2 else None}
+    return entry
+
+
+def _encoded(matrices: npt.NDArray[np.float32], top: float = 1.0) -> str:
+    return base64.b64encode(quantise(matrices, top).tobytes()).decode("ascii")
 
 
 STYLE = """
@@ -108,7 +119,7 @@ _MARKUP = """<section class='player' aria-label='W over the rounds' hidden>
 </div>
 <p>0 <span class='scale'></span> <span class='end'>1</span>; grey: a client's weight for
 itself; red: not a number. Rows and columns are clients, sorted by their true cluster where it is
-known.{thinned} Arrow keys move the slider.</p>
+known.{thinned}<span class='per'></span> Arrow keys move the slider.</p>
 <script type='application/json'>{data}</script>
 </section>
 """
@@ -124,18 +135,25 @@ SCRIPT = """
       return Math.round(anchors[low][c] * (1 - part) + anchors[low + 1][c] * part);
     });
   }
-  function paint(canvas, n, at) {
+  function paint(canvas, n, at, cells) {
     canvas.width = canvas.height = n;
     var context = canvas.getContext("2d"), image = context.createImageData(n, n);
     for (var i = 0; i < n; i++) {
       for (var j = 0; j < n; j++) {
-        var rgb = i === j ? [217, 217, 217] : colour(at(i, j)), p = 4 * (i * n + j);
+        var rgb = i === j && !cells ? [217, 217, 217] : colour(at(i, j)), p = 4 * (i * n + j);
         image.data.set([rgb[0], rgb[1], rgb[2], 255], p);
       }
     }
     context.putImageData(image, 0, 0);
   }
-  function summary(run, at) {
+  function inWords(within, across) {
+    return ", mean weight within clusters " + within + ", across " + across;
+  }
+  function summary(run, at, k) {
+    if (run.cells) {
+      var means = run.cells.means && run.cells.means[k];
+      return means ? inWords(means[0].toFixed(2), means[1].toFixed(2)) : "";
+    }
     if (!run.clusters) { return ""; }
     var sums = [0, 0], counts = [0, 0];
     for (var i = 0; i < run.n; i++) {
@@ -147,7 +165,7 @@ SCRIPT = """
       }
     }
     var mean = function (k) { return counts[k] ? (sums[k] / counts[k]).toFixed(2) : "-"; };
-    return ", mean weight within clusters " + mean(1) + ", across " + mean(0);
+    return inWords(mean(1), mean(0));
   }
   function start(root) {
     var runs = JSON.parse(root.querySelector("script").textContent), run, bytes, timer = null;
@@ -157,8 +175,8 @@ SCRIPT = """
     function draw() {
       var k = Number(slider.value), size = run.n * run.n;
       var at = function (i, j) { return bytes.charCodeAt(k * size + i * run.n + j); };
-      paint(learnt, run.n, at);
-      output.textContent = "round " + run.rounds[k] + summary(run, at);
+      paint(learnt, run.n, at, run.cells);
+      output.textContent = "round " + run.rounds[k] + summary(run, at, k);
       slider.setAttribute("aria-valuetext", "round " + run.rounds[k]);
       learnt.setAttribute("aria-label", "W of " + run.title + " at round " + run.rounds[k]);
     }
@@ -174,7 +192,12 @@ SCRIPT = """
       });
       slider.value = round === null ? run.rounds.length - 1 : near;
       root.querySelector(".end").textContent = run.end;
-      root.querySelector(".truth").hidden = !run.clusters;
+      root.querySelector(".per").textContent = run.cells ? run.cells.per : "";
+      var truth = run.cells && run.cells.oracle ? atob(run.cells.oracle) : null;
+      root.querySelector(".truth").hidden = !run.clusters && !truth;
+      if (truth) {
+        paint(oracle, run.n, function (i, j) { return truth.charCodeAt(i * run.n + j); }, true);
+      }
       if (run.clusters) {
         paint(oracle, run.n, function (i, j) {
           return run.clusters[i] === run.clusters[j] ? 254 : 0;

@@ -19,7 +19,8 @@ import yaml
 
 from cobo_dist.errors import Refusal
 from cobo_dist.reports.events import METRICS, Profile, number, number_or_nan, one_line, read_metrics
-from cobo_dist.reports.series import Series
+from cobo_dist.reports.large import Cells, Unfit, is_listed, read_listed
+from cobo_dist.reports.series import Series, link_strengths
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,30 @@ class Weights:
     """The logged collaboration weights of a run."""
 
     rounds: npt.NDArray[np.int64]  # [k], increasing
-    weights: npt.NDArray[np.float32]  # [k, n, n]
+    weights: npt.NDArray[np.float32]  # [k, n, n], or the means [k, b, b] of `cells`
     clusters: npt.NDArray[np.int64] | None  # [n], or None where they are unknown
     names: tuple[str, ...] = ()  # of the n clients; empty where they have none
     share: float = 0.0  # one client's equal share where the weights of a row sum to 1, else 0
+    cells: Cells | None = None  # of clients, where there are too many for a W that is written out
 
     @property
     def clients(self) -> int:
         """The number of clients n."""
-        return int(self.weights.shape[1])
+        return self.cells.clients if self.cells else int(self.weights.shape[1])
+
+    @property
+    def order(self) -> npt.NDArray[np.int64]:
+        """Rows of `weights` by cluster, so that the true links are blocks on the diagonal. [n] or [b]"""
+        if self.clusters is None or self.cells:  # cells are in order
+            return np.arange(self.weights.shape[1])
+        return np.argsort(self.clusters, kind="stable").astype(np.int64)
+
+    @property
+    def links(self) -> Mapping[str, Series]:
+        """Mean weights of links, as `series.link_strengths` gives them."""
+        if self.cells:
+            return self.cells.links
+        return link_strengths(self.rounds, self.weights, self.clusters)
 
     @property
     def labels(self) -> list[str]:
@@ -51,7 +67,9 @@ class Weights:
         """
         if not self.share:
             return 1.0
-        others = self.weights[:, ~np.eye(self.clients, dtype=bool)]
+        others = self.weights
+        if not self.cells:
+            others = others[:, ~np.eye(self.clients, dtype=bool)]
         largest = float(others[np.isfinite(others)].max(initial=0.0))
         return largest if largest > 0.0 else 1.0
 
@@ -208,7 +226,11 @@ def _read_config(path: Path) -> dict[str, object]:
 def _read_weights(path: Path, config: Mapping[str, object]) -> Weights:
     try:
         with np.load(path, allow_pickle=False) as stored:
+            if is_listed(stored.files):
+                return _read_listed(stored, config)
             arrays = {name: stored[name] for name in stored.files}
+    except Unfit as error:
+        raise Refusal(f"{path}: {error}; remove it or rerun") from None
     except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         reason = one_line(error)
         raise Refusal(f"{path} is not a readable npz ({reason}); remove it or rerun") from None
@@ -244,6 +266,15 @@ def _read_weights(path: Path, config: Mapping[str, object]) -> Weights:
         tuple(names.tolist()),
         _equal_share(config, weights.shape[1]),
     )
+
+
+def _read_listed(stored: Mapping[str, npt.NDArray[Any]], config: Mapping[str, object]) -> Weights:
+    clusters = stored["clusters"].astype(np.int64) if "clusters" in stored else None
+    rounds, means, cells = read_listed(stored, clusters)
+    names = tuple(map(str, stored["names"].tolist())) if "names" in stored else ()
+    if names and len(names) != cells.clients:
+        raise Unfit(f"names are {len(names)}, not one text for each of {cells.clients} clients")
+    return Weights(rounds, means, clusters, names, _equal_share(config, cells.clients), cells)
 
 
 def _equal_share(config: Mapping[str, object], clients: int) -> float:

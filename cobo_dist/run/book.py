@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from cobo_dist.comm.ledger import PURPOSES, TRAINING
 from cobo_dist.maths.graph import cluster_match, link_level, means_by_truth
+from cobo_dist.maths.weights import Weights
 
 from .disk import writing
 from .folder import RunFolder
 from .graph_log import GraphLog
 from .health import Concern, Watch
 from .progress import Display, Now
+from .snapshots import Snapshots
 
 METRICS = "metrics.jsonl"
 
@@ -55,9 +57,8 @@ class Book:
         """
         self.folder, self.display, self.watch = folder, display, watch
         self.clusters, self.metrics, self.share = clusters, tuple(metrics), share
-        self.names = tuple(names)
         self.graph: GraphLog | None = None
-        self.snapshots: dict[int, NDArray[np.float32]] = {}
+        self.snapshots = Snapshots(folder, clusters, names)
         self.now = Now()
         self.bytes = dict.fromkeys(PURPOSES, 0)  # of the whole run, all ranks
         self.last_evaluation: list[dict[str, float]] = []
@@ -94,12 +95,7 @@ class Book:
             "now": self.now.__dict__,
             "watch": self.watch.state(),
         }
-        arrays: dict[str, NDArray[Any]] = {
-            "rounds": np.asarray(list(self.snapshots), dtype=np.int64),
-            "weights": np.stack(list(self.snapshots.values())),
-            "graph": np.ascontiguousarray(self.graph.weights_nn),
-        }
-        return content, arrays
+        return content, self.snapshots.state(self.graph.weights)
 
     def restore(self, content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on as the book that left this state; metrics.jsonl holds its rows and no more."""
@@ -110,9 +106,7 @@ class Book:
         self.last_evaluation = content["last_evaluation"]
         self.now = Now(**content["now"])
         self.watch.restore(content["watch"])
-        self.snapshots = dict(zip(arrays["rounds"].tolist(), arrays["weights"], strict=True))
-        self.graph = GraphLog(arrays["graph"], self.share)
-        self._write_weights()
+        self.graph = GraphLog(self.snapshots.restore(arrays), self.share)
 
     # -- rows -------------------------------------------------------------------------------------
 
@@ -158,19 +152,13 @@ class Book:
         for name, value in mean.items():
             self._scalar(f"{split}/{name}", value, r)
 
-    def weights(self, r: int, weights_nn: NDArray[np.floating]) -> None:
-        """Enter a snapshot of W and rewrite W.npz with all snapshots so far."""
+    def weights(self, r: int, weights: Weights) -> None:
+        """Enter a snapshot of W, all n rows, into W.npz too."""
         if self.graph is None:
-            self.graph = GraphLog(weights_nn, self.share)
+            self.graph = GraphLog(weights, self.share)
         else:
-            self.graph.reset(weights_nn)
-        self.snapshots[r] = weights_nn.astype(np.float32)
-        self._write_weights()
-
-    def _write_weights(self) -> None:
-        self.folder.write_weights(
-            list(self.snapshots), list(self.snapshots.values()), self.clusters, self.names
-        )
+            self.graph.reset(weights)
+        self.snapshots.add(r, weights)
 
     def _concern(self, concerns: Sequence[Concern]) -> None:
         for concern in concerns:
@@ -248,13 +236,13 @@ class Book:
         """Return how well the last W agrees with the true clusters, where they are known."""
         if self.clusters is None or self.graph is None:
             return None
-        return cluster_match(self.graph.weights_nn, self.clusters, link_level(self.share))
+        return cluster_match(self.graph.weights, self.clusters, link_level(self.share))
 
     def weights_by_truth(self) -> tuple[float, float] | None:
         """Return the last mean weight within and across the true clusters."""
         if self.clusters is None or self.graph is None:
             return None
-        return means_by_truth(self.graph.weights_nn, self.clusters)
+        return means_by_truth(self.graph.weights, self.clusters)
 
     def close(self) -> None:
         """Close all files."""

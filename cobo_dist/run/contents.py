@@ -18,6 +18,7 @@ from safetensors.numpy import load
 from . import checkpoint
 from .checkpoint import Damaged, Manifest
 from .progress import Now
+from .snapshots import is_state
 
 
 class _Exact(BaseModel):
@@ -67,12 +68,10 @@ def read_book(
     path = folder / checkpoint.BOOK_ARRAYS
     try:
         arrays = load(checkpoint.read(folder, manifest, checkpoint.BOOK_ARRAYS))
-        rounds, n = len(arrays["rounds"]), manifest.clients
-        shapes = {"rounds": (rounds,), "weights": (rounds, n, n), "graph": (n, n)}
     except (SafetensorError, KeyError, TypeError, ValueError):
         raise Damaged(f"{path} is not what a run writes") from None
-    if {name: array.shape for name, array in arrays.items()} != shapes:
-        raise Damaged(f"{path} is not what a run of {n} clients writes")
+    if not is_state(arrays, manifest.clients):
+        raise Damaged(f"{path} is not what a run of {manifest.clients} clients writes")
     return content, arrays
 
 

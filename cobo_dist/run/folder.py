@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -179,6 +180,49 @@ class RunFolder:
         with writing(target, arrays["weights"].nbytes):
             with draft.open("wb") as file:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # keys are arrays' names
+            draft.replace(target)
+
+    def append_weights(
+        self,
+        r: int,
+        lists: Mapping[str, NDArray[Any]],
+        clusters: Sequence[int] | None,
+        names: Sequence[str] = (),
+    ) -> None:
+        """Add to W.npz what W lists after round r, each array as `r.name`; the first adds what rows are.
+
+        Raises:
+            RunFailure: the file system says no.
+        """
+        arrays = {f"{r}.{name}": one for name, one in lists.items()}
+        target, draft = self.path / "W.npz", self.path / "W.npz.part"
+        if r and target.exists():
+            before = target.stat().st_size
+        else:
+            before = 0
+            if clusters is not None:
+                arrays["clusters"] = np.asarray(clusters, dtype=np.int64)
+            if names:
+                arrays["names"] = np.asarray(names, dtype=np.str_)
+        with writing(target, before + sum(one.nbytes for one in arrays.values())):
+            # A copy: whoever interrupts this leaves the file as it was.
+            if before:
+                shutil.copyfile(target, draft)
+            with zipfile.ZipFile(draft, "a" if before else "w", zipfile.ZIP_DEFLATED) as file:
+                for name, array in arrays.items():
+                    with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
+            draft.replace(target)
+
+    def read_weights(self) -> bytes:
+        """Return W.npz as it is."""
+        return (self.path / "W.npz").read_bytes()
+
+    def replace_weights(self, content: bytes) -> None:
+        """Write W.npz as `read_weights` gave it."""
+        target, draft = self.path / "W.npz", self.path / "W.npz.part"
+        with writing(target, len(content)):
+            draft.write_bytes(content)
             draft.replace(target)
 
     def status(self, exit_code: int, status: str, reason: str = "") -> None:

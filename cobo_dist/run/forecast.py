@@ -30,8 +30,8 @@ from cobo_dist.comm.counting import CountingExchange
 from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.comm.placement import Placement
 from cobo_dist.config import Config
-from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import row_bytes
+from cobo_dist.maths.weights import Weights
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.language.task import Language
 from cobo_dist.tasks.quadratic import Quadratic
@@ -123,33 +123,34 @@ class Forecast:
             {purpose: mean(purpose, "bytes") for purpose in TRAINING},
         )
 
-    def mixing_at(self, weights_nn: NDArray[np.floating]) -> Sent:
-        """Return what CoBo's penalty term alone sends at some W."""
-        before = self._ledger()
-        weights_nn = weights_nn.astype(self.algorithm.weights_cn.dtype)
-        self.exchange.mix(weights_nn, self.clients.x_cd, symmetric=not self._simplex)
+    def mixing_at(self, weights: Weights | None) -> Sent:
+        """Return what CoBo's penalty term alone sends at some W; None: one with no two weights alike."""
+        before, x_nd, symmetric = self._ledger(), self.clients.x_cd, not self._simplex
+        if weights is None:
+            itemsize = self.algorithm.weights.dtype.itemsize
+            self.exchange.mix_unlike(x_nd, itemsize, symmetric=symmetric)
+        else:
+            self.exchange.mix(weights, x_nd, symmetric=symmetric)
         return self._since(before, 0)
 
-    def other_weights(self) -> dict[str, NDArray[np.floating]]:
-        """Return W [n, n] that CoBo may come to, by what to call them; none for other algorithms."""
+    def other_weights(self) -> dict[str, Weights | None]:
+        """Return W that CoBo may come to, by what to call them; none for other algorithms."""
         if not isinstance(self.algorithm, CoBo):
             return {}
-        found: dict[str, NDArray[np.floating]] = {}
-        n = self.task.clients
+        found: dict[str, Weights | None] = {}
+        every, dtype = range(self.task.clients), self.algorithm.weights.dtype.type
         if self.task.clusters is not None:
-            cluster_n = np.asarray(self.task.clusters)
-            same_nn = (cluster_n[:, None] == cluster_n[None, :]).astype(np.float64)
-            found["W = true clusters"] = self._shared_out(same_nn) if self._simplex else same_nn
-        # Where no two weights are alike no plan saves a model.
-        mixed_nn = seeds.uniforms(seeds.key(0, "any W"), n * n).view(n, n).numpy()
-        found["any W, at most"] = mixed_nn if self._simplex else mixed_nn + mixed_nn.T
-        return found
+            same = Weights(every, self.task.clusters, dtype=dtype)
+            if self._simplex:
+                shared_nn = self._shared_out(same.dense().astype(np.float64))
+                same = Weights.of_rows(every, shared_nn.astype(dtype))
+            found["W = true clusters"] = same
+        return found | {"any W, at most": None}
 
     def _shared_out(self, links_nn: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return rows that sum to 1 over the links of each client, or over all where it has none."""
-        allowed_nn = (self.algorithm.weights_cn > 0).astype(
-            np.float64
-        )  # of W^0: all, or all others
+        # Of W^0: all, or all others.
+        allowed_nn = (self.algorithm.weights.dense() > 0).astype(np.float64)
         links_nn = links_nn * allowed_nn
         alone_n1 = links_nn.sum(axis=1, keepdims=True) == 0
         links_nn = np.where(alone_n1, allowed_nn, links_nn)
@@ -208,7 +209,7 @@ class Forecast:
             "gradients there and at other foreign models": taken * row,
             "what mixing delivers": mixed,
             "messages, sent and received": messages,
-            "weights": self.algorithm.weights_cn.nbytes * count // self.task.clients,
+            "weights": self.algorithm.weights.bytes_of(count),
             "batches": max(count, taken) * example_bytes,
             "base, frozen, once": self.frozen * self.dtype.itemsize,
             _data_name(self.task): _data_bytes(self.task),

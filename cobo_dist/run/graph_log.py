@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.maths.graph import components, link_level
+from cobo_dist.maths.graph import Places, components, link_level
+from cobo_dist.maths.weights import Weights
 
 _ROUNDING = 1e-6  # of a row that sums to 1
 
@@ -20,51 +21,61 @@ class GraphLog:
     Otherwise it is 0, W is symmetric, and each pair has one weight.
     """
 
-    def __init__(self, weights_nn: NDArray[np.floating], share: float = 0.0) -> None:
-        n = len(weights_nn)
+    def __init__(self, weights: Weights, share: float = 0.0) -> None:
+        """Follow the weights of all n clients."""
+        n = weights.shape[1]
         self.share, self.link = share, link_level(share)
         self.one = 1.0 - _ROUNDING if share else 1.0
         self.pairs = n * (n - 1) // 2
         self.count = 2 * self.pairs if share else self.pairs  # of weights
-        self.reset(weights_nn)
+        self.reset(weights)
 
-    def reset(self, weights_nn: NDArray[np.floating]) -> None:
+    def reset(self, weights: Weights) -> None:
         """Take over a gathered W."""
-        self.weights_nn = weights_nn.copy()
-        counted_nn = np.triu(np.ones(weights_nn.shape, dtype=bool), k=1)
-        if self.share:
-            counted_nn |= counted_nn.T
-        self.at_0, self.at_1, self.links = self._tally(weights_nn[counted_nn])
-        self.components = components(weights_nn, self.link)
+        self.weights = weights.copy()
+        places = Places(weights)
+        # Where W is symmetric, every weight has two places.
+        self.at_0, self.at_1, self.links = (
+            places.count(holds) // (1 if self.share else 2)
+            for holds in (self._is_0, self._is_1, self._is_link)
+        )
+        self.components = components(weights, self.link)
 
     def move(
         self, first: NDArray[np.int64], second: NDArray[np.int64], weights: NDArray[np.floating]
     ) -> None:
         """Set the weights (first, second) that one round moved; W stays symmetric where it is."""
-        old = self.weights_nn[first, second]
+        old = self.weights.at(first, second)
         counted = first != second
         before, after = self._tally(old[counted]), self._tally(weights[counted])
         self.at_0 += after[0] - before[0]
         self.at_1 += after[1] - before[1]
         self.links += after[2] - before[2]
-        self.weights_nn[first, second] = weights
-        if not self.share:
-            self.weights_nn[second, first] = weights
-        if ((old >= self.link) != (weights >= self.link)).any():  # else components stay
-            self.components = components(self.weights_nn, self.link)
+        if self.share:
+            self.weights.put(first, second, weights)
+        else:
+            rows, columns = np.concatenate([first, second]), np.concatenate([second, first])
+            self.weights.put(rows, columns, np.concatenate([weights, weights]))
+        if (self._is_link(old) != self._is_link(weights)).any():  # else components stay
+            self.components = components(self.weights, self.link)
 
-    def _tally(self, weights: NDArray[np.floating]) -> tuple[int, int, int]:
+    def _is_0(self, weights: NDArray[np.floating]) -> NDArray[np.bool_]:
+        return weights <= 0
+
+    def _is_1(self, weights: NDArray[np.floating]) -> NDArray[np.bool_]:
+        return weights >= self.one
+
+    def _is_link(self, weights: NDArray[np.floating]) -> NDArray[np.bool_]:
+        return weights >= self.link
+
+    def _tally(self, weights: NDArray[np.floating]) -> tuple[int, ...]:
         """Return how many weights are at 0, how many at 1, and how many are links."""
-        return (
-            int((weights <= 0).sum()),
-            int((weights >= self.one).sum()),
-            int((weights >= self.link).sum()),
-        )
+        return tuple(int(holds(weights).sum()) for holds in (self._is_0, self._is_1, self._is_link))
 
     def is_uniform(self) -> bool:
         """Return whether every client gives every other an equal share, up to rounding."""
-        off = ~np.eye(len(self.weights_nn), dtype=bool)
-        return bool((np.abs(self.weights_nn[off] / self.share - 1.0) < 1e-3).all())
+        near = Places(self.weights).count(lambda w: np.abs(w / self.share - 1.0) < 1e-3)
+        return near == 2 * self.pairs
 
     def figures(self) -> dict[str, float | int]:
         """Return the columns of a round's row."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
@@ -24,14 +23,14 @@ from . import checkpoint, disk
 from .book import Book
 from .checkpoint import Manifest
 from .settings import RunConfig
+from .snapshots import row_tensors
 
 
 def client_views(clients: Clients, algorithm: Algorithm, row: int) -> dict[str, Tensor]:
-    """Return all of one client's state by name, its row of W included: to save, or to fill in place."""
+    """Return all of one client's state by name, but for its row of W: to save, or to fill in place."""
     rows = algorithm.memory().rows
     return {
         **clients.memory(row),
-        "weights": torch.from_numpy(algorithm.weights_cn)[row],
         **{f"algorithm.{name}": held[row] for name, held in rows.items()},
     }
 
@@ -132,7 +131,8 @@ class Keeper:
         """Yield the name and content of each file that this rank writes."""
         for row, client in enumerate(self.clients.ids):
             views = client_views(self.clients, self.algorithm, row)
-            yield checkpoint.client_file(client), checkpoint.pack(views)
+            weights = row_tensors(self.algorithm.weights, row)
+            yield checkpoint.client_file(client), checkpoint.pack(views | weights)
         if self.book is not None:
             if shared := self.algorithm.memory().shared:
                 yield checkpoint.SHARED, checkpoint.pack(shared)
@@ -143,7 +143,8 @@ class Keeper:
 
     def _bytes(self) -> int:
         """Return about how many bytes this rank writes."""
-        held: Mapping[str, Tensor] = client_views(self.clients, self.algorithm, 0)
+        held = client_views(self.clients, self.algorithm, 0)
+        held |= row_tensors(self.algorithm.weights, 0)
         mine = len(self.clients.ids) * sum(one.nbytes for one in held.values())
         return mine + sum(one.nbytes for one in self.algorithm.memory().shared.values())
 

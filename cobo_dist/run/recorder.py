@@ -19,6 +19,7 @@ from cobo_dist.clock import KINDS
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.errors import RunFailure
+from cobo_dist.maths.weights import join
 from cobo_dist.tasks.base import Task
 
 from .book import Book
@@ -216,6 +217,11 @@ class Recorder:
 
     def weights(self, r: int) -> None:
         """Gather W for the log."""
-        gathered = self.exchange.gather_rows(self.algorithm.weights_cn)
-        if self.book is not None and gathered is not None:
-            self.book.weights(r, gathered)
+        mine = self.algorithm.weights
+        records = self.exchange.gather(save(mine.lists()))
+        if self.book is not None:
+            by_rank = self.exchange.placement.by_rank
+            parts = [
+                mine.with_lists(ids, load(one)) for ids, one in zip(by_rank, records, strict=True)
+            ]
+            self.book.weights(r, join(parts))

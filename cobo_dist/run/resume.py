@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from cobo_dist.algorithms.base import Algorithm
@@ -25,6 +26,7 @@ from .checkpoint import Damaged, Manifest
 from .contents import read_book, read_config
 from .folder import RunFolder
 from .keeper import client_views
+from .snapshots import take_row
 
 MAY_CHANGE = {
     "run.dir", "run.overwrite", "run.resume", "run.rounds", "run.eval_every", "run.eval_splits",
@@ -35,6 +37,9 @@ MAY_CHANGE = {
 }  # fmt: skip
 """Keys that a resumed run may set anew, beside those of `log` and the number of ranks: they do not change
 what is learned. Whether the data behind a new path are the same, their fingerprint says."""
+
+_ROWS = 256
+"""Rows of W that are read before they are put away."""
 
 _NEEDS_LENGTH = {
     "algorithm.fedavg_share": "fine-tuned FedAvg turns local after a share of them",
@@ -280,10 +285,15 @@ def restore(found: Resumption, clients: Clients, algorithm: Algorithm) -> None:
         Damaged: a file changed since it was looked at, or is of another run.
     """
     folder, manifest = found.folder, found.manifest
+    weights, rows = algorithm.weights, []
     for row, client in enumerate(clients.ids):
         name = checkpoint.client_file(client)
         held = checkpoint.unpack(checkpoint.read(folder, manifest, name), folder / name)
+        rows.append(take_row(held, weights, folder / name).numpy())
         checkpoint.fill(client_views(clients, algorithm, row), held, folder / name)
+        if len(rows) == _ROWS or row + 1 == len(clients.ids):
+            weights.put_rows(np.arange(row + 1 - len(rows), row + 1), np.stack(rows))
+            rows = []
     if shared := algorithm.memory().shared:
         path = folder / checkpoint.SHARED
         content = checkpoint.read(folder, manifest, checkpoint.SHARED)

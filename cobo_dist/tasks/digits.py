@@ -3,7 +3,8 @@
 A small twin of the paper's cross-silo experiment that needs no network: scikit-learn's 1,797 digits
 (8 x 8 pixels). Clusters differ by a random permutation of the ten labels, applied to training and test.
 The test pool is common (each client answers in its cluster's labels); the rest is shared out to the
-clusters, and a cluster's share to its clients, so no training example belongs to two clients.
+clusters, and a cluster's share to its clients, so no training example belongs to two clients. For more
+clients than there are images, `task.images_per_client` lets every client draw its own from all of the rest.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ class DigitsConfig(Section):
     clusters: int = Field(4, ge=1, description="clusters, each with its own label permutation")
     clients_per_cluster: int = Field(2, ge=1, description="clients in each cluster")
     test_size: int = Field(500, ge=1, description="images in the common test pool")
+    images_per_client: int = Field(
+        0,
+        ge=0,
+        description="images that each client draws for itself, where clients may share images; 0: "
+        "images are shared out, and none belongs to two clients",
+    )
     validation_fraction: float = Field(
         0.2, ge=0, lt=1, description="share of a client's images kept for validation"
     )
@@ -75,16 +82,30 @@ def _labels(seed: int, cluster: int) -> torch.Tensor:
 
 def _split(config: DigitsConfig, images: int, seed: int) -> dict[str, list[torch.Tensor]]:
     clients = config.clusters * config.clients_per_cluster
-    each = max(0, images - config.test_size) // clients
+    left = max(0, images - config.test_size)
+    each = config.images_per_client or left // clients
     held_out = int(each * config.validation_fraction)
+    if each > left:
+        raise Refusal(
+            f"{images} digits less task.test_size={config.test_size} leave {left} for a client to draw "
+            f"task.images_per_client={each} from; lower one of them"
+        )
     if each - held_out < 1:
         raise Refusal(
             f"{images} digits less task.test_size={config.test_size} leave {each} for each of "
-            f"{clients} clients; lower task.test_size, task.clusters or task.clients_per_cluster"
+            f"{clients} clients; lower task.test_size, task.clusters or task.clients_per_cluster, or let "
+            "clients share images: task.images_per_client=20"
         )
     order = seeds.permutation(seeds.key(seed, "digits split"), images)
     test, shares = order[: config.test_size], order[config.test_size :]
-    own = [shares[i * each : (i + 1) * each] for i in range(clients)]
+    if config.images_per_client:
+        draws = (
+            seeds.permutation(seeds.key(seed, "digits of a client", i), left)[:each]
+            for i in range(clients)
+        )
+        own = [shares[numbers] for numbers in draws]
+    else:
+        own = [shares[i * each : (i + 1) * each] for i in range(clients)]
     return {
         "train": [numbers[held_out:] for numbers in own],
         "validation": [numbers[:held_out] for numbers in own],

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from cobo_dist.reports.figures.curves import HEADER, curve_rows, draw_curve
 from cobo_dist.reports.figures.style import Look, canvas, round_axis, save
 from cobo_dist.reports.grouping import Group
-from cobo_dist.reports.series import Curve, link_strengths, over_seeds, running_median
+from cobo_dist.reports.series import Curve, over_seeds, running_median
 from cobo_dist.reports.writing import write_csv
 
 _BLUE, _RED, _GREEN = (0.0, 0.447, 0.698), (0.835, 0.369, 0.0), (0.0, 0.5, 0.38)
@@ -69,7 +69,7 @@ def draw_graph(group: Group, path: Path) -> list[Path]:
 def _curves(group: Group) -> dict[str, Curve]:
     """The quantities of all panels that have a finite value, averaged over seeds."""
     strengths = [
-        link_strengths(run.weights.rounds, run.weights.weights, run.weights.clusters)
+        run.weights.links
         for run in group.runs
         # The mean over all pairs of weights that sum to 1 is an equal share, whatever they do.
         if run.weights is not None and not (run.weights.share and run.weights.clusters is None)

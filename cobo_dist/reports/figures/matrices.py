@@ -1,4 +1,7 @@
-"""Heat maps of the collaboration weights at a few rounds, beside the true clusters."""
+"""Heat maps of the collaboration weights at a few rounds, beside the true clusters.
+
+W of many clients is drawn by cells of clients (`reports.large`).
+"""
 
 from __future__ import annotations
 
@@ -124,26 +127,31 @@ def _nearest(weights: Weights, target: int) -> int:
     return int(weights.rounds[np.abs(weights.rounds - target).argmin()])
 
 
-def _order(weights: Weights) -> npt.NDArray[np.int64]:
-    """Clients by cluster, so that the true links are blocks on the diagonal. [n]"""
-    if weights.clusters is None:
-        return np.arange(weights.weights.shape[1])
-    return np.argsort(weights.clusters, kind="stable").astype(np.int64)
-
-
 def _panel(weights: Weights, number: int) -> Panel:
-    order = _order(weights)
+    order = weights.order
     matrix = weights.weights[int(np.flatnonzero(weights.rounds == number)[0])]
-    return f"round {number}", matrix[np.ix_(order, order)]
+    return f"round {number}", _masked(weights, matrix[np.ix_(order, order)])
 
 
 def _oracle(weights: Weights, top: float) -> list[Panel]:
     """The true clusters, dark whatever the scale: they say which links are right, not how strong."""
     if weights.clusters is None:
         return []
-    clusters = weights.clusters[_order(weights)]
+    if weights.cells:
+        assert weights.cells.oracle is not None
+        return [("oracle", np.float32(top) * weights.cells.oracle)]
+    clusters = weights.clusters[weights.order]
     same = clusters[:, None] == clusters[None, :]
-    return [("oracle", np.where(same, np.float32(top), np.float32(0.0)))]
+    return [("oracle", _masked(weights, np.where(same, np.float32(top), np.float32(0.0))))]
+
+
+def _masked(weights: Weights, matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The matrix with -inf where a client meets itself: such a weight must not read as a link."""
+    if weights.cells:  # they leave it out themselves
+        return matrix
+    matrix = matrix.copy()
+    np.fill_diagonal(matrix, -np.inf)
+    return matrix
 
 
 def _exceed(panels: Sequence[Panel], top: float) -> bool:
@@ -160,8 +168,7 @@ def _scale(top: float) -> ScalarMappable:
 def _draw_matrix(axes: Axes, matrix: npt.NDArray[np.float32], top: float) -> None:
     pixels = np.asarray(_scale(top).to_rgba(matrix))  # [n, n, 4]
     pixels[np.isnan(matrix)] = to_rgba(_NAN)
-    # A client's weight for itself plays no part in CoBo: it must not read as a link.
-    np.einsum("iic->ic", pixels)[:] = to_rgba(GREY)
+    pixels[np.isneginf(matrix)] = to_rgba(GREY)
     axes.imshow(pixels, interpolation="nearest")
     axes.grid(visible=False)
     for side in ("top", "right"):
@@ -169,18 +176,23 @@ def _draw_matrix(axes: Axes, matrix: npt.NDArray[np.float32], top: float) -> Non
 
 
 def _clients(weights: Weights) -> str:
-    order = _order(weights)
+    order = weights.order
+    if weights.cells:
+        by = "clients" if weights.clusters is None else "clients, by cluster"
+        return f"{by} ({weights.cells.largest} to a pixel)"
     sorted_ = len(order) > _FEW and not np.array_equal(order, np.arange(len(order)))
     return "clients, by cluster" if sorted_ else "client"
 
 
 def _tick_clients(axes: Axes, weights: Weights) -> None:
-    order = _order(weights)
+    order = weights.order
     step = -(-len(order) // (8 if len(order) <= _FEW else 4))
     places = list(range(0, len(order), step))
     # Among many clients a number here and there helps nobody, their places do.
     few = len(order) <= _FEW
     labels = [weights.labels[order[place]] if few else str(place) for place in places]
+    if weights.cells:
+        labels = [str(weights.cells.first(place)) for place in places]
     turned = 90.0 if max(map(len, labels)) > _LETTERS else 0.0
     axes.set_xticks(places, labels, fontsize=6, rotation=turned)
     axes.set_yticks(places, labels, fontsize=6)
@@ -215,7 +227,7 @@ def _draw_scale(
 
 
 def _rows(weights: Weights, shown: Sequence[int]) -> list[tuple[object, ...]]:
-    """The drawn matrices in long form, with the clients' own numbers."""
+    """The drawn matrices in long form, with the clients' own numbers, or those of cells of them."""
     rows: list[tuple[object, ...]] = []
     for number in shown:
         matrix = weights.weights[int(np.flatnonzero(weights.rounds == number)[0])].tolist()

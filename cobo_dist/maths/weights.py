@@ -1,0 +1,301 @@
+"""Rows of W, kept small: what groups of clients share, and the weights that differ from it.
+
+w_ij is `level` where clients i and j are of one group and 0 elsewhere, except for the entries listed. W = 1
+is one group of all; FedAvg inside clusters has a group for each; W = 0 is level 0. A learned W lists what
+moved, so that n clients need no n^2 numbers before as many weights have moved. A row with fewer non-zero
+weights than moved ones stands apart: it lists those, and the rest of it is 0. Which rows do so follows from
+their numbers alone, so that a run that was stopped goes on with the same lists.
+
+Shapes: c rows, n clients, m entries, k entries or rows asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+
+_AT_ONCE = 1 << 22
+"""Numbers of a dense piece, where rows have to be written out."""
+
+
+class Weights:
+    """The rows of W of some clients, [c, n].
+
+    `version` counts the changes, so that what was worked out from the weights can be used again.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[int] | Ints,
+        groups_n: Sequence[int] | Ints,
+        level: float = 1.0,
+        dtype: type[np.floating[Any]] = np.float32,
+    ) -> None:
+        """Start with `level` inside groups and 0 across, for the rows of the clients `ids`."""
+        self.ids_c: Ints = np.asarray(ids, dtype=np.int64)
+        self.groups_n: Ints = np.unique(np.asarray(groups_n), return_inverse=True)[1].reshape(-1)
+        self.level = level
+        self.dtype = np.dtype(dtype)
+        self.apart_c = np.zeros(len(self.ids_c), dtype=bool)
+        self.groups_c = self.groups_n[self.ids_c]  # of each row; -1 where it stands apart
+        self._sizes_c = np.bincount(self.groups_n)[self.groups_c]  # of each row's group
+        self.version = 0
+        self._changed_n = np.zeros(len(self.groups_n), dtype=np.int64)  # version of last change
+        self._keys: Ints = np.empty(0, dtype=np.int64)  # row * n + column, ascending
+        self._values: Floats = np.empty(0, dtype=self.dtype)
+
+    @classmethod
+    def of_rows(cls, ids: Sequence[int] | Ints, rows_cn: Floats) -> Weights:
+        """Return weights of which every one may be another."""
+        weights = cls(ids, np.arange(rows_cn.shape[1]), 0.0, rows_cn.dtype.type)
+        weights.put_rows(np.arange(len(rows_cn)), rows_cn)
+        return weights
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The number of rows and of clients, (c, n)."""
+        return len(self.ids_c), len(self.groups_n)
+
+    @property
+    def listed(self) -> int:
+        """The number m of entries that are listed."""
+        return len(self._keys)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the rows take."""
+        return self.bytes_of(self.shape[0])
+
+    def bytes_of(self, count: int) -> int:
+        """Return the bytes that `count` of such rows would take."""
+        own = (
+            self.ids_c, self.apart_c, self.groups_c, self._sizes_c, self._keys, self._values,
+        )  # fmt: skip
+        shared = self.groups_n.nbytes + self._changed_n.nbytes
+        return shared + sum(one.nbytes for one in own) * count // max(1, self.shape[0])
+
+    def copy(self) -> Weights:
+        """Return weights that move by themselves."""
+        other = Weights(self.ids_c, self.groups_n, self.level, self.dtype.type)
+        other._stand_apart(self.apart_c.copy())
+        other._keys, other._values = self._keys.copy(), self._values.copy()
+        return other
+
+    def entries(self) -> tuple[Ints, Ints, Floats]:
+        """Return rows, columns and values of the listed entries, [m] each, row by row."""
+        rows, columns = np.divmod(self._keys, self.shape[1])
+        return rows, columns, self._values
+
+    def _stand_apart(self, apart_c: NDArray[np.bool_]) -> None:
+        self.apart_c = apart_c
+        self.groups_c = np.where(apart_c, -1, self.groups_n[self.ids_c])
+
+    def changed_since(self, version: int, columns: Ints) -> bool:
+        """Return whether a weight in these columns is another than at that version."""
+        return version < self.version and bool((self._changed_n[columns] > version).any())
+
+    # -- single weights ---------------------------------------------------------------------------
+
+    def base(self, rows_k: Ints, columns_k: Ints) -> Floats:
+        """Return what is meant of the weights in these places where they are not listed."""
+        if not self.level:
+            return np.zeros(len(rows_k), dtype=self.dtype)
+        same = self.groups_c[rows_k] == self.groups_n[columns_k]
+        return np.where(same, self.level, 0.0).astype(self.dtype)
+
+    def at(self, rows_k: Ints, columns_k: Ints) -> Floats:
+        """Return the weights in these places, [k]."""
+        keys = np.asarray(rows_k, dtype=np.int64) * self.shape[1] + columns_k
+        place, found = self._find(keys)
+        values = self.base(rows_k, columns_k)
+        values[found] = self._values[place[found]]
+        return values
+
+    def put(self, rows_k: Ints, columns_k: Ints, values_k: Floats) -> None:
+        """Set the weights in these places; no place may be named twice."""
+        keys = np.asarray(rows_k, dtype=np.int64) * self.shape[1] + columns_k
+        order = np.argsort(keys)
+        keys, values = keys[order], np.asarray(values_k, dtype=self.dtype)[order]
+        rows, columns = np.asarray(rows_k)[order], np.asarray(columns_k)[order]
+        place, found = self._find(keys)
+        base = self.base(rows, columns)
+        old = base.copy()
+        old[found] = self._values[place[found]]
+        changed = old != values
+        if not changed.any():
+            return
+        self.version += 1
+        self._changed_n[columns[changed]] = self.version
+        self._values[place[found]] = values[found]
+        plain = values == base
+        new = ~found & ~plain
+        if new.any():
+            self._insert(place[new], keys[new], values[new])
+        if (found & plain).any():  # they are what is meant anyhow, and need no place any more
+            kept = np.ones(len(self._keys), dtype=bool)
+            kept[self._find(keys[found & plain])[0]] = False
+            self._keys, self._values = self._keys[kept], self._values[kept]
+        if self.level:
+            self._choose_again(np.unique(rows[changed]))
+
+    def _insert(self, place: Ints, keys: Ints, values: Floats) -> None:
+        at = place + np.arange(len(keys))
+        old = np.ones(len(self._keys) + len(keys), dtype=bool)
+        old[at] = False
+        all_keys, all_values = np.empty(len(old), np.int64), np.empty(len(old), self.dtype)
+        all_keys[old], all_keys[at] = self._keys, keys
+        all_values[old], all_values[at] = self._values, values
+        self._keys, self._values = all_keys, all_values
+
+    def _find(self, keys: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        place = np.searchsorted(self._keys, keys)
+        found = np.zeros(len(keys), dtype=bool)
+        inside = place < len(self._keys)
+        found[inside] = self._keys[place[inside]] == keys[inside]
+        return place, found
+
+    def _choose_again(self, rows_k: Ints) -> None:
+        """Let rows that moved stand apart, or with their group again, whichever lists less of them."""
+        n = self.shape[1]
+        starts = np.searchsorted(self._keys, np.stack([rows_k, rows_k + 1]) * n)
+        sizes_k = self._sizes_c[rows_k]
+        near = 2 * (starts[1] - starts[0]) >= sizes_k  # the others cannot list less
+        if not near.any():
+            return
+        rows_k, sizes_k, (begin, end) = rows_k[near], sizes_k[near], starts[:, near]
+        lengths = end - begin
+        at = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        owner = np.repeat(np.arange(len(rows_k)), lengths)
+        values = self._values[at]
+        same = self.groups_n[self._keys[at] % n] == self.groups_n[self.ids_c[rows_k]][owner]
+
+        def count(which: NDArray[np.bool_]) -> Ints:
+            return np.bincount(owner[which], minlength=len(rows_k))
+
+        apart_k, across_k = self.apart_c[rows_k], count(~same)
+        # Of a row apart all non-zero weights are listed, of another those that differ from the group's.
+        nonzero_k = np.where(apart_k, lengths, sizes_k - count(same & (values == 0)) + across_k)
+        inside_k = count(same & (values == self.dtype.type(self.level)))
+        differ_k = np.where(apart_k, sizes_k - inside_k + across_k, lengths)
+        flips = rows_k[(nonzero_k < differ_k) != apart_k]
+        for piece in _pieces(flips, n):
+            self._list(piece, self.rows(piece))
+
+    # -- whole rows -------------------------------------------------------------------------------
+
+    def rows(self, rows_k: Ints) -> Floats:
+        """Return some rows written out, [k, n]."""
+        rows_k = np.asarray(rows_k, dtype=np.int64)
+        n = self.shape[1]
+        same_kn = self.groups_c[rows_k, None] == self.groups_n[None, :]
+        dense_kn = np.where(same_kn, self.level, 0.0).astype(self.dtype)
+        for k, row in enumerate(rows_k.tolist()):
+            begin, end = np.searchsorted(self._keys, (row * n, (row + 1) * n))
+            dense_kn[k, self._keys[begin:end] - row * n] = self._values[begin:end]
+        return dense_kn
+
+    def dense(self) -> Floats:
+        """Return all rows written out, [c, n]."""
+        return self.rows(np.arange(self.shape[0]))
+
+    def each_row(self) -> Iterator[Floats]:
+        """Yield one row after the other, written out, [n]."""
+        for row in range(self.shape[0]):
+            yield self.rows(np.array([row]))[0]
+
+    def put_rows(self, rows_k: Ints, dense_kn: Floats) -> None:
+        """Set whole rows, the k-th to that of a matrix [k, n]."""
+        rows_k = np.asarray(rows_k, dtype=np.int64)
+        self.version += 1
+        self._changed_n[:] = self.version
+        order = np.argsort(rows_k)
+        for piece in _pieces(order, self.shape[1]):
+            self._list(rows_k[piece], dense_kn[piece].astype(self.dtype))
+
+    def _list(self, rows_k: Ints, dense_kn: Floats) -> None:
+        """List rows anew, the shorter way; `rows_k` ascends."""
+        n = self.shape[1]
+        same_kn = self.groups_n[self.ids_c[rows_k], None] == self.groups_n[None, :]
+        named_kn = dense_kn != np.where(same_kn, self.level, 0.0).astype(self.dtype)
+        if self.level:
+            nonzero_kn = dense_kn != 0
+            apart_k = nonzero_kn.sum(axis=1) < named_kn.sum(axis=1)
+            named_kn[apart_k] = nonzero_kn[apart_k]
+            self.apart_c[rows_k] = apart_k
+            self._stand_apart(self.apart_c)
+        row, column = np.nonzero(named_kn)
+        kept = np.ones(len(self._keys), dtype=bool)
+        for begin, end in zip(
+            *np.searchsorted(self._keys, np.stack([rows_k, rows_k + 1]) * n), strict=True
+        ):
+            kept[begin:end] = False
+        keys = np.concatenate([self._keys[kept], rows_k[row] * n + column])
+        values = np.concatenate([self._values[kept], dense_kn[row, column]])
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._values = keys[order], values[order]
+
+    def sums(self) -> NDArray[np.float64]:
+        """Return the sum of every row, [c]."""
+        rows, columns, values = self.entries()
+        more = values.astype(np.float64) - self.base(rows, columns)
+        counted = np.bincount(rows, weights=more, minlength=self.shape[0])
+        answer: NDArray[np.float64] = (
+            float(self.level) * np.where(self.apart_c, 0, self._sizes_c) + counted
+        )
+        return answer
+
+    # -- to send and to keep ----------------------------------------------------------------------
+
+    def lists(self) -> dict[str, NDArray[Any]]:
+        """Return what is listed: `apart` [c], how many entries a row has, their columns and values [m]."""
+        n = self.shape[1]
+        starts = np.searchsorted(self._keys, np.arange(self.shape[0] + 1) * n)
+        return {
+            "apart": self.apart_c.astype(np.uint8),
+            "counts": np.diff(starts),
+            "columns": (self._keys % n).astype(np.int32),
+            "values": self._values,
+        }
+
+    def with_lists(self, ids: Ints, lists: dict[str, NDArray[Any]]) -> Weights:
+        """Return the rows of other clients of the same groups, in ascending order, from what `lists` gave."""
+        other = Weights(ids, self.groups_n, self.level, self.dtype.type)
+        other._stand_apart(lists["apart"].astype(bool))
+        rows = np.repeat(np.arange(len(other.ids_c)), lists["counts"])
+        other._keys = rows * self.shape[1] + lists["columns"]
+        other._values = lists["values"].astype(self.dtype)
+        return other
+
+
+def join(parts: Sequence[Weights]) -> Weights:
+    """Return the rows of all parts, which are of the same groups, in the order of their clients."""
+    ids = np.concatenate([part.ids_c for part in parts])
+    order = np.argsort(ids, kind="stable")
+    place = np.empty(len(ids), dtype=np.int64)  # of each row among all
+    place[order] = np.arange(len(ids))
+    first, n = parts[0], parts[0].shape[1]
+    whole = Weights(ids[order], first.groups_n, first.level, first.dtype.type)
+    whole._stand_apart(np.concatenate([part.apart_c for part in parts])[order])
+    begin, keys = 0, []
+    for part in parts:
+        rows, columns, _ = part.entries()
+        keys.append(place[begin + rows] * n + columns)
+        begin += part.shape[0]
+    all_keys = np.concatenate(keys)
+    at = np.argsort(all_keys, kind="stable")
+    whole._keys = all_keys[at]
+    whole._values = np.concatenate([part._values for part in parts])[at]
+    return whole
+
+
+def _pieces(numbers: Ints, n: int) -> Iterator[Ints]:
+    """Cut numbers of rows so that a piece of rows may be written out."""
+    step = max(1, _AT_ONCE // max(1, n))
+    for at in range(0, len(numbers), step):
+        yield numbers[at : at + step]

@@ -1,0 +1,171 @@
+"""W of many clients, which W.npz keeps as lists, brought to a picture's size: the means of cells of clients.
+
+A snapshot says what a weight is where nothing is listed (`level` where two clients are of one of its groups,
+0 elsewhere and in rows that stand `apart`), and lists the others row by row. Nothing here is n x n.
+
+Shapes: n clients, k snapshots, m entries of one, b cells.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from cobo_dist.reports.series import Series
+
+CELLS = 250
+"""The most rows and columns of a picture."""
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+_LISTS = ("groups", "level", "apart", "counts", "columns", "values")
+
+
+class Unfit(ValueError):
+    """Lists that do not go together; says which."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """How pictures of W stand for more clients than they have pixels.
+
+    `of` [n] is each client's cell; clients of one cluster follow each other. `links` are the mean weights
+    that `series.link_strengths` gives of a W that is written out, of all weights one by one.
+    """
+
+    of: Ints
+    oracle: npt.NDArray[np.float32] | None  # [b, b], the share of pairs of one true cluster
+    links: Mapping[str, Series]
+
+    @property
+    def clients(self) -> int:
+        """The number of clients n."""
+        return len(self.of)
+
+    @cached_property
+    def largest(self) -> int:
+        """The most clients in a cell."""
+        return int(np.bincount(self.of).max())
+
+    def first(self, cell: int) -> int:
+        """How many clients come before a cell."""
+        return int((self.of < cell).sum())
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    groups: Ints  # [n]
+    level: float
+    apart: npt.NDArray[np.bool_]  # [n]
+    rows: Ints  # [m], like the others
+    columns: Ints
+    more: Floats  # by what a weight differs from what is meant where it is not listed
+
+
+def is_listed(names: Iterator[str] | list[str]) -> bool:
+    """Whether a W.npz with arrays of these names keeps lists."""
+    return any(re.fullmatch(r"\d+\.groups", name) for name in names)
+
+
+def read_listed(
+    stored: Mapping[str, npt.NDArray[np.generic]], clusters: Ints | None
+) -> tuple[Ints, npt.NDArray[np.float32], Cells]:
+    """Return the rounds [k], the mean weights of cells [k, b, b], and the cells.
+
+    Raises `Unfit` where arrays are missing or do not go together, and what numpy raises of a broken file.
+    """
+    rounds = sorted(
+        int(name.split(".")[0]) for name in stored if re.fullmatch(r"\d+\.groups", name)
+    )
+    n = len(stored[f"{rounds[0]}.groups"])
+    if clusters is not None and clusters.shape != (n,):
+        raise Unfit(f"clusters have shape {clusters.shape}, but there are {n} clients")
+    order = np.arange(n) if clusters is None else np.argsort(clusters, kind="stable")
+    of = np.empty(n, dtype=np.int64)
+    of[order] = np.arange(n) * min(n, CELLS) // n
+    truth = np.zeros(n, dtype=np.int64) if clusters is None else _numbers(clusters)
+    means: list[npt.NDArray[np.float32]] = []
+    links: dict[str, Series] = {"within": {}, "across": {}}
+    for number in rounds:
+        snapshot = _read(stored, number, n)
+        means.append(_cell_means(snapshot, of))
+        for name, mean in zip(links, _mean_by_truth(snapshot, truth), strict=True):
+            links[name][number] = mean
+    if clusters is None:
+        links = {"all pairs": links["within"]}
+    oracle = None
+    if clusters is not None:
+        none = np.empty(0, dtype=np.int64)
+        same = _Snapshot(truth, 1.0, np.zeros(n, dtype=bool), none, none, none.astype(np.float64))
+        oracle = _cell_means(same, of)
+    found = {name: one for name, one in links.items() if np.isfinite(list(one.values())).any()}
+    return np.asarray(rounds, dtype=np.int64), np.stack(means), Cells(of, oracle, found)
+
+
+def _read(stored: Mapping[str, npt.NDArray[np.generic]], number: int, n: int) -> _Snapshot:
+    parts = {}
+    for name in _LISTS:
+        if f"{number}.{name}" not in stored:
+            raise Unfit(f"it has no array `{number}.{name}`")
+        parts[name] = np.asarray(stored[f"{number}.{name}"])
+    m = int(parts["counts"].sum())
+    shapes = dict.fromkeys(("groups", "apart", "counts"), (n,)) | {"level": (1,)}
+    shapes |= dict.fromkeys(("columns", "values"), (m,))
+    for name, shape in shapes.items():
+        if parts[name].shape != shape:
+            raise Unfit(f"`{number}.{name}` has shape {parts[name].shape}, not {shape}")
+    columns = parts["columns"].astype(np.int64)
+    if m and not 0 <= columns.min() <= columns.max() < n:
+        raise Unfit(f"`{number}.columns` name other clients than the {n} there are")
+    rows = np.repeat(np.arange(n), parts["counts"].astype(np.int64))
+    groups, apart = _numbers(parts["groups"]), parts["apart"].astype(bool)
+    level = float(parts["level"][0])
+    base = np.where((groups[rows] == groups[columns]) & ~apart[rows], level, 0.0)
+    off = rows != columns
+    more = parts["values"].astype(np.float64) - base
+    return _Snapshot(groups, level, apart, rows[off], columns[off], more[off])
+
+
+def _numbers(labels: npt.NDArray[np.generic]) -> Ints:
+    numbers: Ints = np.unique(labels, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return numbers
+
+
+def _cell_means(snapshot: _Snapshot, of: Ints) -> npt.NDArray[np.float32]:
+    """The mean weight of each pair of cells, without clients' weights for themselves. [b, b]"""
+    from scipy.sparse import coo_array
+
+    sizes, stays = np.bincount(of), ~snapshot.apart
+    b, groups = len(sizes), 1 + int(snapshot.groups.max())
+    every = np.ones(len(of))
+    columns = coo_array((every, (of, snapshot.groups)), shape=(b, groups)).tocsr()
+    rows = coo_array((every[stays], (of[stays], snapshot.groups[stays])), shape=(b, groups)).tocsr()
+    grouped = (rows @ columns.T).toarray() - np.diag(np.bincount(of[stays], minlength=b))
+    places = of[snapshot.rows] * b + of[snapshot.columns]
+    sums = np.bincount(places, weights=snapshot.more, minlength=b * b).reshape(b, b)
+    counts = np.outer(sizes, sizes) - np.diag(sizes)
+    means = (snapshot.level * grouped + sums) / np.maximum(counts, 1)
+    return np.asarray(means, dtype=np.float32)
+
+
+def _mean_by_truth(snapshot: _Snapshot, truth: Ints) -> tuple[float, float]:
+    """The mean weight within and across true clusters; NaN where there is no pair."""
+    n, stays = len(truth), ~snapshot.apart
+    both = _numbers(snapshot.groups * n + truth)
+    sizes = np.bincount(snapshot.groups)[snapshot.groups]
+    grouped_within = int((np.bincount(both)[both] - 1)[stays].sum())
+    grouped = np.array([grouped_within, int((sizes - 1)[stays].sum()) - grouped_within])
+    within = int((np.bincount(truth)[truth] - 1).sum())
+    counts = np.array([within, n * (n - 1) - within])
+    same = truth[snapshot.rows] == truth[snapshot.columns]
+    more = np.array([snapshot.more[same].sum(), snapshot.more[~same].sum()])
+    with np.errstate(invalid="ignore"):
+        means = np.where(
+            counts > 0, (snapshot.level * grouped + more) / np.maximum(counts, 1), np.nan
+        )
+    return float(means[0]), float(means[1])

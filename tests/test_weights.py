@@ -1,0 +1,105 @@
+"""Rows of W kept small hold the same numbers as rows written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cobo_dist.maths.weights import Weights, join
+
+LEVELS = (0.0, 0.25, 1.0)
+VALUES = (0.0, 0.25, 0.5, 1.0)
+
+
+@st.composite
+def moves(
+    draw: st.DrawFn,
+) -> tuple[list[int], np.ndarray, float, list[dict[tuple[int, int], float]]]:
+    n = draw(st.integers(1, 7))
+    ids = sorted(draw(st.sets(st.integers(0, n - 1), min_size=1)))
+    groups = np.array(draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)))
+    places = st.tuples(st.integers(0, len(ids) - 1), st.integers(0, n - 1))
+    change = st.dictionaries(places, st.sampled_from(VALUES), max_size=12)
+    return ids, groups, draw(st.sampled_from(LEVELS)), draw(st.lists(change, max_size=6))
+
+
+def written_out(ids: list[int], groups: np.ndarray, level: float) -> np.ndarray:
+    return np.where(groups[ids, None] == groups[None, :], level, 0.0).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=200)
+@given(moves())
+def test_they_are_the_matrix_that_they_stand_for(case: tuple) -> None:
+    ids, groups, level, changes = case
+    weights, dense = Weights(ids, groups, level), written_out(ids, groups, level)
+    for change in changes:
+        places = list(change)
+        rows = np.array([row for row, _ in places], dtype=np.int64)
+        columns = np.array([column for _, column in places], dtype=np.int64)
+        values = np.array([change[place] for place in places], dtype=np.float32)
+        weights.put(rows, columns, values)
+        dense[rows, columns] = values
+        np.testing.assert_array_equal(weights.dense(), dense)
+        np.testing.assert_array_equal(weights.at(rows, columns), values)
+        np.testing.assert_allclose(weights.sums(), dense.sum(axis=1, dtype=np.float64))
+        differing = (dense != written_out(ids, groups, level)).sum(axis=1)
+        assert weights.listed == np.minimum(differing, (dense != 0).sum(axis=1)).sum()
+        again = Weights(ids, groups, level)
+        again.put_rows(np.arange(len(ids)), dense)
+        for one, other in zip(again.entries(), weights.entries(), strict=True):
+            np.testing.assert_array_equal(one, other, "the same lists, however it came to be so")
+        np.testing.assert_array_equal(again.apart_c, weights.apart_c)
+    other = weights.copy()
+    some = np.arange(len(ids))[::2]
+    other.put_rows(some, np.full((len(some), len(groups)), 0.5, dtype=np.float32))
+    np.testing.assert_array_equal(weights.dense(), dense)
+    dense[some] = 0.5
+    np.testing.assert_array_equal(other.dense(), dense)
+    np.testing.assert_array_equal(Weights.of_rows(ids, dense).dense(), dense)
+    told = weights.with_lists(weights.ids_c, weights.lists())
+    np.testing.assert_array_equal(told.dense(), weights.dense())
+
+
+def test_what_changed_is_known_by_column() -> None:
+    weights = Weights(range(3), (0,) * 4)
+    before, columns = weights.version, np.arange(4)
+    weights.put(np.array([0, 2]), np.array([1, 3]), np.array([1.0, 0.5]))
+    changed = [weights.changed_since(before, columns[[k]]) for k in range(4)]
+    assert changed == [False, False, False, True], "w_01 was 1 before"
+    assert not weights.changed_since(weights.version, columns)
+    weights.put(np.array([2]), np.array([3]), np.array([0.5]))
+    assert not weights.changed_since(before + 1, columns), "nothing new"
+
+
+@pytest.mark.parametrize("owners", [(0, 0, 1, 1, 1), (1, 0, 2, 0, 1)])
+def test_ranks_rows_join(owners: tuple[int, ...]) -> None:
+    dense = np.random.default_rng(4).choice([0, 1, 0.5], (5, 5)).astype(np.float32)
+    parts = []
+    for rank in sorted(set(owners)):
+        ids = np.flatnonzero(np.array(owners) == rank)
+        parts.append(Weights(ids, (0,) * 5))
+        parts[-1].put_rows(np.arange(len(ids)), dense[ids])
+    np.testing.assert_array_equal(join(parts).dense(), dense)
+
+
+def test_a_matrix_of_ones_takes_as_much_as_its_clients_and_its_moves() -> None:
+    n = 10_000
+    weights = Weights(range(5_000), np.zeros(n))
+    few = weights.nbytes
+    assert few == 16 * n + 25 * 5_000
+    rows = np.arange(5_000)
+    for column in range(5):
+        weights.put(rows, np.full(5_000, column), np.full(5_000, 0.5))
+    assert weights.nbytes == few + 25_000 * 12
+    np.testing.assert_allclose(weights.sums(), n - 2.5)
+
+
+def test_when_most_have_moved_to_zero_those_left_are_listed() -> None:
+    weights = Weights(range(4), np.zeros(4))
+    rows, columns = np.nonzero(~np.eye(4, dtype=bool))
+    weights.put(rows, columns, np.zeros(12))
+    assert weights.listed == 4
+    assert weights.apart_c.all()
+    np.testing.assert_array_equal(weights.dense(), np.eye(4))
