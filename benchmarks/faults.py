@@ -2,7 +2,7 @@
 
 python benchmarks/faults.py [--only PART ...] [sizes]
 
-Parts are kills, restarts, resume, corruption, endings, fuzz and soak; benchmarks/faults/ has a file for each.
+Parts are kills, restarts, elastic, resume, corruption, endings, fuzz and soak, each in benchmarks/faults/.
 All take place in a temporary folder, with small problems on CPU. The exit code is 0 if everything held that
 could be tried here, and 1 otherwise; what did not hold is printed under the table with its seed. Endings with
 a full disk or a read-only folder mount small file systems, which needs root, and are skipped without.
@@ -20,7 +20,8 @@ from pathlib import Path
 from faults.corruption import corruptions
 from faults.endings import ENDINGS, endings
 from faults.fuzz import fuzz, one
-from faults.kills import kills, restarts
+from faults.kills import kills
+from faults.launched import elastic, restarts
 from faults.outcome import Outcome, show
 from faults.resuming import resuming
 from faults.soak import soak
@@ -32,15 +33,18 @@ def main() -> int:
     parts: dict[str, Callable[[Path], list[Outcome]]] = {
         "kills": lambda folder: kills(given.kills, folder, given.seed),
         "restarts": lambda folder: restarts(given.restarts, folder, seed=given.seed),
+        "elastic": elastic,
         "resume": resuming,
         "corruption": lambda folder: corruptions(given.corruptions, folder, given.seed),
         "endings": lambda folder: endings(folder, given.endings, given.timeout, given.slack),
-        "fuzz": lambda folder: fuzz(given.configs, given.files, folder, given.seed),
+        "fuzz": lambda folder: fuzz(
+            given.configs, given.files, folder, given.seed, 100.0 + given.slack
+        ),
         "soak": lambda folder: soak(given.soak, folder),
     }
     if given.case:
         kind, _, seed = given.case.partition(":")
-        parts["fuzz"] = lambda folder: one(kind, int(seed), folder)
+        parts["fuzz"] = lambda folder: one(kind, int(seed), folder, 100.0 + given.slack)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as place:
         for name in given.only or parts:
@@ -66,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ("kills", "restarts", "resume", "corruption", "endings", "fuzz", "soak")
+    names = ("kills", "restarts", "elastic", "resume", "corruption", "endings", "fuzz", "soak")
     parser.add_argument("--only", nargs="+", choices=names, help="these parts (default: all)")
     for name, default, about in (
         ("kills", 100, "ranks killed"),

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.func import vmap
 from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
@@ -170,19 +169,6 @@ def test_engines_agree_where_layers_share_a_parameter_and_leave_the_module_alone
             assert isinstance(model.second.weight, nn.Parameter)
             assert model.second.weight is model.first.weight
     torch.testing.assert_close(found["vectorised"], found["one_by_one"])
-
-
-def test_the_loss_written_for_vmap_has_the_bits_of_the_loss() -> None:
-    task = Digits(DigitsConfig(), MlpConfig(hidden=(8,)), DataConfig(), 0, torch.float32)
-    inputs = torch.randn(5, 33, 10)
-    targets = torch.randint(0, 10, (5, 33))
-    found = []
-    for one in (task.loss, task.mapped_loss):
-        logits = inputs.clone().requires_grad_()
-        losses = vmap(lambda x, y, one=one: one(lambda rows: rows, x, y))(logits, targets)
-        found.append((losses, *torch.autograd.grad(losses.sum(), logits)))
-    for plain, mapped in zip(*found, strict=True):
-        assert torch.equal(plain, mapped)
 
 
 def test_the_timing_moves_nothing_and_names_an_engine() -> None:

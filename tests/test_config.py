@@ -333,6 +333,7 @@ def test_an_unknown_name_is_refused(argument: str, words: tuple[str, ...]) -> No
         ("algorithm.sampling=2", "algorithm.sampling=2"),
         ("run=5", "run=5"),
         ("algorithm=5", "algorithm=5"),
+        ("run.threads=100000000000000000000", "run.threads=100000000000000000000"),
         ("task=[digits]", "task=['digits']"),
     ],
 )

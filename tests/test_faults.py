@@ -11,6 +11,7 @@ from faults import fuzz, ranks
 from faults.corruption import corruptions
 from faults.endings import endings
 from faults.kills import kills
+from faults.launched import restarts
 from faults.outcome import Outcome, show
 from faults.problem import differences, rows
 from faults.resuming import resuming
@@ -34,6 +35,12 @@ def test_kills(tmp_path: Path) -> None:
     outcomes = kills(3, tmp_path, rounds=18, every=3)
     check(outcomes)
     assert outcomes[0].done.startswith("3 x SIGKILL")
+
+
+def test_restarts_under_torchrun(tmp_path: Path) -> None:
+    (one,) = restarts(1, tmp_path)
+    check([one])
+    assert "went on 1 times" in one.seen
 
 
 def test_resuming(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -253,6 +254,49 @@ def test_a_launchers_restart_goes_on_by_itself(
     assert_same(done, copy)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("versions", []), ("round", True), ("data", 5), ("ranks", "2")]
+)
+def test_a_manifest_with_other_types_is_none_even_if_it_is_sealed(
+    copy: Path, key: str, value: object
+) -> None:
+    folder = copy / "checkpoints" / "round-000000024"
+    path = folder / checkpoint.MANIFEST
+    assert checkpoint.read_manifest(folder).clients == 8
+    content = json.loads(path.read_text()) | {key: value}
+    del content["seal"]
+    seal = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    path.write_text(json.dumps(content | {"seal": seal}, indent=1) + "\n")
+    with pytest.raises(checkpoint.Damaged, match="is not as it was written"):
+        checkpoint.read_manifest(folder)
+
+
+def test_ranks_that_torchrun_starts_again_as_nodes_come_and_go_go_on_by_themselves(
+    done: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not count these starts; the run folder remembers which torchrun it was."""
+    torchrun = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    path = copy / "env.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"job": "mine"}))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert go_on(copy, "run.resume=never") == 2
+    assert "already holds a run" in capsys.readouterr().err
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    assert go_on(copy, "run.resume=never") == 0
+    assert_same(done, copy)
+
+
+def test_a_path_below_home_is_a_path(
+    done: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves the ~ of `run.resume=~/run` as it is."""
+    monkeypatch.setenv("HOME", str(copy.parent))
+    assert go_on(copy, f"run.resume=~/{copy.name}") == 0
+    assert_same(done, copy)
+
+
 def test_a_path_that_is_no_checkpoint_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,8 +365,7 @@ def test_a_sigterm_while_a_failure_is_written_down_is_survived(tmp_path: Path) -
     with (
         mock.patch.object(Recorder, "round", dies),
         mock.patch.object(RunFolder, "error_report", report),
-        mock.patch("cobo_dist.run.ending._look_for_cause", return_value=None),
     ):
         assert main([*QUIET, *DIGITS, f"run.dir={tmp_path / 'run'}"]) == 1
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["reason"] == "rank 0 lost contact with rank 1"
+    assert status["reason"] == "rank 0 lost contact with rank 1; this was in round 1"

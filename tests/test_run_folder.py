@@ -415,7 +415,8 @@ def test_an_error_on_another_rank_is_named_by_rank_0(pool: RankPool, tmp_path: P
     """Rank 1 cannot save its models: rank 0 says which rank failed and why, not "lost contact"."""
     out = tmp_path / "out"
     answers = pool.run(2, failing_save, ["run.rounds=2", f"run.dir={out}"])
-    assert answers[0].startswith(f"rank 1 failed: {out}/models/client_")
+    host = os.uname().nodename
+    assert answers[0].startswith(f"rank 1 on {host} failed in round 2: {out}/models/client_")
     for answer in answers:
         assert "are free; make room; the same command with run.resume=auto" in answer
     assert read(out, "status.json")["exit_code"] == 1

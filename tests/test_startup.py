@@ -125,6 +125,13 @@ def test_rank_0_missing_under_torchrun_whose_store_is_there(pool: RankPool) -> N
         everyone = [Launch("torchrun", r, 3, r, 3, "127.0.0.1", port, 1, 1) for r in range(3)]
         answers = pool.run(3, start_up, everyone, [agent] * 3, 60.0)
         assert [line for line, _, _ in answers] == [""] * 3
+        # A node has gone and its rank with it: torchrun starts the others again, and does not count it.
+        fewer = [
+            *(Launch("torchrun", r, 2, r, 2, "127.0.0.1", port, 1, 1 - r) for r in range(2)),
+            None,
+        ]
+        answers = pool.run(3, start_up, fewer, [agent] * 3, 60.0)
+        assert [line for line, _, _ in answers] == ["", "", "not started"]
 
 
 class torchruns_store:
@@ -153,6 +160,16 @@ def test_a_port_in_use_is_named_with_the_remedy(pool: RankPool) -> None:
     # Rank 1, if no launcher ends it, finds something that is no store: torch would wait without end.
     assert "what listens there is no run's rank 0" in answers[1][0]
     assert answers[1][2] < SECONDS + 5
+
+
+def test_rank_0_listens_only_at_the_address_it_was_told() -> None:
+    """All of 127.x.y.z leads to this host: what listens everywhere would answer at 127.0.0.2, too."""
+    port = free_port()
+    store = connect(by_hand(0, 1, port), 10.0, CPU)
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port), timeout=5)
+    del store
 
 
 def test_a_wrong_interface_on_one_rank_ends_all_at_once_with_the_list(pool: RankPool) -> None:

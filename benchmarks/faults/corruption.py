@@ -10,7 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from .outcome import Outcome, shorten
+from .outcome import Outcome, progress, shorten
 from .problem import arguments, differences, write_problem
 from .ranks import environment
 
@@ -66,6 +66,7 @@ def corruptions(count: int, folder: Path, seed: int = 0) -> list[Outcome]:
                 f"seed {seed}, number {number}, {name} {harm} {where[0]}: code {code}, {found}; "
                 f"{shorten(text)}"
             )
+        progress("corruption", number + 1, count)
     did = ", ".join(f"{times} x {harm}" for harm, times in sorted(tried.items()))
     alone = count // 10
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -48,7 +49,7 @@ class Place:
         run = start(
             RANKS, [*self.run, f"run.dir={out}"], self.folder / "logs", plant=plant, alone=alone
         )
-        wait_for(lambda: list(out.glob("checkpoints/round-?????????")), run, 120.0)
+        wait_for(lambda: list(out.glob("checkpoints/round-?????????")), run, 600.0)
         run.mark()
         return run
 
@@ -109,8 +110,35 @@ def killed(place: Place) -> Outcome:
     run.signal(1, signal.SIGKILL)
     ended = run.end(place.timeout + place.slack)
     return judge(
-        "SIGKILL to rank 1", "the others end with 1; resumes", ended, {0: 1, 1: -9, 2: 1},
-        ["lost contact"], place.timeout + place.slack, place.goes_on(out),
+        "SIGKILL to rank 1", "the others end with 1, naming it; resumes", ended, {0: 1, 1: -9, 2: 1},
+        ["rank 0 lost contact", "in round", "nothing was heard of rank 1 on"],
+        place.timeout + place.slack, place.goes_on(out),
+    )  # fmt: skip
+
+
+def killed_0(place: Place) -> Outcome:
+    """SIGKILL to the rank that speaks for all."""
+    out = place.folder / "killed_0"
+    run = place.start(out)
+    run.signal(0, signal.SIGKILL)
+    ended = run.end(place.timeout + place.slack)
+    return judge(
+        "SIGKILL to rank 0", "the others end with 1, and one of them names it; resumes",
+        ended, {0: -9, 1: 1, 2: 1}, ["error: rank 1 on", "in round", "nothing was heard of rank 0 on"],
+        place.timeout + place.slack, place.goes_on(out),
+    )  # fmt: skip
+
+
+def out_of_memory(place: Place) -> Outcome:
+    """More memory than there is, asked for by one rank."""
+    out = place.folder / "memory"
+    run = place.start(out, (plant_hunger, (PLANTED, 1)))
+    ended = run.end(place.timeout + place.slack)
+    return judge(
+        f"rank 1 asks for 4 PB in round {PLANTED}", "all end with 1: rank, host, round; resumes",
+        ended, dict.fromkeys(range(RANKS), 1),
+        ["error: rank 1 on", f"failed in round {PLANTED}", "out of memory"],
+        place.timeout + place.slack, place.goes_on(out),
     )  # fmt: skip
 
 
@@ -125,7 +153,8 @@ def frozen(place: Place) -> Outcome:
     return judge(
         f"SIGSTOP of rank 1, comm.timeout={place.timeout:g}",
         "the others end with 1 after the time-out, and it, once awake, too; resumes",
-        ended, {0: 1, 1: 1, 2: 1}, ["lost contact"], place.timeout + 2 * place.slack, place.goes_on(out),
+        ended, {0: 1, 1: 1, 2: 1}, ["nothing was heard of rank 1 on"],
+        place.timeout + 2 * place.slack, place.goes_on(out),
     )  # fmt: skip
 
 
@@ -287,6 +316,8 @@ def _at_the_start(
 
 ENDINGS: dict[str, Callable[[Place], Outcome]] = {
     "killed": killed,
+    "killed-0": killed_0,
+    "memory": out_of_memory,
     "frozen": frozen,
     "nan": not_a_number,
     "asked": asked_to_stop,
@@ -368,6 +399,22 @@ def plant_nan(r: int, client: int) -> None:
             self.centers_cd = kept
 
     QuadraticBatches.batch = batch  # type: ignore[method-assign]
+
+
+def plant_hunger(r: int, rank: int) -> None:
+    """Let a rank ask for memory that no machine has in round r."""
+    import torch
+
+    from cobo_dist.algorithms.cobo import CoBo
+
+    good = CoBo.round
+
+    def hungry(self, t):  # type: ignore[no-untyped-def]
+        if t == r - 1 and os.environ["RANK"] == str(rank):
+            torch.empty(10**15)
+        return good(self, t)
+
+    CoBo.round = hungry  # type: ignore[method-assign]
 
 
 def plant_pause(after: int, seconds: float) -> None:

@@ -114,7 +114,7 @@ def _write_npz(path: Path, sound: dict[str, np.ndarray], rng: random.Random) -> 
         members[name] = _with_header(members[name], rng)
     elif kind == 6:
         members[name] = rng.choice(
-            (b"", b"\x93NUMPY", rng.randbytes(60), pickle.dumps({"a": 1}), b"text")
+            (b"", b"\x93NUMPY", rng.randbytes(60), pickle.dumps(_Evil()), b"text")
         )
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", rng.choice((0, 8, 14))) as archive:
@@ -139,7 +139,16 @@ def _npy(array: np.ndarray) -> bytes:
     return whole.getvalue()
 
 
+class _Evil:
+    """What tells on whoever unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, ("EXECUTED", "w")
+
+
 def _other_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "O":
+        return np.full(array.shape, _Evil(), object)
     try:
         return array.astype(dtype)
     except (TypeError, ValueError):

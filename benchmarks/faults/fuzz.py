@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from . import files, texts
-from .outcome import Outcome, shorten
+from .outcome import Outcome, progress, shorten
 from .ranks import environment, server
 
 CONFIGS: dict[str, Callable[[random.Random, Path], list[str]]] = {
@@ -116,6 +116,7 @@ def _row(
             shown.append(f"{told.seconds:.1f} s\n{told.out}\n{told.err}")
         said = [said for said in told.err.splitlines() if said.startswith("error: ")]
         line = said[0] if said and told.code == 2 else line
+        progress(done, sum(codes.values()), len(which))
     return Outcome(
         done,
         "code 2 and one line, or a run; no stack trace, no hang, nothing of a file executed",

@@ -9,17 +9,14 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .outcome import Outcome, shorten
+from .outcome import Outcome, progress, shorten
 from .problem import arguments, differences, is_done, write_problem
-from .ranks import Run, environment, finished, load, start, wait_for
+from .ranks import Run, finished, load, start, wait_for
 
 RANKS, CLIENTS, SIZE = 3, 18, 200
 ROUNDS, EVERY = 60, 6
@@ -36,6 +33,7 @@ class _Seen:
     finished: int = 0  # runs
     codes: Counter[int | None] = field(default_factory=Counter)  # of survivors
     slowest: float = 0.0  # seconds from a kill to the last survivor's end
+    named: int = 0  # lines that name the rank that was killed
     line: str = ""
     wrong: list[str] = field(default_factory=list)  # with models, W or rows
     late: list[str] = field(default_factory=list)  # or loud survivors
@@ -74,6 +72,7 @@ def kills(
         else:
             killed, seen.kills, seen.inside = killed + 1, seen.kills + 1, seen.inside + inside
             _end_without(attempt, rank, seen)
+            progress("kills", seen.kills, count)
         if is_done(cut):
             name = f"seed {seed}, run {seen.finished}, after {killed} kills"
             seen.wrong += [f"{name}: {one}" for one in differences(whole, cut, rounds)]
@@ -98,8 +97,9 @@ def kills(
         Outcome(
             "the ranks that survived them",
             f"end by themselves with code 1 within comm.timeout={TIMEOUT:g} s (2 where they were still "
-            "connecting)",
-            f"codes {dict(sorted(seen.codes.items(), key=str))}, the slowest after {seen.slowest:.1f} s",
+            "connecting), and one of them says so",
+            f"codes {dict(sorted(seen.codes.items(), key=str))}, the slowest after {seen.slowest:.1f} s; "
+            f"{seen.named} of {seen.kills} times a line names the rank that was killed",
             seconds,
             not seen.late,
             seen.line,
@@ -145,77 +145,19 @@ def _end_well(run: Run, seen: _Seen) -> None:
 
 
 def _end_without(run: Run, killed: int, seen: _Seen) -> None:
+    failed, lines = False, list[str]()
     for rank, one in run.end(TIMEOUT + 15.0).items():
         if rank == killed:
             continue
         seen.codes[one.code] += 1
         seen.slowest = max(seen.slowest, one.seconds)
-        # Rank 0 says what happened. Where the last round was over, others may be done; before all have
-        # met, each says by itself that it could not connect.
-        speaks = len(one.said) == 1 if rank == 0 else len(one.said) < 2
-        fine = {0: not one.said, 1: speaks, 2: "could not connect" in one.err}
-        if not fine.get(one.code if one.code is not None else -1) or "Traceback" in one.err:
+        # Where the last round was over, others may be done; before all have met, they could not connect.
+        quiet = len(one.said) < (2 if one.code else 1)
+        if one.code not in (0, 1, 2) or not quiet or "Traceback" in one.err:
             seen.late.append(f"rank {rank} ended with {one.code}: {shorten(one.err)}")
-        if one.said:
-            seen.line = one.said[-1]
-
-
-def restarts(count: int, folder: Path, ranks: int = 2, seed: int = 0) -> list[Outcome]:
-    """Kill workers of a real torchrun that starts them again: the run resumes without being asked."""
-    began = time.monotonic()
-    rng = random.Random(seed)
-    run = arguments(write_problem(folder / "problem.npz", CLIENTS, SIZE), 10 * ROUNDS, EVERY)
-    whole, cut = folder / "whole", folder / "cut"
-    finished(ranks, [*run, f"run.dir={whole}"], folder / "logs")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}",
-        f"--max-restarts={count}", "-m", "cobo_dist.train", *run, f"run.dir={cut}",
-    ]  # fmt: skip
-    killed = 0
-    output = folder / "torchrun.txt"
-    with environment(), output.open("wb") as file:
-        launcher = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        for wanted in range(1, count + 1):
-            # Some way beyond where the last attempt came to, so that each of them did something.
-            if not _waits(launcher, cut, wanted * 10 * ROUNDS // (count + 1)):
-                break
-            if workers := list(_children(launcher.pid)):
-                os.kill(rng.choice(workers), signal.SIGKILL)
-                killed += 1
-        code = launcher.wait(600)
-    finally:
-        launcher.kill()
-    text = output.read_text(errors="replace")
-    wrong = differences(whole, cut, 10 * ROUNDS) if code == 0 else [shorten(text, 2000)]
-    told = [line for line in text.splitlines() if line.startswith("goes on after round")]
-    if len(told) != killed or not killed:
-        wrong.append(f"{killed} kills, and {len(told)} times it went on")
-    return [
-        Outcome(
-            f"{killed} x SIGKILL to a worker under torchrun --max-restarts={count}",
-            "torchrun's code 0; the run goes on by itself to what it is without",
-            f"code {code}, went on {len(told)} times, {len(wrong)} differences",
-            time.monotonic() - began,
-            not wrong,
-            told[-1] if told else "",
-            wrong,
-        )
-    ]
-
-
-def _waits(launcher: subprocess.Popen[bytes], cut: Path, r: int) -> bool:
-    """Wait until a checkpoint of round r or later is there; False if the launcher ended first."""
-    until = time.monotonic() + 600
-    while launcher.poll() is None and time.monotonic() < until:
-        names = [path.name for path in (cut / "checkpoints").glob("round-*") if not path.suffix]
-        if any(int(name.partition("-")[2]) >= r for name in names):
-            return True
-        time.sleep(0.002)
-    return False
-
-
-def _children(process: int) -> Iterator[int]:
-    """Yield the ids of a process's children."""
-    for task in Path(f"/proc/{process}/task").iterdir():
-        yield from map(int, (task / "children").read_text().split())
+        failed, lines = failed or one.code == 1, lines + one.said
+    if failed and not lines:
+        seen.late.append(f"nobody said that rank {killed} was lost")
+    about = [line for line in lines if f"rank {killed} on" in line]
+    seen.named += bool(about)
+    seen.line = (about or lines or [seen.line])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -46,6 +47,12 @@ def show(outcomes: Iterable[Outcome], width: int | None = None) -> None:
     for one in outcomes:
         for detail in one.details:
             console.print(f"{one.done}: {detail}", markup=False, soft_wrap=True)
+
+
+def progress(part: str, done: int, of: int, step: int = 1) -> None:
+    """Say on standard error, twenty times a part, how far the last `step` have brought it."""
+    if done * 20 // of > (done - step) * 20 // of:
+        print(f"{part}: {done} of {of}", file=sys.stderr, flush=True)
 
 
 def shorten(text: str, most: int = 400) -> str:

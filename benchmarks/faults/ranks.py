@@ -193,7 +193,7 @@ def _rank(
     sys.exit(code)
 
 
-def finished(ranks: int, arguments: Sequence[str], logs: Path, patience: float = 300.0) -> None:
+def finished(ranks: int, arguments: Sequence[str], logs: Path, patience: float = 900.0) -> None:
     """Run a training to its end.
 
     Raises:

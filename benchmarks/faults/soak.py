@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from .outcome import Outcome
+from .outcome import Outcome, progress
 from .problem import QUIET, is_done, write_problem
 from .ranks import start, wait_for
 
@@ -32,13 +32,14 @@ def soak(rounds: int, folder: Path, patience: float = 24 * 3600.0) -> list[Outco
         ],
         folder / "logs",
     )  # fmt: skip
-    wait_for(lambda: (out / "metrics.jsonl").exists(), run, 120.0)
+    wait_for(lambda: (out / "metrics.jsonl").exists(), run, 600.0)
     ids = {rank: process.pid for rank, process in run.processes.items()}
     samples: list[tuple[int, dict[int, tuple[int, int]]]] = []  # round: rank -> (bytes, open files)
     with (out / "metrics.jsonl").open("rb") as log:
         r = 0
         while run.lives and time.monotonic() - began < patience:
-            r += sum(b'"event": "round"' in line for line in log)
+            before, r = r, r + sum(b'"event": "round"' in line for line in log)
+            progress("soak", r, rounds, r - before)
             try:
                 samples.append((r, {rank: _held(process) for rank, process in ids.items()}))
             except OSError:  # it ended just now

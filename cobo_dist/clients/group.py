@@ -22,7 +22,6 @@ from .engines import (
     Batch,
     Engine,
     OneByOne,
-    Vectorised,
     fastest,
     parts_of,
     state_buffers,
@@ -64,9 +63,6 @@ class LearningTask(Protocol):
 
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
         """Return the mean loss of one client's batch."""
-
-    def mapped_loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
-        """Return the same under `torch.func.vmap`, written for it."""
 
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return sums over one evaluation batch, from which `means` makes the metrics."""
@@ -131,7 +127,6 @@ class Clients:
         self.skips_bad = skips_bad
         self.clock = clock or Clock.off()
         self.loss = _autocast(task.loss, device, autocast)
-        self._mapped_loss = _autocast(task.mapped_loss, device, autocast)
         self.score = _autocast(task.score, device, autocast)
         self._start_all(floating, own_starts)
         self.optimiser: Optimiser = build_optimiser(optimizer, self.x_cd)
@@ -169,15 +164,12 @@ class Clients:
 
     def use_engine(self, name: str) -> None:
         """Compute gradients with the engine `name` from now on."""
-        self.engine = self._engine(name)
-
-    def _engine(self, name: str) -> Engine:
-        loss = self._mapped_loss if name == Vectorised.name else self.loss
-        return ENGINES[name](self.model, loss, self.task.accumulation)
+        self.engine = ENGINES[name](self.model, self.loss, self.task.accumulation)
 
     def time_engines(self) -> tuple[str, dict[str, float]]:
         """Return the fastest engine on this rank's models, and the seconds of each."""
-        engines = [self._engine(name) for name in self.task.engines]
+        parts = self.task.accumulation
+        engines = [ENGINES[name](self.model, self.loss, parts) for name in self.task.engines]
         return fastest(engines, self.x_cd, self._buffers(), self.source.batch(0, "local"))
 
     # -- gradients --------------------------------------------------------------------------------

@@ -1,37 +1,32 @@
 """How ranks find each other: one store, and a roll call over it before the process group is made.
 
 torch's own start takes world size and ranks on trust: what is wrong shows as a time-out, on every rank,
-without a name. Here every process first tells rank 0 how it sees itself; rank 0 answers all of them with
-one verdict, so that what is wrong is said once, at once, and by name. Nobody ever waits on the store with
-a time-out of torch's, which prints its stack: keys are looked for until they are there.
+without a name. Here what is wrong is said once, at once, and by name (`gathering.py`).
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import random
 import secrets
 import socket
 import threading
 import time
-from dataclasses import asdict
 from datetime import timedelta
-from typing import Any
+from ipaddress import ip_address
 
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from cobo_dist.errors import HostRefusal, Refusal
 
-from . import reach
+from .gathering import RollCall, is_agents
 from .interfaces import gloo_endpoint, is_loopback, machine, nccl_problem, network_stack
 from .launch import Launch
-from .rollcall import View, disagreement, leaders, missing, unreachable
+from .rollcall import View
 
-GRACE = 2.0  # seconds beyond the time-out in which rank 0's verdict must be there
 NO_STORE = "what listens there is no run's rank 0 (set MASTER_PORT to a free port)"
-OTHERS = 3.0  # seconds in which other ranks may still tell their view, once views contradict
 
 
 def connect(launch: Launch, seconds: float, device: torch.device) -> Store:
@@ -49,13 +44,13 @@ def connect(launch: Launch, seconds: float, device: torch.device) -> Store:
     me = describe(launch, device)
     store = _serve(launch, seconds) if _serves(launch) else _join(launch, me, seconds)
     try:
-        _RollCall(store, launch, me, seconds).call()
+        number = RollCall(store, launch, me, seconds).call()
     except (RuntimeError, ValueError) as error:  # the store, or rank 0 with it, has gone
         raise _said_by(launch)(
-            f"the store at {_place(launch)} was lost while ranks were gathering: {_first_line(error)}; see "
+            f"the store at {launch.place} was lost while ranks were gathering: {_first_line(error)}; see "
             "what rank 0 says"
         ) from error
-    return PrefixStore(f"session/{launch.restarts}", store)
+    return PrefixStore(f"session/{number}", store)
 
 
 def describe(launch: Launch, device: torch.device) -> View:
@@ -84,23 +79,21 @@ def describe(launch: Launch, device: torch.device) -> View:
 
 
 def _serves(launch: Launch) -> bool:
-    """Whether this rank serves the store; under torchrun its agent does, at the address it exports."""
-    agent = (
-        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        and os.environ.get("MASTER_ADDR") == launch.address
-        and os.environ.get("MASTER_PORT") == str(launch.port)
-    )
-    return launch.rank == 0 and not agent
+    """Whether this rank serves the store."""
+    return launch.rank == 0 and not is_agents(launch)
 
 
 def _serve(launch: Launch, seconds: float) -> TCPStore:
     try:
         return TCPStore(
             launch.address, launch.port, launch.world_size, is_master=True,
-            timeout=timedelta(seconds=seconds), wait_for_workers=False, multi_tenant=True,
+            timeout=timedelta(seconds=seconds), wait_for_workers=False,
+            master_listen_fd=_listen_only_there(launch),
         )  # fmt: skip
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, OverflowError) as error:
         text = str(error)
+        if isinstance(error, OSError):
+            text = f"{errno.errorcode.get(error.errno or 0)}: {error.strerror or error}"
         if "EADDRINUSE" in text or "in use" in text:
             why = "another process holds this port (perhaps another run); set MASTER_PORT to a free one"
             if launch.launcher == "mpirun":
@@ -109,7 +102,29 @@ def _serve(launch: Launch, seconds: float) -> TCPStore:
             why = "this port needs privileges; set MASTER_PORT to one above 1023"
         else:
             why = f"{_first_line(error)}; set MASTER_ADDR to a name or address of rank 0's host"
-        raise HostRefusal(f"rank 0 cannot listen at {_place(launch)}: {why}") from error
+        raise HostRefusal(f"rank 0 cannot listen at {launch.place}: {why}") from error
+
+
+def _listen_only_there(launch: Launch) -> int | None:
+    """Return the descriptor of a socket that listens at MASTER_ADDR alone; None for all of the host's.
+
+    A name may mean another address on its own host (127.0.1.1) than on others, and an address may be one
+    that a router gave to the host: then torch listens at all.
+    """
+    try:
+        family = socket.AF_INET6 if ip_address(launch.address).version == 6 else socket.AF_INET
+    except ValueError:
+        return None
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((launch.address, launch.port))
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                return None
+            raise
+        listener.listen(2048)
+        return listener.detach()  # the store closes it
 
 
 def _join(launch: Launch, me: View, seconds: float) -> TCPStore:
@@ -168,7 +183,7 @@ def _no_answer(launch: Launch, me: View, seconds: float, why: str) -> str:
     if is_loopback(launch.address):
         own = f" ({launch.address} is {me.host} itself: rank 0 must run here)"
     return (
-        f"rank 0 of {launch.world_size} was not found at {_place(launch)}{own} within {seconds:g} s: {why}; "
+        f"rank 0 of {launch.world_size} was not found at {launch.place}{own} within {seconds:g} s: {why}; "
         f"look whether it was started and what it says; {_remedy(launch)}"
     )
 
@@ -188,168 +203,6 @@ def _said_by(launch: Launch) -> type[Refusal]:
     return HostRefusal if speaks else Refusal
 
 
-def _place(launch: Launch) -> str:
-    return f"{launch.address}:{launch.port}"
-
-
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else repr(error)
-
-
-# -- the roll call -----------------------------------------------------------------------------------
-
-
-class _RollCall:
-    """Every rank tells its view; rank 0 judges; all hear the verdict."""
-
-    def __init__(self, store: Store, launch: Launch, me: View, seconds: float) -> None:
-        self.store, self.launch, self.me, self.seconds = store, launch, me, seconds
-        self.until = time.monotonic() + seconds
-        self.prefix = f"roll_call/{launch.restarts}"  # torchrun's store outlives a restart
-
-    def call(self) -> None:
-        """Return when all ranks are there and can go together.
-
-        Raises:
-            Refusal: they cannot.
-            RuntimeError: the store has gone.
-        """
-        arrival = self.store.add(self._key("arrived"), 1) - 1
-        self._tell(f"view/{arrival}", asdict(self.me))
-        if self.launch.rank == 0:
-            self._judge()
-        else:
-            self._listen()
-
-    # -- rank 0 -----------------------------------------------------------------------------------
-
-    def _judge(self) -> None:
-        views, trouble = self._collect()
-        if not trouble:
-            trouble = self._try_links(views)
-        tokens = [view.token for view in views]
-        self._tell("verdict", {"trouble": trouble, "tokens": tokens})
-        if trouble:
-            # Rank 0 takes the store along when it leaves; the others must have heard first.
-            until = time.monotonic() + 2 * GRACE
-            while (
-                self.store.add(self._key("heard"), 0) < len(views) - 1 and time.monotonic() < until
-            ):
-                time.sleep(0.02)
-            raise Refusal(trouble)
-
-    def _collect(self) -> tuple[list[View], str]:
-        """Return the views of those who came, and why they cannot go together."""
-        views: list[View] = []
-        trouble, until, pause = "", self.until, 0.005
-        while True:
-            here = self.store.add(self._key("arrived"), 0)
-            while len(views) < here and (told := self._told(f"view/{len(views)}")):
-                views.append(View(**told))
-                if not trouble and (trouble := disagreement(views)):
-                    until = min(until, time.monotonic() + OTHERS)
-                pause = 0.005
-            if len(views) >= max(view.world_size for view in views or [self.me]):
-                return views, disagreement(views)
-            if time.monotonic() >= until:
-                why = disagreement(views)
-                return views, why or missing(views, self.launch.world_size, self.seconds)
-            time.sleep(pause)
-            pause = min(0.1, 1.5 * pause)
-
-    def _try_links(self, views: list[View]) -> str:
-        """Let one rank of each host call the others; return what the first that failed says."""
-        first = leaders(views)
-        if len(first) < 2:
-            return ""
-        self._tell("leaders", [asdict(view) for view in first])
-        self._reach(first)
-        until = time.monotonic() + GRACE + reach.SECONDS * len(first)
-        for view in first:
-            while (told := self._told(f"reached/{view.rank}")) is None:
-                if time.monotonic() > until:
-                    return (
-                        f"{view} fell silent while hosts were calling each other; see what it says"
-                    )
-                time.sleep(0.02)
-            for rank, why in told.items():
-                return unreachable(view, next(v for v in first if v.rank == int(rank)), why)
-        return ""
-
-    # -- all ranks --------------------------------------------------------------------------------
-
-    def _listen(self) -> None:
-        """Wait for rank 0's verdict and keep to it."""
-        until, pause, called = self.until + GRACE, 0.005, False
-        while (verdict := self._told("verdict")) is None:
-            if not called and (told := self._told("leaders")):
-                called = True
-                first = [View(**one) for one in told]
-                until += GRACE + reach.SECONDS * len(first)
-                if self.me.token in [view.token for view in first]:
-                    self._reach(first)
-            if time.monotonic() > until:
-                self._mourn()
-            time.sleep(pause)
-            pause = min(0.1, 1.5 * pause)
-        self.store.add(self._key("heard"), 1)
-        if verdict["trouble"]:
-            raise Refusal(verdict["trouble"])
-        if self.me.token not in verdict["tokens"]:
-            raise HostRefusal(
-                f"this rank counts {self.me.world_size} ranks, but the run of {len(verdict['tokens'])} at "
-                f"{_place(self.launch)} goes without it; give all ranks the same WORLD_SIZE, and every "
-                "run a MASTER_PORT of its own"
-            )
-
-    def _reach(self, first: list[View]) -> None:
-        """Call the other leaders and tell rank 0 who could not be reached."""
-        failures: dict[int, str] = {}
-        try:
-            with reach.answering(self.me.address, self.me.token) as port:
-                self._tell(f"port/{self.me.rank}", port)
-                places = {}
-                until = time.monotonic() + GRACE
-                for view in first:
-                    while (told := self._told(f"port/{view.rank}")) is None:
-                        if time.monotonic() > until:
-                            break
-                        time.sleep(0.02)
-                    if told is not None and view.token != self.me.token:
-                        places[view.rank] = (view.address, int(told), view.token)
-                failures = reach.fails_to_reach(places)
-                self._tell(f"reached/{self.me.rank}", failures)
-                # Others may not have called yet.
-                until = time.monotonic() + reach.SECONDS
-                while time.monotonic() < until and any(
-                    self._told(f"reached/{view.rank}") is None for view in first
-                ):
-                    time.sleep(0.02)
-        except OSError as error:
-            why = f"cannot listen at its own address: {(error.strerror or str(error)).lower()}"
-            self._tell(f"reached/{self.me.rank}", {self.me.rank: why})
-
-    def _mourn(self) -> None:
-        """End without rank 0, which never judged: under torchrun the store is there without it."""
-        here = []
-        for number in range(self.store.add(self._key("arrived"), 0)):
-            if told := self._told(f"view/{number}"):
-                here.append(View(**told))
-        first = self.store.add(self._key("mourners"), 1) == 1
-        raise (HostRefusal if first else Refusal)(
-            missing(here, self.launch.world_size, self.seconds)
-        )
-
-    # -- keys -------------------------------------------------------------------------------------
-
-    def _key(self, name: str) -> str:
-        return f"{self.prefix}/{name}"
-
-    def _tell(self, name: str, content: object) -> None:
-        self.store.set(self._key(name), json.dumps(content))
-
-    def _told(self, name: str) -> Any:
-        """Return what was told under the name, None if nothing yet."""
-        key = self._key(name)
-        return json.loads(self.store.get(key)) if self.store.check([key]) else None

@@ -32,12 +32,19 @@ class Launch:
     port: int
     cores: int = 1  # CPU cores for this rank
     restarts: int = 0  # how often the launcher has started this run again
+    job: str = ""  # torchrun's name of the run, the same at all its starts; empty: it has none
+
+    @property
+    def place(self) -> str:
+        """Where rank 0's store listens: `node1:29500`."""
+        return f"{self.address}:{self.port}"
 
 
 def read_launch(env: Mapping[str, str]) -> Launch:
     """Read the launch record from the environment. torchrun's variables win over MPI's and SLURM's.
 
-    torchrun counts its restarts after a failure, SLURM those of a job that was requeued.
+    torchrun counts its restarts after a failure, SLURM those of a job that was requeued. Where nodes come or
+    go, torchrun starts ranks again without counting: only its name of the run tells then.
 
     Raises:
         Refusal: a launch environment that is set only in part, or contradicts itself.
@@ -45,7 +52,10 @@ def read_launch(env: Mapping[str, str]) -> Launch:
     counts = [
         _number(env, name, 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     ]
-    return replace(_read_launch(env), restarts=sum(counts))
+    job = env.get("TORCHELASTIC_RUN_ID", "")
+    if job == "none":  # what it says without --rdzv-id
+        job = ""
+    return replace(_read_launch(env), restarts=sum(counts), job=job)
 
 
 def _read_launch(env: Mapping[str, str]) -> Launch:

@@ -42,6 +42,7 @@ class MpiTransport:
         self.world, self.comm, self.timeout = world, comm, timeout
         self.rank: int = comm.rank
         self.world_size: int = comm.size
+        self._has_told = False  # that it failed
 
     def exchange(
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], purpose: str
@@ -95,7 +96,10 @@ class MpiTransport:
         pending.wait()
 
     def tell_failure(self) -> None:
-        """Tell all ranks that this one cannot go on, so that none waits for it."""
+        """Tell all ranks, once, that this one cannot go on, so that none waits for it."""
+        if self._has_told:
+            return
+        self._has_told = True
         for peer in range(self.world_size):
             with suppress(self.world.mpi.Exception):
                 if peer != self.rank:

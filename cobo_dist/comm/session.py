@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,6 +72,12 @@ class Session:
     device: torch.device
     transport: Transport
     backend: str = ""  # what carries models and records, in words
+    hang_up: Callable[[], None] = lambda: None
+    """Let the others know at once that this rank goes no further, by closing its connections.
+
+    They may be waiting for this one, which is about to look for what ended the run. Nothing can be sent
+    afterwards. On NCCL nothing happens, since to close may take long there.
+    """
 
     def agree(self, refusal: str | None, fingerprint: str = "") -> None:
         """End all ranks together if one of them cannot go on, or sees another config.
@@ -183,7 +189,7 @@ def open_session(launch: Launch, config: CommConfig, device: torch.device) -> It
     if config.backend == "mpi":
         with open_mpi(launch, config.timeout) as mpi:
             checked = CheckedTransport(mpi) if config.check else mpi
-            yield Session(launch, device, checked, mpi.world.library)
+            yield Session(launch, device, checked, mpi.world.library, mpi.tell_failure)
         return
     timeout = timedelta(seconds=config.timeout)
     on_gpu = device.type == "cuda"
@@ -218,9 +224,12 @@ def open_session(launch: Launch, config: CommConfig, device: torch.device) -> It
         transport = CheckedTransport(transport, store)
     del store  # its threads end with the last that holds it
     try:
-        backend = "nccl, and gloo for records" if on_gpu else "gloo"
-        yield Session(launch, device, transport, backend)
+        if on_gpu:
+            yield Session(launch, device, transport, "nccl, and gloo for records")
+        else:
+            yield Session(launch, device, transport, "gloo", dist.destroy_process_group)
     finally:
         if isinstance(transport, CheckedTransport):
             transport.forget_store()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -8,7 +8,7 @@ each way between two ranks, tag 0, contiguous, never empty, never to oneself.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -136,8 +136,8 @@ class TorchTransport:
             ops.append(dist.P2POp(post[kind], tensor, peer))
         if not ops:  # an empty batch is an error to torch
             return Arrived()
-        pending = _TorchPending(self.rank, sorted({*sends, *receives}), purpose)
-        with pending.explained():
+        pending = _TorchPending(self.rank, [op.peer for op in ops], purpose)
+        with pending.explained(pending.ends):
             pending.works = dist.batch_isend_irecv(ops)
         pending.buffers = [op.tensor for op in ops]
         return pending
@@ -174,19 +174,22 @@ class TorchTransport:
 class _TorchPending:
     """Works of one batch, and the buffers they use (kept alive until they are done)."""
 
-    def __init__(self, rank: int, peers: list[int], purpose: str) -> None:
-        self.rank, self.peers, self.purpose = rank, peers, purpose
+    def __init__(self, rank: int, ends: list[int], purpose: str) -> None:
+        self.rank, self.purpose = rank, purpose
+        self.ends = ends  # the other rank of each operation
         self.works: list[dist.Work] = []
         self.buffers: list[Tensor] = []
 
-    def explained(self) -> explained:
-        names = ", ".join(map(str, self.peers))
-        return explained(self.rank, f"exchanging {self.purpose} with rank(s) {names}")
+    def explained(self, lost: Iterable[int]) -> explained:
+        names = ", ".join(map(str, sorted(set(self.ends))))
+        return explained(self.rank, f"exchanging {self.purpose} with rank(s) {names}", lost)
 
     def wait(self) -> None:
-        # NCCL returns one work for the batch, gloo one for each operation: wait on all, index none.
-        with self.explained():
-            for work in self.works:
+        # NCCL returns one work for the batch, gloo one for each operation: wait on all, and let the number
+        # of one only say whom it was with.
+        each = len(self.works) == len(self.ends)
+        for number, work in enumerate(self.works):
+            with self.explained(self.ends[number : number + 1] if each else self.ends):
                 work.wait()
         self.works, self.buffers = [], []
 
@@ -194,8 +197,8 @@ class _TorchPending:
 class explained:
     """Turns a library's errors of a broken or late exchange into one line that says where."""
 
-    def __init__(self, rank: int, doing: str) -> None:
-        self.rank, self.doing = rank, doing
+    def __init__(self, rank: int, doing: str, peers: Iterable[int] = ()) -> None:
+        self.rank, self.doing, self.peers = rank, doing, peers
 
     def __enter__(self) -> None:
         return None
@@ -203,7 +206,7 @@ class explained:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, RuntimeError):
             raise LostContact(
-                f"rank {self.rank} lost contact while {self.doing}: {_reason(error)}"
+                f"rank {self.rank} lost contact while {self.doing}: {_reason(error)}", self.peers
             ) from error
 
 
@@ -214,7 +217,14 @@ def _reason(error: RuntimeError) -> str:
 
 
 class LostContact(RunFailure):
-    """A peer died, hung past comm.timeout or left; the cause is on that peer, not here."""
+    """A peer died, hung past comm.timeout or left; the cause is on that peer, not here.
+
+    `peers` are the ranks it can be, as far as the message tells; empty: any.
+    """
+
+    def __init__(self, message: str, peers: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.peers = frozenset(peers)
 
 
 def _bytes_tensor(record: bytes) -> Tensor:

@@ -111,11 +111,10 @@ def complete(draft: Path, manifest: Manifest) -> Path:
 
 def remove(folder: Path) -> None:
     """Remove a checkpoint so that, whenever this is interrupted, no damaged one is left."""
-    doomed = folder.with_suffix(".part")
-    if doomed != folder:
-        if doomed.exists():
-            shutil.rmtree(doomed)
-        folder.rename(doomed)
+    doomed = folder.with_suffix(".old.part")  # not the draft of a new one of this round
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    folder.rename(doomed)
     shutil.rmtree(doomed)
 
 
@@ -177,7 +176,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise Damaged(f"{path} is not as it was written") from None
     if not known:
         raise Damaged(f"{path} has format {content['format']!r}; this version reads {FORMAT}")
-    if _text(manifest) != text:
+    if _text(manifest) != text or not _has_types(content):
         raise Damaged(f"{path} is not as it was written")
     if round_of(folder) != manifest.round:
         raise Damaged(f"{path} is of round {manifest.round}, which is not its folder's")
@@ -185,6 +184,19 @@ def read_manifest(folder: Path) -> Manifest:
         if Path(name).name != name:
             raise Damaged(f"{path} names {name!r}, which lies outside its folder")
     return manifest
+
+
+def _has_types(content: Mapping[str, Any]) -> bool:
+    """Return whether a manifest's entries are of the types that a run writes."""
+    versions = content["versions"]
+    return (
+        all(type(content[name]) is int for name in ("round", "clients", "ranks"))
+        and isinstance(content["data"], str)
+        and isinstance(versions, dict)
+        and all(isinstance(one, str) for one in versions.values())
+        and all(type(one["size"]) is int for one in content["files"].values())
+        and all(isinstance(one["sha256"], str) for one in content["files"].values())
+    )
 
 
 def read(folder: Path, manifest: Manifest, name: str) -> bytes:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from cobo_dist.comm.ledger import TRAINING
+from cobo_dist.comm.session import Session
 from cobo_dist.comm.transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, Refusal, RunFailure
@@ -21,6 +23,12 @@ from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, Refusal, RunFailure
 from .book import Book
 from .folder import RunFolder
 from .progress import final_table, human_bytes
+
+ECHO = "an echo: "
+"""Begins the report of a rank that did not fail by itself, but lost contact with another."""
+
+SOON, LATER = 2.0, 10.0
+"""Seconds in which other ranks' reports are waited for where contact was lost: by rank 0; by the others."""
 
 
 def peak_memory(device: torch.device) -> int:
@@ -75,18 +83,41 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def failure(error: BaseException, rank: int, folder: RunFolder) -> RunFailure:
-    """Leave a report of what ended this rank, and return the one line that says it."""
-    line = one_line(error)
+def failure(error: BaseException, session: Session, folder: RunFolder, r: int = 0) -> RunFailure:
+    """Leave a report of what ended this rank in round r, and return the one line that says it.
+
+    Where contact was lost, another rank is the cause; the lowest of the ranks that are left says which one.
+    """
+    line, rank = one_line(error), session.transport.rank
+    here_only = error.here_only if isinstance(error, RunFailure) else True
+    lost = isinstance(error, LostContact)
+    head = ECHO if lost else f"rank {rank} on {os.uname().nodename} failed in round {r}: "
+    has_told = False
     with suppress(OSError):
         if folder.claimed:
-            folder.error_report(rank, "".join(traceback.format_exception(error)))
+            stack = "".join(traceback.format_exception(error))
+            folder.error_report(rank, f"{head}{line}\n\n{stack}")
+            has_told = True
     if rank == 0:
         _leave_status(folder, line)  # at once: the launcher may be about to end this rank too
-        if isinstance(error, LostContact) and (cause := _look_for_cause(folder)):
-            line = cause
+    if isinstance(error, LostContact):
+        if not has_told:  # no folder yet, or a full disk: whoever is left of the first two speaks
+            return RunFailure(line, here_only=rank == 1)
+        _forget_frames(error)
+        session.hang_up()
+        told = _ask_the_reports(folder, line, rank, error.peers, r)
+        here_only = told is not None
+        if told is not None:
+            line = told
             _leave_status(folder, line)
-    return RunFailure(line, error.here_only if isinstance(error, RunFailure) else True)
+    return RunFailure(line, here_only)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what an error's stack holds: the process group is part of it, and would stay open."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _leave_status(folder: RunFolder, line: str) -> None:
@@ -100,21 +131,47 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, (Refusal, RunFailure)):
         return text
+    # torch has a class of its own only for GPUs.
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+        return (
+            f"out of memory ({text or type(error).__name__}): lower data.batch_size or run.threads, or "
+            "start more ranks, of which each then holds fewer clients"
+        )
     if isinstance(error, KeyboardInterrupt):
         return "interrupted from the keyboard"
     return f"{type(error).__name__}: {text}"
 
 
-def _look_for_cause(folder: RunFolder, patience: float = 2.0) -> str | None:
-    """Return the line of the rank that failed first, where losing contact was only its echo."""
-    until = time.monotonic() + patience
-    while time.monotonic() < until:
-        for path in sorted((folder.path / "errors").glob("rank_*.txt")):
-            last = path.read_text(encoding="utf-8").strip().splitlines()[-1:]
-            if last and "LostContact" not in last[0]:
-                number = int(path.stem.removeprefix("rank_"))
-                # Our own failures need no name before their words.
-                line = last[0].removeprefix(f"{RunFailure.__module__}.{RunFailure.__qualname__}: ")
-                return f"rank {number} failed: {line} (traceback in {path})"
+def _ask_the_reports(
+    folder: RunFolder, line: str, rank: int, peers: Set[int], r: int
+) -> str | None:
+    """Wait for the other ranks' reports and return what ended the run; None if a lower rank says it.
+
+    A rank that failed by itself has left its reason, and one that lost contact that it did. Who leaves
+    nothing was killed, or hangs.
+    """
+    hosts = [str(host).split()[0] for host in folder.read_json("env.json").get("ranks", [])]
+    # Rank 0, if it was not the one, may be in the middle of a long round, and hear of it only at its end.
+    soon = rank == 0 or 0 in peers or len(hosts) == 2
+    until = time.monotonic() + (SOON if soon else LATER)
+    echoes: set[int] = set()
+    while True:
+        late = time.monotonic() > until
+        there = folder.error_reports()
+        if any(other < rank for other in there):
+            return None
+        if rank == 0 or late:
+            for other in sorted(there.keys() - echoes):
+                with suppress(OSError):
+                    first = there[other].read_text(encoding="utf-8").partition("\n")[0]
+                    if not first.startswith(ECHO):
+                        return f"{first} (traceback in {there[other]})"
+                    echoes.add(other)
+        silent = set(range(len(hosts))) - there.keys() - {rank}
+        if late or (hosts and not silent):
+            break
         time.sleep(0.1)
-    return None
+    line = f"{line}; this was " + (f"in round {r}" if r else "before the first round")
+    if names := ", ".join(f"rank {k} on {hosts[k]}" for k in sorted(silent & peers or silent)):
+        line += f", since when nothing was heard of {names}: killed, out of memory, or hanging"
+    return line

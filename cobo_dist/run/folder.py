@@ -231,13 +231,17 @@ class RunFolder:
 
     def error_report(self, rank: int, text: str) -> Path:
         """Write one rank's traceback, for those who must look deeper than the one line."""
-        folder = self.path / "errors"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"rank_{rank:05d}.txt"
+        path = self.path / "errors" / f"rank_{rank:05d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".part")  # rank 0 may be looking for it
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)
         return path
+
+    def error_reports(self) -> dict[int, Path]:
+        """Return the error reports that are there, by rank."""
+        found = (self.path / "errors").glob("rank_*.txt")
+        return {int(path.stem.removeprefix("rank_")): path for path in sorted(found)}
 
     def model_path(self, client: int) -> Path:
         """Where a client's last model goes; the task gives it a suffix, or makes it a folder."""

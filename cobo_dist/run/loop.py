@@ -42,13 +42,14 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
     """Train over ranks that are connected already; see `run`."""
     set_up_torch(config, session.launch, session.device)
     prepared = prepared or prepare(config, session.launch)
-    session.agree(prepared.refusal, prepared.fingerprint)
-    assert prepared.task is not None
-    assert prepared.placement is not None
     folder = RunFolder(config.run_dir)
+    training: Training | None = None
     # Also while a failure is written down: launchers end all ranks, by SIGTERM, when one has died.
     with Signals() as signals:
         try:
+            session.agree(prepared.refusal, prepared.fingerprint)
+            assert prepared.task is not None
+            assert prepared.placement is not None
             found = resume.find(config, session, prepared.placement, prepared.data)
             if isinstance(found, resume.Done):
                 if session.transport.rank == 0:
@@ -64,7 +65,8 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
         except Refusal:
             raise
         except BaseException as error:
-            raise failure(error, session.transport.rank, folder) from error
+            r = 0 if training is None else training.round
+            raise failure(error, session, folder, r) from error
 
 
 def set_up_torch(config: Config, launch: Launch, device: torch.device) -> None:

@@ -81,19 +81,17 @@ def find(
     Raises:
         Refusal: the same on all ranks: checkpoints of another run, or none that is good.
     """
-    mode = resume_mode(config, session.launch)
-    if mode == "never":
-        return None
     transport = session.transport
+    mode, refusal = "", None
     folders: list[str] = []
-    refusal = None
-    if transport.rank == 0:
+    if transport.rank == 0:  # which sees the run folder for sure
+        mode = resume_mode(config, session.launch)
         try:
             folders = [str(path) for path in _candidates(config, mode)]
         except Refusal as error:
             refusal = str(error)
     session.agree(refusal)
-    folders = json.loads(transport.broadcast(json.dumps(folders).encode()))
+    mode, folders = json.loads(transport.broadcast(json.dumps([mode, folders]).encode()))
     warnings: list[str] = []
     for folder in map(Path, folders):
         why = _check(folder, placement, transport.rank)
@@ -114,7 +112,13 @@ def find(
 def resume_mode(config: Config, launch: Launch) -> str:
     """Return `never`, `auto` or a path; a launcher that starts a run again means auto."""
     mode = config.run.resume
-    return "auto" if mode == "never" and launch.restarts else mode
+    return "auto" if mode == "never" and (launch.restarts or _began_here(config, launch)) else mode
+
+
+def _began_here(config: Config, launch: Launch) -> bool:
+    """Return whether the run in the run folder was started by the same torchrun."""
+    known = RunFolder(config.run_dir).read_json("env.json") if launch.job else {}
+    return bool(launch.job) and known.get("job") == launch.job
 
 
 def refuse_unusable(config: Config, launch: Launch) -> None:
@@ -126,7 +130,7 @@ def refuse_unusable(config: Config, launch: Launch) -> None:
     folder, mode = RunFolder(config.run_dir), resume_mode(config, launch)
     goes_on = mode == "auto" or (
         mode != "never"
-        and config.run_dir.resolve() in (Path(mode).resolve(), *Path(mode).resolve().parents)
+        and config.run_dir.resolve() in (_place(mode).resolve(), *_place(mode).resolve().parents)
     )
     folder.refuse_unusable(config.run.overwrite or goes_on)
     if mode != "auto" or checkpoint.checkpoints(folder.checkpoints):
@@ -147,11 +151,21 @@ def refuse_unusable(config: Config, launch: Launch) -> None:
         )
 
 
+def _place(mode: str) -> Path:
+    """Return the path that run.resume names."""
+    try:
+        return Path(mode).expanduser()
+    except RuntimeError:  # nobody's home
+        return Path(mode)
+
+
 def _candidates(config: Config, mode: str) -> list[Path]:
     """Return the checkpoints to try, newest first."""
+    if mode == "never":
+        return []
     if mode == "auto":
         return checkpoint.checkpoints(config.run_dir / "checkpoints")
-    path = Path(mode).expanduser()
+    path = _place(mode)
     if checkpoint.round_of(path) is not None and path.is_dir():
         return [path]  # this very one, or none
     found = checkpoint.checkpoints(path / "checkpoints")

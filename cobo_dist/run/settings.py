@@ -60,7 +60,9 @@ class RunConfig(Section):
     start: Literal["common", "own"] = Field(
         "common", description="every client's first model: one x^0 for all (paper) or a random one"
     )
-    threads: int = Field(0, ge=0, description="CPU threads of a rank; 0: its share of the cores")
+    threads: int = Field(
+        0, ge=0, le=4096, description="CPU threads of a rank; 0: its share of the cores"
+    )
     engine: Literal["auto", "one_by_one", "vectorised"] = Field(
         "auto", description="how a rank computes its clients' gradients; auto times both"
     )

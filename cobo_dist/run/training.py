@@ -83,6 +83,7 @@ class Training:
             0, task.clients, session.transport.world_size, data, self.environment["versions"], {}
         )
         self.book: Book | None = None
+        self.round = 0 if found is None else found.round  # that it is in
 
     def _choose_engine(self, config: Config) -> tuple[str, str]:
         """Return the engine and why; all ranks take the coordinator's choice, so that they stay alike."""
@@ -166,6 +167,7 @@ class Training:
         self.folder.write_text("config.yaml", self.config.to_yaml())
         environment = self.environment | {
             "launcher": self.session.launch.launcher,
+            "job": self.session.launch.job,
             "backend": self.session.backend,
             "ranks": hosts,
             "threads_per_rank": torch.get_num_threads(),
@@ -241,6 +243,7 @@ class Training:
             recorder.evaluate(0, run.eval_splits, whole=not part)
         self.clock.take()  # what came before belongs to no round
         for r in range(first + 1, run.rounds + 1):
+            self.round = r
             with self.clock.span("logging"):
                 tracer.begin(r)
             began = time.monotonic()

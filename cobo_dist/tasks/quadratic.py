@@ -100,8 +100,6 @@ class Quadratic:
         value: Tensor = model(*batch)
         return value
 
-    mapped_loss = loss
-
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return f_i(x)."""
         return {"loss": model(*batch)}

@@ -183,16 +183,6 @@ class Classification:
         inputs, targets, *masks = batch
         return F.cross_entropy(_at_least_single(model(inputs, *masks)), targets)
 
-    def mapped_loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
-        """Return `loss`, bit by bit, as vmap maps it well.
-
-        There `cross_entropy` falls apart into masks for targets to be ignored: 0.2 of the 2.2 ms that 40
-        MLPs take. Outside vmap its mean is rounded in another order, so it stays what others see.
-        """
-        inputs, targets, *masks = batch
-        logs = _at_least_single(model(inputs, *masks)).log_softmax(dim=1)
-        return -logs.gather(1, targets[:, None]).mean()
-
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return the sums of cross-entropy and of right answers over a batch (inputs, targets)."""
         inputs, targets = batch

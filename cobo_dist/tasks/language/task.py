@@ -83,8 +83,6 @@ class Language:
         self.adapted.keys.now_b = keys_b
         return _cross_entropies(model, windows).mean()
 
-    mapped_loss = loss
-
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return sums over windows: cross-entropy, tokens foretold, and the bytes they stand for."""
         windows, bytes_a_token = batch
