@@ -7,12 +7,18 @@ from pathlib import Path
 import numpy as np
 
 
-def make_images(path: Path, train: int = 50_000, test: int = 10_000) -> Path:
-    """Write an npz of noise in CIFAR-100's form, and by default of its size."""
+def make_images(
+    path: Path,
+    train: int = 50_000,
+    test: int = 10_000,
+    shape: tuple[int, int, int] = (32, 32, 3),
+    classes: int = 100,
+) -> Path:
+    """Write an npz of noise in the form of CIFAR-100, or another, and by default of its size."""
     generator = np.random.default_rng(0)
     parts = {}
     for name, count in (("train", train), ("test", test)):
-        parts[f"x_{name}"] = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-        parts[f"y_{name}"] = (np.arange(count) % 100).astype(np.uint8)
+        parts[f"x_{name}"] = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
+        parts[f"y_{name}"] = (np.arange(count) % classes).astype(np.uint8)
     np.savez(path, **parts)
     return path

@@ -17,6 +17,7 @@ from cobo_dist.errors import Refusal
 from cobo_dist.plan import main
 from cobo_dist.run import loop
 from cobo_dist.run.forecast import Forecast, telling_rounds
+from cobo_dist.run.load import mean_sent
 from cobo_dist.run.signals import Signals
 from cobo_dist.run.training import Training
 from cobo_dist.tasks.registry import build_task
@@ -98,7 +99,7 @@ def test_what_other_weights_cost() -> None:
     for domain, told in (("box", 0), ("simplex", 12 * 4 * 4)):
         forecast = forecast_of([*SMALL, f"algorithm.domain={domain}"], 4)
         sent = {
-            name: forecast.mixing_at(weights).bytes["mixing"]
+            name: int(forecast.mixing_at(weights).bytes.sum())
             for name, weights in forecast.other_weights().items()
         }
         assert sent == {"W = true clusters": told, "any W, at most": 12 * 2 * d * 4 + told}
@@ -130,12 +131,12 @@ def test_the_mean_over_rounds() -> None:
     """Time-dependent: 28 pairs with probability 1/t in round t; FedAvg in 3 of 10 rounds; 1 of 4."""
     time = forecast_of(["algorithm.sampling.name=time", "run.rounds=400", *SMALL[:1]], 2)
     expected = 28 * sum(1 / t for t in range(1, 401)) / 400  # 0.46
-    assert time.mean_round().pairs == pytest.approx(expected, rel=0.4)
+    assert mean_sent(time.told()).pairs == pytest.approx(expected, rel=0.4)
     short = forecast_of(["run.rounds=40", *SMALL[:1]], 2)
     every = [short.round(r).pairs for r in range(1, 41)]
-    assert short.mean_round().pairs == np.mean(every), "so few rounds are all asked"
+    assert mean_sent(short.told()).pairs == np.mean(every), "so few rounds are all asked"
     averaging = ["algorithm.name=finetuned_fedavg", "algorithm.fedavg_share=0.3", "run.rounds=10"]
-    some = forecast_of([*averaging, *SMALL[:1]], 2).mean_round()
+    some = mean_sent(forecast_of([*averaging, *SMALL[:1]], 2).told())
     assert some.total == pytest.approx(0.3 * 2 * 1360 * 4)
     assert some.messages["mixing"] == pytest.approx(0.6)
 

@@ -36,7 +36,9 @@ _SCALAR = 8  # bytes of a float64, in which inner products and shared numbers tr
 class CountingExchange:
     """Stands for the exchange of every rank.
 
-    `ledgers[r]` is what rank r would have sent; `room[r]` the bytes of each buffer that it would keep.
+    `ledgers[r]` is what rank r would have sent; `room[r]` the bytes of each buffer that it would keep;
+    `work[r]` how it would bring sums of models together: `additions` of a row to a row, the numbers `added`
+    so, and those `multiplied` with a weight and added, where a block is more than one sum.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class CountingExchange:
         self.deterministic = deterministic
         self.ledgers = [Ledger() for _ in range(placement.ranks)]
         self.room: list[Counter[str]] = [Counter() for _ in range(placement.ranks)]
+        self.work: list[Counter[str]] = [Counter() for _ in range(placement.ranks)]
         self._plan = planner(deterministic)
         self._alone = Placement.contiguous(placement.clients, 1)
         self._meetings: list[Meeting] = []
@@ -111,13 +114,23 @@ class CountingExchange:
 
     def mix(self, weights: Weights, x_nd: Tensor, *, symmetric: bool = True) -> Tensor:
         """Return sum_k w_ik x_k for all clients, and count it as planned for each pair of ranks."""
-        by_rank = self.placement.by_rank
+        by_rank, size = self.placement.by_rank, self._size(x_nd)
         blocks = blocks_of(weights, by_rank)
+
+        def block(to: int, source: int) -> Block:
+            return rows_of(blocks[source], by_rank[to])
+
         self._mix(
-            lambda to, source: self._plan(rows_of(blocks[source], by_rank[to])).models,
-            self._size(x_nd),
+            lambda to, source: self._plan(block(to, source)).models,
+            size,
             0 if symmetric else weights.dtype.itemsize,
         )
+        for rank, rows in enumerate(by_rank):
+            own = block(rank, rank)
+            if self.deterministic:
+                self._work(rank, len(rows), self._plan(own).models, size)
+            else:
+                self._work_own(rank, mixing.Product(own), size)
         (whole,) = blocks_of(weights, self._alone.by_rank)
         mixed_nd = torch.zeros_like(x_nd)
         mixing.Product(whole).add(x_nd, mixed_nd)
@@ -130,7 +143,13 @@ class CountingExchange:
             receivers, senders = (len(self.placement.by_rank[rank]) for rank in (to, source))
             return senders if self.deterministic else min(receivers, senders)
 
-        self._mix(models, self._size(x_nd), 0 if symmetric else itemsize)
+        size = self._size(x_nd)
+        self._mix(models, size, 0 if symmetric else itemsize)
+        for rank, clients in enumerate(self.placement.by_rank):
+            if self.deterministic:
+                self._work(rank, len(clients), len(clients), size)
+            else:
+                self.work[rank].update(multiplied=len(clients) ** 2 * size)
 
     def _mix(self, models: Callable[[int, int], int], size: int, told: int) -> None:
         """Count what crosses between ranks, and `told` bytes a weight where the sender does not know them."""
@@ -142,7 +161,9 @@ class CountingExchange:
                     continue
                 if told:
                     self._send(to, "mixing", len(rows) * len(columns) * told)
-                self._deliver(to, source, models(to, source), size, f"mix to {to}")
+                count = models(to, source)
+                self._deliver(to, source, count, size, f"mix to {to}")
+                self._work(to, len(rows), count, size)
 
     def reduce(self, weights_kn: NDArray[np.floating], x_nd: Tensor) -> Tensor:
         """Return k combinations of all rows, and count them as brought to every rank."""
@@ -153,6 +174,7 @@ class CountingExchange:
             for to in range(self.placement.ranks):
                 # The same for all: packed once.
                 self._deliver(to, source, models, size, "mix to all")
+                self._work(to, len(weights_kn), models, size)
         return torch.from_numpy(np.ascontiguousarray(weights_kn)).to(x_nd) @ x_nd
 
     def share(self, numbers_n: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -196,3 +218,16 @@ class CountingExchange:
             if self.wire != self.dtype:
                 for rank, name in ((to, f"mix of {source}"), (source, "to pack")):
                     self._keep(rank, name, models * size * self.dtype.itemsize)
+
+    def _work(self, to: int, rows: int, models: int, size: int) -> None:
+        if models == 1:
+            self.work[to].update(additions=rows, added=rows * size)
+        else:
+            self.work[to].update(multiplied=rows * models * size)
+
+    def _work_own(self, rank: int, own: mixing.Product, size: int) -> None:
+        if own.is_written_out:
+            rows, columns = own.shape
+            self.work[rank].update(multiplied=rows * columns * size)
+        else:
+            self.work[rank].update(additions=own.additions, added=own.additions * size)

@@ -116,9 +116,20 @@ class Product:
             order = np.argsort(block.rows, kind="stable")
             self._at, self._more = (block.rows[order], block.columns[order]), self._more[order]
 
+    @property
+    def is_written_out(self) -> bool:
+        """Whether so many weights are listed that matrix products are taken."""
+        size = self.shape[0] * self.shape[1]
+        return size > 0 and bool(is_written_out(len(self._more), size))
+
+    @property
+    def additions(self) -> int:
+        """How often a row is added to one of the receivers', where products are not taken."""
+        return int((self._rows >= 0).sum()) + len(self._more)
+
     def add(self, x_kd: Tensor, into_rd: Tensor) -> None:
         """Add sum_k b_rk x_k to every row of `into_rd` [r, d]."""
-        if len(self._more) * _DENSE >= self.shape[0] * self.shape[1] > 0:
+        if self.is_written_out:
             self._add_pieces(x_kd, into_rd)
             return
         if self.groups:
@@ -160,6 +171,11 @@ class Product:
             more = torch.from_numpy(self._more[piece]).to(x_kd)[:, None]
             terms = x_kd.index_select(0, _index(columns[piece], x_kd)).mul_(more)
             into_rd.index_add_(0, _index(rows[piece], x_kd), terms)
+
+
+def is_written_out(listed: int | Ints, size: int | Ints) -> NDArray[np.bool_] | bool:
+    """Return whether a block of `size` weights, `listed` of them one by one, is multiplied as a matrix."""
+    return listed * _DENSE >= size
 
 
 def pack(plan: BlockPlan, x_sd: Tensor, out_kd: Tensor) -> None:

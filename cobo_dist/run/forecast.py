@@ -11,11 +11,8 @@ Shapes: n clients, c clients of a rank, d parameters that a client trains, R ran
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cobo_dist.algorithms.base import Setting
@@ -24,43 +21,17 @@ from cobo_dist.algorithms.finetuned_fedavg import FinetunedFedAvgConfig
 from cobo_dist.algorithms.ifca import IfcaConfig
 from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.algorithms.validation_based import ValidationBasedConfig
-from cobo_dist.clients.engines import state_buffers, trained
-from cobo_dist.clients.optimisers import OptimizerConfig, build_optimiser
 from cobo_dist.comm.counting import CountingExchange
 from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.comm.placement import Placement
 from cobo_dist.config import Config
-from cobo_dist.maths.flat import row_bytes
 from cobo_dist.maths.weights import Weights
 from cobo_dist.tasks.base import Task
-from cobo_dist.tasks.language.task import Language
-from cobo_dist.tasks.quadratic import Quadratic
-from cobo_dist.tasks.supervised import Classification
 
+from .holding import Held, Model, Part, parts_of, state_rows
+from .load import Ints, Load, Mixing, Ranks, Sent, Told
 from .loop import refuse_unfit
 from .stand_ins import BUFFERS, MODEL, StandIns
-
-
-@dataclass(frozen=True)
-class Sent:
-    """What all ranks together send in a round, by purpose (`comm.ledger.TRAINING`), and the pairs drawn."""
-
-    pairs: float
-    messages: Mapping[str, float]
-    bytes: Mapping[str, float]
-
-    @property
-    def total(self) -> float:
-        """Bytes of all purposes."""
-        return sum(self.bytes.values())
-
-
-@dataclass(frozen=True)
-class Part:
-    """One kind of thing that a rank holds, and its bytes."""
-
-    name: str
-    bytes: int
 
 
 class Forecast:
@@ -76,62 +47,59 @@ class Forecast:
         self.config, self.task = config, task
         self.rounds = max(1, config.run.rounds)
         self.placement = Placement.contiguous(task.clients, ranks)
-        self.dtype: torch.dtype = getattr(torch, config.run.dtype)
-        model = task.model()
-        self.size = sum(one.numel() for _, one in trained(model))
-        self.frozen = sum(one.numel() for one in model.parameters() if not one.requires_grad)
-        floating = [one for _, one in state_buffers(model) if one.is_floating_point()]
-        self.buffers = sum(one.numel() for one in floating)
-        self.clients = StandIns(self.placement, task.clusters, self.buffers > 0, self.dtype)
+        self.model = Model.of(config, task)
+        self.clients = StandIns(
+            self.placement, task.clusters, self.model.buffers > 0, self.model.dtype
+        )
         self.exchange = CountingExchange(
             self.placement,
-            {MODEL: self.size, BUFFERS: self.buffers},
-            self.dtype,
+            {MODEL: self.model.size, BUFFERS: self.model.buffers},
+            self.model.dtype,
             deterministic=config.comm.deterministic,
-            wire=None if config.comm.dtype == "model" else getattr(torch, config.comm.dtype),
+            wire=self.model.wire,
         )
         setting = Setting(task.clients, task.clusters, config.run.seed, self.rounds)
         self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, setting)
 
-    # -- traffic ----------------------------------------------------------------------------------
+    # -- what ranks do ----------------------------------------------------------------------------
+
+    def load(self, t: int) -> Load:
+        """Return what every rank does in round t = 0 .. T-1; rounds are asked for in ascending order.
+
+        With W at W^0 messages and bytes are what the ledgers of the run will say. IFCA's clients are taken
+        to pick their true clusters, and federated clustering to find them.
+        """
+        before, begun = self._ledger(), self._worked()
+        self.clients.passes, self.clients.forwards = [], np.zeros_like(self.clients.forwards)
+        pairs = self.algorithm.round(t).pairs
+        messages, nbytes = self._since(before)
+        mixing = Mixing(messages.pop("mixing"), nbytes.pop("mixing"), *(self._worked() - begun))
+        passes, forwards = self.clients.passes, self.clients.forwards
+        return Load(pairs, messages, nbytes, mixing, passes, forwards)
 
     def round(self, r: int) -> Sent:
-        """Return what round r = 1 .. T sends; rounds are asked for in ascending order.
+        """Return what round r = 1 .. T sends."""
+        return self.load(r - 1).sent()
 
-        With W at W^0 that is what the ledger of the run will say. IFCA's clients are taken to pick their
-        true clusters, and federated clustering to find them.
-        """
-        before = self._ledger()
-        pairs = self.algorithm.round(r - 1).pairs
-        return self._since(before, pairs)
+    def told(self) -> Told:
+        """Return the rounds that stand for all."""
+        return [(self.load(t), count) for t, count in telling_rounds(self.config)]
 
-    def mean_round(self) -> Sent:
-        """Return the mean over all rounds.
-
-        Where chance decides who meets, over some of them that stand for those around them.
-        """
-        weighed = [(self.round(t + 1), count) for t, count in telling_rounds(self.config)]
-        total = sum(count for _, count in weighed)
-
-        def mean(purpose: str, kind: str) -> float:
-            sums = (getattr(sent, kind)[purpose] * count for sent, count in weighed)
-            return float(sum(sums)) / total
-
-        return Sent(
-            sum(sent.pairs * count for sent, count in weighed) / total,
-            {purpose: mean(purpose, "messages") for purpose in TRAINING},
-            {purpose: mean(purpose, "bytes") for purpose in TRAINING},
-        )
-
-    def mixing_at(self, weights: Weights | None) -> Sent:
-        """Return what CoBo's penalty term alone sends at some W; None: one with no two weights alike."""
-        before, x_nd, symmetric = self._ledger(), self.clients.x_cd, not self._simplex
+    def mixing_at(self, weights: Weights | None) -> Mixing:
+        """Return what CoBo's penalty term alone costs at some W; None: one with no two weights alike."""
+        before, begun = self._ledger(), self._worked()
+        x_nd, symmetric = self.clients.x_cd, not self._simplex
         if weights is None:
             itemsize = self.algorithm.weights.dtype.itemsize
             self.exchange.mix_unlike(x_nd, itemsize, symmetric=symmetric)
         else:
             self.exchange.mix(weights, x_nd, symmetric=symmetric)
-        return self._since(before, 0)
+        messages, nbytes = self._since(before)
+        return Mixing(messages["mixing"], nbytes["mixing"], *(self._worked() - begun))
+
+    def other_mixings(self) -> dict[str, Mixing]:
+        """Return what CoBo's penalty term costs at other W that it may come to."""
+        return {name: self.mixing_at(weights) for name, weights in self.other_weights().items()}
 
     def other_weights(self) -> dict[str, Weights | None]:
         """Return W that CoBo may come to, by what to call them; none for other algorithms."""
@@ -162,20 +130,37 @@ class Forecast:
         algorithm = self.config.algorithm
         return isinstance(algorithm, CoBoConfig) and algorithm.domain == "simplex"
 
-    def _ledger(self) -> list[tuple[int, int]]:
-        """Return messages and bytes so far of each purpose, over all ranks."""
+    def _ledger(self) -> Ints:
+        """Return messages and bytes so far of each purpose and rank, [2, purposes, R]."""
         ledgers = self.exchange.ledgers
-        return [
-            (sum(one.messages[p] for one in ledgers), sum(one.bytes[p] for one in ledgers))
-            for p in TRAINING
-        ]
+        return np.array(
+            [
+                [[held[purpose] for held in kind] for purpose in TRAINING]
+                for kind in ([one.messages for one in ledgers], [one.bytes for one in ledgers])
+            ],
+            dtype=np.int64,
+        )
 
-    def _since(self, before: list[tuple[int, int]], pairs: int) -> Sent:
-        grown = np.subtract(self._ledger(), before).tolist()
-        return Sent(
-            pairs,
-            {purpose: messages for purpose, (messages, _) in zip(TRAINING, grown, strict=True)},
-            {purpose: nbytes for purpose, (_, nbytes) in zip(TRAINING, grown, strict=True)},
+    def _since(self, before: Ints) -> tuple[dict[str, Ints], dict[str, Ints]]:
+        """Return messages and bytes since then, [R] by purpose."""
+        messages, nbytes = self._ledger() - before
+        return dict(zip(TRAINING, messages, strict=True)), dict(zip(TRAINING, nbytes, strict=True))
+
+    def _worked(self) -> Ints:
+        """Return additions, numbers added and numbers multiplied so far, [3, R]."""
+        kinds = ("additions", "added", "multiplied")
+        return np.array([[one[k] for one in self.exchange.work] for k in kinds], dtype=np.int64)
+
+    def ranks(self) -> Ranks:
+        """Return what does not change from round to round."""
+        counts = [len(clients) for clients in self.placement.by_rank]
+        return Ranks(
+            np.array(counts),
+            self.config.algorithm.name,
+            self.model.row,
+            self.model.dtype.itemsize,
+            state_rows(self.config.optimizer, 1, self.model.dtype),
+            np.array([self.algorithm.weights.bytes_of(count) for count in counts]),
         )
 
     # -- memory -----------------------------------------------------------------------------------
@@ -191,30 +176,17 @@ class Forecast:
     def memory_of(self, rank: int) -> list[Part]:
         """Return what one rank holds after the rounds asked for so far."""
         count, kept = len(self.placement.by_rank[rank]), self.exchange.room[rank]
-        row, others = row_bytes(self.size, self.dtype), self.clients.others
-        buffers = row_bytes(self.buffers, self.dtype)
-        state = [_state_rows(self.config.optimizer, rows, self.dtype) for rows in (count, others)]
-        taken = int(self.clients.gradients_r[rank])
         mixed = sum(held for name, held in kept.items() if name.startswith(("mixed ", "term ")))
-        messages = sum(kept.values()) - mixed - kept["midpoints"]
-        batch = self.task.training([0], torch.device("cpu")).batch(0, "local")
-        example_bytes = sum(tensor[0].nbytes for tensor in batch)
-        parts = {
-            f"models, {count} x {self.size:,} numbers": count * (row + buffers),
-            f"optimiser, {state[0]:g} x as many": int(state[0] * count) * row,
-            "gradients": count * row,
-            "models of no client, and their optimiser": int((1 + state[1]) * others) * row
-            + others * buffers,
-            "midpoints": kept["midpoints"],
-            "gradients there and at other foreign models": taken * row,
-            "what mixing delivers": mixed,
-            "messages, sent and received": messages,
-            "weights": self.algorithm.weights.bytes_of(count),
-            "batches": max(count, taken) * example_bytes,
-            "base, frozen, once": self.frozen * self.dtype.itemsize,
-            _data_name(self.task): _data_bytes(self.task),
-        }
-        return [Part(name, held) for name, held in parts.items() if held]
+        held = Held(
+            clients=count,
+            others=self.clients.others,
+            taken=int(self.clients.gradients_r[rank]),
+            midpoints=kept["midpoints"],
+            mixed=mixed,
+            messages=sum(kept.values()) - mixed - kept["midpoints"],
+            weights=self.algorithm.weights.bytes_of(count),
+        )
+        return parts_of(held, self.model, self.config, self.task)
 
 
 def telling_rounds(config: Config) -> list[tuple[int, int]]:
@@ -242,28 +214,3 @@ def telling_rounds(config: Config) -> list[tuple[int, int]]:
     else:
         kinds = [(0, rounds)]
     return [(t, count) for t, count in kinds if count]
-
-
-def _state_rows(config: OptimizerConfig, count: int, dtype: torch.dtype) -> float:
-    """Return how many rows an optimiser keeps for each model."""
-    if not count:
-        return 0.0
-    like_cd = torch.empty(count, 1, dtype=dtype, device="meta")
-    held = build_optimiser(config, like_cd).memory().values()
-    return sum(len(one) for one in held if one.is_floating_point()) / count
-
-
-def _data_name(task: Task) -> str:
-    return "tokens of all clients, files mapped" if isinstance(task, Language) else "data, once"
-
-
-def _data_bytes(task: Task) -> int:
-    """Return the bytes of the examples, which every rank has once."""
-    if isinstance(task, Classification):
-        examples = task.examples
-        return sum(one.nbytes for one in (examples.inputs, examples.targets, examples.labels_of))
-    if isinstance(task, Language):
-        return sum(stream.tokens.nbytes for stream in task.streams)
-    if isinstance(task, Quadratic):
-        return 2 * int(task.centers_nd.nbytes)  # as it was read, and in run.dtype
-    return 0

@@ -27,7 +27,9 @@ class StandIns:
     """All clients of a run.
 
     It notes what real clients would keep room for: `gradients_r`, the most gradients at foreign points that
-    each rank takes at once, and `others`, the models beside the clients' own that every rank has.
+    each rank takes at once, and `others`, the models beside the clients' own that every rank has. And what
+    they would compute: `passes`, for each call of gradients the clients of each rank that take one, and
+    `forwards`, the losses without a gradient.
     """
 
     lr = 0.0
@@ -50,6 +52,8 @@ class StandIns:
         self.b_cd = torch.zeros(count, BUFFERS * buffers, dtype=dtype)
         self.gradients_r = np.zeros(placement.ranks, dtype=np.int64)
         self.others = 0
+        self.passes: list[NDArray[np.int64]] = []
+        self.forwards = np.zeros(placement.ranks, dtype=np.int64)
         self._scored = 0
 
     def eta(self, t: int) -> float:
@@ -59,6 +63,7 @@ class StandIns:
     def gradients(self, t: int, rows_e: NDArray[np.int64] | None = None) -> Tensor:
         """Return losses of 0."""
         if rows_e is None:
+            self.passes.append(self._by_rank(np.arange(len(self.ids))))
             return torch.zeros(len(self.ids), dtype=self.x_cd.dtype)
         self._note(rows_e)
         return torch.zeros(len(rows_e), dtype=self.x_cd.dtype)
@@ -71,14 +76,18 @@ class StandIns:
         return self.cluster_n1[torch.from_numpy(rows_e)]
 
     def _note(self, rows_e: NDArray[np.int64]) -> None:
-        taken_r = np.bincount(self.placement.owner_n[rows_e], minlength=self.placement.ranks)
-        self.gradients_r = np.maximum(self.gradients_r, taken_r)
+        self.passes.append(self._by_rank(rows_e))
+        self.gradients_r = np.maximum(self.gradients_r, self.passes[-1])
+
+    def _by_rank(self, rows_e: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.bincount(self.placement.owner_n[rows_e], minlength=self.placement.ranks)
 
     def losses_at(
         self, points_kd: Tensor, buffers_kd: Tensor, rows_e: NDArray[np.int64], t: int
     ) -> NDArray[np.float64]:
         """Return losses by which a client picks the centre of its cluster."""
         count = len(points_kd)
+        self.forwards += count * self._by_rank(rows_e)
         own_e = self.cluster_n1[torch.from_numpy(rows_e), 0].numpy() % count
         return np.asarray(own_e[:, None] != np.arange(count), dtype=np.float64)
 
@@ -87,6 +96,7 @@ class StandIns:
     ) -> NDArray[np.float64]:
         """Return losses of which no two are alike, as measured ones are not."""
         self._scored += 1
+        self.forwards += len(points_kd) * self._by_rank(np.arange(len(self.ids)))
         shape = len(self.ids), len(points_kd)
         name = seeds.key(0, "stand-ins' losses", self._scored)
         return seeds.uniforms(name, shape[0] * shape[1]).view(shape).numpy()

@@ -1,0 +1,107 @@
+"""What the pairs of a round make ranks send: `comm.plans` for all ranks at once, as counts.
+
+Shapes: m pairs, R ranks; keys number ordered pairs of ranks, and pieces of the list, one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobo_dist.maths.alignment import middle
+
+from .holding import Model
+from .load import Ints
+
+_SCALAR = 8  # bytes of an inner product
+
+
+@dataclass(frozen=True)
+class Meetings:
+    """What each rank does for the pairs, [R] each; `ends` for each piece of the list."""
+
+    pairs: int
+    ends: list[Ints]
+    model_messages: Ints
+    model_bytes: Ints
+    gradient_messages: Ints
+    gradient_bytes: Ints
+    most: Ints  # ends of the largest piece
+    room: Ints  # bytes of the buffers that messages lie in
+
+    @classmethod
+    def none(cls, ranks: int) -> Meetings:
+        """Return what nobody does."""
+        nothing = np.zeros(ranks, dtype=np.int64)
+        return cls(0, [], *[nothing] * 6)
+
+
+def count_meetings(pairs_m2: NDArray[np.int64], n: int, ranks: int, model: Model) -> Meetings:
+    """Count for pairs i < j of n clients, of which rank r owns those with i R // n = r."""
+    first, second = (pairs_m2 * ranks // n).T
+    piece = np.arange(len(first)) // n  # as the algorithm meets them: n at a time
+    pieces = int(piece[-1]) + 1 if len(piece) else 1
+    ends = [
+        np.bincount(first[at], minlength=ranks) + np.bincount(second[at], minlength=ranks)
+        for at in (slice(k * n, (k + 1) * n) for k in range(pieces))
+    ]
+    across = first != second
+    first, second, piece = first[across], second[across], piece[across]
+    # A model goes once to each rank that needs it.
+    trips = [
+        client * ranks + to for client, to in zip(pairs_m2[across].T, (second, first), strict=True)
+    ]
+    client, to = np.divmod(np.unique(np.concatenate(trips)), ranks)
+    links, models = np.unique(client * ranks // n * ranks + to, return_counts=True)
+    source, to = np.divmod(links, ranks)
+    one_model = model.size * model.wire.itemsize
+    room = _at_both_ends(source, to, models * one_model, ranks)
+
+    # Halves: the first client's owner sends the rest behind the cut, the other what lies before it.
+    cut = middle(model.size)
+    rest = model.size - cut
+    keys = np.concatenate([(first * ranks + second), (second * ranks + first)])
+    keys = np.concatenate([piece, piece]) * ranks**2 + keys
+    numbers = np.repeat([rest, cut], len(first))
+    talks, inverse, each = np.unique(keys, return_inverse=True, return_counts=True)
+    halves = np.bincount(inverse.reshape(-1), weights=numbers, minlength=len(talks)).astype(
+        np.int64
+    )
+    which = talks % ranks**2
+    sender = which // ranks
+    scalars = 2 * each * _SCALAR  # products and squared norms
+    links, place = np.unique(which, return_inverse=True)
+
+    def largest(values_k: Ints) -> Ints:
+        """Buffers are kept from piece to piece, as long as the longest message."""
+        found = np.zeros(len(links), dtype=np.int64)
+        np.maximum.at(found, place.reshape(-1), values_k)
+        return found
+
+    for values in (halves * model.wire.itemsize, scalars):
+        room = room + _at_both_ends(*np.divmod(links, ranks), largest(values), ranks)
+    if model.wire != model.dtype:  # what arrives is kept once more, as it is multiplied
+        room = room + _sum(links % ranks, largest(halves * model.dtype.itemsize), ranks)
+    return Meetings(
+        len(pairs_m2),
+        ends,
+        np.bincount(source, minlength=ranks),
+        _sum(source, models * one_model, ranks),
+        np.bincount(sender, minlength=ranks) + np.bincount(sender[halves > 0], minlength=ranks),
+        _sum(sender, halves * model.wire.itemsize + scalars, ranks),
+        np.max(ends, axis=0),
+        room,
+    )
+
+
+def _sum(ranks_k: Ints, values_k: Ints, ranks: int) -> Ints:
+    """Add up values by rank, exactly."""
+    total = np.zeros(ranks, dtype=np.int64)
+    np.add.at(total, ranks_k, values_k)
+    return total
+
+
+def _at_both_ends(source_k: Ints, to_k: Ints, values_k: Ints, ranks: int) -> Ints:
+    return _sum(source_k, values_k, ranks) + _sum(to_k, values_k, ranks)
