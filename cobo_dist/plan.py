@@ -30,9 +30,10 @@ round would take. Takes the config and settings of the run, and the ranks it is 
 nothing is trained.
 
 Bytes and messages come from the plans that the run itself makes: with W at W^0 they are what its metrics
-will say. Pairs are those that the run will draw; "true clusters" is W when every client has found its own,
+will say. Pairs are those that the run will draw; "true clusters" is W when every client has found its own
+("moved": and clients are where comm.placement=adaptive brings them, where the run is not made up or large),
 and no W sends more than "any W". IFCA's clients are taken to pick their true clusters, and federated
-clustering to find them. What logging sends is left out.
+clustering to find them. What logging and moving send is left out.
 
 Seconds need a dozen constants of the machine: --measure finds them in a few seconds, here or, under a
 launcher, on a cluster's nodes; --constants FILE keeps them, or takes them from there. docs/SCALING.md says

@@ -200,6 +200,19 @@ def test_one_client_a_rank() -> None:
     assert all(same(others[name], one) for name, one in rehearsed.other_mixings().items())
 
 
+def test_clients_on_the_move() -> None:
+    """Both count the same parcels: model, two moments, and a row of 8 weights."""
+    config, task = task_of(["comm.placement=adaptive", "optimizer.name=adamw"])
+    closed, rehearsed = OnPaper(config, task, 3, 8), Forecast(config, task, 3)
+    closed.load(0)
+    rehearsed.load(0)
+    for rank in range(3):
+        parts = closed.memory_of(rank)
+        assert parts == rehearsed.memory_of(rank)
+        (parcels,) = (one.bytes for one in parts if one.name.startswith("clients on the move"))
+        assert parcels == 2 * closed.clients_r[rank] * (3 * SIZE * 4 + 8 * 4)
+
+
 def test_a_million_clients_on_a_thousand_ranks(tmp_path: Path) -> None:
     """One model for each ordered pair of ranks; 500,000 pairs, each with two gradients."""
     config, task = task_of([])

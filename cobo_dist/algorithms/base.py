@@ -7,7 +7,7 @@ e ends of pairs on this rank, t the round.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,6 +158,8 @@ class Algorithm(Protocol):
     """One call a round; the loop is elsewhere."""
 
     weights: Weights  # this rank's rows of the collaboration matrix W
+    # Which word of the exchange brings the sums that W describes; none: what travels does not depend on W.
+    sums: Literal["mix", "reduce", "none"] = "mix"
     notice: str  # what a user should know before it starts; mostly nothing
 
     def round(self, t: int) -> Round:

@@ -35,6 +35,7 @@ class Ditto(Algorithm):
     """
 
     notice = ""
+    sums = "none"
 
     def __init__(
         self, config: DittoConfig, clients: Clients, exchange: Exchange, setting: Setting

@@ -31,6 +31,8 @@ class FederatedClustering(Algorithm):
     Sizes of 1 give Local. Row i of W shows who was within i's threshold last.
     """
 
+    sums = "none"  # of one client at a time
+
     def __init__(
         self,
         config: FederatedClusteringConfig,

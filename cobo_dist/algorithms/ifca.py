@@ -46,6 +46,7 @@ class Ifca(Algorithm):
     """
 
     notice = ""
+    sums = "reduce"
 
     def __init__(
         self, config: IfcaConfig, clients: Clients, exchange: Exchange, setting: Setting

@@ -22,6 +22,7 @@ class Local(Algorithm):
     """x_i <- x_i - eta g_i(x_i). W is the identity."""
 
     notice = ""
+    sums = "none"
 
     def __init__(
         self, config: LocalConfig, clients: Clients, exchange: Exchange, setting: Setting

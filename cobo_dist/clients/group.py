@@ -336,6 +336,20 @@ class Clients:
         kept["optimiser"] = {name: held[row] for name, held in self.optimiser.memory().items()}
         return {f"{kind}.{name}": v for kind, views in kept.items() for name, v in views.items()}
 
+    def replace(self, ids: Iterable[int]) -> None:
+        """Be other clients from now on, as many as before.
+
+        Who was here before keeps all that it has; the rows of the others are to be filled (`memory`).
+        """
+        row_of = {client: row for row, client in enumerate(self.ids)}
+        self.ids = tuple(int(client) for client in ids)
+        rows = torch.tensor([row_of.get(client, 0) for client in self.ids], device=self.device)
+        kept = (*self.counters.values(), *self.optimiser.memory().values())
+        for held in (self.x_cd, self.b_cd, *kept):
+            held.copy_(held[rows.to(held.device)])
+        self.source = self.task.training(self.ids, self.device)
+        self._validation = {}
+
     def _buffers(self) -> dict[str, Tensor]:
         return {**self.buffer_layout.batched_views(self.b_cd), **self.counters}
 

@@ -9,7 +9,7 @@ Shapes: c clients on this rank, n in all, d parameters, m pairs, e ends of pairs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -253,6 +253,19 @@ class Exchange:
             # Every rank decides by the same numbers, so they come from one place.
             record = b"" if gathered_n is None else gathered_n.tobytes()
             return np.frombuffer(self.transport.broadcast(record))
+
+    # -- moving -----------------------------------------------------------------------------------
+
+    def move(
+        self, placement: Placement, parcels: Mapping[int, Tensor], boxes: Mapping[int, Tensor]
+    ) -> None:
+        """Let clients move to another placement: their parcels to the new owners, boxes from the old."""
+        self._exchange(dict(parcels), dict(boxes), "moving").wait()
+        self.placement, self.ids = placement, placement.by_rank[self.transport.rank]
+        # What is kept speaks of ranks and rows as they were.
+        self._models, self._meeting = {}, Meeting.empty()
+        self._planned = np.empty((0, 2), dtype=np.int64)
+        self._routes = Routes(placement, self.transport.rank, self.deterministic)
 
     # -- the coordinator --------------------------------------------------------------------------
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 TRAINING = ("pairs", "gradients", "mixing")
-PURPOSES = (*TRAINING, "logging")
+PURPOSES = (*TRAINING, "moving", "logging")
 """`pairs`: partner models. `gradients`: halves of midpoint gradients and their scalars. `mixing`:
 models and sums of the penalty or of an average, the weights that say which, and numbers that ranks
-share. `logging`: metrics and W to the coordinator."""
+share. `moving`: clients on their way to another rank, and W to the coordinator, which decides that.
+`logging`: metrics and W to the coordinator."""
 
 
 class Ledger:

@@ -57,6 +57,15 @@ class CommConfig(Section):
         description="hold what ranks send each other against NCCL's rules, whatever the backend, and "
         "end the run with the rank, peer and batch that break one; costs a little of every round",
     )
+    placement: Literal["static", "adaptive"] = Field(
+        "static",
+        description="which rank has which clients: static, in runs of client numbers; adaptive: as "
+        "clusters emerge in W, collaborators move to one rank, where that saves more bytes than it costs. "
+        "The results are the same",
+    )
+    placement_every: int = Field(
+        50, ge=1, description="comm.placement=adaptive: rounds from one look at W to the next"
+    )
     deterministic: bool = Field(
         False,
         description="bitwise the same numbers on any number of ranks; slower: one thread, clients "

@@ -22,7 +22,7 @@ from .disk import writing
 from .folder import RunFolder
 from .graph_log import GraphLog
 from .health import Concern, Watch
-from .progress import Display, Now
+from .progress import Display, Now, human_bytes
 from .snapshots import Snapshots
 
 METRICS = "metrics.jsonl"
@@ -101,7 +101,7 @@ class Book:
         """Go on as the book that left this state; metrics.jsonl holds its rows and no more."""
         self._written = content["metrics"]["size"]
         self._digest = digest_of(self.folder.path / METRICS, self._written)
-        self.bytes = dict(content["bytes"])
+        self.bytes |= content["bytes"]
         self.seconds_before = content["seconds"]
         self.last_evaluation = content["last_evaluation"]
         self.now = Now(**content["now"])
@@ -176,6 +176,15 @@ class Book:
         """Enter where round r's time went: seconds by kind, on each rank."""
         rounded = {kind: [round(one, 6) for one in ranks] for kind, ranks in seconds.items()}
         self._write({"event": "profile", "round": r, "seconds": rounded})
+
+    def moved(self, r: int, row: Mapping[str, Any], moved: int) -> None:
+        """Enter that clients changed rank after round r, in parcels of `moved` bytes in all."""
+        self._write({"event": "placement", "round": r, **row})
+        self.bytes["moving"] += moved
+        self.display.say(
+            f"round {r}: {row['clients']} clients moved to other ranks ({human_bytes(moved)}): mixing "
+            f"sends {row['models_after']} models a round, down from {row['models_before']}"
+        )
 
     def warn(self, r: int, kind: str, message: str) -> None:
         """Enter what went wrong with something that the run can do without."""

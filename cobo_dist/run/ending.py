@@ -7,7 +7,7 @@ import os
 import resource
 import time
 import traceback
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
 
@@ -39,9 +39,17 @@ def peak_memory(device: torch.device) -> int:
 
 
 def finish(
-    config: Config, peaks: Sequence[int], metrics: Sequence[str], book: Book, seconds: float
+    config: Config,
+    peaks: Sequence[int],
+    metrics: Sequence[str],
+    book: Book,
+    seconds: float,
+    placement: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the summary and print the table; `peaks` are the most bytes each rank has held."""
+    """Write the summary and print the table; `peaks` are the most bytes each rank has held.
+
+    `placement`: what moving clients cost and saves, where they may move.
+    """
     ranks = len(peaks)
     results = book.last_evaluation
     final = {name: float(np.mean([one[name] for one in results])) for name in metrics}
@@ -53,7 +61,7 @@ def finish(
         "clients": len(results),
         "ranks": ranks,
         "seconds": round(seconds, 3),
-        "bytes_sent": sum(book.bytes[purpose] for purpose in TRAINING),
+        "bytes_sent": sum(book.bytes[purpose] for purpose in (*TRAINING, "moving")),
         "final": {name: _finite(value) for name, value in final.items()},
         "per_client": [
             {"client": client, **{name: _finite(value) for name, value in one.items()}}
@@ -61,6 +69,8 @@ def finish(
         ],
         "cluster_match": book.match(),
     }
+    if placement is not None:
+        summary["placement"] = placement
     book.ledger(peaks)
     book.folder.write_json("summary.json", summary)
     book.folder.status(EXIT_DONE, "done")

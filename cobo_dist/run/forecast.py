@@ -19,12 +19,14 @@ from cobo_dist.algorithms.base import Setting
 from cobo_dist.algorithms.cobo import CoBo, CoBoConfig
 from cobo_dist.algorithms.finetuned_fedavg import FinetunedFedAvgConfig
 from cobo_dist.algorithms.ifca import IfcaConfig
-from cobo_dist.algorithms.registry import build_algorithm
+from cobo_dist.algorithms.registry import build_algorithm, equal_share
 from cobo_dist.algorithms.validation_based import ValidationBasedConfig
 from cobo_dist.comm.counting import CountingExchange
 from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.comm.placement import Placement
+from cobo_dist.comm.regroup import propose
 from cobo_dist.config import Config
+from cobo_dist.maths.graph import link_level
 from cobo_dist.maths.weights import Weights
 from cobo_dist.tasks.base import Task
 
@@ -51,15 +53,18 @@ class Forecast:
         self.clients = StandIns(
             self.placement, task.clusters, self.model.buffers > 0, self.model.dtype
         )
-        self.exchange = CountingExchange(
-            self.placement,
-            {MODEL: self.model.size, BUFFERS: self.model.buffers},
-            self.model.dtype,
-            deterministic=config.comm.deterministic,
-            wire=self.model.wire,
-        )
+        self.exchange = self._counting(self.placement)
         setting = Setting(task.clients, task.clusters, config.run.seed, self.rounds)
         self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, setting)
+
+    def _counting(self, placement: Placement) -> CountingExchange:
+        return CountingExchange(
+            placement,
+            {MODEL: self.model.size, BUFFERS: self.model.buffers},
+            self.model.dtype,
+            deterministic=self.config.comm.deterministic,
+            wire=self.model.wire,
+        )
 
     # -- what ranks do ----------------------------------------------------------------------------
 
@@ -69,11 +74,12 @@ class Forecast:
         With W at W^0 messages and bytes are what the ledgers of the run will say. IFCA's clients are taken
         to pick their true clusters, and federated clustering to find them.
         """
-        before, begun = self._ledger(), self._worked()
+        before, begun = _ledger(self.exchange), _worked(self.exchange)
         self.clients.passes, self.clients.forwards = [], np.zeros_like(self.clients.forwards)
         pairs = self.algorithm.round(t).pairs
-        messages, nbytes = self._since(before)
-        mixing = Mixing(messages.pop("mixing"), nbytes.pop("mixing"), *(self._worked() - begun))
+        messages, nbytes = _since(before, self.exchange)
+        worked = _worked(self.exchange) - begun
+        mixing = Mixing(messages.pop("mixing"), nbytes.pop("mixing"), *worked)
         passes, forwards = self.clients.passes, self.clients.forwards
         return Load(pairs, messages, nbytes, mixing, passes, forwards)
 
@@ -85,21 +91,41 @@ class Forecast:
         """Return the rounds that stand for all."""
         return [(self.load(t), count) for t, count in telling_rounds(self.config)]
 
-    def mixing_at(self, weights: Weights | None) -> Mixing:
-        """Return what CoBo's penalty term alone costs at some W; None: one with no two weights alike."""
-        before, begun = self._ledger(), self._worked()
+    def mixing_at(self, weights: Weights | None, placement: Placement | None = None) -> Mixing:
+        """Return what CoBo's penalty term alone costs at some W, with clients where they are or elsewhere.
+
+        None: a W with no two weights alike.
+        """
+        exchange = self._counting(placement) if placement else self.exchange
+        before, begun = _ledger(exchange), _worked(exchange)
         x_nd, symmetric = self.clients.x_cd, not self._simplex
         if weights is None:
             itemsize = self.algorithm.weights.dtype.itemsize
-            self.exchange.mix_unlike(x_nd, itemsize, symmetric=symmetric)
+            exchange.mix_unlike(x_nd, itemsize, symmetric=symmetric)
         else:
-            self.exchange.mix(weights, x_nd, symmetric=symmetric)
-        messages, nbytes = self._since(before)
-        return Mixing(messages["mixing"], nbytes["mixing"], *(self._worked() - begun))
+            exchange.mix(weights, x_nd, symmetric=symmetric)
+        messages, nbytes = _since(before, exchange)
+        return Mixing(messages["mixing"], nbytes["mixing"], *(_worked(exchange) - begun))
+
+    def moved(self, weights: Weights | None) -> Placement | None:
+        """Return where clients would move at some W; None if they stay (comm.placement)."""
+        if weights is None or self.config.comm.placement == "static":
+            return None
+        level = link_level(equal_share(self.config.algorithm, self.task.clients))
+        found = propose(
+            weights, self.placement, level, self.algorithm.sums,
+            deterministic=self.config.comm.deterministic,
+        )  # fmt: skip
+        return found.placement if found else None
 
     def other_mixings(self) -> dict[str, Mixing]:
         """Return what CoBo's penalty term costs at other W that it may come to."""
-        return {name: self.mixing_at(weights) for name, weights in self.other_weights().items()}
+        found = {}
+        for name, weights in self.other_weights().items():
+            found[name] = self.mixing_at(weights)
+            if placement := self.moved(weights):
+                found[f"{name}, moved"] = self.mixing_at(weights, placement)
+        return found
 
     def other_weights(self) -> dict[str, Weights | None]:
         """Return W that CoBo may come to, by what to call them; none for other algorithms."""
@@ -129,27 +155,6 @@ class Forecast:
     def _simplex(self) -> bool:
         algorithm = self.config.algorithm
         return isinstance(algorithm, CoBoConfig) and algorithm.domain == "simplex"
-
-    def _ledger(self) -> Ints:
-        """Return messages and bytes so far of each purpose and rank, [2, purposes, R]."""
-        ledgers = self.exchange.ledgers
-        return np.array(
-            [
-                [[held[purpose] for held in kind] for purpose in TRAINING]
-                for kind in ([one.messages for one in ledgers], [one.bytes for one in ledgers])
-            ],
-            dtype=np.int64,
-        )
-
-    def _since(self, before: Ints) -> tuple[dict[str, Ints], dict[str, Ints]]:
-        """Return messages and bytes since then, [R] by purpose."""
-        messages, nbytes = self._ledger() - before
-        return dict(zip(TRAINING, messages, strict=True)), dict(zip(TRAINING, nbytes, strict=True))
-
-    def _worked(self) -> Ints:
-        """Return additions, numbers added and numbers multiplied so far, [3, R]."""
-        kinds = ("additions", "added", "multiplied")
-        return np.array([[one[k] for one in self.exchange.work] for k in kinds], dtype=np.int64)
 
     def ranks(self) -> Ranks:
         """Return what does not change from round to round."""
@@ -185,8 +190,33 @@ class Forecast:
             mixed=mixed,
             messages=sum(kept.values()) - mixed - kept["midpoints"],
             weights=self.algorithm.weights.bytes_of(count),
+            weights_row=self.task.clients * self.algorithm.weights.dtype.itemsize,
         )
         return parts_of(held, self.model, self.config, self.task)
+
+
+def _ledger(exchange: CountingExchange) -> Ints:
+    """Return messages and bytes so far of each purpose and rank, [2, purposes, R]."""
+    ledgers = exchange.ledgers
+    return np.array(
+        [
+            [[held[purpose] for held in kind] for purpose in TRAINING]
+            for kind in ([one.messages for one in ledgers], [one.bytes for one in ledgers])
+        ],
+        dtype=np.int64,
+    )
+
+
+def _since(before: Ints, exchange: CountingExchange) -> tuple[dict[str, Ints], dict[str, Ints]]:
+    """Return messages and bytes since then, [R] by purpose."""
+    messages, nbytes = _ledger(exchange) - before
+    return dict(zip(TRAINING, messages, strict=True)), dict(zip(TRAINING, nbytes, strict=True))
+
+
+def _worked(exchange: CountingExchange) -> Ints:
+    """Return additions, numbers added and numbers multiplied so far, [3, R]."""
+    kinds = ("additions", "added", "multiplied")
+    return np.array([[one[k] for one in exchange.work] for k in kinds], dtype=np.int64)
 
 
 def telling_rounds(config: Config) -> list[tuple[int, int]]:

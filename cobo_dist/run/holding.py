@@ -66,6 +66,7 @@ class Held:
     mixed: int
     messages: int
     weights: int
+    weights_row: int  # one row of W, written out as it travels with a client
 
 
 def parts_of(held: Held, model: Model, config: Config, task: Task) -> list[Part]:
@@ -75,6 +76,7 @@ def parts_of(held: Held, model: Model, config: Config, task: Task) -> list[Part]
     own, other = (state_rows(config.optimizer, rows, model.dtype) for rows in (count, held.others))
     batch = task.training([0], torch.device("cpu")).batch(0, "local")
     example_bytes = sum(tensor[0].nbytes for tensor in batch)
+    parcel = int((1 + own) * row) + buffers + held.weights_row
     parts: Mapping[str, int] = {
         f"models, {count:,} x {model.size:,} numbers": count * (row + buffers),
         f"optimiser, {own:g} x as many": int(own * count) * row,
@@ -86,6 +88,10 @@ def parts_of(held: Held, model: Model, config: Config, task: Task) -> list[Part]
         "what mixing delivers": held.mixed,
         "messages, sent and received": held.messages,
         "weights": held.weights,
+        "clients on the move, at most all": 2
+        * count
+        * parcel
+        * (config.comm.placement == "adaptive"),
         "batches": max(count, held.taken) * example_bytes,
         "base, frozen, once": model.frozen * model.dtype.itemsize,
         _data_name(task): _data_bytes(task),

@@ -262,6 +262,7 @@ class OnPaper:
             mixed=mixed,
             messages=messages + int(self._meetings.room[rank]),
             weights=self._weights_of(c),
+            weights_row=self.n * self._weight,
         )
         return parts_of(held, self.model, self.config, self.task)
 

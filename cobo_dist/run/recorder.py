@@ -19,10 +19,10 @@ from cobo_dist.clock import KINDS
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.errors import RunFailure
-from cobo_dist.maths.weights import join
 from cobo_dist.tasks.base import Task
 
 from .book import Book
+from .snapshots import gather_weights
 
 Arrays = dict[str, NDArray[Any]]
 _MOVES = ("first", "second", "weights", "alignments")
@@ -217,11 +217,6 @@ class Recorder:
 
     def weights(self, r: int) -> None:
         """Gather W for the log."""
-        mine = self.algorithm.weights
-        records = self.exchange.gather(save(mine.lists()))
-        if self.book is not None:
-            by_rank = self.exchange.placement.by_rank
-            parts = [
-                mine.with_lists(ids, load(one)) for ids, one in zip(by_rank, records, strict=True)
-            ]
-            self.book.weights(r, join(parts))
+        whole, _ = gather_weights(self.exchange, self.algorithm.weights)
+        if self.book is not None and whole is not None:
+            self.book.weights(r, whole)

@@ -33,7 +33,7 @@ MAY_CHANGE = {
     "run.log_weights_every", "run.checkpoint_every", "run.keep_checkpoints", "run.checkpoint_writing",
     "run.on_failed_checkpoint", "run.device", "run.threads", "run.engine", "data.root", "data.file",
     "data.text_dir", "data.eval_batch_size", "data.eval_examples", "task.file", "comm.backend",
-    "comm.timeout", "comm.connect_timeout", "comm.check",
+    "comm.timeout", "comm.connect_timeout", "comm.check", "comm.placement", "comm.placement_every",
 }  # fmt: skip
 """Keys that a resumed run may set anew, beside those of `log` and the number of ranks: they do not change
 what is learned. Whether the data behind a new path are the same, their fingerprint says."""

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load, save
 from torch import Tensor
 
-from cobo_dist.maths.weights import Weights
+from cobo_dist.comm.exchange import Exchange
+from cobo_dist.maths.weights import Weights, join
 
 from .checkpoint import Damaged
 from .folder import RunFolder
@@ -113,6 +115,20 @@ def _from_lists(lists: Arrays) -> Weights:
     ids = np.arange(len(lists["groups"]))
     none = Weights(ids, lists["groups"], float(lists["level"][0]), lists["values"].dtype.type)
     return none.with_lists(ids, lists)
+
+
+def gather_weights(
+    exchange: Exchange, weights: Weights, purpose: str = "logging"
+) -> tuple[Weights | None, int]:
+    """Bring all rows of W to the coordinator; return them there, and the bytes that all others sent."""
+    records = exchange.gather(save(weights.lists()), purpose)
+    if not records:
+        return None, 0
+    parts = [
+        weights.with_lists(ids, load(one))
+        for ids, one in zip(exchange.placement.by_rank, records, strict=True)
+    ]
+    return join(parts), sum(map(len, records[1:]))
 
 
 # -- rows in checkpoints -----------------------------------------------------------------------------

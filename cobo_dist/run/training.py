@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from .ending import finish, peak_memory
 from .folder import RunFolder, describe_environment
 from .health import Watch
 from .keeper import Keeper
+from .moving import Mover
 from .progress import open_display
 from .recorder import Recorder
 from .signals import Signals, name_of
@@ -73,7 +75,10 @@ class Training:
             wire=None if config.comm.dtype == "model" else getattr(torch, config.comm.dtype),
         )  # fmt: skip
         setting = Setting(task.clients, task.clusters, config.run.seed, config.run.rounds)
-        self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, setting)
+        self._build = partial(
+            build_algorithm, config.algorithm, self.clients, self.exchange, setting
+        )
+        self.algorithm = self._build()
         engine, self.engine_choice = self._choose_engine(config)
         self.clients.use_engine(engine)
         settled = {"engine": engine, "dir": str(self.folder.path), "resume": "never"}
@@ -118,6 +123,7 @@ class Training:
             self.book = self._open_book()
             if self.found is not None:
                 resume.restore_book(self.found, self.book)
+        self.mover = Mover(self.config, self.clients, self.exchange, self._build, self.book)
         try:
             self._introduce(first)
             keeper = Keeper(
@@ -254,8 +260,8 @@ class Training:
             last = r == run.rounds
             evaluates = last or (run.eval_every and r % run.eval_every == 0)
             logs_weights = last or (run.log_weights_every and r % run.log_weights_every == 0)
-            saves = keeper.is_due(r)
-            if not (evaluates or logs_weights or saves or recorder.is_due(r)):
+            saves, looks = keeper.is_due(r), self.mover.is_due(r)
+            if not (evaluates or logs_weights or saves or looks or recorder.is_due(r)):
                 continue
             with self.clock.span("logging"):
                 order = recorder.flush(self.signals.caught, keeper.is_written())
@@ -268,6 +274,9 @@ class Training:
                 if saves or order.signal:
                     recorder.check_models(r, last)
                     keeper.begin(r, time.monotonic() - started)
+                if looks and not order.signal:
+                    self.algorithm = self.mover.look(r, self.algorithm)
+                    recorder.algorithm = keeper.algorithm = self.algorithm
             if order.signal and not last:
                 if missing := keeper.settle():
                     raise RunFailure(f"stopped by {name_of(order.signal)} with {missing}")
@@ -303,6 +312,7 @@ class Training:
                 # On this host too, where no disk is shared.
                 path.parent.mkdir(exist_ok=True, parents=True)
                 self.task.save(state, path)
+        saved = self.mover.summary(self.algorithm)
         # All models are there before the summary says so; and what logging sent is known at last.
         mine = f"{self.exchange.ledger.bytes['logging']} {peak_memory(self.session.device)}"
         totals = [one.decode().split() for one in self.session.transport.gather(mine.encode())]
@@ -310,7 +320,7 @@ class Training:
             self.book.bytes["logging"] += sum(int(logged) for logged, _ in totals)
             peaks = [int(peak) for _, peak in totals]
             seconds += self.book.seconds_before
-            finish(self.config, peaks, self.task.metrics, self.book, seconds)
+            finish(self.config, peaks, self.task.metrics, self.book, seconds, saved)
 
 
 def _size_in_words(clients: Clients) -> str:

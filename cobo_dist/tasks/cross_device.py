@@ -14,19 +14,19 @@ from torch import Tensor
 
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
-from cobo_dist.settings import Section, as_tuple
+from cobo_dist.settings import as_tuple
 
 from .base import DataConfig
 from .images import ImageSet, load_images
 from .models import ClassifierConfig
-from .supervised import Classification, Examples, share_out
+from .supervised import Classification, Examples, OrderedConfig, share_out
 
 Sizes = Annotated[
     tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple), Field(min_length=1)
 ]
 
 
-class CrossDeviceConfig(Section):
+class CrossDeviceConfig(OrderedConfig):
     """CIFAR-100 in clusters with disjoint classes."""
 
     name: Literal["cross_device"] = "cross_device"
@@ -86,7 +86,9 @@ class CrossDevice(Classification):
             dtype,
             data.channels_last,
         ).with_test(torch.from_numpy(images.x_test), torch.from_numpy(images.y_test))
-        super().__init__(examples, split(config, images, each, seed), clusters, model, data, seed)
+        super().__init__(
+            examples, split(config, images, each, seed), clusters, model, data, seed, config
+        )
 
 
 def split(

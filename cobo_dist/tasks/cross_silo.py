@@ -14,17 +14,17 @@ from torch import Tensor
 
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
-from cobo_dist.settings import Section, as_tuple
+from cobo_dist.settings import as_tuple
 
 from .base import DataConfig
 from .images import ImageSet, load_images
 from .models import ClassifierConfig
-from .supervised import Classification, Examples, share_out
+from .supervised import Classification, Examples, OrderedConfig, share_out
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)]
 
 
-class CrossSiloConfig(Section):
+class CrossSiloConfig(OrderedConfig):
     """CIFAR-100 in clusters with permuted labels."""
 
     name: Literal["cross_silo"] = "cross_silo"
@@ -91,7 +91,7 @@ class CrossSilo(Classification):
             dtype,
             data.channels_last,
         ).with_test(torch.from_numpy(images.x_test), torch.from_numpy(images.y_test))
-        super().__init__(examples, split(config, images, seed), clusters, model, data, seed)
+        super().__init__(examples, split(config, images, seed), clusters, model, data, seed, config)
 
 
 def label_map(config: CrossSiloConfig, cluster: int, classes: int, seed: int) -> Tensor:

@@ -16,16 +16,15 @@ from pydantic import Field
 
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
-from cobo_dist.settings import Section
 
 from .base import DataConfig
 from .models import ClassifierConfig
-from .supervised import Classification, Examples
+from .supervised import Classification, Examples, OrderedConfig
 
 CLASSES = 10
 
 
-class DigitsConfig(Section):
+class DigitsConfig(OrderedConfig):
     """Handwritten digits in clusters with permuted labels."""
 
     name: Literal["digits"] = "digits"
@@ -73,7 +72,7 @@ class Digits(Classification):
             torch.stack([_labels(seed, cluster) for cluster in clusters]),
             dtype,
         )
-        super().__init__(examples, splits, clusters, model, data, seed)
+        super().__init__(examples, splits, clusters, model, data, seed, config)
 
 
 def _labels(seed: int, cluster: int) -> torch.Tensor:

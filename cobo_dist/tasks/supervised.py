@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +17,7 @@ from cobo_dist.clients.batches import BatchIndices
 from cobo_dist.clients.engines import ENGINES, Batch
 from cobo_dist.clients.group import BatchSource
 from cobo_dist.maths import seeds
+from cobo_dist.settings import Section
 
 from .augmentation import Augmentation, dropout_mask
 from .base import DataConfig, mean_of, save_tensors
@@ -22,6 +25,23 @@ from .models import ClassifierConfig, build_model, dropout_of
 
 Splits = Mapping[str, Sequence[Tensor]]
 """For "train", "validation" and "test" the example numbers of each client."""
+
+
+class OrderedConfig(Section):
+    """A task whose clients are numbered in some order."""
+
+    order: Literal["clusters", "shuffled"] = Field(
+        "clusters",
+        description="how clients are numbered: cluster by cluster (paper), or in a random order, as where "
+        "nobody knows the clusters",
+    )
+
+
+def in_order(config: OrderedConfig, clients: int, seed: int) -> list[int]:
+    """Return which client, counted cluster by cluster, has the number 0, 1, ..."""
+    if config.order == "clusters":
+        return list(range(clients))
+    return list(seeds.permutation(seeds.key(seed, "client order"), clients).tolist())
 
 
 @dataclass(frozen=True)
@@ -151,15 +171,21 @@ class Classification:
         model: ClassifierConfig,
         data: DataConfig,
         seed: int,
+        numbering: OrderedConfig,
     ) -> None:
-        self.examples, self.split_of, self.data, self.seed = examples, splits, data, seed
+        """Take examples, splits and clusters, all in the order of clusters."""
+        order = in_order(numbering, len(clusters), seed)
+        self.examples = replace(examples, labels_of=examples.labels_of[order])
+        self.split_of = {name: [own[client] for client in order] for name, own in splits.items()}
+        clusters = [clusters[client] for client in order]
+        self.data, self.seed = data, seed
         self.model_config, self.clients = model, len(clusters)
         self.accumulation = data.accumulation
         self.channels_last = examples.are_images and examples.channels_last
         self.clusters: tuple[int, ...] | None = tuple(clusters)
         # Without validation examples there is nothing to evaluate under that name.
         self.splits: tuple[str, ...] = tuple(
-            name for name in ("validation", "test") if all(map(len, splits[name]))
+            name for name in ("validation", "test") if all(map(len, self.split_of[name]))
         )
         self.model()  # a model that cannot take these inputs is refused now, not when training starts
 
