@@ -7,6 +7,10 @@
 set -euo pipefail
 venv="$(dirname "${BASH_SOURCE[0]}")/../.venv/bin"
 if [ -x "$venv/python" ]; then PATH="$(cd "$venv" && pwd):$PATH"; fi  # as the quickstart made it
+# glibc hands large freed blocks back to the system and gets them again page by page; kept, activations cost no
+# page faults (docs/PERFORMANCE.md). 32 MiB is the most that every glibc takes.
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-33554432}"
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-17179869184}"
 flags=()
 if mpirun --version 2>&1 | grep -q "Open MPI"; then
   flags+=(--oversubscribe)

@@ -11,6 +11,10 @@ cores=$(nproc)
 RANKS="${RANKS:-$((gpus > 0 ? gpus : (cores < 4 ? cores : 4)))}"
 # cobo_dist sets the threads of each rank itself (run.threads); this silences torchrun's advice.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# glibc hands large freed blocks back to the system and gets them again page by page; kept, activations cost no
+# page faults (docs/PERFORMANCE.md). 32 MiB is the most that every glibc takes.
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-33554432}"
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-17179869184}"
 if [ "${NNODES:-1}" -gt 1 ]; then
   : "${NODE_RANK:?set NODE_RANK to 0 on the first host, 1 on the second, ...}"
   : "${MASTER_ADDR:?set MASTER_ADDR to the first host}"

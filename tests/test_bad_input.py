@@ -313,6 +313,7 @@ def test_a_folder_with_files_of_the_same_names_but_no_run_keeps_them(
 def test_too_many_clients_for_the_digits(refused: Refused) -> None:
     refused("task.clusters=700", words=("1797 digits", "1400 clients", "task.clusters"))
     refused("task.test_size=1797", words=("1797 digits", "task.test_size=1797"))
+    refused("task.images_per_client=1298", words=("leave 1297", "task.images_per_client=1298"))
     refused("task.test_size=1790", words=("task.test_size=1790", "leave 0", "8 clients"))
 
 

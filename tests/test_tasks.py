@@ -36,6 +36,22 @@ def test_no_image_is_in_two_places(config: dict[str, int]) -> None:
     assert len(sizes) == 1
 
 
+def test_more_clients_than_images_draw_their_own() -> None:
+    """2,000 clients of 12 images each: all from outside the test pool, none twice to a client."""
+    task = digits(clusters=200, clients_per_cluster=10, images_per_client=12)
+    pool = set(range(1797)) - set(task.split_of["test"][0].tolist())
+    drawn = set()
+    for train, held_out in zip(task.split_of["train"], task.split_of["validation"], strict=True):
+        own = [*train.tolist(), *held_out.tolist()]
+        assert (len(train), len(own), len(set(own))) == (10, 12, 12)
+        assert set(own) <= pool
+        drawn |= set(own)
+    assert drawn == pool
+    assert set(task.split_of["train"][0].tolist()) != set(task.split_of["train"][1].tolist())
+    few = digits(clusters=2, images_per_client=12)
+    assert torch.equal(few.split_of["train"][3], task.split_of["train"][3]), "a client's own draw"
+
+
 def test_the_quickstart_is_the_prototypes_size() -> None:
     task = digits()
     assert task.clients == 8

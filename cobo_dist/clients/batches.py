@@ -13,6 +13,11 @@ _BLOCK = 64  # rounds whose batches are worked out together
 _AT_ONCE = 1 << 20  # example numbers that are shuffled in one call: it needs some 40 MB
 
 
+def bytes_ahead(batch_size: int) -> int:
+    """Return the bytes of the numbers that `BatchIndices` keep for one client."""
+    return _BLOCK * batch_size * torch.int64.itemsize
+
+
 class BatchIndices:
     """Mini-batches of example numbers, epoch by epoch without replacement.
 
@@ -52,6 +57,7 @@ class BatchIndices:
         """Return the example numbers of round t, int64 [c, B]."""
         block, offset = divmod(t, _BLOCK)
         if block != self._block:
+            self._indices = torch.empty(0)  # of the last block: it makes room
             shape = (_BLOCK, len(self.clients), self.batch_size)
             self._indices = torch.empty(shape, dtype=torch.int64, device=self._device)
             for rows in self._alike:

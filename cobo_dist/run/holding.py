@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from cobo_dist.algorithms.cobo import CoBoConfig
+from cobo_dist.clients.batches import bytes_ahead
 from cobo_dist.clients.engines import state_buffers, trained
 from cobo_dist.clients.optimisers import OptimizerConfig, build_optimiser
 from cobo_dist.config import Config
@@ -93,6 +95,7 @@ def parts_of(held: Held, model: Model, config: Config, task: Task) -> list[Part]
         * parcel
         * (config.comm.placement == "adaptive"),
         "batches": max(count, held.taken) * example_bytes,
+        "which examples, 64 rounds ahead": count * _bytes_ahead(config, task),
         "base, frozen, once": model.frozen * model.dtype.itemsize,
         _data_name(task): _data_bytes(task),
     }
@@ -106,6 +109,15 @@ def state_rows(config: OptimizerConfig, count: int, dtype: torch.dtype) -> float
     like_cd = torch.empty(count, 1, dtype=dtype, device="meta")
     held = build_optimiser(config, like_cd).memory().values()
     return sum(len(one) for one in held if one.is_floating_point()) / count
+
+
+def _bytes_ahead(config: Config, task: Task) -> int:
+    """Return what one client's numbers of examples take, in each stream of batches that is read."""
+    if not isinstance(task, (Classification, Language)):
+        return 0
+    algorithm = config.algorithm
+    fresh = isinstance(algorithm, CoBoConfig) and algorithm.midpoint_data == "fresh"
+    return (1 + fresh) * bytes_ahead(config.data.examples_a_round)
 
 
 def _data_name(task: Task) -> str:

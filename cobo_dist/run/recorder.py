@@ -136,7 +136,8 @@ class Recorder:
         Raises:
             RunFailure: the same on all ranks.
         """
-        finite_c = self.clients.x_cd.isfinite().all(dim=1).cpu().numpy()
+        # Row by row: of all at once, this would take as much room as the models.
+        finite_c = np.array([bool(row_d.isfinite().all()) for row_d in self.clients.x_cd])
         gathered = self.exchange.gather_rows(finite_c[:, None].astype(np.float32))
         verdict = ""
         if gathered is not None and not gathered.all():

@@ -1,0 +1,95 @@
+"""CoBo on 8 ResNet-9 in bfloat16, against the authors' code.
+
+python benchmarks/cobo_resnet.py [--repeats 1]
+
+The authors' code takes 1.34 times the float32 compute floor for the same passes, and 6.9 GB at its peak
+(measured once, side by side with the floor, on a machine like the one this was written on). So the floor of
+this machine stands in for it: printed are seconds a round of the float32 floor, of our round in float32 and
+with bfloat16 autocast and channels last, on 2 ranks of one thread; how many times faster than 1.34 floors
+that is; and the peak memory of both ranks together. Of that, what a process takes that has only imported
+torch and cobo_dist is told apart; pages of libraries that both ranks share count twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import floor
+import torch
+from made_up import make_images
+from memory import BARE
+
+WORK, METHOD = "8 ResNet-9", "cobo"
+AUTHORS_TIME = 1.34  # in float32 floors
+AUTHORS_PEAK = 6.9e9
+FASTER, SMALLER = 3.0, 5.0  # what we want to be
+GB = 1e9
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each, taking turns")
+    parser.add_argument("--allocator", choices=("default", "kept"), default="kept")
+    given = parser.parse_args()
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {floor.RANKS} ranks of 1 "
+        f"thread; CoBo, {WORK} of width 64, batch 32, allocator {given.allocator}\n"
+    )
+    seconds: dict[str, list[float]] = {"floor": [], "fp32": [], "bf16": []}
+    peaks: dict[str, list[int]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        images = make_images(Path(place) / "images.npz", 8_000, 1_000)
+        for _ in range(given.repeats):
+            for kind in ("fp32", "bf16"):
+                how = argparse.Namespace(allocator=given.allocator, bf16=kind == "bf16")
+                took, engine, settings = floor._ours(
+                    WORK, METHOD, images, Path(place), how, "one_by_one"
+                )
+                seconds[kind].append(took)
+                peaks[kind] = peaks_of(Path(place) / "run")
+                if kind == "fp32":
+                    seconds["floor"].append(floor._floor(WORK, METHOD, settings, engine, how))
+    bare = int(subprocess.run([sys.executable, "-c", BARE], capture_output=True, check=True).stdout)
+    show({kind: statistics.median(some) for kind, some in seconds.items()}, peaks, bare)
+
+
+def peaks_of(run: Path) -> list[int]:
+    """Return the bytes that each rank held at most."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (ledger,) = [line for line in map(json.loads, lines) if line["event"] == "ledger"]
+    found: list[int] = ledger["peak_bytes"]
+    return found
+
+
+def show(seconds: dict[str, float], peaks: dict[str, list[int]], bare: int) -> None:
+    """Print the table."""
+    authors = AUTHORS_TIME * seconds["floor"]
+    print(f"{'':34}{'s a round':>10}{'authors / this':>16}{'peak GB':>9}{'authors / this':>16}")
+    print(f"{'float32 floor':34}{seconds['floor']:>10.3f}")
+    print(
+        f"{'authors: 1.34 floors, 6.9 GB':34}{authors:>10.3f}{'1':>16}{AUTHORS_PEAK / GB:>9.2f}{'1':>16}"
+    )
+    for kind, words in (("fp32", "float32"), ("bf16", "bfloat16, channels last")):
+        peak = sum(peaks[kind])
+        print(
+            f"{'ours, ' + words:34}{seconds[kind]:>10.3f}{authors / seconds[kind]:>16.2f}"
+            f"{peak / GB:>9.2f}{AUTHORS_PEAK / peak:>16.2f}"
+        )
+    ranks = ", ".join(f"{peak / GB:.2f}" for peak in peaks["bf16"])
+    print(f"\nwanted: {FASTER:g} times faster, a {1 / SMALLER:g} of the memory")
+    print(
+        f"bfloat16: {ranks} GB on the ranks, of which a process with nothing to do takes {bare / GB:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""An environment of its own for each peer, from the package index."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+REQUIREMENTS = {"flower": "flwr[simulation]", "pfl": "pfl[pytorch]"}
+
+
+class NotInstalled(Exception):
+    """A peer could not be installed; says why in a line."""
+
+
+def cache() -> Path:
+    """Return where environments are kept unless someone says otherwise."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "cobo_dist" / "peers"
+
+
+def environment(peer: str, into: Path) -> Path:
+    """Return the Python of a peer's environment, which is made if it is not there yet.
+
+    It also sees the packages of the Python that runs this, behind its own, so that torch is not
+    installed a second time where the peer can do with the version that is here.
+
+    Raises:
+        NotInstalled: the index does not have it, or it does not go together with this Python.
+    """
+    home = into / peer
+    python, done = home / "bin" / "python", home / "installed"
+    if done.exists():
+        return python
+    shutil.rmtree(home, ignore_errors=True)  # one that was not finished
+    print(f"installing {REQUIREMENTS[peer]} into {home}", file=sys.stderr, flush=True)
+    _call([sys.executable, "-m", "venv", str(home)])
+    packages = sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)})
+    (Path(packages) / "behind.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    _call([str(python), "-m", "pip", "install", "--quiet", REQUIREMENTS[peer]])
+    done.touch()
+    return python
+
+
+def _call(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in words if line.startswith("ERROR")]
+        raise NotInstalled(([*words, *errors] or ["no reason given"])[-1])
