@@ -37,7 +37,7 @@ from made_up import make_images
 from torch import Tensor, nn
 
 RANKS = 2
-KEPT = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
+KEPT = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 
 
 @dataclass(frozen=True)
