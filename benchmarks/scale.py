@@ -70,6 +70,8 @@ def counted(settings: list[str], ranks: int) -> dict[str, int]:
     forecast = Forecast(config, task, ranks)
     for r in range(1, config.run.rounds + 1):
         forecast.round(r)
+    for weights in forecast.other_weights().values():  # messages are longest where weights differ
+        forecast.mixing_at(weights)
     return {part.name: part.bytes for part in forecast.memory()}
 
 

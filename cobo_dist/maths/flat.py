@@ -139,15 +139,14 @@ class Scratch:
 
     def rows(self, name: str, count: int, size: int) -> Tensor:
         """Return `count` aligned rows [count, size] of the buffer `name`; content undefined."""
-        held = self._rows.get((name, size))
-        if held is None or len(held) < count:
-            held = empty_rows(count, size, dtype=self.dtype, device=self.device)
-            self._rows[name, size] = held
-        return held[:count]
+        if (name, size) not in self._rows or len(self._rows[name, size]) < count:
+            self._rows.pop((name, size), None)  # the old one makes room for the new one
+            self._rows[name, size] = empty_rows(count, size, dtype=self.dtype, device=self.device)
+        return self._rows[name, size][:count]
 
     def flat(self, name: str, count: int) -> Tensor:
         """Return `count` contiguous numbers [count] of the buffer `name`; content undefined."""
-        held = self._flat.get(name)
-        if held is None or len(held) < count:
-            self._flat[name] = held = torch.empty(count, dtype=self.dtype, device=self.device)
-        return held[:count]
+        if name not in self._flat or len(self._flat[name]) < count:
+            self._flat.pop(name, None)  # as above
+            self._flat[name] = torch.empty(count, dtype=self.dtype, device=self.device)
+        return self._flat[name][:count]

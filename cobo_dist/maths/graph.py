@@ -36,10 +36,13 @@ def components(weights: Weights, level: float = LINK) -> int:
     from scipy.sparse.csgraph import connected_components
 
     rows, columns, values = weights.entries()
-    linked = values >= level
-    ends = [rows[linked]], [columns[linked]]
+    linked, inside = values >= level, weights.groups_c[rows] == weights.groups_n[columns]
+    inside &= weights.level >= level
+    ends = [rows[linked & ~inside]], [columns[linked & ~inside]]
     if weights.level >= level:
-        for side, found in zip(ends, _group_links(weights, level), strict=True):
+        cut = inside & ~linked & (rows != columns)
+        links = _group_links(weights, level, rows[cut], columns[cut])
+        for side, found in zip(ends, links, strict=True):
             side.append(found)
     first, second = (np.concatenate(side) for side in ends)
     n = weights.shape[1]
@@ -48,19 +51,15 @@ def components(weights: Weights, level: float = LINK) -> int:
     return int(count)
 
 
-def _group_links(weights: Weights, level: float) -> tuple[Ints, Ints]:
+def _group_links(weights: Weights, level: float, rows: Ints, columns: Ints) -> tuple[Ints, Ints]:
     """Return links (first, second) that join what the links inside groups join, and no more.
 
-    In each group one client with the fewest cuts stands for it: it is linked to all but those cut from it.
-    One of these is joined to it still unless all that it is linked to are cut from that one, too.
+    The clients `rows` and `columns` are of one group and cut from each other. In each group one client
+    with the fewest cuts stands for it: it is linked to all but those cut from it. One of these is joined
+    to it still unless all that it is linked to are cut from that one, too.
     """
     n, groups_n = weights.shape[1], weights.groups_n
-    rows, columns, values = weights.entries()
     stays_n = ~weights.apart_c
-    cut = (
-        stays_n[rows] & (groups_n[rows] == groups_n[columns]) & (values < level) & (rows != columns)
-    )
-    rows, columns = rows[cut], columns[cut]
     order = np.lexsort((np.bincount(rows, minlength=n), groups_n, ~stays_n))
     order = order[: np.count_nonzero(stays_n)]
     has, first = np.unique(groups_n[order], return_index=True)

@@ -166,11 +166,18 @@ class Product:
             into_rd.index_add_(0, _index(piece, x_kd), taken, alpha=self.level)
 
     def _add_listed(self, x_kd: Tensor, into_rd: Tensor) -> None:
+        """Add up for one receiver after the other, whose row is near while its terms come."""
         rows, columns = self._at
-        for piece in _pieces(np.arange(len(rows)), x_kd.shape[1]):
-            more = torch.from_numpy(self._more[piece]).to(x_kd)[:, None]
-            terms = x_kd.index_select(0, _index(columns[piece], x_kd)).mul_(more)
-            into_rd.index_add_(0, _index(rows[piece], x_kd), terms)
+        index, more = _index(columns, x_kd), torch.from_numpy(self._more).to(x_kd)
+        step = max(1, _AT_ONCE // max(1, x_kd.shape[1]))
+        starts = np.flatnonzero(np.diff(rows, prepend=-1))
+        ends = np.append(starts[1:], len(rows))
+        for begin, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            into_d = into_rd[rows[begin]]
+            for at in range(begin, end, step):
+                last = min(end, at + step)
+                terms = x_kd.index_select(0, index[at:last])
+                into_d.addmv_(terms.t(), more[at:last])
 
 
 def is_written_out(listed: int | Ints, size: int | Ints) -> NDArray[np.bool_] | bool:
@@ -193,9 +200,8 @@ def pack(plan: BlockPlan, x_sd: Tensor, out_kd: Tensor) -> None:
 def unpack(plan: BlockPlan, payload_kd: Tensor, into_rd: Tensor) -> None:
     """Add the block's part of sum_k w_ik x_k to the receiver's `into_rd` from what was sent."""
     if plan.kind == "sums":
-        for piece in _pieces(np.arange(len(plan.send)), payload_kd.shape[1]):
-            receivers = _index(plan.receivers[piece], into_rd)
-            into_rd.index_add_(0, receivers, payload_kd[_index(plan.send[piece], into_rd)])
+        for receiver, number in zip(plan.receivers.tolist(), plan.send.tolist(), strict=True):
+            into_rd[receiver].add_(payload_kd[number])
         return
     if plan.kind == "total":
         into_rd.add_(payload_kd[0] - payload_kd[1:].sum(dim=0))
