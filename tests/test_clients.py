@@ -126,6 +126,24 @@ def test_engines_equal_plain_autograd(name: str, norm: str) -> None:
     torch.testing.assert_close(losses, torch.stack(expected_losses))
     torch.testing.assert_close(gradients, torch.stack(expected_gradients), rtol=1e-9, atol=1e-12)
     assert torch.equal(points, before)
+    # In place of the models, and handed over as they come, which is when they may be changed.
+    places, seen = before.clone(), torch.full_like(gradients, torch.nan)
+    taken = places
+
+    def done(rows: slice, losses: torch.Tensor) -> None:
+        assert seen[rows].isnan().all()
+        assert losses[rows].all()
+        seen[rows] = taken[rows]
+        places[rows] = torch.nan
+
+    ENGINES[name](model, loss).gradients(places, places, strided_copy(buffers), batch, done)
+    assert torch.equal(seen, gradients)
+    assert places.isnan().all()
+    places, taken = before.clone(), gradients
+    gradients, seen = gradients.clone(), seen.fill_(torch.nan)
+    ENGINES[name](model, loss).gradients(places, taken, strided_copy(buffers), batch, done)
+    assert torch.equal(seen, gradients)
+    assert places.isnan().all()
     for row in range(5):
         for n, value in expected_buffers[row].items():
             torch.testing.assert_close(moved[n][row], value, rtol=1e-9, atol=1e-12)
@@ -350,6 +368,9 @@ def test_the_gradient_of_a_batch_in_parts_is_that_of_the_whole(engine: str) -> N
         losses = clients.gradients(1)
         rows = np.array([1, 0])
         at = clients.gradients_at(clients.x_cd[rows], rows, 1, "midpoint").clone()
+        points = clients.x_cd[rows]
+        assert clients.gradients_at(points, rows, 1, "midpoint", in_place=True) is points
+        assert torch.equal(points, at)
         others = clients.losses_at(clients.x_cd, clients.b_cd, rows, 3)
         found.append((losses, clients.g_cd.clone(), at, torch.from_numpy(others)))
     for whole, parted in zip(*found, strict=True):

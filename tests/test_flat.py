@@ -5,20 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cobo_dist.maths.flat import empty_rows, pieces, take_rows
+from cobo_dist.maths.flat import columns_at_once, take_rows, widest
 
 
-@pytest.mark.parametrize("size", [1, 9, 10, 11, 25])
-def test_pieces_cover_every_number_once(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Pieces of 10 numbers, with one factor s a row: x <- s x + y has the bits of one pass."""
-    monkeypatch.setattr("cobo_dist.maths.flat._PIECE", 10)
-    x_cd, y_cd = empty_rows(3, size, dtype=torch.float64), torch.randn(3, size).double()
-    x_cd.copy_(torch.randn(3, size))
-    s_c1 = torch.tensor([[1.0], [0.3], [-2.0]], dtype=torch.float64)
-    expected = x_cd * s_c1 + y_cd
-    for x, s, y in pieces(x_cd, s_c1, y_cd):
-        x.mul_(s).add_(y)
-    assert torch.equal(x_cd, expected)
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 3_000_000])
+@pytest.mark.parametrize("count", [0, 1, 3, 10_000])
+def test_columns_come_once_each_on_boundaries_and_never_too_many(count: int, size: int) -> None:
+    parts = list(columns_at_once(count, size))
+    assert [one.start for one in parts] == [0, *(one.stop for one in parts[:-1])]
+    assert parts[-1].stop == size
+    assert max(one.stop - one.start for one in parts) == widest(count, size)
+    assert all(one.start % 16 == 0 for one in parts), "as rows begin"
+    assert widest(count, size) * count <= max(1 << 20, 4096 * count)
+
+
+def test_no_columns_come_from_rows_of_nothing() -> None:
+    """As of models without BatchNorm, whose buffers are [c, 0]."""
+    assert list(columns_at_once(3, 0)) == []
+    assert widest(3, 0) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -167,7 +167,7 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
         "models": total(clients.x_cd, clients.b_cd),
         "optimiser": total(*optimiser),
         "gradients": total(clients.g_cd),
-        "gradients elsewhere": total(*clients._scratch._rows.values()),
+        "gradients elsewhere": total(*clients._scratch._rows.values(), clients.engine._apart_1d),
         "exchange": total(
             *scratch._rows.values(),
             *scratch._flat.values(),

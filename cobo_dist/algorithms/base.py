@@ -6,6 +6,7 @@ e ends of pairs on this rank, t the round.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -28,13 +29,30 @@ class Clients(Protocol):
     def eta(self, t: int) -> float:
         """Return the step size of round t."""
 
-    def gradients(self, t: int, rows_e: NDArray[np.int64] | None = None) -> Tensor:
-        """Compute g_i(x_i) for every client, or for those in some rows; return their losses."""
+    def gradients(
+        self,
+        t: int,
+        rows_e: NDArray[np.int64] | None = None,
+        then: Callable[[slice], None] | None = None,
+    ) -> Tensor:
+        """Compute g_i(x_i) for every client, or for those in some rows; return their losses.
+
+        `then` is called for rows whose gradients are there, all rows once, and may take the step there.
+        """
 
     def gradients_at(
-        self, points_ed: Tensor, rows_e: NDArray[np.int64], t: int, stream: str
+        self,
+        points_ed: Tensor,
+        rows_e: NDArray[np.int64],
+        t: int,
+        stream: str,
+        *,
+        in_place: bool = False,
     ) -> Tensor:
-        """Return g_i at foreign points [e, d], each on the data of the client in row `rows_e`."""
+        """Return g_i at foreign points [e, d], each on the data of the client in row `rows_e`.
+
+        `in_place`: they may take the place of the points.
+        """
 
     def losses_at(
         self, points_kd: Tensor, buffers_kd: Tensor, rows_e: NDArray[np.int64], t: int
@@ -46,8 +64,8 @@ class Clients(Protocol):
     ) -> NDArray[np.float64]:
         """Return the losses [c, k] of k models on validation batches of all clients, evaluating."""
 
-    def direction(self) -> Tensor:
-        """Return the local optimiser's direction [c, d] for the gradients just computed.
+    def direction(self, rows: slice = slice(None)) -> Tensor:
+        """Return the local optimiser's direction [c, d] for the gradients just computed, or for some.
 
         It may read the models (weight decay), so ask for it before they move.
         """
@@ -107,8 +125,13 @@ class Exchange(Protocol):
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
         """Return the alignment [e] of the two gradients of each end of the pairs just met."""
 
-    def mix(self, weights: Weights, x_cd: Tensor, *, symmetric: bool = True) -> Tensor:
-        """Return sum_k w_ik x_k [c, d], for the caller to change; say whether W is symmetric."""
+    def mix(
+        self, weights: Weights, x_cd: Tensor, *, symmetric: bool = True
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Return an iterator over some columns of X at a time, and sum_k w_ik x_k there [c, columns].
+
+        The caller may change both before it goes on to the next. Say whether W is symmetric.
+        """
 
     def reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
         """Return the same k combinations of all clients' rows on every rank [k, d], to be changed."""

@@ -24,7 +24,6 @@ from pydantic import Field
 from torch import Tensor
 
 from cobo_dist.maths import projections, seeds
-from cobo_dist.maths.flat import pieces
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
 from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
@@ -200,7 +199,7 @@ class CoBo(Algorithm):
         """Return this rank's ends of the pairs, and <g_i(z_ij), g_j(z_ij)> for each."""
         ends, z_ed = self.exchange.meet(pairs_k2)  # z_ij = (x_i + x_j)/2
         stream = "midpoint" if self.config.midpoint_data == "fresh" else "local"
-        g_ed = self.clients.gradients_at(z_ed, ends.rows, t, stream)
+        g_ed = self.clients.gradients_at(z_ed, ends.rows, t, stream, in_place=True)
         return ends, self.exchange.alignment(g_ed, self.config.alignment)
 
     def onto_simplex(
@@ -217,18 +216,20 @@ class CoBo(Algorithm):
         """x_i <- x_i - eta (g_i + rho sum_k w_ik (x_i - x_k)) with these rows of W.
 
         Written as x_i (1 - eta rho deg_i) + eta (rho sum_k w_ik x_k - g_i), deg_i = sum_k w_ik,
-        which needs no room beside what `mix` delivers. The penalty stays outside the optimiser's moments.
+        which needs no room beside what `mix` delivers, some columns of X at a time. The penalty stays
+        outside the optimiser's moments.
         """
         x_cd, eta, rho = self.clients.x_cd, self.clients.eta(t), self.config.rho
         pull_c1 = torch.from_numpy(rho * weights.sums())[:, None]
         symmetric = self.config.domain == "box"
         if self.config.penalty == "scheduled":
-            mixed_cd = self.exchange.mix(weights, x_cd, symmetric=symmetric)
-            kept_c1 = (1.0 - eta * pull_c1).to(x_cd)
-            for x, kept, mixed, g in pieces(x_cd, kept_c1, mixed_cd, self.clients.direction()):
-                x.mul_(kept).add_(mixed.mul_(rho).sub_(g).mul_(eta))
+            direction_cd, kept_c1 = self.clients.direction(), (1.0 - eta * pull_c1).to(x_cd)
+            for at, mixed in self.exchange.mix(weights, x_cd, symmetric=symmetric):
+                step = mixed.mul_(rho).sub_(direction_cd[:, at]).mul_(eta)
+                x_cd[:, at].mul_(kept_c1).add_(step)
         else:
             x_cd.add_(self.clients.direction(), alpha=-eta)
             lr = self.clients.lr
-            mixed_cd = self.exchange.mix(weights, x_cd, symmetric=symmetric).mul_(lr * rho)
-            x_cd.mul_((1.0 - lr * pull_c1).to(x_cd)).add_(mixed_cd)
+            kept_c1 = (1.0 - lr * pull_c1).to(x_cd)
+            for at, mixed in self.exchange.mix(weights, x_cd, symmetric=symmetric):
+                x_cd[:, at].mul_(kept_c1).add_(mixed.mul_(lr * rho))

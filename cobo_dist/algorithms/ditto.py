@@ -50,14 +50,17 @@ class Ditto(Algorithm):
     def round(self, t: int) -> Round:
         """Take the global step at the global model and the personal steps at the personal ones."""
         x_cd, v_1d, eta = self.clients.x_cd, self.v_1d, self.clients.eta(t)
-        losses_c = self.clients.gradients(t)
+
+        def step(rows: slice) -> None:
+            """x_i (1 - eta lambda) + eta lambda v - eta g_i, in place."""
+            direction_kd = self.clients.direction(rows)  # at x_i as it was
+            x_kd = x_cd[rows].mul_(1.0 - eta * self.lambda_).add_(v_1d, alpha=eta * self.lambda_)
+            x_kd.add_(direction_kd, alpha=-eta)
+
+        losses_c = self.clients.gradients(t, then=step)
         g_at_v_cd = self.clients.gradients_at(v_1d.expand_as(x_cd), self.every_c, t, "local")
         # Alike on all ranks to the last bit, so every rank keeps the same v.
         mean_1d = self.exchange.reduce(self.mean_1n, g_at_v_cd)
-        direction_cd = self.clients.direction()
-        # The personal step: x_i (1 - eta lambda) + eta lambda v - eta g_i, in place.
-        x_cd.mul_(1.0 - eta * self.lambda_).add_(v_1d, alpha=eta * self.lambda_)
-        x_cd.add_(direction_cd, alpha=-eta)
         v_1d.add_(self.global_optimiser.direction(mean_1d), alpha=-eta)
         return Round(losses_c)
 

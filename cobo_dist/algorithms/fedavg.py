@@ -61,7 +61,8 @@ class FedAvg(Algorithm):
         """Replace every row by the mean of its group's rows."""
         if self.one_group:  # one sum serves all clients of a rank; mixing would write it c times
             ones_1n = np.ones((1, self.weights.shape[1]), dtype=self.weights.dtype)
-            sum_cd = self.exchange.reduce(ones_1n, rows_cd)
-        else:
-            sum_cd = self.exchange.mix(self.weights, rows_cd)
-        torch.mul(sum_cd, self.share_c1.to(sum_cd), out=rows_cd)
+            sum_1d = self.exchange.reduce(ones_1n, rows_cd)
+            torch.mul(sum_1d, self.share_c1.to(sum_1d), out=rows_cd)
+            return
+        for at, sum_cd in self.exchange.mix(self.weights, rows_cd):
+            torch.mul(sum_cd, self.share_c1.to(sum_cd), out=rows_cd[:, at])

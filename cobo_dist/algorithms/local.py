@@ -37,6 +37,8 @@ class Local(Algorithm):
 
 def local_step(clients: Clients, t: int) -> Tensor:
     """x_i <- x_i - eta g_i(x_i) for every client by itself; return the losses [c]."""
-    losses_c = clients.gradients(t)
-    clients.x_cd.add_(clients.direction(), alpha=-clients.eta(t))
-    return losses_c
+
+    def step(rows: slice) -> None:
+        clients.x_cd[rows].add_(clients.direction(rows), alpha=-clients.eta(t))
+
+    return clients.gradients(t, then=step)

@@ -98,4 +98,5 @@ class ValidationBased(Algorithm):
 
     def average(self, rows_cd: torch.Tensor) -> None:
         """Replace every client's row by the weighted sum of all rows."""
-        rows_cd.copy_(self.exchange.mix(self.weights, rows_cd, symmetric=False))
+        for at, mixed_cd in self.exchange.mix(self.weights, rows_cd, symmetric=False):
+            rows_cd[:, at].copy_(mixed_cd)

@@ -25,6 +25,7 @@ from cobo_dist.maths.flat import Layout, empty_rows
 Batch = tuple[Tensor, ...]
 Buffers = dict[str, Tensor]  # each [m, *shape], updated in place
 Loss = Callable[..., Tensor]  # (model, *one client's batch) -> mean loss, a scalar
+Done = Callable[[slice, Tensor], None]  # (rows whose gradients are there, losses [m])
 
 
 def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -59,11 +60,18 @@ class Engine(Protocol):
     name: str
 
     def gradients(
-        self, points_md: Tensor, gradients_md: Tensor, buffers: Buffers, batch: Batch
+        self,
+        points_md: Tensor,
+        gradients_md: Tensor,
+        buffers: Buffers,
+        batch: Batch,
+        done: Done | None = None,
     ) -> Tensor:
         """Write the gradient of each model's loss into `gradients_md`; return the losses [m].
 
-        Models are in training mode; their buffers (BatchNorm's statistics) move.
+        Models are in training mode; their buffers (BatchNorm's statistics) move. `gradients_md` may be
+        `points_md` itself: gradients take the place of the models they are taken at. `done` is called
+        as soon as the gradients of some rows are there, and may change both in those rows.
         """
 
 
@@ -80,25 +88,45 @@ class OneByOne:
             (name, model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
             for name, _ in state_buffers(model)
         ]
+        self._apart_1d = torch.empty(0)
 
     def gradients(
-        self, points_md: Tensor, gradients_md: Tensor, buffers: Buffers, batch: Batch
+        self,
+        points_md: Tensor,
+        gradients_md: Tensor,
+        buffers: Buffers,
+        batch: Batch,
+        done: Done | None = None,
     ) -> Tensor:
         """Load, go forward and backward, for each of the m models in turn."""
         if not self.model.training:  # to say so again costs a walk over all modules
             self.model.train()
         losses = torch.zeros(len(points_md), dtype=points_md.dtype, device=points_md.device)
-        gradients_md.zero_()
+        in_place = gradients_md is points_md
         for row in range(len(points_md)):
             self.load(points_md[row], {name: held[row] for name, held in buffers.items()})
-            gradient_views = self.layout.views(gradients_md[row])
+            # One row at a time: what is long leaves the cache before it is needed again.
+            gradient_d = (self._apart(points_md) if in_place else gradients_md[row]).zero_()
+            gradient_views = self.layout.views(gradient_d)
             for parameter, view in zip(self._parameters, gradient_views.values(), strict=True):
                 parameter.grad = view  # backward adds into it in place
             for part in parts_of(tuple(tensor[row] for tensor in batch), self.parts):
                 loss = self.loss(self.model, *part) / self.parts
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses[row] += loss.detach()
+            if in_place:
+                points_md[row].copy_(gradient_d)
+            if done is not None:
+                done(slice(row, row + 1), losses)
         return losses
+
+    def _apart(self, points_md: Tensor) -> Tensor:
+        """Return a row [d] that is none of the points'."""
+        if not self._apart_1d.numel():
+            self._apart_1d = empty_rows(
+                1, self.layout.size, dtype=points_md.dtype, device=points_md.device
+            )
+        return self._apart_1d[0]
 
     def load(self, point_d: Tensor, buffers: Buffers) -> nn.Module:
         """Make the module's parameters and buffers views of one client's, and return the module."""
@@ -125,13 +153,20 @@ class Vectorised:
         )
 
     def gradients(
-        self, points_md: Tensor, gradients_md: Tensor, buffers: Buffers, batch: Batch
+        self,
+        points_md: Tensor,
+        gradients_md: Tensor,
+        buffers: Buffers,
+        batch: Batch,
+        done: Done | None = None,
     ) -> Tensor:
         """Map the forward pass over the m models; one backward pass a part fills all gradient rows."""
         if not self.model.training:
             self.model.train()
         if not len(points_md):
             return points_md.new_empty(0)
+        if gradients_md is points_md and self.parts > 1:  # later parts need the points
+            points_md = points_md.clone()
         views = self.layout.batched_views(points_md)
         parameters = {name: view.detach().requires_grad_() for name, view in views.items()}
 
@@ -164,6 +199,8 @@ class Vectorised:
             total += losses.detach()
         for name, held in buffers.items():
             held.copy_(dense[name])
+        if done is not None:
+            done(slice(None), total)
         return total
 
 

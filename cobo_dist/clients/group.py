@@ -174,19 +174,27 @@ class Clients:
 
     # -- gradients --------------------------------------------------------------------------------
 
-    def gradients(self, t: int, rows_e: NDArray[np.int64] | None = None) -> Tensor:
+    def gradients(
+        self,
+        t: int,
+        rows_e: NDArray[np.int64] | None = None,
+        then: Callable[[slice], None] | None = None,
+    ) -> Tensor:
         """Compute g_i(x_i) on every client's batch of round t into `g_cd`; return the losses [c].
 
         With `rows_e` only for the clients in these rows: the losses are theirs [e], and the other rows
-        of `g_cd` stay as they are.
+        of `g_cd` stay as they are. Otherwise `then` is called for rows whose gradients are there, while
+        both they and the models are near; it may change them.
         """
         with self.clock.span("gradients"):
-            return self._gradients(t, rows_e)
+            return self._gradients(t, rows_e, then)
 
-    def _gradients(self, t: int, rows_e: NDArray[np.int64] | None) -> Tensor:
+    def _gradients(
+        self, t: int, rows_e: NDArray[np.int64] | None, then: Callable[[slice], None] | None
+    ) -> Tensor:
         if rows_e is None:
             batch = self.source.batch(t, "local")
-            return self._compute(self.x_cd, self.g_cd, self._buffers(), batch)
+            return self._compute(self.x_cd, self.g_cd, self._buffers(), batch, then)
         rows, held = torch.from_numpy(rows_e).to(self.device), self._buffers()
         gradients_ed = self._scratch.rows("gradients", len(rows), self.x_cd.shape[1])
         buffers = {name: buffer[rows] for name, buffer in held.items()}
@@ -198,35 +206,51 @@ class Clients:
         return losses_e
 
     def gradients_at(
-        self, points_ed: Tensor, rows_e: NDArray[np.int64], t: int, stream: str
+        self,
+        points_ed: Tensor,
+        rows_e: NDArray[np.int64],
+        t: int,
+        stream: str,
+        *,
+        in_place: bool = False,
     ) -> Tensor:
         """Return g_i at foreign points [e, d]: point k on the data of the client in row `rows_e[k]`.
 
-        BatchNorm normalises with the batch, and the client's own statistics stay as they are: a
-        visit to a midpoint is no training step.
+        They lie in scratch rows or, `in_place`, where the points were. BatchNorm normalises with the
+        batch, and the client's own statistics stay as they are: a visit to a midpoint is no training step.
         """
         with self.clock.span("midpoints"):
             rows = torch.from_numpy(rows_e).to(self.device)
-            gradients_ed = self._scratch.rows("gradients", *points_ed.shape)
+            gradients_ed = points_ed
+            if not in_place:
+                gradients_ed = self._scratch.rows("gradients", *points_ed.shape)
             buffers = {name: held[rows] for name, held in self._buffers().items()}  # copies
             self._compute(points_ed, gradients_ed, buffers, self.source.batch(t, stream, rows))
             return gradients_ed
 
     def _compute(
-        self, points_ed: Tensor, gradients_ed: Tensor, buffers: dict[str, Tensor], batch: Batch
+        self,
+        points_ed: Tensor,
+        gradients_ed: Tensor,
+        buffers: dict[str, Tensor],
+        batch: Batch,
+        then: Callable[[slice], None] | None = None,
     ) -> Tensor:
-        """Let the engine compute gradients in place; return the losses [e]."""
-        if not self.skips_bad:
-            return self.engine.gradients(points_ed, gradients_ed, buffers, batch)
-        before = {name: held.clone() for name, held in buffers.items()}
-        losses_e = self.engine.gradients(points_ed, gradients_ed, buffers, batch)
-        bad_e = ~(losses_e.isfinite() & gradients_ed.isfinite().all(dim=1))
-        if bad_e.any():
-            gradients_ed[bad_e] = 0.0
-            for name, held in buffers.items():
-                held[bad_e] = before[name][bad_e]
-            losses_e = losses_e.masked_fill(bad_e, float("nan"))
-        return losses_e
+        """Let the engine write gradients; return the losses [e]."""
+        before = {name: held.clone() for name, held in buffers.items() if self.skips_bad}
+
+        def done(rows: slice, losses_e: Tensor) -> None:
+            if self.skips_bad:
+                bad_k = ~(losses_e[rows].isfinite() & gradients_ed[rows].isfinite().all(dim=1))
+                if bad_k.any():
+                    gradients_ed[rows][bad_k] = 0.0
+                    for name, held in buffers.items():
+                        held[rows][bad_k] = before[name][rows][bad_k]
+                    losses_e[rows][bad_k] = float("nan")
+            if then is not None:
+                then(rows)
+
+        return self.engine.gradients(points_ed, gradients_ed, buffers, batch, done)
 
     @torch.no_grad()
     def losses_at(
@@ -296,9 +320,9 @@ class Clients:
         """Return the step size of round t."""
         return step_size(self._optimizer, t, self._rounds)
 
-    def direction(self) -> Tensor:
-        """Return the local optimiser's direction [c, d] for the gradients in `g_cd`."""
-        return self.optimiser.direction(self.g_cd)
+    def direction(self, rows: slice = slice(None)) -> Tensor:
+        """Return the local optimiser's direction [c, d] for the gradients in (some rows of) `g_cd`."""
+        return self.optimiser.direction(self.g_cd[rows], rows)
 
     # -- evaluation and what is kept ----------------------------------------------------------------
 

@@ -105,8 +105,8 @@ def _cosine(start: float, end: float, share: float) -> float:
 class Optimiser(Protocol):
     """The contract of an optimiser."""
 
-    def direction(self, gradients_cd: Tensor) -> Tensor:
-        """Return this round's directions [c, d]; uses up `gradients_cd`."""
+    def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Return this round's directions [c, d] of the models in `rows`; uses up `gradients_cd`."""
 
     def memory(self) -> dict[str, Tensor]:
         """Return what is remembered between rounds, by name, [c, ...]: to save, or to fill in place."""
@@ -119,11 +119,11 @@ class Sgd:
         self.momentum = momentum
         self.m_cd = torch.zeros_like(like_cd) if momentum else None
 
-    def direction(self, gradients_cd: Tensor) -> Tensor:
+    def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
         """M <- momentum m + g."""
         if self.m_cd is None:
             return gradients_cd
-        return self.m_cd.mul_(self.momentum).add_(gradients_cd)
+        return self.m_cd[rows].mul_(self.momentum).add_(gradients_cd)
 
     def memory(self) -> dict[str, Tensor]:
         """Return the last direction, where momentum keeps one."""
@@ -140,10 +140,10 @@ class EmaMomentum:
         self.momentum = momentum
         self.m_cd = torch.zeros_like(like_cd)
 
-    def direction(self, gradients_cd: Tensor) -> Tensor:
+    def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
         """M <- momentum m + (1 - momentum) g."""
         # Two roundings in a fixed order: `lerp` may fuse them, depending on where a row lies.
-        return self.m_cd.mul_(self.momentum).add_(gradients_cd.mul_(1.0 - self.momentum))
+        return self.m_cd[rows].mul_(self.momentum).add_(gradients_cd.mul_(1.0 - self.momentum))
 
     def memory(self) -> dict[str, Tensor]:
         """Return the moving average."""
@@ -164,20 +164,21 @@ class AdamW:
         self.steps_c = torch.zeros(len(x_cd), dtype=torch.int64)
         self.m_cd, self.v_cd = torch.zeros_like(x_cd), torch.zeros_like(x_cd)
 
-    def direction(self, gradients_cd: Tensor) -> Tensor:
+    def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
         """Move both moments by g and return the direction, in the rows of the gradients."""
         g_cd, (beta_1, beta_2) = gradients_cd, self.config.betas
-        self.steps_c += 1
-        steps = int(self.steps_c[0])
+        m_cd, v_cd, steps_c = self.m_cd[rows], self.v_cd[rows], self.steps_c[rows]
+        steps_c += 1
+        steps = int(steps_c[0])
         # Every product and sum is rounded by itself, as in `EmaMomentum`.
         term_cd = torch.mul(g_cd, g_cd).mul_(1.0 - beta_2)
-        self.v_cd.mul_(beta_2).add_(term_cd)
-        self.m_cd.mul_(beta_1).add_(g_cd.mul_(1.0 - beta_1))
-        root_cd = torch.sqrt(self.v_cd, out=g_cd)
+        v_cd.mul_(beta_2).add_(term_cd)
+        m_cd.mul_(beta_1).add_(g_cd.mul_(1.0 - beta_1))
+        root_cd = torch.sqrt(v_cd, out=g_cd)
         root_cd.div_(math.sqrt(1.0 - beta_2**steps)).add_(self.config.eps)
-        direction_cd = torch.div(self.m_cd, root_cd, out=g_cd).div_(1.0 - beta_1**steps)
+        direction_cd = torch.div(m_cd, root_cd, out=g_cd).div_(1.0 - beta_1**steps)
         if self.config.weight_decay:
-            torch.mul(self.x_cd, self.config.weight_decay, out=term_cd)
+            torch.mul(self.x_cd[rows], self.config.weight_decay, out=term_cd)
             direction_cd.add_(term_cd)
         return direction_cd
 

@@ -11,7 +11,7 @@ Shapes: n clients, m pairs, e ends of pairs, of all ranks together; c clients of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from cobo_dist.maths import mixing
 from cobo_dist.maths.alignment import middle
 from cobo_dist.maths.blocks import Block, blocks_of, rows_of
-from cobo_dist.maths.flat import row_bytes
+from cobo_dist.maths.flat import row_bytes, widest
 from cobo_dist.maths.weights import Weights
 
 from .exchange import Ends
@@ -112,8 +112,10 @@ class CountingExchange:
 
     # -- mixing -----------------------------------------------------------------------------------
 
-    def mix(self, weights: Weights, x_nd: Tensor, *, symmetric: bool = True) -> Tensor:
-        """Return sum_k w_ik x_k for all clients, and count it as planned for each pair of ranks."""
+    def mix(
+        self, weights: Weights, x_nd: Tensor, *, symmetric: bool = True
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Return sum_k w_ik x_k for all clients, all columns at once, and count it as planned."""
         by_rank, size = self.placement.by_rank, self._size(x_nd)
         blocks = blocks_of(weights, by_rank)
 
@@ -134,7 +136,7 @@ class CountingExchange:
         (whole,) = blocks_of(weights, self._alone.by_rank)
         mixed_nd = torch.zeros_like(x_nd)
         mixing.Product(whole).add(x_nd, mixed_nd)
-        return mixed_nd
+        return iter([(slice(None), mixed_nd)])
 
     def mix_unlike(self, x_nd: Tensor, itemsize: int, *, symmetric: bool = True) -> None:
         """Count a mix by weights of `itemsize` bytes of which no two are alike: no plan saves a model."""
@@ -155,7 +157,7 @@ class CountingExchange:
         """Count what crosses between ranks, and `told` bytes a weight where the sender does not know them."""
         by_rank = self.placement.by_rank
         for to, rows in enumerate(by_rank):
-            self._keep_mixed(to, len(rows), size)
+            self._keep_sums(to, "mixed", len(rows), widest(len(rows), size))
             for source, columns in enumerate(by_rank):
                 if to == source:  # multiplied as it lies
                     continue
@@ -169,7 +171,7 @@ class CountingExchange:
         """Return k combinations of all rows, and count them as brought to every rank."""
         size = self._size(x_nd)
         for source, columns in enumerate(self.placement.by_rank):
-            self._keep_mixed(source, len(weights_kn), size)
+            self._keep_sums(source, "sums", len(weights_kn), size)
             models = self._plan(Block.of(weights_kn[:, columns])).models
             for to in range(self.placement.ranks):
                 # The same for all: packed once.
@@ -202,11 +204,10 @@ class CountingExchange:
         """A buffer is kept at the largest size it was ever needed in (`maths.flat.Scratch`)."""
         self.room[rank][buffer] = max(self.room[rank][buffer], nbytes)
 
-    def _keep_mixed(self, rank: int, rows: int, size: int) -> None:
-        row = row_bytes(size, self.dtype)
-        self._keep(rank, f"mixed {size}", rows * row)
+    def _keep_sums(self, rank: int, name: str, rows: int, size: int) -> None:
+        self._keep(rank, f"{name} {size}", rows * row_bytes(size, self.dtype))
         if self.deterministic:
-            self._keep(rank, f"term {size}", row)
+            self._keep(rank, "term", size * self.dtype.itemsize)
 
     def _deliver(self, to: int, source: int, models: int, size: int, buffer: str) -> None:
         """Count one part of a sum; what a rank has for itself lies in a buffer too."""

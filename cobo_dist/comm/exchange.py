@@ -9,7 +9,7 @@ Shapes: c clients on this rank, n in all, d parameters, m pairs, e ends of pairs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from cobo_dist.clock import Clock
 from cobo_dist.maths import mixing
 from cobo_dist.maths.alignment import midpoints
 from cobo_dist.maths.blocks import Block
-from cobo_dist.maths.flat import Scratch, take_rows
+from cobo_dist.maths.flat import Scratch, columns_at_once, take_rows, widest
 from cobo_dist.maths.weights import Weights
 
 from .halves import Halves
@@ -133,8 +133,13 @@ class Exchange:
 
     # -- mixing -----------------------------------------------------------------------------------
 
-    def mix(self, weights: Weights, x_cd: Tensor, *, symmetric: bool = True) -> Tensor:
-        """Return sum_k w_ik x_k for this rank's clients, [c, d], in scratch rows.
+    def mix(
+        self, weights: Weights, x_cd: Tensor, *, symmetric: bool = True
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Bring models together; return an iterator over columns of X, and sum_k w_ik x_k there.
+
+        The sums [c, columns] lie in scratch rows. A caller may change them and these columns of X before
+        it goes on to the next, and goes through them all before it asks for anything else.
 
         `weights` are this rank's rows of W. Where W is symmetric, a sender reads the receiver's
         block W[receiver, sender] from its own rows, transposed; otherwise the receiver sends it first.
@@ -144,7 +149,20 @@ class Exchange:
         """
         with self.clock.span("mixing"):
             routes = self._routes.along(weights) if symmetric else self._told_routes(weights)
-            return self._combine(weights.each_row(), len(self.ids), routes, x_cd)
+            boxes = self._bring(routes, x_cd) | {self.transport.rank: x_cd}
+        return self._column_by_column(weights, routes, boxes, x_cd.shape[1])
+
+    def _column_by_column(
+        self, weights: Weights, routes: list[Route], boxes: dict[int, Tensor], size: int
+    ) -> Iterator[tuple[slice, Tensor]]:
+        count = len(self.ids)
+        room_ck = self._scratch.rows("mixed", count, widest(count, size))
+        for at in columns_at_once(count, size):
+            with self.clock.span("mixing"):
+                some = {peer: box[:, at] for peer, box in boxes.items()}
+                mixed_ck = room_ck[:, : at.stop - at.start]
+                self._sum(weights.each_row(), routes, some, mixed_ck)
+            yield at, mixed_ck
 
     def _told_routes(self, weights: Weights) -> list[Route]:
         """Tell every peer my block W[mine, its], and plan by it and by theirs W[its, mine], bit by bit."""
@@ -176,17 +194,13 @@ class Exchange:
             plans = [plan(Block.of(weights_kn[:, ids])) for ids in self.placement.by_rank]
             own = plans[self.transport.rank]
             routes = [Route(wanted, own) for wanted in plans]
-            return self._combine(weights_kn, len(weights_kn), routes, x_cd, alike=True)
+            boxes = self._bring(routes, x_cd, alike=True)
+            sums_kd = self._scratch.rows("sums", len(weights_kn), x_cd.shape[1])
+            self._sum(weights_kn, routes, boxes, sums_kd)
+            return sums_kd
 
-    def _combine(
-        self,
-        rows_rn: Iterable[NDArray[np.floating]],
-        count: int,
-        routes: list[Route],
-        x_cd: Tensor,
-        alike: bool = False,
-    ) -> Tensor:
-        """Deliver sum_k w_rk x_k for the `count` rows of weights along the routes to all ranks.
+    def _bring(self, routes: list[Route], x_cd: Tensor, alike: bool = False) -> dict[int, Tensor]:
+        """Let models and sums travel along the routes to all ranks; return what came, by rank.
 
         `alike`: all ranks get the same bits, so that what a rank has for itself is packed and rounded
         as if it had travelled.
@@ -218,18 +232,23 @@ class Exchange:
             receives[rank] = own
         with self.clock.span("waiting"):
             travelling.wait()
-        receives = {peer: self._arrived(f"mix of {peer}", box) for peer, box in receives.items()}
-        if not alike:
-            receives[rank] = x_cd
-        mixed_rd = self._scratch.rows("mixed", count, size)
+        return {peer: self._arrived(f"mix of {peer}", box) for peer, box in receives.items()}
+
+    def _sum(
+        self,
+        rows_rn: Iterable[NDArray[np.floating]],
+        routes: list[Route],
+        boxes: dict[int, Tensor],
+        sums_rd: Tensor,
+    ) -> None:
+        """Write sum_k w_rk x_k for each row of weights into `sums_rd`, from what came."""
         if self.deterministic:
-            self._add_in_client_order(rows_rn, routes, receives, mixed_rd)
-            return mixed_rd
-        mixed_rd.zero_()
+            self._add_in_client_order(rows_rn, routes, boxes, sums_rd)
+            return
+        sums_rd.zero_()
         for peer, route in enumerate(routes):
             if route.wanted.models:
-                mixing.unpack(route.wanted, receives[peer], mixed_rd)
-        return mixed_rd
+                mixing.unpack(route.wanted, boxes[peer], sums_rd)
 
     def _add_in_client_order(
         self,
@@ -243,7 +262,7 @@ class Exchange:
             for peer, route in enumerate(routes)
             for place, client in enumerate(self.placement.by_rank[peer][route.wanted.send])
         }
-        term_d = self._scratch.rows("term", 1, mixed_rd.shape[1])[0]
+        term_d = self._scratch.flat("term", mixed_rd.shape[1])
         mixing.ordered_sum(rows_rn, models.__getitem__, mixed_rd, term_d)
 
     def share(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -84,6 +84,9 @@ def midpoints(own_e: Sequence[Tensor], partner_e: Sequence[Tensor], z_ed: Tensor
 
     Both owners of a pair get the same bits.
     """
+    long = z_ed.shape[1] >= _BATCHED_BELOW  # such a row is halved while it is in the cache
     for x_i, x_j, z_d in zip(own_e, partner_e, z_ed.unbind(), strict=True):
         torch.add(x_i, x_j, out=z_d)
-    return z_ed.mul_(0.5)
+        if long:
+            z_d.mul_(0.5)
+    return z_ed if long else z_ed.mul_(0.5)

@@ -200,6 +200,9 @@ def pack(plan: BlockPlan, x_sd: Tensor, out_kd: Tensor) -> None:
 def unpack(plan: BlockPlan, payload_kd: Tensor, into_rd: Tensor) -> None:
     """Add the block's part of sum_k w_ik x_k to the receiver's `into_rd` from what was sent."""
     if plan.kind == "sums":
+        if plan.models == 1 and len(plan.receivers) == len(into_rd):
+            into_rd.add_(payload_kd)
+            return
         for receiver, number in zip(plan.receivers.tolist(), plan.send.tolist(), strict=True):
             into_rd[receiver].add_(payload_kd[number])
         return

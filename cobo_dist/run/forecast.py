@@ -181,11 +181,14 @@ class Forecast:
     def memory_of(self, rank: int) -> list[Part]:
         """Return what one rank holds after the rounds asked for so far."""
         count, kept = len(self.placement.by_rank[rank]), self.exchange.room[rank]
-        mixed = sum(held for name, held in kept.items() if name.startswith(("mixed ", "term ")))
+        mixed = sum(
+            held for name, held in kept.items() if name.startswith(("mixed ", "sums ", "term"))
+        )
         held = Held(
             clients=count,
             others=self.clients.others,
             taken=int(self.clients.gradients_r[rank]),
+            apart=int(self.clients.apart_r[rank]),
             midpoints=kept["midpoints"],
             mixed=mixed,
             messages=sum(kept.values()) - mixed - kept["midpoints"],

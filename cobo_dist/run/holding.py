@@ -64,6 +64,7 @@ class Held:
     clients: int
     others: int
     taken: int  # most gradients at foreign points at once
+    apart: int  # rows for them, where they do not take the place of the points
     midpoints: int
     mixed: int
     messages: int
@@ -86,7 +87,7 @@ def parts_of(held: Held, model: Model, config: Config, task: Task) -> list[Part]
         "models of no client, and their optimiser": int((1 + other) * held.others) * row
         + held.others * buffers,
         "midpoints": held.midpoints,
-        "gradients there and at other foreign models": held.taken * row,
+        "gradients there and at other foreign models": held.apart * row,
         "what mixing delivers": held.mixed,
         "messages, sent and received": held.messages,
         "weights": held.weights,

@@ -24,7 +24,7 @@ from cobo_dist.algorithms.oracle import OracleConfig
 from cobo_dist.config import Config
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
-from cobo_dist.maths.flat import row_bytes
+from cobo_dist.maths.flat import row_bytes, widest
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
 from cobo_dist.maths.weights import Weights
 from cobo_dist.tasks.base import Task
@@ -210,6 +210,10 @@ class OnPaper:
         return plain + listed * (8 + self._weight)  # each with its place
 
     @property
+    def _mixes_clusters(self) -> bool:
+        return isinstance(self.config.algorithm, OracleConfig) and self.groups > 1
+
+    @property
     def _averages_buffers(self) -> bool:
         algorithm = self.config.algorithm
         averaged = isinstance(algorithm, AveragingConfig) and algorithm.buffers == "averaged"
@@ -258,6 +262,7 @@ class OnPaper:
             clients=c,
             others=int(ditto),
             taken=c if ditto else most,
+            apart=c if ditto else min(most, 1),
             midpoints=most * self.model.row,
             mixed=mixed,
             messages=messages + int(self._meetings.room[rank]),
@@ -271,8 +276,13 @@ class OnPaper:
         blocks, model = self._blocks(0), self.model
         rows = int(blocks.rows[rank])
         sizes = [model.size] + [model.buffers] * self._averages_buffers
-        terms = rows + (self.deterministic and rows > 0)
-        mixed = sum(terms * row_bytes(size, model.dtype) for size in sizes)
+        if isinstance(self.config.algorithm, CoBoConfig) or self._mixes_clusters:
+            sizes_at_once = [widest(rows, size) for size in sizes]
+        else:
+            sizes_at_once = sizes  # the same sum for all, on every rank
+        mixed = sum(rows * row_bytes(size, model.dtype) for size in sizes_at_once)
+        if self.deterministic and rows:
+            mixed += max(sizes_at_once) * model.dtype.itemsize  # one more, for a term
         sent, received = int(blocks.sent[rank]), int(blocks.received[rank])
         if sent and not isinstance(self.config.algorithm, (CoBoConfig, OracleConfig)):
             sent = int(blocks.packed[rank])  # the same for all: packed once

@@ -9,7 +9,7 @@ Shapes: n clients, e models at points that are not the clients' own, k models of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,9 +27,9 @@ class StandIns:
     """All clients of a run.
 
     It notes what real clients would keep room for: `gradients_r`, the most gradients at foreign points that
-    each rank takes at once, and `others`, the models beside the clients' own that every rank has. And what
-    they would compute: `passes`, for each call of gradients the clients of each rank that take one, and
-    `forwards`, the losses without a gradient.
+    each rank takes at once, `apart_r`, the rows that it keeps for them, and `others`, the models beside the
+    clients' own that every rank has. And what they would compute: `passes`, for each call of gradients the
+    clients of each rank that take one, and `forwards`, the losses without a gradient.
     """
 
     lr = 0.0
@@ -51,6 +51,7 @@ class StandIns:
         self.g_cd = self.cluster_n1.clone()
         self.b_cd = torch.zeros(count, BUFFERS * buffers, dtype=dtype)
         self.gradients_r = np.zeros(placement.ranks, dtype=np.int64)
+        self.apart_r = np.zeros(placement.ranks, dtype=np.int64)
         self.others = 0
         self.passes: list[NDArray[np.int64]] = []
         self.forwards = np.zeros(placement.ranks, dtype=np.int64)
@@ -60,24 +61,40 @@ class StandIns:
         """Return 0: models stay where they are."""
         return 0.0
 
-    def gradients(self, t: int, rows_e: NDArray[np.int64] | None = None) -> Tensor:
+    def gradients(
+        self,
+        t: int,
+        rows_e: NDArray[np.int64] | None = None,
+        then: Callable[[slice], None] | None = None,
+    ) -> Tensor:
         """Return losses of 0."""
+        if then is not None:
+            then(slice(None))
         if rows_e is None:
             self.passes.append(self._by_rank(np.arange(len(self.ids))))
             return torch.zeros(len(self.ids), dtype=self.x_cd.dtype)
-        self._note(rows_e)
+        self.apart_r = np.maximum(self.apart_r, self._note(rows_e))
         return torch.zeros(len(rows_e), dtype=self.x_cd.dtype)
 
     def gradients_at(
-        self, points_ed: Tensor, rows_e: NDArray[np.int64], t: int, stream: str
+        self,
+        points_ed: Tensor,
+        rows_e: NDArray[np.int64],
+        t: int,
+        stream: str,
+        *,
+        in_place: bool = False,
     ) -> Tensor:
         """Return gradients that tell clusters apart."""
-        self._note(rows_e)
+        taken_r = self._note(rows_e)
+        # In place of the points, one is taken beside them at a time.
+        self.apart_r = np.maximum(self.apart_r, np.minimum(taken_r, 1) if in_place else taken_r)
         return self.cluster_n1[torch.from_numpy(rows_e)]
 
-    def _note(self, rows_e: NDArray[np.int64]) -> None:
+    def _note(self, rows_e: NDArray[np.int64]) -> NDArray[np.int64]:
         self.passes.append(self._by_rank(rows_e))
         self.gradients_r = np.maximum(self.gradients_r, self.passes[-1])
+        return self.passes[-1]
 
     def _by_rank(self, rows_e: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.bincount(self.placement.owner_n[rows_e], minlength=self.placement.ranks)
@@ -101,9 +118,9 @@ class StandIns:
         name = seeds.key(0, "stand-ins' losses", self._scored)
         return seeds.uniforms(name, shape[0] * shape[1]).view(shape).numpy()
 
-    def direction(self) -> Tensor:
+    def direction(self, rows: slice = slice(None)) -> Tensor:
         """Return what is in the rows of the gradients."""
-        return self.g_cd
+        return self.g_cd[rows]
 
     def start_rows(self, count: int) -> Tensor:
         """Return models that every rank has beside its clients'."""
@@ -122,7 +139,7 @@ class StandIns:
 class StillOptimiser:
     """Remembers nothing."""
 
-    def direction(self, gradients_cd: Tensor) -> Tensor:
+    def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
         """Return the gradients."""
         return gradients_cd
 
