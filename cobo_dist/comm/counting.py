@@ -25,11 +25,13 @@ from cobo_dist.maths.flat import row_bytes, widest
 from cobo_dist.maths.weights import Weights
 
 from .exchange import Ends
+from .halves import INCOMING, OUTGOING
 from .ledger import Ledger
 from .placement import Placement
 from .plans import Meeting, plan_meeting
 from .routes import planner
 
+_ARRIVED = "arrived"  # what came in the type of the models, where it travels in another
 _SCALAR = 8  # bytes of a float64, in which inner products and shared numbers travel
 
 
@@ -59,6 +61,7 @@ class CountingExchange:
         self.deterministic = deterministic
         self.ledgers = [Ledger() for _ in range(placement.ranks)]
         self.room: list[Counter[str]] = [Counter() for _ in range(placement.ranks)]
+        self._laid: list[Counter[str]] = [Counter() for _ in range(placement.ranks)]
         self.work: list[Counter[str]] = [Counter() for _ in range(placement.ranks)]
         self._plan = planner(deterministic)
         self._alone = Placement.contiguous(placement.clients, 1)
@@ -72,9 +75,10 @@ class CountingExchange:
         self._x_nd = x_nd
         model = self._size(x_nd) * self.wire.itemsize
         for rank, meeting in enumerate(self._meet(pairs_m2)):
-            for peer, talk in meeting.talks.items():
-                self._send(rank, "pairs", len(talk.send_clients) * model, f"models to {peer}")
-                self._keep(rank, f"models from {peer}", len(talk.receive_clients) * model)
+            for talk in meeting.talks.values():
+                self._send(rank, "pairs", len(talk.send_clients) * model, OUTGOING)
+                self._lay(rank, "models", len(talk.receive_clients) * model)
+        self._settle()
 
     def receive_models(self) -> None:
         """Have nothing to wait for."""
@@ -100,14 +104,15 @@ class CountingExchange:
                 out = firsts * (size - cut) + seconds * cut
                 back = seconds * (size - cut) + firsts * cut
                 if out:
-                    nbytes = out * self.wire.itemsize
-                    self._send(rank, "gradients", nbytes, f"halves to {peer}")
-                self._keep(rank, f"halves from {peer}", back * self.wire.itemsize)
+                    self._send(rank, "gradients", out * self.wire.itemsize, OUTGOING)
+                self._lay(rank, INCOMING, back * self.wire.itemsize)
                 if self.wire != self.dtype:
-                    self._keep(rank, f"halves of {peer}", back * self.dtype.itemsize)
+                    self._lay(rank, _ARRIVED, back * self.dtype.itemsize)
                 scalars = 2 * (firsts + seconds) * _SCALAR
-                self._send(rank, "gradients", scalars, f"scalars to {peer}")
-                self._keep(rank, f"scalars from {peer}", scalars)
+                self._send(rank, "gradients", scalars)
+                for way in ("to", "from"):
+                    self._keep(rank, f"scalars {way} {peer}", scalars)
+        self._settle()
         return np.zeros(len(gradients_ed))
 
     # -- mixing -----------------------------------------------------------------------------------
@@ -164,8 +169,9 @@ class CountingExchange:
                 if told:
                     self._send(to, "mixing", len(rows) * len(columns) * told)
                 count = models(to, source)
-                self._deliver(to, source, count, size, f"mix to {to}")
+                self._deliver(to, source, count, size)
                 self._work(to, len(rows), count, size)
+        self._settle()
 
     def reduce(self, weights_kn: NDArray[np.floating], x_nd: Tensor) -> Tensor:
         """Return k combinations of all rows, and count them as brought to every rank."""
@@ -175,8 +181,10 @@ class CountingExchange:
             models = self._plan(Block.of(weights_kn[:, columns])).models
             for to in range(self.placement.ranks):
                 # The same for all: packed once.
-                self._deliver(to, source, models, size, "mix to all")
+                packed = to == (0 if source else 1)
+                self._deliver(to, source, models, size, packed=packed)
                 self._work(to, len(weights_kn), models, size)
+        self._settle()
         return torch.from_numpy(np.ascontiguousarray(weights_kn)).to(x_nd) @ x_nd
 
     def share(self, numbers_n: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -198,7 +206,18 @@ class CountingExchange:
     def _send(self, rank: int, purpose: str, nbytes: int, buffer: str = "") -> None:
         self.ledgers[rank].sent(purpose, nbytes)
         if buffer:
-            self._keep(rank, buffer, nbytes)
+            self._lay(rank, buffer, nbytes)
+
+    def _lay(self, rank: int, buffer: str, nbytes: int) -> None:
+        """Lay a message into a buffer, behind those that are there."""
+        self._laid[rank][buffer] += nbytes
+
+    def _settle(self) -> None:
+        """Be done with the messages of one kind: the next lie where these lay."""
+        for rank, laid in enumerate(self._laid):
+            for buffer, nbytes in laid.items():
+                self._keep(rank, buffer, nbytes)
+            laid.clear()
 
     def _keep(self, rank: int, buffer: str, nbytes: int) -> None:
         """A buffer is kept at the largest size it was ever needed in (`maths.flat.Scratch`)."""
@@ -209,16 +228,19 @@ class CountingExchange:
         if self.deterministic:
             self._keep(rank, "term", size * self.dtype.itemsize)
 
-    def _deliver(self, to: int, source: int, models: int, size: int, buffer: str) -> None:
-        """Count one part of a sum; what a rank has for itself lies in a buffer too."""
+    def _deliver(
+        self, to: int, source: int, models: int, size: int, *, packed: bool = True
+    ) -> None:
+        """Count one part of a sum, `packed` for this rank; alone, a rank has its own in a buffer too."""
         nbytes = models * size * self.wire.itemsize
         if models:
-            self._keep(to, f"mix from {source}", nbytes)
             if to != source:
-                self._send(source, "mixing", nbytes, buffer)
+                self._send(source, "mixing", nbytes, OUTGOING if packed else "")
+            if to != source or self.placement.ranks == 1:
+                self._lay(to, INCOMING, nbytes)
             if self.wire != self.dtype:
-                for rank, name in ((to, f"mix of {source}"), (source, "to pack")):
-                    self._keep(rank, name, models * size * self.dtype.itemsize)
+                self._lay(to, _ARRIVED, models * size * self.dtype.itemsize)
+                self._keep(source, "to pack", models * size * self.dtype.itemsize)
 
     def _work(self, to: int, rows: int, models: int, size: int) -> None:
         if models == 1:

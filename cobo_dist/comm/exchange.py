@@ -24,7 +24,7 @@ from cobo_dist.maths.blocks import Block
 from cobo_dist.maths.flat import Scratch, columns_at_once, take_rows, widest
 from cobo_dist.maths.weights import Weights
 
-from .halves import Halves
+from .halves import INCOMING, OUTGOING, Halves
 from .ledger import Ledger
 from .placement import Placement
 from .plans import Meeting, plan_meeting
@@ -85,13 +85,16 @@ class Exchange:
         """
         size = x_cd.shape[1]
         talks = self._plan(pairs_m2).talks
-        sends, boxes = {}, {}
+        sends = self._messages(
+            OUTGOING, {peer: len(talk.send_clients) for peer, talk in talks.items()}, size
+        )
+        boxes = self._messages(
+            "models", {peer: len(talk.receive_clients) for peer, talk in talks.items()}, size
+        )
         for peer, talk in talks.items():
-            sends[peer] = self._message(f"models to {peer}", len(talk.send_clients), size)
             rows = self.placement.row_n[talk.send_clients]
             with self.clock.span("packing"):
                 take_rows(x_cd, self._index(rows), sends[peer])
-            boxes[peer] = self._message(f"models from {peer}", len(talk.receive_clients), size)
         travelling = self._exchange(sends, boxes, "pairs")
         models = {client: row for client, row in zip(self.ids.tolist(), x_cd, strict=True)}
         for peer, talk in talks.items():
@@ -206,33 +209,29 @@ class Exchange:
         as if it had travelled.
         """
         rank, size = self.transport.rank, x_cd.shape[1]
-        sends, receives = {}, {}
-        packed: dict[int, Tensor] = {}  # by plan: ranks that are owed the same get one message
-        for peer, route in enumerate(routes):
-            if route.wanted.models and (peer != rank or alike):
-                receives[peer] = self._message(f"mix from {peer}", route.wanted.models, size)
-            if peer == rank:
-                continue
-            if id(route.owed) not in packed:
-                message = self._message(f"mix to {peer}", route.owed.models, size)
-                if route.owed.models:
-                    with self.clock.span("packing"):
-                        self._pack(route.owed, x_cd, message)
-                packed[id(route.owed)] = message
-            if len(packed[id(route.owed)]):
-                sends[peer] = packed[id(route.owed)]
-        own = receives.pop(rank, None)
+        owed = {peer: route.owed for peer, route in enumerate(routes) if peer != rank}
+        # Ranks that are owed the same get one message; alike, it is what a rank would pack for itself.
+        first = {id(plan): peer for peer, plan in reversed(owed.items()) if plan.models}
+        packed = self._messages(OUTGOING, {one: owed[one].models for one in first.values()}, size)
+        for peer, message in packed.items():
+            with self.clock.span("packing"):
+                self._pack(owed[peer], x_cd, message)
+        sends = {peer: packed[first[id(plan)]] for peer, plan in owed.items() if plan.models}
+        wanted = {
+            peer: route.wanted.models
+            for peer, route in enumerate(routes)
+            if route.wanted.models and (peer != rank or (alike and not packed))
+        }
+        boxes = self._messages(INCOMING, wanted, size)
+        receives = {peer: box for peer, box in boxes.items() if peer != rank}
         travelling = self._exchange(sends, receives, "mixing")
-        if own is not None:
-            if alike and packed:
-                # What all others get is what this rank would have packed for itself.
-                own = next(iter(packed.values()))
-            else:
-                self._pack(routes[rank].wanted, x_cd, own)
-            receives[rank] = own
+        if rank in boxes:
+            self._pack(routes[rank].wanted, x_cd, boxes[rank])
+        elif alike and packed:
+            boxes[rank] = next(iter(packed.values()))
         with self.clock.span("waiting"):
             travelling.wait()
-        return {peer: self._arrived(f"mix of {peer}", box) for peer, box in receives.items()}
+        return self._arrived(boxes)
 
     def _sum(
         self,
@@ -323,8 +322,11 @@ class Exchange:
         with self.clock.span("sending"):
             return self.transport.exchange(sends, receives, purpose)
 
-    def _message(self, name: str, models: int, size: int) -> Tensor:
-        return self._wire.flat(name, models * size).view(models, size)
+    def _messages(self, name: str, models: Mapping[int, int], size: int) -> dict[int, Tensor]:
+        """Return by key a message of so many models, one after the other in the buffer `name`."""
+        numbers = {key: count * size for key, count in models.items()}
+        laid = self._wire.several(name, numbers)
+        return {key: message.view(models[key], size) for key, message in laid.items()}
 
     def _pack(self, plan: mixing.BlockPlan, x_cd: Tensor, out_kd: Tensor) -> None:
         if out_kd.dtype == x_cd.dtype:
@@ -334,11 +336,12 @@ class Exchange:
         mixing.pack(plan, x_cd, whole_kd)
         out_kd.copy_(whole_kd)
 
-    def _arrived(self, name: str, box: Tensor) -> Tensor:
+    def _arrived(self, boxes: dict[int, Tensor]) -> dict[int, Tensor]:
         """Return what arrived in the type of the models."""
-        if box.dtype == self._scratch.dtype:
-            return box
-        return self._scratch.flat(name, box.numel()).view(box.shape).copy_(box)
+        if self._wire.dtype == self._scratch.dtype:
+            return boxes
+        held = self._scratch.several(INCOMING, {peer: box.numel() for peer, box in boxes.items()})
+        return {peer: held[peer].view(box.shape).copy_(box) for peer, box in boxes.items()}
 
     def _index(self, numbers: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(numbers).to(self._scratch.device)

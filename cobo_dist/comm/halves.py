@@ -20,6 +20,9 @@ from .transport import Pending
 Floats = NDArray[np.float64]
 Post = Callable[[dict[int, Tensor], dict[int, Tensor], str], Pending]
 
+OUTGOING, INCOMING = "outgoing", "incoming"
+"""Buffers that messages of all kinds lie in, one kind after the other: each is waited for before the next."""
+
 
 @dataclass(frozen=True)
 class _Halves:
@@ -97,11 +100,19 @@ class Halves:
         second ends; what comes back is the other way round, in the order of the same pairs.
         """
         rest = gradients_ed.shape[1] - cut
+        to, back = {}, {}
+        for peer, talk in meeting.talks.items():
+            firsts, seconds = len(talk.first_ends), len(talk.second_ends)
+            to[peer] = firsts * rest + seconds * cut
+            back[peer] = seconds * rest + firsts * cut
+        outs, boxes = self._wire.several(OUTGOING, to), self._wire.several(INCOMING, back)
+        helds = boxes
+        if self._wire.dtype != gradients_ed.dtype:
+            helds = self._scratch.several(INCOMING, back)
         sends, receives, halves = {}, {}, {}
         for peer, talk in meeting.talks.items():
             firsts, seconds = len(talk.first_ends), len(talk.second_ends)
-            out = self._wire.flat(f"halves to {peer}", firsts * rest + seconds * cut)
-            box = self._wire.flat(f"halves from {peer}", seconds * rest + firsts * cut)
+            out, box = outs[peer], boxes[peer]
             out_rest, out_cut = out[: firsts * rest], out[firsts * rest :]
             with self.clock.span("packing"):
                 ends = torch.from_numpy(talk.first_ends).to(out.device)
@@ -112,10 +123,7 @@ class Halves:
                 sends[peer] = out
             if len(box):
                 receives[peer] = box
-            held = box
-            if box.dtype != gradients_ed.dtype:
-                held = self._scratch.flat(f"halves of {peer}", len(box))
-            halves[peer] = _Halves(box, held, (seconds, rest), (firsts, cut))
+            halves[peer] = _Halves(box, helds[peer], (seconds, rest), (firsts, cut))
         return halves, self._post(sends, receives, "gradients")
 
     def _local_products(

@@ -6,7 +6,7 @@ it lies: nothing is packed or unpacked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -153,3 +153,8 @@ class Scratch:
             self._flat.pop(name, None)  # as above
             self._flat[name] = torch.empty(count, dtype=self.dtype, device=self.device)
         return self._flat[name][:count]
+
+    def several(self, name: str, counts: Mapping[int, int]) -> dict[int, Tensor]:
+        """Return by key so many contiguous numbers, one after the other in the flat buffer `name`."""
+        parts = torch.split(self.flat(name, sum(counts.values())), list(counts.values()))
+        return dict(zip(counts, parts, strict=True))

@@ -19,6 +19,22 @@ _SCALAR = 8  # bytes of an inner product
 
 
 @dataclass(frozen=True)
+class Room:
+    """Bytes of the buffers that each rank's messages lie in, [R] each; of kinds that take turns, the most."""
+
+    outgoing: Ints
+    models: Ints  # that came for the pairs
+    incoming: Ints
+    arrived: Ints  # once more, in the type of the models where they travel in another
+    scalars: Ints
+
+    @property
+    def total(self) -> Ints:
+        """All of them."""
+        return self.outgoing + self.models + self.incoming + self.arrived + self.scalars
+
+
+@dataclass(frozen=True)
 class Meetings:
     """What each rank does for the pairs, [R] each; `ends` for each piece of the list."""
 
@@ -29,13 +45,14 @@ class Meetings:
     gradient_messages: Ints
     gradient_bytes: Ints
     most: Ints  # ends of the largest piece
-    room: Ints  # bytes of the buffers that messages lie in
+    room: Room
 
     @classmethod
     def none(cls, ranks: int) -> Meetings:
         """Return what nobody does."""
         nothing = np.zeros(ranks, dtype=np.int64)
-        return cls(0, [], *[nothing] * 6)
+        room = Room(nothing, nothing, nothing, nothing, nothing)
+        return cls(0, [], nothing, nothing, nothing, nothing, nothing, room)
 
 
 def count_meetings(pairs_m2: NDArray[np.int64], n: int, ranks: int, model: Model) -> Meetings:
@@ -57,8 +74,6 @@ def count_meetings(pairs_m2: NDArray[np.int64], n: int, ranks: int, model: Model
     links, models = np.unique(client * ranks // n * ranks + to, return_counts=True)
     source, to = np.divmod(links, ranks)
     one_model = model.size * model.wire.itemsize
-    room = _at_both_ends(source, to, models * one_model, ranks)
-
     # Halves: the first client's owner sends the rest behind the cut, the other what lies before it.
     cut = middle(model.size)
     rest = model.size - cut
@@ -70,20 +85,26 @@ def count_meetings(pairs_m2: NDArray[np.int64], n: int, ranks: int, model: Model
         np.int64
     )
     which = talks % ranks**2
-    sender = which // ranks
+    sender, receiver = np.divmod(which, ranks)
     scalars = 2 * each * _SCALAR  # products and squared norms
-    links, place = np.unique(which, return_inverse=True)
 
-    def largest(values_k: Ints) -> Ints:
-        """Buffers are kept from piece to piece, as long as the longest message."""
-        found = np.zeros(len(links), dtype=np.int64)
-        np.maximum.at(found, place.reshape(-1), values_k)
+    def most(rank_k: Ints) -> Ints:
+        """Buffers are kept from piece to piece, as long as the most that lay in them."""
+        sums = _sum(talks // ranks**2 * ranks + rank_k, halves, pieces * ranks)
+        found: Ints = sums.reshape(pieces, ranks).max(axis=0)
         return found
 
-    for values in (halves * model.wire.itemsize, scalars):
-        room = room + _at_both_ends(*np.divmod(links, ranks), largest(values), ranks)
-    if model.wire != model.dtype:  # what arrives is kept once more, as it is multiplied
-        room = room + _sum(links % ranks, largest(halves * model.dtype.itemsize), ranks)
+    links, place = np.unique(which, return_inverse=True)
+    longest = np.zeros(len(links), dtype=np.int64)  # those of scalars are kept for each peer
+    np.maximum.at(longest, place.reshape(-1), scalars)
+    came, converts = most(receiver), model.wire != model.dtype
+    room = Room(
+        np.maximum(_sum(source, models * one_model, ranks), most(sender) * model.wire.itemsize),
+        _sum(to, models * one_model, ranks),
+        came * model.wire.itemsize,
+        came * model.dtype.itemsize * converts,
+        _at_both_ends(*np.divmod(links, ranks), longest, ranks),
+    )
     return Meetings(
         len(pairs_m2),
         ends,

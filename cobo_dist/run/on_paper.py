@@ -249,7 +249,7 @@ class OnPaper:
     def memory(self) -> list[Part]:
         """Return what the fullest rank holds after the round asked for last, with W at W^0."""
         c, meetings = self.clients_r, self._meetings
-        likely = {int(one.argmax()) for one in (c, meetings.most, meetings.room)}
+        likely = {int(one.argmax()) for one in (c, meetings.most, meetings.room.total)}
         every = [self.memory_of(rank) for rank in sorted(likely)]
         return max(every, key=lambda parts: sum(part.bytes for part in parts))
 
@@ -265,7 +265,7 @@ class OnPaper:
             apart=c if ditto else min(most, 1),
             midpoints=most * self.model.row,
             mixed=mixed,
-            messages=messages + int(self._meetings.room[rank]),
+            messages=messages,
             weights=self._weights_of(c),
             weights_row=self.n * self._weight,
         )
@@ -276,18 +276,23 @@ class OnPaper:
         blocks, model = self._blocks(0), self.model
         rows = int(blocks.rows[rank])
         sizes = [model.size] + [model.buffers] * self._averages_buffers
-        if isinstance(self.config.algorithm, CoBoConfig) or self._mixes_clusters:
-            sizes_at_once = [widest(rows, size) for size in sizes]
-        else:
-            sizes_at_once = sizes  # the same sum for all, on every rank
+        # The same sums for all lie there whole; each client's own, some columns at a time.
+        reduces = not isinstance(self.config.algorithm, CoBoConfig) and not self._mixes_clusters
+        sizes_at_once = sizes if reduces else [widest(rows, size) for size in sizes]
         mixed = sum(rows * row_bytes(size, model.dtype) for size in sizes_at_once)
         if self.deterministic and rows:
             mixed += max(sizes_at_once) * model.dtype.itemsize  # one more, for a term
         sent, received = int(blocks.sent[rank]), int(blocks.received[rank])
         if sent and not isinstance(self.config.algorithm, (CoBoConfig, OracleConfig)):
             sent = int(blocks.packed[rank])  # the same for all: packed once
-        nbytes = (sent + received) * model.size * model.wire.itemsize
-        if model.wire != model.dtype and received:
-            kept = received + int(blocks.packed[rank])
-            nbytes += kept * model.size * model.dtype.itemsize
+        room, model_bytes = self._meetings.room, model.size * model.dtype.itemsize
+        travels = model.size * model.wire.itemsize
+        # A rank that sends what all get has it already.
+        boxes = received - sent if reduces and len(self.clients_r) > 1 else received
+        nbytes = max(int(room.outgoing[rank]), sent * travels)
+        nbytes += max(int(room.incoming[rank]), boxes * travels)
+        nbytes += int(room.models[rank] + room.scalars[rank])
+        if model.wire != model.dtype:
+            nbytes += max(int(room.arrived[rank]), received * model_bytes)
+            nbytes += int(blocks.packed[rank]) * model_bytes * (received > 0)
         return mixed, nbytes
