@@ -1,6 +1,7 @@
 """How close a round comes to its compute floor.
 
-python benchmarks/floor.py [--only WORK ...] [--method NAME ...] [--repeats 3] [--bf16] [--allocator kept]
+python benchmarks/floor.py [--only WORK ...] [--method NAME ...] [--repeats 3] [--bf16] [--backend mpi]
+                           [--allocator kept]
 
 Trains with `cobo_dist.train` on 2 ranks, everything included (pair drawing, exchange, update, metrics), and
 in between runs a bare PyTorch loop in as many processes and threads, which does the same forward and
@@ -13,7 +14,7 @@ processes of the floor do not wait for each other; the longer time of each round
 
 The floor takes the same models; where the run vectorises clients, a vmapped loop is the floor. Batches are
 made once, outside the time. `--allocator kept` raises glibc's mmap and trim thresholds for both, as the
-launch scripts do.
+launch scripts do. `--backend mpi` runs ours under mpirun, its messages by MPI.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {RANKS} ranks of "
         f"{max(1, (os.cpu_count() or RANKS) // RANKS)} thread(s), batch 32, "
         f"{'bf16 autocast, channels last' if arguments.bf16 else 'fp32'}, allocator "
-        f"{arguments.allocator}\n"
+        f"{arguments.allocator}, {arguments.backend}\n"
     )
     print(f"{'work':18}{'method':10}{'engine':14}{'ours s':>10}{'floor s':>10}{'ratio':>8}")
     with tempfile.TemporaryDirectory() as place:
@@ -99,6 +100,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--bf16", action="store_true", help="autocast, channels last, on both sides"
     )
+    parser.add_argument("--backend", choices=("gloo", "mpi"), default="gloo")
     parser.add_argument("--allocator", choices=("default", "kept"), default="kept")
     parser.add_argument("--bare", help=argparse.SUPPRESS)  # one process of the floor
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)  # where it leaves its times
@@ -138,7 +140,11 @@ def _ours(
         "log.figures=false", "log.progress=none", "run.overwrite=true", f"run.dir={folder}",
         "data.eval_examples=1",
     ]  # fmt: skip
-    _torchrun(["-m", "cobo_dist.train", *settings], arguments)
+    command = ["-m", "cobo_dist.train", *settings, "run.threads=1"]
+    if getattr(arguments, "backend", "gloo") == "mpi":
+        _call(["mpirun", "-n", str(RANKS), sys.executable, *command, "comm.backend=mpi"], arguments)
+    else:
+        _torchrun(command, arguments)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     # A round, all that logs it included; in the last one the run evaluates and saves.
     spent = {
@@ -161,14 +167,15 @@ def _median_of_blocks(seconds: list[float], block: int) -> float:
 
 
 def _torchrun(command: list[str], arguments: argparse.Namespace) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    _call([*launcher, f"--nproc_per_node={RANKS}", *command], arguments)
+
+
+def _call(command: list[str], arguments: argparse.Namespace) -> None:
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     if arguments.allocator == "kept":
         environment |= KEPT
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone",
-         f"--nproc_per_node={RANKS}", *command],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
 

@@ -36,12 +36,13 @@ Floats = NDArray[np.float64]
 
 TERMS = ("gradients", "rows", "products", "python", "messages", "bytes")
 
-STEP = {"cobo": 13}
-OTHER_STEP = 6
-"""How often an algorithm's step reads or writes a row of each of its clients, what `mix` delivers included:
-CoBo's five operations in place and the clearing of their sum, or a local step and a mean."""
+STEP = {"cobo": 6}
+OTHER_STEP = 4
+"""How often an algorithm's step reads or writes a row of each of its clients in memory, what is near not
+counted: CoBo reads gradients and, for others and for itself, models, and writes models, and gradients before
+that; a local step writes a gradient and a model, and a mean reads and writes them."""
 MOMENT = 5  # the same for each row that an optimiser keeps
-VISIT = 10  # the same at a foreign point: the partner's copy, the midpoint, the inner product
+VISIT = 8  # the same at a foreign point: the partner's copy, the midpoint, the inner product
 LOOKS = 16  # how often planning reads or writes the rank's rows of W, as they are kept
 FORWARD = 1 / 3  # of a gradient: a loss without one
 

@@ -44,7 +44,10 @@ class DataConfig(Section):
         "", description="in place of Wiki-40B: a folder with one NAME.txt a client (language)"
     )
     eval_batch_size: int = Field(
-        1000, ge=1, description="examples evaluated at once (language: batch_size at most)"
+        200,
+        ge=1,
+        description="examples evaluated at once (language: batch_size at most): their activations are "
+        "often the most memory that a rank takes",
     )
     eval_examples: int = Field(
         0,
