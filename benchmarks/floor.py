@@ -38,6 +38,7 @@ from made_up import make_images
 from torch import Tensor, nn
 
 RANKS = 2
+THREADS = max(1, (os.cpu_count() or RANKS) // RANKS)  # of a rank, on both sides
 KEPT = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 
 
@@ -75,7 +76,7 @@ def main() -> None:
     arguments = _parse()
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {RANKS} ranks of "
-        f"{max(1, (os.cpu_count() or RANKS) // RANKS)} thread(s), batch 32, "
+        f"{THREADS} thread(s), batch 32, "
         f"{'bf16 autocast, channels last' if arguments.bf16 else 'fp32'}, allocator "
         f"{arguments.allocator}, {arguments.backend}\n"
     )
@@ -140,7 +141,7 @@ def _ours(
         "log.figures=false", "log.progress=none", "run.overwrite=true", f"run.dir={folder}",
         "data.eval_examples=1",
     ]  # fmt: skip
-    command = ["-m", "cobo_dist.train", *settings, "run.threads=1"]
+    command = ["-m", "cobo_dist.train", *settings, f"run.threads={THREADS}"]
     if getattr(arguments, "backend", "gloo") == "mpi":
         _call(["mpirun", "-n", str(RANKS), sys.executable, *command, "comm.backend=mpi"], arguments)
     else:
@@ -211,7 +212,7 @@ def _bare(about: dict[str, object], place: Path) -> None:
     from cobo_dist.maths.sampling import draw_pairs
     from cobo_dist.tasks.registry import build_task
 
-    torch.set_num_threads(max(1, (os.cpu_count() or RANKS) // RANKS))
+    torch.set_num_threads(THREADS)
     work, method = WORKS[str(about["name"])], str(about["method"])
     config = load_config(None, list(about["settings"]))  # type: ignore[call-overload]
     task = build_task(config.task, config.model, config.data, 0, torch.float32)

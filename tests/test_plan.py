@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -144,6 +145,11 @@ def test_the_mean_over_rounds() -> None:
 # -- memory ------------------------------------------------------------------------------------------
 
 
+NARROW = mock.patch.multiple("cobo_dist.maths.flat", _AT_ONCE=1, _NARROWEST=16)
+"""Sums of few columns at a time, as models of millions of parameters have."""
+
+
+@NARROW
 def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
     """Go some rounds; return the bytes that this rank's clients and exchange keep."""
     config = load_config(None, [*QUIET, *settings])
@@ -184,10 +190,14 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
         ["algorithm.gamma=0", "algorithm.sampling.rate=4", "optimizer.name=adamw"],
         ["algorithm.gamma=0", "algorithm.domain=simplex", "algorithm.sampling.name=all"],
         ["algorithm.gamma=0", "comm.deterministic=true"],
+        ["algorithm.gamma=0", "comm.dtype=bfloat16", "algorithm.sampling.name=all"],
         ["algorithm.name=fedavg", "optimizer.name=ema_momentum", "optimizer.momentum=0.9"],
+        ["algorithm.name=fedavg", "comm.dtype=bfloat16"],
+        ["algorithm.name=oracle", NORM, "algorithm.buffers=averaged"],
         ["algorithm.name=ditto"],
     ],
 )
+@NARROW
 def test_every_rank_holds_what_was_planned(pool: RankPool, settings: list[str]) -> None:
     settings = [*SMALL, *settings]
     found = pool.run(3, held, settings, 3)

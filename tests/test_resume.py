@@ -13,12 +13,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import yaml
 from pool import RankPool
 from problems import QUIET, models, rows, train
 
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.transport import LostContact
-from cobo_dist.run import checkpoint
+from cobo_dist.config import load_config
+from cobo_dist.run import checkpoint, resume
 from cobo_dist.run.folder import RunFolder
 from cobo_dist.run.recorder import Recorder
 from cobo_dist.run.signals import Signals
@@ -203,6 +205,21 @@ def test_another_config_is_refused_with_the_key(
     assert go_on(copy, change) == 2
     assert words in capsys.readouterr().err
     assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_key_that_the_earlier_version_did_not_have_has_its_default() -> None:
+    now = load_config(None, DIGITS)
+    old = yaml.safe_load(now.to_yaml())
+    assert resume._changed(resume._completed(old), now.flat()) == []
+    del old["task"]["order"], old["algorithm"]["midpoint_data"]
+    assert resume._changed(resume._completed(old), now.flat()) == []
+    other = load_config(None, [*DIGITS, "task.order=shuffled"])
+    assert resume._changed(resume._completed(old), other.flat()) == [
+        "task.order clusters -> shuffled"
+    ]
+    old["task"]["gone"], old["run"]["lost"] = 3, 4
+    changed = resume._changed(resume._completed(old), now.flat())
+    assert changed == ["run.lost 4 -> unset", "task.gone 3 -> unset"]
 
 
 def test_a_finished_run_is_left_alone(done: Path, capsys: pytest.CaptureFixture[str]) -> None:

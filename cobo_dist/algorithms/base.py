@@ -37,7 +37,8 @@ class Clients(Protocol):
     ) -> Tensor:
         """Compute g_i(x_i) for every client, or for those in some rows; return their losses.
 
-        `then` is called for rows whose gradients are there, all rows once, and may take the step there.
+        Of all clients, `then` is called for rows whose gradients are there, each once, and may take the
+        step there.
         """
 
     def gradients_at(

@@ -183,7 +183,7 @@ class Clients:
         """Compute g_i(x_i) on every client's batch of round t into `g_cd`; return the losses [c].
 
         With `rows_e` only for the clients in these rows: the losses are theirs [e], and the other rows
-        of `g_cd` stay as they are. Otherwise `then` is called for rows whose gradients are there, while
+        of `g_cd` stay as they are. Without, `then` is called for rows whose gradients are there, while
         both they and the models are near; it may change them.
         """
         with self.clock.span("gradients"):
@@ -248,7 +248,8 @@ class Clients:
                         held[rows][bad_k] = before[name][rows][bad_k]
                     losses_e[rows][bad_k] = float("nan")
             if then is not None:
-                then(rows)
+                with self.clock.span("other"):
+                    then(rows)
 
         return self.engine.gradients(points_ed, gradients_ed, buffers, batch, done)
 

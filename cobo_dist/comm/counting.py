@@ -182,7 +182,7 @@ class CountingExchange:
             for to in range(self.placement.ranks):
                 # The same for all: packed once.
                 packed = to == (0 if source else 1)
-                self._deliver(to, source, models, size, packed=packed)
+                self._deliver(to, source, models, size, packed=packed, alike=True)
                 self._work(to, len(weights_kn), models, size)
         self._settle()
         return torch.from_numpy(np.ascontiguousarray(weights_kn)).to(x_nd) @ x_nd
@@ -229,7 +229,14 @@ class CountingExchange:
             self._keep(rank, "term", size * self.dtype.itemsize)
 
     def _deliver(
-        self, to: int, source: int, models: int, size: int, *, packed: bool = True
+        self,
+        to: int,
+        source: int,
+        models: int,
+        size: int,
+        *,
+        packed: bool = True,
+        alike: bool = False,
     ) -> None:
         """Count one part of a sum, `packed` for this rank; alone, a rank has its own in a buffer too."""
         nbytes = models * size * self.wire.itemsize
@@ -237,9 +244,10 @@ class CountingExchange:
             if to != source:
                 self._send(source, "mixing", nbytes, OUTGOING if packed else "")
             if to != source or self.placement.ranks == 1:
-                self._lay(to, INCOMING, nbytes)
+                self._lay(to, f"from {source}" if alike else INCOMING, nbytes)
             if self.wire != self.dtype:
-                self._lay(to, _ARRIVED, models * size * self.dtype.itemsize)
+                nbytes = models * size * self.dtype.itemsize
+                self._lay(to, f"{_ARRIVED} from {source}" if alike else _ARRIVED, nbytes)
                 self._keep(source, "to pack", models * size * self.dtype.itemsize)
 
     def _work(self, to: int, rows: int, models: int, size: int) -> None:

@@ -80,10 +80,10 @@ class Exchange:
     def send_models(self, x_cd: Tensor, pairs_m2: Tensor) -> None:
         """Let the models of the drawn pairs leave for their partners, each once to a rank.
 
-        `x_cd` [c, d] must not change before the last `meet`. `pairs_m2` int64 [m, 2], i < j, is the
-        same on every rank.
+        `x_cd` [c, d] must not change before the last `meet`, and nothing else may be sent before
+        `receive_models`. `pairs_m2` int64 [m, 2], i < j, is the same on every rank.
         """
-        size = x_cd.shape[1]
+        size, self._models = x_cd.shape[1], {}
         talks = self._plan(pairs_m2).talks
         sends = self._messages(
             OUTGOING, {peer: len(talk.send_clients) for peer, talk in talks.items()}, size
@@ -222,7 +222,13 @@ class Exchange:
             for peer, route in enumerate(routes)
             if route.wanted.models and (peer != rank or (alike and not packed))
         }
-        boxes = self._messages(INCOMING, wanted, size)
+        if alike:  # each as aligned as on other ranks, so that sums have the same bits
+            boxes = {
+                peer: self._wire.flat(f"from {peer}", models * size).view(models, size)
+                for peer, models in wanted.items()
+            }
+        else:
+            boxes = self._messages(INCOMING, wanted, size)
         receives = {peer: box for peer, box in boxes.items() if peer != rank}
         travelling = self._exchange(sends, receives, "mixing")
         if rank in boxes:
@@ -231,7 +237,7 @@ class Exchange:
             boxes[rank] = next(iter(packed.values()))
         with self.clock.span("waiting"):
             travelling.wait()
-        return self._arrived(boxes)
+        return self._arrived(boxes, alike)
 
     def _sum(
         self,
@@ -336,11 +342,18 @@ class Exchange:
         mixing.pack(plan, x_cd, whole_kd)
         out_kd.copy_(whole_kd)
 
-    def _arrived(self, boxes: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Return what arrived in the type of the models."""
+    def _arrived(self, boxes: dict[int, Tensor], alike: bool) -> dict[int, Tensor]:
+        """Return what arrived in the type of the models, aligned as it arrived."""
         if self._wire.dtype == self._scratch.dtype:
             return boxes
-        held = self._scratch.several(INCOMING, {peer: box.numel() for peer, box in boxes.items()})
+        if alike:
+            held = {
+                peer: self._scratch.flat(f"from {peer}", box.numel()) for peer, box in boxes.items()
+            }
+        else:
+            held = self._scratch.several(
+                INCOMING, {peer: box.numel() for peer, box in boxes.items()}
+            )
         return {peer: held[peer].view(box.shape).copy_(box) for peer, box in boxes.items()}
 
     def _index(self, numbers: NDArray[np.int64]) -> Tensor:

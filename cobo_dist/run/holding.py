@@ -87,7 +87,7 @@ def parts_of(held: Held, model: Model, config: Config, task: Task) -> list[Part]
         "models of no client, and their optimiser": int((1 + other) * held.others) * row
         + held.others * buffers,
         "midpoints": held.midpoints,
-        "gradients there and at other foreign models": held.apart * row,
+        "gradients there and at other foreign models": _apart(held, config) * row,
         "what mixing delivers": held.mixed,
         "messages, sent and received": held.messages,
         "weights": held.weights,
@@ -101,6 +101,12 @@ def parts_of(held: Held, model: Model, config: Config, task: Task) -> list[Part]
         _data_name(task): _data_bytes(task),
     }
     return [Part(name, nbytes) for name, nbytes in parts.items() if nbytes]
+
+
+def _apart(held: Held, config: Config) -> int:
+    """Return the rows for gradients at foreign points; vectorised, parts of a batch need the points."""
+    by_one = config.run.engine == "one_by_one" or config.comm.deterministic
+    return held.apart if by_one or config.data.accumulation == 1 else held.taken
 
 
 def state_rows(config: OptimizerConfig, count: int, dtype: torch.dtype) -> float:

@@ -279,11 +279,13 @@ class OnPaper:
         # The same sums for all lie there whole; each client's own, some columns at a time.
         reduces = not isinstance(self.config.algorithm, CoBoConfig) and not self._mixes_clusters
         sizes_at_once = sizes if reduces else [widest(rows, size) for size in sizes]
-        mixed = sum(rows * row_bytes(size, model.dtype) for size in sizes_at_once)
+        # Of one width, they lie in the same rows.
+        widths = sizes_at_once if reduces else set(sizes_at_once)
+        mixed = sum(rows * row_bytes(width, model.dtype) for width in widths)
         if self.deterministic and rows:
             mixed += max(sizes_at_once) * model.dtype.itemsize  # one more, for a term
         sent, received = int(blocks.sent[rank]), int(blocks.received[rank])
-        if sent and not isinstance(self.config.algorithm, (CoBoConfig, OracleConfig)):
+        if sent and reduces:
             sent = int(blocks.packed[rank])  # the same for all: packed once
         room, model_bytes = self._meetings.room, model.size * model.dtype.itemsize
         travels = model.size * model.wire.itemsize

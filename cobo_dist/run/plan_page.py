@@ -140,6 +140,7 @@ def mean_seconds(each: Sequence[Seconds], told: Told) -> Seconds:
 
 def _cells(sent: Sent) -> list[str]:
     counts = [
-        f"{count:,.1f}".removesuffix(".0") for count in (sent.pairs, sum(sent.messages.values()))
+        f"{count:,.0f}" if count >= 10_000 else f"{count:,.1f}".removesuffix(".0")
+        for count in (sent.pairs, sum(sent.messages.values()))
     ]
     return [*counts, *(human_bytes(sent.bytes[one]) for one in TRAINING), human_bytes(sent.total)]

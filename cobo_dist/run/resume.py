@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from pydantic import ValidationError
 
 from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.clients.group import Clients
@@ -140,7 +142,9 @@ def refuse_unusable(config: Config, launch: Launch) -> None:
     if config.run.overwrite or not old.exists():
         return
     try:
-        changed = _changed(flatten(yaml.safe_load(old.read_text(encoding="utf-8"))), config.flat())
+        changed = _changed(
+            _completed(yaml.safe_load(old.read_text(encoding="utf-8"))), config.flat()
+        )
     except (OSError, ValueError, yaml.YAMLError, LookupError, AttributeError, RecursionError):
         changed = ["its config.yaml cannot be read"]
     if changed or _is_finished(folder.path):
@@ -242,7 +246,7 @@ def _differences(
     folder: Path, old: Mapping[str, Any], config: Config, manifest: Manifest, data: str
 ) -> str | None:
     """Return why a checkpoint is another run's, or of a run that cannot be continued like this."""
-    before, now = flatten(old), config.flat()
+    before, now = _completed(old), config.flat()
     changed = _changed(before, now)
     remedy = "give the same config, or another run.dir"
     if changed:
@@ -263,6 +267,29 @@ def _differences(
                     f"{folder} was written with, and {why}; {remedy}"
                 )
     return None
+
+
+def _completed(old: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an earlier config, flat; a key that its version did not have yet has its default."""
+    known = copy.deepcopy(dict(old))
+    for _ in range(2):
+        try:
+            return {**flatten(old), **Config.model_validate(known).flat()}
+        except (
+            ValidationError
+        ) as error:  # keys that this version does not have: they are differences
+            for one in error.errors():
+                if one["type"] == "extra_forbidden":
+                    _remove(known, one["loc"])
+    return flatten(old)
+
+
+def _remove(nested: Any, location: Sequence[int | str]) -> None:
+    """Remove a key of nested dictionaries; names of variants in its location are no keys."""
+    *path, key = location
+    for step in path:
+        nested = nested.get(step, nested)
+    nested.pop(key, None)
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

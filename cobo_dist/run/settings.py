@@ -76,7 +76,10 @@ class LogConfig(Section):
     )
     interval: float = Field(10.0, gt=0, description="seconds between plain progress lines")
     flush_every: int = Field(
-        10, ge=1, description="rounds between writing metrics and looking for diverged models"
+        50,
+        ge=1,
+        description="rounds between writing metrics and looking for diverged models; fewer where so "
+        "many take more than a second",
     )
     profile: bool = Field(
         False,
