@@ -27,8 +27,8 @@ RANKS = 2
 MIB = 1024 * 1024
 # What Python, torch and the process group take before any client is there.
 BARE = (
-    "import resource, torch, torch.distributed, cobo_dist.train;"
-    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    "import torch, torch.distributed, cobo_dist.train;"
+    "from cobo_dist.run.ending import peak_memory; print(peak_memory(torch.device('cpu')))"
 )
 
 

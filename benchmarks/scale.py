@@ -30,8 +30,8 @@ from cobo_dist.tasks.registry import build_task
 ROUNDS, FIRST = 16, 4
 MIB = 1024 * 1024
 BARE = (
-    "import resource, torch, torch.distributed, sklearn.datasets, scipy.sparse.csgraph, cobo_dist.train;"
-    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    "import torch, torch.distributed, sklearn.datasets, scipy.sparse.csgraph, cobo_dist.train;"
+    "from cobo_dist.run.ending import peak_memory; print(peak_memory(torch.device('cpu')))"
 )
 
 

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,13 @@ def peak_memory(device: torch.device) -> int:
     """Return the most bytes this rank has held: of the GPU, or of the whole process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # counted in KiB
+    # What getrusage says may be the peak of the process that started this one.
+    (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(peak)
 
 
 def finish(
