@@ -34,7 +34,13 @@ def flatten(nested: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 
 def _as_text(value: Any) -> Any:
     """`run.dir=2024` reads as a number but means a name."""
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and (
+        "\0" in value or any("\ud800" <= one <= "\udfff" for one in value)
+    ):
+        raise ValueError("it holds a character that no file name can have")
+    return value
 
 
 Text = Annotated[str, BeforeValidator(_as_text)]

@@ -96,6 +96,21 @@ def test_a_run_folder_is_named_as_it_is_written(name: str) -> None:
     assert load_config(None, [f"run.dir={name}"]).run.dir == name
 
 
+@pytest.mark.parametrize("key", ["run.dir", "data.root"])
+@pytest.mark.parametrize("text", ['"a\\0b"', '"a\\ud800"'])
+def test_text_that_no_file_name_can_have_is_refused(key: str, text: str) -> None:
+    with pytest.raises(
+        Refusal, match=rf"{key}=.* is refused: it holds a character that no file name"
+    ):
+        load_config(None, [f"{key}={text}"])
+
+
+def test_numbers_beyond_what_tensors_count_are_refused() -> None:
+    """2^63 examples at once ended in a ValueError of torch."""
+    with pytest.raises(Refusal, match=r"data\.eval_batch_size=9223372036854775808 is refused"):
+        load_config(None, [f"data.eval_batch_size={2**63}"])
+
+
 def test_the_config_is_frozen() -> None:
     config = load_config(None, [])
     for section, key in ((config.run, "rounds"), (config.algorithm, "rho"), (config, "run")):

@@ -46,6 +46,7 @@ class DataConfig(Section):
     eval_batch_size: int = Field(
         200,
         ge=1,
+        le=1_000_000_000,
         description="examples evaluated at once (language: batch_size at most): their activations are "
         "often the most memory that a rank takes",
     )
