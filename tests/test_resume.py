@@ -319,6 +319,8 @@ def test_a_path_that_is_no_checkpoint_is_refused(
 ) -> None:
     assert go_on(tmp_path / "run", f"run.resume={tmp_path / 'nowhere'}") == 2
     assert "neither never, auto, a checkpoint nor a run folder" in capsys.readouterr().err
+    assert go_on(tmp_path / "run", f"run.resume={300 * 'x'}") == 2
+    assert f"run.resume={300 * 'x'} cannot be read: File name too long" in capsys.readouterr().err
 
 
 def test_only_the_newest_are_kept(done: Path) -> None:

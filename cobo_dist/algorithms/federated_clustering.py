@@ -18,7 +18,10 @@ class FederatedClusteringConfig(Section):
 
     name: Literal["federated_clustering"] = "federated_clustering"
     inner_rounds: int = Field(
-        3, ge=1, description="threshold clustering steps M around each client (paper: not given)"
+        3,
+        ge=1,
+        le=10_000,
+        description="threshold clustering steps M around each client (paper: not given)",
     )
 
 

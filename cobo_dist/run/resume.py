@@ -170,9 +170,12 @@ def _candidates(config: Config, mode: str) -> list[Path]:
     if mode == "auto":
         return checkpoint.checkpoints(config.run_dir / "checkpoints")
     path = _place(mode)
-    if checkpoint.round_of(path) is not None and path.is_dir():
-        return [path]  # this very one, or none
-    found = checkpoint.checkpoints(path / "checkpoints")
+    try:
+        if checkpoint.round_of(path) is not None and path.is_dir():
+            return [path]  # this very one, or none
+        found = checkpoint.checkpoints(path / "checkpoints")
+    except OSError as error:  # a name too long, say
+        raise Refusal(f"run.resume={mode} cannot be read: {error.strerror}") from None
     if not found:
         raise Refusal(
             f"run.resume={mode} is neither never, auto, a checkpoint nor a run folder with "
