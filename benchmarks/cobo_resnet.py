@@ -50,7 +50,9 @@ def main() -> None:
         images = make_images(Path(place) / "images.npz", 8_000, 1_000)
         for _ in range(given.repeats):
             for kind in ("fp32", "bf16"):
-                how = argparse.Namespace(allocator=given.allocator, bf16=kind == "bf16")
+                how = argparse.Namespace(
+                    allocator=given.allocator, bf16=kind == "bf16", backend="gloo"
+                )
                 took, engine, settings = floor._ours(
                     WORK, METHOD, images, Path(place), how, "one_by_one"
                 )

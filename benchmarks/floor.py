@@ -142,7 +142,7 @@ def _ours(
         "data.eval_examples=1",
     ]  # fmt: skip
     command = ["-m", "cobo_dist.train", *settings, f"run.threads={THREADS}"]
-    if getattr(arguments, "backend", "gloo") == "mpi":
+    if arguments.backend == "mpi":
         _call(["mpirun", "-n", str(RANKS), sys.executable, *command, "comm.backend=mpi"], arguments)
     else:
         _torchrun(command, arguments)

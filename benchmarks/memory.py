@@ -4,8 +4,8 @@ python benchmarks/memory.py [key=value ...]
 
 Trains two rounds of 80 ResNet-9 of width 16 on 2 ranks with CoBo and momentum, on images made up for the
 purpose (as many as CIFAR-100 has), and prints what `cobo_dist.plan` counts for a rank beside the peak of each
-process. What is left beyond both is a batch's activations and what allocators keep. Settings
-are those of `cobo_dist.train`.
+process. What is left beyond both is a batch's activations and what allocators keep. Settings are those of
+`cobo_dist.train`.
 """
 
 from __future__ import annotations
@@ -50,18 +50,19 @@ def main() -> None:
         bare = int(subprocess.run([sys.executable, "-c", BARE], capture_output=True).stdout)
         lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         (peaks,) = [line["peak_bytes"] for line in lines if line["event"] == "ledger"]
-        report(counted(settings), peaks, bare)
+        parts = rehearsed(settings, RANKS).memory()
+        report({part.name: part.bytes for part in parts}, peaks, bare)
 
 
-def counted(settings: list[str]) -> dict[str, int]:
-    """Return what `cobo_dist.plan` counts for the fullest rank after these rounds, by part."""
+def rehearsed(settings: list[str], ranks: int) -> Forecast:
+    """Return the forecast of a run, with all its rounds asked for."""
     config = load_config(None, settings)
     dtype = getattr(torch, config.run.dtype)
     task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
-    forecast = Forecast(config, task, RANKS)
+    forecast = Forecast(config, task, ranks)
     for r in range(1, config.run.rounds + 1):
         forecast.round(r)
-    return {part.name: part.bytes for part in forecast.memory()}
+    return forecast
 
 
 def report(parts: dict[str, int], peaks: list[int], bare: int) -> None:

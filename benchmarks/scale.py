@@ -22,10 +22,7 @@ from statistics import median
 
 import numpy as np
 import torch
-
-from cobo_dist.config import load_config
-from cobo_dist.run.forecast import Forecast
-from cobo_dist.tasks.registry import build_task
+from memory import rehearsed
 
 ROUNDS, FIRST = 16, 4
 MIB = 1024 * 1024
@@ -64,12 +61,7 @@ def train(settings: list[str], ranks: int, folder: Path) -> tuple[float, int]:
 
 def counted(settings: list[str], ranks: int) -> dict[str, int]:
     """Return what the fullest rank holds, by kind, as it is counted."""
-    config = load_config(None, settings)
-    dtype = getattr(torch, config.run.dtype)
-    task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
-    forecast = Forecast(config, task, ranks)
-    for r in range(1, config.run.rounds + 1):
-        forecast.round(r)
+    forecast = rehearsed(settings, ranks)
     for weights in forecast.other_weights().values():  # messages are longest where weights differ
         forecast.mixing_at(weights)
     return {part.name: part.bytes for part in forecast.memory()}

@@ -244,10 +244,10 @@ class CountingExchange:
             if to != source:
                 self._send(source, "mixing", nbytes, OUTGOING if packed else "")
             if to != source or self.placement.ranks == 1:
-                self._lay(to, f"from {source}" if alike else INCOMING, nbytes)
+                self._lay(to, f"{INCOMING} {source}" if alike else INCOMING, nbytes)
             if self.wire != self.dtype:
                 nbytes = models * size * self.dtype.itemsize
-                self._lay(to, f"{_ARRIVED} from {source}" if alike else _ARRIVED, nbytes)
+                self._lay(to, f"{_ARRIVED} {source}" if alike else _ARRIVED, nbytes)
                 self._keep(source, "to pack", models * size * self.dtype.itemsize)
 
     def _work(self, to: int, rows: int, models: int, size: int) -> None:

@@ -222,13 +222,8 @@ class Exchange:
             for peer, route in enumerate(routes)
             if route.wanted.models and (peer != rank or (alike and not packed))
         }
-        if alike:  # each as aligned as on other ranks, so that sums have the same bits
-            boxes = {
-                peer: self._wire.flat(f"from {peer}", models * size).view(models, size)
-                for peer, models in wanted.items()
-            }
-        else:
-            boxes = self._messages(INCOMING, wanted, size)
+        # Alike: each as aligned as on other ranks, so that sums have the same bits.
+        boxes = self._messages(INCOMING, wanted, size, apart=alike)
         receives = {peer: box for peer, box in boxes.items() if peer != rank}
         travelling = self._exchange(sends, receives, "mixing")
         if rank in boxes:
@@ -328,10 +323,12 @@ class Exchange:
         with self.clock.span("sending"):
             return self.transport.exchange(sends, receives, purpose)
 
-    def _messages(self, name: str, models: Mapping[int, int], size: int) -> dict[int, Tensor]:
-        """Return by key a message of so many models, one after the other in the buffer `name`."""
+    def _messages(
+        self, name: str, models: Mapping[int, int], size: int, *, apart: bool = False
+    ) -> dict[int, Tensor]:
+        """Return by key a message of so many models, in the buffer `name` (`Scratch.several`)."""
         numbers = {key: count * size for key, count in models.items()}
-        laid = self._wire.several(name, numbers)
+        laid = self._wire.several(name, numbers, apart=apart)
         return {key: message.view(models[key], size) for key, message in laid.items()}
 
     def _pack(self, plan: mixing.BlockPlan, x_cd: Tensor, out_kd: Tensor) -> None:
@@ -342,18 +339,12 @@ class Exchange:
         mixing.pack(plan, x_cd, whole_kd)
         out_kd.copy_(whole_kd)
 
-    def _arrived(self, boxes: dict[int, Tensor], alike: bool) -> dict[int, Tensor]:
+    def _arrived(self, boxes: dict[int, Tensor], apart: bool) -> dict[int, Tensor]:
         """Return what arrived in the type of the models, aligned as it arrived."""
         if self._wire.dtype == self._scratch.dtype:
             return boxes
-        if alike:
-            held = {
-                peer: self._scratch.flat(f"from {peer}", box.numel()) for peer, box in boxes.items()
-            }
-        else:
-            held = self._scratch.several(
-                INCOMING, {peer: box.numel() for peer, box in boxes.items()}
-            )
+        numbers = {peer: box.numel() for peer, box in boxes.items()}
+        held = self._scratch.several(INCOMING, numbers, apart=apart)
         return {peer: held[peer].view(box.shape).copy_(box) for peer, box in boxes.items()}
 
     def _index(self, numbers: NDArray[np.int64]) -> Tensor:

@@ -154,7 +154,14 @@ class Scratch:
             self._flat[name] = torch.empty(count, dtype=self.dtype, device=self.device)
         return self._flat[name][:count]
 
-    def several(self, name: str, counts: Mapping[int, int]) -> dict[int, Tensor]:
-        """Return by key so many contiguous numbers, one after the other in the flat buffer `name`."""
+    def several(
+        self, name: str, counts: Mapping[int, int], *, apart: bool = False
+    ) -> dict[int, Tensor]:
+        """Return by key so many contiguous numbers, one after the other in the flat buffer `name`.
+
+        `apart`: each in a buffer of its own, and so aligned alike wherever the others end.
+        """
+        if apart:
+            return {key: self.flat(f"{name} {key}", count) for key, count in counts.items()}
         parts = torch.split(self.flat(name, sum(counts.values())), list(counts.values()))
         return dict(zip(counts, parts, strict=True))
