@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
+from cobo_dist.cli.parser import settings_parser
+from cobo_dist.cli.plan_output import PlanPage
 from cobo_dist.comm.launch import read_launch
 from cobo_dist.comm.mpi_world import leave
-from cobo_dist.command_line import settings_parser
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Refusal, RunFailure
 from cobo_dist.run.constants import Constants, read_constants, subject_of, write_constants
 from cobo_dist.run.forecast import Forecast
 from cobo_dist.run.measure import measure_constants
 from cobo_dist.run.on_paper import OnPaper, is_regular
-from cobo_dist.run.plan_page import PlanPage
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from cobo_dist.command_line import settings_parser
+from cobo_dist.cli.parser import settings_parser
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal
 from cobo_dist.run.facts import facts_of

@@ -11,12 +11,7 @@ import torch
 from pool import RankPool
 from problems import train, write_quadratic
 
-from cobo_dist.comm.nccl_rules import (
-    NcclRuleBroken,
-    Operation,
-    RecordingTransport,
-    check_schedule,
-)
+from cobo_dist.comm.nccl_rules import NcclRuleBroken, Operation, RecordingTransport, check_schedule
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.transport import Transport
 

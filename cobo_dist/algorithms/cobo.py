@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from cobo_dist.algorithms.base import Algorithm, Clients, Ends, Exchange, Round, Selection, Setting
 from cobo_dist.maths import projections, seeds
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
 from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
-
-from .base import Algorithm, Clients, Ends, Exchange, Round, Selection, Setting
 
 
 class SamplingConfig(Section):

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Round, Setting
+from cobo_dist.algorithms.local import local_step
 from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
-
-from .base import Algorithm, Clients, Exchange, Round, Setting
-from .local import local_step
 
 
 class AveragingConfig(Section):

@@ -7,10 +7,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Round, Setting
 from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
-
-from .base import Algorithm, Clients, Exchange, Round, Setting
 
 
 class FederatedClusteringConfig(Section):

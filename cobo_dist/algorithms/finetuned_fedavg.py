@@ -6,11 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from cobo_dist.algorithms.base import Clients, Exchange, Round, Setting
+from cobo_dist.algorithms.fedavg import AveragingConfig, FedAvg
+from cobo_dist.algorithms.local import local_step
 from cobo_dist.maths.weights import Weights
-
-from .base import Clients, Exchange, Round, Setting
-from .fedavg import AveragingConfig, FedAvg
-from .local import local_step
 
 
 class FinetunedFedAvgConfig(AveragingConfig):

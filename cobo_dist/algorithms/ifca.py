@@ -9,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Memory, Round, Setting
 from cobo_dist.maths import seeds
 from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
-
-from .base import Algorithm, Clients, Exchange, Memory, Round, Setting
 
 
 class IfcaConfig(Section):

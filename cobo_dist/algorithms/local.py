@@ -6,10 +6,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Round, Setting
 from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
-
-from .base import Algorithm, Clients, Exchange, Round, Setting
 
 
 class LocalConfig(Section):

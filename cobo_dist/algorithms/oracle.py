@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .base import Setting
-from .fedavg import AveragingConfig, FedAvg
+from cobo_dist.algorithms.base import Setting
+from cobo_dist.algorithms.fedavg import AveragingConfig, FedAvg
 
 
 class OracleConfig(AveragingConfig):

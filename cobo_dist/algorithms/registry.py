@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Algorithm, Clients, Exchange, Setting
-from .cobo import CoBo, CoBoConfig
-from .ditto import Ditto, DittoConfig
-from .fedavg import FedAvg, FedAvgConfig
-from .federated_clustering import FederatedClustering, FederatedClusteringConfig
-from .finetuned_fedavg import FinetunedFedAvg, FinetunedFedAvgConfig
-from .ifca import Ifca, IfcaConfig
-from .local import Local, LocalConfig
-from .oracle import Oracle, OracleConfig
-from .validation_based import ValidationBased, ValidationBasedConfig
+from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Setting
+from cobo_dist.algorithms.cobo import CoBo, CoBoConfig
+from cobo_dist.algorithms.ditto import Ditto, DittoConfig
+from cobo_dist.algorithms.fedavg import FedAvg, FedAvgConfig
+from cobo_dist.algorithms.federated_clustering import FederatedClustering, FederatedClusteringConfig
+from cobo_dist.algorithms.finetuned_fedavg import FinetunedFedAvg, FinetunedFedAvgConfig
+from cobo_dist.algorithms.ifca import Ifca, IfcaConfig
+from cobo_dist.algorithms.local import Local, LocalConfig
+from cobo_dist.algorithms.oracle import Oracle, OracleConfig
+from cobo_dist.algorithms.validation_based import ValidationBased, ValidationBasedConfig
 
 AlgorithmConfig = (
     LocalConfig

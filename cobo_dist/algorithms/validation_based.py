@@ -9,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Round, Setting
+from cobo_dist.algorithms.fedavg import AveragingConfig
+from cobo_dist.algorithms.local import local_step
 from cobo_dist.maths.weights import Weights
-
-from .base import Algorithm, Clients, Exchange, Round, Setting
-from .fedavg import AveragingConfig
-from .local import local_step
 
 
 class ValidationBasedConfig(AveragingConfig):

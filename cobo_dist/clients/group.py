@@ -14,10 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cobo_dist.clock import Clock
-from cobo_dist.maths.flat import Layout, Scratch, empty_rows
-
-from .engines import (
+from cobo_dist.clients.engines import (
     ENGINES,
     Batch,
     Engine,
@@ -27,7 +24,9 @@ from .engines import (
     state_buffers,
     trained,
 )
-from .optimisers import Optimiser, OptimizerConfig, build_optimiser, step_size
+from cobo_dist.clients.optimisers import Optimiser, OptimizerConfig, build_optimiser, step_size
+from cobo_dist.clock import Clock
+from cobo_dist.maths.flat import Layout, Scratch, empty_rows
 
 Result = TypeVar("Result")
 

@@ -22,9 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from cobo_dist.errors import RunFailure
-
-from .nccl_rules import (
+from cobo_dist.comm.nccl_rules import (
     Batch,
     NcclRuleBroken,
     Operation,
@@ -32,7 +30,8 @@ from .nccl_rules import (
     check_schedule,
     describe_batch,
 )
-from .transport import LostContact, Pending, Transport
+from cobo_dist.comm.transport import LostContact, Pending, Transport
+from cobo_dist.errors import RunFailure
 
 PATIENCE = 0.5
 """Seconds after contact is lost in which other ranks' last notes come to the store."""

@@ -19,12 +19,17 @@ from ipaddress import ip_address
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from cobo_dist.comm.gathering import RollCall, is_agents
+from cobo_dist.comm.interfaces import (
+    gloo_endpoint,
+    is_loopback,
+    machine,
+    nccl_problem,
+    network_stack,
+)
+from cobo_dist.comm.launch import Launch
+from cobo_dist.comm.rollcall import View
 from cobo_dist.errors import HostRefusal, Refusal
-
-from .gathering import RollCall, is_agents
-from .interfaces import gloo_endpoint, is_loopback, machine, nccl_problem, network_stack
-from .launch import Launch
-from .rollcall import View
 
 NO_STORE = "what listens there is no run's rank 0 (set MASTER_PORT to a free port)"
 

@@ -18,18 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cobo_dist.comm.exchange import Ends
+from cobo_dist.comm.halves import INCOMING, OUTGOING
+from cobo_dist.comm.ledger import Ledger
+from cobo_dist.comm.placement import Placement
+from cobo_dist.comm.plans import Meeting, plan_meeting
+from cobo_dist.comm.routes import planner
 from cobo_dist.maths import mixing
 from cobo_dist.maths.alignment import middle
 from cobo_dist.maths.blocks import Block, blocks_of, rows_of
 from cobo_dist.maths.flat import row_bytes, widest
 from cobo_dist.maths.weights import Weights
-
-from .exchange import Ends
-from .halves import INCOMING, OUTGOING
-from .ledger import Ledger
-from .placement import Placement
-from .plans import Meeting, plan_meeting
-from .routes import planner
 
 _ARRIVED = "arrived"  # what came in the type of the models, where it travels in another
 _SCALAR = 8  # bytes of a float64, in which inner products and shared numbers travel

@@ -18,18 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist.clock import Clock
+from cobo_dist.comm.halves import INCOMING, OUTGOING, Halves
+from cobo_dist.comm.ledger import Ledger
+from cobo_dist.comm.placement import Placement
+from cobo_dist.comm.plans import Meeting, plan_meeting
+from cobo_dist.comm.routes import Route, Routes, planner, told_routes
+from cobo_dist.comm.transport import Arrived, Pending, Transport
 from cobo_dist.maths import mixing
 from cobo_dist.maths.alignment import midpoints
 from cobo_dist.maths.blocks import Block
 from cobo_dist.maths.flat import Scratch, columns_at_once, take_rows, widest
 from cobo_dist.maths.weights import Weights
-
-from .halves import INCOMING, OUTGOING, Halves
-from .ledger import Ledger
-from .placement import Placement
-from .plans import Meeting, plan_meeting
-from .routes import Route, Routes, planner, told_routes
-from .transport import Arrived, Pending, Transport
 
 
 @dataclass(frozen=True)

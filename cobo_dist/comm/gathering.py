@@ -15,11 +15,10 @@ from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from cobo_dist.comm import reach
+from cobo_dist.comm.launch import Launch
+from cobo_dist.comm.rollcall import View, disagreement, leaders, missing, unreachable
 from cobo_dist.errors import HostRefusal, Refusal
-
-from . import reach
-from .launch import Launch
-from .rollcall import View, disagreement, leaders, missing, unreachable
 
 GRACE = 2.0  # seconds beyond the time-out in which rank 0's verdict must be there
 OTHERS = 3.0  # seconds in which other ranks may still tell their view, once views contradict

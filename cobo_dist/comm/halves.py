@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist.clock import Clock
+from cobo_dist.comm.plans import Index, Meeting
+from cobo_dist.comm.transport import Pending
 from cobo_dist.maths.alignment import measure, middle, row_dots
 from cobo_dist.maths.flat import Scratch, take_rows
-
-from .plans import Index, Meeting
-from .transport import Pending
 
 Floats = NDArray[np.float64]
 Post = Callable[[dict[int, Tensor], dict[int, Tensor], str], Pending]

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from cobo_dist.comm.launch import Launch
+from cobo_dist.comm.mpi_world import World, enter
+from cobo_dist.comm.transport import Arrived, Pending, check_message, explained, posting_order
 from cobo_dist.errors import HostRefusal, Refusal
-
-from .launch import Launch
-from .mpi_world import World, enter
-from .transport import Arrived, Pending, check_message, explained, posting_order
 
 MESSAGE, FAILURE = 0, 1  # tags; a failing rank's word must not be taken for a model
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .placement import Placement
+from cobo_dist.comm.placement import Placement
 
 Index = NDArray[np.int64]
 

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cobo_dist.comm.placement import Placement
+from cobo_dist.comm.routes import planner
 from cobo_dist.maths.blocks import blocks_of, columns_of, rows_of
 from cobo_dist.maths.graph import Places
 from cobo_dist.maths.weights import Weights
-
-from .placement import Placement
-from .routes import planner
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cobo_dist.comm.placement import Placement
 from cobo_dist.maths.blocks import Block, blocks_of
 from cobo_dist.maths.mixing import BlockPlan, plan_block, plan_rows
 from cobo_dist.maths.weights import Weights
-
-from .placement import Placement
 
 Planner = Callable[[Block], BlockPlan]
 

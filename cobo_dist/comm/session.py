@@ -20,14 +20,13 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from pydantic import Field
 
+from cobo_dist.comm.checked import CheckedTransport
+from cobo_dist.comm.connect import connect
+from cobo_dist.comm.launch import Launch
+from cobo_dist.comm.mpi_transport import open_mpi
+from cobo_dist.comm.transport import SoloTransport, TorchTransport, Transport
 from cobo_dist.errors import HostRefusal, Refusal
 from cobo_dist.settings import Section
-
-from .checked import CheckedTransport
-from .connect import connect
-from .launch import Launch
-from .mpi_transport import open_mpi
-from .transport import SoloTransport, TorchTransport, Transport
 
 
 class CommConfig(Section):

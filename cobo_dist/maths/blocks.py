@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .weights import Floats, Ints, Weights
+from cobo_dist.maths.weights import Floats, Ints, Weights
 
 Hashes = NDArray[np.uint64]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .weights import Floats, Ints, Weights
+from cobo_dist.maths.weights import Floats, Ints, Weights
 
 LINK = 0.5
 """A weight of at least this counts as a link: the inner problem's maximiser is 0 or 1, and this is

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .blocks import Block, columns_of, rows_of
-from .weights import Ints
+from cobo_dist.maths.blocks import Block, columns_of, rows_of
+from cobo_dist.maths.weights import Ints
 
 _DENSE = 32
 """Matrix products beat sums of single rows where one of so many weights is listed."""

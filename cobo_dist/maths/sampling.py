@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import seeds
+from cobo_dist.maths import seeds
 
 STRATEGIES = ("constant", "time", "mixed", "all", "published")
 

@@ -21,12 +21,11 @@ from cobo_dist.comm.links import measure
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
 from cobo_dist.config import Config
 from cobo_dist.errors import Refusal
+from cobo_dist.run import resume
+from cobo_dist.run.findings import Facts, Finding, judge
+from cobo_dist.run.folder import describe_environment
+from cobo_dist.run.loop import Prepared, prepare, set_up_torch
 from cobo_dist.tasks.base import Task
-
-from . import resume
-from .findings import Facts, Finding, judge
-from .folder import describe_environment
-from .loop import Prepared, prepare, set_up_torch
 
 
 def examine(config: Config, launch: Launch) -> list[Finding]:

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from . import checkpoint
-from .checkpoint import Damaged, Manifest
-from .progress import Now
-from .snapshots import is_state
+from cobo_dist.run import checkpoint
+from cobo_dist.run.checkpoint import Damaged, Manifest
+from cobo_dist.run.progress import Now
+from cobo_dist.run.snapshots import is_state
 
 
 class _Exact(BaseModel):

@@ -28,12 +28,11 @@ from cobo_dist.comm.regroup import propose
 from cobo_dist.config import Config
 from cobo_dist.maths.graph import link_level
 from cobo_dist.maths.weights import Weights
+from cobo_dist.run.holding import Held, Model, Part, parts_of, state_rows
+from cobo_dist.run.load import Ints, Load, Mixing, Ranks, Sent, Told
+from cobo_dist.run.loop import refuse_unfit
+from cobo_dist.run.stand_ins import BUFFERS, MODEL, StandIns
 from cobo_dist.tasks.base import Task
-
-from .holding import Held, Model, Part, parts_of, state_rows
-from .load import Ints, Load, Mixing, Ranks, Sent, Told
-from .loop import refuse_unfit
-from .stand_ins import BUFFERS, MODEL, StandIns
 
 
 class Forecast:

@@ -18,12 +18,11 @@ from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.clients.group import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.errors import RunFailure
-
-from . import checkpoint, disk
-from .book import Book
-from .checkpoint import Manifest
-from .settings import RunConfig
-from .snapshots import row_tensors
+from cobo_dist.run import checkpoint, disk
+from cobo_dist.run.book import Book
+from cobo_dist.run.checkpoint import Manifest
+from cobo_dist.run.settings import RunConfig
+from cobo_dist.run.snapshots import row_tensors
 
 
 def client_views(clients: Clients, algorithm: Algorithm, row: int) -> dict[str, Tensor]:

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.maths.alignment import middle
-
-from .holding import Model
-from .load import Ints
+from cobo_dist.run.holding import Model
+from cobo_dist.run.load import Ints
 
 _SCALAR = 8  # bytes of an inner product
 

@@ -27,14 +27,13 @@ from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import row_bytes, widest
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
 from cobo_dist.maths.weights import Weights
+from cobo_dist.run.blocks import Blocks, alike, all_different, clustered, no_blocks, reduced
+from cobo_dist.run.forecast import telling_rounds
+from cobo_dist.run.holding import Held, Model, Part, parts_of, state_rows
+from cobo_dist.run.load import Ints, Load, Mixing, Ranks, Told
+from cobo_dist.run.loop import refuse_unfit
+from cobo_dist.run.meetings import Meetings, count_meetings
 from cobo_dist.tasks.base import Task
-
-from .blocks import Blocks, alike, all_different, clustered, no_blocks, reduced
-from .forecast import telling_rounds
-from .holding import Held, Model, Part, parts_of, state_rows
-from .load import Ints, Load, Mixing, Ranks, Told
-from .loop import refuse_unfit
-from .meetings import Meetings, count_meetings
 
 REGULAR = (LocalConfig, FedAvgConfig, FinetunedFedAvgConfig, OracleConfig, DittoConfig, CoBoConfig)
 MOST_PAIRS = 20_000_000

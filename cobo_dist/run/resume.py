@@ -20,15 +20,14 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.config import Config
 from cobo_dist.errors import Refusal
+from cobo_dist.run import checkpoint
+from cobo_dist.run.book import METRICS, Book, digest_of
+from cobo_dist.run.checkpoint import Damaged, Manifest
+from cobo_dist.run.contents import read_book, read_config
+from cobo_dist.run.folder import RunFolder
+from cobo_dist.run.keeper import client_views
+from cobo_dist.run.snapshots import take_row
 from cobo_dist.settings import flatten
-
-from . import checkpoint
-from .book import METRICS, Book, digest_of
-from .checkpoint import Damaged, Manifest
-from .contents import read_book, read_config
-from .folder import RunFolder
-from .keeper import client_views
-from .snapshots import take_row
 
 MAY_CHANGE = {
     "run.dir", "run.overwrite", "run.resume", "run.rounds", "run.eval_every", "run.eval_splits",

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.maths.weights import Weights, join
-
-from .checkpoint import Damaged
-from .folder import RunFolder
+from cobo_dist.run.checkpoint import Damaged
+from cobo_dist.run.folder import RunFolder
 
 WRITTEN_OUT = 512
 """The most clients whose W is written out: a snapshot of so many is 1 MiB."""

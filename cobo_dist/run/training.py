@@ -21,21 +21,20 @@ from cobo_dist.comm.session import Session
 from cobo_dist.comm.transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, Refusal, RunFailure
+from cobo_dist.run import resume
+from cobo_dist.run.book import Book
+from cobo_dist.run.checkpoint import Damaged, Manifest
+from cobo_dist.run.disk import writing
+from cobo_dist.run.ending import finish, peak_memory
+from cobo_dist.run.folder import RunFolder, describe_environment
+from cobo_dist.run.health import Watch
+from cobo_dist.run.keeper import Keeper
+from cobo_dist.run.moving import Mover
+from cobo_dist.run.progress import open_display
+from cobo_dist.run.recorder import Recorder
+from cobo_dist.run.signals import Signals, name_of
+from cobo_dist.run.tracer import Tracer
 from cobo_dist.tasks.base import Task
-
-from . import resume
-from .book import Book
-from .checkpoint import Damaged, Manifest
-from .disk import writing
-from .ending import finish, peak_memory
-from .folder import RunFolder, describe_environment
-from .health import Watch
-from .keeper import Keeper
-from .moving import Mover
-from .progress import open_display
-from .recorder import Recorder
-from .signals import Signals, name_of
-from .tracer import Tracer
 
 
 class Training:

@@ -12,13 +12,12 @@ from pathlib import Path
 from rich.console import Console
 
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Refusal
-
-from . import process
-from .axes import Axis
-from .choice import Verdict, judge
-from .folders import METRICS, Result, State, look, read_result, read_status
-from .grid import Run
-from .tables import Record, print_table, remarks, tally, write_all
+from cobo_dist.sweeps import process
+from cobo_dist.sweeps.axes import Axis
+from cobo_dist.sweeps.choice import Verdict, judge
+from cobo_dist.sweeps.folders import METRICS, Result, State, look, read_result, read_status
+from cobo_dist.sweeps.grid import Run
+from cobo_dist.sweeps.tables import Record, print_table, remarks, tally, write_all
 
 
 @dataclass(frozen=True)

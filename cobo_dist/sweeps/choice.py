@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .axes import Axis
-from .folders import METRICS, Result
-from .grid import Run, is_number, show
+from cobo_dist.sweeps.axes import Axis
+from cobo_dist.sweeps.folders import METRICS, Result
+from cobo_dist.sweeps.grid import Run, is_number, show
 
 
 @dataclass(frozen=True)

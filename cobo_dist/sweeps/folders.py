@@ -11,8 +11,7 @@ from typing import Literal
 
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import Refusal
-
-from .grid import show
+from cobo_dist.sweeps.grid import show
 
 METRICS = ("accuracy", "perplexity", "loss")
 """What a task may be judged by, the first that it has."""

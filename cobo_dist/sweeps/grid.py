@@ -17,8 +17,7 @@ import yaml
 
 from cobo_dist.config import VARIANTS, Config, load_config
 from cobo_dist.errors import Refusal
-
-from .axes import SEED, Axis
+from cobo_dist.sweeps.axes import SEED, Axis
 
 WITH_VALIDATION = "run.eval_splits=[validation,test]"
 _LONGEST_NAME = 120  # bytes; logs/<name>.log must fit into the 255 of most file systems

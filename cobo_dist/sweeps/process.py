@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from .folders import State, is_finished, read_status
-from .grid import Run
+from cobo_dist.sweeps.folders import State, is_finished, read_status
+from cobo_dist.sweeps.grid import Run
 
 PATIENCE = 45.0  # seconds; torchrun gives its workers 30 to end
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cobo_dist.config import Config
-
-from .choice import Candidate, Verdict
-from .folders import METRICS, Result
-from .grid import Run, short_keys, show
+from cobo_dist.sweeps.choice import Candidate, Verdict
+from cobo_dist.sweeps.folders import METRICS, Result
+from cobo_dist.sweeps.grid import Run, short_keys, show
 
 _NOTE = (
     "Last values of the mean over clients; mean ± sample standard deviation over seeds. "

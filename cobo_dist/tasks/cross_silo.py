@@ -15,11 +15,10 @@ from torch import Tensor
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
 from cobo_dist.settings import as_tuple
-
-from .base import DataConfig
-from .images import ImageSet, load_images
-from .models import ClassifierConfig
-from .supervised import Classification, Examples, OrderedConfig, share_out
+from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.images import ImageSet, load_images
+from cobo_dist.tasks.models import ClassifierConfig
+from cobo_dist.tasks.supervised import Classification, Examples, OrderedConfig, share_out
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)]
 

@@ -16,10 +16,9 @@ from pydantic import Field
 
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
-
-from .base import DataConfig
-from .models import ClassifierConfig
-from .supervised import Classification, Examples, OrderedConfig
+from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.models import ClassifierConfig
+from cobo_dist.tasks.supervised import Classification, Examples, OrderedConfig
 
 CLASSES = 10
 

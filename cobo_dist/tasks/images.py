@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.errors import Refusal
-
-from .npz import read_arrays
+from cobo_dist.tasks.npz import read_arrays
 
 NPZ, STORED = "cifar100.npz", "cifar-100-python"
 _LABELS = {"fine": "y", "coarse": "coarse"}

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section, Widths
-
-from .cnn import CnnConfig, build_cnn
-from .resnet9 import Resnet9Config, build_resnet9
+from cobo_dist.tasks.cnn import CnnConfig, build_cnn
+from cobo_dist.tasks.resnet9 import Resnet9Config, build_resnet9
 
 
 class MlpConfig(Section):

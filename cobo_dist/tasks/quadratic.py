@@ -21,9 +21,8 @@ from cobo_dist.clients.engines import ENGINES, Batch
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section, Text
-
-from .base import mean_of, save_tensors
-from .npz import read_arrays
+from cobo_dist.tasks.base import mean_of, save_tensors
+from cobo_dist.tasks.npz import read_arrays
 
 
 class QuadraticConfig(Section):

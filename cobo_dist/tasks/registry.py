@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 
 from cobo_dist.errors import Refusal
-
-from .base import DataConfig, Task
-from .cross_device import CrossDevice, CrossDeviceConfig
-from .cross_silo import CrossSilo, CrossSiloConfig
-from .digits import Digits, DigitsConfig
-from .language.config import Adapters, LanguageConfig, LanguageModelConfig
-from .language.task import Language
-from .models import ClassifierConfig
-from .quadratic import Quadratic, QuadraticConfig
+from cobo_dist.tasks.base import DataConfig, Task
+from cobo_dist.tasks.cross_device import CrossDevice, CrossDeviceConfig
+from cobo_dist.tasks.cross_silo import CrossSilo, CrossSiloConfig
+from cobo_dist.tasks.digits import Digits, DigitsConfig
+from cobo_dist.tasks.language.config import Adapters, LanguageConfig, LanguageModelConfig
+from cobo_dist.tasks.language.task import Language
+from cobo_dist.tasks.models import ClassifierConfig
+from cobo_dist.tasks.quadratic import Quadratic, QuadraticConfig
 
 TaskConfig = DigitsConfig | QuadraticConfig | CrossSiloConfig | CrossDeviceConfig | LanguageConfig
 ModelConfig = ClassifierConfig | LanguageModelConfig

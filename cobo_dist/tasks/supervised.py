@@ -18,10 +18,9 @@ from cobo_dist.clients.engines import ENGINES, Batch
 from cobo_dist.clients.group import BatchSource
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section
-
-from .augmentation import Augmentation, dropout_mask
-from .base import DataConfig, mean_of, save_tensors
-from .models import ClassifierConfig, build_model, dropout_of
+from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
+from cobo_dist.tasks.base import DataConfig, mean_of, save_tensors
+from cobo_dist.tasks.models import ClassifierConfig, build_model, dropout_of
 
 Splits = Mapping[str, Sequence[Tensor]]
 """For "train", "validation" and "test" the example numbers of each client."""

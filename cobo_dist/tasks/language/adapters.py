@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from cobo_dist.clients.engines import trained
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
-
-from .base import Base
-from .config import Adapters
-from .dropout import KeyedDropout, Keys
-from .libraries import library, reason_of
+from cobo_dist.tasks.language.base import Base
+from cobo_dist.tasks.language.config import Adapters
+from cobo_dist.tasks.language.dropout import KeyedDropout, Keys
+from cobo_dist.tasks.language.libraries import library, reason_of
 
 _NAME = "default"  # what PEFT calls an adapter that has no name
 

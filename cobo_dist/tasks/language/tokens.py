@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.errors import Refusal
-
-from .config import LanguageConfig
-from .texts import ClientText
+from cobo_dist.tasks.language.config import LanguageConfig
+from cobo_dist.tasks.language.texts import ClientText
 
 _AT_ONCE = 256  # documents given to a tokenizer in one call
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from cobo_dist.comm.ledger import TRAINING
-
-from .constants import Constants
-from .facts import facts_of
-from .forecast import Forecast
-from .load import (
+from cobo_dist.run.constants import Constants
+from cobo_dist.run.facts import facts_of
+from cobo_dist.run.forecast import Forecast
+from cobo_dist.run.load import (
     TERMS,
     Load,
     Seconds,
@@ -23,8 +22,8 @@ from .load import (
     seconds_of,
     share_of_core,
 )
-from .on_paper import OnPaper
-from .progress import human_bytes
+from cobo_dist.run.on_paper import OnPaper
+from cobo_dist.run.progress import human_bytes
 
 _LEFT_OUT = "and beside it the activations of a batch, evaluation, and the program itself"
 

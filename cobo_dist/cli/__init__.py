@@ -1,0 +1,1 @@
+"""Parsers and printed pages of the commands."""
