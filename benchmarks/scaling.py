@@ -34,11 +34,11 @@ from cobo_dist.config import Config, load_config
 from cobo_dist.errors import Refusal
 from cobo_dist.run.constants import Constants, write_constants
 from cobo_dist.run.load import Load, choose_engine, fewest_hosts, seconds_of
-from cobo_dist.run.loop import run_in_session, set_up_torch
 from cobo_dist.run.measure import measure_in_session
 from cobo_dist.run.on_paper import OnPaper
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
+from cobo_dist.training.build import run_in_session, set_up_torch
 
 METHODS = {
     "CoBo": ("algorithm.name=cobo", "algorithm.gamma=0", "algorithm.rho=0.001"),

@@ -21,7 +21,7 @@ from cobo_dist.algorithms.registry import AlgorithmConfig
 from cobo_dist.clients.optimisers import OptimizerConfig
 from cobo_dist.comm.session import CommConfig
 from cobo_dist.errors import Refusal
-from cobo_dist.run.settings import LogConfig, RunConfig
+from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.settings import Section
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import DigitsConfig

@@ -15,7 +15,7 @@ from cobo_dist.comm.launch import read_launch
 from cobo_dist.comm.mpi_world import leave
 from cobo_dist.config import Config, describe_keys, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HostRefusal, Refusal, RunFailure
-from cobo_dist.run.loop import run
+from cobo_dist.training.build import run
 
 USAGE = "python -m cobo_dist.train [--config FILE.yaml] [--show-run-dir] [key.path=value ...]"
 ABOUT = """\

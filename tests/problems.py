@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
-from cobo_dist.run.loop import run_in_session
+from cobo_dist.training.build import run_in_session
 
 QUIET = ("log.figures=false", "log.progress=none")
 
@@ -41,7 +41,7 @@ def train_and_weights(session: Session, arguments: list[str]) -> np.ndarray:
         built.append(build_algorithm(*parts))
         return built[0]
 
-    with mock.patch("cobo_dist.run.training.build_algorithm", build):
+    with mock.patch("cobo_dist.training.trainer.build_algorithm", build):
         train(session, arguments)
     return built[0].weights.dense()
 

@@ -16,7 +16,7 @@ from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
 from cobo_dist.run.checkup import _look, core_quota
 from cobo_dist.run.findings import Facts, Finding, judge
-from cobo_dist.run.loop import prepare
+from cobo_dist.training.build import prepare
 
 VERSIONS = {"torch": "2.14", "numpy": "2.4", "cobo_dist": "0.1"}
 

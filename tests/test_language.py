@@ -22,7 +22,6 @@ from cobo_dist.config import load_config
 from cobo_dist.errors import Refusal
 from cobo_dist.plan import main as plan_door
 from cobo_dist.prepare import main as prepare_door
-from cobo_dist.run.loop import prepare, run
 from cobo_dist.tasks.language import libraries, texts, tokens
 from cobo_dist.tasks.language.adapters import Adapted
 from cobo_dist.tasks.language.base import Base, load_base
@@ -30,6 +29,7 @@ from cobo_dist.tasks.language.config import Gpt2Config
 from cobo_dist.tasks.language.dropout import KeyedDropout, Keys, example_keys, kept_lanes
 from cobo_dist.tasks.language.task import Language
 from cobo_dist.tasks.registry import build_task
+from cobo_dist.training.build import prepare, run
 
 pytest.importorskip("transformers", reason="needs the extra lm")
 pytest.importorskip("peft", reason="needs the extra lm")

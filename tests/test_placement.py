@@ -27,8 +27,8 @@ from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
 from cobo_dist.maths import seeds
 from cobo_dist.maths.weights import Weights
-from cobo_dist.run.moving import Mover
 from cobo_dist.tasks.registry import build_task
+from cobo_dist.training.migration import Mover
 
 # -- proposals -----------------------------------------------------------------------------------------
 

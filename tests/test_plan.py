@@ -16,12 +16,12 @@ from cobo_dist.comm.session import Session
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import Refusal
 from cobo_dist.plan import main
-from cobo_dist.run import loop
 from cobo_dist.run.forecast import Forecast, telling_rounds
 from cobo_dist.run.load import mean_sent
-from cobo_dist.run.signals import Signals
-from cobo_dist.run.training import Training
 from cobo_dist.tasks.registry import build_task
+from cobo_dist.training import build as loop
+from cobo_dist.training.signals import Signals
+from cobo_dist.training.trainer import Training
 
 # d = 64 * 18 + 18 + 18 * 10 + 10 = 1360: rows without padding, and halves that are not equal.
 SMALL = ("model.hidden=[18]", "run.rounds=4", "run.eval_every=0", "run.threads=1")

@@ -23,8 +23,8 @@ from cobo_dist.config import load_config
 from cobo_dist.run import checkpoint, resume
 from cobo_dist.run.folder import RunFolder
 from cobo_dist.run.recorder import Recorder
-from cobo_dist.run.signals import Signals
 from cobo_dist.train import main
+from cobo_dist.training.signals import Signals
 
 ROUNDS = 24
 DIGITS = [

@@ -108,7 +108,7 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
         "comm/session.py": "torch.distributed",
         "comm/mpi_world.py": "mpi4py",  # inside a function
         "report.py": "cobo_dist.reports.reading",
-        "run/training.py": "cobo_dist.comm.exchange",
+        "training/trainer.py": "cobo_dist.comm.exchange",
     }.items():
         module = "cobo_dist." + file.removesuffix(".py").replace("/", ".")
         assert name in imports((PACKAGE / file).read_text(encoding="utf-8"), module, False), file
@@ -142,11 +142,11 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
         ("tasks/digits.py", "from torch import distributed", "only comm"),
         ("tasks/digits.py", "from torch.distributed import send", "only comm"),
         ("comm/plans.py", "from cobo_dist.clients.group import Clients", "may not see clients"),
-        ("comm/plans.py", "from cobo_dist.run.loop import run", "may not see run"),
+        ("comm/plans.py", "from cobo_dist.training.build import run", "may not see run"),
         ("comm/plans.py", "from cobo_dist.config import Config", "may not see config"),
-        ("run/loop.py", "import mpi4py.MPI", "only comm"),
-        ("run/loop.py", "from cobo_dist.reports import table", "run may not see reports"),
-        ("run/loop.py", "from cobo_dist.train import main", "run may not see train"),
+        ("training/build.py", "import mpi4py.MPI", "only comm"),
+        ("training/build.py", "from cobo_dist.reports import table", "run may not see reports"),
+        ("training/build.py", "from cobo_dist.train import main", "run may not see train"),
         ("train.py", "import importlib\nimportlib.import_module('cobo_dist.reports')", "reports"),
         ("train.py", "from .report import main", "train may not see report"),
         ("config.py", "from cobo_dist.reports.style import x", "config may not see reports"),
@@ -177,12 +177,15 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, source: str, wh
     [
         ("comm/session.py", "import torch.distributed as dist\nfrom mpi4py import MPI"),
         ("tasks/digits.py", "from cobo_dist.clients.engines import Batch\nfrom .base import Task"),
-        ("run/loop.py", "from cobo_dist.comm.plans import x\nfrom cobo_dist.algorithms import y"),
+        (
+            "training/build.py",
+            "from cobo_dist.comm.plans import x\nfrom cobo_dist.algorithms import y",
+        ),
         (
             "report.py",
             "from cobo_dist.reports.table import x\nfrom cobo_dist.errors import Refusal",
         ),
-        ("train.py", "from cobo_dist import __version__\nfrom cobo_dist.run.loop import run"),
+        ("train.py", "from cobo_dist import __version__\nfrom cobo_dist.training.build import run"),
         ("maths/flat.py", "import torch\nfrom . import seeds\nx = torch.distributions.Normal"),
     ],
 )

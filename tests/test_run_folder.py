@@ -21,10 +21,10 @@ from cobo_dist.config import Config, load_config
 from cobo_dist.errors import RunFailure
 from cobo_dist.maths.graph import components
 from cobo_dist.maths.weights import Weights
-from cobo_dist.run.loop import run_in_session
 from cobo_dist.tasks.digits import Digits
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.train import main
+from cobo_dist.training.build import run_in_session
 
 ROUNDS, CLIENTS = 30, 8
 SECRET = "planted-4711-secret"

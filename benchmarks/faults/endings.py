@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cobo_dist.run.signals import ECHO
+from cobo_dist.training.signals import ECHO
 
 from .outcome import Outcome, shorten
 from .problem import arguments, differences, write_problem
@@ -433,7 +433,7 @@ def plant_pause(after: int, seconds: float) -> None:
 
 def plant_full_disk(balloon: str) -> None:
     """Fill the disk when the models are to be written."""
-    from cobo_dist.run.training import Training
+    from cobo_dist.training.trainer import Training
 
     good = Training._finish
 

@@ -30,9 +30,9 @@ from cobo_dist.maths.graph import link_level
 from cobo_dist.maths.weights import Weights
 from cobo_dist.run.holding import Held, Model, Part, parts_of, state_rows
 from cobo_dist.run.load import Ints, Load, Mixing, Ranks, Sent, Told
-from cobo_dist.run.loop import refuse_unfit
 from cobo_dist.run.stand_ins import BUFFERS, MODEL, StandIns
 from cobo_dist.tasks.base import Task
+from cobo_dist.training.build import refuse_unfit
 
 
 class Forecast:

@@ -21,8 +21,8 @@ from cobo_dist.errors import RunFailure
 from cobo_dist.run import checkpoint, disk
 from cobo_dist.run.book import Book
 from cobo_dist.run.checkpoint import Manifest
-from cobo_dist.run.settings import RunConfig
 from cobo_dist.run.snapshots import row_tensors
+from cobo_dist.run_config import RunConfig
 
 
 def client_views(clients: Clients, algorithm: Algorithm, row: int) -> dict[str, Tensor]:

@@ -27,9 +27,9 @@ from cobo_dist.config import Config
 from cobo_dist.maths import mixing
 from cobo_dist.maths.blocks import Block
 from cobo_dist.run.constants import Constants, Link, Overhead, Pass, subject_of
-from cobo_dist.run.loop import set_up_torch
 from cobo_dist.run.stand_ins import StandIns
 from cobo_dist.tasks.base import Task
+from cobo_dist.training.build import set_up_torch
 
 PATIENCE = 0.25
 """Seconds for each number, or as long as three tries take."""

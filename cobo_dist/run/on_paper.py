@@ -31,9 +31,9 @@ from cobo_dist.run.blocks import Blocks, alike, all_different, clustered, no_blo
 from cobo_dist.run.forecast import telling_rounds
 from cobo_dist.run.holding import Held, Model, Part, parts_of, state_rows
 from cobo_dist.run.load import Ints, Load, Mixing, Ranks, Told
-from cobo_dist.run.loop import refuse_unfit
 from cobo_dist.run.meetings import Meetings, count_meetings
 from cobo_dist.tasks.base import Task
+from cobo_dist.training.build import refuse_unfit
 
 REGULAR = (LocalConfig, FedAvgConfig, FinetunedFedAvgConfig, OracleConfig, DittoConfig, CoBoConfig)
 MOST_PAIRS = 20_000_000

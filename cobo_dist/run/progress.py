@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cobo_dist.run.settings import LogConfig
+from cobo_dist.run_config import LogConfig
 
 
 @dataclass

@@ -25,16 +25,16 @@ from cobo_dist.run import resume
 from cobo_dist.run.book import Book
 from cobo_dist.run.checkpoint import Damaged, Manifest
 from cobo_dist.run.disk import writing
-from cobo_dist.run.ending import finish, peak_memory
 from cobo_dist.run.folder import RunFolder, describe_environment
 from cobo_dist.run.health import Watch
 from cobo_dist.run.keeper import Keeper
-from cobo_dist.run.moving import Mover
 from cobo_dist.run.progress import open_display
 from cobo_dist.run.recorder import Recorder
-from cobo_dist.run.signals import Signals, name_of
-from cobo_dist.run.tracer import Tracer
 from cobo_dist.tasks.base import Task
+from cobo_dist.training.migration import Mover
+from cobo_dist.training.profiler import Tracer
+from cobo_dist.training.shutdown import finish, peak_memory
+from cobo_dist.training.signals import Signals, name_of
 
 
 class Training:
