@@ -22,9 +22,9 @@ from cobo_dist.report import main
 from cobo_dist.reports.large import CELLS, Unfit, read_listed
 from cobo_dist.reports.series import link_strengths
 from cobo_dist.run import snapshots
-from cobo_dist.run.checkpoint import Damaged
-from cobo_dist.run.folder import RunFolder
 from cobo_dist.run.snapshots import Snapshots, is_state, row_tensors, take_row
+from cobo_dist.storage.checkpoint_format import Damaged
+from cobo_dist.storage.run_dir import RunFolder
 
 N = 600
 CLUSTERS = np.arange(N) % 30

@@ -20,9 +20,10 @@ from problems import QUIET, models, rows, train
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.transport import LostContact
 from cobo_dist.config import load_config
-from cobo_dist.run import checkpoint, resume
-from cobo_dist.run.folder import RunFolder
+from cobo_dist.run import resume
 from cobo_dist.run.recorder import Recorder
+from cobo_dist.storage import checkpoint_format as checkpoint
+from cobo_dist.storage.run_dir import RunFolder
 from cobo_dist.train import main
 from cobo_dist.training.signals import Signals
 

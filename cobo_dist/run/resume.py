@@ -20,14 +20,14 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.config import Config
 from cobo_dist.errors import Refusal
-from cobo_dist.run import checkpoint
 from cobo_dist.run.book import METRICS, Book, digest_of
-from cobo_dist.run.checkpoint import Damaged, Manifest
 from cobo_dist.run.contents import read_book, read_config
-from cobo_dist.run.folder import RunFolder
 from cobo_dist.run.keeper import client_views
 from cobo_dist.run.snapshots import take_row
 from cobo_dist.settings import flatten
+from cobo_dist.storage import checkpoint_format as checkpoint
+from cobo_dist.storage.checkpoint_format import Damaged, Manifest
+from cobo_dist.storage.run_dir import RunFolder
 
 MAY_CHANGE = {
     "run.dir", "run.overwrite", "run.resume", "run.rounds", "run.eval_every", "run.eval_splits",

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.maths.weights import Weights, join
-from cobo_dist.run.checkpoint import Damaged
-from cobo_dist.run.folder import RunFolder
+from cobo_dist.storage.checkpoint_format import Damaged
+from cobo_dist.storage.run_dir import RunFolder
 
 WRITTEN_OUT = 512
 """The most clients whose W is written out: a snapshot of so many is 1 MiB."""

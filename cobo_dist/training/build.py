@@ -15,7 +15,7 @@ from cobo_dist.comm.session import Session, check_backend, choose_device, open_s
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, Refusal
 from cobo_dist.run import resume
-from cobo_dist.run.folder import RunFolder
+from cobo_dist.storage.run_dir import RunFolder
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.training.shutdown import failure, one_line

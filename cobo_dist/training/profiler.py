@@ -7,7 +7,7 @@ from contextlib import suppress
 from torch.profiler import ProfilerActivity, profile
 
 from cobo_dist.comm.session import Session
-from cobo_dist.run.folder import RunFolder
+from cobo_dist.storage.run_dir import RunFolder
 
 WARM_UP = 10
 """Rounds before the trace: the first ones allocate, and tune themselves."""

@@ -23,13 +23,13 @@ from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, Refusal, RunFailure
 from cobo_dist.run import resume
 from cobo_dist.run.book import Book
-from cobo_dist.run.checkpoint import Damaged, Manifest
-from cobo_dist.run.disk import writing
-from cobo_dist.run.folder import RunFolder, describe_environment
 from cobo_dist.run.health import Watch
 from cobo_dist.run.keeper import Keeper
 from cobo_dist.run.progress import open_display
 from cobo_dist.run.recorder import Recorder
+from cobo_dist.storage.checkpoint_format import Damaged, Manifest
+from cobo_dist.storage.disk import writing
+from cobo_dist.storage.run_dir import RunFolder, describe_environment
 from cobo_dist.tasks.base import Task
 from cobo_dist.training.migration import Mover
 from cobo_dist.training.profiler import Tracer

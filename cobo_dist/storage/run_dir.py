@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from cobo_dist.errors import Refusal
-from cobo_dist.run import checkpoint
-from cobo_dist.run.disk import writing
+from cobo_dist.storage import checkpoint_format as checkpoint
+from cobo_dist.storage.disk import writing
 
 LIBRARIES = (
     "cobo_dist", "torch", "torchvision", "numpy", "safetensors", "scikit-learn",

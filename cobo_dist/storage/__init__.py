@@ -1,0 +1,1 @@
+"""The run directory: its files, their format, and the disk below."""
