@@ -17,10 +17,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # what is frozen is the code beside this file, so read with it too
 
+from cobo_dist.checkpoint.resume import refuse_unusable  # noqa: E402
 from cobo_dist.comm.launch import read_launch  # noqa: E402
 from cobo_dist.config import Config, load_config  # noqa: E402
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal  # noqa: E402
-from cobo_dist.run.resume import refuse_unusable  # noqa: E402
 
 USAGE = (
     "python slurm/submit.py [--launcher=srun|torchrun] [--dry-run] [--FLAG=VALUE for sbatch ...] "

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
+from cobo_dist.checkpoint import resume
 from cobo_dist.comm.interfaces import gloo_endpoint
 from cobo_dist.comm.launch import Launch
 from cobo_dist.comm.links import measure
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
 from cobo_dist.config import Config
 from cobo_dist.errors import Refusal
-from cobo_dist.run import resume
 from cobo_dist.run.findings import Facts, Finding, judge
 from cobo_dist.storage.run_dir import describe_environment
 from cobo_dist.tasks.base import Task

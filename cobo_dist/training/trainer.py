@@ -13,6 +13,8 @@ import torch
 
 from cobo_dist.algorithms.base import Setting
 from cobo_dist.algorithms.registry import build_algorithm, equal_share
+from cobo_dist.checkpoint import resume
+from cobo_dist.checkpoint.writer import Keeper
 from cobo_dist.clients.group import Clients
 from cobo_dist.clock import Clock
 from cobo_dist.comm.exchange import Exchange
@@ -21,10 +23,8 @@ from cobo_dist.comm.session import Session
 from cobo_dist.comm.transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, Refusal, RunFailure
-from cobo_dist.run import resume
 from cobo_dist.run.book import Book
 from cobo_dist.run.health import Watch
-from cobo_dist.run.keeper import Keeper
 from cobo_dist.run.progress import open_display
 from cobo_dist.run.recorder import Recorder
 from cobo_dist.storage.checkpoint_format import Damaged, Manifest

@@ -14,6 +14,8 @@ import yaml
 from pydantic import ValidationError
 
 from cobo_dist.algorithms.base import Algorithm
+from cobo_dist.checkpoint.contents import read_book, read_config
+from cobo_dist.checkpoint.writer import client_views
 from cobo_dist.clients.group import Clients
 from cobo_dist.comm.launch import Launch
 from cobo_dist.comm.placement import Placement
@@ -21,8 +23,6 @@ from cobo_dist.comm.session import Session
 from cobo_dist.config import Config
 from cobo_dist.errors import Refusal
 from cobo_dist.run.book import METRICS, Book, digest_of
-from cobo_dist.run.contents import read_book, read_config
-from cobo_dist.run.keeper import client_views
 from cobo_dist.run.snapshots import take_row
 from cobo_dist.settings import flatten
 from cobo_dist.storage import checkpoint_format as checkpoint

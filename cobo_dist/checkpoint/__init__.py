@@ -1,0 +1,1 @@
+"""Checkpoints written while a run goes on, and runs that go on from one."""
