@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cobo_dist.run import progress
-from cobo_dist.run.progress import Bar, Lines, Now, Silent, human_bytes, open_display
 from cobo_dist.run_config import LogConfig
+from cobo_dist.tracking import progress
+from cobo_dist.tracking.progress import Bar, Lines, Now, Silent, human_bytes, open_display
 from cobo_dist.train import main
 
 NOW = Now(round=40, loss=0.1234, metric="test accuracy 0.901", pairs=3.5, bytes=1.5e6)

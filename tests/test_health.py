@@ -15,8 +15,8 @@ from problems import QUIET, rows
 from cobo_dist.config import load_config
 from cobo_dist.maths.graph import cluster_match, components, link_level, means_by_truth
 from cobo_dist.maths.weights import Weights
-from cobo_dist.run.graph_log import GraphLog
-from cobo_dist.run.health import Concern, Watch
+from cobo_dist.tracking.graph_stats import GraphLog
+from cobo_dist.tracking.health_checks import Concern, Watch
 from cobo_dist.train import main
 
 COBO: dict[str, Any] = load_config(None, []).algorithm.model_dump()

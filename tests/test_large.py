@@ -21,10 +21,10 @@ from cobo_dist.maths.weights import Weights
 from cobo_dist.report import main
 from cobo_dist.reports.large import CELLS, Unfit, read_listed
 from cobo_dist.reports.series import link_strengths
-from cobo_dist.run import snapshots
-from cobo_dist.run.snapshots import Snapshots, is_state, row_tensors, take_row
 from cobo_dist.storage.checkpoint_format import Damaged
 from cobo_dist.storage.run_dir import RunFolder
+from cobo_dist.tracking import weight_snapshots as snapshots
+from cobo_dist.tracking.weight_snapshots import Snapshots, is_state, row_tensors, take_row
 
 N = 600
 CLUSTERS = np.arange(N) % 30

@@ -21,9 +21,9 @@ from cobo_dist.checkpoint import resume
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.transport import LostContact
 from cobo_dist.config import load_config
-from cobo_dist.run.recorder import Recorder
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage.run_dir import RunFolder
+from cobo_dist.tracking.metrics_buffer import Recorder
 from cobo_dist.train import main
 from cobo_dist.training.signals import Signals
 

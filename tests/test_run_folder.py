@@ -431,8 +431,8 @@ def test_a_full_disk_is_one_line_with_path_and_bytes(
     """Whichever file meets it first."""
     from unittest import mock
 
-    from cobo_dist.run import book
     from cobo_dist.storage import run_dir as folder
+    from cobo_dist.tracking import run_logger as book
 
     real = folder.writing
 

@@ -419,7 +419,7 @@ def plant_hunger(r: int, rank: int) -> None:
 
 def plant_pause(after: int, seconds: float) -> None:
     """Let every round after a number of them take so long."""
-    from cobo_dist.run.recorder import Recorder
+    from cobo_dist.tracking.metrics_buffer import Recorder
 
     good = Recorder.round
 

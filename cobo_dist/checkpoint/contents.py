@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from cobo_dist.run.progress import Now
-from cobo_dist.run.snapshots import is_state
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage.checkpoint_format import Damaged, Manifest
+from cobo_dist.tracking.progress import Now
+from cobo_dist.tracking.weight_snapshots import is_state
 
 
 class _Exact(BaseModel):

@@ -22,12 +22,12 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.config import Config
 from cobo_dist.errors import Refusal
-from cobo_dist.run.book import METRICS, Book, digest_of
-from cobo_dist.run.snapshots import take_row
 from cobo_dist.settings import flatten
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage.checkpoint_format import Damaged, Manifest
 from cobo_dist.storage.run_dir import RunFolder
+from cobo_dist.tracking.run_logger import METRICS, Book, digest_of
+from cobo_dist.tracking.weight_snapshots import take_row
 
 MAY_CHANGE = {
     "run.dir", "run.overwrite", "run.resume", "run.rounds", "run.eval_every", "run.eval_splits",

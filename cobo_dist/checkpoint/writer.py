@@ -18,12 +18,12 @@ from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.clients.group import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.errors import RunFailure
-from cobo_dist.run.book import Book
-from cobo_dist.run.snapshots import row_tensors
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage import disk
 from cobo_dist.storage.checkpoint_format import Manifest
+from cobo_dist.tracking.run_logger import Book
+from cobo_dist.tracking.weight_snapshots import row_tensors
 
 
 def client_views(clients: Clients, algorithm: Algorithm, row: int) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from cobo_dist.run.load import (
     share_of_core,
 )
 from cobo_dist.run.on_paper import OnPaper
-from cobo_dist.run.progress import human_bytes
+from cobo_dist.tracking.progress import human_bytes
 
 _LEFT_OUT = "and beside it the activations of a batch, evaluation, and the program itself"
 

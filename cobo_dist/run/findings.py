@@ -8,7 +8,7 @@ from statistics import median
 
 from cobo_dist.comm.links import MODEL_BYTES, Link
 from cobo_dist.comm.rollcall import numbers_in_words
-from cobo_dist.run.progress import human_bytes
+from cobo_dist.tracking.progress import human_bytes
 
 FINE, WARNING, WRONG = "fine", "warning", "wrong"
 

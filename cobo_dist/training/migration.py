@@ -26,8 +26,8 @@ from cobo_dist.comm.regroup import Ids, Move, models_sent, propose
 from cobo_dist.config import Config
 from cobo_dist.maths.graph import link_level
 from cobo_dist.maths.weights import Weights
-from cobo_dist.run.book import Book
-from cobo_dist.run.snapshots import gather_weights
+from cobo_dist.tracking.run_logger import Book
+from cobo_dist.tracking.weight_snapshots import gather_weights
 
 PAY_BACK = 0.25
 """A move must have saved what it cost within this share of the rounds that are left: W may go on changing."""

@@ -20,9 +20,9 @@ from cobo_dist.comm.session import Session
 from cobo_dist.comm.transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, Refusal, RunFailure
-from cobo_dist.run.book import Book
-from cobo_dist.run.progress import final_table, human_bytes
 from cobo_dist.storage.run_dir import RunFolder
+from cobo_dist.tracking.progress import final_table, human_bytes
+from cobo_dist.tracking.run_logger import Book
 
 ECHO = "an echo: "
 """Begins the report of a rank that did not fail by itself, but lost contact with another."""

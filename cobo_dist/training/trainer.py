@@ -23,14 +23,14 @@ from cobo_dist.comm.session import Session
 from cobo_dist.comm.transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, Refusal, RunFailure
-from cobo_dist.run.book import Book
-from cobo_dist.run.health import Watch
-from cobo_dist.run.progress import open_display
-from cobo_dist.run.recorder import Recorder
 from cobo_dist.storage.checkpoint_format import Damaged, Manifest
 from cobo_dist.storage.disk import writing
 from cobo_dist.storage.run_dir import RunFolder, describe_environment
 from cobo_dist.tasks.base import Task
+from cobo_dist.tracking.health_checks import Watch
+from cobo_dist.tracking.metrics_buffer import Recorder
+from cobo_dist.tracking.progress import open_display
+from cobo_dist.tracking.run_logger import Book
 from cobo_dist.training.migration import Mover
 from cobo_dist.training.profiler import Tracer
 from cobo_dist.training.shutdown import finish, peak_memory

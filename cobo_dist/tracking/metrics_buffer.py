@@ -19,9 +19,9 @@ from cobo_dist.clock import KINDS
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.errors import RunFailure
-from cobo_dist.run.book import Book
-from cobo_dist.run.snapshots import gather_weights
 from cobo_dist.tasks.base import Task
+from cobo_dist.tracking.run_logger import Book
+from cobo_dist.tracking.weight_snapshots import gather_weights
 
 Arrays = dict[str, NDArray[Any]]
 _MOVES = ("first", "second", "weights", "alignments")

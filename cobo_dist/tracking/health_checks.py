@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.run.graph_log import GraphLog
+from cobo_dist.tracking.graph_stats import GraphLog
 
 JUMP = 0.3
 """A weight that moves by this share of [0, 1] in one round jumps rather than learns."""

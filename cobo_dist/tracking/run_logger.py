@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from cobo_dist.comm.ledger import PURPOSES, TRAINING
 from cobo_dist.maths.graph import cluster_match, link_level, means_by_truth
 from cobo_dist.maths.weights import Weights
-from cobo_dist.run.graph_log import GraphLog
-from cobo_dist.run.health import Concern, Watch
-from cobo_dist.run.progress import Display, Now, human_bytes
-from cobo_dist.run.snapshots import Snapshots
 from cobo_dist.storage.disk import writing
 from cobo_dist.storage.run_dir import RunFolder
+from cobo_dist.tracking.graph_stats import GraphLog
+from cobo_dist.tracking.health_checks import Concern, Watch
+from cobo_dist.tracking.progress import Display, Now, human_bytes
+from cobo_dist.tracking.weight_snapshots import Snapshots
 
 METRICS = "metrics.jsonl"
 
