@@ -20,7 +20,7 @@ import torch
 from made_up import make_images
 
 from cobo_dist.config import load_config
-from cobo_dist.run.forecast import Forecast
+from cobo_dist.planning.dry_run import Forecast
 from cobo_dist.tasks.registry import build_task
 
 RANKS = 2

@@ -32,10 +32,10 @@ from cobo_dist.comm.launch import read_launch
 from cobo_dist.comm.session import CommConfig, open_session
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import Refusal
-from cobo_dist.run.constants import Constants, write_constants
-from cobo_dist.run.load import Load, choose_engine, fewest_hosts, seconds_of
-from cobo_dist.run.measure import measure_in_session
-from cobo_dist.run.on_paper import OnPaper
+from cobo_dist.planning.constants import Constants, write_constants
+from cobo_dist.planning.measure import measure_in_session
+from cobo_dist.planning.on_paper import OnPaper
+from cobo_dist.planning.round_cost import Load, choose_engine, fewest_hosts, seconds_of
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.training.build import run_in_session, set_up_torch

@@ -17,10 +17,10 @@ from cobo_dist.comm.launch import read_launch
 from cobo_dist.comm.mpi_world import leave
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Refusal, RunFailure
-from cobo_dist.run.constants import Constants, read_constants, subject_of, write_constants
-from cobo_dist.run.forecast import Forecast
-from cobo_dist.run.measure import measure_constants
-from cobo_dist.run.on_paper import OnPaper, is_regular
+from cobo_dist.planning.constants import Constants, read_constants, subject_of, write_constants
+from cobo_dist.planning.dry_run import Forecast
+from cobo_dist.planning.measure import measure_constants
+from cobo_dist.planning.on_paper import OnPaper, is_regular
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
 

@@ -19,7 +19,6 @@ from problems import models, rows, train, write_quadratic
 from test_resume import stopped
 
 from cobo_dist import plan
-from cobo_dist.comm.counting import CountingExchange
 from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.regroup import models_sent, propose
@@ -27,6 +26,7 @@ from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
 from cobo_dist.maths import seeds
 from cobo_dist.maths.weights import Weights
+from cobo_dist.planning.counting_exchange import CountingExchange
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.training.migration import Mover
 

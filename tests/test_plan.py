@@ -16,8 +16,8 @@ from cobo_dist.comm.session import Session
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import Refusal
 from cobo_dist.plan import main
-from cobo_dist.run.forecast import Forecast, telling_rounds
-from cobo_dist.run.load import mean_sent
+from cobo_dist.planning.dry_run import Forecast, telling_rounds
+from cobo_dist.planning.round_cost import mean_sent
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.training import build as loop
 from cobo_dist.training.signals import Signals

@@ -20,9 +20,11 @@ from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
 from cobo_dist.errors import Refusal
 from cobo_dist.plan import main
-from cobo_dist.run.constants import Constants, read_constants, subject_of, write_constants
-from cobo_dist.run.forecast import Forecast
-from cobo_dist.run.load import (
+from cobo_dist.planning.constants import Constants, read_constants, subject_of, write_constants
+from cobo_dist.planning.dry_run import Forecast
+from cobo_dist.planning.measure import line, measure_in_session, seconds
+from cobo_dist.planning.on_paper import OnPaper, side_by_side
+from cobo_dist.planning.round_cost import (
     LOOKS,
     MOMENT,
     STEP,
@@ -35,8 +37,6 @@ from cobo_dist.run.load import (
     seconds_of,
     share_of_core,
 )
-from cobo_dist.run.measure import line, measure_in_session, seconds
-from cobo_dist.run.on_paper import OnPaper, side_by_side
 from cobo_dist.tasks.registry import build_task
 
 SMALL = ("model.hidden=[18]", "run.rounds=6")
@@ -233,7 +233,7 @@ def test_a_million_clients_on_a_thousand_ranks(tmp_path: Path) -> None:
 
 def test_many_pairs_are_told_by_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some 1,000 pairs a round; 3,500 are enough."""
-    monkeypatch.setattr("cobo_dist.run.on_paper.ENOUGH_PAIRS", 3500)
+    monkeypatch.setattr("cobo_dist.planning.on_paper.ENOUGH_PAIRS", 3500)
     config, task = task_of(["run.rounds=1000"])
     told = OnPaper(config, task, 4, 2000).told()
     assert len(told) == 3
@@ -354,10 +354,10 @@ def measured(session: Session) -> str | None:
     config = load_config(None, [*SMALL, "run.threads=1"])
     dtype = getattr(torch, config.run.dtype)
     task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
-    rows = mock.patch("cobo_dist.run.measure.ROWS", 1 << 16)
-    patience = mock.patch("cobo_dist.run.measure.PATIENCE", 0.01)
+    rows = mock.patch("cobo_dist.planning.measure.ROWS", 1 << 16)
+    patience = mock.patch("cobo_dist.planning.measure.PATIENCE", 0.01)
     links = mock.patch(
-        "cobo_dist.run.measure.measure_links", partial(measure_links, nbytes=1 << 16)
+        "cobo_dist.planning.measure.measure_links", partial(measure_links, nbytes=1 << 16)
     )
     with rows, patience, links:
         found = measure_in_session(config, task, session)

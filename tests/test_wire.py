@@ -12,7 +12,7 @@ from problems import models, rows, train
 
 from cobo_dist.config import load_config
 from cobo_dist.errors import Refusal
-from cobo_dist.run.forecast import Forecast
+from cobo_dist.planning.dry_run import Forecast
 from cobo_dist.tasks.registry import build_task
 
 RUN = [

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from cobo_dist.comm.ledger import TRAINING
-from cobo_dist.run.constants import Constants
-from cobo_dist.run.facts import facts_of
-from cobo_dist.run.forecast import Forecast
-from cobo_dist.run.load import (
+from cobo_dist.planning.constants import Constants
+from cobo_dist.planning.dry_run import Forecast
+from cobo_dist.planning.on_paper import OnPaper
+from cobo_dist.planning.round_cost import (
     TERMS,
     Load,
     Seconds,
@@ -22,7 +22,7 @@ from cobo_dist.run.load import (
     seconds_of,
     share_of_core,
 )
-from cobo_dist.run.on_paper import OnPaper
+from cobo_dist.run.facts import facts_of
 from cobo_dist.tracking.progress import human_bytes
 
 _LEFT_OUT = "and beside it the activations of a batch, evaluation, and the program itself"

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.errors import Refusal
-from cobo_dist.run.constants import Constants
+from cobo_dist.planning.constants import Constants
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

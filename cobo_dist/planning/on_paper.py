@@ -27,11 +27,11 @@ from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import row_bytes, widest
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
 from cobo_dist.maths.weights import Weights
-from cobo_dist.run.blocks import Blocks, alike, all_different, clustered, no_blocks, reduced
-from cobo_dist.run.forecast import telling_rounds
-from cobo_dist.run.holding import Held, Model, Part, parts_of, state_rows
-from cobo_dist.run.load import Ints, Load, Mixing, Ranks, Told
-from cobo_dist.run.meetings import Meetings, count_meetings
+from cobo_dist.planning.blocks import Blocks, alike, all_different, clustered, no_blocks, reduced
+from cobo_dist.planning.dry_run import telling_rounds
+from cobo_dist.planning.meetings import Meetings, count_meetings
+from cobo_dist.planning.memory_estimate import Held, Model, Part, parts_of, state_rows
+from cobo_dist.planning.round_cost import Ints, Load, Mixing, Ranks, Told
 from cobo_dist.tasks.base import Task
 from cobo_dist.training.build import refuse_unfit
 

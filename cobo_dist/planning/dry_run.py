@@ -21,16 +21,16 @@ from cobo_dist.algorithms.finetuned_fedavg import FinetunedFedAvgConfig
 from cobo_dist.algorithms.ifca import IfcaConfig
 from cobo_dist.algorithms.registry import build_algorithm, equal_share
 from cobo_dist.algorithms.validation_based import ValidationBasedConfig
-from cobo_dist.comm.counting import CountingExchange
 from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.regroup import propose
 from cobo_dist.config import Config
 from cobo_dist.maths.graph import link_level
 from cobo_dist.maths.weights import Weights
-from cobo_dist.run.holding import Held, Model, Part, parts_of, state_rows
-from cobo_dist.run.load import Ints, Load, Mixing, Ranks, Sent, Told
-from cobo_dist.run.stand_ins import BUFFERS, MODEL, StandIns
+from cobo_dist.planning.counting_exchange import CountingExchange
+from cobo_dist.planning.fake_clients import BUFFERS, MODEL, StandIns
+from cobo_dist.planning.memory_estimate import Held, Model, Part, parts_of, state_rows
+from cobo_dist.planning.round_cost import Ints, Load, Mixing, Ranks, Sent, Told
 from cobo_dist.tasks.base import Task
 from cobo_dist.training.build import refuse_unfit
 

@@ -26,8 +26,8 @@ from cobo_dist.comm.transport import SoloTransport
 from cobo_dist.config import Config
 from cobo_dist.maths import mixing
 from cobo_dist.maths.blocks import Block
-from cobo_dist.run.constants import Constants, Link, Overhead, Pass, subject_of
-from cobo_dist.run.stand_ins import StandIns
+from cobo_dist.planning.constants import Constants, Link, Overhead, Pass, subject_of
+from cobo_dist.planning.fake_clients import StandIns
 from cobo_dist.tasks.base import Task
 from cobo_dist.training.build import set_up_torch
 

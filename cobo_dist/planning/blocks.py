@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cobo_dist.maths.mixing import is_written_out
-from cobo_dist.run.load import Ints, Mixing
+from cobo_dist.planning.round_cost import Ints, Mixing
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.maths.alignment import middle
-from cobo_dist.run.holding import Model
-from cobo_dist.run.load import Ints
+from cobo_dist.planning.memory_estimate import Model
+from cobo_dist.planning.round_cost import Ints
 
 _SCALAR = 8  # bytes of an inner product
 

@@ -1,0 +1,1 @@
+"""A run planned without running it: a dry run over fake clients, and memory."""
