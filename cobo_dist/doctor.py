@@ -13,8 +13,8 @@ from cobo_dist.comm.launch import Launch, read_launch
 from cobo_dist.comm.mpi_world import leave
 from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HostRefusal, Refusal, RunFailure
-from cobo_dist.run.checkup import examine
-from cobo_dist.run.findings import WARNING, WRONG, Finding
+from cobo_dist.preflight.diagnose import WARNING, WRONG, Finding
+from cobo_dist.preflight.probe import examine
 
 ABOUT = """\
 Look at everything that a run needs, before the run does: the launcher, the ranks and their hosts, versions,

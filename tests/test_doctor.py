@@ -14,8 +14,8 @@ from cobo_dist import doctor
 from cobo_dist.comm.links import FEW, Link, choose_links, measure
 from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
-from cobo_dist.run.checkup import _look, core_quota
-from cobo_dist.run.findings import Facts, Finding, judge
+from cobo_dist.preflight.diagnose import Facts, Finding, judge
+from cobo_dist.preflight.probe import _look, core_quota
 from cobo_dist.training.build import prepare
 
 VERSIONS = {"torch": "2.14", "numpy": "2.4", "cobo_dist": "0.1"}

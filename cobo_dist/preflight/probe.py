@@ -22,7 +22,7 @@ from cobo_dist.comm.links import measure
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
 from cobo_dist.config import Config
 from cobo_dist.errors import Refusal
-from cobo_dist.run.findings import Facts, Finding, judge
+from cobo_dist.preflight.diagnose import Facts, Finding, judge
 from cobo_dist.storage.run_dir import describe_environment
 from cobo_dist.tasks.base import Task
 from cobo_dist.training.build import Prepared, prepare, set_up_torch

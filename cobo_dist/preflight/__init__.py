@@ -1,0 +1,1 @@
+"""The doctor's probes and their diagnosis."""
