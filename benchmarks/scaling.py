@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from made_up import make_images
 
-from cobo_dist.comm.launch import read_launch
 from cobo_dist.comm.session import CommConfig, open_session
+from cobo_dist.comm.startup.launch_env import read_launch
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import Refusal
 from cobo_dist.planning.constants import Constants, write_constants

@@ -22,10 +22,10 @@ import time
 import torch
 from torch import Tensor
 
-from cobo_dist.comm.launch import read_launch
-from cobo_dist.comm.mpi_world import leave
 from cobo_dist.comm.session import CommConfig, open_session
-from cobo_dist.comm.transport import Transport
+from cobo_dist.comm.startup.launch_env import read_launch
+from cobo_dist.comm.transports.mpi_world import leave
+from cobo_dist.comm.transports.torch_transport import Transport
 
 CPU = torch.device("cpu")
 ELSEWHERE = 0.05

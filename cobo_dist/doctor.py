@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 
 from cobo_dist.cli.parser import settings_parser
-from cobo_dist.comm.launch import Launch, read_launch
-from cobo_dist.comm.mpi_world import leave
+from cobo_dist.comm.startup.launch_env import Launch, read_launch
+from cobo_dist.comm.transports.mpi_world import leave
 from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HostRefusal, Refusal, RunFailure
 from cobo_dist.preflight.diagnose import WARNING, WRONG, Finding

@@ -13,8 +13,8 @@ import torch
 
 from cobo_dist.cli.parser import settings_parser
 from cobo_dist.cli.plan_output import PlanPage
-from cobo_dist.comm.launch import read_launch
-from cobo_dist.comm.mpi_world import leave
+from cobo_dist.comm.startup.launch_env import read_launch
+from cobo_dist.comm.transports.mpi_world import leave
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Refusal, RunFailure
 from cobo_dist.planning.constants import Constants, read_constants, subject_of, write_constants

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cobo_dist import __version__
-from cobo_dist.comm.launch import read_launch
-from cobo_dist.comm.mpi_world import leave
+from cobo_dist.comm.startup.launch_env import read_launch
+from cobo_dist.comm.transports.mpi_world import leave
 from cobo_dist.config import Config, describe_keys, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HostRefusal, Refusal, RunFailure
 from cobo_dist.training.build import run

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # what is frozen is the code beside this file, so read with it too
 
 from cobo_dist.checkpoint.resume import refuse_unusable  # noqa: E402
-from cobo_dist.comm.launch import read_launch  # noqa: E402
+from cobo_dist.comm.startup.launch_env import read_launch  # noqa: E402
 from cobo_dist.config import Config, load_config  # noqa: E402
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal  # noqa: E402
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cobo_dist.comm.launch import Launch
     from cobo_dist.comm.session import Session
+    from cobo_dist.comm.startup.launch_env import Launch
 
 TIMEOUT = 120.0
 Connect = Callable[["Launch", float], Any]
@@ -59,7 +59,7 @@ class RankPool:
             AssertionError: with the tracebacks of all ranks that raised.
             NcclRuleBroken: gloo carried what NCCL would not.
         """
-        from cobo_dist.comm.nccl_rules import check_schedule
+        from cobo_dist.comm.transports.nccl_rules import check_schedule
 
         answers = self._run(ranks, function, args, timeout)
         check_schedule({rank: batches for rank, (_, batches) in enumerate(answers)})
@@ -139,8 +139,8 @@ class MpiPool(RankPool):
 def _serve(pipe: Connection, launcher: str, connect: Connect) -> None:
     import torch
 
-    from cobo_dist.comm.launch import Launch
-    from cobo_dist.comm.nccl_rules import RecordingTransport
+    from cobo_dist.comm.startup.launch_env import Launch
+    from cobo_dist.comm.transports.nccl_rules import RecordingTransport
 
     torch.set_num_threads(1)
     while (job := pipe.recv()) is not None:
@@ -170,9 +170,9 @@ def _serve_gloo(pipe: Connection) -> None:
 def _serve_mpi(address: str) -> None:
     import torch
 
-    from cobo_dist.comm.mpi_transport import open_mpi
-    from cobo_dist.comm.mpi_world import enter, leave
     from cobo_dist.comm.session import Session
+    from cobo_dist.comm.transports.mpi_transport import open_mpi
+    from cobo_dist.comm.transports.mpi_world import enter, leave
 
     world = enter("the tests use MPI")
 

@@ -14,9 +14,9 @@ from pool import RankPool
 from problems import QUIET, write_quadratic
 
 from cobo_dist import train
-from cobo_dist.comm.launch import TORCHRUN
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
+from cobo_dist.comm.startup.launch_env import TORCHRUN
 from cobo_dist.config import load_config
 from cobo_dist.errors import Refusal
 from cobo_dist.training.build import run_in_session

@@ -11,8 +11,8 @@ from pool import RankPool
 from problems import write_quadratic
 
 from cobo_dist import doctor
-from cobo_dist.comm.links import FEW, Link, choose_links, measure
 from cobo_dist.comm.session import Session
+from cobo_dist.comm.startup.link_benchmark import FEW, Link, choose_links, measure
 from cobo_dist.config import load_config
 from cobo_dist.preflight.diagnose import Facts, Finding, judge
 from cobo_dist.preflight.probe import _look, core_quota

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from pool import RankPool
 
 from cobo_dist.comm.exchange import Exchange
-from cobo_dist.comm.nccl_rules import RecordingTransport
+from cobo_dist.comm.pair_plan import plan_meeting
 from cobo_dist.comm.placement import Placement
-from cobo_dist.comm.plans import plan_meeting
 from cobo_dist.comm.session import Session
-from cobo_dist.comm.transport import LostContact, SoloTransport, Transport
+from cobo_dist.comm.transports.nccl_rules import RecordingTransport
+from cobo_dist.comm.transports.torch_transport import LostContact, SoloTransport, Transport
 from cobo_dist.errors import Refusal
 from cobo_dist.maths.blocks import Block
 from cobo_dist.maths.mixing import plan_block

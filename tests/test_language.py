@@ -17,7 +17,7 @@ from problems import rows, train
 from safetensors.numpy import load_file
 
 from cobo_dist.clients.group import Clients
-from cobo_dist.comm.launch import Launch
+from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import load_config
 from cobo_dist.errors import Refusal
 from cobo_dist.plan import main as plan_door

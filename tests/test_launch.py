@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from cobo_dist.comm import launch as launching
-from cobo_dist.comm.launch import Launch, read_launch
 from cobo_dist.comm.session import choose_device
+from cobo_dist.comm.startup import launch_env as launching
+from cobo_dist.comm.startup.launch_env import Launch, read_launch
 from cobo_dist.errors import HostRefusal, Refusal
 
 TORCHRUN = {

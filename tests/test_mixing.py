@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cobo_dist.comm.mixing_plan import Route, Routes
 from cobo_dist.comm.placement import Placement
-from cobo_dist.comm.routes import Route, Routes
 from cobo_dist.maths import mixing
 from cobo_dist.maths.blocks import Block, blocks_of
 from cobo_dist.maths.mixing import BlockPlan, ordered_sum, pack, unpack

@@ -17,11 +17,11 @@ from launching import TRAIN, mpirun, said, start, torchrun
 from pool import RankPool
 from problems import QUIET, models, train
 
-from cobo_dist.comm import mpi_world
-from cobo_dist.comm.launch import Launch
-from cobo_dist.comm.mpi_transport import open_mpi
 from cobo_dist.comm.session import CommConfig, Session, check_backend, choose_device, open_session
-from cobo_dist.comm.transport import LostContact
+from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.comm.transports import mpi_world
+from cobo_dist.comm.transports.mpi_transport import open_mpi
+from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.errors import HostRefusal, Refusal
 
 MPI = "comm.backend=mpi"

@@ -11,9 +11,14 @@ import torch
 from pool import RankPool
 from problems import train, write_quadratic
 
-from cobo_dist.comm.nccl_rules import NcclRuleBroken, Operation, RecordingTransport, check_schedule
 from cobo_dist.comm.session import Session
-from cobo_dist.comm.transport import Transport
+from cobo_dist.comm.transports.nccl_rules import (
+    NcclRuleBroken,
+    Operation,
+    RecordingTransport,
+    check_schedule,
+)
+from cobo_dist.comm.transports.torch_transport import Transport
 
 
 def recorded_run(session: Session, arguments: list[str]) -> list[list[Operation]]:

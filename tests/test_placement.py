@@ -19,10 +19,10 @@ from problems import models, rows, train, write_quadratic
 from test_resume import stopped
 
 from cobo_dist import plan
-from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.comm.placement import Placement
-from cobo_dist.comm.regroup import models_sent, propose
+from cobo_dist.comm.placement_search import models_sent, propose
 from cobo_dist.comm.session import Session
+from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import load_config
 from cobo_dist.maths import seeds
 from cobo_dist.maths.weights import Weights

@@ -11,8 +11,8 @@ import torch
 from pool import RankPool
 from problems import QUIET, rows, train, write_quadratic
 
-from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.comm.session import Session
+from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import Refusal
 from cobo_dist.plan import main

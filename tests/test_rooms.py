@@ -106,7 +106,7 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
         "algorithms/oracle.py": "cobo_dist.algorithms.fedavg",
         "tasks/supervised.py": "cobo_dist.clients.group",
         "comm/session.py": "torch.distributed",
-        "comm/mpi_world.py": "mpi4py",  # inside a function
+        "comm/transports/mpi_world.py": "mpi4py",  # inside a function
         "report.py": "cobo_dist.reports.reading",
         "training/trainer.py": "cobo_dist.comm.exchange",
     }.items():
@@ -132,7 +132,7 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
             "may not see algorithms",
         ),
         ("clients/group.py", "from cobo_dist.tasks.base import Task", "may not see tasks"),
-        ("tasks/digits.py", "import cobo_dist.comm.ledger", "may not see comm"),
+        ("tasks/digits.py", "import cobo_dist.comm.traffic_counter", "may not see comm"),
         (
             "tasks/digits.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
@@ -141,9 +141,9 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
         ),
         ("tasks/digits.py", "from torch import distributed", "only comm"),
         ("tasks/digits.py", "from torch.distributed import send", "only comm"),
-        ("comm/plans.py", "from cobo_dist.clients.group import Clients", "may not see clients"),
-        ("comm/plans.py", "from cobo_dist.training.build import run", "may not see run"),
-        ("comm/plans.py", "from cobo_dist.config import Config", "may not see config"),
+        ("comm/pair_plan.py", "from cobo_dist.clients.group import Clients", "may not see clients"),
+        ("comm/pair_plan.py", "from cobo_dist.training.build import run", "may not see run"),
+        ("comm/pair_plan.py", "from cobo_dist.config import Config", "may not see config"),
         ("training/build.py", "import mpi4py.MPI", "only comm"),
         ("training/build.py", "from cobo_dist.reports import table", "run may not see reports"),
         ("training/build.py", "from cobo_dist.train import main", "run may not see train"),
@@ -179,7 +179,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, source: str, wh
         ("tasks/digits.py", "from cobo_dist.clients.engines import Batch\nfrom .base import Task"),
         (
             "training/build.py",
-            "from cobo_dist.comm.plans import x\nfrom cobo_dist.algorithms import y",
+            "from cobo_dist.comm.pair_plan import x\nfrom cobo_dist.algorithms import y",
         ),
         (
             "report.py",

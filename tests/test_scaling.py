@@ -15,8 +15,8 @@ import torch
 from pool import RankPool
 from problems import write_quadratic
 
-from cobo_dist.comm.links import measure as measure_links
 from cobo_dist.comm.session import Session
+from cobo_dist.comm.startup.link_benchmark import measure as measure_links
 from cobo_dist.config import load_config
 from cobo_dist.errors import Refusal
 from cobo_dist.plan import main

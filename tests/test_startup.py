@@ -18,12 +18,18 @@ from launching import environment, said
 from pool import RankPool, free_port
 from problems import QUIET
 
-from cobo_dist.comm.connect import connect
-from cobo_dist.comm.interfaces import gloo_endpoint, interfaces, nccl_problem
-from cobo_dist.comm.launch import Launch
-from cobo_dist.comm.reach import answering, fails_to_reach
-from cobo_dist.comm.rollcall import View, disagreement, leaders, missing, numbers_in_words
 from cobo_dist.comm.session import Session
+from cobo_dist.comm.startup.consistency import (
+    View,
+    disagreement,
+    leaders,
+    missing,
+    numbers_in_words,
+)
+from cobo_dist.comm.startup.interfaces import gloo_endpoint, interfaces, nccl_problem
+from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.comm.startup.reachability import answering, fails_to_reach
+from cobo_dist.comm.startup.rendezvous import connect
 from cobo_dist.errors import HostRefusal, Refusal
 
 CPU = torch.device("cpu")

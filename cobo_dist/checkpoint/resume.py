@@ -17,9 +17,9 @@ from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.checkpoint.contents import read_book, read_config
 from cobo_dist.checkpoint.writer import client_views
 from cobo_dist.clients.group import Clients
-from cobo_dist.comm.launch import Launch
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
+from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
 from cobo_dist.errors import Refusal
 from cobo_dist.settings import flatten

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cobo_dist.comm.ledger import TRAINING
+from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.planning.constants import Constants
 from cobo_dist.planning.dry_run import Forecast
 from cobo_dist.planning.on_paper import OnPaper

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist.clock import Clock
-from cobo_dist.comm.halves import INCOMING, OUTGOING, Halves
-from cobo_dist.comm.ledger import Ledger
+from cobo_dist.comm.mixing_plan import Route, Routes, planner, told_routes
+from cobo_dist.comm.pair_plan import Meeting, plan_meeting
+from cobo_dist.comm.pairwise_dot import INCOMING, OUTGOING, Halves
 from cobo_dist.comm.placement import Placement
-from cobo_dist.comm.plans import Meeting, plan_meeting
-from cobo_dist.comm.routes import Route, Routes, planner, told_routes
-from cobo_dist.comm.transport import Arrived, Pending, Transport
+from cobo_dist.comm.traffic_counter import Ledger
+from cobo_dist.comm.transports.torch_transport import Arrived, Pending, Transport
 from cobo_dist.maths import mixing
 from cobo_dist.maths.alignment import midpoints
 from cobo_dist.maths.blocks import Block

@@ -20,11 +20,11 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from pydantic import Field
 
-from cobo_dist.comm.checked import CheckedTransport
-from cobo_dist.comm.connect import connect
-from cobo_dist.comm.launch import Launch
-from cobo_dist.comm.mpi_transport import open_mpi
-from cobo_dist.comm.transport import SoloTransport, TorchTransport, Transport
+from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.comm.startup.rendezvous import connect
+from cobo_dist.comm.transports.checked_transport import CheckedTransport
+from cobo_dist.comm.transports.mpi_transport import open_mpi
+from cobo_dist.comm.transports.torch_transport import SoloTransport, TorchTransport, Transport
 from cobo_dist.errors import HostRefusal, Refusal
 from cobo_dist.settings import Section
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist.comm.exchange import Ends
-from cobo_dist.comm.halves import INCOMING, OUTGOING
-from cobo_dist.comm.ledger import Ledger
+from cobo_dist.comm.mixing_plan import planner
+from cobo_dist.comm.pair_plan import Meeting, plan_meeting
+from cobo_dist.comm.pairwise_dot import INCOMING, OUTGOING
 from cobo_dist.comm.placement import Placement
-from cobo_dist.comm.plans import Meeting, plan_meeting
-from cobo_dist.comm.routes import planner
+from cobo_dist.comm.traffic_counter import Ledger
 from cobo_dist.maths import mixing
 from cobo_dist.maths.alignment import middle
 from cobo_dist.maths.blocks import Block, blocks_of, rows_of

@@ -21,9 +21,9 @@ from cobo_dist.algorithms.finetuned_fedavg import FinetunedFedAvgConfig
 from cobo_dist.algorithms.ifca import IfcaConfig
 from cobo_dist.algorithms.registry import build_algorithm, equal_share
 from cobo_dist.algorithms.validation_based import ValidationBasedConfig
-from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.comm.placement import Placement
-from cobo_dist.comm.regroup import propose
+from cobo_dist.comm.placement_search import propose
+from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import Config
 from cobo_dist.maths.graph import link_level
 from cobo_dist.maths.weights import Weights

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.comm.ledger import TRAINING
+from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.errors import Refusal
 from cobo_dist.planning.constants import Constants
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from cobo_dist.comm.links import MODEL_BYTES, Link
-from cobo_dist.comm.rollcall import numbers_in_words
+from cobo_dist.comm.startup.consistency import numbers_in_words
+from cobo_dist.comm.startup.link_benchmark import MODEL_BYTES, Link
 from cobo_dist.tracking.progress import human_bytes
 
 FINE, WARNING, WRONG = "fine", "warning", "wrong"

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from cobo_dist.checkpoint import resume
-from cobo_dist.comm.interfaces import gloo_endpoint
-from cobo_dist.comm.launch import Launch
-from cobo_dist.comm.links import measure
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
+from cobo_dist.comm.startup.interfaces import gloo_endpoint
+from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.comm.startup.link_benchmark import measure
 from cobo_dist.config import Config
 from cobo_dist.errors import Refusal
 from cobo_dist.preflight.diagnose import Facts, Finding, judge

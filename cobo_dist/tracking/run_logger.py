@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.comm.ledger import PURPOSES, TRAINING
+from cobo_dist.comm.traffic_counter import PURPOSES, TRAINING
 from cobo_dist.maths.graph import cluster_match, link_level, means_by_truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.disk import writing

@@ -10,9 +10,9 @@ import torch
 
 from cobo_dist.algorithms.registry import needs_clusters, needs_validation
 from cobo_dist.checkpoint import resume
-from cobo_dist.comm.launch import Launch
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
+from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, Refusal
 from cobo_dist.storage.run_dir import RunFolder

@@ -22,7 +22,7 @@ from cobo_dist.algorithms.registry import equal_share
 from cobo_dist.clients.group import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
-from cobo_dist.comm.regroup import Ids, Move, models_sent, propose
+from cobo_dist.comm.placement_search import Ids, Move, models_sent, propose
 from cobo_dist.config import Config
 from cobo_dist.maths.graph import link_level
 from cobo_dist.maths.weights import Weights

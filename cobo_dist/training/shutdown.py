@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cobo_dist.comm.ledger import TRAINING
 from cobo_dist.comm.session import Session
-from cobo_dist.comm.transport import LostContact
+from cobo_dist.comm.traffic_counter import TRAINING
+from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, Refusal, RunFailure
 from cobo_dist.storage.run_dir import RunFolder

@@ -20,7 +20,7 @@ from cobo_dist.clock import Clock
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
-from cobo_dist.comm.transport import LostContact
+from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, Refusal, RunFailure
 from cobo_dist.storage.checkpoint_format import Damaged, Manifest

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cobo_dist.comm.mixing_plan import planner
 from cobo_dist.comm.placement import Placement
-from cobo_dist.comm.routes import planner
 from cobo_dist.maths.blocks import blocks_of, columns_of, rows_of
 from cobo_dist.maths.graph import Places
 from cobo_dist.maths.weights import Weights

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cobo_dist.comm.mpi_world import enter
+from cobo_dist.comm.transports.mpi_world import enter
 from cobo_dist.errors import Refusal
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

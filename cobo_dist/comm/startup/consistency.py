@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cobo_dist.comm.interfaces import in_words, is_loopback
+from cobo_dist.comm.startup.interfaces import in_words, is_loopback
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from cobo_dist.comm import reach
-from cobo_dist.comm.launch import Launch
-from cobo_dist.comm.rollcall import View, disagreement, leaders, missing, unreachable
+from cobo_dist.comm.startup import reachability as reach
+from cobo_dist.comm.startup.consistency import View, disagreement, leaders, missing, unreachable
+from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.errors import HostRefusal, Refusal
 
 GRACE = 2.0  # seconds beyond the time-out in which rank 0's verdict must be there

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist.clock import Clock
-from cobo_dist.comm.plans import Index, Meeting
-from cobo_dist.comm.transport import Pending
+from cobo_dist.comm.pair_plan import Index, Meeting
+from cobo_dist.comm.transports.torch_transport import Pending
 from cobo_dist.maths.alignment import measure, middle, row_dots
 from cobo_dist.maths.flat import Scratch, take_rows
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cobo_dist.comm.transport import SENDABLE, Pending, Transport, posting_order
+from cobo_dist.comm.transports.torch_transport import SENDABLE, Pending, Transport, posting_order
 
 
 class NcclRuleBroken(ValueError):

@@ -16,9 +16,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from cobo_dist.comm.launch import Launch
-from cobo_dist.comm.mpi_world import World, enter
-from cobo_dist.comm.transport import Arrived, Pending, check_message, explained, posting_order
+from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.comm.transports.mpi_world import World, enter
+from cobo_dist.comm.transports.torch_transport import (
+    Arrived,
+    Pending,
+    check_message,
+    explained,
+    posting_order,
+)
 from cobo_dist.errors import HostRefusal, Refusal
 
 MESSAGE, FAILURE = 0, 1  # tags; a failing rank's word must not be taken for a model

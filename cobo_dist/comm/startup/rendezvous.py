@@ -19,16 +19,16 @@ from ipaddress import ip_address
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from cobo_dist.comm.gathering import RollCall, is_agents
-from cobo_dist.comm.interfaces import (
+from cobo_dist.comm.startup.consistency import View
+from cobo_dist.comm.startup.handshake import RollCall, is_agents
+from cobo_dist.comm.startup.interfaces import (
     gloo_endpoint,
     is_loopback,
     machine,
     nccl_problem,
     network_stack,
 )
-from cobo_dist.comm.launch import Launch
-from cobo_dist.comm.rollcall import View
+from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.errors import HostRefusal, Refusal
 
 NO_STORE = "what listens there is no run's rank 0 (set MASTER_PORT to a free port)"

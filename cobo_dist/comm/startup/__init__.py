@@ -1,0 +1,1 @@
+"""From the launcher's environment to connected ranks."""

@@ -1,0 +1,1 @@
+"""What carries tensors between ranks: torch.distributed, MPI, and a checked one."""
