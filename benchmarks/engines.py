@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from made_up import make_images
 
-from cobo_dist.clients.group import Clients
+from cobo_dist.clients.client_batch import Clients
 from cobo_dist.config import load_config
 from cobo_dist.tasks.registry import build_task
 

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from cobo_dist.algorithms.cobo import CoBoConfig
 from cobo_dist.algorithms.registry import AlgorithmConfig
-from cobo_dist.clients.optimisers import OptimizerConfig
+from cobo_dist.clients.optimizers import OptimizerConfig
 from cobo_dist.comm.session import CommConfig
 from cobo_dist.errors import Refusal
 from cobo_dist.run_config import LogConfig, RunConfig

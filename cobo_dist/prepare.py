@@ -13,8 +13,8 @@ import torch
 from cobo_dist.cli.parser import settings_parser
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal
-from cobo_dist.run.facts import facts_of
 from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.describe import facts_of
 from cobo_dist.tasks.images import fetch_cifar100, has_cifar100
 from cobo_dist.tasks.language.base import fetch_base
 from cobo_dist.tasks.language.config import Adapters, LanguageConfig, LanguageModelConfig

@@ -12,7 +12,7 @@ from problems import models, rows, train_and_weights, write_quadratic
 
 from cobo_dist.algorithms.base import Setting
 from cobo_dist.algorithms.registry import build_algorithm
-from cobo_dist.clients.group import Clients
+from cobo_dist.clients.client_batch import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.transports.torch_transport import SoloTransport

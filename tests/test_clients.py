@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
+from cobo_dist.clients.client_batch import Clients
 from cobo_dist.clients.engines import ENGINES, fastest
-from cobo_dist.clients.group import Clients
-from cobo_dist.clients.optimisers import OptimizerConfig, build_optimiser, step_size
+from cobo_dist.clients.optimizers import OptimizerConfig, build_optimiser, step_size
 from cobo_dist.maths.flat import Layout, empty_rows
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import Digits, DigitsConfig

@@ -16,7 +16,7 @@ from pool import RankPool
 from problems import rows, train
 from safetensors.numpy import load_file
 
-from cobo_dist.clients.group import Clients
+from cobo_dist.clients.client_batch import Clients
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import load_config
 from cobo_dist.errors import Refusal

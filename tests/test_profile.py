@@ -11,8 +11,8 @@ import pytest
 from pool import RankPool
 from problems import QUIET, models, rows, train
 
-from cobo_dist.clock import KINDS, Clock
 from cobo_dist.errors import Refusal
+from cobo_dist.phase_timer import KINDS, Clock
 from cobo_dist.report import main as report
 from cobo_dist.reports.reading import read_run
 

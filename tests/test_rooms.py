@@ -104,7 +104,7 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
     for file, name in {
         "algorithms/cobo.py": "cobo_dist.maths.sampling",
         "algorithms/oracle.py": "cobo_dist.algorithms.fedavg",
-        "tasks/supervised.py": "cobo_dist.clients.group",
+        "tasks/supervised.py": "cobo_dist.clients.client_batch",
         "comm/session.py": "torch.distributed",
         "comm/transports/mpi_world.py": "mpi4py",  # inside a function
         "report.py": "cobo_dist.reports.reading",
@@ -125,13 +125,17 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
         ("algorithms/cobo.py", "from ..comm.plans import plan_meeting", "may not see comm"),
         ("algorithms/cobo.py", "from .. import clients", "may not see clients"),
         ("algorithms/cobo.py", "import torch.distributed as dist", "only comm"),
-        ("clients/group.py", "def f():\n    from cobo_dist.comm import plans", "may not see comm"),
         (
-            "clients/group.py",
+            "clients/client_batch.py",
+            "def f():\n    from cobo_dist.comm import plans",
+            "may not see comm",
+        ),
+        (
+            "clients/client_batch.py",
             "from cobo_dist.algorithms.base import Round",
             "may not see algorithms",
         ),
-        ("clients/group.py", "from cobo_dist.tasks.base import Task", "may not see tasks"),
+        ("clients/client_batch.py", "from cobo_dist.tasks.base import Task", "may not see tasks"),
         ("tasks/digits.py", "import cobo_dist.comm.traffic_counter", "may not see comm"),
         (
             "tasks/digits.py",
@@ -141,7 +145,11 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
         ),
         ("tasks/digits.py", "from torch import distributed", "only comm"),
         ("tasks/digits.py", "from torch.distributed import send", "only comm"),
-        ("comm/pair_plan.py", "from cobo_dist.clients.group import Clients", "may not see clients"),
+        (
+            "comm/pair_plan.py",
+            "from cobo_dist.clients.client_batch import Clients",
+            "may not see clients",
+        ),
         ("comm/pair_plan.py", "from cobo_dist.training.build import run", "may not see run"),
         ("comm/pair_plan.py", "from cobo_dist.config import Config", "may not see config"),
         ("training/build.py", "import mpi4py.MPI", "only comm"),

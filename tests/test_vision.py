@@ -15,7 +15,7 @@ from problems import models, rows, train
 from torch.nn import functional as F
 from vision_data import cifar_root, write_images
 
-from cobo_dist.clients.group import Clients
+from cobo_dist.clients.client_batch import Clients
 from cobo_dist.config import load_config
 from cobo_dist.errors import Refusal
 from cobo_dist.prepare import main as prepare

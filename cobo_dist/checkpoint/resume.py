@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.checkpoint.contents import read_book, read_config
 from cobo_dist.checkpoint.writer import client_views
-from cobo_dist.clients.group import Clients
+from cobo_dist.clients.client_batch import Clients
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.launch_env import Launch

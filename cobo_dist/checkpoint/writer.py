@@ -15,7 +15,7 @@ from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
 from cobo_dist.algorithms.base import Algorithm
-from cobo_dist.clients.group import Clients
+from cobo_dist.clients.client_batch import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.errors import RunFailure
 from cobo_dist.run_config import RunConfig

@@ -22,7 +22,7 @@ from cobo_dist.planning.round_cost import (
     seconds_of,
     share_of_core,
 )
-from cobo_dist.run.facts import facts_of
+from cobo_dist.tasks.describe import facts_of
 from cobo_dist.tracking.progress import human_bytes
 
 _LEFT_OUT = "and beside it the activations of a batch, evaluation, and the program itself"

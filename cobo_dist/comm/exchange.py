@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cobo_dist.clock import Clock
 from cobo_dist.comm.mixing_plan import Route, Routes, planner, told_routes
 from cobo_dist.comm.pair_plan import Meeting, plan_meeting
 from cobo_dist.comm.pairwise_dot import INCOMING, OUTGOING, Halves
@@ -29,6 +28,7 @@ from cobo_dist.maths.alignment import midpoints
 from cobo_dist.maths.blocks import Block
 from cobo_dist.maths.flat import Scratch, columns_at_once, take_rows, widest
 from cobo_dist.maths.weights import Weights
+from cobo_dist.phase_timer import Clock
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cobo_dist.clock import Clock
 from cobo_dist.comm.pair_plan import Index, Meeting
 from cobo_dist.comm.transports.torch_transport import Pending
 from cobo_dist.maths.alignment import measure, middle, row_dots
 from cobo_dist.maths.flat import Scratch, take_rows
+from cobo_dist.phase_timer import Clock
 
 Floats = NDArray[np.float64]
 Post = Callable[[dict[int, Tensor], dict[int, Tensor], str], Pending]

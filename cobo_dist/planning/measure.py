@@ -16,7 +16,7 @@ import torch
 from cobo_dist.algorithms.base import Setting
 from cobo_dist.algorithms.cobo import CoBoConfig
 from cobo_dist.algorithms.registry import build_algorithm
-from cobo_dist.clients.group import Clients
+from cobo_dist.clients.client_batch import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session, choose_device, open_session

@@ -10,7 +10,7 @@ import torch
 from cobo_dist.algorithms.cobo import CoBoConfig
 from cobo_dist.clients.batches import bytes_ahead
 from cobo_dist.clients.engines import state_buffers, trained
-from cobo_dist.clients.optimisers import OptimizerConfig, build_optimiser
+from cobo_dist.clients.optimizers import OptimizerConfig, build_optimiser
 from cobo_dist.config import Config
 from cobo_dist.maths.flat import row_bytes
 from cobo_dist.tasks.base import Task

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from cobo_dist.algorithms.base import Algorithm, Round
-from cobo_dist.clients.group import Clients
-from cobo_dist.clock import KINDS
+from cobo_dist.clients.client_batch import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.errors import RunFailure
+from cobo_dist.phase_timer import KINDS
 from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.run_logger import Book
 from cobo_dist.tracking.weight_snapshots import gather_weights

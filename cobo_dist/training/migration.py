@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.algorithms.registry import equal_share
-from cobo_dist.clients.group import Clients
+from cobo_dist.clients.client_batch import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.placement_search import Ids, Move, models_sent, propose

@@ -15,14 +15,14 @@ from cobo_dist.algorithms.base import Setting
 from cobo_dist.algorithms.registry import build_algorithm, equal_share
 from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import Keeper
-from cobo_dist.clients.group import Clients
-from cobo_dist.clock import Clock
+from cobo_dist.clients.client_batch import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, Refusal, RunFailure
+from cobo_dist.phase_timer import Clock
 from cobo_dist.storage.checkpoint_format import Damaged, Manifest
 from cobo_dist.storage.disk import writing
 from cobo_dist.storage.run_dir import RunFolder, describe_environment

@@ -24,9 +24,9 @@ from cobo_dist.clients.engines import (
     state_buffers,
     trained,
 )
-from cobo_dist.clients.optimisers import Optimiser, OptimizerConfig, build_optimiser, step_size
-from cobo_dist.clock import Clock
+from cobo_dist.clients.optimizers import Optimiser, OptimizerConfig, build_optimiser, step_size
 from cobo_dist.maths.flat import Layout, Scratch, empty_rows
+from cobo_dist.phase_timer import Clock
 
 Result = TypeVar("Result")
 
