@@ -31,7 +31,7 @@ from made_up import make_images
 from cobo_dist.comm.session import CommConfig, open_session
 from cobo_dist.comm.startup.launch_env import read_launch
 from cobo_dist.config import Config, load_config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.planning.constants import Constants, write_constants
 from cobo_dist.planning.measure import measure_in_session
 from cobo_dist.planning.on_paper import OnPaper
@@ -245,7 +245,7 @@ def foretell(config: Config, task: Task, constants: Constants) -> list[dict[str,
             try:
                 plan = OnPaper(config, task, ranks, clients)
                 load = plan.load(0)
-            except Refusal:
+            except ConfigError:
                 continue
             sent, seconds = load.sent(), _seconds(plan, constants, load, hosts)
             rows.append(

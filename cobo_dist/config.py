@@ -20,7 +20,7 @@ from cobo_dist.algorithms.cobo import CoBoConfig
 from cobo_dist.algorithms.registry import AlgorithmConfig
 from cobo_dist.clients.optimizers import OptimizerConfig
 from cobo_dist.comm.session import CommConfig
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.settings import Section
 from cobo_dist.tasks.base import DataConfig
@@ -71,7 +71,7 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
     """Return the config of a YAML file (if any) and `key.path=value` arguments.
 
     Raises:
-        Refusal: anything wrong with either, in one line.
+        ConfigError: anything wrong with either, in one line.
     """
     from_file = {} if file is None else _read_yaml(file)
     from_arguments = _read_arguments(arguments)
@@ -80,12 +80,12 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
     try:
         merged = _merge(from_file, from_arguments)
     except RecursionError:
-        raise Refusal("the config contains itself (a YAML alias inside its anchor)") from None
+        raise ConfigError("the config contains itself (a YAML alias inside its anchor)") from None
     _name_variants(merged)
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
-        raise Refusal(_explain(error, merged)) from None
+        raise ConfigError(_explain(error, merged)) from None
     _check_across(config)
     return config
 
@@ -106,32 +106,32 @@ def _check_across(config: Config) -> None:
     """Check rules that join several keys."""
     for section in (config.algorithm, config.optimizer):
         if words := section.contradiction():
-            raise Refusal(words)
+            raise ConfigError(words)
     task = config.task.name
     if config.comm.deterministic and config.run.engine == "vectorised":
-        raise Refusal(
+        raise ConfigError(
             "comm.deterministic=true computes clients one by one, but run.engine=vectorised; "
             "leave run.engine at auto"
         )
     if config.comm.deterministic and config.comm.dtype != "model":
-        raise Refusal(
+        raise ConfigError(
             f"comm.deterministic=true gives the same bits on any number of ranks, but comm.dtype="
             f"{config.comm.dtype} rounds what crosses between them; leave comm.dtype at model"
         )
     if config.comm.deterministic and config.run.threads > 1:
-        raise Refusal(
+        raise ConfigError(
             f"comm.deterministic=true uses one thread, but run.threads={config.run.threads}; "
             "leave run.threads at 0"
         )
     splits = config.run.eval_splits
     if len(set(splits)) < len(splits):
-        raise Refusal(f"run.eval_splits={list(splits)} names a split twice; name each once")
+        raise ConfigError(f"run.eval_splits={list(splits)} names a split twice; name each once")
     if "test" not in splits:
-        raise Refusal(
+        raise ConfigError(
             f"run.eval_splits={list(splits)} lacks test, which the summary reports; add it"
         )
     if task == "quadratic" and splits != ("test",):
-        raise Refusal(
+        raise ConfigError(
             f"run.eval_splits={list(splits)}: task quadratic has only test; drop the rest"
         )
 
@@ -159,7 +159,7 @@ def _parse(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or type(error).__name__
-        raise Refusal(f"{where}{line} is not valid YAML: {problem}") from None
+        raise ConfigError(f"{where}{line} is not valid YAML: {problem}") from None
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
@@ -167,15 +167,15 @@ def _read_yaml(file: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise Refusal(f"--config {path} does not exist; give the path of a YAML file") from None
+        raise ConfigError(f"--config {path} does not exist; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise Refusal(f"--config {path} cannot be read: {reason}") from None
+        raise ConfigError(f"--config {path} cannot be read: {reason}") from None
     content = _parse(text, f"--config {path}")
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise Refusal(
+        raise ConfigError(
             f"--config {path} holds a {type(content).__name__}; it must hold sections such as "
             "`run:` and `algorithm:` with keys below them"
         )
@@ -188,7 +188,7 @@ def _read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not key or argument.startswith("-"):
-            raise Refusal(
+            raise ConfigError(
                 f"argument {argument!r} is not understood; write key.path=value, for example "
                 "run.rounds=500, or see --help"
             )
@@ -197,7 +197,7 @@ def _read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         for step in path:
             branch = branch.setdefault(step, {})
             if not isinstance(branch, dict):
-                raise Refusal(f"argument {argument!r}: {step} already has a value")
+                raise ConfigError(f"argument {argument!r}: {step} already has a value")
         value = _parse(text, f"argument {argument!r}") if text else ""
         # A name is taken as it is written: run.dir=0123 is no octal number, and `on` no truth value.
         branch[last] = text if key in texts and not isinstance(value, str) else value
@@ -227,7 +227,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any], at: str = "") -> 
         held = merged.get(key)
         if isinstance(value, dict) and held is not None:
             if not isinstance(held, dict):
-                raise Refusal(_must_be_group(f"{at}{key}", held))
+                raise ConfigError(_must_be_group(f"{at}{key}", held))
             value = _merge(held, value, f"{at}{key}.")
         merged[key] = value
     return merged

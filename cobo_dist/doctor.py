@@ -12,7 +12,14 @@ from cobo_dist.cli.parser import settings_parser
 from cobo_dist.comm.startup.launch_env import Launch, read_launch
 from cobo_dist.comm.transports.mpi_world import leave
 from cobo_dist.config import load_config
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HostRefusal, Refusal, RunFailure
+from cobo_dist.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_REFUSED,
+    ConfigError,
+    HostConfigError,
+    RunFailure,
+)
 from cobo_dist.preflight.diagnose import WARNING, WRONG, Finding
 from cobo_dist.preflight.probe import examine
 
@@ -34,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         launch = read_launch(os.environ)
         rank = launch.rank
         found = examine(load_config(arguments.config, arguments.settings), launch)
-    except (Refusal, RunFailure) as error:
-        if rank == 0 or isinstance(error, HostRefusal):
+    except (ConfigError, RunFailure) as error:
+        if rank == 0 or isinstance(error, HostConfigError):
             who = f"rank {rank} on {os.uname().nodename}: " if rank else ""
             print(f"error: {who}{error}", file=sys.stderr, flush=True)
-        return EXIT_REFUSED if isinstance(error, Refusal) else EXIT_FAILED
+        return EXIT_REFUSED if isinstance(error, ConfigError) else EXIT_FAILED
     if rank == 0:
         print(
             report(launch, found, time.monotonic() - began, sys.argv[1:] if argv is None else argv)

@@ -13,7 +13,7 @@ def _one_line(message: str) -> str:
     return " ".join(message.splitlines())
 
 
-class Refusal(Exception):
+class ConfigError(Exception):
     """Refused before training: config, data, or environment. Exit code 2.
 
     The message is one line: what is wrong, the value, the key, the remedy.
@@ -23,12 +23,12 @@ class Refusal(Exception):
         super().__init__(_one_line(message))
 
 
-class HostRefusal(Refusal):
+class HostConfigError(ConfigError):
     """A refusal that may hold on this host only, so the rank that meets it must say so itself."""
 
 
 class RunFailure(Exception):
-    """Failed while running. Exit code 1. The message is one line, as for `Refusal`.
+    """Failed while running. Exit code 1. The message is one line, as for `ConfigError`.
 
     `here_only` says that the cause is on this rank, so that others may not know it.
     """

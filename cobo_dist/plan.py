@@ -16,7 +16,7 @@ from cobo_dist.cli.plan_output import PlanPage
 from cobo_dist.comm.startup.launch_env import read_launch
 from cobo_dist.comm.transports.mpi_world import leave
 from cobo_dist.config import Config, load_config
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Refusal, RunFailure
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, ConfigError, RunFailure
 from cobo_dist.planning.constants import Constants, read_constants, subject_of, write_constants
 from cobo_dist.planning.dry_run import Forecast
 from cobo_dist.planning.measure import measure_constants
@@ -76,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
         plan = _plan(config, task, asked)  # may refuse: before anything is printed
         if "hosts" in asked and not (arguments.measure or arguments.constants):
-            raise Refusal("hosts= says where seconds are spent; give --measure or --constants too")
+            raise ConfigError(
+                "hosts= says where seconds are spent; give --measure or --constants too"
+            )
         constants = None
         file = Path(arguments.constants) if arguments.constants else None
         if arguments.measure:
@@ -86,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif file is not None:
             constants = read_constants(file, subject_of(config, plan.model.size))
         page = PlanPage(plan, constants, asked.get("hosts", 0))
-    except (Refusal, RunFailure) as error:
+    except (ConfigError, RunFailure) as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED if isinstance(error, Refusal) else EXIT_FAILED
+        return EXIT_REFUSED if isinstance(error, ConfigError) else EXIT_FAILED
     print(page.text())
     return EXIT_DONE
 
@@ -97,7 +99,7 @@ def _split(settings: Sequence[str]) -> tuple[dict[str, int], list[str]]:
     """Return what is asked of the plan, by name (the last one counts), and the run's own settings.
 
     Raises:
-        Refusal: no number of ranks, clients or hosts.
+        ConfigError: no number of ranks, clients or hosts.
     """
     asked, rest = {}, []
     for one in settings:
@@ -105,7 +107,7 @@ def _split(settings: Sequence[str]) -> tuple[dict[str, int], list[str]]:
         if not equals or name not in _COUNTS:
             rest.append(one)
         elif not text.isdecimal() or not 1 <= int(text) <= MOST:
-            raise Refusal(f"{one} is no number of {name}; give 1 to {MOST:,}")
+            raise ConfigError(f"{one} is no number of {name}; give 1 to {MOST:,}")
         else:
             asked[name] = int(text)
     return asked, rest
@@ -134,7 +136,7 @@ def _measured(
     """Return what the launched ranks measure, on rank 0; python alone starts two ranks for it.
 
     Raises:
-        Refusal: they cannot start, or the file cannot be written.
+        ConfigError: they cannot start, or the file cannot be written.
     """
     launch = read_launch(os.environ)
     on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
@@ -166,7 +168,7 @@ def _start_two(command: Sequence[str]) -> None:
     if done.returncode:
         said = [one for one in done.stderr.splitlines() if one.startswith("error: ")]
         why = said[0].removeprefix("error: ") if said else "two ranks of this host did not start"
-        raise Refusal(f"{why} (--measure; under a launcher of your own, its ranks measure)")
+        raise ConfigError(f"{why} (--measure; under a launcher of your own, its ranks measure)")
 
 
 if __name__ == "__main__":

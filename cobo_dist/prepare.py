@@ -12,7 +12,7 @@ import torch
 
 from cobo_dist.cli.parser import settings_parser
 from cobo_dist.config import Config, load_config
-from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal
+from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.describe import facts_of
 from cobo_dist.tasks.images import fetch_cifar100, has_cifar100
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = settings_parser("prepare", ABOUT, EXITS).parse_args(argv)
     try:
         _prepare(load_config(arguments.config, arguments.settings))
-    except Refusal as refusal:
+    except ConfigError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_REFUSED
     return EXIT_DONE

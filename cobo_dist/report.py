@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal
+from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 from cobo_dist.reports.problems import group_runs
 from cobo_dist.reports.reading import read_run
 from cobo_dist.reports.table import print_table
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("no run folder is given; give RUN_DIR... or --figure-1")
     try:
         _report(arguments.runs, arguments.out, arguments.figure_1)
-    except Refusal as refusal:
+    except ConfigError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_REFUSED
     return EXIT_DONE
@@ -69,7 +69,7 @@ def _report(folders: list[Path], out: Path | None, figure_1: bool) -> None:
     if out is None:
         out = folders[0] / "figures" if len(folders) == 1 else Path("report")
     elif out.exists() and not out.is_dir():
-        raise Refusal(f"--out {out} is a file, not a folder; give another --out")
+        raise ConfigError(f"--out {out} is a file, not a folder; give another --out")
     # The same folder may come twice, from two patterns of the shell.
     unique = {folder.resolve(): folder for folder in folders}
     runs = [read_run(folder) for folder in unique.values()]
@@ -87,7 +87,9 @@ def _report(folders: list[Path], out: Path | None, figure_1: bool) -> None:
         files = report.write(out, figure_1) if report else draw_selection(out / "figure1.png")
     except OSError as error:
         where = error.filename or out
-        raise Refusal(f"{where} cannot be written: {error.strerror}; give another --out") from None
+        raise ConfigError(
+            f"{where} cannot be written: {error.strerror}; give another --out"
+        ) from None
     with suppress(BrokenPipeError):  # whoever reads along may have left; the report is complete
         console = Console(width=None if sys.stdout.isatty() else 140)
         for table in report.all_tables() if report else ():

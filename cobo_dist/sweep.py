@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Refusal
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, ConfigError
 from cobo_dist.sweeps.axes import read_axes
 from cobo_dist.sweeps.campaign import carry_out, carry_out_one, make_plan, show_plan
 from cobo_dist.sweeps.grid import expand
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if parsed.only is not None:
             return carry_out_one(plan, parsed.only)
         return carry_out(plan, only_tables=parsed.tables)
-    except Refusal as refusal:
+    except ConfigError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_REFUSED
     except OSError as error:  # a full disk, say: the runs done so far stay
@@ -120,18 +120,20 @@ def _parse(arguments: Sequence[str]) -> _Arguments | None:
         known, rest = parser.parse_known_args(arguments)
     except (argparse.ArgumentError, SystemExit) as error:
         reason = str(error) if isinstance(error, argparse.ArgumentError) else "not understood"
-        raise Refusal(f"arguments: {reason}; usage: {USAGE}") from None
+        raise ConfigError(f"arguments: {reason}; usage: {USAGE}") from None
     if known.help:
         print(parser.format_help())
         return None
     if not known.ranks.isdecimal() or int(known.ranks) < 1:
-        raise Refusal(f"--ranks {known.ranks} is no number of ranks; give 1 or more")
+        raise ConfigError(f"--ranks {known.ranks} is no number of ranks; give 1 or more")
     if known.only is not None and not known.only.isdecimal():
-        raise Refusal(f"--only {known.only} is no number of a run; give one that --dry-run lists")
+        raise ConfigError(
+            f"--only {known.only} is no number of a run; give one that --dry-run lists"
+        )
     if (known.only is not None) + known.tables + known.dry_run > 1:
-        raise Refusal("--dry-run, --only and --tables exclude each other; give one of them")
+        raise ConfigError("--dry-run, --only and --tables exclude each other; give one of them")
     if not known.out:
-        raise Refusal("--out is empty; give a folder, or leave it out for runs/sweep")
+        raise ConfigError("--out is empty; give a folder, or leave it out for runs/sweep")
     # `--config F key=value` reads as two files: what is no file but has a = is a setting.
     files = [one for one in known.config if "=" not in one or Path(one).exists()]
     settings = [one for one in known.config if one not in files]
@@ -152,7 +154,7 @@ def _refuse_twice(files: list[str]) -> list[str]:
     seen: set[Path] = set()
     for file in files:
         if Path(file).resolve() in seen:
-            raise Refusal(f"--config {file} is given twice; give every file once")
+            raise ConfigError(f"--config {file} is given twice; give every file once")
         seen.add(Path(file).resolve())
     return files
 
@@ -161,7 +163,7 @@ def _refuse_launcher() -> None:
     """A sweep starts torchrun itself; several sweeps at once would run everything several times."""
     for name in _LAUNCHERS:
         if os.environ.get(name, "1") not in ("", "1"):
-            raise Refusal(
+            raise ConfigError(
                 f"{name}={os.environ[name]}: the sweep was started on several ranks; start it with "
                 "plain python, and give the ranks of each run as --ranks R"
             )

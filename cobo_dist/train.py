@@ -14,7 +14,14 @@ from cobo_dist import __version__
 from cobo_dist.comm.startup.launch_env import read_launch
 from cobo_dist.comm.transports.mpi_world import leave
 from cobo_dist.config import Config, describe_keys, load_config
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HostRefusal, Refusal, RunFailure
+from cobo_dist.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_REFUSED,
+    ConfigError,
+    HostConfigError,
+    RunFailure,
+)
 from cobo_dist.training.build import run
 
 USAGE = "python -m cobo_dist.train [--config FILE.yaml] [--show-run-dir] [key.path=value ...]"
@@ -47,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rank == 0 and code == EXIT_DONE and config.log.figures:
             _draw(config)
         return code
-    except Refusal as refusal:
-        return _end(EXIT_REFUSED, str(refusal), rank, isinstance(refusal, HostRefusal))
+    except ConfigError as refusal:
+        return _end(EXIT_REFUSED, str(refusal), rank, isinstance(refusal, HostConfigError))
     except RunFailure as failure:
         return _end(EXIT_FAILED, str(failure), rank, failure.here_only)
 
@@ -92,7 +99,7 @@ def _parse(arguments: Sequence[str], rank: int) -> _Arguments | None:
         known, rest = parser.parse_known_args(arguments)
     except (argparse.ArgumentError, SystemExit) as error:
         reason = str(error) if isinstance(error, argparse.ArgumentError) else "not understood"
-        raise Refusal(f"arguments: {reason}; usage: {USAGE}") from None
+        raise ConfigError(f"arguments: {reason}; usage: {USAGE}") from None
     if known.help or known.version:
         if rank == 0:
             print(f"cobo_dist {__version__}" if known.version else parser.format_help())

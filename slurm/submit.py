@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # what is frozen is the code beside this file, so
 from cobo_dist.checkpoint.resume import refuse_unusable  # noqa: E402
 from cobo_dist.comm.startup.launch_env import read_launch  # noqa: E402
 from cobo_dist.config import Config, load_config  # noqa: E402
-from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, Refusal  # noqa: E402
+from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError  # noqa: E402
 
 USAGE = (
     "python slurm/submit.py [--launcher=srun|torchrun] [--dry-run] [--FLAG=VALUE for sbatch ...] "
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse_second_job(run)
         submit(config, folder, script, arguments)
         return EXIT_DONE
-    except Refusal as refusal:
+    except ConfigError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_REFUSED
     except OSError as error:
@@ -112,7 +112,7 @@ def read_request(arguments: Sequence[str]) -> Request:
     """Sort the arguments: ours, sbatch's, the training's.
 
     Raises:
-        Refusal: one that is nobody's, or an option of sbatch that does not go with this.
+        ConfigError: one that is nobody's, or an option of sbatch that does not go with this.
     """
     config, launcher, dry_run = None, "srun", False
     settings: list[str] = []
@@ -128,24 +128,24 @@ def read_request(arguments: Sequence[str]) -> Request:
             dry_run = True
         elif re.fullmatch(r"--[a-z][a-z-]*", name):
             if why := _REFUSED.get(name[2:]):
-                raise Refusal(f"{argument} is not for submit.py: {why}")
+                raise ConfigError(f"{argument} is not for submit.py: {why}")
             flags[name[2:]] = value if equals else None
         elif argument.startswith("-"):
-            raise Refusal(
+            raise ConfigError(
                 f"argument {argument!r} is not understood; write options of sbatch in full, as "
                 "--nodes=2; see --help"
             )
         elif not equals:
-            raise Refusal(
+            raise ConfigError(
                 f"argument {argument!r} is not understood; write key.path=value for the training "
                 "and --flag=value, with =, for sbatch"
             )
         else:
             settings.append(argument)
     if launcher not in SCRIPTS:
-        raise Refusal(f"--launcher={launcher} is none of {', '.join(SCRIPTS)}")
+        raise ConfigError(f"--launcher={launcher} is none of {', '.join(SCRIPTS)}")
     if config == "":
-        raise Refusal("--config is empty; give the path of a YAML file")
+        raise ConfigError("--config is empty; give the path of a YAML file")
     return Request(config, settings, flags, launcher, dry_run)
 
 
@@ -219,7 +219,7 @@ def _refuse_second_job(run: Path) -> None:
             continue
         state = _call(["squeue", "--noheader", f"--jobs={job}", "--format=%T"])[1]
         if state:
-            raise Refusal(
+            raise ConfigError(
                 f"job {job} in run.dir={run} is {state.split()[0].lower()}; wait for it, end it with "
                 f"scancel {job}, or name another run.dir"
             )
@@ -229,11 +229,13 @@ def submit(config: Config, folder: Path, script: str, arguments: Sequence[str]) 
     """Freeze config and code into the folder, submit its script, say so; return the job id.
 
     Raises:
-        Refusal: sbatch refuses, or is not there; the folder is removed again.
+        ConfigError: sbatch refuses, or is not there; the folder is removed again.
         OSError: the folder cannot be written.
     """
     if shutil.which("sbatch") is None:
-        raise Refusal("there is no sbatch on the PATH; submit where SLURM's commands are installed")
+        raise ConfigError(
+            "there is no sbatch on the PATH; submit where SLURM's commands are installed"
+        )
     run = config.run_dir
     new = [part for part in (folder, run / "logs", run / "jobs", run) if not part.exists()]
     revision, changed = _revision()
@@ -248,7 +250,7 @@ def submit(config: Config, folder: Path, script: str, arguments: Sequence[str]) 
         (folder / "code" / "REVISION").write_text(f"{named}\n", encoding="utf-8")
         code, said, complaint = _call(["sbatch", "--parsable", str(folder / "job.sbatch")])
         if code:
-            raise Refusal(f"sbatch refuses: {complaint or f'exit code {code}'}")
+            raise ConfigError(f"sbatch refuses: {complaint or f'exit code {code}'}")
     except BaseException:
         for part in new:  # the folder itself, and around it what is empty
             shutil.rmtree(folder, ignore_errors=True)

@@ -18,7 +18,7 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.launch_env import TORCHRUN
 from cobo_dist.config import load_config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.training.build import run_in_session
 
 Refused = Callable[..., str]
@@ -364,7 +364,7 @@ def test_oracle_with_clusters_in_the_file_is_fine(tmp_path: Path) -> None:
 
 
 def test_more_ranks_than_clients() -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ConfigError) as caught:
         Placement.contiguous(3, 5)
     message = str(caught.value)
     assert "5 ranks for 3 clients" in message
@@ -377,7 +377,7 @@ def refusal_of(session: Session, arguments: list[str], by_rank: list[list[str]])
     mine = [*QUIET, *arguments, *by_rank[session.transport.rank]]
     try:
         run_in_session(load_config(None, mine), session)
-    except Refusal as refusal:
+    except ConfigError as refusal:
         return str(refusal)
     return "not refused"
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cobo_dist.config import VARIANTS, Config, all_keys, describe_keys, load_config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.train import main
 
 
 def refusal(*arguments: str, file: Path | None = None) -> str:
     """Return the one line with which these arguments are refused."""
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ConfigError) as caught:
         load_config(str(file) if file else None, arguments)
     message = str(caught.value)
     assert message.splitlines() == [message], "one line"
@@ -100,14 +100,14 @@ def test_a_run_folder_is_named_as_it_is_written(name: str) -> None:
 @pytest.mark.parametrize("text", ['"a\\0b"', '"a\\ud800"'])
 def test_text_that_no_file_name_can_have_is_refused(key: str, text: str) -> None:
     with pytest.raises(
-        Refusal, match=rf"{key}=.* is refused: it holds a character that no file name"
+        ConfigError, match=rf"{key}=.* is refused: it holds a character that no file name"
     ):
         load_config(None, [f"{key}={text}"])
 
 
 def test_numbers_beyond_what_tensors_count_are_refused() -> None:
     """2^63 examples at once ended in a ValueError of torch."""
-    with pytest.raises(Refusal, match=r"data\.eval_batch_size=9223372036854775808 is refused"):
+    with pytest.raises(ConfigError, match=r"data\.eval_batch_size=9223372036854775808 is refused"):
         load_config(None, [f"data.eval_batch_size={2**63}"])
 
 
@@ -485,7 +485,7 @@ def test_anything_gives_a_config_or_a_refusal_of_one_line(
     path.write_bytes(text.encode("utf-8", errors="surrogatepass"))
     try:
         config = load_config(str(path), arguments)
-    except Refusal as error:
+    except ConfigError as error:
         message = str(error)
         assert message
         assert message.splitlines() == [message]

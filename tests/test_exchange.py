@@ -22,7 +22,7 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.transports.nccl_rules import RecordingTransport
 from cobo_dist.comm.transports.torch_transport import LostContact, SoloTransport, Transport
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.maths.blocks import Block
 from cobo_dist.maths.mixing import plan_block
 from cobo_dist.maths.weights import Weights
@@ -230,7 +230,7 @@ def test_placement_covers_all_clients_evenly_and_refuses_idle_ranks() -> None:
     assert [len(ids) for ids in placement.by_rank] == [3, 3, 3, 2]
     assert np.concatenate(placement.by_rank).tolist() == list(range(11))
     assert all(placement.by_rank[placement.owners[i]][placement.row_n[i]] == i for i in range(11))
-    with pytest.raises(Refusal, match=r"12 ranks for 11 clients.*at most 11"):
+    with pytest.raises(ConfigError, match=r"12 ranks for 11 clients.*at most 11"):
         Placement.contiguous(11, 12)
 
 

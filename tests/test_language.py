@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from cobo_dist.clients.client_batch import Clients
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import load_config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.plan import main as plan_door
 from cobo_dist.prepare import main as prepare_door
 from cobo_dist.tasks.language import libraries, texts, tokens
@@ -391,7 +391,7 @@ def test_only_adapters_are_sent(
 
 
 def refusal(settings: tuple[str, ...], *more: str) -> str:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ConfigError) as caught:
         task_of(settings, *more)
     assert "\n" not in str(caught.value)
     return str(caught.value)

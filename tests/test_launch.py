@@ -10,7 +10,7 @@ import torch
 from cobo_dist.comm.session import choose_device
 from cobo_dist.comm.startup import launch_env as launching
 from cobo_dist.comm.startup.launch_env import Launch, read_launch
-from cobo_dist.errors import HostRefusal, Refusal
+from cobo_dist.errors import ConfigError, HostConfigError
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
@@ -30,7 +30,7 @@ def no_scontrol(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refusal(env: dict[str, str]) -> str:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ConfigError) as caught:
         read_launch(env)
     message = str(caught.value)
     assert message.splitlines() == [message], "one line"
@@ -263,7 +263,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 
 def device_refusal(wanted: str, backend: str, launch: Launch) -> str:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ConfigError) as caught:
         choose_device(wanted, backend, launch)
     message = str(caught.value)
     assert message.splitlines() == [message]
@@ -302,7 +302,7 @@ def test_cuda_without_cuda_is_refused_by_this_host(
     message = device_refusal(name, "auto", rank_of(0, 1))
     assert f"run.device={name}" in message
     assert "run.device=cpu" in message
-    with pytest.raises(HostRefusal):
+    with pytest.raises(HostConfigError):
         choose_device(name, "auto", rank_of(0, 1))
 
 

@@ -22,7 +22,7 @@ from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.transports import mpi_world
 from cobo_dist.comm.transports.mpi_transport import open_mpi
 from cobo_dist.comm.transports.torch_transport import LostContact
-from cobo_dist.errors import HostRefusal, Refusal
+from cobo_dist.errors import ConfigError, HostConfigError
 
 MPI = "comm.backend=mpi"
 DIGITS = ("run.rounds=12", "run.eval_every=0", "run.engine=one_by_one", "run.threads=1",
@@ -146,7 +146,9 @@ def launched(launcher: str, rank: int = 0, size: int = 2) -> Launch:
 
 @pytest.mark.parametrize("launcher", ["torchrun", "python"])
 def test_ranks_that_no_mpirun_started_are_refused(launcher: str) -> None:
-    with pytest.raises(Refusal, match=rf"needs ranks that mpirun started, but {launcher}.*gloo"):
+    with pytest.raises(
+        ConfigError, match=rf"needs ranks that mpirun started, but {launcher}.*gloo"
+    ):
         check_backend("mpi", launched(launcher))
     check_backend("mpi", launched(launcher, size=1))
     check_backend("gloo", launched(launcher))
@@ -163,7 +165,9 @@ def test_under_torchrun_it_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(Refusal, match=r"backend=mpi moves CPU tensors, but run\.device is cuda"):
+    with pytest.raises(
+        ConfigError, match=r"backend=mpi moves CPU tensors, but run\.device is cuda"
+    ):
         choose_device("cuda", "mpi", launched("mpirun"))
     assert choose_device("auto", "mpi", launched("mpirun")) == torch.device("cpu")
 
@@ -173,7 +177,9 @@ def test_without_mpi4py_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     config, cpu = CommConfig(backend="mpi"), torch.device("cpu")
     with (
-        pytest.raises(Refusal, match=r"mpi4py cannot be loaded.*pip install 'cobo_dist\[mpi\]'"),
+        pytest.raises(
+            ConfigError, match=r"mpi4py cannot be loaded.*pip install 'cobo_dist\[mpi\]'"
+        ),
         open_session(launched("srun"), config, cpu),
     ):
         pass
@@ -183,20 +189,20 @@ def test_an_old_mpi4py_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mpi_world, "_world", None)
     old = SimpleNamespace(MPI=None, __version__="3.1.6")
     monkeypatch.setitem(sys.modules, "mpi4py", old)
-    with pytest.raises(Refusal, match=r"mpi4py 3\.1\.6 cannot send messages of 2 GiB"):
+    with pytest.raises(ConfigError, match=r"mpi4py 3\.1\.6 cannot send messages of 2 GiB"):
         mpi_world.enter("comm.backend=mpi")
 
 
 @pytest.mark.parametrize(
-    ("rank", "size", "kind"), [(0, 1, Refusal), (0, 3, Refusal), (1, 2, HostRefusal)]
+    ("rank", "size", "kind"), [(0, 1, ConfigError), (0, 3, ConfigError), (1, 2, HostConfigError)]
 )
 def test_ranks_that_mpi_counts_differently_are_refused(
-    monkeypatch: pytest.MonkeyPatch, rank: int, size: int, kind: type[Refusal]
+    monkeypatch: pytest.MonkeyPatch, rank: int, size: int, kind: type[ConfigError]
 ) -> None:
     """For one, srun without a word to MPI: MPI takes each process for a run of one."""
     comm = SimpleNamespace(rank=rank, size=size)
     monkeypatch.setattr(mpi_world, "_world", mpi_world.World(None, comm, None))
-    with pytest.raises(Refusal) as caught, open_mpi(launched("srun"), 1.0):
+    with pytest.raises(ConfigError) as caught, open_mpi(launched("srun"), 1.0):
         pass
     assert type(caught.value) is kind
     assert f"rank {rank} of {size}, but srun as rank 0 of 2" in str(caught.value)
@@ -221,7 +227,7 @@ import os, sys, time, signal
 import cobo_dist.train as train
 from cobo_dist.algorithms.cobo import CoBo
 from cobo_dist.comm.mpi_world import enter, leave
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 
 how, sound_config, sound_round = sys.argv[1], train.load_config, CoBo.round
 
@@ -232,7 +238,7 @@ def here(*hows):
 
 def bad_config(*given):
     if here("refuses"):
-        raise Refusal("planted")
+        raise ConfigError("planted")
     if here("crashes"):
         raise SystemError("planted")
     return sound_config(*given)

@@ -14,7 +14,7 @@ from problems import QUIET, rows, train, write_quadratic
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import Config, load_config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.plan import main
 from cobo_dist.planning.dry_run import Forecast, telling_rounds
 from cobo_dist.planning.round_cost import mean_sent
@@ -277,5 +277,5 @@ def test_what_cannot_be_planned(
 def test_a_task_that_does_not_fit_is_refused_before_it_is_rehearsed(tmp_path: Path) -> None:
     problem = write_quadratic(tmp_path / "problem.npz", clients=3)
     settings = ["task.name=quadratic", f"task.file={problem}", "algorithm.name=oracle"]
-    with pytest.raises(Refusal, match="needs a task with known clusters"):
+    with pytest.raises(ConfigError, match="needs a task with known clusters"):
         forecast_of(settings, 2)

@@ -11,7 +11,7 @@ import pytest
 from pool import RankPool
 from problems import QUIET, models, rows, train
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.phase_timer import KINDS, Clock
 from cobo_dist.report import main as report
 from cobo_dist.reports.reading import read_run
@@ -101,5 +101,5 @@ def test_malformed_profile_rows_are_refused(tmp_path: Path) -> None:
     good = path.read_text()
     for seconds in ('{"gradients": 1.0}', '{"gradients": [1], "mixing": [1, 2]}', "[1]"):
         path.write_text(good + f'{{"event": "profile", "round": 1, "seconds": {seconds}}}\n')
-        with pytest.raises(Refusal, match="one list of all ranks for each kind"):
+        with pytest.raises(ConfigError, match="one list of all ranks for each kind"):
             read_run(tmp_path / "run")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from report_runs import N, Report, assert_drawn, give_shares, write_run
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.report import main
 from cobo_dist.reports.reading import read_run
 from cobo_dist.reports.series import moving_average
@@ -201,5 +201,7 @@ def test_names_that_cannot_be(tmp_path: Path, names: list[Any]) -> None:
     with np.load(folder / "W.npz") as stored:
         arrays = dict(stored)
     np.savez(folder / "W.npz", **arrays, names=np.array(names))
-    with pytest.raises(Refusal, match=r"W\.npz: names are .*, not one text for each of 8 clients"):
+    with pytest.raises(
+        ConfigError, match=r"W\.npz: names are .*, not one text for each of 8 clients"
+    ):
         read_run(folder)

@@ -117,7 +117,7 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
 @pytest.mark.parametrize(
     ("file", "source", "why"),
     [
-        ("maths/flat.py", "from cobo_dist.errors import Refusal", "maths may not see errors"),
+        ("maths/flat.py", "from cobo_dist.errors import ConfigError", "maths may not see errors"),
         ("maths/flat.py", "import cobo_dist.settings", "maths may not see settings"),
         ("maths/flat.py", "import torch\nx = torch.distributed.get_rank()", "only comm"),
         ("algorithms/cobo.py", "from cobo_dist.tasks import digits", "may not see tasks"),
@@ -191,7 +191,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, source: str, wh
         ),
         (
             "report.py",
-            "from cobo_dist.reports.table import x\nfrom cobo_dist.errors import Refusal",
+            "from cobo_dist.reports.table import x\nfrom cobo_dist.errors import ConfigError",
         ),
         ("train.py", "from cobo_dist import __version__\nfrom cobo_dist.training.build import run"),
         ("maths/flat.py", "import torch\nfrom . import seeds\nx = torch.distributions.Normal"),

@@ -18,7 +18,7 @@ from problems import write_quadratic
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.link_benchmark import measure as measure_links
 from cobo_dist.config import load_config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.plan import main
 from cobo_dist.planning.constants import Constants, read_constants, subject_of, write_constants
 from cobo_dist.planning.dry_run import Forecast
@@ -131,7 +131,7 @@ def test_the_faster_engine_is_taken() -> None:
     assert choose_engine(CONSTANTS, "auto", 3) == "one_by_one"  # 9 s, against 11
     assert choose_engine(CONSTANTS, "auto", 5) == "vectorised"  # 15, against 13
     assert choose_engine(CONSTANTS, "one_by_one", 5) == "one_by_one"
-    with pytest.raises(Refusal, match=r"run\.engine=other is not among"):
+    with pytest.raises(ConfigError, match=r"run\.engine=other is not among"):
         choose_engine(CONSTANTS, "other", 5)
 
 

@@ -30,7 +30,7 @@ from cobo_dist.comm.startup.interfaces import gloo_endpoint, interfaces, nccl_pr
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.reachability import answering, fails_to_reach
 from cobo_dist.comm.startup.rendezvous import connect
-from cobo_dist.errors import HostRefusal, Refusal
+from cobo_dist.errors import ConfigError, HostConfigError
 
 CPU = torch.device("cpu")
 SECONDS = 2.0
@@ -60,8 +60,8 @@ def start_up(
             while int(store.add("done", 0)) < launch.world_size:
                 time.sleep(0.01)
         return "", False, time.monotonic() - began
-    except Refusal as refusal:
-        speaks = launch.rank == 0 or isinstance(refusal, HostRefusal)
+    except ConfigError as refusal:
+        speaks = launch.rank == 0 or isinstance(refusal, HostConfigError)
         return str(refusal), speaks, time.monotonic() - began
     finally:
         for name, value in before.items():

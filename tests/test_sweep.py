@@ -18,7 +18,7 @@ import pytest
 from problems import write_quadratic
 
 from cobo_dist.config import Config, load_config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.sweep import main
 from cobo_dist.sweeps import campaign, process
 from cobo_dist.sweeps.axes import Axis, read_axes, split_values
@@ -42,7 +42,7 @@ def grid(*arguments: str, files: Sequence[str] = ()) -> list[Run]:
 
 
 def refusal_of(*arguments: str, files: Sequence[str] = ()) -> str:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ConfigError) as caught:
         grid(*arguments, files=files)
     message = str(caught.value)
     assert message.splitlines() == [message], "one line"
@@ -86,7 +86,7 @@ def test_commas_inside_brackets_and_quotes_belong_to_a_value(
 
 @pytest.mark.parametrize("text", ["[64,64", "{a: 1, b", "'a,b", "[1],[2,3"])
 def test_what_is_not_closed_is_refused_where_commas_are_in_doubt(text: str) -> None:
-    with pytest.raises(Refusal, match=r"model\.hidden=.* not closed"):
+    with pytest.raises(ConfigError, match=r"model\.hidden=.* not closed"):
         split_values("model.hidden", text)
 
 
@@ -336,7 +336,7 @@ def test_a_done_run_of_the_same_settings_is_skipped(tmp_path: Path) -> None:
 )
 def test_a_done_run_of_other_settings_is_refused(tmp_path: Path, key: str, words: str) -> None:
     leave_run(tmp_path / "a", load_config(None, ["run.rounds=5"]))
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ConfigError) as caught:
         look(tmp_path / "a", load_config(None, ["run.rounds=5", key]))
     assert words in str(caught.value)
     assert f"give another --out, or remove {tmp_path / 'a'}" in str(caught.value)
@@ -362,7 +362,7 @@ def test_what_did_not_finish_runs_again(tmp_path: Path) -> None:
 def test_a_done_run_that_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     leave_run(tmp_path / "a", load_config(None, []))
     (tmp_path / "a" / "config.yaml").write_text("run: {of_another_version: 1}\n")
-    with pytest.raises(Refusal, match=r"cannot be compared.*of_another_version"):
+    with pytest.raises(ConfigError, match=r"cannot be compared.*of_another_version"):
         look(tmp_path / "a", load_config(None, []))
 
 

@@ -17,7 +17,7 @@ from vision_data import cifar_root, write_images
 
 from cobo_dist.clients.client_batch import Clients
 from cobo_dist.config import load_config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.prepare import main as prepare
 from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
 from cobo_dist.tasks.images import load_images
@@ -436,7 +436,7 @@ def test_cifar100_as_torchvision_stores_it(tmp_path: Path, monkeypatch: pytest.M
         for name in ("x_train", "y_train", "x_test", "y_test"):
             np.testing.assert_array_equal(getattr(stored, name), getattr(plain, name))
     (folder / "train").write_bytes(b"torn")
-    with pytest.raises(Refusal, match=r"incomplete or damaged.*prepare"):
+    with pytest.raises(ConfigError, match=r"incomplete or damaged.*prepare"):
         load_images("", str(tmp_path), "fine")
 
 
@@ -465,7 +465,7 @@ BAD_FILES = {
 def test_a_bad_file_is_refused_in_words(tmp_path: Path, case: str) -> None:
     changes, words = BAD_FILES[case]
     path = mend(write_images(tmp_path / "bad.npz"), **changes)
-    with pytest.raises(Refusal, match=words) as caught:
+    with pytest.raises(ConfigError, match=words) as caught:
         task_of("cross_silo", f"data.file={path}")
     assert "\n" not in str(caught.value)
     assert "bad.npz" in str(caught.value)
@@ -482,12 +482,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         (bare, "one bare array"),
         (tmp_path / "absent.npz", "no file"),
     ):
-        with pytest.raises(Refusal, match=words):
+        with pytest.raises(ConfigError, match=words):
             task_of("cross_device", f"data.file={path}")
-    with pytest.raises(Refusal, match=r"neither cifar100.npz nor cifar-100-python.*prepare"):
+    with pytest.raises(ConfigError, match=r"neither cifar100.npz nor cifar-100-python.*prepare"):
         task_of("cross_silo", f"data.root={tmp_path}")
     only_fine = mend(write_images(tmp_path / "fine.npz"), coarse_train=None)
-    with pytest.raises(Refusal, match=r"'coarse_train'.*task.labels=fine"):
+    with pytest.raises(ConfigError, match=r"'coarse_train'.*task.labels=fine"):
         task_of("cross_silo", f"data.file={only_fine}", "task.labels=coarse")
 
 
@@ -509,19 +509,19 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_splits_and_models_that_cannot_be(
     images: Path, name: str, settings: list[str], words: str
 ) -> None:
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(ConfigError, match=words):
         task_of(name, f"data.file={images}", *settings)
 
 
 def test_images_too_small_and_numbers_that_are_no_images(tmp_path: Path) -> None:
     tiny = write_images(tmp_path / "tiny.npz", size=6)
-    with pytest.raises(Refusal, match=r"at least 8 x 8 pixels, and these have 6 x 6.*mlp"):
+    with pytest.raises(ConfigError, match=r"at least 8 x 8 pixels, and these have 6 x 6.*mlp"):
         task_of("cross_silo", f"data.file={tiny}")
     dots = write_images(tmp_path / "dots.npz", size=3)
-    with pytest.raises(Refusal, match=r"at least 4 x 4 pixels, and these have 3 x 3.*mlp"):
+    with pytest.raises(ConfigError, match=r"at least 4 x 4 pixels, and these have 3 x 3.*mlp"):
         task_of("cross_silo", f"data.file={dots}", "model.name=cnn")
     config = load_config(None, ["model.name=resnet9"])
-    with pytest.raises(Refusal, match=r"takes images, and this task's inputs are 64 numbers"):
+    with pytest.raises(ConfigError, match=r"takes images, and this task's inputs are 64 numbers"):
         build_task(config.task, config.model, config.data, 0, torch.float32)
     flat = load_config(None, ["task.name=cross_silo", f"data.file={tiny}", "model.name=mlp"])
     task = build_task(flat.task, flat.model, flat.data, 0, torch.float32)

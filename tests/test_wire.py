@@ -11,7 +11,7 @@ from pool import RankPool
 from problems import models, rows, train
 
 from cobo_dist.config import load_config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.planning.dry_run import Forecast
 from cobo_dist.tasks.registry import build_task
 
@@ -79,5 +79,5 @@ def test_all_ranks_keep_the_same_global_model(runs: Path) -> None:
 
 
 def test_it_does_not_go_with_deterministic_runs() -> None:
-    with pytest.raises(Refusal, match=r"leave comm\.dtype at model"):
+    with pytest.raises(ConfigError, match=r"leave comm\.dtype at model"):
         load_config(None, ["comm.dtype=bfloat16", "comm.deterministic=true"])

@@ -21,7 +21,7 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.settings import flatten
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage.checkpoint_format import Damaged, Manifest
@@ -80,7 +80,7 @@ def find(
     """Return the newest checkpoint that is good on all ranks; None to start from the beginning.
 
     Raises:
-        Refusal: the same on all ranks: checkpoints of another run, or none that is good.
+        ConfigError: the same on all ranks: checkpoints of another run, or none that is good.
     """
     transport = session.transport
     mode, refusal = "", None
@@ -89,7 +89,7 @@ def find(
         mode = resume_mode(config, session.launch)
         try:
             folders = [str(path) for path in _candidates(config, mode)]
-        except Refusal as error:
+        except ConfigError as error:
             refusal = str(error)
     session.agree(refusal)
     mode, folders = json.loads(transport.broadcast(json.dumps([mode, folders]).encode()))
@@ -126,7 +126,7 @@ def refuse_unusable(config: Config, launch: Launch) -> None:
     """Look, without writing, whether the run folder can be used; only rank 0 calls this.
 
     Raises:
-        Refusal: it cannot, or it holds a run that must neither be replaced nor gone on with.
+        ConfigError: it cannot, or it holds a run that must neither be replaced nor gone on with.
     """
     folder, mode = RunFolder(config.run_dir), resume_mode(config, launch)
     goes_on = mode == "auto" or (
@@ -147,7 +147,7 @@ def refuse_unusable(config: Config, launch: Launch) -> None:
     except (OSError, ValueError, yaml.YAMLError, LookupError, AttributeError, RecursionError):
         changed = ["its config.yaml cannot be read"]
     if changed or _is_finished(folder.path):
-        raise Refusal(
+        raise ConfigError(
             f"run.resume=auto, but run.dir={folder.path} holds "
             + (f"another run ({', '.join(changed[:5])})" if changed else "a finished run")
             + " and no checkpoint; set run.overwrite=true to replace it, or name another run.dir"
@@ -174,9 +174,9 @@ def _candidates(config: Config, mode: str) -> list[Path]:
             return [path]  # this very one, or none
         found = checkpoint.checkpoints(path / "checkpoints")
     except OSError as error:  # a name too long, say
-        raise Refusal(f"run.resume={mode} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"run.resume={mode} cannot be read: {error.strerror}") from None
     if not found:
-        raise Refusal(
+        raise ConfigError(
             f"run.resume={mode} is neither never, auto, a checkpoint nor a run folder with "
             "checkpoints; give RUN_DIR or RUN_DIR/checkpoints/round-NNNNNNNNN"
         )

@@ -37,7 +37,7 @@ class PlanPage:
         """Plan all rounds; `hosts`: 0 for as many as give every rank cores of its own.
 
         Raises:
-            Refusal: rounds too long to be counted, or constants that do not serve these ranks.
+            ConfigError: rounds too long to be counted, or constants that do not serve these ranks.
         """
         self.plan, self.constants = plan, constants
         self.ranks = plan.ranks()

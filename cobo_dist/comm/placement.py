@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Placement:
         """Place clients in runs of equal length (they differ by at most one).
 
         Raises:
-            Refusal: more ranks than clients.
+            ConfigError: more ranks than clients.
         """
         if ranks > clients:
-            raise Refusal(
+            raise ConfigError(
                 f"{ranks} ranks for {clients} clients: {ranks - clients} ranks would own no client; "
                 f"start at most {clients} ranks (torchrun --nproc_per_node) or raise the task's "
                 "number of clients"

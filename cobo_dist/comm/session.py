@@ -25,7 +25,7 @@ from cobo_dist.comm.startup.rendezvous import connect
 from cobo_dist.comm.transports.checked_transport import CheckedTransport
 from cobo_dist.comm.transports.mpi_transport import open_mpi
 from cobo_dist.comm.transports.torch_transport import SoloTransport, TorchTransport, Transport
-from cobo_dist.errors import HostRefusal, Refusal
+from cobo_dist.errors import ConfigError, HostConfigError
 from cobo_dist.settings import Section
 
 
@@ -95,7 +95,7 @@ class Session:
             fingerprint: what must be the same on all ranks.
 
         Raises:
-            Refusal: the same on all ranks, naming the first rank that refuses.
+            ConfigError: the same on all ranks, naming the first rank that refuses.
         """
         mine = json.dumps([refusal, fingerprint, os.uname().nodename]).encode()
         verdict = ""
@@ -111,17 +111,17 @@ class Session:
             if verdict:
                 break
         if verdict := self.transport.broadcast(verdict.encode()).decode():
-            raise Refusal(verdict)
+            raise ConfigError(verdict)
 
 
 def check_backend(backend: str, launch: Launch) -> None:
     """Look whether the launcher can serve the backend, before anything is read or connected.
 
     Raises:
-        Refusal: several ranks are to talk by MPI, and no launcher of MPI started them.
+        ConfigError: several ranks are to talk by MPI, and no launcher of MPI started them.
     """
     if backend == "mpi" and launch.world_size > 1 and launch.launcher not in ("mpirun", "srun"):
-        raise Refusal(
+        raise ConfigError(
             f"comm.backend=mpi needs ranks that mpirun started, but {launch.launcher} started these; "
             f"use mpirun -n {launch.world_size} python -m cobo_dist.train ..., or comm.backend=gloo"
         )
@@ -133,7 +133,7 @@ def choose_device(wanted: str, backend: str, launch: Launch) -> torch.device:
     `auto` takes GPUs where each local rank can have one of its own, and the CPU otherwise.
 
     Raises:
-        Refusal: no such device, more ranks than GPUs on this host, or a backend that does not fit.
+        ConfigError: no such device, more ranks than GPUs on this host, or a backend that does not fit.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if launch.launcher == "srun" and gpus == 1:
@@ -143,11 +143,13 @@ def choose_device(wanted: str, backend: str, launch: Launch) -> torch.device:
         wanted = "cuda" if gpus and (backend == "nccl" or (enough and backend == "auto")) else "cpu"
     name, colon, number = wanted.partition(":")
     if name not in ("cpu", "cuda") or (colon and (name == "cpu" or not number.isdigit())):
-        raise Refusal(f"run.device={wanted!r} is no device; use auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"run.device={wanted!r} is no device; use auto, cpu, cuda or cuda:N")
     if backend == "nccl" and name != "cuda":
-        raise Refusal(f"comm.backend=nccl needs CUDA, but run.device is {wanted}; use gloo or auto")
+        raise ConfigError(
+            f"comm.backend=nccl needs CUDA, but run.device is {wanted}; use gloo or auto"
+        )
     if backend in ("gloo", "mpi") and name == "cuda":
-        raise Refusal(
+        raise ConfigError(
             f"comm.backend={backend} moves CPU tensors, but run.device is cuda; use nccl or auto"
         )
     if name == "cpu":
@@ -158,22 +160,22 @@ def choose_device(wanted: str, backend: str, launch: Launch) -> torch.device:
 def _choose_gpu(wanted: str, number: int | None, gpus: int, launch: Launch) -> torch.device:
     ranks = launch.local_world_size
     if not gpus:
-        raise HostRefusal(
+        raise HostConfigError(
             f"run.device={wanted} but torch sees no CUDA device (torch {torch.__version__}); "
             "use run.device=cpu"
         )
     if number is not None and ranks > 1:
-        raise Refusal(
+        raise ConfigError(
             f"run.device={wanted} would put {ranks} ranks of this host on one GPU, which NCCL refuses; "
             "use run.device=cuda, one GPU for each rank"
         )
     if ranks > gpus:
-        raise HostRefusal(
+        raise HostConfigError(
             f"{ranks} ranks on this host but {gpus} GPUs; start at most {gpus} ranks a host or use "
             "run.device=cpu"
         )
     if number is not None and number >= gpus:
-        raise HostRefusal(f"run.device={wanted} but this host has {gpus} GPUs, numbered from 0")
+        raise HostConfigError(f"run.device={wanted} but this host has {gpus} GPUs, numbered from 0")
     visible = torch.cuda.device_count()
     return torch.device("cuda", launch.local_rank % visible if number is None else number)
 
@@ -187,9 +189,9 @@ def open_session(launch: Launch, config: CommConfig, device: torch.device) -> It
     since its first batch of point-to-point operations would otherwise need all ranks.
 
     Raises:
-        Refusal, HostRefusal: the ranks cannot connect (address in use, a rank missing, another world
+        ConfigError, HostConfigError: the ranks cannot connect (address in use, a rank missing, another world
             size); see `connect`.
-        Refusal: MPI is wanted and missing, or counts ranks in another way than the launcher.
+        ConfigError: MPI is wanted and missing, or counts ranks in another way than the launcher.
     """
     if launch.world_size == 1:
         yield Session(launch, device, SoloTransport(), "none: one rank")
@@ -222,7 +224,7 @@ def open_session(launch: Launch, config: CommConfig, device: torch.device) -> It
         if dist.is_initialized():
             dist.destroy_process_group()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise HostRefusal(
+        raise HostConfigError(
             f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not connect "
             f"through {launch.address}:{launch.port} within {time.monotonic() - started:.0f} s: "
             f"{reason}; check that GLOO_SOCKET_IFNAME names the right interface, and what other ranks say"

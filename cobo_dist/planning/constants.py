@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from cobo_dist.config import Config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.settings import Section
 
 Seconds = Annotated[float, Field(ge=0)]
@@ -78,12 +78,12 @@ def write_constants(constants: Constants, path: Path) -> None:
     """Write what `read_constants` reads.
 
     Raises:
-        Refusal: the file cannot be written.
+        ConfigError: the file cannot be written.
     """
     try:
         path.write_text(constants.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise Refusal(
+        raise ConfigError(
             f"--constants {path} cannot be written: {error.strerror}; name another file"
         ) from None
 
@@ -92,22 +92,22 @@ def read_constants(path: Path, subject: Subject) -> Constants:
     """Return the constants in a file, measured of this subject.
 
     Raises:
-        Refusal: no such file, not such a file, or measured of another subject, in one line.
+        ConfigError: no such file, not such a file, or measured of another subject, in one line.
     """
     again = "measure it with --measure --constants FILE"
     try:
         text = path.read_text(encoding="utf-8")
         constants = Constants.model_validate_json(text)
     except OSError as error:
-        raise Refusal(f"--constants {path} cannot be read: {error.strerror}; {again}") from None
+        raise ConfigError(f"--constants {path} cannot be read: {error.strerror}; {again}") from None
     except UnicodeDecodeError:
-        raise Refusal(f"--constants {path} is no text; {again}") from None
+        raise ConfigError(f"--constants {path} is no text; {again}") from None
     except ValidationError as error:
-        raise Refusal(f"--constants {path} {_first(error)}; {again}") from None
+        raise ConfigError(f"--constants {path} {_first(error)}; {again}") from None
     for name, value in subject.model_dump().items():
         measured = getattr(constants.of, name)
         if measured != value:
-            raise Refusal(
+            raise ConfigError(
                 f"--constants {path} was measured with {name} {measured}, but this run has {value}; "
                 f"{again}"
             )

@@ -42,7 +42,7 @@ class Forecast:
         """Build the algorithm over stand-ins for the task's clients.
 
         Raises:
-            Refusal: more ranks than clients, or a task that does not fit the config.
+            ConfigError: more ranks than clients, or a task that does not fit the config.
         """
         refuse_unfit(config, task)
         self.config, self.task = config, task

@@ -40,7 +40,7 @@ def measure_constants(config: Config, task: Task, launch: Launch) -> Constants |
     """Measure on all launched ranks; return it on rank 0.
 
     Raises:
-        Refusal: the ranks cannot connect, or there is no such device.
+        ConfigError: the ranks cannot connect, or there is no such device.
     """
     device = choose_device(config.run.device, config.comm.backend, launch)
     with open_session(launch, config.comm, device) as session:

@@ -22,7 +22,7 @@ from cobo_dist.algorithms.finetuned_fedavg import FinetunedFedAvgConfig
 from cobo_dist.algorithms.local import LocalConfig
 from cobo_dist.algorithms.oracle import OracleConfig
 from cobo_dist.config import Config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import row_bytes, widest
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
@@ -60,23 +60,23 @@ class OnPaper:
         """Take model, batches and data of the task, and its clusters in proportion.
 
         Raises:
-            Refusal: more ranks than clients, a task that does not fit the config, or an algorithm or
+            ConfigError: more ranks than clients, a task that does not fit the config, or an algorithm or
                 clusters without a closed form.
         """
         refuse_unfit(config, task)
         if not isinstance(config.algorithm, REGULAR):
             names = ", ".join(kind.model_fields["name"].default for kind in REGULAR)
-            raise Refusal(
+            raise ConfigError(
                 f"clients={clients}: algorithm.name={config.algorithm.name} is planned only with the "
                 f"task's own {task.clients} clients; drop clients=, or choose one of {names}"
             )
         if not side_by_side(task.clusters):
-            raise Refusal(
+            raise ConfigError(
                 f"clients={clients} needs clusters that stand side by side, and those of "
                 f"task.name={task.name} alternate; drop clients="
             )
         if ranks > clients:
-            raise Refusal(
+            raise ConfigError(
                 f"{ranks} ranks for {clients} clients: {ranks - clients} ranks would own no client; "
                 "plan for fewer ranks or more clients"
             )
@@ -235,7 +235,7 @@ class OnPaper:
         )  # fmt: skip
         expected = chance * n * (n - 1) / 2
         if expected > MOST_PAIRS:
-            raise Refusal(
+            raise ConfigError(
                 f"round {t + 1} draws about {expected:,.0f} pairs of {n:,} clients, and up to "
                 f"{MOST_PAIRS:,} are planned (each takes two gradients); set algorithm.sampling.name="
                 "constant, or lower algorithm.sampling.rate or clients="

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.comm.traffic_counter import TRAINING
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.planning.constants import Constants
 
 Ints = NDArray[np.int64]
@@ -165,13 +165,13 @@ def choose_engine(constants: Constants, wanted: str, clients: int) -> str:
     """Return the engine that a run takes for so many clients of a rank.
 
     Raises:
-        Refusal: the constants do not have the engine that is asked for.
+        ConfigError: the constants do not have the engine that is asked for.
     """
     passes = constants.passes
     if wanted == "auto":
         return min(passes, key=lambda name: passes[name].call + clients * passes[name].client)
     if wanted not in passes:
-        raise Refusal(
+        raise ConfigError(
             f"run.engine={wanted} is not among the constants' passes, which have "
             f"{', '.join(passes)}; measure it with --measure"
         )
@@ -184,11 +184,11 @@ def seconds_of(
     """Return how long a round takes.
 
     Raises:
-        Refusal: several ranks, and constants without a link.
+        ConfigError: several ranks, and constants without a link.
     """
     count = len(ranks.clients_r)
     if constants.link is None and count > 1:
-        raise Refusal(
+        raise ConfigError(
             f"the constants know no link between ranks, but ranks={count}; measure them with "
             "--measure under a launcher with 2 ranks or more"
         )

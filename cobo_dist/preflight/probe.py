@@ -21,7 +21,7 @@ from cobo_dist.comm.startup.interfaces import gloo_endpoint
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.link_benchmark import measure
 from cobo_dist.config import Config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.preflight.diagnose import Facts, Finding, judge
 from cobo_dist.storage.run_dir import describe_environment
 from cobo_dist.tasks.base import Task
@@ -34,7 +34,7 @@ def examine(config: Config, launch: Launch) -> list[Finding]:
     Ranks other than 0 get the findings' levels and topics too, so that all end with one exit code.
 
     Raises:
-        Refusal: the ranks cannot connect.
+        ConfigError: the ranks cannot connect.
         RunFailure: contact was lost on the way.
     """
     check_backend(config.comm.backend, launch)
@@ -42,13 +42,13 @@ def examine(config: Config, launch: Launch) -> list[Finding]:
     device = torch.device("cpu")
     try:
         device = choose_device(config.run.device, config.comm.backend, launch)
-    except Refusal as refusal:
+    except ConfigError as refusal:
         refusals.append(str(refusal))
     prepared = prepare(config, launch, with_folder=False)
     if launch.rank == 0:
         try:
             resume.refuse_unusable(config, launch)
-        except Refusal as refusal:
+        except ConfigError as refusal:
             refusals.append(str(refusal))
     with open_session(launch, config.comm, device) as session:
         set_up_torch(config, launch, device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.reports.series import Series
 
 METRICS = ("accuracy", "perplexity", "loss")
@@ -38,7 +38,9 @@ class Metrics:
             return
         round_ = event.get("round")
         if type(round_) is not int or round_ < 0:
-            raise Refusal(f"{place}: round is {round_!r}, not a whole number >= 0; repair the line")
+            raise ConfigError(
+                f"{place}: round is {round_!r}, not a whole number >= 0; repair the line"
+            )
         if event["event"] == "eval":
             self._add_eval(event, round_, place)
             return
@@ -53,7 +55,7 @@ class Metrics:
     def _add_profile(self, seconds: object, round_: int, place: str) -> None:
         ranks = {len(one) for one in seconds.values()} if _lists(seconds) else set()
         if not _lists(seconds) or len(ranks) != 1:
-            raise Refusal(
+            raise ConfigError(
                 f"{place}: seconds are not one list of all ranks for each kind; repair it"
             )
         self.profile[round_] = {
@@ -65,7 +67,7 @@ class Metrics:
             return
         client = event.get("client")
         if client is not None and type(client) is not int:
-            raise Refusal(f"{place}: client is {client!r}, not a client's number or null")
+            raise ConfigError(f"{place}: client is {client!r}, not a client's number or null")
         split = str(event.get("split", "test"))
         for metric in METRICS:
             if metric in event:
@@ -80,7 +82,7 @@ class Metrics:
         # Runs older than this key always evaluated everything.
         whole = event.get("whole", True)
         if type(whole) is not bool:
-            raise Refusal(f"{place}: whole is {whole!r}, not true or false; repair the line")
+            raise ConfigError(f"{place}: whole is {whole!r}, not true or false; repair the line")
         parts = self.parts.setdefault(split, {})
         if whole:
             parts.pop(round_, None)
@@ -97,7 +99,7 @@ def _lists(value: object) -> TypeGuard[dict[str, list[object]]]:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read `metrics.jsonl`. Raises `Refusal` that names the line which is malformed.
+    """Read `metrics.jsonl`. Raises `ConfigError` that names the line which is malformed.
 
     A torn last line is left out and noted: a run that was killed, or is writing right now, may
     leave half a line at the end.
@@ -115,17 +117,17 @@ def read_metrics(path: Path) -> Metrics:
                 metrics.notes.append(f"{place} is torn (the last line); it is left out")
                 break
             reason = one_line(error)
-            raise Refusal(f"{place} is not JSON ({reason}); repair or remove it") from None
+            raise ConfigError(f"{place} is not JSON ({reason}); repair or remove it") from None
         if not isinstance(event, dict) or "event" not in event:
-            raise Refusal(f"{place} is not an object with an `event`; repair or remove it")
+            raise ConfigError(f"{place} is not an object with an `event`; repair or remove it")
         metrics.add(event, place)
     return metrics
 
 
 def number(value: object, key: str, place: str) -> float:
-    """Return a value as float. Raises `Refusal` where it is no number."""
+    """Return a value as float. Raises `ConfigError` where it is no number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Refusal(f"{place}: {key} is {value!r}, not a number; repair it")
+        raise ConfigError(f"{place}: {key} is {value!r}, not a number; repair it")
     return float(value)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.reports.events import METRICS, Profile, number, number_or_nan, one_line, read_metrics
 from cobo_dist.reports.large import Cells, Unfit, is_listed, read_listed
 from cobo_dist.reports.series import Series, link_strengths
@@ -140,21 +140,23 @@ class Run:
 def read_run(path: Path) -> Run:
     """Read a run folder, finished or not.
 
-    Raises `Refusal` where the folder does not exist, is no run, or holds a malformed file.
+    Raises `ConfigError` where the folder does not exist, is no run, or holds a malformed file.
     """
     if not path.is_dir():
         what = "is a file, not a run folder" if path.exists() else "does not exist"
-        raise Refusal(f"{path} {what}; give the run.dir of a run")
+        raise ConfigError(f"{path} {what}; give the run.dir of a run")
     for name in ("config.yaml", "metrics.jsonl"):
         if not (path / name).is_file():
-            raise Refusal(f"{path} is no run folder: it has no {name}; give the run.dir of a run")
+            raise ConfigError(
+                f"{path} is no run folder: it has no {name}; give the run.dir of a run"
+            )
     try:
         config = _read_config(path / "config.yaml")
         metrics = read_metrics(path / "metrics.jsonl")
         weights = _read_weights(path / "W.npz", config) if (path / "W.npz").exists() else None
         summary = _read_summary(path / "summary.json") if (path / "summary.json").exists() else None
     except OSError as error:
-        raise Refusal(f"{error.filename or path} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{error.filename or path} cannot be read: {error.strerror}") from None
     run = Run(
         path=path,
         config=config,
@@ -189,7 +191,7 @@ def _check_clients(run: Run) -> None:
     if run.summary is not None:
         count = max(count, len(run.summary.per_client))
     if run.weights is not None and count and run.weights.clients != count:
-        raise Refusal(
+        raise ConfigError(
             f"{run.path / 'W.npz'} holds weights of {run.weights.clients} clients, but metrics and "
             f"summary tell of {count}; remove it or rerun"
         )
@@ -211,15 +213,15 @@ def _read_config(path: Path) -> dict[str, object]:
         nested = yaml.safe_load(path.read_text(encoding="utf-8"))
     # The last three: PyYAML's own, of tags that do not fit their values and of endless nesting.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise Refusal(f"{path} is not YAML: {one_line(error)}; restore the file") from None
+        raise ConfigError(f"{path} is not YAML: {one_line(error)}; restore the file") from None
     if not isinstance(nested, dict):
-        raise Refusal(f"{path} holds no mapping of settings; restore the file")
+        raise ConfigError(f"{path} holds no mapping of settings; restore the file")
     flat = flatten(nested)
     for key in ("task.name", "algorithm.name", "run.seed"):
         if flat.get(key) is None:
-            raise Refusal(f"{path} has no {key}; restore the resolved config of the run")
+            raise ConfigError(f"{path} has no {key}; restore the resolved config of the run")
     if type(flat["run.seed"]) is not int:
-        raise Refusal(f"{path}: run.seed is {flat['run.seed']!r}, not a whole number")
+        raise ConfigError(f"{path}: run.seed is {flat['run.seed']!r}, not a whole number")
     return flat
 
 
@@ -230,32 +232,32 @@ def _read_weights(path: Path, config: Mapping[str, object]) -> Weights:
                 return _read_listed(stored, config)
             arrays = {name: stored[name] for name in stored.files}
     except Unfit as error:
-        raise Refusal(f"{path}: {error}; remove it or rerun") from None
+        raise ConfigError(f"{path}: {error}; remove it or rerun") from None
     except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         reason = one_line(error)
-        raise Refusal(f"{path} is not a readable npz ({reason}); remove it or rerun") from None
+        raise ConfigError(f"{path} is not a readable npz ({reason}); remove it or rerun") from None
     if missing := {"rounds", "weights"} - arrays.keys():
-        raise Refusal(f"{path} has no array `{sorted(missing)[0]}`; remove it or rerun")
+        raise ConfigError(f"{path} has no array `{sorted(missing)[0]}`; remove it or rerun")
     rounds, weights, clusters = arrays["rounds"], arrays["weights"], arrays.get("clusters")
     if weights.ndim != 3 or weights.shape[1] != weights.shape[2] or 0 in weights.shape:
-        raise Refusal(f"{path}: weights have shape {weights.shape}, not [k, n, n]; rerun")
+        raise ConfigError(f"{path}: weights have shape {weights.shape}, not [k, n, n]; rerun")
     if rounds.shape != weights.shape[:1] or (np.diff(rounds) <= 0).any():
-        raise Refusal(
+        raise ConfigError(
             f"{path}: rounds have shape {rounds.shape} for {len(weights)} matrices, or do not "
             "increase; remove it or rerun"
         )
     if clusters is not None and clusters.shape != weights.shape[1:2]:
-        raise Refusal(
+        raise ConfigError(
             f"{path}: clusters have shape {clusters.shape}, but there are {weights.shape[1]} "
             "clients; remove it or rerun"
         )
     if not np.issubdtype(weights.dtype, np.floating) or not all(
         np.issubdtype(array.dtype, np.integer) for array in (rounds, clusters) if array is not None
     ):
-        raise Refusal(f"{path}: weights must be floats, rounds and clusters integers; rerun")
+        raise ConfigError(f"{path}: weights must be floats, rounds and clusters integers; rerun")
     names = arrays.get("names", np.empty(0, dtype=np.str_))
     if names.dtype.kind != "U" or (names.size and names.shape != weights.shape[1:2]):
-        raise Refusal(
+        raise ConfigError(
             f"{path}: names are {names.dtype} {list(names.shape)}, not one text for each of "
             f"{weights.shape[1]} clients; remove it or rerun"
         )
@@ -294,13 +296,15 @@ def _read_summary(path: Path) -> Summary:
         clients = {int(entry["client"]): entry for entry in raw.get("per_client") or []}
         rounds, seconds, sent = (raw[key] for key in ("rounds", "seconds", "bytes_sent"))
     except KeyError as error:
-        raise Refusal(f"{path} has no {error}; remove it to report the run as unfinished") from None
+        raise ConfigError(
+            f"{path} has no {error}; remove it to report the run as unfinished"
+        ) from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise Refusal(
+        raise ConfigError(
             f"{path} is malformed ({one_line(error)}); remove it to report the run as unfinished"
         ) from None
     if type(rounds) is not int:
-        raise Refusal(f"{path}: rounds is {rounds!r}, not a whole number")
+        raise ConfigError(f"{path}: rounds is {rounds!r}, not a whole number")
     match = raw.get("cluster_match")
     place = str(path)
     return Summary(

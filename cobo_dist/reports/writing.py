@@ -8,20 +8,20 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 
 _LONGEST = 90  # letters; file systems take 255 bytes with all that is added
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder for the report. Raises `Refusal` where that is impossible."""
+    """Create a folder for the report. Raises `ConfigError` where that is impossible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise Refusal(f"{path} is a file, not a folder; give another --out") from None
+        raise ConfigError(f"{path} is a file, not a folder; give another --out") from None
     except OSError as error:
         reason = error.strerror
-        raise Refusal(f"{path} cannot be created ({reason}); give another --out") from None
+        raise ConfigError(f"{path} cannot be created ({reason}); give another --out") from None
     return path
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage.disk import writing
 
@@ -43,38 +43,38 @@ class RunFolder:
         """Look, without writing, whether a run can go here; `overwrite`: an earlier run is no obstacle.
 
         Raises:
-            Refusal: it is a file, holds an earlier run, or cannot be written.
+            ConfigError: it is a file, holds an earlier run, or cannot be written.
         """
         try:
             self._refuse_unusable(overwrite)
         except OSError as error:
-            raise Refusal(
+            raise ConfigError(
                 f"run.dir={self.path} is no usable path: {error.strerror}; name another run.dir"
             ) from None
 
     def _refuse_unusable(self, overwrite: bool) -> None:
         for name in self.path.parts:
             if len(os.fsencode(name)) > 255:
-                raise Refusal(
+                raise ConfigError(
                     f"run.dir={self.path}: a name in it is too long; name another run.dir"
                 )
         for part in (self.path, *self.path.parents):
             if part.exists() and not part.is_dir():
-                raise Refusal(f"run.dir={self.path}: {part} is a file; name another run.dir")
+                raise ConfigError(f"run.dir={self.path}: {part} is a file; name another run.dir")
         held = [name for name in LEFT_BY_A_RUN if (self.path / name).exists()]
         if held and "metrics.jsonl" not in held:
-            raise Refusal(
+            raise ConfigError(
                 f"run.dir={self.path} holds {', '.join(held)} but no run (no metrics.jsonl), so it "
                 "is not replaced; name another run.dir"
             )
         if held and not overwrite:
-            raise Refusal(
+            raise ConfigError(
                 f"run.dir={self.path} already holds a run; set run.resume=auto to go on with it, "
                 "run.overwrite=true to replace it, or name another run.dir"
             )
         nearest = next(part for part in (self.path, *self.path.parents) if part.exists())
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise Refusal(
+            raise ConfigError(
                 f"run.dir={self.path}: no permission to write in {nearest}; name another run.dir"
             )
 
@@ -82,7 +82,7 @@ class RunFolder:
         """Make the folder and remove what an earlier run left (never anything else).
 
         Raises:
-            Refusal: the file system says no.
+            ConfigError: the file system says no.
         """
         try:
             for name in LEFT_BY_A_RUN:
@@ -90,7 +90,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "metrics.jsonl").touch()  # marks the folder as a run's
         except OSError as error:
-            raise Refusal(f"run.dir={self.path} cannot be made: {error.strerror}") from None
+            raise ConfigError(f"run.dir={self.path} cannot be made: {error.strerror}") from None
 
     @property
     def checkpoints(self) -> Path:
@@ -104,7 +104,7 @@ class RunFolder:
         will not come, are set aside; what only a finished run leaves goes.
 
         Raises:
-            Refusal: the file system says no.
+            ConfigError: the file system says no.
         """
         own = self.path / "metrics.jsonl"
         try:
@@ -119,7 +119,9 @@ class RunFolder:
             for name in ("summary.json", "status.json", "models", "errors"):
                 _remove(self.path / name)
         except OSError as error:
-            raise Refusal(f"run.dir={self.path} cannot be made ready: {error.strerror}") from None
+            raise ConfigError(
+                f"run.dir={self.path} cannot be made ready: {error.strerror}"
+            ) from None
 
     def _set_aside_after(self, r: int) -> None:
         for draft in self.checkpoints.glob("*.part"):

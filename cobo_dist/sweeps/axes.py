@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 
 SEED = "run.seed"
 METHOD_KEYS = ("algorithm.name", "task.name")
@@ -46,23 +46,23 @@ def read_axes(arguments: Sequence[str]) -> list[Axis]:
     """Return the axes of `key.path=v1,v2` arguments, in their order.
 
     Raises:
-        Refusal: not of that form, a key or value given twice, an empty value, or a key that the
+        ConfigError: not of that form, a key or value given twice, an empty value, or a key that the
             sweep sets itself.
     """
     axes: dict[str, Axis] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not key or argument.startswith("-"):
-            raise Refusal(
+            raise ConfigError(
                 f"argument {argument!r} is not understood; write key.path=value or "
                 "key.path=value,value, for example optimizer.lr=0.05,0.1, or see --help"
             )
         key = _SHORT.get(key, key)
         if key in _OWN:
-            raise Refusal(f"{argument} is not for a sweep: {_OWN[key]}")
+            raise ConfigError(f"{argument} is not for a sweep: {_OWN[key]}")
         if key in axes:
             both = ",".join((*axes[key].values, text))
-            raise Refusal(f"{key} is given twice; write {key}={both}")
+            raise ConfigError(f"{key} is given twice; write {key}={both}")
         axes[key] = Axis(key, _read_values(key, text))
     return list(axes.values())
 
@@ -74,11 +74,11 @@ def _read_values(key: str, text: str) -> tuple[str, ...]:
     seen: dict[str, str] = {}
     for value in values:
         if not value:
-            raise Refusal(f"{key}={text} has an empty value; remove a comma, or write ''")
+            raise ConfigError(f"{key}={text} has an empty value; remove a comma, or write ''")
         meaning = _meaning(value)
         if meaning in seen:
             same = value if seen[meaning] == value else f"{seen[meaning]} and {value}, the same,"
-            raise Refusal(f"{key}={text} has {same} twice; give every value once")
+            raise ConfigError(f"{key}={text} has {same} twice; give every value once")
         seen[meaning] = value
     return values
 
@@ -89,7 +89,7 @@ def split_values(key: str, text: str) -> tuple[str, ...]:
     As in YAML, a quote opens where a value may begin, so `it's` is a word.
 
     Raises:
-        Refusal: a bracket or quote that is not closed, where that leaves commas in doubt.
+        ConfigError: a bracket or quote that is not closed, where that leaves commas in doubt.
     """
     values, start = [], 0
     depth, quote, may_begin = 0, "", True
@@ -108,7 +108,9 @@ def split_values(key: str, text: str) -> tuple[str, ...]:
         may_begin = letter in ",[{:" or (may_begin and letter == " ")
     if (depth or quote) and "," in text:
         what = f"quote {quote}" if quote else "bracket"
-        raise Refusal(f"{key}={text} has a {what} that is not closed; close it or quote the value")
+        raise ConfigError(
+            f"{key}={text} has a {what} that is not closed; close it or quote the value"
+        )
     values.append(text[start:].strip())
     return tuple(values)
 

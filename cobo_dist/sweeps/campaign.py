@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Refusal
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError
 from cobo_dist.sweeps import process
 from cobo_dist.sweeps.axes import Axis
 from cobo_dist.sweeps.choice import Verdict, judge
@@ -40,15 +40,17 @@ def make_plan(runs: Sequence[Run], axes: Sequence[Axis], out: Path, ranks: int, 
     """Look into the folders of all runs.
 
     Raises:
-        Refusal: --out cannot be used, or a folder holds a finished run of other settings.
+        ConfigError: --out cannot be used, or a folder holds a finished run of other settings.
     """
     try:
         for part in (out, *out.parents):
             if part.exists() and not part.is_dir():
-                raise Refusal(f"--out {out}: {part} is a file, not a folder; give another --out")
+                raise ConfigError(
+                    f"--out {out}: {part} is a file, not a folder; give another --out"
+                )
         states = {run.name: look(out / run.name, run.config) for run in runs}
     except OSError as error:
-        raise Refusal(
+        raise ConfigError(
             f"--out {out} cannot be used ({error.strerror}); give another --out"
         ) from None
     return Plan(runs, axes, states, out, ranks, typed)
@@ -80,10 +82,10 @@ def carry_out_one(plan: Plan, number: int) -> int:
     128 + the signal if there is none.
 
     Raises:
-        Refusal: there is no such run, --out cannot be written, or another sweep is at work on it.
+        ConfigError: there is no such run, --out cannot be written, or another sweep is at work on it.
     """
     if not 1 <= number <= len(plan.runs):
-        raise Refusal(f"--only {number}: this sweep has the runs 1 to {len(plan.runs)}")
+        raise ConfigError(f"--only {number}: this sweep has the runs 1 to {len(plan.runs)}")
     run = plan.runs[number - 1]
     record = Record(run, plan.folder(run))
     place = f"[{number}/{len(plan.runs)}] {run.name} ..."
@@ -108,7 +110,7 @@ def carry_out(plan: Plan, only_tables: bool = False) -> int:
     With `only_tables` nothing is run: tables are written and printed of what is done by now.
 
     Raises:
-        Refusal: --out cannot be written, or another sweep is at work in it.
+        ConfigError: --out cannot be written, or another sweep is at work in it.
         OSError: a table or log cannot be written later on.
     """
     _make_folder(plan.out / "logs")
@@ -136,7 +138,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refusal(
+        raise ConfigError(
             f"--out: {folder} cannot be made ({error.strerror}); give another --out"
         ) from None
 
@@ -150,12 +152,14 @@ def alone(path: Path, shared: bool = False) -> Iterator[None]:
     try:
         lock = path.open("w")
     except OSError as error:
-        raise Refusal(f"--out: {path} cannot be written ({error.strerror}); give another") from None
+        raise ConfigError(
+            f"--out: {path} cannot be written ({error.strerror}); give another"
+        ) from None
     with lock:
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Refusal(
+            raise ConfigError(
                 f"--out: {path.parent} is in use by another sweep; wait for it, or give another --out"
             ) from None
         except OSError:
@@ -185,7 +189,7 @@ def _take_result(record: Record) -> None:
     try:
         record.result = read_result(record.folder)
         record.state = "done"
-    except Refusal as refusal:
+    except ConfigError as refusal:
         record.state, record.reason = "failed", str(refusal)
 
 

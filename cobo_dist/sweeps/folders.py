@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from cobo_dist.config import Config, load_config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.sweeps.grid import show
 
 METRICS = ("accuracy", "perplexity", "loss")
@@ -38,7 +38,7 @@ def look(folder: Path, wanted: Config) -> State:
     """Return what to do about the folder: `new` and `again` run, `resume` goes on, `done` is skipped.
 
     Raises:
-        Refusal: it holds a finished run of other settings, or one that cannot be compared.
+        ConfigError: it holds a finished run of other settings, or one that cannot be compared.
     """
     if not (folder / "metrics.jsonl").exists():
         return "new"
@@ -47,15 +47,15 @@ def look(folder: Path, wanted: Config) -> State:
     remedy = f"give another --out, or remove {folder}"
     try:
         found = load_config(str(folder / "config.yaml"), [])
-    except Refusal as refusal:
-        raise Refusal(
+    except ConfigError as refusal:
+        raise ConfigError(
             f"{folder} holds a finished run whose settings cannot be compared: {refusal}; {remedy}"
         ) from None
     differences = different_keys(found, wanted)
     if differences:
         key, (old, new) = next(iter(differences.items()))
         more = f" and {len(differences) - 1} more keys" if len(differences) > 1 else ""
-        raise Refusal(
+        raise ConfigError(
             f"{folder} holds a finished run with {key}={show(old)}{more}, but this sweep wants "
             f"{key}={show(new)}; {remedy}"
         )
@@ -68,7 +68,7 @@ def _can_go_on(folder: Path, wanted: Config) -> bool:
         return False
     try:
         return not different_keys(load_config(str(folder / "config.yaml"), []), wanted)
-    except Refusal:
+    except ConfigError:
         return False
 
 
@@ -107,7 +107,7 @@ def read_result(folder: Path) -> Result:
     """Return the last figures of a done run.
 
     Raises:
-        Refusal: a file of the folder is missing or malformed.
+        ConfigError: a file of the folder is missing or malformed.
     """
     try:
         summary = json.loads((folder / "summary.json").read_bytes())
@@ -123,10 +123,10 @@ def read_result(folder: Path) -> Result:
             if metric in row
         }
     except OSError as error:
-        raise Refusal(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise Refusal(
+        raise ConfigError(
             f"{folder} holds a run whose figures are malformed ({reason}); remove it to repeat it"
         ) from None
     return Result(scores, seconds)

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import yaml
 
 from cobo_dist.config import VARIANTS, Config, load_config
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.sweeps.axes import SEED, Axis
 
 WITH_VALIDATION = "run.eval_splits=[validation,test]"
@@ -52,7 +52,7 @@ def expand(files: Sequence[str], axes: Sequence[Axis]) -> list[Run]:
     then equal is run once. Where a setting is to be chosen, validation data are evaluated too.
 
     Raises:
-        Refusal: a config that training would refuse, or a key that no combination has.
+        ConfigError: a config that training would refuse, or a key that no combination has.
     """
     axes = sorted(axes, key=lambda axis: axis.key == SEED)  # stable: the others keep their order
     combinations = list(_combinations(files, axes))
@@ -74,9 +74,9 @@ def expand(files: Sequence[str], axes: Sequence[Axis]) -> list[Run]:
 def _load(file: str | None, arguments: Sequence[str], several: bool) -> Config:
     try:
         return load_config(file, arguments)
-    except Refusal as refusal:
+    except ConfigError as refusal:
         unclear = several and str(file) not in str(refusal)
-        raise Refusal(f"--config {file}: {refusal}" if unclear else str(refusal)) from None
+        raise ConfigError(f"--config {file}: {refusal}" if unclear else str(refusal)) from None
 
 
 # -- combinations ------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def _default_names(names: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """The names that go with these ones: which model is the default may depend on the task."""
     try:
         config = load_config(None, [f"{section}.name={name}" for section, name in names])
-    except Refusal:  # a name that is none, or one that needs more keys
+    except ConfigError:  # a name that is none, or one that needs more keys
         config = Config()
     return {section: getattr(config, section).name for section in VARIANTS}
 
@@ -157,7 +157,7 @@ def _with_validation(file: str | None, arguments: Sequence[str], config: Config)
         return None
     try:
         return load_config(file, [*arguments, WITH_VALIDATION])
-    except Refusal:
+    except ConfigError:
         return None  # the config without it is fine, so it is the task that has no such data
 
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.settings import Section, Width
 
 SMALLEST = 4  # pixels a side: two poolings by 2 must leave one
@@ -28,11 +28,11 @@ def build_cnn(config: CnnConfig, shape: torch.Size, classes: int) -> nn.Sequenti
     """Return the network for images of `shape` [channels, H, W], not yet started.
 
     Raises:
-        Refusal: images too small.
+        ConfigError: images too small.
     """
     channels, height, width = shape
     if min(height, width) < SMALLEST:
-        raise Refusal(
+        raise ConfigError(
             f"model.name=cnn needs images of at least {SMALLEST} x {SMALLEST} pixels, and these have "
             f"{height} x {width}; set model.name=mlp"
         )

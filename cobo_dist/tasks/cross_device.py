@@ -12,7 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.settings import as_tuple
 from cobo_dist.tasks.base import DataConfig
@@ -64,13 +64,13 @@ class CrossDevice(Classification):
         """Read and split.
 
         Raises:
-            Refusal: missing or malformed data, classes that do not divide, too few images.
+            ConfigError: missing or malformed data, classes that do not divide, too few images.
         """
         self.config = config
         images = load_images(data.file, data.root, "fine")
         sizes = config.cluster_sizes
         if images.classes % len(sizes):
-            raise Refusal(
+            raise ConfigError(
                 f"{images.classes} classes ({images.source}) do not divide among "
                 f"{len(sizes)} clusters; give task.cluster_sizes as many entries as a divisor of "
                 f"{images.classes}"
@@ -104,7 +104,7 @@ def split(
         held_out = int(config.validation_fraction * len(own))
         used = int(config.data_fraction * (len(own) - held_out))
         if used < size or not len(test):
-            raise Refusal(
+            raise ConfigError(
                 f"cluster {cluster} has {len(own)} training and {len(test)} test images "
                 f"({images.source}); less {held_out} for validation, at task.data_fraction="
                 f"{config.data_fraction:g}, that leaves {used} for its {size} clients: each needs "

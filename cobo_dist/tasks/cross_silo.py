@@ -12,7 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.settings import as_tuple
 from cobo_dist.tasks.base import DataConfig
@@ -73,10 +73,10 @@ class CrossSilo(Classification):
         """Read and split.
 
         Raises:
-            Refusal: missing or malformed data, too few images for so many clients.
+            ConfigError: missing or malformed data, too few images for so many clients.
         """
         if config.label_seeds and len(config.label_seeds) != config.clusters:
-            raise Refusal(
+            raise ConfigError(
                 f"task.label_seeds names {len(config.label_seeds)} seeds for task.clusters="
                 f"{config.clusters}; give one for each, or none"
             )
@@ -112,7 +112,7 @@ def split(config: CrossSiloConfig, images: ImageSet, seed: int) -> dict[str, lis
     held_out = int(config.validation_fraction * count)
     used = int(config.data_fraction * (count - held_out))
     if used < config.clients_per_cluster:
-        raise Refusal(
+        raise ConfigError(
             f"{count} training images ({images.source}) less {held_out} for validation, at "
             f"task.data_fraction={config.data_fraction:g}, leave {used} for the "
             f"{config.clients_per_cluster} clients of a cluster; raise task.data_fraction or lower "

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.models import ClassifierConfig
@@ -57,7 +57,7 @@ class Digits(Classification):
         """Load and split.
 
         Raises:
-            Refusal: too few images for so many clients or so large a test pool.
+            ConfigError: too few images for so many clients or so large a test pool.
         """
         from sklearn.datasets import load_digits
 
@@ -84,12 +84,12 @@ def _split(config: DigitsConfig, images: int, seed: int) -> dict[str, list[torch
     each = config.images_per_client or left // clients
     held_out = int(each * config.validation_fraction)
     if each > left:
-        raise Refusal(
+        raise ConfigError(
             f"{images} digits less task.test_size={config.test_size} leave {left} for a client to draw "
             f"task.images_per_client={each} from; lower one of them"
         )
     if each - held_out < 1:
-        raise Refusal(
+        raise ConfigError(
             f"{images} digits less task.test_size={config.test_size} leave {each} for each of "
             f"{clients} clients; lower task.test_size, task.clusters or task.clients_per_cluster, or let "
             "clients share images: task.images_per_client=20"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.tasks.npz import read_arrays
 
 NPZ, STORED = "cifar100.npz", "cifar-100-python"
@@ -35,7 +35,7 @@ def load_images(file: str, root: str, labels: str) -> ImageSet:
     """Return the images of `data.file`, or CIFAR-100 from `data.root`, with fine or coarse labels.
 
     Raises:
-        Refusal: nothing there, or not what it should be.
+        ConfigError: nothing there, or not what it should be.
     """
     if file:
         return _read_npz(Path(file).expanduser(), f"data.file={file}", labels)
@@ -44,7 +44,7 @@ def load_images(file: str, root: str, labels: str) -> ImageSet:
         return _read_npz(folder / NPZ, f"data.root={root}: {NPZ}", labels)
     if (folder / STORED).is_dir():
         return _read_stored(folder, f"data.root={root}: {STORED}", labels)
-    raise Refusal(
+    raise ConfigError(
         f"data.root={root} has neither {NPZ} nor {STORED}; set data.root to the folder that has one, "
         "set data.file, or fetch CIFAR-100 with python -m cobo_dist.prepare and the same settings"
     )
@@ -60,7 +60,7 @@ def fetch_cifar100(root: str) -> None:
     """Download CIFAR-100 into `data.root` through torchvision, which checks what it got.
 
     Raises:
-        Refusal: it cannot be fetched or written.
+        ConfigError: it cannot be fetched or written.
     """
     from torchvision.datasets import CIFAR100
 
@@ -68,7 +68,7 @@ def fetch_cifar100(root: str) -> None:
         CIFAR100(str(Path(root).expanduser()), download=True)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise Refusal(
+        raise ConfigError(
             f"CIFAR-100 cannot be fetched into data.root={root} ({reason}); where there is no network, "
             f"copy {NPZ} or the folder {STORED} there from another machine"
         ) from None
@@ -83,7 +83,7 @@ def _read_npz(path: Path, source: str, labels: str) -> ImageSet:
     arrays, found = read_arrays(path, source, "give the path of an npz", names)
     if missing := [name for name in names if name not in found]:
         hint = "; set task.labels=fine" if labels == "coarse" and "y_train" in found else ""
-        raise Refusal(
+        raise ConfigError(
             f"{source} lacks the array {missing[0]!r}; it must hold {', '.join(names)}, and holds "
             f"{', '.join(sorted(found)) or 'nothing'}{hint}"
         )
@@ -94,24 +94,24 @@ def _checked(arrays: dict[str, NDArray[np.generic]], source: str) -> ImageSet:
     """Return the arrays as an image set.
 
     Raises:
-        Refusal: a shape, type or label that cannot be, with the array's name.
+        ConfigError: a shape, type or label that cannot be, with the array's name.
     """
     (x_train_name, x_train), (y_train_name, y_train), *rest = arrays.items()
     (x_test_name, x_test), (y_test_name, y_test) = rest
     for name, x in ((x_train_name, x_train), (x_test_name, x_test)):
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or not x.size:
-            raise Refusal(
+            raise ConfigError(
                 f"{source}: {name} is {x.dtype} {list(x.shape)}, but must be uint8 [N, H, W, C] with "
                 "1 or 3 channels and at least one image; convert it"
             )
     if x_train.shape[1:] != x_test.shape[1:]:
-        raise Refusal(
+        raise ConfigError(
             f"{source}: training images are {list(x_train.shape[1:])} and test images "
             f"{list(x_test.shape[1:])}; they must be alike"
         )
     for name, y, x in ((y_train_name, y_train, x_train), (y_test_name, y_test, x_test)):
         if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
-            raise Refusal(
+            raise ConfigError(
                 f"{source}: {name} is {y.dtype} {list(y.shape)}, but must be whole numbers "
                 f"[{len(x)}], one label for each image"
             )
@@ -119,7 +119,7 @@ def _checked(arrays: dict[str, NDArray[np.generic]], source: str) -> ImageSet:
     for name, y in ((y_train_name, y_train), (y_test_name, y_test)):
         low, high = int(y.min()), int(y.max())
         if low < 0 or high >= classes:
-            raise Refusal(
+            raise ConfigError(
                 f"{source}: {name} holds labels {low} to {high}, but labels must lie in 0 to "
                 f"{classes - 1}, the greatest in training"
             )
@@ -148,7 +148,7 @@ def _read_stored(root: Path, source: str, labels: str) -> ImageSet:
             targets = part.targets if labels == "fine" else _coarse(part)
         except (RuntimeError, OSError, pickle.UnpicklingError, KeyError) as error:
             reason = " ".join(str(error).split())
-            raise Refusal(
+            raise ConfigError(
                 f"{source} is incomplete or damaged ({reason}); remove it and fetch it again with "
                 "python -m cobo_dist.prepare"
             ) from None

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section, Widths
 from cobo_dist.tasks.cnn import CnnConfig, build_cnn
@@ -33,12 +33,12 @@ def build_model(config: ClassifierConfig, shape: torch.Size, classes: int, seed:
     """Return the configured classifier of inputs of `shape` into `classes` classes: x^0 of the seed.
 
     Raises:
-        Refusal: a model that cannot take such inputs.
+        ConfigError: a model that cannot take such inputs.
     """
     if isinstance(config, MlpConfig):
         model: nn.Module = _build_mlp(config, shape.numel(), classes)
     elif len(shape) != 3:
-        raise Refusal(
+        raise ConfigError(
             f"model.name={config.name} takes images, and this task's inputs are {shape.numel()} "
             "numbers; set model.name=mlp"
         )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 
 
 def read_arrays(
@@ -19,11 +19,11 @@ def read_arrays(
     """Return the wanted arrays that an npz holds (all of them by default), and the names of all it holds.
 
     Raises:
-        Refusal: `source` (the file as the user named it) is no file (then `remedy`), or no npz.
+        ConfigError: `source` (the file as the user named it) is no file (then `remedy`), or no npz.
     """
     try:
         if not path.is_file():
-            raise Refusal(f"{source} is no file; {remedy}")
+            raise ConfigError(f"{source} is no file; {remedy}")
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("it holds one bare array")
@@ -43,4 +43,4 @@ def read_arrays(
         zlib.error,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Refusal(f"{source} is no readable npz: {reason}; write it anew") from None
+        raise ConfigError(f"{source} is no readable npz: {reason}; write it anew") from None

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cobo_dist.clients.engines import ENGINES, Batch
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section, Text
 from cobo_dist.tasks.base import mean_of, save_tensors
@@ -67,10 +67,10 @@ class Quadratic:
         """Read the problem.
 
         Raises:
-            Refusal: no such file, not such a file, or shapes that disagree.
+            ConfigError: no such file, not such a file, or shapes that disagree.
         """
         if not config.file:
-            raise Refusal(
+            raise ConfigError(
                 "task.file is not set; task quadratic needs a problem.npz with centers [n, d], "
                 "curvature [n] and start [d]"
             )
@@ -186,7 +186,7 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
     """Return the arrays of a problem file as float64, shapes checked.
 
     Raises:
-        Refusal: the file is missing, no npz, lacks an array, or its shapes or numbers are wrong.
+        ConfigError: the file is missing, no npz, lacks an array, or its shapes or numbers are wrong.
     """
     arrays, _ = read_arrays(path, f"task.file={path}", "write one with numpy.savez")
     for name, dimensions in (("centers", 2), ("curvature", 1), ("start", 1), ("clusters", 1)):
@@ -194,26 +194,26 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
             if name == "clusters":
                 continue
             found = ", ".join(sorted(arrays)) or "nothing"
-            raise Refusal(f"task.file={path} lacks the array {name!r}; it holds {found}")
+            raise ConfigError(f"task.file={path} lacks the array {name!r}; it holds {found}")
         if arrays[name].ndim != dimensions or arrays[name].dtype.kind not in "fiu":
-            raise Refusal(
+            raise ConfigError(
                 f"task.file={path}: {name} is {arrays[name].dtype} {list(arrays[name].shape)}, but "
                 f"must be numbers in {dimensions} dimension(s)"
             )
         if not arrays[name].size or not np.isfinite(arrays[name]).all():
-            raise Refusal(f"task.file={path}: {name} is empty or holds NaN or infinite numbers")
+            raise ConfigError(f"task.file={path}: {name} is empty or holds NaN or infinite numbers")
     n, d = arrays["centers"].shape
     for name, length in (("curvature", n), ("start", d), ("clusters", n)):
         if name in arrays and arrays[name].shape != (length,):
-            raise Refusal(
+            raise ConfigError(
                 f"task.file={path}: centers is [{n}, {d}], so {name} must be [{length}], not "
                 f"{list(arrays[name].shape)}"
             )
     clusters = arrays.get("clusters", np.zeros(1))
     if (clusters != np.round(clusters)).any():
-        raise Refusal(f"task.file={path}: clusters must be whole numbers, one for each client")
+        raise ConfigError(f"task.file={path}: clusters must be whole numbers, one for each client")
     if (arrays["curvature"] <= 0).any():
-        raise Refusal(
+        raise ConfigError(
             f"task.file={path}: curvature must be above 0 (Example 2), and its least is "
             f"{arrays['curvature'].min():g}"
         )

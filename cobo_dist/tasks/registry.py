@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.cross_device import CrossDevice, CrossDeviceConfig
 from cobo_dist.tasks.cross_silo import CrossSilo, CrossSiloConfig
@@ -24,19 +24,19 @@ def build_task(
     """Read the data and return the task.
 
     Raises:
-        Refusal: missing or malformed data, or a model of another kind, in one line.
+        ConfigError: missing or malformed data, or a model of another kind, in one line.
     """
     if isinstance(config, QuadraticConfig):
         return Quadratic(config, seed, dtype)
     if isinstance(config, LanguageConfig):
         if not isinstance(model, Adapters):
-            raise Refusal(
+            raise ConfigError(
                 f"model.name={model.name} is no language model; task.name=language takes gpt2, "
                 "causal-lm, gguf or tiny-gpt2"
             )
         return Language(config, model, data, seed)
     if isinstance(model, Adapters):
-        raise Refusal(
+        raise ConfigError(
             f"model.name={model.name} is a language model; task.name={config.name} takes mlp or resnet9"
         )
     if isinstance(config, CrossSiloConfig):

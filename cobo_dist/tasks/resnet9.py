@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.settings import Section
 
 SMALLEST = 8  # pixels a side: three poolings by 2 must leave one
@@ -84,16 +84,16 @@ def build_resnet9(config: Resnet9Config, shape: torch.Size, classes: int) -> Res
     """Return the network for images of `shape` [channels, H, W], not yet started.
 
     Raises:
-        Refusal: images too small, or groups that do not divide the channels.
+        ConfigError: images too small, or groups that do not divide the channels.
     """
     channels, height, width = shape
     if min(height, width) < SMALLEST:
-        raise Refusal(
+        raise ConfigError(
             f"model.name=resnet9 needs images of at least {SMALLEST} x {SMALLEST} pixels, and these "
             f"have {height} x {width}; set model.name=mlp"
         )
     if config.norm == "group" and config.width % config.groups:
-        raise Refusal(
+        raise ConfigError(
             f"model.groups={config.groups} does not divide model.width={config.width}; choose a "
             "divisor of it"
         )

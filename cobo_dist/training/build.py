@@ -14,7 +14,7 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
-from cobo_dist.errors import EXIT_DONE, Refusal
+from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.storage.run_dir import RunFolder
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
@@ -27,7 +27,7 @@ def run(config: Config, launch: Launch) -> int:
     """Train as the config says on the launched ranks; return the exit code.
 
     Raises:
-        Refusal: nothing was started or written.
+        ConfigError: nothing was started or written.
         RunFailure: the run started and could not go on; status.json says why.
     """
     check_backend(config.comm.backend, launch)
@@ -61,7 +61,7 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
             )
             folder = training.folder  # knows whether it was claimed
             return training.run()
-        except Refusal:
+        except ConfigError:
             raise
         except BaseException as error:
             r = 0 if training is None else training.round
@@ -108,7 +108,7 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
         data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
         seen = hashlib.sha256((config.to_yaml() + data).encode()).hexdigest()
         return Prepared(task, placement, data, seen)
-    except Refusal as error:
+    except ConfigError as error:
         return Prepared(refusal=str(error))
     except Exception as error:  # whatever it is, all ranks must hear of it
         return Prepared(refusal=one_line(error))
@@ -118,7 +118,7 @@ def refuse_unfit(config: Config, task: Task) -> None:
     """Check what algorithm, engine and evaluation need of the task.
 
     Raises:
-        Refusal: the task does not have it.
+        ConfigError: the task does not have it.
     """
     if needs_clusters(config.algorithm) and task.clusters is None:
         why = (
@@ -126,21 +126,21 @@ def refuse_unfit(config: Config, task: Task) -> None:
             if task.name == "quadratic"
             else f"task.name={task.name} knows none; choose another algorithm"
         )
-        raise Refusal(
+        raise ConfigError(
             f"algorithm.name={config.algorithm.name} needs a task with known clusters, and {why}"
         )
     if config.run.engine not in ("auto", *task.engines):
-        raise Refusal(
+        raise ConfigError(
             f"run.engine={config.run.engine} does not serve task.name={task.name}, which has "
             f"{', '.join(task.engines)}; leave run.engine at auto"
         )
     if needs_validation(config.algorithm) and "validation" not in task.splits:
-        raise Refusal(
+        raise ConfigError(
             f"algorithm.name={config.algorithm.name} scores models on validation data, and this "
             f"task has only {', '.join(task.splits)}; set task.validation_fraction above 0"
         )
     for split in config.run.eval_splits:
         if split not in task.splits:
-            raise Refusal(
+            raise ConfigError(
                 f"run.eval_splits: this task has no {split} data; it has {', '.join(task.splits)}"
             )

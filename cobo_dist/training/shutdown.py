@@ -19,7 +19,7 @@ from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.config import Config
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, Refusal, RunFailure
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RunFailure
 from cobo_dist.storage.run_dir import RunFolder
 from cobo_dist.tracking.progress import final_table, human_bytes
 from cobo_dist.tracking.run_logger import Book
@@ -145,7 +145,7 @@ def _leave_status(folder: RunFolder, line: str) -> None:
 def one_line(error: BaseException) -> str:
     """Return an error as one line: its own words, and its kind where it is not ours."""
     text = " ".join(str(error).split())
-    if isinstance(error, (Refusal, RunFailure)):
+    if isinstance(error, (ConfigError, RunFailure)):
         return text
     # torch has a class of its own only for GPUs.
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:

@@ -21,7 +21,7 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.config import Config
-from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, Refusal, RunFailure
+from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, RunFailure
 from cobo_dist.phase_timer import Clock
 from cobo_dist.storage.checkpoint_format import Damaged, Manifest
 from cobo_dist.storage.disk import writing
@@ -163,7 +163,7 @@ class Training:
                     self.folder.create()
                 if self.found is not None:
                     resume.reopen(self.folder, self.found)
-            except Refusal as error:
+            except ConfigError as error:
                 refusal = str(error)
         self.session.agree(refusal)
         self.folder.claimed = True

@@ -18,7 +18,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from cobo_dist.comm.startup import reachability as reach
 from cobo_dist.comm.startup.consistency import View, disagreement, leaders, missing, unreachable
 from cobo_dist.comm.startup.launch_env import Launch
-from cobo_dist.errors import HostRefusal, Refusal
+from cobo_dist.errors import ConfigError, HostConfigError
 
 GRACE = 2.0  # seconds beyond the time-out in which rank 0's verdict must be there
 OTHERS = 3.0  # seconds in which other ranks may still tell their view, once views contradict
@@ -50,7 +50,7 @@ class RollCall:
         """Return the roll call's number when all ranks are there and can go together.
 
         Raises:
-            Refusal: they cannot.
+            ConfigError: they cannot.
             RuntimeError: the store has gone.
         """
         if self.launch.rank == 0:
@@ -82,7 +82,7 @@ class RollCall:
                 self.store.add(self._key("heard"), 0) < len(views) - 1 and time.monotonic() < until
             ):
                 time.sleep(0.02)
-            raise Refusal(trouble)
+            raise ConfigError(trouble)
 
     def _collect(self) -> tuple[list[View], str]:
         """Return the views of those who came, and why they cannot go together."""
@@ -143,9 +143,9 @@ class RollCall:
             pause = min(0.1, 1.5 * pause)
         self.store.add(self._key("heard"), 1)
         if verdict["trouble"]:
-            raise Refusal(verdict["trouble"])
+            raise ConfigError(verdict["trouble"])
         if self.me.token not in verdict["tokens"]:
-            raise HostRefusal(
+            raise HostConfigError(
                 f"this rank counts {self.me.world_size} ranks, but the run of {len(verdict['tokens'])} at "
                 f"{self.launch.place} goes without it; give all ranks the same WORLD_SIZE, and every "
                 "run a MASTER_PORT of its own"
@@ -193,7 +193,7 @@ class RollCall:
             if told and told["token"] not in judged["tokens"]:
                 here.append(View(**told))
         first = self.store.add(self._key(f"mourners/{self.launch.restarts}"), 1) == 1
-        raise (HostRefusal if first else Refusal)(
+        raise (HostConfigError if first else ConfigError)(
             missing(here, self.launch.world_size, self.seconds)
         )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cobo_dist.comm.transports.mpi_world import enter
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
@@ -46,7 +46,7 @@ def read_launch(env: Mapping[str, str]) -> Launch:
     go, torchrun starts ranks again without counting: only its name of the run tells then.
 
     Raises:
-        Refusal: a launch environment that is set only in part, or contradicts itself.
+        ConfigError: a launch environment that is set only in part, or contradicts itself.
     """
     counts = [
         _number(env, name, 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -75,7 +75,7 @@ def _read_launch(env: Mapping[str, str]) -> Launch:
         return _from_mpirun()
     if "SLURM_PROCID" in env:
         if _number(env, "SLURM_NTASKS", 1) > 1:
-            raise Refusal(
+            raise ConfigError(
                 f"SLURM gave this job {env['SLURM_NTASKS']} tasks but python was started only once; "
                 "start it with `srun python -m cobo_dist.train ...` or with torchrun"
             )
@@ -147,17 +147,17 @@ def _from_mpirun() -> Launch:
 
 def _checked(launch: Launch, rank_name: str, size_name: str) -> Launch:
     if not 0 <= launch.rank < launch.world_size:
-        raise Refusal(
+        raise ConfigError(
             f"{rank_name}={launch.rank} is outside 0..{size_name}-1 = {launch.world_size - 1}; "
             "let the launcher set both"
         )
     return launch
 
 
-def _half_set(env: Mapping[str, str], names: tuple[str, ...]) -> Refusal:
+def _half_set(env: Mapping[str, str], names: tuple[str, ...]) -> ConfigError:
     given = ", ".join(f"{name}={env[name]}" for name in names if name in env)
     missing = ", ".join(name for name in names if name not in env and name != "LOCAL_RANK")
-    return Refusal(
+    return ConfigError(
         f"the launch environment is only half set: {given} but no {missing}; "
         "start with torchrun, srun or mpirun, or unset them to run one process"
     )
@@ -169,7 +169,7 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
     try:
         return int(env[name])
     except ValueError:
-        raise Refusal(
+        raise ConfigError(
             f"{name}={env[name]!r} is not a whole number; let the launcher set it"
         ) from None
 
@@ -190,7 +190,7 @@ def _first_host(nodelist: str) -> str:
         if answer.returncode == 0 and answer.stdout.strip():
             return answer.stdout.split()[0]
     if not nodelist:
-        raise Refusal(
+        raise ConfigError(
             "SLURM_JOB_NODELIST is not set, so rank 0's host is unknown; set MASTER_ADDR to it"
         )
     # Without scontrol (a container): the first name of `gpu[03-05,9]_a[1-2],cpu1` is gpu03_a1.

@@ -29,7 +29,7 @@ from cobo_dist.comm.startup.interfaces import (
     network_stack,
 )
 from cobo_dist.comm.startup.launch_env import Launch
-from cobo_dist.errors import HostRefusal, Refusal
+from cobo_dist.errors import ConfigError, HostConfigError
 
 NO_STORE = "what listens there is no run's rank 0 (set MASTER_PORT to a free port)"
 
@@ -43,8 +43,8 @@ def connect(launch: Launch, seconds: float, device: torch.device) -> Store:
         device: where this rank computes; on CUDA models will go by NCCL.
 
     Raises:
-        Refusal: the same on all ranks: rank 0 says why.
-        HostRefusal: what only this rank can know or say.
+        ConfigError: the same on all ranks: rank 0 says why.
+        HostConfigError: what only this rank can know or say.
     """
     me = describe(launch, device)
     store = _serve(launch, seconds) if _serves(launch) else _join(launch, me, seconds)
@@ -107,7 +107,7 @@ def _serve(launch: Launch, seconds: float) -> TCPStore:
             why = "this port needs privileges; set MASTER_PORT to one above 1023"
         else:
             why = f"{_first_line(error)}; set MASTER_ADDR to a name or address of rank 0's host"
-        raise HostRefusal(f"rank 0 cannot listen at {launch.place}: {why}") from error
+        raise HostConfigError(f"rank 0 cannot listen at {launch.place}: {why}") from error
 
 
 def _listen_only_there(launch: Launch) -> int | None:
@@ -198,14 +198,14 @@ def _remedy(launch: Launch) -> str:
     return f"set {where} to a name or address of rank 0's host that other hosts can reach"
 
 
-def _said_by(launch: Launch) -> type[Refusal]:
+def _said_by(launch: Launch) -> type[ConfigError]:
     """Return the refusal for what all ranks of a host find out alike: its first rank says it.
 
     Ranks that were started by hand do not know their neighbours, so each of them speaks.
     """
     by_hand = launch.launcher == "torchrun" and "LOCAL_RANK" not in os.environ
     speaks = launch.local_rank == 0 or launch.rank <= 1 or by_hand
-    return HostRefusal if speaks else Refusal
+    return HostConfigError if speaks else ConfigError
 
 
 def _first_line(error: Exception) -> str:

@@ -25,7 +25,7 @@ from cobo_dist.comm.transports.torch_transport import (
     explained,
     posting_order,
 )
-from cobo_dist.errors import HostRefusal, Refusal
+from cobo_dist.errors import ConfigError, HostConfigError
 
 MESSAGE, FAILURE = 0, 1  # tags; a failing rank's word must not be taken for a model
 
@@ -186,13 +186,13 @@ def open_mpi(launch: Launch, timeout: float, comm: Any = None) -> Iterator[MpiTr
         comm: the communicator, for which all ranks stand by default.
 
     Raises:
-        Refusal: MPI counts ranks differently, as where srun started what MPI takes for runs of one.
+        ConfigError: MPI counts ranks differently, as where srun started what MPI takes for runs of one.
     """
     world = enter("comm.backend=mpi")
     comm = comm or world.comm
     if (comm.rank, comm.size) != (launch.rank, launch.world_size):
         # A wrong size shows on all ranks, so that rank 0 can speak for them.
-        kind = Refusal if comm.size != launch.world_size else HostRefusal
+        kind = ConfigError if comm.size != launch.world_size else HostConfigError
         raise kind(
             f"comm.backend=mpi: MPI counts this process as rank {comm.rank} of {comm.size}, but "
             f"{launch.launcher} as rank {launch.rank} of {launch.world_size}; start with mpirun, or "
@@ -201,7 +201,7 @@ def open_mpi(launch: Launch, timeout: float, comm: Any = None) -> Iterator[MpiTr
     transport = MpiTransport(world, comm, timeout)
     try:
         yield transport
-    except Refusal:
+    except ConfigError:
         raise  # all ranks have agreed on it
     except BaseException:
         transport.tell_failure()

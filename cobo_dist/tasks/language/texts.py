@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.language.config import LanguageConfig
 from cobo_dist.tasks.language.libraries import library, reason_of
@@ -45,7 +45,7 @@ def read_texts(config: LanguageConfig, data: DataConfig) -> list[ClientText]:
     """Return the clients' texts in the clients' order.
 
     Raises:
-        Refusal: no folder, no such file, a file without text.
+        ConfigError: no folder, no such file, a file without text.
     """
     if data.text_dir:
         folder, where = Path(data.text_dir).expanduser(), f"data.text_dir={data.text_dir}"
@@ -58,22 +58,22 @@ def read_texts(config: LanguageConfig, data: DataConfig) -> list[ClientText]:
     found = sorted(path.stem for path in folder.glob("*.txt")) if folder.is_dir() else []
     if not found:
         what = "has no .txt file" if folder.is_dir() else "is no folder"
-        raise Refusal(f"{where} {what}; {remedy}")
+        raise ConfigError(f"{where} {what}; {remedy}")
     names = config.languages or tuple(found)
     if repeated := [name for name in names if names.count(name) > 1]:
-        raise Refusal(
+        raise ConfigError(
             f"task.languages={list(names)} names {repeated[0]} twice; name each client once"
         )
     texts = []
     for name in names:
         if name not in found:
-            raise Refusal(f"{where} has no {name}.txt; it has {', '.join(found)}: {remedy}")
+            raise ConfigError(f"{where} has no {name}.txt; it has {', '.join(found)}: {remedy}")
         blocks = config.documents == "blocks" or not data.text_dir
         text = ClientText(
             name, _read(folder / f"{name}.txt", where), blocks, f"{where}: {name}.txt"
         )
         if not text.text.strip():
-            raise Refusal(
+            raise ConfigError(
                 f"{text.source} is empty; give it text, or leave {name} out of task.languages"
             )
         texts.append(text)
@@ -85,7 +85,7 @@ def _read(path: Path, where: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise Refusal(
+        raise ConfigError(
             f"{where}: {path.name} cannot be read: {reason}; convert or replace it"
         ) from None
 
@@ -104,12 +104,14 @@ def fetch_wiki40b(config: LanguageConfig, data: DataConfig) -> list[str]:
     As many articles as surely hold `task.tokens` tokens: the data set is streamed, not stored.
 
     Raises:
-        Refusal: it cannot be fetched or written.
+        ConfigError: it cannot be fetched or written.
     """
     folder = wiki_folder(data)
     missing = [name for name in config.languages if not (folder / f"{name}.txt").is_file()]
     if not config.languages:
-        raise Refusal("task.languages is empty; name languages of Wiki-40B, or set data.text_dir")
+        raise ConfigError(
+            "task.languages is empty; name languages of Wiki-40B, or set data.text_dir"
+        )
     for name in missing:
         datasets = library("datasets")
         try:
@@ -124,7 +126,7 @@ def fetch_wiki40b(config: LanguageConfig, data: DataConfig) -> list[str]:
                         break
             draft.replace(folder / f"{name}.txt")
         except Exception as error:  # network, hub, disk: whatever it is, one line
-            raise Refusal(
+            raise ConfigError(
                 f"Wiki-40B ({HUB_NAME}, {name}) cannot be fetched into data.root={data.root} "
                 f"({reason_of(error)}); where there is no network, fetch it on another machine and copy "
                 f"its folder {WIKI}"

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.errors import Refusal
+from cobo_dist.errors import ConfigError
 from cobo_dist.tasks.language.config import LanguageConfig
 from cobo_dist.tasks.language.texts import ClientText
 
@@ -93,7 +93,7 @@ def stream_of(text: ClientText, tokenizer: Tokenizer, limit: int, cache: Path) -
     each writes a whole file beside the other's and renames it; they hold the same.
 
     Raises:
-        Refusal: the cache cannot be written.
+        ConfigError: the cache cannot be written.
     """
     name = f"{text.digest()} {tokenizer.digest} {limit}"
     digest = hashlib.sha256(name.encode()).hexdigest()[:24]
@@ -108,7 +108,7 @@ def stream_of(text: ClientText, tokenizer: Tokenizer, limit: int, cache: Path) -
                     np.save(opened, array)
                 draft.replace(file)
         except OSError as error:
-            raise Refusal(
+            raise ConfigError(
                 f"data.root is where token streams are kept, and {cache} cannot be written "
                 f"({error.strerror}); set data.root to a folder that can"
             ) from None
@@ -151,10 +151,10 @@ def split(stream: Stream, config: LanguageConfig, source: str) -> dict[str, Span
     """Cut a stream into training, validation and test, in this order, at ends of documents.
 
     Raises:
-        Refusal: no window of training, or nothing to validate or test on.
+        ConfigError: no window of training, or nothing to validate or test on.
     """
     if config.validation_fraction + config.test_fraction >= 1:
-        raise Refusal(
+        raise ConfigError(
             f"task.validation_fraction={config.validation_fraction:g} and task.test_fraction="
             f"{config.test_fraction:g} leave nothing to train on; lower them below 1 in all"
         )
@@ -173,7 +173,7 @@ def split(stream: Stream, config: LanguageConfig, source: str) -> dict[str, Span
     least = {"train": config.context, "validation": validated, "test": 1}
     for name, span in spans.items():
         if len(span) < least[name]:
-            raise Refusal(
+            raise ConfigError(
                 f"{source} is too short: of its {count} tokens in {len(stream.ends_d2)} documents "
                 f"(task.tokens={config.tokens}), {len(span)} are for {name}, which needs "
                 f"{least[name]} (task.context={config.context}); give more text, or lower "
