@@ -1,4 +1,4 @@
-"""Batches, engines, optimisers and the group of clients."""
+"""Batches, engines, optimizers and the group of clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from cobo_dist.clients.batches import BatchIndices
 from cobo_dist.clients.client_batch import Clients
 from cobo_dist.clients.engines import ENGINES, fastest
-from cobo_dist.clients.optimizers import OptimizerConfig, build_optimiser, step_size
+from cobo_dist.clients.optimizers import OptimizerConfig, build_optimizer, step_size
 from cobo_dist.maths.flat import Layout, empty_rows
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import Digits, DigitsConfig
@@ -201,13 +201,13 @@ def test_the_timing_moves_nothing_and_names_an_engine() -> None:
     assert all(torch.equal(buffers[n], b) for n, b in before[1].items())
 
 
-# -- optimisers ----------------------------------------------------------------------------------------
+# -- optimizers ----------------------------------------------------------------------------------------
 
 
 def directions(name: str, momentum: float, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
     config = OptimizerConfig(name=name, momentum=momentum)
-    optimiser = build_optimiser(config, gradients[0])
-    return [optimiser.direction(g.clone()).clone() for g in gradients]
+    optimizer = build_optimizer(config, gradients[0])
+    return [optimizer.direction(g.clone()).clone() for g in gradients]
 
 
 @pytest.mark.parametrize("name", ["sgd", "ema_momentum"])
@@ -251,7 +251,7 @@ def test_adamw_under_one_cycle_is_torchs() -> None:
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         reference, 0.3, total_steps=50, pct_start=0.3, div_factor=7.0, cycle_momentum=False
     )
-    optimiser = build_optimiser(config, x_cd)
+    optimizer = build_optimizer(config, x_cd)
     for t in range(50):
         g_cd = torch.randn(3, 6, dtype=torch.float64)
         parameter.grad = g_cd.clone()
@@ -259,7 +259,7 @@ def test_adamw_under_one_cycle_is_torchs() -> None:
         reference.step()
         if t < 49:
             scheduler.step()
-        x_cd.add_(optimiser.direction(g_cd), alpha=-step_size(config, t, 50))
+        x_cd.add_(optimizer.direction(g_cd), alpha=-step_size(config, t, 50))
         torch.testing.assert_close(x_cd, parameter.data, rtol=1e-12, atol=1e-13)
     assert (x_cd - x_cd[:1]).abs().max() > 0.1, "rows went their own ways"
 

@@ -530,7 +530,7 @@ def test_plan_says_what_language_models_send_and_hold(
     # 2 models each way; 4 gradients by halves, met in two pieces; a sum and 4 weights each way.
     assert re.search(r"round 1 +6 +14 +32\.8 kB +32\.9 kB +16\.4 kB +82\.1 kB", said), said
     assert re.search(r"models, 2 x 2,048 numbers +16\.4 kB", said)
-    assert re.search(r"optimiser, 2 x as many +32\.8 kB", said)
+    assert re.search(r"optimizer, 2 x as many +32\.8 kB", said)
     task = task_of(base_settings)
     _, frozen = task.adapted.size()
     assert re.search(rf"base, frozen, once +{4 * frozen / 1000:.1f} kB", said)

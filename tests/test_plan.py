@@ -167,11 +167,11 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
     def total(*tensors: torch.Tensor) -> int:
         return sum(one.untyped_storage().nbytes() for one in tensors)
 
-    optimiser = [one for one in clients.optimiser.memory().values() if one.is_floating_point()]
+    optimizer = [one for one in clients.optimizer.memory().values() if one.is_floating_point()]
     scratch, wire, scalars = exchange._scratch, exchange._wire, exchange._halves._scalars
     return {
         "models": total(clients.x_cd, clients.b_cd),
-        "optimiser": total(*optimiser),
+        "optimizer": total(*optimizer),
         "gradients": total(clients.g_cd),
         "gradients elsewhere": total(*clients._scratch._rows.values(), clients.engine._apart_1d),
         "exchange": total(
@@ -212,7 +212,7 @@ def test_every_rank_holds_what_was_planned(pool: RankPool, settings: list[str]) 
 
         assert real == {
             "models": planned("models, "),
-            "optimiser": planned("optimiser"),
+            "optimizer": planned("optimizer"),
             "gradients": parts["gradients"],
             "gradients elsewhere": planned("gradients there"),
             "exchange": planned("midpoints", "what mixing", "messages"),
@@ -224,7 +224,7 @@ def test_what_else_a_rank_holds() -> None:
     """Ditto's global model and momentum; 1797 images of 64 numbers; batches of 32."""
     settings = [*SMALL, "algorithm.name=ditto", "optimizer.momentum=0.9"]
     parts = {part.name: part.bytes for part in forecast_of(settings, 4).memory()}
-    assert parts["models of no client, and their optimiser"] == 2 * 1360 * 4
+    assert parts["models of no client, and their optimizer"] == 2 * 1360 * 4
     assert parts["data, once"] == 1797 * (64 * 4 + 8) + 8 * 10 * 8
     assert parts["batches"] == 2 * 32 * (64 * 4 + 8)
 

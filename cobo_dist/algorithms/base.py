@@ -66,7 +66,7 @@ class Clients(Protocol):
         """Return the losses [c, k] of k models on validation batches of all clients, evaluating."""
 
     def direction(self, rows: slice = slice(None)) -> Tensor:
-        """Return the local optimiser's direction [c, d] for the gradients just computed, or for some.
+        """Return the local optimizer's direction [c, d] for the gradients just computed, or for some.
 
         It may read the models (weight decay), so ask for it before they move.
         """
@@ -77,11 +77,11 @@ class Clients(Protocol):
     def start_buffers(self, count: int) -> Tensor:
         """Return the buffers [count, b] of starting models."""
 
-    def new_optimiser(self, rows_kd: Tensor) -> Optimiser:
-        """Return a local optimiser for the models in other rows than the clients'."""
+    def new_optimizer(self, rows_kd: Tensor) -> Optimizer:
+        """Return a local optimizer for the models in other rows than the clients'."""
 
 
-class Optimiser(Protocol):
+class Optimizer(Protocol):
     """From gradients to directions, with a memory of its own."""
 
     def direction(self, gradients_cd: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ class CoBo(Algorithm):
 
         Written as x_i (1 - eta rho deg_i) + eta (rho sum_k w_ik x_k - g_i), deg_i = sum_k w_ik,
         which needs no room beside what `mix` delivers, some columns of X at a time. The penalty stays
-        outside the optimiser's moments.
+        outside the optimizer's moments.
         """
         x_cd, eta, rho = self.clients.x_cd, self.clients.eta(t), self.config.rho
         pull_c1 = torch.from_numpy(rho * weights.sums())[:, None]

@@ -44,7 +44,7 @@ class Ditto(Algorithm):
         self.mean_1n = np.full((1, setting.clients), 1.0 / setting.clients)
         self.every_c = np.arange(len(clients.ids))
         self.v_1d = clients.start_rows(1)
-        self.global_optimiser = clients.new_optimiser(self.v_1d)
+        self.global_optimizer = clients.new_optimizer(self.v_1d)
 
     def round(self, t: int) -> Round:
         """Take the global step at the global model and the personal steps at the personal ones."""
@@ -60,10 +60,10 @@ class Ditto(Algorithm):
         g_at_v_cd = self.clients.gradients_at(v_1d.expand_as(x_cd), self.every_c, t, "local")
         # Alike on all ranks to the last bit, so every rank keeps the same v.
         mean_1d = self.exchange.reduce(self.mean_1n, g_at_v_cd)
-        v_1d.add_(self.global_optimiser.direction(mean_1d), alpha=-eta)
+        v_1d.add_(self.global_optimizer.direction(mean_1d), alpha=-eta)
         return Round(losses_c)
 
     def memory(self) -> Memory:
-        """Return the global model and its optimiser's memory."""
-        moments = self.global_optimiser.memory()
+        """Return the global model and its optimizer's memory."""
+        moments = self.global_optimizer.memory()
         return Memory(shared={"v": self.v_1d, **{f"v.{name}": m for name, m in moments.items()}})

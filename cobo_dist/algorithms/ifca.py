@@ -55,7 +55,7 @@ class Ifca(Algorithm):
         if not count:
             raise ValueError("IFCA needs algorithm.centers or a task with known clusters")
         self.centers_kd, self.buffers_kd = clients.start_rows(count), clients.start_buffers(count)
-        self.optimiser = clients.new_optimiser(self.centers_kd)
+        self.optimizer = clients.new_optimizer(self.centers_kd)
         self.choice_n = np.zeros(setting.clients, dtype=np.int64)
         self.weights = self.same_centre()
         # A client that does not take part keeps its last loss; at first, that of the first centre.
@@ -97,7 +97,7 @@ class Ifca(Algorithm):
         counts_k = picked_kn.sum(axis=1)
         mean_kn = picked_kn / np.maximum(counts_k, 1)[:, None]
         mean_kd = self.exchange.reduce(mean_kn, self.clients.g_cd)
-        self.centers_kd.add_(self.optimiser.direction(mean_kd), alpha=-self.clients.eta(t))
+        self.centers_kd.add_(self.optimizer.direction(mean_kd), alpha=-self.clients.eta(t))
         if self.buffers_kd.shape[1]:
             trained = torch.from_numpy(counts_k > 0).to(self.buffers_kd.device)
             mean_kb = self.exchange.reduce(mean_kn, self.clients.b_cd)
@@ -111,13 +111,13 @@ class Ifca(Algorithm):
             self.clients.b_cd[row].copy_(self.buffers_kd[self.choice_n[client]])
 
     def memory(self) -> Memory:
-        """Return the centres with their buffers and optimiser, who picked which, and the last losses."""
+        """Return the centres with their buffers and optimizer, who picked which, and the last losses."""
         shared = {
             "centers": self.centers_kd,
             "centers.buffers": self.buffers_kd,
             "choice": torch.from_numpy(self.choice_n),
         }
-        moments = self.optimiser.memory().items()
+        moments = self.optimizer.memory().items()
         return Memory(
             rows={"loss": self.losses_c},
             shared=shared | {f"centers.{name}": moment for name, moment in moments},

@@ -1,1 +1,1 @@
-"""This rank's clients: models as rows, batches, gradients, local optimisers, evaluation."""
+"""This rank's clients: models as rows, batches, gradients, local optimizers, evaluation."""

@@ -24,7 +24,7 @@ from cobo_dist.clients.engines import (
     state_buffers,
     trained,
 )
-from cobo_dist.clients.optimizers import Optimiser, OptimizerConfig, build_optimiser, step_size
+from cobo_dist.clients.optimizers import Optimizer, OptimizerConfig, build_optimizer, step_size
 from cobo_dist.maths.flat import Layout, Scratch, empty_rows
 from cobo_dist.phase_timer import Clock
 
@@ -128,7 +128,7 @@ class Clients:
         self.loss = _autocast(task.loss, device, autocast)
         self.score = _autocast(task.score, device, autocast)
         self._start_all(floating, own_starts)
-        self.optimiser: Optimiser = build_optimiser(optimizer, self.x_cd)
+        self.optimizer: Optimizer = build_optimizer(optimizer, self.x_cd)
         self.lr, self._optimizer, self._rounds = optimizer.lr, optimizer, rounds
         self.source = task.training(self.ids, device)
         self._validation: dict[int, BatchSource] = {}  # by batch size, opened when first needed
@@ -312,17 +312,17 @@ class Clients:
         )
         return rows_kb.copy_(self._start_1b)
 
-    def new_optimiser(self, rows_kd: Tensor) -> Optimiser:
-        """Return an optimiser as the clients', for the models in other rows."""
-        return build_optimiser(self._optimizer, rows_kd)
+    def new_optimizer(self, rows_kd: Tensor) -> Optimizer:
+        """Return an optimizer as the clients', for the models in other rows."""
+        return build_optimizer(self._optimizer, rows_kd)
 
     def eta(self, t: int) -> float:
         """Return the step size of round t."""
         return step_size(self._optimizer, t, self._rounds)
 
     def direction(self, rows: slice = slice(None)) -> Tensor:
-        """Return the local optimiser's direction [c, d] for the gradients in (some rows of) `g_cd`."""
-        return self.optimiser.direction(self.g_cd[rows], rows)
+        """Return the local optimizer's direction [c, d] for the gradients in (some rows of) `g_cd`."""
+        return self.optimizer.direction(self.g_cd[rows], rows)
 
     # -- evaluation and what is kept ----------------------------------------------------------------
 
@@ -357,7 +357,7 @@ class Clients:
     def memory(self, row: int) -> dict[str, Tensor]:
         """Return all that one client keeps between rounds, by name: views, to save or to fill in place."""
         kept = {"model": self.layout.views(self.x_cd[row]), "buffer": self._row_buffers(row)}
-        kept["optimiser"] = {name: held[row] for name, held in self.optimiser.memory().items()}
+        kept["optimizer"] = {name: held[row] for name, held in self.optimizer.memory().items()}
         return {f"{kind}.{name}": v for kind, views in kept.items() for name, v in views.items()}
 
     def replace(self, ids: Iterable[int]) -> None:
@@ -368,7 +368,7 @@ class Clients:
         row_of = {client: row for row, client in enumerate(self.ids)}
         self.ids = tuple(int(client) for client in ids)
         rows = torch.tensor([row_of.get(client, 0) for client in self.ids], device=self.device)
-        kept = (*self.counters.values(), *self.optimiser.memory().values())
+        kept = (*self.counters.values(), *self.optimizer.memory().values())
         for held in (self.x_cd, self.b_cd, *kept):
             held.copy_(held[rows.to(held.device)])
         self.source = self.task.training(self.ids, self.device)

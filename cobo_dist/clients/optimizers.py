@@ -1,6 +1,6 @@
-"""Local optimisers: from gradients to directions, for all rows at once.
+"""Local optimizers: from gradients to directions, for all rows at once.
 
-The step itself is the algorithm's: x <- x - eta(t) (direction + ...). An optimiser owns what a client
+The step itself is the algorithm's: x <- x - eta(t) (direction + ...). An optimizer owns what a client
 remembers between rounds, as rows beside X.
 """
 
@@ -19,7 +19,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    """The local optimiser of every client."""
+    """The local optimizer of every client."""
 
     name: Literal["sgd", "ema_momentum", "adamw"] = Field(
         "sgd",
@@ -64,7 +64,7 @@ class OptimizerConfig(Section):
     )
 
     def contradiction(self) -> str:
-        """Refuse keys of another optimiser or schedule that were given a value for nothing."""
+        """Refuse keys of another optimizer or schedule that were given a value for nothing."""
         adam, cycle = self.name == "adamw", self.schedule == "one_cycle"
         for key in ("momentum",) if adam else ("betas", "eps", "weight_decay"):
             if getattr(self, key) != OptimizerConfig.model_fields[key].default:
@@ -102,8 +102,8 @@ def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * share))
 
 
-class Optimiser(Protocol):
-    """The contract of an optimiser."""
+class Optimizer(Protocol):
+    """The contract of an optimizer."""
 
     def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
         """Return this round's directions [c, d] of the models in `rows`; uses up `gradients_cd`."""
@@ -187,8 +187,8 @@ class AdamW:
         return {"m": self.m_cd, "v": self.v_cd, "steps": self.steps_c}
 
 
-def build_optimiser(config: OptimizerConfig, x_cd: Tensor) -> Optimiser:
-    """Return the configured optimiser for the models in the rows `x_cd`."""
+def build_optimizer(config: OptimizerConfig, x_cd: Tensor) -> Optimizer:
+    """Return the configured optimizer for the models in the rows `x_cd`."""
     if config.name == "adamw":
         return AdamW(config, x_cd)
     if config.name == "sgd":

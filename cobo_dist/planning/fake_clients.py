@@ -131,12 +131,12 @@ class StandIns:
         """Return their buffers."""
         return torch.zeros(count, self.b_cd.shape[1], dtype=self.x_cd.dtype)
 
-    def new_optimiser(self, rows_kd: Tensor) -> StillOptimiser:
-        """Return an optimiser for them."""
-        return StillOptimiser()
+    def new_optimizer(self, rows_kd: Tensor) -> StillOptimizer:
+        """Return an optimizer for them."""
+        return StillOptimizer()
 
 
-class StillOptimiser:
+class StillOptimizer:
     """Remembers nothing."""
 
     def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:

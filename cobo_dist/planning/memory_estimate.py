@@ -10,7 +10,7 @@ import torch
 from cobo_dist.algorithms.cobo import CoBoConfig
 from cobo_dist.clients.batches import bytes_ahead
 from cobo_dist.clients.engines import state_buffers, trained
-from cobo_dist.clients.optimizers import OptimizerConfig, build_optimiser
+from cobo_dist.clients.optimizers import OptimizerConfig, build_optimizer
 from cobo_dist.config import Config
 from cobo_dist.maths.flat import row_bytes
 from cobo_dist.tasks.base import Task
@@ -82,9 +82,9 @@ def parts_of(held: Held, model: Model, config: Config, task: Task) -> list[Part]
     parcel = int((1 + own) * row) + buffers + held.weights_row
     parts: Mapping[str, int] = {
         f"models, {count:,} x {model.size:,} numbers": count * (row + buffers),
-        f"optimiser, {own:g} x as many": int(own * count) * row,
+        f"optimizer, {own:g} x as many": int(own * count) * row,
         "gradients": count * row,
-        "models of no client, and their optimiser": int((1 + other) * held.others) * row
+        "models of no client, and their optimizer": int((1 + other) * held.others) * row
         + held.others * buffers,
         "midpoints": held.midpoints,
         "gradients there and at other foreign models": _apart(held, config) * row,
@@ -110,11 +110,11 @@ def _apart(held: Held, config: Config) -> int:
 
 
 def state_rows(config: OptimizerConfig, count: int, dtype: torch.dtype) -> float:
-    """Return how many rows an optimiser keeps for each of `count` models."""
+    """Return how many rows an optimizer keeps for each of `count` models."""
     if not count:
         return 0.0
     like_cd = torch.empty(count, 1, dtype=dtype, device="meta")
-    held = build_optimiser(config, like_cd).memory().values()
+    held = build_optimizer(config, like_cd).memory().values()
     return sum(len(one) for one in held if one.is_floating_point()) / count
 
 

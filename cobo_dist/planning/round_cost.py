@@ -40,7 +40,7 @@ OTHER_STEP = 4
 """How often an algorithm's step reads or writes a row of each of its clients in memory, what is near not
 counted: CoBo reads gradients and, for others and for itself, models, and writes models, and gradients before
 that; a local step writes a gradient and a model, and a mean reads and writes them."""
-MOMENT = 5  # the same for each row that an optimiser keeps
+MOMENT = 5  # the same for each row that an optimizer keeps
 VISIT = 8  # the same at a foreign point: the partner's copy, the midpoint, the inner product
 LOOKS = 16  # how often planning reads or writes the rank's rows of W, as they are kept
 FORWARD = 1 / 3  # of a gradient: a loss without one
@@ -135,7 +135,7 @@ class Ranks:
     algorithm: str
     row: int  # bytes of one model
     number: int  # bytes of one number in it
-    moments: float  # rows that an optimiser keeps for each model
+    moments: float  # rows that an optimizer keeps for each model
     weights_r: Ints  # bytes of the rows of W, as they are kept
 
 

@@ -1,7 +1,7 @@
 """One checkpoint on disk: a folder of files, sealed by a manifest that is written last.
 
     checkpoints/round-000000500/
-        client_00000.safetensors ...   model, buffers, optimiser's memory, row of W: one file a client
+        client_00000.safetensors ...   model, buffers, optimizer's memory, row of W: one file a client
         shared.safetensors             what the algorithm keeps alike on all ranks, if anything
         config.yaml                    the resolved config
         book.json book.safetensors     the coordinator's logs so far

@@ -2,7 +2,7 @@
 
 Every so many rounds the coordinator looks at W. If another placement sends fewer models for the same sums,
 and saves more than the move costs, all ranks go on as if the run had been resumed on that placement: models,
-buffers, optimisers' and algorithms' memories and rows of W travel as they lie in memory. No number changes.
+buffers, optimizers' and algorithms' memories and rows of W travel as they lie in memory. No number changes.
 """
 
 from __future__ import annotations
