@@ -244,10 +244,10 @@ def _bare(about: dict[str, object], place: Path) -> None:
     (place / str(rank)).write_text(json.dumps(seconds))
 
 
-Round = Callable[[int], None]
+RoundResult = Callable[[int], None]
 
 
-def _looped(models: list[nn.Module], batch: tuple[Tensor, ...], bf16: bool) -> Round:
+def _looped(models: list[nn.Module], batch: tuple[Tensor, ...], bf16: bool) -> RoundResult:
     """Return a round of plain loops: one model after the other."""
     examples = [tuple(tensor[row] for tensor in batch) for row in range(len(models))]
 
@@ -270,7 +270,7 @@ def _looped(models: list[nn.Module], batch: tuple[Tensor, ...], bf16: bool) -> R
     return one_round
 
 
-def _vmapped(models: list[nn.Module], batch: tuple[Tensor, ...], bf16: bool) -> Round:
+def _vmapped(models: list[nn.Module], batch: tuple[Tensor, ...], bf16: bool) -> RoundResult:
     """Return a round that maps one pass over all models; `ends` further passes are one more."""
     from torch.func import functional_call, grad, vmap
 

@@ -10,7 +10,7 @@ import torch
 from pool import RankPool
 from problems import models, rows, train_and_weights, write_quadratic
 
-from cobo_dist.algorithms.base import Setting
+from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.clients.client_batch import Clients
 from cobo_dist.comm.exchange import Exchange
@@ -188,8 +188,8 @@ def test_ifca_computes_gradients_of_those_taking_part_alone(problem: Path) -> No
         SoloTransport(), Placement.contiguous(N, 1), torch.float64, clients.device,
         deterministic=False,
     )  # fmt: skip
-    setting = Setting(N, task.clusters, 0, ROUNDS)
-    ifca = build_algorithm(config.algorithm, clients, exchange, setting)
+    context = RunContext(N, task.clusters, 0, ROUNDS)
+    ifca = build_algorithm(config.algorithm, clients, exchange, context)
     counted = []
     plain = clients.engine.gradients
     clients.engine.gradients = lambda x, *more: counted.append(len(x)) or plain(x, *more)

@@ -252,7 +252,7 @@ def partners_and_alignment(session: Session, kind: str, measure: str, determinis
     before = x_cd.clone()
     exchange.send_models(x_cd, some_pairs(kind))
     exchange.receive_models()
-    ends, z_ed = exchange.meet(some_pairs(kind))
+    ends, z_ed = exchange.midpoints(some_pairs(kind))
     x_nd = every_model()
     torch.testing.assert_close(z_ed, (x_nd[ends.ids] + x_nd[ends.partners]) / 2, rtol=0, atol=0)
     z_ed.add_(1.0)  # the rows are the caller's to change
@@ -390,7 +390,7 @@ def reducing(session: Session, deterministic: bool) -> bytes:
     exchange, x_cd = open_exchange(session.transport, deterministic)
     rng = np.random.default_rng(1)
     weights_kn = np.stack([np.full(N, 1 / N), np.eye(N)[4], np.zeros(N), rng.random(N)])
-    found = exchange.reduce(weights_kn, x_cd)
+    found = exchange.all_reduce(weights_kn, x_cd)
     expected = torch.from_numpy(weights_kn) @ every_model()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     return found.contiguous().numpy().tobytes()
@@ -423,7 +423,7 @@ def pair_bytes(session: Session) -> tuple[int, int]:
     exchange.send_models(x_cd, some_pairs("all"))
     exchange.receive_models()
     for piece in torch.split(some_pairs("all"), N):  # midpoints in pieces, models only once
-        ends, _ = exchange.meet(piece)
+        ends, _ = exchange.midpoints(piece)
         exchange.alignment(torch.ones(len(ends.ids), D, dtype=torch.float64), "inner")
     return exchange.ledger.bytes["pairs"], exchange.ledger.bytes["gradients"]
 
@@ -443,6 +443,6 @@ def test_one_rank_has_no_one_to_send_to() -> None:
     exchange, x_cd = open_exchange(SoloTransport())
     exchange.send_models(x_cd, some_pairs("all"))
     exchange.receive_models()
-    exchange.meet(some_pairs("all"))
+    exchange.midpoints(some_pairs("all"))
     exchange.mix(Weights(exchange.ids, (0,) * N), x_cd)
     assert set(exchange.ledger.training()) == {0}

@@ -64,7 +64,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, Placement]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(cases(), st.sampled_from(["mix", "reduce", "none"]), st.booleans())
+@given(cases(), st.sampled_from(["mix", "all_reduce", "none"]), st.booleans())
 def test_a_proposal_is_balanced_and_sends_less(
     case: tuple[np.ndarray, Placement], sums: str, deterministic: bool
 ) -> None:
@@ -105,9 +105,9 @@ def test_models_are_those_that_the_plans_of_the_exchange_send(
     matrix = rows_of(weights)
     assert models_sent(matrix, placement, "mix", deterministic=deterministic) == sent
     exchange = CountingExchange(placement, {1: 1}, torch.float32, deterministic=deterministic)
-    exchange.reduce(np.unique(weights, axis=0), torch.zeros(len(weights), 1))
+    exchange.all_reduce(np.unique(weights, axis=0), torch.zeros(len(weights), 1))
     sent = sum(ledger.bytes["mixing"] for ledger in exchange.ledgers) // 4
-    assert models_sent(matrix, placement, "reduce", deterministic=deterministic) == sent
+    assert models_sent(matrix, placement, "all_reduce", deterministic=deterministic) == sent
 
 
 @pytest.mark.parametrize(

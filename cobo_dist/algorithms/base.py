@@ -33,7 +33,7 @@ class Clients(Protocol):
         self,
         t: int,
         rows_e: NDArray[np.int64] | None = None,
-        then: Callable[[slice], None] | None = None,
+        on_rows_ready: Callable[[slice], None] | None = None,
     ) -> Tensor:
         """Compute g_i(x_i) for every client, or for those in some rows; return their losses.
 
@@ -91,7 +91,7 @@ class Optimizer(Protocol):
         """Return what is remembered between rounds, by name, to save or to fill in place."""
 
 
-class Ends(Protocol):
+class PairEnds(Protocol):
     """This rank's ends of the drawn pairs: client `ids` (row `rows`) meets client `partners`."""
 
     @property
@@ -120,7 +120,7 @@ class Exchange(Protocol):
     def receive_models(self) -> None:
         """Wait until the partners' models are here."""
 
-    def meet(self, pairs_k2: Tensor) -> tuple[Ends, Tensor]:
+    def midpoints(self, pairs_k2: Tensor) -> tuple[PairEnds, Tensor]:
         """Return the ends of some of those pairs and the midpoints (x_i + x_j)/2 there [e, d]."""
 
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
@@ -134,15 +134,15 @@ class Exchange(Protocol):
         The caller may change both before it goes on to the next. Say whether W is symmetric.
         """
 
-    def reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
+    def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
         """Return the same k combinations of all clients' rows on every rank [k, d], to be changed."""
 
-    def share(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
+    def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return one number of every client, [n], on every rank."""
 
 
 @dataclass(frozen=True)
-class Selection:
+class WeightUpdates:
     """What became of the drawn pairs, on one rank.
 
     The weights that moved [k], w_ij of client i = `first` and j = `second`: where W is symmetric once for
@@ -156,19 +156,19 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundResult:
     """What one round leaves for the log: losses [c], number of pairs drawn (the same on all ranks),
     the selections; or that W was replaced as a whole, as clustering algorithms do.
     """
 
     losses_c: Tensor
     pairs: int = 0
-    selections: list[Selection] = field(default_factory=list)
+    selections: list[WeightUpdates] = field(default_factory=list)
     weights_replaced: bool = False
 
 
 @dataclass(frozen=True)
-class Memory:
+class AlgorithmState:
     """What an algorithm remembers beside its clients and W, to save or to fill in place.
 
     `rows`: of this rank's clients, each tensor [c, ...]. `shared`: the same on every rank.
@@ -183,19 +183,19 @@ class Algorithm(Protocol):
 
     weights: Weights  # this rank's rows of the collaboration matrix W
     # Which word of the exchange brings the sums that W describes; none: what travels does not depend on W.
-    sums: Literal["mix", "reduce", "none"] = "mix"
-    notice: str  # what a user should know before it starts; mostly nothing
+    sums: Literal["mix", "all_reduce", "none"] = "mix"
+    user_notice: str  # what a user should know before it starts; mostly nothing
 
-    def round(self, t: int) -> Round:
+    def round(self, t: int) -> RoundResult:
         """Go from x^t to x^(t+1)."""
 
-    def memory(self) -> Memory:
+    def state(self) -> AlgorithmState:
         """Return what must be kept, beside the clients and `weights`, to go on as if never stopped."""
-        return Memory()
+        return AlgorithmState()
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunContext:
     """What an algorithm is told about the run."""
 
     clients: int  # n

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Ends, Exchange, Round, Selection, Setting
+from cobo_dist.algorithms.base import (
+    Algorithm,
+    Clients,
+    Exchange,
+    PairEnds,
+    RoundResult,
+    RunContext,
+    WeightUpdates,
+)
 from cobo_dist.maths import projections, seeds
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
 from cobo_dist.maths.weights import Weights
@@ -114,18 +122,18 @@ class CoBo(Algorithm):
     then changes nothing.
     """
 
-    notice = ""
+    user_notice = ""
 
     def __init__(
-        self, config: CoBoConfig, clients: Clients, exchange: Exchange, setting: Setting
+        self, config: CoBoConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
-        self.config, self.clients, self.exchange, self.setting = config, clients, exchange, setting
+        self.config, self.clients, self.exchange, self.context = config, clients, exchange, context
         # This rank's rows of W only.
         self.weights = self.first_weights()
 
     def first_weights(self) -> Weights:
         """Return this rank's rows of W^0."""
-        config, ids, n = self.config, self.clients.ids, self.setting.clients
+        config, ids, n = self.config, self.clients.ids, self.context.clients
         double = self.clients.x_cd.dtype == torch.float64
         dtype = np.float64 if double else np.float32
         if config.domain == "simplex":
@@ -135,7 +143,7 @@ class CoBo(Algorithm):
         w_0 = 1.0 if config.start == "ones" else 0.0
         return Weights(ids, (0,) * n, w_0, dtype)
 
-    def round(self, t: int) -> Round:
+    def round(self, t: int) -> RoundResult:
         """Algorithm 1, lines 2 to 5, for this rank's clients."""
         pairs_m2 = self.draw(t)
         self.exchange.send_models(self.clients.x_cd, pairs_m2)
@@ -146,37 +154,37 @@ class CoBo(Algorithm):
             weights = weights.copy()  # selection moves the weights, models keep the old ones
         # At most n pairs at a time, to bound the memory of midpoints. A weight depends only on x^t and
         # its own past, so cutting the list changes nothing.
-        pieces = torch.split(pairs_m2, self.setting.clients)
+        pieces = torch.split(pairs_m2, self.context.clients)
         if self.config.domain == "box":
             selections = [self.client_selection(t, pairs_k2) for pairs_k2 in pieces]
         else:
             selections = self.row_selection(t, pieces)
         self.model_training(t, weights)
-        return Round(losses_c, len(pairs_m2), selections)
+        return RoundResult(losses_c, len(pairs_m2), selections)
 
     def draw(self, t: int) -> Tensor:
         """Return the pairs of round t, int64 [m, 2]: the same on every rank."""
-        n, sampling = self.setting.clients, self.config.sampling
+        n, sampling = self.context.clients, self.config.sampling
         probability = pair_probability(
             sampling.name,
             t,
             n,
-            self.setting.rounds,
+            self.context.rounds,
             rate=sampling.rate,
             switch_fraction=sampling.switch_fraction,
         )
-        return draw_pairs(seeds.key(self.setting.seed, "pairs", t), n, probability)
+        return draw_pairs(seeds.key(self.context.seed, "pairs", t), n, probability)
 
-    def client_selection(self, t: int, pairs_k2: Tensor) -> Selection:
+    def client_selection(self, t: int, pairs_k2: Tensor) -> WeightUpdates:
         """w_ij <- Proj(w_ij + gamma <g_i(z_ij), g_j(z_ij)>), each gradient on its owner's data."""
         ends, alignment_e = self.alignments(t, pairs_k2)
         moved_e = self.weights.at(ends.rows, ends.partners) + self.config.gamma * alignment_e
         w_e = projections.box(torch.from_numpy(moved_e)).numpy().astype(self.weights.dtype)
         self.weights.put(ends.rows, ends.partners, w_e)
         once = ends.first
-        return Selection(ends.ids[once], ends.partners[once], w_e[once], alignment_e[once])
+        return WeightUpdates(ends.ids[once], ends.partners[once], w_e[once], alignment_e[once])
 
-    def row_selection(self, t: int, pieces: Sequence[Tensor]) -> list[Selection]:
+    def row_selection(self, t: int, pieces: Sequence[Tensor]) -> list[WeightUpdates]:
         """w_i <- Proj(w_i + gamma sum_j <g_i(z_ij), g_j(z_ij)> e_j) over the partners j of the round."""
         old_cn = self.weights.dense()
         moved_cn = old_cn.astype(np.float64)
@@ -192,11 +200,11 @@ class CoBo(Algorithm):
         self.weights.put_rows(rows, new_kn)
         row, other = np.nonzero(new_kn != old_cn[rows])  # a whole row moves with one weight
         ids = np.asarray(self.clients.ids)[rows[row]]
-        return [Selection(ids, other, new_kn[row, other], np.concatenate(alignments))]
+        return [WeightUpdates(ids, other, new_kn[row, other], np.concatenate(alignments))]
 
-    def alignments(self, t: int, pairs_k2: Tensor) -> tuple[Ends, NDArray[np.float64]]:
+    def alignments(self, t: int, pairs_k2: Tensor) -> tuple[PairEnds, NDArray[np.float64]]:
         """Return this rank's ends of the pairs, and <g_i(z_ij), g_j(z_ij)> for each."""
-        ends, z_ed = self.exchange.meet(pairs_k2)  # z_ij = (x_i + x_j)/2
+        ends, z_ed = self.exchange.midpoints(pairs_k2)  # z_ij = (x_i + x_j)/2
         stream = "midpoint" if self.config.midpoint_data == "fresh" else "local"
         g_ed = self.clients.gradients_at(z_ed, ends.rows, t, stream, in_place=True)
         return ends, self.exchange.alignment(g_ed, self.config.alignment)
@@ -208,7 +216,7 @@ class CoBo(Algorithm):
         outside_kn = None
         if self.config.own_weight == "excluded":
             own_k1 = torch.tensor(self.clients.ids)[torch.from_numpy(rows), None]
-            outside_kn = torch.arange(self.setting.clients) == own_k1
+            outside_kn = torch.arange(self.context.clients) == own_k1
         return projections.simplex(torch.from_numpy(moved_kn), outside_kn).numpy()
 
     def model_training(self, t: int, weights: Weights) -> None:

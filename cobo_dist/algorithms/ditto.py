@@ -7,7 +7,14 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Memory, Round, Setting
+from cobo_dist.algorithms.base import (
+    Algorithm,
+    AlgorithmState,
+    Clients,
+    Exchange,
+    RoundResult,
+    RunContext,
+)
 from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
 
@@ -33,20 +40,20 @@ class Ditto(Algorithm):
     Collaboration is fixed and equal: W is all ones.
     """
 
-    notice = ""
+    user_notice = ""
     sums = "none"
 
     def __init__(
-        self, config: DittoConfig, clients: Clients, exchange: Exchange, setting: Setting
+        self, config: DittoConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
         self.lambda_, self.clients, self.exchange = config.lambda_, clients, exchange
-        self.weights = Weights(clients.ids, (0,) * setting.clients)
-        self.mean_1n = np.full((1, setting.clients), 1.0 / setting.clients)
+        self.weights = Weights(clients.ids, (0,) * context.clients)
+        self.mean_1n = np.full((1, context.clients), 1.0 / context.clients)
         self.every_c = np.arange(len(clients.ids))
         self.v_1d = clients.start_rows(1)
         self.global_optimizer = clients.new_optimizer(self.v_1d)
 
-    def round(self, t: int) -> Round:
+    def round(self, t: int) -> RoundResult:
         """Take the global step at the global model and the personal steps at the personal ones."""
         x_cd, v_1d, eta = self.clients.x_cd, self.v_1d, self.clients.eta(t)
 
@@ -56,14 +63,16 @@ class Ditto(Algorithm):
             x_kd = x_cd[rows].mul_(1.0 - eta * self.lambda_).add_(v_1d, alpha=eta * self.lambda_)
             x_kd.add_(direction_kd, alpha=-eta)
 
-        losses_c = self.clients.gradients(t, then=step)
+        losses_c = self.clients.gradients(t, on_rows_ready=step)
         g_at_v_cd = self.clients.gradients_at(v_1d.expand_as(x_cd), self.every_c, t, "local")
         # Alike on all ranks to the last bit, so every rank keeps the same v.
-        mean_1d = self.exchange.reduce(self.mean_1n, g_at_v_cd)
+        mean_1d = self.exchange.all_reduce(self.mean_1n, g_at_v_cd)
         v_1d.add_(self.global_optimizer.direction(mean_1d), alpha=-eta)
-        return Round(losses_c)
+        return RoundResult(losses_c)
 
-    def memory(self) -> Memory:
+    def state(self) -> AlgorithmState:
         """Return the global model and its optimizer's memory."""
         moments = self.global_optimizer.memory()
-        return Memory(shared={"v": self.v_1d, **{f"v.{name}": m for name, m in moments.items()}})
+        return AlgorithmState(
+            shared={"v": self.v_1d, **{f"v.{name}": m for name, m in moments.items()}}
+        )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Round, Setting
+from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
@@ -32,35 +32,35 @@ class FedAvgConfig(AveragingConfig):
 class FedAvg(Algorithm):
     """x <- mean_i (x - eta g_i(x)). W is all ones. With one client it is Local."""
 
-    notice = ""
+    user_notice = ""
 
     def __init__(
-        self, config: AveragingConfig, clients: Clients, exchange: Exchange, setting: Setting
+        self, config: AveragingConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
         self.config, self.clients, self.exchange = config, clients, exchange
-        groups_n = self.groups(setting)
+        groups_n = self.groups(context)
         self.one_group = len(set(groups_n)) == 1
         self.weights = Weights(clients.ids, groups_n)
         sizes_c = self.weights.sums()
         self.share_c1 = torch.from_numpy(1.0 / sizes_c)[:, None]
 
-    def groups(self, setting: Setting) -> tuple[int, ...]:
+    def groups(self, context: RunContext) -> tuple[int, ...]:
         """Return the group of each client; a group shares one model."""
-        return (0,) * setting.clients
+        return (0,) * context.clients
 
-    def round(self, t: int) -> Round:
+    def round(self, t: int) -> RoundResult:
         """Take one local step, then average within the group."""
         losses_c = local_step(self.clients, t)
         self.average(self.clients.x_cd)
         if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
             self.average(self.clients.b_cd)
-        return Round(losses_c)
+        return RoundResult(losses_c)
 
     def average(self, rows_cd: torch.Tensor) -> None:
         """Replace every row by the mean of its group's rows."""
         if self.one_group:  # one sum serves all clients of a rank; mixing would write it c times
             ones_1n = np.ones((1, self.weights.shape[1]), dtype=self.weights.dtype)
-            sum_1d = self.exchange.reduce(ones_1n, rows_cd)
+            sum_1d = self.exchange.all_reduce(ones_1n, rows_cd)
             torch.mul(sum_1d, self.share_c1.to(sum_1d), out=rows_cd)
             return
         for at, sum_cd in self.exchange.mix(self.weights, rows_cd):

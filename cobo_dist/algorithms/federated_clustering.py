@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Round, Setting
+from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
 
@@ -40,41 +40,41 @@ class FederatedClustering(Algorithm):
         config: FederatedClusteringConfig,
         clients: Clients,
         exchange: Exchange,
-        setting: Setting,
+        context: RunContext,
     ) -> None:
-        if setting.clusters is None:
+        if context.clusters is None:
             raise ValueError("federated clustering needs a task with known clusters")
         self.config, self.clients, self.exchange = config, clients, exchange
-        n = self.n = setting.clients
-        _, cluster_n, sizes = np.unique(setting.clusters, return_inverse=True, return_counts=True)
+        n = self.n = context.clients
+        _, cluster_n, sizes = np.unique(context.clusters, return_inverse=True, return_counts=True)
         self.sizes_n = sizes[cluster_n].tolist()
         self.weights = Weights(clients.ids, range(n))
         self.every_c = np.arange(len(clients.ids))
-        self.notice = (
+        self.user_notice = (
             f"federated clustering computes n^2 = {n * n} gradients a round and moves every model and "
             f"{config.inner_rounds} centres for each client between all ranks"
         )
 
-    def round(self, t: int) -> Round:
+    def round(self, t: int) -> RoundResult:
         """Cluster around every client in turn, then step."""
         losses_c = self.clients.gradients(t)  # moves BatchNorm's statistics; visits do not
         for i in range(self.n):
             self.cluster_around(i, t)
         self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta(t))
-        return Round(losses_c, weights_replaced=True)
+        return RoundResult(losses_c, weights_replaced=True)
 
     def cluster_around(self, i: int, t: int) -> None:
         """Put v_i into the gradient row of client i, where its owner's direction finds it."""
         only_i = np.eye(self.n)[[i]]
-        x_1d = self.exchange.reduce(only_i, self.clients.x_cd)
+        x_1d = self.exchange.all_reduce(only_i, self.clients.x_cd)
         visited_cd = x_1d.clone().expand_as(self.clients.x_cd)
         g_cd = self.clients.gradients_at(visited_cd, self.every_c, t, "local")
-        v_1d = self.exchange.reduce(only_i, g_cd).clone()
+        v_1d = self.exchange.all_reduce(only_i, g_cd).clone()
         for _ in range(self.config.inner_rounds):
-            distances_n = self.exchange.share((g_cd - v_1d).norm(dim=1).double().cpu().numpy())
+            distances_n = self.exchange.all_gather((g_cd - v_1d).norm(dim=1).double().cpu().numpy())
             tau = np.sort(distances_n)[self.sizes_n[i] - 1]
             within_n = distances_n <= tau
-            near_1d = self.exchange.reduce(within_n[None] / self.n, g_cd)
+            near_1d = self.exchange.all_reduce(within_n[None] / self.n, g_cd)
             v_1d.mul_(1.0 - within_n.mean()).add_(near_1d)
         if i in self.clients.ids:
             row = self.clients.ids.index(i)

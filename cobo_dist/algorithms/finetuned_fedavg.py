@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cobo_dist.algorithms.base import Clients, Exchange, Round, Setting
+from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.fedavg import AveragingConfig, FedAvg
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.maths.weights import Weights
@@ -32,18 +32,22 @@ class FinetunedFedAvg(FedAvg):
     """
 
     def __init__(
-        self, config: FinetunedFedAvgConfig, clients: Clients, exchange: Exchange, setting: Setting
+        self,
+        config: FinetunedFedAvgConfig,
+        clients: Clients,
+        exchange: Exchange,
+        context: RunContext,
     ) -> None:
-        super().__init__(config, clients, exchange, setting)
-        self.together = config.fedavg_share * setting.rounds
-        self.alone = Weights(clients.ids, range(setting.clients))
+        super().__init__(config, clients, exchange, context)
+        self.together = config.fedavg_share * context.rounds
+        self.alone = Weights(clients.ids, range(context.clients))
         if not self.together:
             self.weights = self.alone
 
-    def round(self, t: int) -> Round:
+    def round(self, t: int) -> RoundResult:
         """Take a FedAvg round or a local step."""
         if t < self.together:
             return super().round(t)
         parted = 0 < t < self.together + 1  # the first round alone, after others together
         self.weights = self.alone
-        return Round(local_step(self.clients, t), weights_replaced=parted)
+        return RoundResult(local_step(self.clients, t), weights_replaced=parted)

@@ -9,7 +9,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Memory, Round, Setting
+from cobo_dist.algorithms.base import (
+    Algorithm,
+    AlgorithmState,
+    Clients,
+    Exchange,
+    RoundResult,
+    RunContext,
+)
 from cobo_dist.maths import seeds
 from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
@@ -44,37 +51,37 @@ class Ifca(Algorithm):
     that picked the same centre.
     """
 
-    notice = ""
-    sums = "reduce"
+    user_notice = ""
+    sums = "all_reduce"
 
     def __init__(
-        self, config: IfcaConfig, clients: Clients, exchange: Exchange, setting: Setting
+        self, config: IfcaConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
-        self.config, self.clients, self.exchange, self.setting = config, clients, exchange, setting
-        count = config.centers or len(set(setting.clusters or ()))
+        self.config, self.clients, self.exchange, self.context = config, clients, exchange, context
+        count = config.centers or len(set(context.clusters or ()))
         if not count:
             raise ValueError("IFCA needs algorithm.centers or a task with known clusters")
         self.centers_kd, self.buffers_kd = clients.start_rows(count), clients.start_buffers(count)
         self.optimizer = clients.new_optimizer(self.centers_kd)
-        self.choice_n = np.zeros(setting.clients, dtype=np.int64)
+        self.choice_n = np.zeros(context.clients, dtype=np.int64)
         self.weights = self.same_centre()
         # A client that does not take part keeps its last loss; at first, that of the first centre.
         every_c = np.arange(len(clients.ids))
         first_c1 = clients.losses_at(self.centers_kd[:1], self.buffers_kd[:1], every_c, 0)
         self.losses_c = torch.from_numpy(first_c1[:, 0]).to(clients.x_cd)
 
-    def round(self, t: int) -> Round:
+    def round(self, t: int) -> RoundResult:
         """Let clients choose, then move the centres."""
         part_n = self.taking_part(t)
         self.choose(t, part_n)
         self.train_centers(t, part_n)
         self.weights = self.same_centre()
-        return Round(self.losses_c.clone(), weights_replaced=True)
+        return RoundResult(self.losses_c.clone(), weights_replaced=True)
 
     def taking_part(self, t: int) -> NDArray[np.bool_]:
         """Return who takes part in round t, [n]: the same on every rank."""
-        n = self.setting.clients
-        order = seeds.permutation(seeds.key(self.setting.seed, "clients", t), n).numpy()
+        n = self.context.clients
+        order = seeds.permutation(seeds.key(self.context.seed, "clients", t), n).numpy()
         part_n = np.zeros(n, dtype=bool)
         part_n[order[: max(1, round(self.config.client_share * n))]] = True
         return part_n
@@ -86,7 +93,7 @@ class Ifca(Algorithm):
         rows = np.flatnonzero(part_n[mine])
         scores_ek = self.clients.losses_at(self.centers_kd, self.buffers_kd, rows, t)
         choice_c[rows] = scores_ek.argmin(axis=1)
-        self.choice_n = self.exchange.share(choice_c.astype(np.float64)).astype(np.int64)
+        self.choice_n = self.exchange.all_gather(choice_c.astype(np.float64)).astype(np.int64)
 
     def train_centers(self, t: int, part_n: NDArray[np.bool_]) -> None:
         """Move every centre by the mean gradient of those who picked it; others compute nothing."""
@@ -96,11 +103,11 @@ class Ifca(Algorithm):
         picked_kn = (self.choice_n == np.arange(len(self.centers_kd))[:, None]) & part_n
         counts_k = picked_kn.sum(axis=1)
         mean_kn = picked_kn / np.maximum(counts_k, 1)[:, None]
-        mean_kd = self.exchange.reduce(mean_kn, self.clients.g_cd)
+        mean_kd = self.exchange.all_reduce(mean_kn, self.clients.g_cd)
         self.centers_kd.add_(self.optimizer.direction(mean_kd), alpha=-self.clients.eta(t))
         if self.buffers_kd.shape[1]:
             trained = torch.from_numpy(counts_k > 0).to(self.buffers_kd.device)
-            mean_kb = self.exchange.reduce(mean_kn, self.clients.b_cd)
+            mean_kb = self.exchange.all_reduce(mean_kn, self.clients.b_cd)
             self.buffers_kd[trained] = mean_kb[trained]
         self.hand_out()
 
@@ -110,7 +117,7 @@ class Ifca(Algorithm):
             self.clients.x_cd[row].copy_(self.centers_kd[self.choice_n[client]])
             self.clients.b_cd[row].copy_(self.buffers_kd[self.choice_n[client]])
 
-    def memory(self) -> Memory:
+    def state(self) -> AlgorithmState:
         """Return the centres with their buffers and optimizer, who picked which, and the last losses."""
         shared = {
             "centers": self.centers_kd,
@@ -118,7 +125,7 @@ class Ifca(Algorithm):
             "choice": torch.from_numpy(self.choice_n),
         }
         moments = self.optimizer.memory().items()
-        return Memory(
+        return AlgorithmState(
             rows={"loss": self.losses_c},
             shared=shared | {f"centers.{name}": moment for name, moment in moments},
         )

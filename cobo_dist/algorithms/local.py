@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Round, Setting
+from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
 
@@ -20,18 +20,18 @@ class LocalConfig(Section):
 class Local(Algorithm):
     """x_i <- x_i - eta g_i(x_i). W is the identity."""
 
-    notice = ""
+    user_notice = ""
     sums = "none"
 
     def __init__(
-        self, config: LocalConfig, clients: Clients, exchange: Exchange, setting: Setting
+        self, config: LocalConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
         self.clients = clients
-        self.weights = Weights(clients.ids, range(setting.clients))
+        self.weights = Weights(clients.ids, range(context.clients))
 
-    def round(self, t: int) -> Round:
+    def round(self, t: int) -> RoundResult:
         """Take one local step."""
-        return Round(local_step(self.clients, t))
+        return RoundResult(local_step(self.clients, t))
 
 
 def local_step(clients: Clients, t: int) -> Tensor:
@@ -40,4 +40,4 @@ def local_step(clients: Clients, t: int) -> Tensor:
     def step(rows: slice) -> None:
         clients.x_cd[rows].add_(clients.direction(rows), alpha=-clients.eta(t))
 
-    return clients.gradients(t, then=step)
+    return clients.gradients(t, on_rows_ready=step)

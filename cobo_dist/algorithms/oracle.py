@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cobo_dist.algorithms.base import Setting
+from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.fedavg import AveragingConfig, FedAvg
 
 
@@ -20,8 +20,8 @@ class Oracle(FedAvg):
     One cluster of all clients is FedAvg; a cluster for each client is Local.
     """
 
-    def groups(self, setting: Setting) -> tuple[int, ...]:
+    def groups(self, context: RunContext) -> tuple[int, ...]:
         """Return the true clusters."""
-        if setting.clusters is None:
+        if context.clusters is None:
             raise ValueError("Oracle needs a task with known clusters")
-        return setting.clusters
+        return context.clusters

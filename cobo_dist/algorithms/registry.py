@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Setting
+from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, RunContext
 from cobo_dist.algorithms.cobo import CoBo, CoBoConfig
 from cobo_dist.algorithms.ditto import Ditto, DittoConfig
 from cobo_dist.algorithms.fedavg import FedAvg, FedAvgConfig
@@ -62,8 +62,8 @@ def equal_share(config: AlgorithmConfig, clients: int) -> float:
 
 
 def build_algorithm(
-    config: AlgorithmConfig, clients: Clients, exchange: Exchange, setting: Setting
+    config: AlgorithmConfig, clients: Clients, exchange: Exchange, context: RunContext
 ) -> Algorithm:
     """Return the configured algorithm over this rank's clients."""
-    algorithm: Algorithm = ALGORITHMS[config.name](config, clients, exchange, setting)
+    algorithm: Algorithm = ALGORITHMS[config.name](config, clients, exchange, context)
     return algorithm

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, Round, Setting
+from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.fedavg import AveragingConfig
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.maths.weights import Weights
@@ -48,41 +48,41 @@ class ValidationBased(Algorithm):
         config: ValidationBasedConfig,
         clients: Clients,
         exchange: Exchange,
-        setting: Setting,
+        context: RunContext,
     ) -> None:
         self.config, self.clients, self.exchange = config, clients, exchange
-        n = self.n = setting.clients
+        n = self.n = context.clients
         double = clients.x_cd.dtype == torch.float64
         dtype = np.float64 if double else np.float32
         self.weights = Weights(clients.ids, range(n), dtype=dtype)
         when = "a round" if config.every == 1 else f"every {config.every} rounds"
-        self.notice = (
+        self.user_notice = (
             f"validation based weights take n^2 = {n * n} forward passes {when}, and every model "
             "visits all ranks"
         )
 
-    def round(self, t: int) -> Round:
+    def round(self, t: int) -> RoundResult:
         """Take a local step; score all models and average them when it is time."""
         losses_c = local_step(self.clients, t)
         if (t + 1) % self.config.every:
-            return Round(losses_c)
+            return RoundResult(losses_c)
         weights_cn = self.weigh(self.scores(t)).astype(self.weights.dtype)
         self.weights = Weights.of_rows(self.clients.ids, weights_cn)
         self.average(self.clients.x_cd)
         if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
             self.average(self.clients.b_cd)
-        return Round(losses_c, weights_replaced=True)
+        return RoundResult(losses_c, weights_replaced=True)
 
     def scores(self, t: int) -> NDArray[np.float64]:
         """Return the loss [c, n] of every model on each client's validation batch of round t."""
         scores_cn = np.empty((len(self.clients.ids), self.n))
         for j in range(self.n):
             only_j = np.eye(self.n)[[j]]
-            x_1d = self.exchange.reduce(only_j, self.clients.x_cd)
+            x_1d = self.exchange.all_reduce(only_j, self.clients.x_cd)
             b_1b = self.clients.b_cd[:1]  # of a model without buffers, [1, 0]
             if b_1b.shape[1]:
                 x_1d = x_1d.clone()  # what `reduce` returns may lie in the same scratch rows
-                b_1b = self.exchange.reduce(only_j, self.clients.b_cd)
+                b_1b = self.exchange.all_reduce(only_j, self.clients.b_cd)
             scores_cn[:, [j]] = self.clients.validation_losses_at(
                 x_1d, b_1b, t, self.config.batch_size
             )

@@ -337,7 +337,7 @@ def restore(found: Resumption, clients: Clients, algorithm: Algorithm) -> None:
         if len(rows) == _ROWS or row + 1 == len(clients.ids):
             weights.put_rows(np.arange(row + 1 - len(rows), row + 1), np.stack(rows))
             rows = []
-    if shared := algorithm.memory().shared:
+    if shared := algorithm.state().shared:
         path = folder / checkpoint.SHARED
         content = checkpoint.read(folder, manifest, checkpoint.SHARED)
         checkpoint.fill(shared, checkpoint.unpack(content, path), path)

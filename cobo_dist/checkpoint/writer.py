@@ -28,7 +28,7 @@ from cobo_dist.tracking.weight_snapshots import row_tensors
 
 def client_views(clients: Clients, algorithm: Algorithm, row: int) -> dict[str, Tensor]:
     """Return all of one client's state by name, but for its row of W: to save, or to fill in place."""
-    rows = algorithm.memory().rows
+    rows = algorithm.state().rows
     return {
         **clients.memory(row),
         **{f"algorithm.{name}": held[row] for name, held in rows.items()},
@@ -134,7 +134,7 @@ class Keeper:
             weights = row_tensors(self.algorithm.weights, row)
             yield checkpoint.client_file(client), checkpoint.pack(views | weights)
         if self.book is not None:
-            if shared := self.algorithm.memory().shared:
+            if shared := self.algorithm.state().shared:
                 yield checkpoint.SHARED, checkpoint.pack(shared)
             yield checkpoint.CONFIG, self.config_text.encode()
             content, arrays = self.book.state(seconds)
@@ -146,7 +146,7 @@ class Keeper:
         held = client_views(self.clients, self.algorithm, 0)
         held |= row_tensors(self.algorithm.weights, 0)
         mine = len(self.clients.ids) * sum(one.nbytes for one in held.values())
-        return mine + sum(one.nbytes for one in self.algorithm.memory().shared.values())
+        return mine + sum(one.nbytes for one in self.algorithm.state().shared.values())
 
 
 class _Draft:

@@ -177,7 +177,7 @@ class Clients:
         self,
         t: int,
         rows_e: NDArray[np.int64] | None = None,
-        then: Callable[[slice], None] | None = None,
+        on_rows_ready: Callable[[slice], None] | None = None,
     ) -> Tensor:
         """Compute g_i(x_i) on every client's batch of round t into `g_cd`; return the losses [c].
 
@@ -186,14 +186,17 @@ class Clients:
         both they and the models are near; it may change them.
         """
         with self.clock.span("gradients"):
-            return self._gradients(t, rows_e, then)
+            return self._gradients(t, rows_e, on_rows_ready)
 
     def _gradients(
-        self, t: int, rows_e: NDArray[np.int64] | None, then: Callable[[slice], None] | None
+        self,
+        t: int,
+        rows_e: NDArray[np.int64] | None,
+        on_rows_ready: Callable[[slice], None] | None,
     ) -> Tensor:
         if rows_e is None:
             batch = self.source.batch(t, "local")
-            return self._compute(self.x_cd, self.g_cd, self._buffers(), batch, then)
+            return self._compute(self.x_cd, self.g_cd, self._buffers(), batch, on_rows_ready)
         rows, held = torch.from_numpy(rows_e).to(self.device), self._buffers()
         gradients_ed = self._scratch.rows("gradients", len(rows), self.x_cd.shape[1])
         buffers = {name: buffer[rows] for name, buffer in held.items()}
@@ -233,7 +236,7 @@ class Clients:
         gradients_ed: Tensor,
         buffers: dict[str, Tensor],
         batch: Batch,
-        then: Callable[[slice], None] | None = None,
+        on_rows_ready: Callable[[slice], None] | None = None,
     ) -> Tensor:
         """Let the engine write gradients; return the losses [e]."""
         before = {name: held.clone() for name, held in buffers.items() if self.skips_bad}
@@ -246,9 +249,9 @@ class Clients:
                     for name, held in buffers.items():
                         held[rows][bad_k] = before[name][rows][bad_k]
                     losses_e[rows][bad_k] = float("nan")
-            if then is not None:
+            if on_rows_ready is not None:
                 with self.clock.span("other"):
-                    then(rows)
+                    on_rows_ready(rows)
 
         return self.engine.gradients(points_ed, gradients_ed, buffers, batch, done)
 

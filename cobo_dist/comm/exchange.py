@@ -32,7 +32,7 @@ from cobo_dist.phase_timer import Clock
 
 
 @dataclass(frozen=True)
-class Ends:
+class PairEnds:
     """This rank's ends of the drawn pairs: end k is client `ids[k]` (row `rows[k]` of X) meeting
     client `partners[k]`. `first[k]` says that the client is the lower one, so that each pair can be
     counted once over all ranks.
@@ -105,7 +105,7 @@ class Exchange:
         with self.clock.span("waiting"):
             self._travelling.wait()
 
-    def meet(self, pairs_k2: Tensor) -> tuple[Ends, Tensor]:
+    def midpoints(self, pairs_k2: Tensor) -> tuple[PairEnds, Tensor]:
         """Return this rank's ends of some of the sent pairs, and each end's midpoint (x_i + x_j)/2 [e, d].
 
         The midpoints lie in scratch rows that the caller may change. Every rank takes the same pieces
@@ -118,7 +118,7 @@ class Exchange:
             own, partners = meeting.clients.tolist(), meeting.partners.tolist()
             midpoints([models[i] for i in own], [models[j] for j in partners], z_ed)
         rows = self.placement.row_n[meeting.clients]
-        return Ends(rows, meeting.clients, meeting.partners, meeting.first), z_ed
+        return PairEnds(rows, meeting.clients, meeting.partners, meeting.first), z_ed
 
     def _plan(self, pairs_m2: Tensor) -> Meeting:
         """Return the meeting of these pairs: mostly those just sent, planned once."""
@@ -185,7 +185,7 @@ class Exchange:
         ]
         return told_routes(mine, theirs, rank, self.deterministic)
 
-    def reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
+    def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
         """Return the same k combinations sum_j w_kj x_j of all clients' rows on every rank, [k, d].
 
         `weights_kn` is the same on all ranks. Travels and is added as in `mix`, so that all ranks
@@ -264,7 +264,7 @@ class Exchange:
         term_d = self._scratch.flat("term", mixed_rd.shape[1])
         mixing.ordered_sum(rows_rn, models.__getitem__, mixed_rd, term_d)
 
-    def share(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
+    def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return one number of every client, [n] in client order, on every rank."""
         with self.clock.span("waiting"):
             gathered_n = self.gather_rows(numbers_c.astype(np.float64), "mixing")

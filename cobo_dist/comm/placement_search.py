@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 Ids = NDArray[np.int64]
-Sums = Literal["mix", "reduce", "none"]
+Sums = Literal["mix", "all_reduce", "none"]
 """By which word of the exchange an algorithm gets the sums that its W describes; none: by none that depends
 on who is where."""
 

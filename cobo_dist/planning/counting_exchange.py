@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cobo_dist.comm.exchange import Ends
+from cobo_dist.comm.exchange import PairEnds
 from cobo_dist.comm.mixing_plan import planner
 from cobo_dist.comm.pair_plan import Meeting, plan_meeting
 from cobo_dist.comm.pairwise_dot import INCOMING, OUTGOING
@@ -82,14 +82,14 @@ class CountingExchange:
     def receive_models(self) -> None:
         """Have nothing to wait for."""
 
-    def meet(self, pairs_k2: Tensor) -> tuple[Ends, Tensor]:
+    def midpoints(self, pairs_k2: Tensor) -> tuple[PairEnds, Tensor]:
         """Return all ends of some of the sent pairs, and each end's midpoint."""
         self._meetings = self._meet(pairs_k2)
         row = row_bytes(self._size(self._x_nd), self.dtype)
         for rank, meeting in enumerate(self._meetings):
             self._keep(rank, "midpoints", len(meeting.clients) * row)
         every = plan_meeting(pairs_k2.numpy(), self._alone, 0)
-        ends = Ends(every.clients, every.clients, every.partners, every.first)
+        ends = PairEnds(every.clients, every.clients, every.partners, every.first)
         x_i, x_j = (self._x_nd[torch.from_numpy(ids)] for ids in (every.clients, every.partners))
         return ends, (x_i + x_j) / 2
 
@@ -172,7 +172,7 @@ class CountingExchange:
                 self._work(to, len(rows), count, size)
         self._settle()
 
-    def reduce(self, weights_kn: NDArray[np.floating], x_nd: Tensor) -> Tensor:
+    def all_reduce(self, weights_kn: NDArray[np.floating], x_nd: Tensor) -> Tensor:
         """Return k combinations of all rows, and count them as brought to every rank."""
         size = self._size(x_nd)
         for source, columns in enumerate(self.placement.by_rank):
@@ -186,7 +186,7 @@ class CountingExchange:
         self._settle()
         return torch.from_numpy(np.ascontiguousarray(weights_kn)).to(x_nd) @ x_nd
 
-    def share(self, numbers_n: NDArray[np.floating]) -> NDArray[np.floating]:
+    def all_gather(self, numbers_n: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the numbers, and count them as gathered by rank 0."""
         for rank, clients in enumerate(self.placement.by_rank):
             if rank:

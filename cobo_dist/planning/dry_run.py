@@ -15,7 +15,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.algorithms.base import Setting
+from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.cobo import CoBo, CoBoConfig
 from cobo_dist.algorithms.finetuned_fedavg import FinetunedFedAvgConfig
 from cobo_dist.algorithms.ifca import IfcaConfig
@@ -53,8 +53,8 @@ class Forecast:
             self.placement, task.clusters, self.model.buffers > 0, self.model.dtype
         )
         self.exchange = self._counting(self.placement)
-        setting = Setting(task.clients, task.clusters, config.run.seed, self.rounds)
-        self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, setting)
+        context = RunContext(task.clients, task.clusters, config.run.seed, self.rounds)
+        self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, context)
 
     def _counting(self, placement: Placement) -> CountingExchange:
         return CountingExchange(

@@ -65,11 +65,11 @@ class StandIns:
         self,
         t: int,
         rows_e: NDArray[np.int64] | None = None,
-        then: Callable[[slice], None] | None = None,
+        on_rows_ready: Callable[[slice], None] | None = None,
     ) -> Tensor:
         """Return losses of 0."""
-        if then is not None:
-            then(slice(None))
+        if on_rows_ready is not None:
+            on_rows_ready(slice(None))
         if rows_e is None:
             self.passes.append(self._by_rank(np.arange(len(self.ids))))
             return torch.zeros(len(self.ids), dtype=self.x_cd.dtype)

@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from cobo_dist.algorithms.base import Setting
+from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.cobo import CoBoConfig
 from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.clients.client_batch import Clients
@@ -181,7 +181,7 @@ def _bookkeeping(
     clusters = tuple(client // 4 for client in range(clients))
     over = StandIns(placement, clusters, False, dtype)
     exchange = Exchange(SoloTransport(), placement, dtype, torch.device("cpu"))
-    built = build_algorithm(algorithm, over, exchange, Setting(clients, clusters, 0, 1 << 30))
+    built = build_algorithm(algorithm, over, exchange, RunContext(clients, clusters, 0, 1 << 30))
     pairs = built.round(0).pairs
     return seconds(lambda: built.round(0), torch.device("cpu"), PATIENCE / 2), pairs
 

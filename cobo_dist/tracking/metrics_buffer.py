@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from cobo_dist.algorithms.base import Algorithm, Round
+from cobo_dist.algorithms.base import Algorithm, RoundResult
 from cobo_dist.clients.client_batch import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.traffic_counter import TRAINING
@@ -61,7 +61,7 @@ class Recorder:
         self._kept: list[tuple[dict[str, Any], Arrays]] = []
         self._seen = exchange.ledger.training()
 
-    def round(self, r: int, outcome: Round, seconds: float) -> None:
+    def round(self, r: int, outcome: RoundResult, seconds: float) -> None:
         """Keep what round r left."""
         sent = self.exchange.ledger.training()
         arrays: Arrays = {

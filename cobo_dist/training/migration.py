@@ -57,7 +57,7 @@ def put_rows(weights: Weights, rows: Iterable[tuple[int, Tensor]]) -> None:
 
 def _kept(clients: Clients, algorithm: Algorithm, row: int) -> list[Tensor]:
     """Return views of all that a client keeps between rounds, its row of W left out."""
-    rows = algorithm.memory().rows.values()
+    rows = algorithm.state().rows.values()
     return [*clients.memory(row).values(), *(held[row] for held in rows)]
 
 
@@ -228,9 +228,9 @@ class Mover:
             new.weights,
             ((k, weight_row(old.weights, m)) for k, m in zip(rows, old_rows, strict=True)),
         )
-        memory, before = new.memory(), old.memory()
-        for name, held in memory.rows.items():
+        state, before = new.state(), old.state()
+        for name, held in state.rows.items():
             held[rows] = before.rows[name][old_rows]
-        for name, held in memory.shared.items():
+        for name, held in state.shared.items():
             held.copy_(before.shared[name])
         return new

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cobo_dist.algorithms.base import Setting
+from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.registry import build_algorithm, equal_share
 from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import Keeper
@@ -73,9 +73,9 @@ class Training:
             deterministic=config.comm.deterministic, clock=self.clock,
             wire=None if config.comm.dtype == "model" else getattr(torch, config.comm.dtype),
         )  # fmt: skip
-        setting = Setting(task.clients, task.clusters, config.run.seed, config.run.rounds)
+        context = RunContext(task.clients, task.clusters, config.run.seed, config.run.rounds)
         self._build = partial(
-            build_algorithm, config.algorithm, self.clients, self.exchange, setting
+            build_algorithm, config.algorithm, self.clients, self.exchange, context
         )
         self.algorithm = self._build()
         engine, self.engine_choice = self._choose_engine(config)
@@ -208,7 +208,7 @@ class Training:
         if self.book is None:
             return
         if self.found is None:
-            self.book.notice(self.algorithm.notice)
+            self.book.notice(self.algorithm.user_notice)
         else:
             for warning in self.found.warnings:
                 self.book.display.say(f"warning: {warning}")
