@@ -67,8 +67,8 @@ def main() -> None:
 def peaks_of(run: Path) -> list[int]:
     """Return the bytes that each rank held at most."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    (ledger,) = [line for line in map(json.loads, lines) if line["event"] == "ledger"]
-    found: list[int] = ledger["peak_bytes"]
+    (traffic,) = [line for line in map(json.loads, lines) if line["event"] == "ledger"]
+    found: list[int] = traffic["peak_bytes"]
     return found
 
 

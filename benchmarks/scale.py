@@ -55,8 +55,8 @@ def train(settings: list[str], ranks: int, folder: Path) -> tuple[float, int]:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     seconds = [line["seconds"] for line in lines if line["event"] == "round"][FIRST:]
-    (ledger,) = [line for line in lines if line["event"] == "ledger"]
-    return median(seconds), max(ledger["peak_bytes"])
+    (traffic,) = [line for line in lines if line["event"] == "ledger"]
+    return median(seconds), max(traffic["peak_bytes"])
 
 
 def counted(settings: list[str], ranks: int) -> dict[str, int]:

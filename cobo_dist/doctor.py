@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from cobo_dist.cli.parser import settings_parser
 from cobo_dist.comm.startup.launch_env import Launch, read_launch
-from cobo_dist.comm.transports.mpi_world import leave
+from cobo_dist.comm.transports.mpi_world import exit_barrier
 from cobo_dist.config import load_config
 from cobo_dist.errors import (
     EXIT_DONE,
@@ -73,4 +73,4 @@ def report(launch: Launch, found: Sequence[Finding], seconds: float, command: Se
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_barrier(main())

@@ -14,7 +14,7 @@ import torch
 from cobo_dist.cli.parser import settings_parser
 from cobo_dist.cli.plan_output import PlanPage
 from cobo_dist.comm.startup.launch_env import read_launch
-from cobo_dist.comm.transports.mpi_world import leave
+from cobo_dist.comm.transports.mpi_world import exit_barrier
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, ConfigError, RunFailure
 from cobo_dist.planning.constants import Constants, read_constants, subject_of, write_constants
@@ -172,4 +172,4 @@ def _start_two(command: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_barrier(main())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cobo_dist import __version__
 from cobo_dist.comm.startup.launch_env import read_launch
-from cobo_dist.comm.transports.mpi_world import leave
+from cobo_dist.comm.transports.mpi_world import exit_barrier
 from cobo_dist.config import Config, describe_keys, load_config
 from cobo_dist.errors import (
     EXIT_DONE,
@@ -133,4 +133,4 @@ def _end(code: int, message: str, rank: int, here_only: bool) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_barrier(main())

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pool import RankPool
 
 from cobo_dist.comm.exchange import Exchange
-from cobo_dist.comm.pair_plan import plan_meeting
+from cobo_dist.comm.pair_plan import plan_pairs
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.transports.nccl_rules import RecordingTransport
@@ -203,19 +203,23 @@ def test_meeting_plans_of_all_ranks_fit_together(ranks: int, extra: int, seed: i
     pairs = np.argwhere(np.triu(rng.random((n, n)) < rng.random(), k=1))
     owners = np.concatenate([np.arange(ranks), rng.integers(0, ranks, extra)])
     placement = Placement(tuple(int(owner) for owner in owners), ranks)
-    plans = [plan_meeting(pairs, placement, rank) for rank in range(ranks)]
+    plans = [plan_pairs(pairs, placement, rank) for rank in range(ranks)]
     ends = [
         (int(c), int(p)) for plan in plans for c, p in zip(plan.clients, plan.partners, strict=True)
     ]
     assert sorted(ends) == sorted([(i, j) for i, j in pairs] + [(j, i) for i, j in pairs])
     for rank, plan in enumerate(plans):
-        assert rank not in plan.talks
+        assert rank not in plan.transfers
         assert {int(owners[client]) for client in plan.clients} <= {rank}
-        for peer, talk in plan.talks.items():
-            mirror = plans[peer].talks[rank]
-            assert talk.send_clients.tolist() == mirror.receive_clients.tolist()
+        for peer, transfer in plan.transfers.items():
+            mirror = plans[peer].transfers[rank]
+            assert transfer.send_clients.tolist() == mirror.receive_clients.tolist()
             mine = list(
-                zip(plan.clients[talk.first_ends], plan.partners[talk.first_ends], strict=True)
+                zip(
+                    plan.clients[transfer.first_ends],
+                    plan.partners[transfer.first_ends],
+                    strict=True,
+                )
             )
             theirs = zip(
                 plans[peer].partners[mirror.second_ends],
@@ -331,7 +335,7 @@ def mixing(session: Session, kind: str, deterministic: bool) -> None:
                 for peer, ids in enumerate(by_rank)
                 if peer != me
             )
-            assert exchange.ledger.bytes["mixing"] == repeat * models * D * 8
+            assert exchange.traffic.bytes["mixing"] == repeat * models * D * 8
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
@@ -369,7 +373,7 @@ def mixing_by_rows(session: Session, kind: str, deterministic: bool) -> bytes:
             )
             blocks = sum(len(exchange.ids) * len(ids) for ids in peers)
             sent = repeat * (models * D * 8 + blocks * 4)
-            assert exchange.ledger.bytes["mixing"] == sent
+            assert exchange.traffic.bytes["mixing"] == sent
     return mixed.contiguous().numpy().tobytes()
 
 
@@ -425,7 +429,7 @@ def pair_bytes(session: Session) -> tuple[int, int]:
     for piece in torch.split(some_pairs("all"), N):  # midpoints in pieces, models only once
         ends, _ = exchange.midpoints(piece)
         exchange.alignment(torch.ones(len(ends.ids), D, dtype=torch.float64), "inner")
-    return exchange.ledger.bytes["pairs"], exchange.ledger.bytes["gradients"]
+    return exchange.traffic.bytes["pairs"], exchange.traffic.bytes["gradients"]
 
 
 def test_bytes_of_pairs_are_the_planned_ones(pool: RankPool) -> None:
@@ -445,4 +449,4 @@ def test_one_rank_has_no_one_to_send_to() -> None:
     exchange.receive_models()
     exchange.midpoints(some_pairs("all"))
     exchange.mix(Weights(exchange.ids, (0,) * N), x_cd)
-    assert set(exchange.ledger.training()) == {0}
+    assert set(exchange.traffic.training()) == {0}

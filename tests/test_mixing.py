@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cobo_dist.comm.mixing_plan import Route, Routes
+from cobo_dist.comm.mixing_plan import MixingPlans, RankMixing
 from cobo_dist.comm.placement import Placement
 from cobo_dist.maths import mixing
 from cobo_dist.maths.blocks import Block, blocks_of
@@ -202,17 +202,19 @@ def test_a_cluster_cut_by_a_rank_border_sends_one_sum_each_way(ranks: int, model
 def test_only_what_changed_is_planned_again() -> None:
     placement = Placement.contiguous(8, 4)
     weights = Weights(placement.by_rank[1], (0,) * 8)
-    routes = Routes(placement, 1, False)
+    routes = MixingPlans(placement, 1, False)
 
-    def same_as(before: list[Route]) -> list[bool]:
-        return [one is other for one, other in zip(routes.along(weights), before, strict=True)]
+    def same_as(before: list[RankMixing]) -> list[bool]:
+        return [
+            one is other for one, other in zip(routes.for_symmetric(weights), before, strict=True)
+        ]
 
-    before = routes.along(weights)
+    before = routes.for_symmetric(weights)
     assert [route.wanted.models for route in before] == [1, 2, 1, 1], "its own lie where they are"
     assert same_as(before) == [True] * 4
     weights.put(np.array([0, 1]), np.array([4, 6]), np.array([0.5, 1.0]))  # the latter is no change
     assert same_as(before) == [True, True, False, True]
-    assert [route.wanted.models for route in routes.along(weights)] == [1, 2, 2, 1]
+    assert [route.wanted.models for route in routes.for_symmetric(weights)] == [1, 2, 2, 1]
     weights = weights.copy()
     assert same_as(before) == [False] * 4
 

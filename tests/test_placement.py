@@ -101,12 +101,12 @@ def test_models_are_those_that_the_plans_of_the_exchange_send(
     weights, placement = case
     exchange = CountingExchange(placement, {1: 1}, torch.float32, deterministic=deterministic)
     exchange.mix(rows_of(weights), torch.zeros(len(weights), 1))
-    sent = sum(ledger.bytes["mixing"] for ledger in exchange.ledgers) // 4
+    sent = sum(traffic.bytes["mixing"] for traffic in exchange.traffic) // 4
     matrix = rows_of(weights)
     assert models_sent(matrix, placement, "mix", deterministic=deterministic) == sent
     exchange = CountingExchange(placement, {1: 1}, torch.float32, deterministic=deterministic)
     exchange.all_reduce(np.unique(weights, axis=0), torch.zeros(len(weights), 1))
-    sent = sum(ledger.bytes["mixing"] for ledger in exchange.ledgers) // 4
+    sent = sum(traffic.bytes["mixing"] for traffic in exchange.traffic) // 4
     assert models_sent(matrix, placement, "all_reduce", deterministic=deterministic) == sent
 
 
@@ -203,7 +203,7 @@ def train_and_ledger(session: Session, settings: list[str]) -> dict[str, int]:
 
     with mock.patch.object(Mover, "__init__", keep):
         train(session, settings)
-    return dict(movers[0].exchange.ledger.bytes)
+    return dict(movers[0].exchange.traffic.bytes)
 
 
 def numbers(folder: Path) -> list[dict[str, Any]]:
@@ -234,7 +234,7 @@ def test_moving_changes_no_number(pool: RankPool, problem: Path, tmp_path: Path,
     for ranks in (1, 2, 3):
         folder = tmp_path / f"run{ranks}"
         adaptive = [*run, "comm.placement=adaptive", f"run.dir={folder}"]
-        ledgers = pool.run(ranks, train_and_ledger, adaptive)
+        traffic = pool.run(ranks, train_and_ledger, adaptive)
         assert_same(tmp_path / "static", folder)
         moves = rows(folder, "placement")
         assert bool(moves) == (ranks > 1)
@@ -243,12 +243,12 @@ def test_moving_changes_no_number(pool: RankPool, problem: Path, tmp_path: Path,
             assert move["bytes"] == move["clients"] * parcel
             assert move["mixing_before"] == move["models_before"] * D * 4
             assert move["mixing_after"] == move["models_after"] * D * 4 < move["mixing_before"]
-        (ledger,) = rows(folder, "ledger")
-        assert ledger["bytes_moving"] == sum(one.get("moving", 0) for one in ledgers)
+        (traffic,) = rows(folder, "ledger")
+        assert traffic["bytes_moving"] == sum(one.get("moving", 0) for one in traffic)
         summary = json.loads((folder / "summary.json").read_text())
-        assert summary["bytes_sent"] == sum(ledger[f"bytes_{p}"] for p in (*TRAINING, "moving"))
+        assert summary["bytes_sent"] == sum(traffic[f"bytes_{p}"] for p in (*TRAINING, "moving"))
         placement = summary["placement"]
-        assert placement["bytes_moving"] == ledger["bytes_moving"]
+        assert placement["bytes_moving"] == traffic["bytes_moving"]
         last = rows(folder, "round")[-1]["bytes_mixing"]
         assert last == placement["models"] * D * 4 + told(case, ranks)
         if moves:
@@ -325,8 +325,8 @@ def test_a_run_goes_on_after_a_move(pool: RankPool, problem: Path, tmp_path: Pat
     after = rows(tmp_path / "cut", "placement")
     assert after[: len(before)] == before
     assert len(after) > len(before), "it starts with runs of clients, and they move again"
-    (ledger,) = rows(tmp_path / "cut", "ledger")
-    assert ledger["bytes_moving"] > sum(row["bytes"] for row in after), "and W for each look"
+    (traffic,) = rows(tmp_path / "cut", "ledger")
+    assert traffic["bytes_moving"] > sum(row["bytes"] for row in after), "and W for each look"
 
 
 def test_a_move_that_does_not_pay_is_left(pool: RankPool, problem: Path, tmp_path: Path) -> None:

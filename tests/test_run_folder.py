@@ -275,13 +275,13 @@ def test_summary(folder: Path) -> None:
 
 
 def test_the_last_row_has_what_was_sent_and_held(folder: Path) -> None:
-    (ledger,) = rows(folder, "ledger")
+    (traffic,) = rows(folder, "ledger")
     sent = [row["bytes_sent"] for row in rows(folder, "round")]
     training = ("bytes_pairs", "bytes_gradients", "bytes_mixing")
-    assert sum(ledger[name] for name in training) == sum(sent)
-    assert len(ledger["peak_bytes"]) == ranks_of(folder)
+    assert sum(traffic[name] for name in training) == sum(sent)
+    assert len(traffic["peak_bytes"]) == ranks_of(folder)
     # No process with torch in it is smaller than 100 MB or larger than the machine.
-    assert all(1e8 < peak < 1e12 for peak in ledger["peak_bytes"])
+    assert all(1e8 < peak < 1e12 for peak in traffic["peak_bytes"])
 
 
 def test_cluster_match_is_the_share_of_pairs_told_apart_rightly(folder: Path) -> None:

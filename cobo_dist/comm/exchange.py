@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cobo_dist.comm.mixing_plan import Route, Routes, planner, told_routes
-from cobo_dist.comm.pair_plan import Meeting, plan_meeting
-from cobo_dist.comm.pairwise_dot import INCOMING, OUTGOING, Halves
+from cobo_dist.comm.mixing_plan import MixingPlans, RankMixing, from_exchanged_blocks, planner
+from cobo_dist.comm.pair_plan import PairPlan, plan_pairs
+from cobo_dist.comm.pairwise_dot import INCOMING, OUTGOING, PairwiseDot
 from cobo_dist.comm.placement import Placement
-from cobo_dist.comm.traffic_counter import Ledger
+from cobo_dist.comm.traffic_counter import TrafficCounter
 from cobo_dist.comm.transports.torch_transport import Arrived, Pending, Transport
 from cobo_dist.maths import mixing
 from cobo_dist.maths.alignment import midpoints
@@ -63,16 +63,18 @@ class Exchange:
         self.transport = transport
         self.placement = placement
         self.ids = placement.by_rank[transport.rank]
-        self.ledger = Ledger()
+        self.traffic = TrafficCounter()
         self.deterministic = deterministic
         self._scratch = Scratch(dtype, device)
         self._wire = Scratch(wire or dtype, device)  # messages
-        self._halves = Halves(self._exchange, self._scratch, self._wire, deterministic, self.clock)
+        self._pairwise_dot = PairwiseDot(
+            self._exchange, self._scratch, self._wire, deterministic, self.clock
+        )
         self._models: dict[int, Tensor] = {}  # of this round's pairs, by client
         self._travelling: Pending = Arrived()
-        self._meeting = Meeting.empty()
+        self._pair_plan = PairPlan.empty()
         self._planned = np.empty((0, 2), dtype=np.int64)  # the pairs of `_meeting`
-        self._routes = Routes(placement, transport.rank, deterministic)
+        self._routes = MixingPlans(placement, transport.rank, deterministic)
 
     # -- partners' models -----------------------------------------------------------------------
 
@@ -83,21 +85,25 @@ class Exchange:
         `receive_models`. `pairs_m2` int64 [m, 2], i < j, is the same on every rank.
         """
         size, self._models = x_cd.shape[1], {}
-        talks = self._plan(pairs_m2).talks
+        transfers = self._plan(pairs_m2).transfers
         sends = self._messages(
-            OUTGOING, {peer: len(talk.send_clients) for peer, talk in talks.items()}, size
+            OUTGOING,
+            {peer: len(transfer.send_clients) for peer, transfer in transfers.items()},
+            size,
         )
         boxes = self._messages(
-            "models", {peer: len(talk.receive_clients) for peer, talk in talks.items()}, size
+            "models",
+            {peer: len(transfer.receive_clients) for peer, transfer in transfers.items()},
+            size,
         )
-        for peer, talk in talks.items():
-            rows = self.placement.row_n[talk.send_clients]
+        for peer, transfer in transfers.items():
+            rows = self.placement.row_n[transfer.send_clients]
             with self.clock.span("packing"):
                 take_rows(x_cd, self._index(rows), sends[peer])
         travelling = self._exchange(sends, boxes, "pairs")
         models = {client: row for client, row in zip(self.ids.tolist(), x_cd, strict=True)}
-        for peer, talk in talks.items():
-            models.update(zip(talk.receive_clients.tolist(), boxes[peer], strict=True))
+        for peer, transfer in transfers.items():
+            models.update(zip(transfer.receive_clients.tolist(), boxes[peer], strict=True))
         self._models, self._travelling = models, travelling
 
     def receive_models(self) -> None:
@@ -111,27 +117,27 @@ class Exchange:
         The midpoints lie in scratch rows that the caller may change. Every rank takes the same pieces
         of the list in the same order.
         """
-        meeting, models = self._plan(pairs_k2), self._models
+        pair_plan, models = self._plan(pairs_k2), self._models
         size = next(iter(models.values())).shape[0]
-        z_ed = self._scratch.rows("midpoints", len(meeting.clients), size)
+        z_ed = self._scratch.rows("midpoints", len(pair_plan.clients), size)
         with self.clock.span("packing"):
-            own, partners = meeting.clients.tolist(), meeting.partners.tolist()
+            own, partners = pair_plan.clients.tolist(), pair_plan.partners.tolist()
             midpoints([models[i] for i in own], [models[j] for j in partners], z_ed)
-        rows = self.placement.row_n[meeting.clients]
-        return PairEnds(rows, meeting.clients, meeting.partners, meeting.first), z_ed
+        rows = self.placement.row_n[pair_plan.clients]
+        return PairEnds(rows, pair_plan.clients, pair_plan.partners, pair_plan.first), z_ed
 
-    def _plan(self, pairs_m2: Tensor) -> Meeting:
+    def _plan(self, pairs_m2: Tensor) -> PairPlan:
         """Return the meeting of these pairs: mostly those just sent, planned once."""
         pairs = pairs_m2.numpy()
         if not np.array_equal(pairs, self._planned):
-            self._meeting = plan_meeting(pairs, self.placement, self.transport.rank)
+            self._pair_plan = plan_pairs(pairs, self.placement, self.transport.rank)
             self._planned = pairs
-        return self._meeting
+        return self._pair_plan
 
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
         """Return the alignment [e] of the midpoint gradients of each end of the pairs just met."""
         with self.clock.span("alignment"):
-            return self._halves.alignment(self._meeting, gradients_ed, kind)
+            return self._pairwise_dot.alignment(self._pair_plan, gradients_ed, kind)
 
     # -- mixing -----------------------------------------------------------------------------------
 
@@ -150,12 +156,14 @@ class Exchange:
         of clients.
         """
         with self.clock.span("mixing"):
-            routes = self._routes.along(weights) if symmetric else self._told_routes(weights)
+            routes = (
+                self._routes.for_symmetric(weights) if symmetric else self._exchange_blocks(weights)
+            )
             boxes = self._bring(routes, x_cd) | {self.transport.rank: x_cd}
         return self._column_by_column(weights, routes, boxes, x_cd.shape[1])
 
     def _column_by_column(
-        self, weights: Weights, routes: list[Route], boxes: dict[int, Tensor], size: int
+        self, weights: Weights, routes: list[RankMixing], boxes: dict[int, Tensor], size: int
     ) -> Iterator[tuple[slice, Tensor]]:
         count = len(self.ids)
         room_ck = self._scratch.rows("mixed", count, widest(count, size))
@@ -166,7 +174,7 @@ class Exchange:
                 self._sum(weights.each_row(), routes, some, mixed_ck)
             yield at, mixed_ck
 
-    def _told_routes(self, weights: Weights) -> list[Route]:
+    def _exchange_blocks(self, weights: Weights) -> list[RankMixing]:
         """Tell every peer my block W[mine, its], and plan by it and by theirs W[its, mine], bit by bit."""
         rank, dense_cn = self.transport.rank, weights.dense()
         blocks = [np.ascontiguousarray(dense_cn[:, ids]) for ids in self.placement.by_rank]
@@ -183,7 +191,7 @@ class Exchange:
             mine[rank] if peer == rank else Block.of(receives[peer].numpy())
             for peer in range(len(blocks))
         ]
-        return told_routes(mine, theirs, rank, self.deterministic)
+        return from_exchanged_blocks(mine, theirs, rank, self.deterministic)
 
     def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
         """Return the same k combinations sum_j w_kj x_j of all clients' rows on every rank, [k, d].
@@ -195,13 +203,15 @@ class Exchange:
             plan = planner(self.deterministic)
             plans = [plan(Block.of(weights_kn[:, ids])) for ids in self.placement.by_rank]
             own = plans[self.transport.rank]
-            routes = [Route(wanted, own) for wanted in plans]
+            routes = [RankMixing(wanted, own) for wanted in plans]
             boxes = self._bring(routes, x_cd, alike=True)
             sums_kd = self._scratch.rows("sums", len(weights_kn), x_cd.shape[1])
             self._sum(weights_kn, routes, boxes, sums_kd)
             return sums_kd
 
-    def _bring(self, routes: list[Route], x_cd: Tensor, alike: bool = False) -> dict[int, Tensor]:
+    def _bring(
+        self, routes: list[RankMixing], x_cd: Tensor, alike: bool = False
+    ) -> dict[int, Tensor]:
         """Let models and sums travel along the routes to all ranks; return what came, by rank.
 
         `alike`: all ranks get the same bits, so that what a rank has for itself is packed and rounded
@@ -236,7 +246,7 @@ class Exchange:
     def _sum(
         self,
         rows_rn: Iterable[NDArray[np.floating]],
-        routes: list[Route],
+        routes: list[RankMixing],
         boxes: dict[int, Tensor],
         sums_rd: Tensor,
     ) -> None:
@@ -252,7 +262,7 @@ class Exchange:
     def _add_in_client_order(
         self,
         rows_rn: Iterable[NDArray[np.floating]],
-        routes: list[Route],
+        routes: list[RankMixing],
         payloads: dict[int, Tensor],
         mixed_rd: Tensor,
     ) -> None:
@@ -281,9 +291,9 @@ class Exchange:
         self._exchange(dict(parcels), dict(boxes), "moving").wait()
         self.placement, self.ids = placement, placement.by_rank[self.transport.rank]
         # What is kept speaks of ranks and rows as they were.
-        self._models, self._meeting = {}, Meeting.empty()
+        self._models, self._pair_plan = {}, PairPlan.empty()
         self._planned = np.empty((0, 2), dtype=np.int64)
-        self._routes = Routes(placement, self.transport.rank, self.deterministic)
+        self._routes = MixingPlans(placement, self.transport.rank, self.deterministic)
 
     # -- the coordinator --------------------------------------------------------------------------
 
@@ -304,7 +314,7 @@ class Exchange:
     def gather(self, record: bytes, purpose: str = "logging") -> list[bytes]:
         """Bring every rank's record to the coordinator, rank 0; an empty list elsewhere."""
         if self.transport.rank != 0:
-            self.ledger.sent(purpose, len(record))
+            self.traffic.sent(purpose, len(record))
         return self.transport.gather(record)
 
     @property
@@ -318,7 +328,7 @@ class Exchange:
         self, sends: dict[int, Tensor], receives: dict[int, Tensor], purpose: str
     ) -> Pending:
         for tensor in sends.values():
-            self.ledger.sent(purpose, tensor.numel() * tensor.element_size())
+            self.traffic.sent(purpose, tensor.numel() * tensor.element_size())
         with self.clock.span("sending"):
             return self.transport.exchange(sends, receives, purpose)
 

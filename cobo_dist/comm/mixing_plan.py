@@ -16,14 +16,14 @@ Planner = Callable[[Block], BlockPlan]
 
 
 @dataclass(frozen=True)
-class Route:
+class RankMixing:
     """What a rank gets from a peer, and what it owes the peer."""
 
     wanted: BlockPlan
     owed: BlockPlan
 
 
-class Routes:
+class MixingPlans:
     """The routes of one rank where W is symmetric, so that every block is known at both its ends."""
 
     def __init__(self, placement: Placement, rank: int, deterministic: bool) -> None:
@@ -32,9 +32,9 @@ class Routes:
         self.planner = planner(deterministic)
         self._weights: Weights | None = None
         self._version = -1
-        self._routes: list[Route | None] = [None] * placement.ranks
+        self._routes: list[RankMixing | None] = [None] * placement.ranks
 
-    def along(self, weights: Weights) -> list[Route]:
+    def for_symmetric(self, weights: Weights) -> list[RankMixing]:
         """Return the route to each rank; what did not change since the last call is not planned again."""
         by_rank = self.placement.by_rank
         known = weights is self._weights
@@ -50,10 +50,10 @@ class Routes:
         self._weights, self._version = weights, weights.version
         return [route for route in self._routes if route is not None]
 
-    def _plan(self, peer: int, block: Block) -> Route:
+    def _plan(self, peer: int, block: Block) -> RankMixing:
         if peer == self.rank:
             return own_route(block)
-        return Route(self.planner(block), self.planner(block.transposed))
+        return RankMixing(self.planner(block), self.planner(block.transposed))
 
 
 def planner(deterministic: bool) -> Planner:
@@ -61,19 +61,19 @@ def planner(deterministic: bool) -> Planner:
     return plan_rows if deterministic else plan_block
 
 
-def own_route(block: Block) -> Route:
+def own_route(block: Block) -> RankMixing:
     """Return the route of a rank to itself: its models are there, and multiplied as they lie."""
     every = np.arange(block.shape[1])
     plan = BlockPlan("rows", every, np.arange(block.shape[0]), block, every)
-    return Route(plan, plan)
+    return RankMixing(plan, plan)
 
 
-def told_routes(
+def from_exchanged_blocks(
     mine: Sequence[Block], theirs: Sequence[Block], rank: int, deterministic: bool
-) -> list[Route]:
+) -> list[RankMixing]:
     """Return the routes where rows stand by themselves: my blocks of W, and those that peers told."""
     plan = planner(deterministic)
     return [
-        own_route(block) if peer == rank else Route(plan(block), plan(owed))
+        own_route(block) if peer == rank else RankMixing(plan(block), plan(owed))
         for peer, (block, owed) in enumerate(zip(mine, theirs, strict=True))
     ]

@@ -17,11 +17,11 @@ Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Talk:
+class PeerTransfer:
     """What this rank and one peer do for the pairs that join their clients.
 
     `send_clients` and `receive_clients` are client ids, each once, ascending. `first_ends` and
-    `second_ends` number this rank's ends of the common pairs (see `Meeting`): ends that are the pair's
+    `second_ends` number this rank's ends of the common pairs (see `PairPlan`): ends that are the pair's
     first client, and ends that are its second, each in the order of the pairs.
     """
 
@@ -32,7 +32,7 @@ class Talk:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class PairPlan:
     """This rank's ends of the drawn pairs.
 
     A pair has two ends, (client i, partner j) and (client j, partner i); an end belongs to the owner
@@ -43,29 +43,29 @@ class Meeting:
     partners: Index
     first: NDArray[np.bool_]  # the client is the pair's first (lower) one
     local: NDArray[np.bool_]  # both ends are on this rank
-    talks: dict[int, Talk]  # by peer, ascending
+    transfers: dict[int, PeerTransfer]  # by peer, ascending
 
     @classmethod
-    def empty(cls) -> Meeting:
+    def empty(cls) -> PairPlan:
         """Return the meeting of nobody."""
         none = np.empty(0, dtype=np.int64)
         return cls(none, none, none.astype(bool), none.astype(bool), {})
 
 
-def plan_meeting(pairs_m2: Index, placement: Placement, rank: int) -> Meeting:
+def plan_pairs(pairs_m2: Index, placement: Placement, rank: int) -> PairPlan:
     """Return what `rank` does for `pairs_m2` (i < j)."""
     owner_m2 = placement.owner_n[pairs_m2]
     pair_e, side_e = np.nonzero(owner_m2 == rank)  # row-major: by pair, first end before second
     clients, partners = pairs_m2[pair_e, side_e], pairs_m2[pair_e, 1 - side_e]
     peers = owner_m2[pair_e, 1 - side_e]
     first = side_e == 0
-    talks = {}
+    transfers = {}
     for peer in np.unique(peers[peers != rank]):
         with_peer = peers == peer
-        talks[int(peer)] = Talk(
+        transfers[int(peer)] = PeerTransfer(
             send_clients=np.unique(clients[with_peer]),
             receive_clients=np.unique(partners[with_peer]),
             first_ends=np.flatnonzero(with_peer & first),
             second_ends=np.flatnonzero(with_peer & ~first),
         )
-    return Meeting(clients, partners, first, peers == rank, talks)
+    return PairPlan(clients, partners, first, peers == rank, transfers)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cobo_dist.comm.pair_plan import Index, Meeting
+from cobo_dist.comm.pair_plan import Index, PairPlan
 from cobo_dist.comm.transports.torch_transport import Pending
 from cobo_dist.maths.alignment import measure, middle, row_dots
 from cobo_dist.maths.flat import Scratch, take_rows
@@ -40,7 +40,7 @@ class _Halves:
         return self.held[:border].view(self.seconds), self.held[border:].view(self.firsts)
 
 
-class Halves:
+class PairwiseDot:
     """Alignments of the pairs of a meeting; `post` sends, entering the ledger."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Halves:
         self.clock = clock or Clock.off()
         self._scalars = Scratch(torch.float64, "cpu")
 
-    def alignment(self, meeting: Meeting, gradients_ed: Tensor, kind: str) -> Floats:
+    def alignment(self, pair_plan: PairPlan, gradients_ed: Tensor, kind: str) -> Floats:
         """Return each end's alignment [e] of its own and its partner's midpoint gradient.
 
         The owner of the first client sends the second half of its gradient and gets the first half of
@@ -65,33 +65,33 @@ class Halves:
         numbers change places. Both ends of a pair get the same bits.
         """
         cut = middle(gradients_ed.shape[1])
-        halves, travelling = self._send_halves(meeting, gradients_ed, cut)
+        halves, travelling = self._send_halves(pair_plan, gradients_ed, cut)
         # While they travel: what this rank can multiply alone.
-        parts_e2 = np.zeros((len(meeting.clients), 2))  # products of first and of second halves
-        self._local_products(meeting, gradients_ed, cut, parts_e2)
-        every = np.arange(len(meeting.clients))
+        parts_e2 = np.zeros((len(pair_plan.clients), 2))  # products of first and of second halves
+        self._local_products(pair_plan, gradients_ed, cut, parts_e2)
+        every = np.arange(len(pair_plan.clients))
         squares_e = np.zeros(len(every))
         if kind == "cosine":
             squares_e = self._dots(gradients_ed, every, gradients_ed, every)
         with self.clock.span("waiting"):
             travelling.wait()
-        for peer, talk in meeting.talks.items():
+        for peer, transfer in pair_plan.transfers.items():
             seconds, firsts = halves[peer].arrived()
-            ends = talk.first_ends
+            ends = transfer.first_ends
             parts_e2[ends, 0] = self._dots(gradients_ed[:, :cut], ends, firsts, every)
-            ends = talk.second_ends
+            ends = transfer.second_ends
             parts_e2[ends, 1] = self._dots(gradients_ed[:, cut:], ends, seconds, every)
-        partner_squares_e = self._exchange_scalars(meeting, parts_e2, squares_e)
+        partner_squares_e = self._exchange_scalars(pair_plan, parts_e2, squares_e)
         squares_e2 = np.stack([squares_e, partner_squares_e], axis=1)
-        squares_e2[~meeting.first] = squares_e2[
-            ~meeting.first, ::-1
+        squares_e2[~pair_plan.first] = squares_e2[
+            ~pair_plan.first, ::-1
         ]  # the first client's norm first
         return measure(
             torch.from_numpy(parts_e2[:, 0] + parts_e2[:, 1]), torch.from_numpy(squares_e2), kind
         ).numpy()
 
     def _send_halves(
-        self, meeting: Meeting, gradients_ed: Tensor, cut: int
+        self, pair_plan: PairPlan, gradients_ed: Tensor, cut: int
     ) -> tuple[dict[int, _Halves], Pending]:
         """Swap half gradients; return by peer where they arrive.
 
@@ -100,8 +100,8 @@ class Halves:
         """
         rest = gradients_ed.shape[1] - cut
         to, back = {}, {}
-        for peer, talk in meeting.talks.items():
-            firsts, seconds = len(talk.first_ends), len(talk.second_ends)
+        for peer, transfer in pair_plan.transfers.items():
+            firsts, seconds = len(transfer.first_ends), len(transfer.second_ends)
             to[peer] = firsts * rest + seconds * cut
             back[peer] = seconds * rest + firsts * cut
         outs, boxes = self._wire.several(OUTGOING, to), self._wire.several(INCOMING, back)
@@ -109,14 +109,14 @@ class Halves:
         if self._wire.dtype != gradients_ed.dtype:
             helds = self._scratch.several(INCOMING, back)
         sends, receives, halves = {}, {}, {}
-        for peer, talk in meeting.talks.items():
-            firsts, seconds = len(talk.first_ends), len(talk.second_ends)
+        for peer, transfer in pair_plan.transfers.items():
+            firsts, seconds = len(transfer.first_ends), len(transfer.second_ends)
             out, box = outs[peer], boxes[peer]
             out_rest, out_cut = out[: firsts * rest], out[firsts * rest :]
             with self.clock.span("packing"):
-                ends = torch.from_numpy(talk.first_ends).to(out.device)
+                ends = torch.from_numpy(transfer.first_ends).to(out.device)
                 take_rows(gradients_ed[:, cut:], ends, out_rest.view(firsts, rest))
-                ends = torch.from_numpy(talk.second_ends).to(out.device)
+                ends = torch.from_numpy(transfer.second_ends).to(out.device)
                 take_rows(gradients_ed[:, :cut], ends, out_cut.view(seconds, cut))
             if len(out):
                 sends[peer] = out
@@ -126,26 +126,26 @@ class Halves:
         return halves, self._post(sends, receives, "gradients")
 
     def _local_products(
-        self, meeting: Meeting, gradients_ed: Tensor, cut: int, parts_e2: Floats
+        self, pair_plan: PairPlan, gradients_ed: Tensor, cut: int, parts_e2: Floats
     ) -> None:
         """Fill in the pairs inside this rank: their two ends stand side by side."""
-        here = np.flatnonzero(meeting.local & meeting.first)
+        here = np.flatnonzero(pair_plan.local & pair_plan.first)
         for side, columns in enumerate((slice(None, cut), slice(cut, None))):
             half_ed = gradients_ed[:, columns]
             parts_e2[here, side] = self._dots(half_ed, here, half_ed, here + 1)
         parts_e2[here + 1] = parts_e2[here]
 
-    def _exchange_scalars(self, meeting: Meeting, parts_e2: Floats, squares_e: Floats) -> Floats:
+    def _exchange_scalars(self, pair_plan: PairPlan, parts_e2: Floats, squares_e: Floats) -> Floats:
         """Complete `parts_e2` with the peers' products; return the partner's squared norms [e]."""
         partner_squares_e = np.zeros(len(squares_e))
-        here = np.flatnonzero(meeting.local & meeting.first)
+        here = np.flatnonzero(pair_plan.local & pair_plan.first)
         partner_squares_e[here] = squares_e[here + 1]
         partner_squares_e[here + 1] = squares_e[here]
         sends, receives = {}, {}
-        for peer, talk in meeting.talks.items():
+        for peer, transfer in pair_plan.transfers.items():
             mine = np.concatenate(
-                [parts_e2[talk.first_ends, 0], parts_e2[talk.second_ends, 1],
-                 squares_e[talk.first_ends], squares_e[talk.second_ends]]
+                [parts_e2[transfer.first_ends, 0], parts_e2[transfer.second_ends, 1],
+                 squares_e[transfer.first_ends], squares_e[transfer.second_ends]]
             )  # fmt: skip
             sends[peer] = self._scalars.flat(f"to {peer}", len(mine))
             sends[peer].copy_(torch.from_numpy(mine))
@@ -153,12 +153,15 @@ class Halves:
         travelling = self._post(sends, receives, "gradients")
         with self.clock.span("waiting"):
             travelling.wait()
-        for peer, talk in meeting.talks.items():
-            firsts, seconds = len(talk.first_ends), len(talk.second_ends)
+        for peer, transfer in pair_plan.transfers.items():
+            firsts, seconds = len(transfer.first_ends), len(transfer.second_ends)
             # The peer's second ends are the partners of my first ends, but it lists its firsts first.
             got = np.split(receives[peer].numpy(), np.cumsum([seconds, firsts, seconds]))
-            parts_e2[talk.second_ends, 0], parts_e2[talk.first_ends, 1] = got[0], got[1]
-            partner_squares_e[talk.second_ends], partner_squares_e[talk.first_ends] = got[2], got[3]
+            parts_e2[transfer.second_ends, 0], parts_e2[transfer.first_ends, 1] = got[0], got[1]
+            partner_squares_e[transfer.second_ends], partner_squares_e[transfer.first_ends] = (
+                got[2],
+                got[3],
+            )
         return partner_squares_e
 
     def _dots(self, a_md: Tensor, rows_a: Index, b_md: Tensor, rows_b: Index) -> Floats:

@@ -12,7 +12,7 @@ share. `moving`: clients on their way to another rank, and W to the coordinator,
 `logging`: metrics and W to the coordinator."""
 
 
-class Ledger:
+class TrafficCounter:
     """Counts what this rank sends, by purpose."""
 
     def __init__(self) -> None:

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from cobo_dist.comm.exchange import PairEnds
 from cobo_dist.comm.mixing_plan import planner
-from cobo_dist.comm.pair_plan import Meeting, plan_meeting
+from cobo_dist.comm.pair_plan import PairPlan, plan_pairs
 from cobo_dist.comm.pairwise_dot import INCOMING, OUTGOING
 from cobo_dist.comm.placement import Placement
-from cobo_dist.comm.traffic_counter import Ledger
+from cobo_dist.comm.traffic_counter import TrafficCounter
 from cobo_dist.maths import mixing
 from cobo_dist.maths.alignment import middle
 from cobo_dist.maths.blocks import Block, blocks_of, rows_of
@@ -58,13 +58,13 @@ class CountingExchange:
         self.placement, self.sizes, self.dtype = placement, dict(sizes), dtype
         self.wire = wire or dtype
         self.deterministic = deterministic
-        self.ledgers = [Ledger() for _ in range(placement.ranks)]
+        self.traffic = [TrafficCounter() for _ in range(placement.ranks)]
         self.room: list[Counter[str]] = [Counter() for _ in range(placement.ranks)]
         self._laid: list[Counter[str]] = [Counter() for _ in range(placement.ranks)]
         self.work: list[Counter[str]] = [Counter() for _ in range(placement.ranks)]
         self._plan = planner(deterministic)
         self._alone = Placement.contiguous(placement.clients, 1)
-        self._meetings: list[Meeting] = []
+        self._meetings: list[PairPlan] = []
         self._x_nd = torch.empty(0)
 
     # -- partners' models -----------------------------------------------------------------------
@@ -73,10 +73,10 @@ class CountingExchange:
         """Count the models of the drawn pairs, each once to a rank that needs it."""
         self._x_nd = x_nd
         model = self._size(x_nd) * self.wire.itemsize
-        for rank, meeting in enumerate(self._meet(pairs_m2)):
-            for talk in meeting.talks.values():
-                self._send(rank, "pairs", len(talk.send_clients) * model, OUTGOING)
-                self._lay(rank, "models", len(talk.receive_clients) * model)
+        for rank, pair_plan in enumerate(self._meet(pairs_m2)):
+            for transfer in pair_plan.transfers.values():
+                self._send(rank, "pairs", len(transfer.send_clients) * model, OUTGOING)
+                self._lay(rank, "models", len(transfer.receive_clients) * model)
         self._settle()
 
     def receive_models(self) -> None:
@@ -86,9 +86,9 @@ class CountingExchange:
         """Return all ends of some of the sent pairs, and each end's midpoint."""
         self._meetings = self._meet(pairs_k2)
         row = row_bytes(self._size(self._x_nd), self.dtype)
-        for rank, meeting in enumerate(self._meetings):
-            self._keep(rank, "midpoints", len(meeting.clients) * row)
-        every = plan_meeting(pairs_k2.numpy(), self._alone, 0)
+        for rank, pair_plan in enumerate(self._meetings):
+            self._keep(rank, "midpoints", len(pair_plan.clients) * row)
+        every = plan_pairs(pairs_k2.numpy(), self._alone, 0)
         ends = PairEnds(every.clients, every.clients, every.partners, every.first)
         x_i, x_j = (self._x_nd[torch.from_numpy(ids)] for ids in (every.clients, every.partners))
         return ends, (x_i + x_j) / 2
@@ -97,9 +97,9 @@ class CountingExchange:
         """Count half gradients and their scalars; return 0 for every end: no weight moves."""
         size = self._size(gradients_ed)
         cut = middle(size)
-        for rank, meeting in enumerate(self._meetings):
-            for peer, talk in meeting.talks.items():
-                firsts, seconds = len(talk.first_ends), len(talk.second_ends)
+        for rank, pair_plan in enumerate(self._meetings):
+            for peer, transfer in pair_plan.transfers.items():
+                firsts, seconds = len(transfer.first_ends), len(transfer.second_ends)
                 out = firsts * (size - cut) + seconds * cut
                 back = seconds * (size - cut) + firsts * cut
                 if out:
@@ -195,15 +195,15 @@ class CountingExchange:
 
     # -- counting ---------------------------------------------------------------------------------
 
-    def _meet(self, pairs_m2: Tensor) -> list[Meeting]:
+    def _meet(self, pairs_m2: Tensor) -> list[PairPlan]:
         pairs = pairs_m2.numpy()
-        return [plan_meeting(pairs, self.placement, rank) for rank in range(self.placement.ranks)]
+        return [plan_pairs(pairs, self.placement, rank) for rank in range(self.placement.ranks)]
 
     def _size(self, rows: Tensor) -> int:
         return self.sizes[rows.shape[1]]
 
     def _send(self, rank: int, purpose: str, nbytes: int, buffer: str = "") -> None:
-        self.ledgers[rank].sent(purpose, nbytes)
+        self.traffic[rank].sent(purpose, nbytes)
         if buffer:
             self._lay(rank, buffer, nbytes)
 

@@ -199,11 +199,11 @@ class Forecast:
 
 def _ledger(exchange: CountingExchange) -> Ints:
     """Return messages and bytes so far of each purpose and rank, [2, purposes, R]."""
-    ledgers = exchange.ledgers
+    traffic = exchange.traffic
     return np.array(
         [
             [[held[purpose] for held in kind] for purpose in TRAINING]
-            for kind in ([one.messages for one in ledgers], [one.bytes for one in ledgers])
+            for kind in ([one.messages for one in traffic], [one.bytes for one in traffic])
         ],
         dtype=np.int64,
     )

@@ -79,17 +79,17 @@ def count_meetings(pairs_m2: NDArray[np.int64], n: int, ranks: int, model: Model
     keys = np.concatenate([(first * ranks + second), (second * ranks + first)])
     keys = np.concatenate([piece, piece]) * ranks**2 + keys
     numbers = np.repeat([rest, cut], len(first))
-    talks, inverse, each = np.unique(keys, return_inverse=True, return_counts=True)
-    halves = np.bincount(inverse.reshape(-1), weights=numbers, minlength=len(talks)).astype(
+    transfers, inverse, each = np.unique(keys, return_inverse=True, return_counts=True)
+    halves = np.bincount(inverse.reshape(-1), weights=numbers, minlength=len(transfers)).astype(
         np.int64
     )
-    which = talks % ranks**2
+    which = transfers % ranks**2
     sender, receiver = np.divmod(which, ranks)
     scalars = 2 * each * _SCALAR  # products and squared norms
 
     def most(rank_k: Ints) -> Ints:
         """Buffers are kept from piece to piece, as long as the most that lay in them."""
-        sums = _sum(talks // ranks**2 * ranks + rank_k, halves, pieces * ranks)
+        sums = _sum(transfers // ranks**2 * ranks + rank_k, halves, pieces * ranks)
         found: Ints = sums.reshape(pieces, ranks).max(axis=0)
         return found
 

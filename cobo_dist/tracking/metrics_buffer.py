@@ -59,11 +59,11 @@ class Recorder:
         self.exchange, self.clients, self.task = exchange, clients, task
         self.algorithm, self.book = algorithm, book
         self._kept: list[tuple[dict[str, Any], Arrays]] = []
-        self._seen = exchange.ledger.training()
+        self._seen = exchange.traffic.training()
 
     def round(self, r: int, outcome: RoundResult, seconds: float) -> None:
         """Keep what round r left."""
-        sent = self.exchange.ledger.training()
+        sent = self.exchange.traffic.training()
         arrays: Arrays = {
             "losses": outcome.losses_c.double().cpu().numpy(),
             "traffic": np.subtract(sent, self._seen),

@@ -219,7 +219,7 @@ class Book:
         if self._board is not None:
             self._board.add_scalar(name, value, r)
 
-    def ledger(self, peaks: Sequence[int]) -> None:
+    def traffic(self, peaks: Sequence[int]) -> None:
         """Enter what the whole run sent, by purpose, and the most bytes that each rank held.
 
         Only here does what logging sent count.

@@ -119,9 +119,9 @@ class Mover:
         owners = json.loads(self.exchange.transport.broadcast(json.dumps(owners).encode()))
         if not owners:
             return algorithm
-        sent = self.exchange.ledger.bytes["moving"]
+        sent = self.exchange.traffic.bytes["moving"]
         algorithm = self._move(algorithm, Placement(tuple(owners), self.exchange.placement.ranks))
-        sent = self.exchange.ledger.bytes["moving"] - sent
+        sent = self.exchange.traffic.bytes["moving"] - sent
         told = self.exchange.gather(sent.to_bytes(8, "little"))
         if self.book is not None and move is not None:
             moved = sum(int.from_bytes(one, "little") for one in told)

@@ -77,7 +77,7 @@ def finish(
     }
     if placement is not None:
         summary["placement"] = placement
-    book.ledger(peaks)
+    book.traffic(peaks)
     book.folder.write_json("summary.json", summary)
     book.folder.status(EXIT_DONE, "done")
     book.display.close()

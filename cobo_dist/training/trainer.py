@@ -313,7 +313,7 @@ class Training:
                 self.task.save(state, path)
         saved = self.mover.summary(self.algorithm)
         # All models are there before the summary says so; and what logging sent is known at last.
-        mine = f"{self.exchange.ledger.bytes['logging']} {peak_memory(self.session.device)}"
+        mine = f"{self.exchange.traffic.bytes['logging']} {peak_memory(self.session.device)}"
         totals = [one.decode().split() for one in self.session.transport.gather(mine.encode())]
         if self.book is not None:
             self.book.bytes["logging"] += sum(int(logged) for logged, _ in totals)

@@ -78,7 +78,7 @@ def enter(why: str) -> World:
     return _world
 
 
-def leave(code: int) -> NoReturn:
+def exit_barrier(code: int) -> NoReturn:
     """End this process with an exit code, under MPI through the door."""
     if _world is not None:
         _world.code = code
