@@ -24,7 +24,7 @@ evaluation, checkpoints."""
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
-class Clock:
+class PhaseTimer:
     """Seconds by kind since they were last taken."""
 
     def __init__(self, device: torch.device | None = None, traced: bool = False) -> None:
@@ -41,11 +41,11 @@ class Clock:
         self._spans = {kind: span(self, kind) for kind in KINDS}
 
     @classmethod
-    def off(cls) -> Clock:
+    def off(cls) -> PhaseTimer:
         """Return a clock whose spans do nothing."""
-        clock = cls()
-        clock.on = False
-        return clock
+        timer = cls()
+        timer.on = False
+        return timer
 
     def span(self, kind: str) -> AbstractContextManager[None]:
         """Count the body's seconds as `kind`, but for spans within it."""
@@ -78,11 +78,11 @@ class Clock:
 class _Span(AbstractContextManager[None]):
     """One kind's span; it may stand within itself, since what is open is known to the clock."""
 
-    def __init__(self, clock: Clock, kind: str) -> None:
-        self._clock, self._kind = clock, kind
+    def __init__(self, timer: PhaseTimer, kind: str) -> None:
+        self._timer, self._kind = timer, kind
 
     def __enter__(self) -> None:
-        self._clock.enter(self._kind)
+        self._timer.enter(self._kind)
 
     def __exit__(
         self,
@@ -90,14 +90,14 @@ class _Span(AbstractContextManager[None]):
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._clock.leave()
+        self._timer.leave()
 
 
 class _TracedSpan(_Span):
     """A span that PyTorch's profiler sees."""
 
-    def __init__(self, clock: Clock, kind: str) -> None:
-        super().__init__(clock, kind)
+    def __init__(self, timer: PhaseTimer, kind: str) -> None:
+        super().__init__(timer, kind)
         self._records: list[torch.profiler.record_function] = []
 
     def __enter__(self) -> None:

@@ -11,7 +11,14 @@ from rich.console import Console
 
 from cobo_dist.run_config import LogConfig
 from cobo_dist.tracking import progress
-from cobo_dist.tracking.progress import Bar, Lines, Now, Silent, human_bytes, open_display
+from cobo_dist.tracking.progress import (
+    Bar,
+    Now,
+    NullProgress,
+    PlainProgress,
+    human_bytes,
+    open_display,
+)
 from cobo_dist.train import main
 
 NOW = Now(round=40, loss=0.1234, metric="test accuracy 0.901", pairs=3.5, bytes=1.5e6)
@@ -20,13 +27,13 @@ NOW = Now(round=40, loss=0.1234, metric="test accuracy 0.901", pairs=3.5, bytes=
 def test_plain_lines_come_every_so_often_and_at_the_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    lines = Lines(rounds=100, interval=10.0)
+    timer = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: timer[0])
+    lines = PlainProgress(rounds=100, interval=10.0)
     for second in range(1, 31):
-        clock[0] = 100.0 + second
+        timer[0] = 100.0 + second
         lines.update(Now(round=second))
-    clock[0] = 131.0
+    timer[0] = 131.0
     lines.update(Now(round=100, loss=0.5))
     printed = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in printed] == [
@@ -54,8 +61,8 @@ def test_the_bar_shows_all_figures_and_prints_above_itself() -> None:
 
 def test_the_display_fits_where_output_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
-    assert isinstance(open_display(LogConfig(), 10), Lines)
-    assert isinstance(open_display(LogConfig(progress="none"), 10), Silent)
+    assert isinstance(open_display(LogConfig(), 10), PlainProgress)
+    assert isinstance(open_display(LogConfig(progress="none"), 10), NullProgress)
     bar = open_display(LogConfig(progress="bar"), 10)
     bar.close()
     assert isinstance(bar, Bar)

@@ -15,8 +15,8 @@ from problems import QUIET, rows
 from cobo_dist.config import load_config
 from cobo_dist.maths.graph import cluster_match, components, link_level, means_by_truth
 from cobo_dist.maths.weights import Weights
-from cobo_dist.tracking.graph_stats import GraphLog
-from cobo_dist.tracking.health_checks import Concern, Watch
+from cobo_dist.tracking.graph_stats import GraphStats
+from cobo_dist.tracking.health_checks import HealthMonitor, HealthWarning
 from cobo_dist.train import main
 
 COBO: dict[str, Any] = load_config(None, []).algorithm.model_dump()
@@ -68,7 +68,7 @@ def test_figures_kept_up_to_date_equal_those_computed_anew(
     history: tuple[np.ndarray, list[list[tuple[int, int, float]]]],
 ) -> None:
     weights, rounds = history
-    graph = GraphLog(held(weights))
+    graph = GraphStats(held(weights))
     untouched = weights.copy()
     upper = np.triu_indices(len(weights), k=1)
     now = weights.copy()
@@ -139,7 +139,7 @@ def test_components_of_groups_with_cuts(n: int, cuts: float, seed: int) -> None:
     ids=["ones", "zeros", "identity", "half", "below_half", "blocks", "one_client"],
 )
 def test_figures_of_known_graphs(weights: np.ndarray, figures: tuple[float, float, int]) -> None:
-    assert tuple(GraphLog(held(weights)).figures().values()) == figures
+    assert tuple(GraphStats(held(weights)).figures().values()) == figures
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -148,7 +148,7 @@ def test_figures_of_a_simplex_equal_those_computed_anew(n: int, rounds: int, see
     """Rows move whole and by themselves; a link is more than an equal share, from either end."""
     rng, share = np.random.default_rng(seed), 1 / (n - 1)
     now = (np.ones((n, n)) - np.eye(n)) * share
-    graph = GraphLog(held(now), share)
+    graph = GraphStats(held(now), share)
     off = ~np.eye(n, dtype=bool)
     assert (graph.links, graph.components, graph.is_uniform()) == (0, n, True)
     for _ in range(rounds):
@@ -181,7 +181,7 @@ def test_agreement_with_clusters_on_a_simplex() -> None:
 
 
 def play(
-    watch: Watch,
+    watch: HealthMonitor,
     rounds: int,
     weights: np.ndarray,
     *,
@@ -189,16 +189,16 @@ def play(
     pairs: int = 6,
     losses: list[float] | None = None,
     share: float = 0.0,
-) -> list[Concern]:
+) -> list[HealthWarning]:
     """Let the watch see `rounds` rounds with one W and `pairs` drawn pairs of one alignment each."""
-    graph, seen = GraphLog(held(weights), share), watch.before()
+    graph, seen = GraphStats(held(weights), share), watch.before()
     for r in range(1, rounds + 1):
         loss = losses[r - 1] if losses else 1.0
         seen += watch.after(r, loss, np.full(pairs, alignment), graph)
     return seen
 
 
-def kinds(concerns: list[Concern]) -> list[tuple[str, int]]:
+def kinds(concerns: list[HealthWarning]) -> list[tuple[str, int]]:
     return [(concern.kind, concern.round) for concern in concerns]
 
 
@@ -206,19 +206,19 @@ BLOCKS = np.kron(np.eye(2), np.ones((2, 2)))
 
 
 def test_a_sound_run_is_left_alone() -> None:
-    assert play(Watch(COBO, 4, 100, 0.1), 100, BLOCKS) == []
+    assert play(HealthMonitor(COBO, 4, 100, 0.1), 100, BLOCKS) == []
 
 
 def test_nothing_is_said_of_a_w_that_does_not_move() -> None:
     """The identity of Local is empty, and the ones of FedAvg are fully connected, on purpose."""
     for weights in (np.eye(4), np.ones((4, 4))):
-        assert play(Watch({}, 4, 100, 0.1), 100, weights, pairs=0) == []
+        assert play(HealthMonitor({}, 4, 100, 0.1), 100, weights, pairs=0) == []
 
 
 @pytest.mark.parametrize("alignment", [60.0, -60.0])
 def test_gamma_too_large(alignment: float) -> None:
     """Gamma 0.01 times an alignment of 60: each drawn weight moves by 0.6, and all lie at an end."""
-    concerns = play(Watch(COBO, 4, 1000, 0.1), 1000, BLOCKS, alignment=alignment)
+    concerns = play(HealthMonitor(COBO, 4, 1000, 0.1), 1000, BLOCKS, alignment=alignment)
     assert kinds(concerns) == [("saturated", 3)], "once, when each of 6 pairs was drawn three times"
     for words in ("4 and 2 of 6", "0.60", "algorithm.gamma (now 0.01)"):
         assert words in concerns[0].message
@@ -231,13 +231,13 @@ def test_gamma_too_large(alignment: float) -> None:
 )
 def test_gamma_that_is_not_too_large(alignment: float, weights: np.ndarray) -> None:
     """All at 1 as at the start, or jumps below 0.3 of the range, are no saturation."""
-    concerns = play(Watch(COBO, 4, 1000, 0.1), 999, weights, alignment=alignment)
+    concerns = play(HealthMonitor(COBO, 4, 1000, 0.1), 999, weights, alignment=alignment)
     assert "saturated" not in dict(kinds(concerns))
 
 
 def test_gamma_too_large_shows_late_as_well() -> None:
     """Sound for 100 rounds, then jumping: the recent drawings count, not the mean of all."""
-    watch, graph = Watch(COBO, 4, 1000, 0.1), GraphLog(held(BLOCKS))
+    watch, graph = HealthMonitor(COBO, 4, 1000, 0.1), GraphStats(held(BLOCKS))
     for r in range(1, 101):
         assert watch.after(r, 1.0, np.full(6, 1.0), graph) == []
     found = [watch.after(r, 1.0, np.full(6, 60.0), graph) for r in range(101, 111)]
@@ -245,14 +245,14 @@ def test_gamma_too_large_shows_late_as_well() -> None:
 
 
 def test_fully_connected() -> None:
-    concerns = play(Watch(COBO, 4, 100, 0.1), 100, np.full((4, 4), 0.5))
+    concerns = play(HealthMonitor(COBO, 4, 100, 0.1), 100, np.full((4, 4), 0.5))
     assert kinds(concerns) == [("fully_connected", 100)]
     for words in ("all 6 pairs", "algorithm.gamma (now 0.01)", "algorithm.rho (now 0.2)"):
         assert words in concerns[0].message
 
 
 def test_empty() -> None:
-    concerns = play(Watch(COBO, 4, 100, 0.1), 100, np.full((4, 4), 0.4))
+    concerns = play(HealthMonitor(COBO, 4, 100, 0.1), 100, np.full((4, 4), 0.4))
     assert kinds(concerns) == [("empty", 100)]
     for words in ("no pair is linked", "algorithm.rho (now 0.2)", "algorithm.gamma (now 0.01)"):
         assert words in concerns[0].message
@@ -279,7 +279,9 @@ def test_a_simplex_is_judged_by_its_own_measure(
     weights: np.ndarray, alignment: float, kind: str | None
 ) -> None:
     """Half of W at 0 is no worry where rows sum to 1; all of a row on one client by one batch is."""
-    concerns = play(Watch(SIMPLEX, 4, 50, 0.1), 50, weights, alignment=alignment, share=1 / 3)
+    concerns = play(
+        HealthMonitor(SIMPLEX, 4, 50, 0.1), 50, weights, alignment=alignment, share=1 / 3
+    )
     assert [concern.kind for concern in concerns] == ([kind] if kind else [])
     words = {
         "saturated": (
@@ -296,7 +298,7 @@ def test_a_simplex_is_judged_by_its_own_measure(
 @pytest.mark.parametrize(("rho", "warned"), [(9.9, False), (10.0, True)])
 def test_the_step_of_the_penalty_on_a_simplex(rho: float, warned: bool) -> None:
     """Two clients with each other's whole weight: their difference is multiplied by 1 - 2 eta rho."""
-    concerns = Watch(SIMPLEX | {"rho": rho}, 8, 100, 0.1).before()
+    concerns = HealthMonitor(SIMPLEX | {"rho": rho}, 8, 100, 0.1).before()
     assert kinds(concerns) == ([("penalty_step", 0)] if warned else [])
     if warned:
         assert "lower algorithm.rho below 10 or optimizer.lr" in concerns[0].message
@@ -304,18 +306,18 @@ def test_the_step_of_the_penalty_on_a_simplex(rho: float, warned: bool) -> None:
 
 def test_two_clients_on_a_simplex_have_no_choice() -> None:
     pair = 1.0 - np.eye(2)
-    concerns = play(Watch(SIMPLEX, 2, 50, 0.1), 50, pair, pairs=1, share=1.0)
+    concerns = play(HealthMonitor(SIMPLEX, 2, 50, 0.1), 50, pair, pairs=1, share=1.0)
     assert kinds(concerns) == [("no_choice", 0)]
     assert "algorithm.own_weight=included" in concerns[0].message
     leaning = np.array([[0.3, 0.7], [0.5, 0.5]])
-    included = Watch(SIMPLEX | {"own_weight": "included"}, 2, 50, 0.1)
+    included = HealthMonitor(SIMPLEX | {"own_weight": "included"}, 2, 50, 0.1)
     assert play(included, 50, leaning, pairs=1, share=0.5) == []
 
 
 @pytest.mark.parametrize(("pairs", "warned"), [(0, True), (5, True), (6, False)])
 def test_hardly_drawn(pairs: int, warned: bool) -> None:
     """6 pairs in 3 rounds: 18 drawings are 3.0 visits a pair, 15 are 2.5."""
-    concerns = play(Watch(COBO, 4, 3, 0.1), 3, BLOCKS, pairs=pairs)
+    concerns = play(HealthMonitor(COBO, 4, 3, 0.1), 3, BLOCKS, pairs=pairs)
     assert kinds(concerns) == ([("hardly_drawn", 3)] if warned else [])
     if warned:
         visits = pairs * 3 / 6
@@ -326,7 +328,7 @@ def test_hardly_drawn(pairs: int, warned: bool) -> None:
 @pytest.mark.parametrize(("rho", "warned"), [(2.49, False), (2.5, True), (10.0, True)])
 def test_the_step_of_the_penalty(rho: float, warned: bool) -> None:
     """At W = 1, a difference of models is multiplied by 1 - eta rho n: 0.1 * 2.5 * 8 = 2."""
-    concerns = Watch(COBO | {"rho": rho}, 8, 100, 0.1).before()
+    concerns = HealthMonitor(COBO | {"rho": rho}, 8, 100, 0.1).before()
     assert kinds(concerns) == ([("penalty_step", 0)] if warned else [])
     if warned:
         assert f"{0.1 * rho * 8:.2f}" in concerns[0].message
@@ -334,14 +336,14 @@ def test_the_step_of_the_penalty(rho: float, warned: bool) -> None:
 
 
 def test_the_step_of_the_penalty_from_zeros_is_let_be() -> None:
-    assert Watch(COBO | {"rho": 10.0, "start": "zeros"}, 8, 100, 0.1).before() == []
+    assert HealthMonitor(COBO | {"rho": 10.0, "start": "zeros"}, 8, 100, 0.1).before() == []
 
 
 @pytest.mark.parametrize("config", [COBO, {}], ids=["cobo", "local"])
 def test_diverging_is_said_once(config: dict[str, Any]) -> None:
     """The mean of 20 losses that grow by a tenth a round: 2.86 times the first after 20 rounds."""
     losses = [1.1**r for r in range(60)]
-    concerns = play(Watch(config, 4, 1000, 0.1), 60, BLOCKS, losses=losses)
+    concerns = play(HealthMonitor(config, 4, 1000, 0.1), 60, BLOCKS, losses=losses)
     assert kinds(concerns) == [("diverging", 20)]
     assert "2.86" in concerns[0].message
     assert "optimizer.lr" in concerns[0].message
@@ -350,7 +352,7 @@ def test_diverging_is_said_once(config: dict[str, Any]) -> None:
 
 def test_one_bad_batch_is_no_divergence() -> None:
     losses = [1.0] * 19 + [15.0] + [1.0] * 40
-    assert play(Watch(COBO, 4, 1000, 0.1), 60, BLOCKS, losses=losses) == []
+    assert play(HealthMonitor(COBO, 4, 1000, 0.1), 60, BLOCKS, losses=losses) == []
 
 
 @pytest.mark.parametrize("first", [-1.0, 0.0], ids=["negative", "zero"])
@@ -358,11 +360,11 @@ def test_a_first_loss_of_zero_or_less_does_not_make_every_loss_divergence(first:
     """`quadratic` with noise starts there: its loss is f(x) + <noise, x>, and x^0 may be optimal."""
     rng = np.random.default_rng(0)
     losses = [first, *rng.normal(0.5, 0.3, size=99).tolist()]
-    assert play(Watch({}, 4, 1000, 0.1), 100, BLOCKS, losses=losses) == []
+    assert play(HealthMonitor({}, 4, 1000, 0.1), 100, BLOCKS, losses=losses) == []
 
 
 def test_one_client_is_no_matter_of_graphs() -> None:
-    assert play(Watch(COBO, 1, 50, 0.1), 50, np.ones((1, 1)), pairs=0) == []
+    assert play(HealthMonitor(COBO, 1, 50, 0.1), 50, np.ones((1, 1)), pairs=0) == []
 
 
 # -- real runs -----------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from cobo_dist.report import main
 from cobo_dist.reports.large import CELLS, Unfit, read_listed
 from cobo_dist.reports.series import link_strengths
 from cobo_dist.storage.checkpoint_format import Damaged
-from cobo_dist.storage.run_dir import RunFolder
+from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tracking import weight_snapshots as snapshots
-from cobo_dist.tracking.weight_snapshots import Snapshots, is_state, row_tensors, take_row
+from cobo_dist.tracking.weight_snapshots import WeightSnapshots, is_state, row_tensors, take_row
 
 N = 600
 CLUSTERS = np.arange(N) % 30
@@ -42,10 +42,10 @@ def learned(moves: int, seed: int = 0) -> Weights:
     return weights
 
 
-def kept(folder: Path, moves: tuple[int, ...]) -> tuple[Snapshots, list[np.ndarray]]:
+def kept(folder: Path, moves: tuple[int, ...]) -> tuple[WeightSnapshots, list[np.ndarray]]:
     """Log some W in rounds 0, 10, ...; return them written out."""
     folder.mkdir(exist_ok=True)
-    log = Snapshots(RunFolder(folder), tuple(CLUSTERS.tolist()), ())
+    log = WeightSnapshots(RunDir(folder), tuple(CLUSTERS.tolist()), ())
     for number, count in enumerate(moves):
         log.add(10 * number, learned(count))
     return log, [learned(count).dense() for count in moves]
@@ -93,7 +93,7 @@ def test_a_checkpoint_holds_snapshots_and_w_as_they_were(tmp_path: Path) -> None
     arrays = load(save(log.state(learned(2_000))))
     assert is_state(arrays, N)
     log.add(20, learned(1_000))
-    other = Snapshots(RunFolder(tmp_path / "two"), None, ())
+    other = WeightSnapshots(RunDir(tmp_path / "two"), None, ())
     (tmp_path / "two").mkdir()
     weights = other.restore(arrays)
     np.testing.assert_array_equal(weights.dense(), learned(2_000).dense())

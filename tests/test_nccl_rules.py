@@ -23,9 +23,9 @@ from cobo_dist.comm.transports.torch_transport import Transport
 
 def recorded_run(session: Session, arguments: list[str]) -> list[list[Operation]]:
     """Train through a recording transport; return this rank's batches."""
-    recorder = RecordingTransport(session.transport)
-    train(dataclasses.replace(session, transport=recorder), arguments)
-    return recorder.batches
+    metrics = RecordingTransport(session.transport)
+    train(dataclasses.replace(session, transport=metrics), arguments)
+    return metrics.batches
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

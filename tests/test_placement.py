@@ -28,7 +28,7 @@ from cobo_dist.maths import seeds
 from cobo_dist.maths.weights import Weights
 from cobo_dist.planning.counting_exchange import CountingExchange
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.training.migration import Mover
+from cobo_dist.training.migration import ClientMigrator
 
 # -- proposals -----------------------------------------------------------------------------------------
 
@@ -195,13 +195,13 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_and_ledger(session: Session, settings: list[str]) -> dict[str, int]:
     """Train; return this rank's ledger."""
     movers = []
-    build = Mover.__init__
+    build = ClientMigrator.__init__
 
-    def keep(self: Mover, *parts: Any) -> None:
+    def keep(self: ClientMigrator, *parts: Any) -> None:
         build(self, *parts)
         movers.append(self)
 
-    with mock.patch.object(Mover, "__init__", keep):
+    with mock.patch.object(ClientMigrator, "__init__", keep):
         train(session, settings)
     return dict(movers[0].exchange.traffic.bytes)
 

@@ -21,7 +21,7 @@ from cobo_dist.planning.round_cost import mean_sent
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.training import build as loop
 from cobo_dist.training.signals import Signals
-from cobo_dist.training.trainer import Training
+from cobo_dist.training.trainer import Trainer
 
 # d = 64 * 18 + 18 + 18 * 10 + 10 = 1360: rows without padding, and halves that are not equal.
 SMALL = ("model.hidden=[18]", "run.rounds=4", "run.eval_every=0", "run.threads=1")
@@ -156,7 +156,7 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
     prepared = loop.prepare(config, session.launch)
     assert prepared.task is not None
     assert prepared.placement is not None
-    parts = Training(
+    parts = Trainer(
         config, session, prepared.task, prepared.placement, prepared.data, None, Signals()
     )
     parts.clients.use_engine("one_by_one")

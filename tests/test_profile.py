@@ -12,7 +12,7 @@ from pool import RankPool
 from problems import QUIET, models, rows, train
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.phase_timer import KINDS, Clock
+from cobo_dist.phase_timer import KINDS, PhaseTimer
 from cobo_dist.report import main as report
 from cobo_dist.reports.reading import read_run
 
@@ -23,26 +23,26 @@ RUN = [
 
 
 def test_a_second_counts_once_and_to_the_innermost_span() -> None:
-    clock = Clock()
+    timer = PhaseTimer()
     began = time.perf_counter()
-    clock.take()
-    with clock.span("mixing"):
+    timer.take()
+    with timer.span("mixing"):
         time.sleep(0.02)
-        with clock.span("waiting"), clock.span("waiting"):
+        with timer.span("waiting"), timer.span("waiting"):
             time.sleep(0.05)
-    taken = clock.take()
+    taken = timer.take()
     whole = time.perf_counter() - began
     assert sum(taken.values()) <= whole + 1e-4
     assert 0.02 <= taken["mixing"] < 0.05 <= taken["waiting"]
     assert taken["gradients"] == 0.0
-    assert sum(clock.take().values()) < 0.02
+    assert sum(timer.take().values()) < 0.02
 
 
 def test_a_clock_that_is_off_measures_nothing() -> None:
-    clock = Clock.off()
-    with clock.span("mixing"):
+    timer = PhaseTimer.off()
+    with timer.span("mixing"):
         time.sleep(0.01)
-    assert clock.span("mixing") is clock.span("waiting")
+    assert timer.span("mixing") is timer.span("waiting")
 
 
 @pytest.fixture(scope="module")

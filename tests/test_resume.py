@@ -22,8 +22,8 @@ from cobo_dist.comm.session import Session
 from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.config import load_config
 from cobo_dist.storage import checkpoint_format as checkpoint
-from cobo_dist.storage.run_dir import RunFolder
-from cobo_dist.tracking.metrics_buffer import Recorder
+from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 from cobo_dist.train import main
 from cobo_dist.training.signals import Signals
 
@@ -51,14 +51,14 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
 
 def stopped(session: Session, arguments: list[str], rank: int, r: int, number: int) -> int:
     """Train; one rank gets a signal in round r."""
-    keep = Recorder.round
+    keep = MetricsBuffer.round
 
-    def round_with_signal(self: Recorder, now: int, *rest: Any) -> None:
+    def round_with_signal(self: MetricsBuffer, now: int, *rest: Any) -> None:
         keep(self, now, *rest)
         if now == r and session.transport.rank == rank:
             os.kill(os.getpid(), number)
 
-    with mock.patch.object(Recorder, "round", round_with_signal):
+    with mock.patch.object(MetricsBuffer, "round", round_with_signal):
         return train(session, arguments)
 
 
@@ -357,18 +357,18 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run(
 
 def test_sigterm_twice_at_once_is_one_and_later_ends_the_process() -> None:
     """A launcher passes on what a cluster sends to all processes; a person asks again after a while."""
-    with mock.patch("os._exit") as ended, mock.patch("time.monotonic") as clock:
+    with mock.patch("os._exit") as ended, mock.patch("time.monotonic") as timer:
         with Signals() as signals:
             for now, number in (
                 (90.0, signal.SIGUSR1),
                 (100.0, signal.SIGTERM),
                 (101.0, signal.SIGTERM),
             ):
-                clock.return_value = now
+                timer.return_value = now
                 signal.raise_signal(number)
             assert signals.caught == signal.SIGUSR1, "the first"
             ended.assert_not_called()
-            clock.return_value = 110.0
+            timer.return_value = 110.0
             signal.raise_signal(signal.SIGTERM)
         ended.assert_called_once_with(143)
 
@@ -376,15 +376,15 @@ def test_sigterm_twice_at_once_is_one_and_later_ends_the_process() -> None:
 def test_a_sigterm_while_a_failure_is_written_down_is_survived(tmp_path: Path) -> None:
     """Launchers end the other ranks at once when one has died: rank 0 still says what was wrong."""
 
-    def dies(self: Recorder, *rest: Any) -> None:
+    def dies(self: MetricsBuffer, *rest: Any) -> None:
         raise LostContact("rank 0 lost contact with rank 1")
 
-    def report(self: RunFolder, *rest: Any) -> None:
+    def report(self: RunDir, *rest: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     with (
-        mock.patch.object(Recorder, "round", dies),
-        mock.patch.object(RunFolder, "error_report", report),
+        mock.patch.object(MetricsBuffer, "round", dies),
+        mock.patch.object(RunDir, "error_report", report),
     ):
         assert main([*QUIET, *DIGITS, f"run.dir={tmp_path / 'run'}"]) == 1
     status = json.loads((tmp_path / "run" / "status.json").read_text())

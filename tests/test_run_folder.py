@@ -432,7 +432,7 @@ def test_a_full_disk_is_one_line_with_path_and_bytes(
     from unittest import mock
 
     from cobo_dist.storage import run_dir as folder
-    from cobo_dist.tracking import run_logger as book
+    from cobo_dist.tracking import run_logger as run_logger
 
     real = folder.writing
 
@@ -444,7 +444,7 @@ def test_a_full_disk_is_one_line_with_path_and_bytes(
             yield
 
     arguments = [*QUIET, *DIGITS, "run.rounds=2", f"run.dir={tmp_path / 'out'}"]
-    with mock.patch.object(folder, "writing", full), mock.patch.object(book, "writing", full):
+    with mock.patch.object(folder, "writing", full), mock.patch.object(run_logger, "writing", full):
         assert main(arguments) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1

@@ -419,26 +419,26 @@ def plant_hunger(r: int, rank: int) -> None:
 
 def plant_pause(after: int, seconds: float) -> None:
     """Let every round after a number of them take so long."""
-    from cobo_dist.tracking.metrics_buffer import Recorder
+    from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 
-    good = Recorder.round
+    good = MetricsBuffer.round
 
     def slow(self, r, outcome, took):  # type: ignore[no-untyped-def]
         good(self, r, outcome, took)
         if r > after:
             time.sleep(seconds)
 
-    Recorder.round = slow  # type: ignore[method-assign]
+    MetricsBuffer.round = slow  # type: ignore[method-assign]
 
 
 def plant_full_disk(balloon: str) -> None:
     """Fill the disk when the models are to be written."""
-    from cobo_dist.training.trainer import Training
+    from cobo_dist.training.trainer import Trainer
 
-    good = Training._finish
+    good = Trainer._finish
 
     def finish(self, seconds):  # type: ignore[no-untyped-def]
         fill(Path(balloon))
         good(self, seconds)
 
-    Training._finish = finish  # type: ignore[method-assign]
+    Trainer._finish = finish  # type: ignore[method-assign]

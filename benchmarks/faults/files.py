@@ -344,12 +344,14 @@ def checkpoint(rng: random.Random, folder: Path) -> list[str]:
         key = rng.choice(sorted(manifest))
         manifest[key] = rng.choice((None, 5, -1, "x", [], {}, {"a": 1}, 10**30, 1.5, True, 2))
     elif kind == 5:
-        book = json.loads((newest / "book.json").read_text())
-        inside = rng.choice((book, book["metrics"], book["now"], book["watch"]))
+        run_logger = json.loads((newest / "book.json").read_text())
+        inside = rng.choice(
+            (run_logger, run_logger["metrics"], run_logger["now"], run_logger["watch"])
+        )
         inside[rng.choice(sorted(inside))] = rng.choice(
             (None, 5, -1, "x", [], {}, 10**30, {"a": 5})
         )
-        path, name, content = newest / "book.json", "book.json", json.dumps(book).encode()
+        path, name, content = newest / "book.json", "book.json", json.dumps(run_logger).encode()
     if content is not None:
         path.write_bytes(content)
         manifest["files"][name] = {

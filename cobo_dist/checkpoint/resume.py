@@ -25,8 +25,8 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.settings import flatten
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage.checkpoint_format import Damaged, Manifest
-from cobo_dist.storage.run_dir import RunFolder
-from cobo_dist.tracking.run_logger import METRICS, Book, digest_of
+from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.tracking.run_logger import METRICS, RunLogger, digest_of
 from cobo_dist.tracking.weight_snapshots import take_row
 
 MAY_CHANGE = {
@@ -118,7 +118,7 @@ def resume_mode(config: Config, launch: Launch) -> str:
 
 def _began_here(config: Config, launch: Launch) -> bool:
     """Return whether the run in the run folder was started by the same torchrun."""
-    known = RunFolder(config.run_dir).read_json("env.json") if launch.job else {}
+    known = RunDir(config.run_dir).read_json("env.json") if launch.job else {}
     return bool(launch.job) and known.get("job") == launch.job
 
 
@@ -128,7 +128,7 @@ def refuse_unusable(config: Config, launch: Launch) -> None:
     Raises:
         ConfigError: it cannot, or it holds a run that must neither be replaced nor gone on with.
     """
-    folder, mode = RunFolder(config.run_dir), resume_mode(config, launch)
+    folder, mode = RunDir(config.run_dir), resume_mode(config, launch)
     goes_on = mode == "auto" or (
         mode != "never"
         and config.run_dir.resolve() in (_place(mode).resolve(), *_place(mode).resolve().parents)
@@ -315,7 +315,7 @@ def _applies(key: str, now: Mapping[str, Any]) -> bool:
 # -- putting it in place -------------------------------------------------------------------------------
 
 
-def reopen(folder: RunFolder, found: Resumption) -> None:
+def reopen(folder: RunDir, found: Resumption) -> None:
     """Make a run folder hold the checkpoint's rows and nothing later; only rank 0 calls this."""
     content, _ = read_book(found.folder, found.manifest)
     folder.reopen(found.run / METRICS, content["metrics"]["size"], found.folder)
@@ -343,10 +343,10 @@ def restore(found: Resumption, clients: Clients, algorithm: Algorithm) -> None:
         checkpoint.fill(shared, checkpoint.unpack(content, path), path)
 
 
-def restore_book(found: Resumption, book: Book) -> None:
+def restore_run_logger(found: Resumption, run_logger: RunLogger) -> None:
     """Fill the coordinator's book with the checkpoint's.
 
     Raises:
         Damaged: a file changed since it was looked at.
     """
-    book.restore(*read_book(found.folder, found.manifest))
+    run_logger.restore(*read_book(found.folder, found.manifest))

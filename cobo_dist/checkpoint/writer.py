@@ -22,7 +22,7 @@ from cobo_dist.run_config import RunConfig
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage import disk
 from cobo_dist.storage.checkpoint_format import Manifest
-from cobo_dist.tracking.run_logger import Book
+from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.weight_snapshots import row_tensors
 
 
@@ -35,7 +35,7 @@ def client_views(clients: Clients, algorithm: Algorithm, row: int) -> dict[str, 
     }
 
 
-class Keeper:
+class CheckpointWriter:
     """One rank's side of the checkpoints of a run."""
 
     def __init__(
@@ -47,13 +47,13 @@ class Keeper:
         clients: Clients,
         exchange: Exchange,
         algorithm: Algorithm,
-        book: Book | None,
+        run_logger: RunLogger | None,
     ) -> None:
         """Keep checkpoints in the folder `root`; `about` is what all their manifests have in common."""
         self.root, self.settings, self.config_text, self.about = root, settings, config_text, about
         self.clients, self.exchange, self.algorithm = clients, exchange, algorithm
-        self.book = book
-        self._draft: _Draft | None = None
+        self.run_logger = run_logger
+        self._draft: PendingCheckpoint | None = None
 
     def is_due(self, r: int) -> bool:
         """Return whether round r ends with a checkpoint, if nothing else happens."""
@@ -72,16 +72,18 @@ class Keeper:
         Raises:
             RunFailure: as `settle`, of the checkpoint before.
         """
-        self.settle()
+        self.wait()
         needed = self._bytes()
-        self._draft = _Draft(checkpoint.folder_of(self.root, r).with_suffix(".part"), r, needed)
+        self._draft = PendingCheckpoint(
+            checkpoint.folder_of(self.root, r).with_suffix(".part"), r, needed
+        )
         files = self._files(seconds)
         if self.settings.checkpoint_writing == "auto" and needed < available_memory() / 2:
             self._draft.write_along(list(files))
         else:
             self._draft.write(files)  # holds one client's copy at a time
 
-    def settle(self) -> str:
+    def wait(self) -> str:
         """Wait until a checkpoint under way is written, and seal it if all ranks could write their part.
 
         All ranks call this together. Returns why there is no checkpoint; empty if all is well.
@@ -96,21 +98,21 @@ class Keeper:
         mine = json.dumps([draft.failure, draft.files]).encode()
         records = [json.loads(record) for record in self.exchange.gather(mine)]
         failure = ""
-        if self.book is not None:
+        if self.run_logger is not None:
             failure = next((f"rank {k}: {why}" for k, (why, _) in enumerate(records) if why), "")
             files = {name: (size, sha) for _, one in records for name, (size, sha) in one.items()}
-            failure = failure or self._seal(draft, files)
+            failure = failure or self._commit(draft, files)
             if failure:
                 shutil.rmtree(draft.folder, ignore_errors=True)
                 failure = f"no checkpoint after round {draft.round}: {failure}; {self._last_good()}"
         failure = self.exchange.transport.broadcast(failure.encode()).decode()
         if failure and self.settings.on_failed_checkpoint == "stop":
             raise RunFailure(failure)
-        if failure and self.book is not None:
-            self.book.warn(draft.round, "checkpoint", failure)
+        if failure and self.run_logger is not None:
+            self.run_logger.warn(draft.round, "checkpoint", failure)
         return failure
 
-    def _seal(self, draft: _Draft, files: dict[str, tuple[int, str]]) -> str:
+    def _commit(self, draft: PendingCheckpoint, files: dict[str, tuple[int, str]]) -> str:
         about = self.about
         manifest = Manifest(
             draft.round, about.clients, about.ranks, about.data, about.versions, files
@@ -133,11 +135,11 @@ class Keeper:
             views = client_views(self.clients, self.algorithm, row)
             weights = row_tensors(self.algorithm.weights, row)
             yield checkpoint.client_file(client), checkpoint.pack(views | weights)
-        if self.book is not None:
+        if self.run_logger is not None:
             if shared := self.algorithm.state().shared:
                 yield checkpoint.SHARED, checkpoint.pack(shared)
             yield checkpoint.CONFIG, self.config_text.encode()
-            content, arrays = self.book.state(seconds)
+            content, arrays = self.run_logger.state(seconds)
             yield checkpoint.BOOK, json.dumps(content).encode()
             yield checkpoint.BOOK_ARRAYS, save_arrays(arrays)
 
@@ -149,7 +151,7 @@ class Keeper:
         return mine + sum(one.nbytes for one in self.algorithm.state().shared.values())
 
 
-class _Draft:
+class PendingCheckpoint:
     """One rank's part of a checkpoint while it is written."""
 
     def __init__(self, folder: Path, r: int, needed: int) -> None:

@@ -26,7 +26,7 @@ from cobo_dist.clients.engines import (
 )
 from cobo_dist.clients.optimizers import Optimizer, OptimizerConfig, build_optimizer, step_size
 from cobo_dist.maths.flat import Layout, Scratch, empty_rows
-from cobo_dist.phase_timer import Clock
+from cobo_dist.phase_timer import PhaseTimer
 
 Result = TypeVar("Result")
 
@@ -101,7 +101,7 @@ class Clients:
         own_starts: bool = False,
         rounds: int = 1,
         skips_bad: bool = False,
-        clock: Clock | None = None,
+        timer: PhaseTimer | None = None,
     ) -> None:
         """Start the clients `ids` at x^0, or each at a start of its own.
 
@@ -124,7 +124,7 @@ class Clients:
         self.g_cd = empty_rows(count, self.layout.size, dtype=dtype, device=device)
         self.b_cd = empty_rows(count, self.buffer_layout.size, dtype=dtype, device=device)
         self.skips_bad = skips_bad
-        self.clock = clock or Clock.off()
+        self.timer = timer or PhaseTimer.off()
         self.loss = _autocast(task.loss, device, autocast)
         self.score = _autocast(task.score, device, autocast)
         self._start_all(floating, own_starts)
@@ -185,7 +185,7 @@ class Clients:
         of `g_cd` stay as they are. Without, `then` is called for rows whose gradients are there, while
         both they and the models are near; it may change them.
         """
-        with self.clock.span("gradients"):
+        with self.timer.span("gradients"):
             return self._gradients(t, rows_e, on_rows_ready)
 
     def _gradients(
@@ -221,7 +221,7 @@ class Clients:
         They lie in scratch rows or, `in_place`, where the points were. BatchNorm normalises with the
         batch, and the client's own statistics stay as they are: a visit to a midpoint is no training step.
         """
-        with self.clock.span("midpoints"):
+        with self.timer.span("midpoints"):
             rows = torch.from_numpy(rows_e).to(self.device)
             gradients_ed = points_ed
             if not in_place:
@@ -250,7 +250,7 @@ class Clients:
                         held[rows][bad_k] = before[name][rows][bad_k]
                     losses_e[rows][bad_k] = float("nan")
             if on_rows_ready is not None:
-                with self.clock.span("other"):
+                with self.timer.span("other"):
                     on_rows_ready(rows)
 
         return self.engine.gradients(points_ed, gradients_ed, buffers, batch, done)

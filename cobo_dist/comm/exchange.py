@@ -28,7 +28,7 @@ from cobo_dist.maths.alignment import midpoints
 from cobo_dist.maths.blocks import Block
 from cobo_dist.maths.flat import Scratch, columns_at_once, take_rows, widest
 from cobo_dist.maths.weights import Weights
-from cobo_dist.phase_timer import Clock
+from cobo_dist.phase_timer import PhaseTimer
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Exchange:
         device: torch.device,
         *,
         deterministic: bool = False,
-        clock: Clock | None = None,
+        timer: PhaseTimer | None = None,
         wire: torch.dtype | None = None,
     ) -> None:
         """Exchange models of `dtype`; they travel as `wire`, if that is another type."""
-        self.clock = clock or Clock.off()
+        self.timer = timer or PhaseTimer.off()
         self.transport = transport
         self.placement = placement
         self.ids = placement.by_rank[transport.rank]
@@ -68,7 +68,7 @@ class Exchange:
         self._scratch = Scratch(dtype, device)
         self._wire = Scratch(wire or dtype, device)  # messages
         self._pairwise_dot = PairwiseDot(
-            self._exchange, self._scratch, self._wire, deterministic, self.clock
+            self._exchange, self._scratch, self._wire, deterministic, self.timer
         )
         self._models: dict[int, Tensor] = {}  # of this round's pairs, by client
         self._travelling: Pending = Arrived()
@@ -98,7 +98,7 @@ class Exchange:
         )
         for peer, transfer in transfers.items():
             rows = self.placement.row_n[transfer.send_clients]
-            with self.clock.span("packing"):
+            with self.timer.span("packing"):
                 take_rows(x_cd, self._index(rows), sends[peer])
         travelling = self._exchange(sends, boxes, "pairs")
         models = {client: row for client, row in zip(self.ids.tolist(), x_cd, strict=True)}
@@ -108,7 +108,7 @@ class Exchange:
 
     def receive_models(self) -> None:
         """Wait until the partners' models are here."""
-        with self.clock.span("waiting"):
+        with self.timer.span("waiting"):
             self._travelling.wait()
 
     def midpoints(self, pairs_k2: Tensor) -> tuple[PairEnds, Tensor]:
@@ -120,7 +120,7 @@ class Exchange:
         pair_plan, models = self._plan(pairs_k2), self._models
         size = next(iter(models.values())).shape[0]
         z_ed = self._scratch.rows("midpoints", len(pair_plan.clients), size)
-        with self.clock.span("packing"):
+        with self.timer.span("packing"):
             own, partners = pair_plan.clients.tolist(), pair_plan.partners.tolist()
             midpoints([models[i] for i in own], [models[j] for j in partners], z_ed)
         rows = self.placement.row_n[pair_plan.clients]
@@ -136,7 +136,7 @@ class Exchange:
 
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
         """Return the alignment [e] of the midpoint gradients of each end of the pairs just met."""
-        with self.clock.span("alignment"):
+        with self.timer.span("alignment"):
             return self._pairwise_dot.alignment(self._pair_plan, gradients_ed, kind)
 
     # -- mixing -----------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Exchange:
         the order of ranks. With `comm.deterministic`, models travel as rows and are added in the order
         of clients.
         """
-        with self.clock.span("mixing"):
+        with self.timer.span("mixing"):
             routes = (
                 self._routes.for_symmetric(weights) if symmetric else self._exchange_blocks(weights)
             )
@@ -168,7 +168,7 @@ class Exchange:
         count = len(self.ids)
         room_ck = self._scratch.rows("mixed", count, widest(count, size))
         for at in columns_at_once(count, size):
-            with self.clock.span("mixing"):
+            with self.timer.span("mixing"):
                 some = {peer: box[:, at] for peer, box in boxes.items()}
                 mixed_ck = room_ck[:, : at.stop - at.start]
                 self._sum(weights.each_row(), routes, some, mixed_ck)
@@ -184,7 +184,7 @@ class Exchange:
                 sends[peer] = torch.from_numpy(block)
                 receives[peer] = torch.empty(block.shape[::-1], dtype=sends[peer].dtype)
         travelling = self._exchange(sends, receives, "mixing")
-        with self.clock.span("waiting"):
+        with self.timer.span("waiting"):
             travelling.wait()
         mine = [Block.of(block) for block in blocks]
         theirs = [
@@ -199,7 +199,7 @@ class Exchange:
         `weights_kn` is the same on all ranks. Travels and is added as in `mix`, so that all ranks
         get the same bits; the result lies in scratch rows.
         """
-        with self.clock.span("mixing"):
+        with self.timer.span("mixing"):
             plan = planner(self.deterministic)
             plans = [plan(Block.of(weights_kn[:, ids])) for ids in self.placement.by_rank]
             own = plans[self.transport.rank]
@@ -223,7 +223,7 @@ class Exchange:
         first = {id(plan): peer for peer, plan in reversed(owed.items()) if plan.models}
         packed = self._messages(OUTGOING, {one: owed[one].models for one in first.values()}, size)
         for peer, message in packed.items():
-            with self.clock.span("packing"):
+            with self.timer.span("packing"):
                 self._pack(owed[peer], x_cd, message)
         sends = {peer: packed[first[id(plan)]] for peer, plan in owed.items() if plan.models}
         wanted = {
@@ -239,7 +239,7 @@ class Exchange:
             self._pack(routes[rank].wanted, x_cd, boxes[rank])
         elif alike and packed:
             boxes[rank] = next(iter(packed.values()))
-        with self.clock.span("waiting"):
+        with self.timer.span("waiting"):
             travelling.wait()
         return self._arrived(boxes, alike)
 
@@ -276,7 +276,7 @@ class Exchange:
 
     def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return one number of every client, [n] in client order, on every rank."""
-        with self.clock.span("waiting"):
+        with self.timer.span("waiting"):
             gathered_n = self.gather_rows(numbers_c.astype(np.float64), "mixing")
             # Every rank decides by the same numbers, so they come from one place.
             record = b"" if gathered_n is None else gathered_n.tobytes()
@@ -329,7 +329,7 @@ class Exchange:
     ) -> Pending:
         for tensor in sends.values():
             self.traffic.sent(purpose, tensor.numel() * tensor.element_size())
-        with self.clock.span("sending"):
+        with self.timer.span("sending"):
             return self.transport.exchange(sends, receives, purpose)
 
     def _messages(

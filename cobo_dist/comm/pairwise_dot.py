@@ -14,7 +14,7 @@ from cobo_dist.comm.pair_plan import Index, PairPlan
 from cobo_dist.comm.transports.torch_transport import Pending
 from cobo_dist.maths.alignment import measure, middle, row_dots
 from cobo_dist.maths.flat import Scratch, take_rows
-from cobo_dist.phase_timer import Clock
+from cobo_dist.phase_timer import PhaseTimer
 
 Floats = NDArray[np.float64]
 Post = Callable[[dict[int, Tensor], dict[int, Tensor], str], Pending]
@@ -49,12 +49,12 @@ class PairwiseDot:
         scratch: Scratch,
         wire: Scratch,
         deterministic: bool,
-        clock: Clock | None = None,
+        timer: PhaseTimer | None = None,
     ) -> None:
         """Send what lies in buffers of `wire`; multiply what lies in those of `scratch`."""
         self._post, self._scratch, self._wire = post, scratch, wire
         self.deterministic = deterministic
-        self.clock = clock or Clock.off()
+        self.timer = timer or PhaseTimer.off()
         self._scalars = Scratch(torch.float64, "cpu")
 
     def alignment(self, pair_plan: PairPlan, gradients_ed: Tensor, kind: str) -> Floats:
@@ -73,7 +73,7 @@ class PairwiseDot:
         squares_e = np.zeros(len(every))
         if kind == "cosine":
             squares_e = self._dots(gradients_ed, every, gradients_ed, every)
-        with self.clock.span("waiting"):
+        with self.timer.span("waiting"):
             travelling.wait()
         for peer, transfer in pair_plan.transfers.items():
             seconds, firsts = halves[peer].arrived()
@@ -113,7 +113,7 @@ class PairwiseDot:
             firsts, seconds = len(transfer.first_ends), len(transfer.second_ends)
             out, box = outs[peer], boxes[peer]
             out_rest, out_cut = out[: firsts * rest], out[firsts * rest :]
-            with self.clock.span("packing"):
+            with self.timer.span("packing"):
                 ends = torch.from_numpy(transfer.first_ends).to(out.device)
                 take_rows(gradients_ed[:, cut:], ends, out_rest.view(firsts, rest))
                 ends = torch.from_numpy(transfer.second_ends).to(out.device)
@@ -151,7 +151,7 @@ class PairwiseDot:
             sends[peer].copy_(torch.from_numpy(mine))
             receives[peer] = self._scalars.flat(f"from {peer}", len(mine))
         travelling = self._post(sends, receives, "gradients")
-        with self.clock.span("waiting"):
+        with self.timer.span("waiting"):
             travelling.wait()
         for peer, transfer in pair_plan.transfers.items():
             firsts, seconds = len(transfer.first_ends), len(transfer.second_ends)

@@ -32,7 +32,7 @@ LEFT_BY_A_RUN = (
 )  # fmt: skip
 
 
-class RunFolder:
+class RunDir:
     """One run's folder; only the coordinator writes, except for models and error reports."""
 
     def __init__(self, path: Path) -> None:

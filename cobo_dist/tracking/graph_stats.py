@@ -14,7 +14,7 @@ from cobo_dist.maths.weights import Weights
 _ROUNDING = 1e-6  # of a row that sums to 1
 
 
-class GraphLog:
+class GraphStats:
     """Shares of weights at 0 and at 1 and the number of connected components, after every round.
 
     `share` is one client's equal share where rows of W sum to 1: then w_ij and w_ji are two weights.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.tracking.graph_stats import GraphLog
+from cobo_dist.tracking.graph_stats import GraphStats
 
 JUMP = 0.3
 """A weight that moves by this share of [0, 1] in one round jumps rather than learns."""
@@ -24,7 +24,7 @@ VISITS = 3.0
 
 
 @dataclass(frozen=True)
-class Concern:
+class HealthWarning:
     """One thing that looks wrong."""
 
     round: int
@@ -32,13 +32,13 @@ class Concern:
     message: str
 
 
-class Watch:
+class HealthMonitor:
     """Looks at every round of a run whose W moves."""
 
     def __init__(self, config: Mapping[str, Any], clients: int, rounds: int, eta: float) -> None:
         """Watch a run of the algorithm with the keys `config` (empty where W does not move)."""
         self.config, self.clients, self.rounds, self.eta = config, clients, rounds, eta
-        self.concerns: list[Concern] = []
+        self.concerns: list[HealthWarning] = []
         pairs = clients * (clients - 1) // 2
         self.jumps: deque[float] = deque(maxlen=max(20, min(2 * pairs, 2000)))  # of recent draws
         self.drawn = 0
@@ -60,14 +60,14 @@ class Watch:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on as the watch that left this state; what it told is not told again."""
-        self.concerns = [Concern(*one) for one in state["concerns"]]
+        self.concerns = [HealthWarning(*one) for one in state["concerns"]]
         self._told = len(self.concerns)
         self.drawn, self.first_loss = state["drawn"], state["first_loss"]
         self.jumps.extend(state["jumps"])
         self.losses.extend(state["losses"])
         self.skipped = set(state["skipped"])
 
-    def before(self) -> list[Concern]:
+    def before(self) -> list[HealthWarning]:
         """Look at the settings before the first round."""
         if not self.config:
             return []
@@ -105,8 +105,8 @@ class Watch:
             )  # fmt: skip
 
     def after(
-        self, r: int, loss: float, alignments: NDArray[np.float64], graph: GraphLog
-    ) -> list[Concern]:
+        self, r: int, loss: float, alignments: NDArray[np.float64], graph: GraphStats
+    ) -> list[HealthWarning]:
         """Look at round r: mean loss, alignments of the drawn pairs, the graph after it."""
         self.losses.append(loss)
         if r == 1:
@@ -133,7 +133,7 @@ class Watch:
                 + (" or algorithm.rho" if self.config else ""),
             )  # fmt: skip
 
-    def _look_at_jumps(self, r: int, graph: GraphLog) -> None:
+    def _look_at_jumps(self, r: int, graph: GraphStats) -> None:
         if self._seen("saturated"):
             return
         if graph.share:  # most weights of a row may well be at 0, but one batch must not decide
@@ -151,7 +151,7 @@ class Watch:
                 f"{self.config['gamma']:g})",
             )  # fmt: skip
 
-    def _look_at_the_end(self, r: int, graph: GraphLog) -> None:
+    def _look_at_the_end(self, r: int, graph: GraphStats) -> None:
         if not graph.pairs:
             return
         visits = self.drawn / graph.pairs
@@ -189,8 +189,8 @@ class Watch:
         return any(concern.kind == kind for concern in self.concerns)
 
     def _warn(self, r: int, kind: str, message: str) -> None:
-        self.concerns.append(Concern(r, kind, message))
+        self.concerns.append(HealthWarning(r, kind, message))
 
-    def _take(self) -> list[Concern]:
+    def _take(self) -> list[HealthWarning]:
         taken, self._told = self.concerns[self._told :], len(self.concerns)
         return taken

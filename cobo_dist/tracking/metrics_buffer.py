@@ -20,7 +20,7 @@ from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.errors import RunFailure
 from cobo_dist.phase_timer import KINDS
 from cobo_dist.tasks.base import Task
-from cobo_dist.tracking.run_logger import Book
+from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.weight_snapshots import gather_weights
 
 Arrays = dict[str, NDArray[Any]]
@@ -31,14 +31,14 @@ PATIENCE = 1.0
 
 
 @dataclass(frozen=True)
-class Order:
+class StepDecision:
     """What all ranks do after a flush: stop for a signal (0: none), seal the checkpoint that all wrote."""
 
     signal: int = 0
     seal: bool = False
 
 
-class Recorder:
+class MetricsBuffer:
     """Collects on every rank; the coordinator has the book."""
 
     def __init__(
@@ -47,17 +47,17 @@ class Recorder:
         clients: Clients,
         task: Task,
         algorithm: Algorithm,
-        book: Book | None,
+        run_logger: RunLogger | None,
         flush_every: int,
         first: int = 0,
         profiles: bool = False,
     ) -> None:
         """Begin after round `first`; at most `flush_every` rounds are kept; with or without `profiles`."""
-        self.clock, self.profiles = exchange.clock, profiles
+        self.timer, self.profiles = exchange.timer, profiles
         self.flush_every = flush_every
         self._due = first + 1  # the first rounds show how long they take
         self.exchange, self.clients, self.task = exchange, clients, task
-        self.algorithm, self.book = algorithm, book
+        self.algorithm, self.run_logger = algorithm, run_logger
         self._kept: list[tuple[dict[str, Any], Arrays]] = []
         self._seen = exchange.traffic.training()
 
@@ -73,7 +73,7 @@ class Recorder:
             parts = [getattr(selection, name) for selection in outcome.selections]
             arrays[name] = np.concatenate(parts) if parts else np.empty(0)
         if self.profiles:
-            taken = self.clock.take()  # logging of the round before among it
+            taken = self.timer.take()  # logging of the round before among it
             arrays["profile"] = np.array([taken[kind] for kind in KINDS])
         if self.task.diagnoses:
             # A copy: X moves on before the bundle leaves.
@@ -85,7 +85,7 @@ class Recorder:
         """Return whether what is kept goes to the coordinator after round r."""
         return r >= self._due
 
-    def flush(self, signal: int = 0, written: bool = False) -> Order:
+    def flush(self, signal: int = 0, written: bool = False) -> StepDecision:
         """Bring what is kept to the coordinator; end all ranks together if a model diverged.
 
         Args:
@@ -99,7 +99,7 @@ class Recorder:
             RunFailure: the same on all ranks: a client's loss became NaN or infinite.
         """
         if not self._kept:
-            return Order()
+            return StepDecision()
         bundle = {
             f"{number}.{name}": np.ascontiguousarray(array)
             for number, (_, arrays) in enumerate(self._kept)
@@ -108,7 +108,7 @@ class Recorder:
         bundle["state"] = np.array([signal, written])
         records = [load(record) for record in self.exchange.gather(save(bundle))]
         answer: list[Any] = []
-        if self.book is not None:
+        if self.run_logger is not None:
             states = np.array([record.pop("state") for record in records])
             verdict = self._enter(records)
             # A signal must not wait long for a flush, however long rounds take.
@@ -121,7 +121,7 @@ class Recorder:
         self._kept = []
         if verdict:
             raise RunFailure(verdict)
-        return Order(signal, written)
+        return StepDecision(signal, written)
 
     def _end_together(self, verdict: str) -> None:
         if verdict := self.exchange.transport.broadcast(verdict.encode()).decode():
@@ -141,8 +141,8 @@ class Recorder:
         verdict = ""
         if gathered is not None and not gathered.all():
             verdict = self._diverged("model", int(gathered[:, 0].argmin()), "non-finite", r)
-        if self.book is not None and last and not verdict:
-            losses = [one["loss"] for one in self.book.last_evaluation]
+        if self.run_logger is not None and last and not verdict:
+            losses = [one["loss"] for one in self.run_logger.last_evaluation]
             bad = next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), None)
             if bad is not None:
                 verdict = self._diverged("loss", bad, losses[bad], r)
@@ -156,7 +156,7 @@ class Recorder:
 
     def _enter(self, ranks: list[Arrays]) -> str:
         """Join the ranks' bundles into rows; return why the run must end, if it must."""
-        assert self.book is not None
+        assert self.run_logger is not None
         rows, moves, verdict = [], [], ""
         in_client_order = self.exchange.placement.in_client_order
         for number, (row, _) in enumerate(self._kept):
@@ -176,7 +176,7 @@ class Recorder:
                 row |= self.task.diagnose(in_client_order(models))
             if self.profiles:
                 profiles = np.array([rank[f"{number}.profile"] for rank in ranks]).T.tolist()
-                self.book.profile(row["round"], dict(zip(KINDS, profiles, strict=True)))
+                self.run_logger.profile(row["round"], dict(zip(KINDS, profiles, strict=True)))
             rows.append(row)
             moves.append(
                 {"replaced": row.pop("replaced")}
@@ -187,15 +187,15 @@ class Recorder:
             if len(bad) and not skips:  # what came after it is nobody's result
                 verdict = self._diverged("loss", int(bad[0]), losses_n[bad[0]], row["round"])
                 break
-        self.book.rounds(rows, moves)
-        self.book.flush()
+        self.run_logger.rounds(rows, moves)
+        self.run_logger.flush()
         return verdict
 
     def _tell_of_skipped(self, r: int, bad: NDArray[np.int64]) -> None:
-        assert self.book is not None
-        for client in sorted(set(bad.tolist()) - self.book.watch.skipped):
-            self.book.watch.skipped.add(client)
-            self.book.warn(
+        assert self.run_logger is not None
+        for client in sorted(set(bad.tolist()) - self.run_logger.health.skipped):
+            self.run_logger.health.skipped.add(client)
+            self.run_logger.warn(
                 r, "skipped",
                 f"the loss or gradient of client {client} is not finite in round {r}: its gradient "
                 "counts as 0 (run.on_nan=skip_client); this is said once for a client, and rows "
@@ -210,13 +210,13 @@ class Recorder:
             gathered = self.exchange.gather_rows(
                 np.array([[one[n] for n in names] for one in mine])
             )
-            if self.book is not None and gathered is not None:
+            if self.run_logger is not None and gathered is not None:
                 results = [dict(zip(names, row, strict=True)) for row in gathered.tolist()]
-                self.book.evaluation(r, split, results, whole)
-                self.book.flush()
+                self.run_logger.evaluation(r, split, results, whole)
+                self.run_logger.flush()
 
     def weights(self, r: int) -> None:
         """Gather W for the log."""
         whole, _ = gather_weights(self.exchange, self.algorithm.weights)
-        if self.book is not None and whole is not None:
-            self.book.weights(r, whole)
+        if self.run_logger is not None and whole is not None:
+            self.run_logger.weights(r, whole)

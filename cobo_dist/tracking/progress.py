@@ -76,7 +76,7 @@ class Bar:
         self.progress.stop()
 
 
-class Lines:
+class PlainProgress:
     """Plain lines, at most one every `interval` seconds, with the time left."""
 
     def __init__(self, rounds: int, interval: float, first: int = 0) -> None:
@@ -86,12 +86,12 @@ class Lines:
 
     def update(self, now: Now) -> None:
         """Print a line if it is time, and at the end."""
-        clock = time.monotonic()
-        if now.round < self.rounds and clock - self.last < self.interval:
+        now_seconds = time.monotonic()
+        if now.round < self.rounds and now_seconds - self.last < self.interval:
             return
-        self.last = clock
+        self.last = now_seconds
         done = max(1, now.round - self.first)
-        left = (clock - self.started) / done * (self.rounds - now.round)
+        left = (now_seconds - self.started) / done * (self.rounds - now.round)
         self.say(f"round {now.round}/{self.rounds}  {now.words()}  {left:.0f} s left")
 
     def say(self, line: str) -> None:
@@ -102,7 +102,7 @@ class Lines:
         """Have nothing to end."""
 
 
-class Silent:
+class NullProgress:
     """Nothing but what is said."""
 
     def update(self, now: Now) -> None:
@@ -123,7 +123,7 @@ def open_display(config: LogConfig, rounds: int, first: int = 0) -> Display:
         kind = "bar" if sys.stdout.isatty() else "plain"
     if kind == "bar":
         return Bar(rounds, Console())
-    return Lines(rounds, config.interval, first) if kind == "plain" else Silent()
+    return PlainProgress(rounds, config.interval, first) if kind == "plain" else NullProgress()
 
 
 def final_table(rows: Sequence[tuple[str, ...]], headers: tuple[str, ...]) -> None:

@@ -18,11 +18,11 @@ from cobo_dist.comm.traffic_counter import PURPOSES, TRAINING
 from cobo_dist.maths.graph import cluster_match, link_level, means_by_truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.disk import writing
-from cobo_dist.storage.run_dir import RunFolder
-from cobo_dist.tracking.graph_stats import GraphLog
-from cobo_dist.tracking.health_checks import Concern, Watch
+from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.tracking.graph_stats import GraphStats
+from cobo_dist.tracking.health_checks import HealthMonitor, HealthWarning
 from cobo_dist.tracking.progress import Display, Now, human_bytes
-from cobo_dist.tracking.weight_snapshots import Snapshots
+from cobo_dist.tracking.weight_snapshots import WeightSnapshots
 
 METRICS = "metrics.jsonl"
 
@@ -37,14 +37,14 @@ def digest_of(path: Path, size: int) -> hashlib._Hash:
     return digest
 
 
-class Book:
+class RunLogger:
     """Everything that only rank 0 writes while the run goes on."""
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: RunDir,
         display: Display,
-        watch: Watch,
+        health: HealthMonitor,
         clusters: Sequence[int] | None,
         metrics: Sequence[str],
         share: float = 0.0,
@@ -54,10 +54,10 @@ class Book:
 
         `names` are the clients', where they have any.
         """
-        self.folder, self.display, self.watch = folder, display, watch
+        self.folder, self.display, self.health = folder, display, health
         self.clusters, self.metrics, self.share = clusters, tuple(metrics), share
-        self.graph: GraphLog | None = None
-        self.snapshots = Snapshots(folder, clusters, names)
+        self.graph: GraphStats | None = None
+        self.snapshots = WeightSnapshots(folder, clusters, names)
         self.now = Now()
         self.bytes = dict.fromkeys(PURPOSES, 0)  # of the whole run, all ranks
         self.last_evaluation: list[dict[str, float]] = []
@@ -92,7 +92,7 @@ class Book:
             "seconds": self.seconds_before + seconds,
             "last_evaluation": self.last_evaluation,
             "now": self.now.__dict__,
-            "watch": self.watch.state(),
+            "watch": self.health.state(),
         }
         return content, self.snapshots.state(self.graph.weights)
 
@@ -104,8 +104,8 @@ class Book:
         self.seconds_before = content["seconds"]
         self.last_evaluation = content["last_evaluation"]
         self.now = Now(**content["now"])
-        self.watch.restore(content["watch"])
-        self.graph = GraphLog(self.snapshots.restore(arrays), self.share)
+        self.health.restore(content["watch"])
+        self.graph = GraphStats(self.snapshots.restore(arrays), self.share)
 
     # -- rows -------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class Book:
             self._write({"event": "round", **row})
             for purpose in TRAINING:
                 self.bytes[purpose] += row[f"bytes_{purpose}"]
-            self._concern(self.watch.after(row["round"], row["loss"], alignments, self.graph))
+            self._concern(self.health.after(row["round"], row["loss"], alignments, self.graph))
         self.now.round = rows[-1]["round"]
         self.now.loss = rows[-1]["loss"]
         self.now.pairs = float(np.mean([row["pairs"] for row in rows]))
@@ -154,12 +154,12 @@ class Book:
     def weights(self, r: int, weights: Weights) -> None:
         """Enter a snapshot of W, all n rows, into W.npz too."""
         if self.graph is None:
-            self.graph = GraphLog(weights, self.share)
+            self.graph = GraphStats(weights, self.share)
         else:
             self.graph.reset(weights)
         self.snapshots.add(r, weights)
 
-    def _concern(self, concerns: Sequence[Concern]) -> None:
+    def _concern(self, concerns: Sequence[HealthWarning]) -> None:
         for concern in concerns:
             self._write(
                 {
@@ -187,16 +187,16 @@ class Book:
 
     def warn(self, r: int, kind: str, message: str) -> None:
         """Enter what went wrong with something that the run can do without."""
-        self._concern([Concern(r, kind, message)])
+        self._concern([HealthWarning(r, kind, message)])
 
     def notice(self, message: str) -> None:
         """Enter what the algorithm wants its user to know."""
         if message:
-            self._concern([Concern(0, "notice", message)])
+            self._concern([HealthWarning(0, "notice", message)])
 
     def begin(self) -> None:
         """Look at the settings before the first round."""
-        self._concern(self.watch.before())
+        self._concern(self.health.before())
 
     def _write(self, row: Mapping[str, Any]) -> None:
         # JSON has no NaN: null stands for a figure that does not exist.

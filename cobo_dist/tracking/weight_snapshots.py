@@ -23,7 +23,7 @@ from torch import Tensor
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.maths.weights import Weights, join
 from cobo_dist.storage.checkpoint_format import Damaged
-from cobo_dist.storage.run_dir import RunFolder
+from cobo_dist.storage.run_dir import RunDir
 
 WRITTEN_OUT = 512
 """The most clients whose W is written out: a snapshot of so many is 1 MiB."""
@@ -32,11 +32,11 @@ Arrays = dict[str, NDArray[Any]]
 _LISTS = ("groups", "level", "apart", "counts", "columns", "values")
 
 
-class Snapshots:
+class WeightSnapshots:
     """W.npz of a run folder."""
 
     def __init__(
-        self, folder: RunFolder, clusters: Sequence[int] | None, names: Sequence[str]
+        self, folder: RunDir, clusters: Sequence[int] | None, names: Sequence[str]
     ) -> None:
         """Begin without any; `clusters` and `names` are the clients', where they are known."""
         self.folder, self.clusters, self.names = folder, clusters, tuple(names)

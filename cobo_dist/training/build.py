@@ -15,12 +15,12 @@ from cobo_dist.comm.session import Session, check_backend, choose_device, open_s
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, ConfigError
-from cobo_dist.storage.run_dir import RunFolder
+from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.training.shutdown import failure, one_line
 from cobo_dist.training.signals import Signals
-from cobo_dist.training.trainer import Training
+from cobo_dist.training.trainer import Trainer
 
 
 def run(config: Config, launch: Launch) -> int:
@@ -41,8 +41,8 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
     """Train over ranks that are connected already; see `run`."""
     set_up_torch(config, session.launch, session.device)
     prepared = prepared or prepare(config, session.launch)
-    folder = RunFolder(config.run_dir)
-    training: Training | None = None
+    folder = RunDir(config.run_dir)
+    training: Trainer | None = None
     # Also while a failure is written down: launchers end all ranks, by SIGTERM, when one has died.
     with Signals() as signals:
         try:
@@ -56,7 +56,7 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
                         f"run.dir={folder.path} holds this run, finished: nothing to do", flush=True
                     )
                 return EXIT_DONE
-            training = Training(
+            training = Trainer(
                 config, session, prepared.task, prepared.placement, prepared.data, found, signals
             )
             folder = training.folder  # knows whether it was claimed

@@ -26,7 +26,7 @@ from cobo_dist.comm.placement_search import Ids, Move, models_sent, propose
 from cobo_dist.config import Config
 from cobo_dist.maths.graph import link_level
 from cobo_dist.maths.weights import Weights
-from cobo_dist.tracking.run_logger import Book
+from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.weight_snapshots import gather_weights
 
 PAY_BACK = 0.25
@@ -74,7 +74,7 @@ def _slots(parcel_b: Tensor, like: list[Tensor]) -> Iterator[Tensor]:
         at += _length([one])
 
 
-class Mover:
+class ClientMigrator:
     """Decides with all ranks whether clients move, and moves them."""
 
     def __init__(
@@ -83,11 +83,11 @@ class Mover:
         clients: Clients,
         exchange: Exchange,
         rebuild: Callable[[], Algorithm],
-        book: Book | None,
+        run_logger: RunLogger | None,
     ) -> None:
         """Move `clients`; `rebuild` returns a new algorithm over those that are here at that time."""
         self.config, self.clients, self.exchange = config, clients, exchange
-        self.rebuild, self.book = rebuild, book
+        self.rebuild, self.run_logger = rebuild, run_logger
         self.level = link_level(equal_share(config.algorithm, exchange.placement.clients))
         wire = (
             clients.x_cd if config.comm.dtype == "model" else torch.empty(0, dtype=torch.bfloat16)
@@ -123,9 +123,9 @@ class Mover:
         algorithm = self._move(algorithm, Placement(tuple(owners), self.exchange.placement.ranks))
         sent = self.exchange.traffic.bytes["moving"] - sent
         told = self.exchange.gather(sent.to_bytes(8, "little"))
-        if self.book is not None and move is not None:
+        if self.run_logger is not None and move is not None:
             moved = sum(int.from_bytes(one, "little") for one in told)
-            self.book.moved(r, self._row(move, moved, time.monotonic() - began), moved)
+            self.run_logger.moved(r, self._row(move, moved, time.monotonic() - began), moved)
         return algorithm
 
     def summary(self, algorithm: Algorithm) -> dict[str, Any] | None:
@@ -136,7 +136,7 @@ class Mover:
         if self.config.comm.placement == "static":
             return None
         weights = self._gather(algorithm)
-        if weights is None or self.book is None:
+        if weights is None or self.run_logger is None:
             return None
         now = self.exchange.placement
         static, here = (
@@ -144,7 +144,7 @@ class Mover:
             for one in (Placement.contiguous(now.clients, now.ranks), now)
         )
         return {
-            "bytes_moving": self.book.bytes["moving"],
+            "bytes_moving": self.run_logger.bytes["moving"],
             "models_static": static,
             "models": here,
             "owners": list(now.owners),
@@ -153,8 +153,8 @@ class Mover:
     def _gather(self, algorithm: Algorithm) -> Weights | None:
         """Bring all rows of W to the coordinator."""
         whole, sent = gather_weights(self.exchange, algorithm.weights, "moving")
-        if self.book is not None:
-            self.book.bytes["moving"] += sent
+        if self.run_logger is not None:
+            self.run_logger.bytes["moving"] += sent
         return whole
 
     def _row(self, move: Move, moved: int, seconds: float) -> Mapping[str, Any]:

@@ -7,18 +7,16 @@ from contextlib import suppress
 from torch.profiler import ProfilerActivity, profile
 
 from cobo_dist.comm.session import Session
-from cobo_dist.storage.run_dir import RunFolder
+from cobo_dist.storage.run_dir import RunDir
 
 WARM_UP = 10
 """Rounds before the trace: the first ones allocate, and tune themselves."""
 
 
-class Tracer:
+class Profiler:
     """Traces `count` rounds on every rank, after the first `WARM_UP`; 0 traces none."""
 
-    def __init__(
-        self, count: int, first: int, last: int, folder: RunFolder, session: Session
-    ) -> None:
+    def __init__(self, count: int, first: int, last: int, folder: RunDir, session: Session) -> None:
         """Trace into profile/rank_NNNNN.json of the run folder, of a run of rounds first + 1 to last."""
         self._begins, self._ends = first + WARM_UP + 1, min(first + WARM_UP + count, last)
         self._path = folder.path / "profile" / f"rank_{session.transport.rank:05d}.json"

@@ -20,9 +20,9 @@ from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RunFailure
-from cobo_dist.storage.run_dir import RunFolder
+from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tracking.progress import final_table, human_bytes
-from cobo_dist.tracking.run_logger import Book
+from cobo_dist.tracking.run_logger import RunLogger
 
 ECHO = "an echo: "
 """Begins the report of a rank that did not fail by itself, but lost contact with another."""
@@ -48,7 +48,7 @@ def finish(
     config: Config,
     peaks: Sequence[int],
     metrics: Sequence[str],
-    book: Book,
+    run_logger: RunLogger,
     seconds: float,
     placement: Mapping[str, Any] | None = None,
 ) -> None:
@@ -57,7 +57,7 @@ def finish(
     `placement`: what moving clients cost and saves, where they may move.
     """
     ranks = len(peaks)
-    results = book.last_evaluation
+    results = run_logger.last_evaluation
     final = {name: float(np.mean([one[name] for one in results])) for name in metrics}
     summary: dict[str, Any] = {
         "task": config.task.name,
@@ -67,31 +67,31 @@ def finish(
         "clients": len(results),
         "ranks": ranks,
         "seconds": round(seconds, 3),
-        "bytes_sent": sum(book.bytes[purpose] for purpose in (*TRAINING, "moving")),
+        "bytes_sent": sum(run_logger.bytes[purpose] for purpose in (*TRAINING, "moving")),
         "final": {name: _finite(value) for name, value in final.items()},
         "per_client": [
             {"client": client, **{name: _finite(value) for name, value in one.items()}}
             for client, one in enumerate(results)
         ],
-        "cluster_match": book.match(),
+        "cluster_match": run_logger.match(),
     }
     if placement is not None:
         summary["placement"] = placement
-    book.traffic(peaks)
-    book.folder.write_json("summary.json", summary)
-    book.folder.status(EXIT_DONE, "done")
-    book.display.close()
+    run_logger.traffic(peaks)
+    run_logger.folder.write_json("summary.json", summary)
+    run_logger.folder.status(EXIT_DONE, "done")
+    run_logger.display.close()
     rows = [(name, f"{value:.4g}") for name, value in final.items()]
     rows.append(("rounds", f"{config.run.rounds} in {seconds:.1f} s"))
     rows.append(("sent", f"{human_bytes(summary['bytes_sent'])} by {ranks} rank(s)"))
     rows.append(("memory", f"{human_bytes(max(peaks))} on a rank at most"))
-    match, means = book.match(), book.weights_by_truth()
+    match, means = run_logger.match(), run_logger.weights_by_truth()
     if match is not None and means is not None and not any(map(math.isnan, means)):
         rows.append(("links right", f"{100 * match:.1f}% of client pairs"))
         rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
     with suppress(BrokenPipeError):  # whoever reads along may have left; the run is complete
         final_table(rows, ("final (mean of clients, test)", "value"))
-        print(f"run folder  {book.folder.path}", flush=True)
+        print(f"run folder  {run_logger.folder.path}", flush=True)
 
 
 def _finite(value: float) -> float | None:
@@ -99,7 +99,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def failure(error: BaseException, session: Session, folder: RunFolder, r: int = 0) -> RunFailure:
+def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) -> RunFailure:
     """Leave a report of what ended this rank in round r, and return the one line that says it.
 
     Where contact was lost, another rank is the cause; the lowest of the ranks that are left says which one.
@@ -136,7 +136,7 @@ def _forget_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _leave_status(folder: RunFolder, line: str) -> None:
+def _leave_status(folder: RunDir, line: str) -> None:
     with suppress(RunFailure):  # of a full disk, where even this finds no room
         if folder.claimed:
             folder.status(EXIT_FAILED, "failed", line)
@@ -158,9 +158,7 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def _ask_the_reports(
-    folder: RunFolder, line: str, rank: int, peers: Set[int], r: int
-) -> str | None:
+def _ask_the_reports(folder: RunDir, line: str, rank: int, peers: Set[int], r: int) -> str | None:
     """Wait for the other ranks' reports and return what ended the run; None if a lower rank says it.
 
     A rank that failed by itself has left its reason, and one that lost contact that it did. Who leaves

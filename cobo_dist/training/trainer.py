@@ -14,7 +14,7 @@ import torch
 from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.registry import build_algorithm, equal_share
 from cobo_dist.checkpoint import resume
-from cobo_dist.checkpoint.writer import Keeper
+from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import Clients
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
@@ -22,22 +22,22 @@ from cobo_dist.comm.session import Session
 from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, RunFailure
-from cobo_dist.phase_timer import Clock
+from cobo_dist.phase_timer import PhaseTimer
 from cobo_dist.storage.checkpoint_format import Damaged, Manifest
 from cobo_dist.storage.disk import writing
-from cobo_dist.storage.run_dir import RunFolder, describe_environment
+from cobo_dist.storage.run_dir import RunDir, describe_environment
 from cobo_dist.tasks.base import Task
-from cobo_dist.tracking.health_checks import Watch
-from cobo_dist.tracking.metrics_buffer import Recorder
+from cobo_dist.tracking.health_checks import HealthMonitor
+from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 from cobo_dist.tracking.progress import open_display
-from cobo_dist.tracking.run_logger import Book
-from cobo_dist.training.migration import Mover
-from cobo_dist.training.profiler import Tracer
+from cobo_dist.tracking.run_logger import RunLogger
+from cobo_dist.training.migration import ClientMigrator
+from cobo_dist.training.profiler import Profiler
 from cobo_dist.training.shutdown import finish, peak_memory
 from cobo_dist.training.signals import Signals, name_of
 
 
-class Training:
+class Trainer:
     """One rank's run, from the first message after all agreed to the last file."""
 
     def __init__(
@@ -52,10 +52,10 @@ class Training:
     ) -> None:
         """Build clients, exchange and algorithm, to start or to go on from the checkpoint `found`."""
         self.session, self.task, self.found, self.signals = session, task, found, signals
-        self.folder = RunFolder(config.run_dir)
+        self.folder = RunDir(config.run_dir)
         dtype, device = getattr(torch, config.run.dtype), session.device
         profiles, traces = config.log.profile, bool(config.log.trace)
-        self.clock = Clock(device, traces) if profiles or traces else Clock.off()
+        self.timer = PhaseTimer(device, traces) if profiles or traces else PhaseTimer.off()
         self.clients = Clients(
             placement.by_rank[session.transport.rank],
             task,
@@ -66,11 +66,11 @@ class Training:
             own_starts=config.run.start == "own",
             rounds=config.run.rounds,
             skips_bad=config.run.on_nan == "skip_client",
-            clock=self.clock,
+            timer=self.timer,
         )
         self.exchange = Exchange(
             session.transport, placement, dtype, device,
-            deterministic=config.comm.deterministic, clock=self.clock,
+            deterministic=config.comm.deterministic, timer=self.timer,
             wire=None if config.comm.dtype == "model" else getattr(torch, config.comm.dtype),
         )  # fmt: skip
         context = RunContext(task.clients, task.clusters, config.run.seed, config.run.rounds)
@@ -86,7 +86,7 @@ class Training:
         self.about = Manifest(
             0, task.clients, session.transport.world_size, data, self.environment["versions"], {}
         )
-        self.book: Book | None = None
+        self.run_logger: RunLogger | None = None
         self.round = 0 if found is None else found.round  # that it is in
 
     def _choose_engine(self, config: Config) -> tuple[str, str]:
@@ -119,24 +119,26 @@ class Training:
         self._claim()
         if self.exchange.is_coordinator:
             self._write_head([host.decode() for host in hosts])
-            self.book = self._open_book()
+            self.run_logger = self._open_run_logger()
             if self.found is not None:
-                resume.restore_book(self.found, self.book)
-        self.mover = Mover(self.config, self.clients, self.exchange, self._build, self.book)
+                resume.restore_run_logger(self.found, self.run_logger)
+        self.migrator = ClientMigrator(
+            self.config, self.clients, self.exchange, self._build, self.run_logger
+        )
         try:
             self._introduce(first)
-            keeper = Keeper(
+            checkpoint_writer = CheckpointWriter(
                 self.folder.checkpoints, self.config.run, self.config.to_yaml(), self.about,
-                self.clients, self.exchange, self.algorithm, self.book,
+                self.clients, self.exchange, self.algorithm, self.run_logger,
             )  # fmt: skip
             started = time.monotonic()
-            last, signal = self._go_round(first, keeper, started)
+            last, signal = self._go_round(first, checkpoint_writer, started)
             if signal:
                 return self._stop(last, signal)
             self._finish(time.monotonic() - started)
         finally:
-            if self.book is not None:
-                self.book.close()
+            if self.run_logger is not None:
+                self.run_logger.close()
         return EXIT_DONE
 
     # -- before -----------------------------------------------------------------------------------
@@ -190,37 +192,39 @@ class Training:
             environment["resumed"] = [*earlier, now]
         self.folder.write_json("env.json", environment)
 
-    def _open_book(self) -> Book:
+    def _open_run_logger(self) -> RunLogger:
         config, task = self.config, self.task
         algorithm = config.algorithm.model_dump()
         moving: Mapping[str, Any] = algorithm if "gamma" in algorithm else {}
-        watch = Watch(moving, task.clients, config.run.rounds, config.optimizer.lr)
+        health = HealthMonitor(moving, task.clients, config.run.rounds, config.optimizer.lr)
         first = 0 if self.found is None else self.found.round
         display = open_display(config.log, config.run.rounds, first)
         share = equal_share(config.algorithm, task.clients)
-        book = Book(self.folder, display, watch, task.clusters, task.metrics, share, task.names)
+        run_logger = RunLogger(
+            self.folder, display, health, task.clusters, task.metrics, share, task.names
+        )
         if config.log.tensorboard:
-            book.open_board(first)
-        return book
+            run_logger.open_board(first)
+        return run_logger
 
     def _introduce(self, first: int) -> None:
         """Say what runs, and from where."""
-        if self.book is None:
+        if self.run_logger is None:
             return
         if self.found is None:
-            self.book.notice(self.algorithm.user_notice)
+            self.run_logger.notice(self.algorithm.user_notice)
         else:
             for warning in self.found.warnings:
-                self.book.display.say(f"warning: {warning}")
+                self.run_logger.display.say(f"warning: {warning}")
             before, now = self.found.manifest.versions, self.environment["versions"]
             other = [f"{k} {v} -> {now.get(k)}" for k, v in before.items() if now.get(k) != v]
             if other:
-                self.book.display.say(
+                self.run_logger.display.say(
                     f"warning: other versions than before ({', '.join(other)}): the last digits of "
                     "the numbers may differ from a run that was never stopped"
                 )
-            self.book.display.say(f"goes on after round {first}, from {self.found.folder}")
-        self.book.display.say(
+            self.run_logger.display.say(f"goes on after round {first}, from {self.found.folder}")
+        self.run_logger.display.say(
             f"{self.config.algorithm.name} on {self.config.task.name}: {self.task.clients} clients on "
             f"{self.session.transport.world_size} rank(s), {self.session.device}, "
             f"{_size_in_words(self.clients)}, engine {self.config.run.engine} ({self.engine_choice})"
@@ -228,74 +232,76 @@ class Training:
 
     # -- the loop ---------------------------------------------------------------------------------
 
-    def _go_round(self, first: int, keeper: Keeper, started: float) -> tuple[int, int]:
+    def _go_round(
+        self, first: int, checkpoint_writer: CheckpointWriter, started: float
+    ) -> tuple[int, int]:
         """Go from round `first` to the last, or to a signal; return the round and the signal, or 0.
 
         Round r turns x^(r-1) into x^r; what is logged at r is the state after it.
         """
         run = self.config.run
-        recorder = Recorder(
-            self.exchange, self.clients, self.task, self.algorithm, self.book,
+        metrics = MetricsBuffer(
+            self.exchange, self.clients, self.task, self.algorithm, self.run_logger,
             self.config.log.flush_every, first, self.config.log.profile,
         )  # fmt: skip
-        tracer = Tracer(self.config.log.trace, first, run.rounds, self.folder, self.session)
+        profiler = Profiler(self.config.log.trace, first, run.rounds, self.folder, self.session)
         # Before and while training a part of the data may do; what the summary reports is on all of it.
         part = self.config.data.eval_examples > 0
         if self.found is None:
-            recorder.weights(0)
-            if self.book is not None:
-                self.book.begin()
-            recorder.evaluate(0, run.eval_splits, whole=not part)
-        self.clock.take()  # what came before belongs to no round
+            metrics.weights(0)
+            if self.run_logger is not None:
+                self.run_logger.begin()
+            metrics.evaluate(0, run.eval_splits, whole=not part)
+        self.timer.take()  # what came before belongs to no round
         for r in range(first + 1, run.rounds + 1):
             self.round = r
-            with self.clock.span("logging"):
-                tracer.begin(r)
+            with self.timer.span("logging"):
+                profiler.begin(r)
             began = time.monotonic()
             outcome = self.algorithm.round(r - 1)
-            recorder.round(r, outcome, time.monotonic() - began)
-            with self.clock.span("logging"):
-                tracer.end(r)
+            metrics.round(r, outcome, time.monotonic() - began)
+            with self.timer.span("logging"):
+                profiler.end(r)
             last = r == run.rounds
             evaluates = last or (run.eval_every and r % run.eval_every == 0)
             logs_weights = last or (run.log_weights_every and r % run.log_weights_every == 0)
-            saves, looks = keeper.is_due(r), self.mover.is_due(r)
-            if not (evaluates or logs_weights or saves or looks or recorder.is_due(r)):
+            saves, looks = checkpoint_writer.is_due(r), self.migrator.is_due(r)
+            if not (evaluates or logs_weights or saves or looks or metrics.is_due(r)):
                 continue
-            with self.clock.span("logging"):
-                order = recorder.flush(self.signals.caught, keeper.is_written())
+            with self.timer.span("logging"):
+                order = metrics.flush(self.signals.caught, checkpoint_writer.is_written())
                 if order.seal:
-                    keeper.settle()
+                    checkpoint_writer.wait()
                 if evaluates:
-                    recorder.evaluate(r, run.eval_splits, whole=last or not part)
+                    metrics.evaluate(r, run.eval_splits, whole=last or not part)
                 if logs_weights:
-                    recorder.weights(r)
+                    metrics.weights(r)
                 if saves or order.signal:
-                    recorder.check_models(r, last)
-                    keeper.begin(r, time.monotonic() - started)
+                    metrics.check_models(r, last)
+                    checkpoint_writer.begin(r, time.monotonic() - started)
                 if looks and not order.signal:
-                    self.algorithm = self.mover.look(r, self.algorithm)
-                    recorder.algorithm = keeper.algorithm = self.algorithm
+                    self.algorithm = self.migrator.look(r, self.algorithm)
+                    metrics.algorithm = checkpoint_writer.algorithm = self.algorithm
             if order.signal and not last:
-                if missing := keeper.settle():
+                if missing := checkpoint_writer.wait():
                     raise RunFailure(f"stopped by {name_of(order.signal)} with {missing}")
                 return r, order.signal
-        keeper.settle()
+        checkpoint_writer.wait()
         return run.rounds, 0
 
     # -- after ------------------------------------------------------------------------------------
 
     def _stop(self, r: int, signal: int) -> int:
         """Say that the run stopped after round r and how it goes on."""
-        if self.book is not None:
+        if self.run_logger is not None:
             line = (
                 f"stopped by {name_of(signal)} after round {r} of "
                 f"{self.config.run.rounds}, with a checkpoint; the same command with run.resume=auto "
                 "goes on"
             )
-            self.book.flush()
+            self.run_logger.flush()
             self.folder.status(EXIT_STOPPED, "stopped", line)
-            self.book.display.say(line)
+            self.run_logger.display.say(line)
         # Launchers end all ranks when one leaves: nobody leaves before status.json is written. Whoever
         # is lost by now has saved what it had.
         with suppress(LostContact):
@@ -311,15 +317,15 @@ class Training:
                 # On this host too, where no disk is shared.
                 path.parent.mkdir(exist_ok=True, parents=True)
                 self.task.save(state, path)
-        saved = self.mover.summary(self.algorithm)
+        saved = self.migrator.summary(self.algorithm)
         # All models are there before the summary says so; and what logging sent is known at last.
         mine = f"{self.exchange.traffic.bytes['logging']} {peak_memory(self.session.device)}"
         totals = [one.decode().split() for one in self.session.transport.gather(mine.encode())]
-        if self.book is not None:
-            self.book.bytes["logging"] += sum(int(logged) for logged, _ in totals)
+        if self.run_logger is not None:
+            self.run_logger.bytes["logging"] += sum(int(logged) for logged, _ in totals)
             peaks = [int(peak) for _, peak in totals]
-            seconds += self.book.seconds_before
-            finish(self.config, peaks, self.task.metrics, self.book, seconds, saved)
+            seconds += self.run_logger.seconds_before
+            finish(self.config, peaks, self.task.metrics, self.run_logger, seconds, saved)
 
 
 def _size_in_words(clients: Clients) -> str:
