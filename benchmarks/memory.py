@@ -20,7 +20,7 @@ import torch
 from made_up import make_images
 
 from cobo_dist.config import load_config
-from cobo_dist.planning.dry_run import Forecast
+from cobo_dist.planning.dry_run import DryRun
 from cobo_dist.tasks.registry import build_task
 
 RANKS = 2
@@ -54,15 +54,15 @@ def main() -> None:
         report({part.name: part.bytes for part in parts}, peaks, bare)
 
 
-def rehearsed(settings: list[str], ranks: int) -> Forecast:
+def rehearsed(settings: list[str], ranks: int) -> DryRun:
     """Return the forecast of a run, with all its rounds asked for."""
     config = load_config(None, settings)
     dtype = getattr(torch, config.run.dtype)
     task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
-    forecast = Forecast(config, task, ranks)
+    dry_run_of = DryRun(config, task, ranks)
     for r in range(1, config.run.rounds + 1):
-        forecast.round(r)
-    return forecast
+        dry_run_of.round(r)
+    return dry_run_of
 
 
 def report(parts: dict[str, int], peaks: list[int], bare: int) -> None:

@@ -61,10 +61,10 @@ def train(settings: list[str], ranks: int, folder: Path) -> tuple[float, int]:
 
 def counted(settings: list[str], ranks: int) -> dict[str, int]:
     """Return what the fullest rank holds, by kind, as it is counted."""
-    forecast = rehearsed(settings, ranks)
-    for weights in forecast.other_weights().values():  # messages are longest where weights differ
-        forecast.mixing_at(weights)
-    return {part.name: part.bytes for part in forecast.memory()}
+    dry_run_of = rehearsed(settings, ranks)
+    for weights in dry_run_of.other_weights().values():  # messages are longest where weights differ
+        dry_run_of.mixing_at(weights)
+    return {part.name: part.bytes for part in dry_run_of.memory()}
 
 
 def main() -> None:

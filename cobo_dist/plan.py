@@ -18,7 +18,7 @@ from cobo_dist.comm.transports.mpi_world import exit_barrier
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, ConfigError, RunFailure
 from cobo_dist.planning.constants import Constants, read_constants, subject_of, write_constants
-from cobo_dist.planning.dry_run import Forecast
+from cobo_dist.planning.dry_run import DryRun
 from cobo_dist.planning.measure import measure_constants
 from cobo_dist.planning.on_paper import OnPaper, is_regular
 from cobo_dist.tasks.base import Task
@@ -113,14 +113,14 @@ def _split(settings: Sequence[str]) -> tuple[dict[str, int], list[str]]:
     return asked, rest
 
 
-def _plan(config: Config, task: Task, asked: dict[str, int]) -> Forecast | OnPaper:
+def _plan(config: Config, task: Task, asked: dict[str, int]) -> DryRun | OnPaper:
     """Rehearse the run, or count it in closed form where it is large or made up."""
     clients = asked.get("clients", task.clients)
     ranks = asked.get("ranks", min(clients, torch.cuda.device_count() or min(4, _cores())))
     large = clients > LARGE[0] or ranks > LARGE[1]
     if "clients" in asked or (large and is_regular(config, task)):
         return OnPaper(config, task, ranks, clients)
-    return Forecast(config, task, ranks)
+    return DryRun(config, task, ranks)
 
 
 def _cores() -> int:
@@ -131,7 +131,7 @@ def _cores() -> int:
 
 
 def _measured(
-    config: Config, task: Task, plan: Forecast | OnPaper, command: Sequence[str], file: Path | None
+    config: Config, task: Task, plan: DryRun | OnPaper, command: Sequence[str], file: Path | None
 ) -> Constants | None:
     """Return what the launched ranks measure, on rank 0; python alone starts two ranks for it.
 

@@ -14,14 +14,14 @@ from cobo_dist import doctor
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.link_benchmark import FEW, Link, choose_links, measure
 from cobo_dist.config import load_config
-from cobo_dist.preflight.diagnose import Facts, Finding, judge
+from cobo_dist.preflight.diagnose import Finding, RankInfo, judge
 from cobo_dist.preflight.probe import _look, core_quota
 from cobo_dist.training.build import prepare
 
 VERSIONS = {"torch": "2.14", "numpy": "2.4", "cobo_dist": "0.1"}
 
 
-def fact(rank: int, host: str = "a", **more: object) -> Facts:
+def fact(rank: int, host: str = "a", **more: object) -> RankInfo:
     """A healthy rank: two ranks a host, each with a core of its own."""
     given = {
         "device": "cpu", "gpu": "", "gpus": 0, "cores": (0, 1), "quota": 0.0, "threads": 1,
@@ -29,7 +29,7 @@ def fact(rank: int, host: str = "a", **more: object) -> Facts:
         "folder": "/runs", "unwritable": "", "free": 10**12, "needed": 10**9, "sees_marker": True,
         "data": "", "fingerprint": "f",
     }  # fmt: skip
-    return Facts(rank, host, **{**given, **more})  # type: ignore[arg-type]
+    return RankInfo(rank, host, **{**given, **more})  # type: ignore[arg-type]
 
 
 HEALTHY = [fact(0), fact(1), fact(2, "b"), fact(3, "b")]

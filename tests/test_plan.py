@@ -16,7 +16,7 @@ from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import ConfigError
 from cobo_dist.plan import main
-from cobo_dist.planning.dry_run import Forecast, telling_rounds
+from cobo_dist.planning.dry_run import DryRun, telling_rounds
 from cobo_dist.planning.round_cost import mean_sent
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.training import build as loop
@@ -28,11 +28,11 @@ SMALL = ("model.hidden=[18]", "run.rounds=4", "run.eval_every=0", "run.threads=1
 NORM = "model.norm=batch"
 
 
-def forecast_of(settings: list[str], ranks: int) -> Forecast:
+def forecast_of(settings: list[str], ranks: int) -> DryRun:
     config = load_config(None, settings)
     dtype = getattr(torch, config.run.dtype)
     task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
-    return Forecast(config, task, ranks)
+    return DryRun(config, task, ranks)
 
 
 # -- traffic -----------------------------------------------------------------------------------------
@@ -62,17 +62,17 @@ def test_every_round_sends_what_was_planned(pool: RankPool, tmp_path: Path, case
     settings = [*SMALL, *EXACT[case]]
     pool.run(3, train, [*settings, f"run.dir={tmp_path / 'run'}"])
     found = rows(tmp_path / "run", "round")
-    forecast = forecast_of(settings, 3)
+    dry_run_of = forecast_of(settings, 3)
     assert found
     for row in found:
-        sent = forecast.round(row["round"])
+        sent = dry_run_of.round(row["round"])
         assert sent.total == row["bytes_sent"], row["round"]
         assert [sent.bytes[purpose] for purpose in TRAINING] == [
             row[f"bytes_{purpose}"] for purpose in TRAINING
         ]
         assert sum(sent.messages.values()) == row["messages"]
         assert sent.pairs == row["pairs"]
-    assert (forecast.round(len(found)).total > 0) == (case not in ("local", "finetuned"))
+    assert (dry_run_of.round(len(found)).total > 0) == (case not in ("local", "finetuned"))
 
 
 def test_four_clients_on_four_ranks_by_hand(tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_four_clients_on_four_ranks_by_hand(tmp_path: Path) -> None:
         "task.name=quadratic", f"task.file={problem}", "algorithm.sampling.name=all",
         "algorithm.domain=simplex", "run.dtype=float64",
     ]  # fmt: skip
-    forecast = forecast_of(settings, 4)
-    sent = forecast.round(1)
+    dry_run_of = forecast_of(settings, 4)
+    sent = dry_run_of.round(1)
     assert sent.bytes == {
         "pairs": 12 * 40 * 8, "gradients": 6 * (40 + 4) * 8, "mixing": 12 * (40 + 1) * 8,
     }  # fmt: skip
@@ -98,10 +98,10 @@ def test_what_other_weights_cost() -> None:
     """8 clients in pairs of 2 on 4 ranks of 2: clusters lie inside ranks; any W sends 2 models a link."""
     d = 1360
     for domain, told in (("box", 0), ("simplex", 12 * 4 * 4)):
-        forecast = forecast_of([*SMALL, f"algorithm.domain={domain}"], 4)
+        dry_run_of = forecast_of([*SMALL, f"algorithm.domain={domain}"], 4)
         sent = {
-            name: int(forecast.mixing_at(weights).bytes.sum())
-            for name, weights in forecast.other_weights().items()
+            name: int(dry_run_of.mixing_at(weights).bytes.sum())
+            for name, weights in dry_run_of.other_weights().items()
         }
         assert sent == {"W = true clusters": told, "any W, at most": 12 * 2 * d * 4 + told}
     assert forecast_of(["algorithm.name=oracle", *SMALL], 4).other_weights() == {}
@@ -201,11 +201,11 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
 def test_every_rank_holds_what_was_planned(pool: RankPool, settings: list[str]) -> None:
     settings = [*SMALL, *settings]
     found = pool.run(3, held, settings, 3)
-    forecast = forecast_of(settings, 3)
+    dry_run_of = forecast_of(settings, 3)
     for r in (1, 2, 3):
-        forecast.round(r)
+        dry_run_of.round(r)
     for rank, real in enumerate(found):
-        parts = {part.name: part.bytes for part in forecast.memory_of(rank)}
+        parts = {part.name: part.bytes for part in dry_run_of.memory_of(rank)}
 
         def planned(*beginnings: str, parts: dict[str, int] = parts) -> int:
             return sum(held for name, held in parts.items() if name.startswith(beginnings))

@@ -21,7 +21,7 @@ from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
 from cobo_dist.plan import main
 from cobo_dist.planning.constants import Constants, read_constants, subject_of, write_constants
-from cobo_dist.planning.dry_run import Forecast
+from cobo_dist.planning.dry_run import DryRun
 from cobo_dist.planning.measure import line, measure_in_session, seconds
 from cobo_dist.planning.on_paper import OnPaper, side_by_side
 from cobo_dist.planning.round_cost import (
@@ -168,7 +168,7 @@ def test_closed_forms_equal_the_rehearsal(case: str, way: str) -> None:
     """12 clients on 1 to 6 ranks: clusters inside ranks, cut by them, and over several."""
     config, task = task_of([*CLUSTERS, *CASES[case], *WAYS[way]])
     for ranks in (1, 2, 3, 5, 6):
-        rehearsed = Forecast(config, task, ranks)
+        rehearsed = DryRun(config, task, ranks)
         closed = OnPaper(config, task, ranks, task.clients)
         for t in (0, 5):
             expected, found = rehearsed.load(t), closed.load(t)
@@ -195,7 +195,7 @@ def same(a: Mixing, b: Mixing) -> bool:
 
 def test_one_client_a_rank() -> None:
     config, task = task_of([])
-    closed, rehearsed = OnPaper(config, task, 8, 8), Forecast(config, task, 8)
+    closed, rehearsed = OnPaper(config, task, 8, 8), DryRun(config, task, 8)
     assert same(closed.load(0).mixing, rehearsed.load(0).mixing)
     others = closed.other_mixings()
     assert all(same(others[name], one) for name, one in rehearsed.other_mixings().items())
@@ -204,7 +204,7 @@ def test_one_client_a_rank() -> None:
 def test_clients_on_the_move() -> None:
     """Both count the same parcels: model, two moments, and a row of 8 weights."""
     config, task = task_of(["comm.placement=adaptive", "optimizer.name=adamw"])
-    closed, rehearsed = OnPaper(config, task, 3, 8), Forecast(config, task, 3)
+    closed, rehearsed = OnPaper(config, task, 3, 8), DryRun(config, task, 3)
     closed.load(0)
     rehearsed.load(0)
     for rank in range(3):
@@ -266,7 +266,7 @@ def test_the_door_foretells_seconds(kept: Path, capsys: pytest.CaptureFixture[st
     assert "seconds a round                   total  gradients" in said
     assert "engine one_by_one, 2 threads a rank, 1 host of 4 cores)" in said
     config, task = task_of([])
-    plan = Forecast(config, task, 2)
+    plan = DryRun(config, task, 2)
     total = seconds_of(plan.load(0), plan.ranks(), CONSTANTS, "one_by_one").total
     (row,) = (line for line in said.splitlines() if line.startswith("round 1 ") and "B" not in line)
     assert float(row.split()[2]) == float(f"{total:.3g}")

@@ -12,7 +12,7 @@ from problems import models, rows, train
 
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.planning.dry_run import Forecast
+from cobo_dist.planning.dry_run import DryRun
 from cobo_dist.tasks.registry import build_task
 
 RUN = [
@@ -57,14 +57,14 @@ def test_bytes_are_halved_and_as_planned(runs: Path, name: str) -> None:
     scalars = [0] * len(whole)
     config = load_config(None, [*RUN, *METHODS[name], "comm.dtype=bfloat16"])
     task = build_task(config.task, config.model, config.data, config.run.seed, torch.float32)
-    forecast = Forecast(config, task, 3)
+    dry_run_of = DryRun(config, task, 3)
     if name == "cobo":  # the products of halves stay what they are: 2 numbers of 8 bytes an end
         pairs = [row["pairs"] for row in rows(runs / name / "model", "round")]
         crossing = 28 - 3 - 3 - 1  # of 8 clients on ranks of 3, 3 and 2
         assert set(pairs) == {28}
         scalars = [crossing * 4 * 8] * len(whole)
     assert [2 * (h - s) + s for h, s in zip(half, scalars, strict=True)] == whole
-    assert [forecast.round(r).total for r in range(1, 13)] == half
+    assert [dry_run_of.round(r).total for r in range(1, 13)] == half
 
 
 def test_all_ranks_keep_the_same_global_model(runs: Path) -> None:

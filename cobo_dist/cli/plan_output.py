@@ -8,7 +8,7 @@ import numpy as np
 
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.planning.constants import Constants
-from cobo_dist.planning.dry_run import Forecast
+from cobo_dist.planning.dry_run import DryRun
 from cobo_dist.planning.on_paper import OnPaper
 from cobo_dist.planning.round_cost import (
     TERMS,
@@ -31,9 +31,7 @@ _LEFT_OUT = "and beside it the activations of a batch, evaluation, and the progr
 class PlanPage:
     """A plan in words."""
 
-    def __init__(
-        self, plan: Forecast | OnPaper, constants: Constants | None, hosts: int = 0
-    ) -> None:
+    def __init__(self, plan: DryRun | OnPaper, constants: Constants | None, hosts: int = 0) -> None:
         """Plan all rounds; `hosts`: 0 for as many as give every rank cores of its own.
 
         Raises:

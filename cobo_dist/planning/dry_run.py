@@ -28,14 +28,14 @@ from cobo_dist.config import Config
 from cobo_dist.maths.graph import link_level
 from cobo_dist.maths.weights import Weights
 from cobo_dist.planning.counting_exchange import CountingExchange
-from cobo_dist.planning.fake_clients import BUFFERS, MODEL, StandIns
+from cobo_dist.planning.fake_clients import BUFFERS, MODEL, FakeClients
 from cobo_dist.planning.memory_estimate import Held, Model, Part, parts_of, state_rows
 from cobo_dist.planning.round_cost import Ints, Load, Mixing, Ranks, Sent, Told
 from cobo_dist.tasks.base import Task
 from cobo_dist.training.build import refuse_unfit
 
 
-class Forecast:
+class DryRun:
     """A run on R ranks, rehearsed."""
 
     def __init__(self, config: Config, task: Task, ranks: int) -> None:
@@ -49,7 +49,7 @@ class Forecast:
         self.rounds = max(1, config.run.rounds)
         self.placement = Placement.contiguous(task.clients, ranks)
         self.model = Model.of(config, task)
-        self.clients = StandIns(
+        self.clients = FakeClients(
             self.placement, task.clusters, self.model.buffers > 0, self.model.dtype
         )
         self.exchange = self._counting(self.placement)

@@ -23,7 +23,7 @@ MODEL, BUFFERS = 1, 2
 """Numbers in a row that stands for a model, and in one that stands for its buffers."""
 
 
-class StandIns:
+class FakeClients:
     """All clients of a run.
 
     It notes what real clients would keep room for: `gradients_r`, the most gradients at foreign points that
@@ -131,12 +131,12 @@ class StandIns:
         """Return their buffers."""
         return torch.zeros(count, self.b_cd.shape[1], dtype=self.x_cd.dtype)
 
-    def new_optimizer(self, rows_kd: Tensor) -> StillOptimizer:
+    def new_optimizer(self, rows_kd: Tensor) -> StatelessOptimizer:
         """Return an optimizer for them."""
-        return StillOptimizer()
+        return StatelessOptimizer()
 
 
-class StillOptimizer:
+class StatelessOptimizer:
     """Remembers nothing."""
 
     def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:

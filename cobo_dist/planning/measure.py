@@ -27,7 +27,7 @@ from cobo_dist.config import Config
 from cobo_dist.maths import mixing
 from cobo_dist.maths.blocks import Block
 from cobo_dist.planning.constants import Constants, Link, Overhead, Pass, subject_of
-from cobo_dist.planning.fake_clients import StandIns
+from cobo_dist.planning.fake_clients import FakeClients
 from cobo_dist.tasks.base import Task
 from cobo_dist.training.build import set_up_torch
 
@@ -179,7 +179,7 @@ def _bookkeeping(
         algorithm = algorithm.model_copy(update={"sampling": sampling})
     placement = Placement.contiguous(clients, 1)
     clusters = tuple(client // 4 for client in range(clients))
-    over = StandIns(placement, clusters, False, dtype)
+    over = FakeClients(placement, clusters, False, dtype)
     exchange = Exchange(SoloTransport(), placement, dtype, torch.device("cpu"))
     built = build_algorithm(algorithm, over, exchange, RunContext(clients, clusters, 0, 1 << 30))
     pairs = built.round(0).pairs

@@ -54,7 +54,7 @@ def is_regular(config: Config, task: Task) -> bool:
 
 
 class OnPaper:
-    """A run on R ranks, of as many clients as wished; see `Forecast` for the meaning of its methods."""
+    """A run on R ranks, of as many clients as wished; see `DryRun` for the meaning of its methods."""
 
     def __init__(self, config: Config, task: Task, ranks: int, clients: int) -> None:
         """Take model, batches and data of the task, and its clusters in proportion.

@@ -21,7 +21,7 @@ APART = 4.0
 
 
 @dataclass(frozen=True)
-class Facts:
+class RankInfo:
     """What one rank knows of itself."""
 
     rank: int
@@ -56,7 +56,7 @@ class Finding:
     more: tuple[str, ...] = field(default=())
 
 
-def who(some: Sequence[Facts]) -> str:
+def who(some: Sequence[RankInfo]) -> str:
     """Return `rank(s) 0 to 3 on a; 4 on b`."""
     hosts = by_host(some)
     return "rank(s) " + "; ".join(
@@ -64,37 +64,39 @@ def who(some: Sequence[Facts]) -> str:
     )
 
 
-def by_host(facts: Sequence[Facts]) -> dict[str, list[Facts]]:
+def by_host(facts: Sequence[RankInfo]) -> dict[str, list[RankInfo]]:
     """Return each host's ranks."""
-    hosts: dict[str, list[Facts]] = {}
+    hosts: dict[str, list[RankInfo]] = {}
     for one in facts:
         hosts.setdefault(one.host, []).append(one)
     return hosts
 
 
-def judge(facts: Sequence[Facts], links: Sequence[Link], words: str, run_dir: str) -> list[Finding]:
+def judge(
+    facts: Sequence[RankInfo], links: Sequence[Link], words: str, run_dir: str
+) -> list[Finding]:
     """Return all findings; `words` says which links were measured."""
-    checks: tuple[Callable[[Sequence[Facts]], list[Finding]], ...] = (
+    checks: tuple[Callable[[Sequence[RankInfo]], list[Finding]], ...] = (
         refusals, versions, devices, network, threads, data,
     )  # fmt: skip
     found = [finding for check in checks for finding in check(facts)]
     return [*found, *folder(facts, run_dir), *clocks(facts, links), *speeds(facts, links, words)]
 
 
-def refusals(facts: Sequence[Facts]) -> list[Finding]:
+def refusals(facts: Sequence[RankInfo]) -> list[Finding]:
     """What a run would refuse with, word for word, each once."""
-    said: dict[str, list[Facts]] = {}
+    said: dict[str, list[RankInfo]] = {}
     for one in facts:
         for refusal in one.refusals:
             said.setdefault(refusal, []).append(one)
     return [Finding(WRONG, "settings", f"{who(some)}: {text}") for text, some in said.items()]
 
 
-def versions(facts: Sequence[Facts]) -> list[Finding]:
+def versions(facts: Sequence[RankInfo]) -> list[Finding]:
     """The same libraries everywhere: other versions of torch need not even talk."""
     found = []
     for library in sorted({name for one in facts for name in one.versions}):
-        held: dict[str, list[Facts]] = {}
+        held: dict[str, list[RankInfo]] = {}
         for one in facts:
             held.setdefault(one.versions.get(library, "none"), []).append(one)
         if len(held) > 1:
@@ -112,10 +114,10 @@ def versions(facts: Sequence[Facts]) -> list[Finding]:
     return found
 
 
-def devices(facts: Sequence[Facts]) -> list[Finding]:
+def devices(facts: Sequence[RankInfo]) -> list[Finding]:
     """One GPU a rank, and none left idle by mistake."""
     found = []
-    held: dict[tuple[str, str], list[Facts]] = {}
+    held: dict[tuple[str, str], list[RankInfo]] = {}
     for one in facts:
         if one.gpu:
             held.setdefault((one.host, one.gpu), []).append(one)
@@ -132,7 +134,7 @@ def devices(facts: Sequence[Facts]) -> list[Finding]:
     return found or [Finding(FINE, "devices", f"{' and '.join(kinds)} for {who(facts)}")]
 
 
-def network(facts: Sequence[Facts]) -> list[Finding]:
+def network(facts: Sequence[RankInfo]) -> list[Finding]:
     """Where ranks listen."""
     places = {
         f"{one.host} at {one.address} ({one.interface or 'no interface'})": 0 for one in facts
@@ -140,7 +142,7 @@ def network(facts: Sequence[Facts]) -> list[Finding]:
     return [Finding(FINE, "network", "ranks listen on " + ", ".join(places))]
 
 
-def threads(facts: Sequence[Facts]) -> list[Finding]:
+def threads(facts: Sequence[RankInfo]) -> list[Finding]:
     """No more threads on a host than cores."""
     found = []
     for host, there in by_host(facts).items():
@@ -159,7 +161,7 @@ def threads(facts: Sequence[Facts]) -> list[Finding]:
     return found
 
 
-def data(facts: Sequence[Facts]) -> list[Finding]:
+def data(facts: Sequence[RankInfo]) -> list[Finding]:
     """The same good data on all ranks."""
     bad = [one for one in facts if one.data]
     if bad:
@@ -175,7 +177,7 @@ def data(facts: Sequence[Facts]) -> list[Finding]:
     return [Finding(FINE, "data", "there, whole and the same on all ranks")]
 
 
-def folder(facts: Sequence[Facts], run_dir: str) -> list[Finding]:
+def folder(facts: Sequence[RankInfo], run_dir: str) -> list[Finding]:
     """Every host writes its clients' models and checkpoints; a run on other hosts reads them."""
     found = []
     for host, there in by_host(facts).items():
@@ -207,7 +209,7 @@ def folder(facts: Sequence[Facts], run_dir: str) -> list[Finding]:
     return found
 
 
-def clocks(facts: Sequence[Facts], links: Sequence[Link]) -> list[Finding]:
+def clocks(facts: Sequence[RankInfo], links: Sequence[Link]) -> list[Finding]:
     """Clocks of hosts, by the round trips of rank 0."""
     if len(by_host(facts)) < 2:
         return []
@@ -224,7 +226,7 @@ def clocks(facts: Sequence[Facts], links: Sequence[Link]) -> list[Finding]:
     return [Finding(FINE, "clocks", text)]
 
 
-def speeds(facts: Sequence[Facts], links: Sequence[Link], words: str) -> list[Finding]:
+def speeds(facts: Sequence[RankInfo], links: Sequence[Link], words: str) -> list[Finding]:
     """Links: slow ones in absolute terms, and those far slower than the others of their kind."""
     if not links:
         return []
@@ -258,7 +260,7 @@ def speeds(facts: Sequence[Facts], links: Sequence[Link], words: str) -> list[Fi
     return [Finding(FINE, "links", text, more=lines), *found]
 
 
-def _in_words(facts: Sequence[Facts], link: Link) -> str:
+def _in_words(facts: Sequence[RankInfo], link: Link) -> str:
     hosts = facts[link.first].host, facts[link.second].host
     where = "one host" if hosts[0] == hosts[1] else " to ".join(hosts)
     return (

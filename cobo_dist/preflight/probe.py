@@ -22,7 +22,7 @@ from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.link_benchmark import measure
 from cobo_dist.config import Config
 from cobo_dist.errors import ConfigError
-from cobo_dist.preflight.diagnose import Facts, Finding, judge
+from cobo_dist.preflight.diagnose import Finding, RankInfo, judge
 from cobo_dist.storage.run_dir import describe_environment
 from cobo_dist.tasks.base import Task
 from cobo_dist.training.build import Prepared, prepare, set_up_torch
@@ -78,13 +78,15 @@ def _look(
     return [Finding(**one | {"more": tuple(one["more"])}) for one in json.loads(record)]
 
 
-def _facts(config: Config, session: Session, prepared: Prepared, refusals: Sequence[str]) -> Facts:
+def _facts(
+    config: Config, session: Session, prepared: Prepared, refusals: Sequence[str]
+) -> RankInfo:
     device, launch = session.device, session.launch
     on_gpu = device.type == "cuda"
     endpoint = gloo_endpoint(os.environ)
     place = nearest(config.run_dir)
     unwritable, free = try_to_write(place)
-    return Facts(
+    return RankInfo(
         rank=launch.rank,
         host=os.uname().nodename,
         device=str(device),
@@ -107,10 +109,10 @@ def _facts(config: Config, session: Session, prepared: Prepared, refusals: Seque
     )
 
 
-def _read(record: bytes) -> Facts:
+def _read(record: bytes) -> RankInfo:
     held = json.loads(record)
     lists = {"cores": tuple(held["cores"]), "refusals": tuple(held["refusals"])}
-    return Facts(**held | lists)
+    return RankInfo(**held | lists)
 
 
 # -- disks -------------------------------------------------------------------------------------------
