@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from made_up import make_images
 
-from cobo_dist.clients.client_batch import Clients
+from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.config import load_config
 from cobo_dist.tasks.registry import build_task
 
@@ -75,19 +75,19 @@ def main() -> None:
             )
 
 
-def _clients(name: str, made: dict[str, Path]) -> Clients:
+def _clients(name: str, made: dict[str, Path]) -> ClientBatch:
     """Return a few clients of the task that stands behind the name."""
     count, settings = MODELS[name]
     config = load_config(None, [one.format(**made) for one in settings])
     task = build_task(config.task, config.model, config.data, 0, torch.float32)
     autocast = None if config.run.autocast == "none" else torch.bfloat16
     device = torch.device("cpu")
-    return Clients(
+    return ClientBatch(
         range(count), task, config.optimizer, dtype=torch.float32, device=device, autocast=autocast
     )
 
 
-def _seconds(clients: Clients, engine: str, arguments: argparse.Namespace) -> float:
+def _seconds(clients: ClientBatch, engine: str, arguments: argparse.Namespace) -> float:
     """Return the median seconds of one round's gradients."""
     clients.use_engine(engine)
     clients.gradients(0)

@@ -12,7 +12,7 @@ from problems import models, rows, train_and_weights, write_quadratic
 
 from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.registry import build_algorithm
-from cobo_dist.clients.client_batch import Clients
+from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.transports.torch_transport import SoloTransport
@@ -181,7 +181,7 @@ def test_ifca_computes_gradients_of_those_taking_part_alone(problem: Path) -> No
          "algorithm.client_share=0.1"],
     )  # fmt: skip
     task = build_task(config.task, config.model, config.data, 0, torch.float64)
-    clients = Clients(
+    clients = ClientBatch(
         range(N), task, config.optimizer, dtype=torch.float64, device=torch.device("cpu")
     )
     exchange = Exchange(
@@ -280,7 +280,7 @@ def test_validation_scores_are_on_validation_examples_alone() -> None:
     """Digits: the seeded batch of a round lies in the client's validation split; the loss is its mean."""
     config = load_config(None, ["task.name=digits", "model.norm=batch"])
     task = build_task(config.task, config.model, config.data, 0, torch.float32)
-    clients = Clients(
+    clients = ClientBatch(
         [2, 5], task, config.optimizer, dtype=torch.float32, device=torch.device("cpu")
     )
     held_out = [set(task.split_of["validation"][i].tolist()) for i in (2, 5)]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
-from cobo_dist.clients.client_batch import Clients
+from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.clients.engines import ENGINES, fastest
 from cobo_dist.clients.optimizers import OptimizerConfig, build_optimizer, step_size
 from cobo_dist.maths.flat import Layout, empty_rows
@@ -292,9 +292,9 @@ def test_a_constant_step_and_a_warm_up_of_one_round() -> None:
 # -- the group -----------------------------------------------------------------------------------------
 
 
-def group(ids: list[int], norm: str = "batch", engine: str = "one_by_one") -> Clients:
+def group(ids: list[int], norm: str = "batch", engine: str = "one_by_one") -> ClientBatch:
     task = Digits(DigitsConfig(), MlpConfig(norm=norm), DataConfig(), 0, torch.float32)
-    clients = Clients(ids, task, OptimizerConfig(), dtype=torch.float32, device=CPU)
+    clients = ClientBatch(ids, task, OptimizerConfig(), dtype=torch.float32, device=CPU)
     clients.use_engine(engine)
     return clients
 
@@ -364,7 +364,7 @@ def test_the_gradient_of_a_batch_in_parts_is_that_of_the_whole(engine: str) -> N
     for size, parts in ((12, 1), (4, 3)):
         data = DataConfig(batch_size=size, accumulation=parts)
         task = Digits(DigitsConfig(), MlpConfig(), data, 0, torch.float64)
-        clients = Clients([2, 5], task, OptimizerConfig(), dtype=torch.float64, device=CPU)
+        clients = ClientBatch([2, 5], task, OptimizerConfig(), dtype=torch.float64, device=CPU)
         clients.use_engine(engine)
         clients.gradients(0)
         clients.x_cd.add_(clients.g_cd, alpha=-0.1)
@@ -406,7 +406,7 @@ def test_rows_hold_what_is_trained_and_the_base_stays_as_it_lies(engine: str) ->
     base = task.model()[1]
     lies, table = base.weight.data_ptr(), base.table
     before = base.weight.clone()
-    clients = Clients([0, 1, 4], task, OptimizerConfig(), dtype=torch.float32, device=CPU)
+    clients = ClientBatch([0, 1, 4], task, OptimizerConfig(), dtype=torch.float32, device=CPU)
     clients.use_engine(engine)
     start = clients.x_cd.clone()
     for t in range(3):

@@ -16,7 +16,7 @@ from pool import RankPool
 from problems import rows, train
 from safetensors.numpy import load_file
 
-from cobo_dist.clients.client_batch import Clients
+from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
@@ -67,12 +67,12 @@ def task_of(settings: tuple[str, ...], *more: str) -> Language:
     return task
 
 
-def clients_of(task: Language, ids: tuple[int, ...] = (0, 1, 2, 3), **how: Any) -> Clients:
+def clients_of(task: Language, ids: tuple[int, ...] = (0, 1, 2, 3), **how: Any) -> ClientBatch:
     more = {"dtype": torch.float32, "device": CPU} | how
-    return Clients(ids, task, load_config(None, ["optimizer.lr=1.0"]).optimizer, **more)
+    return ClientBatch(ids, task, load_config(None, ["optimizer.lr=1.0"]).optimizer, **more)
 
 
-def steps(clients: Clients, count: int) -> None:
+def steps(clients: ClientBatch, count: int) -> None:
     for t in range(count):
         clients.gradients(t)
         clients.x_cd.add_(clients.direction(), alpha=-clients.lr)

@@ -28,7 +28,7 @@ SMALL = ("model.hidden=[18]", "run.rounds=4", "run.eval_every=0", "run.threads=1
 NORM = "model.norm=batch"
 
 
-def forecast_of(settings: list[str], ranks: int) -> DryRun:
+def dry_run_of(settings: list[str], ranks: int) -> DryRun:
     config = load_config(None, settings)
     dtype = getattr(torch, config.run.dtype)
     task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
@@ -62,17 +62,17 @@ def test_every_round_sends_what_was_planned(pool: RankPool, tmp_path: Path, case
     settings = [*SMALL, *EXACT[case]]
     pool.run(3, train, [*settings, f"run.dir={tmp_path / 'run'}"])
     found = rows(tmp_path / "run", "round")
-    dry_run_of = forecast_of(settings, 3)
+    dry_run = dry_run_of(settings, 3)
     assert found
     for row in found:
-        sent = dry_run_of.round(row["round"])
+        sent = dry_run.round(row["round"])
         assert sent.total == row["bytes_sent"], row["round"]
         assert [sent.bytes[purpose] for purpose in TRAINING] == [
             row[f"bytes_{purpose}"] for purpose in TRAINING
         ]
         assert sum(sent.messages.values()) == row["messages"]
         assert sent.pairs == row["pairs"]
-    assert (dry_run_of.round(len(found)).total > 0) == (case not in ("local", "finetuned"))
+    assert (dry_run.round(len(found)).total > 0) == (case not in ("local", "finetuned"))
 
 
 def test_four_clients_on_four_ranks_by_hand(tmp_path: Path) -> None:
@@ -85,26 +85,26 @@ def test_four_clients_on_four_ranks_by_hand(tmp_path: Path) -> None:
         "task.name=quadratic", f"task.file={problem}", "algorithm.sampling.name=all",
         "algorithm.domain=simplex", "run.dtype=float64",
     ]  # fmt: skip
-    dry_run_of = forecast_of(settings, 4)
-    sent = dry_run_of.round(1)
+    dry_run = dry_run_of(settings, 4)
+    sent = dry_run.round(1)
     assert sent.bytes == {
         "pairs": 12 * 40 * 8, "gradients": 6 * (40 + 4) * 8, "mixing": 12 * (40 + 1) * 8,
     }  # fmt: skip
     assert sent.messages == {"pairs": 12, "gradients": 24, "mixing": 24}
-    assert forecast_of(settings, 1).round(1).total == 0
+    assert dry_run_of(settings, 1).round(1).total == 0
 
 
 def test_what_other_weights_cost() -> None:
     """8 clients in pairs of 2 on 4 ranks of 2: clusters lie inside ranks; any W sends 2 models a link."""
     d = 1360
     for domain, told in (("box", 0), ("simplex", 12 * 4 * 4)):
-        dry_run_of = forecast_of([*SMALL, f"algorithm.domain={domain}"], 4)
+        dry_run = dry_run_of([*SMALL, f"algorithm.domain={domain}"], 4)
         sent = {
-            name: int(dry_run_of.mixing_at(weights).bytes.sum())
-            for name, weights in dry_run_of.other_weights().items()
+            name: int(dry_run.mixing_at(weights).bytes.sum())
+            for name, weights in dry_run.other_weights().items()
         }
         assert sent == {"W = true clusters": told, "any W, at most": 12 * 2 * d * 4 + told}
-    assert forecast_of(["algorithm.name=oracle", *SMALL], 4).other_weights() == {}
+    assert dry_run_of(["algorithm.name=oracle", *SMALL], 4).other_weights() == {}
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_rounds_stand_for_all_rounds(settings: list[str]) -> None:
 
 def test_the_mean_over_rounds() -> None:
     """Time-dependent: 28 pairs with probability 1/t in round t; FedAvg in 3 of 10 rounds; 1 of 4."""
-    time = forecast_of(["algorithm.sampling.name=time", "run.rounds=400", *SMALL[:1]], 2)
+    time = dry_run_of(["algorithm.sampling.name=time", "run.rounds=400", *SMALL[:1]], 2)
     expected = 28 * sum(1 / t for t in range(1, 401)) / 400  # 0.46
     assert mean_sent(time.told()).pairs == pytest.approx(expected, rel=0.4)
-    short = forecast_of(["run.rounds=40", *SMALL[:1]], 2)
+    short = dry_run_of(["run.rounds=40", *SMALL[:1]], 2)
     every = [short.round(r).pairs for r in range(1, 41)]
     assert mean_sent(short.told()).pairs == np.mean(every), "so few rounds are all asked"
     averaging = ["algorithm.name=finetuned_fedavg", "algorithm.fedavg_share=0.3", "run.rounds=10"]
-    some = mean_sent(forecast_of([*averaging, *SMALL[:1]], 2).told())
+    some = mean_sent(dry_run_of([*averaging, *SMALL[:1]], 2).told())
     assert some.total == pytest.approx(0.3 * 2 * 1360 * 4)
     assert some.messages["mixing"] == pytest.approx(0.6)
 
@@ -201,11 +201,11 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
 def test_every_rank_holds_what_was_planned(pool: RankPool, settings: list[str]) -> None:
     settings = [*SMALL, *settings]
     found = pool.run(3, held, settings, 3)
-    dry_run_of = forecast_of(settings, 3)
+    dry_run = dry_run_of(settings, 3)
     for r in (1, 2, 3):
-        dry_run_of.round(r)
+        dry_run.round(r)
     for rank, real in enumerate(found):
-        parts = {part.name: part.bytes for part in dry_run_of.memory_of(rank)}
+        parts = {part.name: part.bytes for part in dry_run.memory_of(rank)}
 
         def planned(*beginnings: str, parts: dict[str, int] = parts) -> int:
             return sum(held for name, held in parts.items() if name.startswith(beginnings))
@@ -223,7 +223,7 @@ def test_every_rank_holds_what_was_planned(pool: RankPool, settings: list[str]) 
 def test_what_else_a_rank_holds() -> None:
     """Ditto's global model and momentum; 1797 images of 64 numbers; batches of 32."""
     settings = [*SMALL, "algorithm.name=ditto", "optimizer.momentum=0.9"]
-    parts = {part.name: part.bytes for part in forecast_of(settings, 4).memory()}
+    parts = {part.name: part.bytes for part in dry_run_of(settings, 4).memory()}
     assert parts["models of no client, and their optimizer"] == 2 * 1360 * 4
     assert parts["data, once"] == 1797 * (64 * 4 + 8) + 8 * 10 * 8
     assert parts["batches"] == 2 * 32 * (64 * 4 + 8)
@@ -278,4 +278,4 @@ def test_a_task_that_does_not_fit_is_refused_before_it_is_rehearsed(tmp_path: Pa
     problem = write_quadratic(tmp_path / "problem.npz", clients=3)
     settings = ["task.name=quadratic", f"task.file={problem}", "algorithm.name=oracle"]
     with pytest.raises(ConfigError, match="needs a task with known clusters"):
-        forecast_of(settings, 2)
+        dry_run_of(settings, 2)

@@ -147,7 +147,7 @@ def test_the_reader_finds_the_imports_that_are_there() -> None:
         ("tasks/digits.py", "from torch.distributed import send", "only comm"),
         (
             "comm/pair_plan.py",
-            "from cobo_dist.clients.client_batch import Clients",
+            "from cobo_dist.clients.client_batch import ClientBatch",
             "may not see clients",
         ),
         ("comm/pair_plan.py", "from cobo_dist.training.build import run", "may not see run"),

@@ -15,7 +15,7 @@ from problems import models, rows, train
 from torch.nn import functional as F
 from vision_data import cifar_root, write_images
 
-from cobo_dist.clients.client_batch import Clients
+from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
 from cobo_dist.prepare import main as prepare
@@ -41,10 +41,10 @@ def task_of(name: str, *settings: str) -> Classification:
     return task
 
 
-def clients_of(task: Classification, *settings: str, **how: object) -> Clients:
+def clients_of(task: Classification, *settings: str, **how: object) -> ClientBatch:
     config = load_config(None, list(settings))
     more = {"dtype": torch.float32, "device": CPU} | how
-    return Clients(range(task.clients), task, config.optimizer, **more)
+    return ClientBatch(range(task.clients), task, config.optimizer, **more)
 
 
 # -- splits and labels -------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ def test_own_starts_differ_and_common_ones_do_not(images: Path) -> None:
     common, own = clients_of(task), clients_of(task, own_starts=True)
     assert (common.x_cd == common.x_cd[0]).all()
     assert len({row.sum().item() for row in own.x_cd}) == task.clients
-    few = Clients([5], task, load_config(None, []).optimizer, dtype=torch.float32, device=CPU,
+    few = ClientBatch([5], task, load_config(None, []).optimizer, dtype=torch.float32, device=CPU,
                   own_starts=True)  # fmt: skip
     assert torch.equal(few.x_cd[0], own.x_cd[5])
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.checkpoint.contents import read_book, read_config
 from cobo_dist.checkpoint.writer import client_views
-from cobo_dist.clients.client_batch import Clients
+from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.launch_env import Launch
@@ -321,7 +321,7 @@ def reopen(folder: RunDir, found: Resumption) -> None:
     folder.reopen(found.run / METRICS, content["metrics"]["size"], found.folder)
 
 
-def restore(found: Resumption, clients: Clients, algorithm: Algorithm) -> None:
+def restore(found: Resumption, clients: ClientBatch, algorithm: Algorithm) -> None:
     """Fill models, memories and W with the checkpoint's.
 
     Raises:

@@ -15,7 +15,7 @@ from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
 from cobo_dist.algorithms.base import Algorithm
-from cobo_dist.clients.client_batch import Clients
+from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.errors import RunFailure
 from cobo_dist.run_config import RunConfig
@@ -26,7 +26,7 @@ from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.weight_snapshots import row_tensors
 
 
-def client_views(clients: Clients, algorithm: Algorithm, row: int) -> dict[str, Tensor]:
+def client_views(clients: ClientBatch, algorithm: Algorithm, row: int) -> dict[str, Tensor]:
     """Return all of one client's state by name, but for its row of W: to save, or to fill in place."""
     rows = algorithm.state().rows
     return {
@@ -44,7 +44,7 @@ class CheckpointWriter:
         settings: RunConfig,
         config_text: str,
         about: Manifest,
-        clients: Clients,
+        clients: ClientBatch,
         exchange: Exchange,
         algorithm: Algorithm,
         run_logger: RunLogger | None,

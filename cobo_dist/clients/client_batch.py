@@ -86,7 +86,7 @@ class LearningTask(Protocol):
         """Return (number of examples, batch) over one client's split, or over a fixed part of it."""
 
 
-class Clients:
+class ClientBatch:
     """Models as rows, and what they do on their own data."""
 
     def __init__(

@@ -16,7 +16,7 @@ import torch
 from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.cobo import CoBoConfig
 from cobo_dist.algorithms.registry import build_algorithm
-from cobo_dist.clients.client_batch import Clients
+from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session, choose_device, open_session
@@ -123,7 +123,7 @@ def _passes(
     autocast = None if config.run.autocast == "none" else getattr(torch, config.run.autocast)
 
     def some(count: int, engine: str) -> Callable[[], object]:
-        group = Clients(
+        group = ClientBatch(
             range(count), task, config.optimizer, dtype=dtype, device=device, autocast=autocast
         )
         group.use_engine(engine)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from cobo_dist.algorithms.base import Algorithm, RoundResult
-from cobo_dist.clients.client_batch import Clients
+from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.errors import RunFailure
@@ -44,7 +44,7 @@ class MetricsBuffer:
     def __init__(
         self,
         exchange: Exchange,
-        clients: Clients,
+        clients: ClientBatch,
         task: Task,
         algorithm: Algorithm,
         run_logger: RunLogger | None,

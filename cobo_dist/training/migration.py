@@ -1,4 +1,4 @@
-"""Clients that change rank while the run goes on: `comm.placement=adaptive`.
+"""ClientBatch that change rank while the run goes on: `comm.placement=adaptive`.
 
 Every so many rounds the coordinator looks at W. If another placement sends fewer models for the same sums,
 and saves more than the move costs, all ranks go on as if the run had been resumed on that placement: models,
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.algorithms.registry import equal_share
-from cobo_dist.clients.client_batch import Clients
+from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.placement_search import Ids, Move, models_sent, propose
@@ -55,7 +55,7 @@ def put_rows(weights: Weights, rows: Iterable[tuple[int, Tensor]]) -> None:
 # -- one client as bytes -------------------------------------------------------------------------------
 
 
-def _kept(clients: Clients, algorithm: Algorithm, row: int) -> list[Tensor]:
+def _kept(clients: ClientBatch, algorithm: Algorithm, row: int) -> list[Tensor]:
     """Return views of all that a client keeps between rounds, its row of W left out."""
     rows = algorithm.state().rows.values()
     return [*clients.memory(row).values(), *(held[row] for held in rows)]
@@ -80,7 +80,7 @@ class ClientMigrator:
     def __init__(
         self,
         config: Config,
-        clients: Clients,
+        clients: ClientBatch,
         exchange: Exchange,
         rebuild: Callable[[], Algorithm],
         run_logger: RunLogger | None,

@@ -15,7 +15,7 @@ from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.registry import build_algorithm, equal_share
 from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
-from cobo_dist.clients.client_batch import Clients
+from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
@@ -56,7 +56,7 @@ class Trainer:
         dtype, device = getattr(torch, config.run.dtype), session.device
         profiles, traces = config.log.profile, bool(config.log.trace)
         self.timer = PhaseTimer(device, traces) if profiles or traces else PhaseTimer.off()
-        self.clients = Clients(
+        self.clients = ClientBatch(
             placement.by_rank[session.transport.rank],
             task,
             config.optimizer,
@@ -328,7 +328,7 @@ class Trainer:
             finish(self.config, peaks, self.task.metrics, self.run_logger, seconds, saved)
 
 
-def _size_in_words(clients: Clients) -> str:
+def _size_in_words(clients: ClientBatch) -> str:
     """Return how many parameters a client trains, and of how many where a base is frozen."""
     own, frozen = clients.layout.size, clients.frozen
     share = f" ({own / (own + frozen):.2%} of {own + frozen:,})" if frozen else ""
