@@ -1,76 +1,7 @@
-"""The door `python -m cobo_dist.doctor`: start as a run would, and say in words what is wrong."""
+"""`python -m cobo_dist.doctor`: check that a run would start, on every rank."""
 
-from __future__ import annotations
-
-import os
-import shlex
-import sys
-import time
-from collections.abc import Sequence
-
-from cobo_dist.cli.parser import settings_parser
-from cobo_dist.comm.startup.launch_env import Launch, read_launch
+from cobo_dist.cli.doctor import main
 from cobo_dist.comm.transports.mpi_world import exit_barrier
-from cobo_dist.config import load_config
-from cobo_dist.errors import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_REFUSED,
-    ConfigError,
-    HostConfigError,
-    RunFailure,
-)
-from cobo_dist.preflight.diagnose import WARNING, WRONG, Finding
-from cobo_dist.preflight.probe import examine
-
-ABOUT = """\
-Look at everything that a run needs, before the run does: the launcher, the ranks and their hosts, versions,
-devices, threads, the data, the run folder and its disk, clocks, and every link's round trip and throughput.
-Start it as the run will be started, with the same arguments, in place of cobo_dist.train. It trains nothing,
-downloads nothing and leaves nothing behind. Rank 0 speaks."""
-EXITS = "exit codes: 0 nothing is wrong (there may be warnings); 1 something is; 2 the ranks cannot start"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Examine what the command line names. Returns 0, 1 where something is wrong, 2 where nothing starts."""
-    usage = "[LAUNCHER] python -m {} [--config FILE.yaml] [key.path=value ...]"
-    arguments = settings_parser("doctor", ABOUT, EXITS, usage).parse_args(argv)
-    rank = 0
-    began = time.monotonic()
-    try:
-        launch = read_launch(os.environ)
-        rank = launch.rank
-        found = examine(load_config(arguments.config, arguments.settings), launch)
-    except (ConfigError, RunFailure) as error:
-        if rank == 0 or isinstance(error, HostConfigError):
-            who = f"rank {rank} on {os.uname().nodename}: " if rank else ""
-            print(f"error: {who}{error}", file=sys.stderr, flush=True)
-        return EXIT_REFUSED if isinstance(error, ConfigError) else EXIT_FAILED
-    if rank == 0:
-        print(
-            report(launch, found, time.monotonic() - began, sys.argv[1:] if argv is None else argv)
-        )
-    return EXIT_FAILED if any(one.level == WRONG for one in found) else EXIT_DONE
-
-
-def report(launch: Launch, found: Sequence[Finding], seconds: float, command: Sequence[str]) -> str:
-    """Return the findings in words, one a line, what is wrong last, where it is seen."""
-    where = f"{launch.world_size} rank(s) by {launch.launcher}"
-    if launch.world_size > 1:
-        where += f", which met at {launch.address}:{launch.port}"
-    lines = [f"cobo_dist doctor: {where}; {shlex.join(command) or 'the defaults'}"]
-    for level in ("fine", WARNING, WRONG):
-        for one in found:
-            if one.level == level:
-                lines.append(f"{level:<9}{one.topic:<13}{one.text}")
-                lines += [f"{'':<22}{more}" for more in one.more]
-                if one.remedy:
-                    lines.append(f"{'':<22}-> {one.remedy}")
-    wrong, warnings = (sum(one.level == level for one in found) for level in (WRONG, WARNING))
-    verdict = f"{wrong} wrong" if wrong else "nothing is wrong"
-    lines.append(f"{verdict}, {warnings} warning(s); looked for {seconds:.1f} s")
-    return "\n".join(lines)
-
 
 if __name__ == "__main__":
     exit_barrier(main())

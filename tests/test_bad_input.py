@@ -13,7 +13,7 @@ import pytest
 from pool import RankPool
 from problems import QUIET, write_quadratic
 
-from cobo_dist import train
+from cobo_dist.cli import train
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.launch_env import TORCHRUN

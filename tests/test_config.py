@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cobo_dist.cli.train import main
 from cobo_dist.config import VARIANTS, Config, all_keys, describe_keys, load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.train import main
 
 
 def refusal(*arguments: str, file: Path | None = None) -> str:

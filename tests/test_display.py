@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from cobo_dist.cli.train import main
 from cobo_dist.run_config import LogConfig
 from cobo_dist.tracking import progress
 from cobo_dist.tracking.progress import (
@@ -19,7 +20,6 @@ from cobo_dist.tracking.progress import (
     human_bytes,
     open_display,
 )
-from cobo_dist.train import main
 
 NOW = Now(round=40, loss=0.1234, metric="test accuracy 0.901", pairs=3.5, bytes=1.5e6)
 

@@ -10,7 +10,7 @@ import torch
 from pool import RankPool
 from problems import write_quadratic
 
-from cobo_dist import doctor
+from cobo_dist.cli import doctor
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.link_benchmark import FEW, Link, choose_links, measure
 from cobo_dist.config import load_config

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import QUIET, rows
 
+from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
 from cobo_dist.maths.graph import cluster_match, components, link_level, means_by_truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.tracking.graph_stats import GraphStats
 from cobo_dist.tracking.health_checks import HealthMonitor, HealthWarning
-from cobo_dist.train import main
 
 COBO: dict[str, Any] = load_config(None, []).algorithm.model_dump()
 

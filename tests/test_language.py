@@ -16,12 +16,12 @@ from pool import RankPool
 from problems import rows, train
 from safetensors.numpy import load_file
 
+from cobo_dist.cli.plan import main as plan_door
+from cobo_dist.cli.prepare import main as prepare_door
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.plan import main as plan_door
-from cobo_dist.prepare import main as prepare_door
 from cobo_dist.tasks.language import libraries, texts, tokens
 from cobo_dist.tasks.language.adapters import Adapted
 from cobo_dist.tasks.language.base import Base, load_base

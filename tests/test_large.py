@@ -16,9 +16,9 @@ from problems import models, rows, train, write_quadratic
 from report_runs import assert_drawn, write_run
 from safetensors.numpy import load, save
 
+from cobo_dist.cli.report import main
 from cobo_dist.comm.session import Session
 from cobo_dist.maths.weights import Weights
-from cobo_dist.report import main
 from cobo_dist.reports.large import CELLS, Unfit, read_listed
 from cobo_dist.reports.series import link_strengths
 from cobo_dist.storage.checkpoint_format import Damaged

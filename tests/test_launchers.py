@@ -28,7 +28,7 @@ def quadratic(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """The same run in this process: what every launcher must come to."""
-    from cobo_dist.train import main
+    from cobo_dist.cli.train import main
 
     folder = tmp_path_factory.mktemp("one")
     with pytest.MonkeyPatch.context() as patch:

@@ -18,7 +18,7 @@ from pool import RankPool
 from problems import models, rows, train, write_quadratic
 from test_resume import stopped
 
-from cobo_dist import plan
+from cobo_dist.cli import plan
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.placement_search import models_sent, propose
 from cobo_dist.comm.session import Session

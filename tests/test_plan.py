@@ -11,11 +11,11 @@ import torch
 from pool import RankPool
 from problems import QUIET, rows, train, write_quadratic
 
+from cobo_dist.cli.plan import main
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.plan import main
 from cobo_dist.planning.dry_run import DryRun, telling_rounds
 from cobo_dist.planning.round_cost import mean_sent
 from cobo_dist.tasks.registry import build_task

@@ -11,9 +11,9 @@ import pytest
 from pool import RankPool
 from problems import QUIET, models, rows, train
 
+from cobo_dist.cli.report import main as report
 from cobo_dist.errors import ConfigError
 from cobo_dist.phase_timer import KINDS, PhaseTimer
-from cobo_dist.report import main as report
 from cobo_dist.reports.reading import read_run
 
 RUN = [
@@ -94,7 +94,7 @@ def test_the_figure_has_a_bar_for_each_rank(
 
 
 def test_malformed_profile_rows_are_refused(tmp_path: Path) -> None:
-    from cobo_dist.train import main
+    from cobo_dist.cli.train import main
 
     assert main([*QUIET, *RUN, "run.rounds=1", f"run.dir={tmp_path / 'run'}"]) == 0
     path = tmp_path / "run" / "metrics.jsonl"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from report_runs import N, Report, markdown_row, write_run
 
-from cobo_dist.report import main
+from cobo_dist.cli.report import main
 from cobo_dist.reports.problems import group_runs
 from cobo_dist.reports.reading import read_run
 from cobo_dist.reports.scores import make_rows

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from report_runs import CLUSTERS, SAME, N, blocks, write_run
 
-from cobo_dist.report import main
+from cobo_dist.cli.report import main
 from cobo_dist.reports.player import quantise
 
 LOGGED = [0, 1, 2, 4, 7, 10, 15, 20]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from report_runs import N, Report, assert_drawn, markdown_row, write_run
 
-from cobo_dist.report import main
+from cobo_dist.cli.report import main
 from cobo_dist.reports.choosing import representatives, without_sampling_variants
 from cobo_dist.reports.figures.selection import PAIRS, Pair
 from cobo_dist.reports.paper_tables import table_1, table_2

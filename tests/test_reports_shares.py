@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from report_runs import N, Report, assert_drawn, give_shares, write_run
 
+from cobo_dist.cli.report import main
 from cobo_dist.errors import ConfigError
-from cobo_dist.report import main
 from cobo_dist.reports.reading import read_run
 from cobo_dist.reports.series import moving_average
 

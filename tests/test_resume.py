@@ -18,13 +18,13 @@ from pool import RankPool
 from problems import QUIET, models, rows, train
 
 from cobo_dist.checkpoint import resume
+from cobo_dist.cli.train import main
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.config import load_config
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
-from cobo_dist.train import main
 from cobo_dist.training.signals import Signals
 
 ROUNDS = 24

@@ -16,6 +16,7 @@ from pool import RankPool
 from problems import QUIET, models, rows, train, write_quadratic
 from safetensors.torch import load_file
 
+from cobo_dist.cli.train import main
 from cobo_dist.comm.session import Session
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import RunFailure
@@ -23,7 +24,6 @@ from cobo_dist.maths.graph import components
 from cobo_dist.maths.weights import Weights
 from cobo_dist.tasks.digits import Digits
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.train import main
 from cobo_dist.training.build import run_in_session
 
 ROUNDS, CLIENTS = 30, 8

@@ -15,11 +15,11 @@ import torch
 from pool import RankPool
 from problems import write_quadratic
 
+from cobo_dist.cli.plan import main
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.link_benchmark import measure as measure_links
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.plan import main
 from cobo_dist.planning.constants import Constants, read_constants, subject_of, write_constants
 from cobo_dist.planning.dry_run import DryRun
 from cobo_dist.planning.measure import line, measure_in_session, seconds
@@ -288,7 +288,7 @@ def test_large_runs_are_counted_in_closed_form(
 ) -> None:
     assert main([*SMALL, "ranks=4"]) == 0
     rehearsed = capsys.readouterr().out.split("held by")[0]
-    monkeypatch.setattr("cobo_dist.plan.LARGE", (7, 16))
+    monkeypatch.setattr("cobo_dist.cli.plan.LARGE", (7, 16))
     assert main([*SMALL, "ranks=4"]) == 0
     closed = capsys.readouterr().out
     assert closed.split("held by")[0] == rehearsed

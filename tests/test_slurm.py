@@ -21,8 +21,8 @@ from slurm_cluster import Cluster, wait_for, why_not
 from test_launchers import environment
 from test_resume import assert_same
 
+from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
-from cobo_dist.train import main
 
 ROOT = Path(__file__).resolve().parent.parent
 SLURM = ROOT / "slurm"

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from problems import write_quadratic
 
+from cobo_dist.cli.sweep import main
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.sweep import main
 from cobo_dist.sweeps import campaign, process
 from cobo_dist.sweeps.axes import Axis, read_axes, split_values
 from cobo_dist.sweeps.choice import Verdict, judge

@@ -15,10 +15,10 @@ from problems import models, rows, train
 from torch.nn import functional as F
 from vision_data import cifar_root, write_images
 
+from cobo_dist.cli.prepare import main as prepare
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.prepare import main as prepare
 from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
 from cobo_dist.tasks.images import load_images
 from cobo_dist.tasks.registry import build_task

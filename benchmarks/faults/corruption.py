@@ -92,7 +92,7 @@ def corruptions(count: int, folder: Path, seed: int = 0) -> list[Outcome]:
 
 def train(given: list[str]) -> tuple[int, str]:
     """Train in this process; return the code and all that was printed."""
-    from cobo_dist.train import main
+    from cobo_dist.cli.train import main
 
     said = StringIO()
     with environment(), redirect_stdout(said), redirect_stderr(said):

@@ -207,7 +207,7 @@ def _case(kind: str, seed: int, folder: Path, sound: Path) -> Told:
 
 def _call(given: list[str]) -> tuple[int | None, str, str]:
     """Go through the front door; what escapes it is a complaint."""
-    from cobo_dist.train import main
+    from cobo_dist.cli.train import main
 
     out, err = StringIO(), StringIO()
     try:

@@ -181,7 +181,7 @@ def _rank(
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     os.environ |= {name: str(value) for name, value in told.items()}
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from cobo_dist import train
+    from cobo_dist.cli import train
 
     if alone:
         train.time = SimpleNamespace(sleep=lambda seconds: None)  # type: ignore[assignment]

@@ -67,7 +67,14 @@ def command(run: Run, folder: Path, ranks: int, state: State) -> list[str]:
     quiet = [] if "figures" in run.config.log.model_fields_set else ["log.figures=false"]
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *(f"--nproc_per_node={ranks}", "-m", "cobo_dist.train", *config, *run.arguments, *quiet),
+        *(
+            f"--nproc_per_node={ranks}",
+            "-m",
+            "cobo_dist.train",
+            *config,
+            *run.arguments,
+            *quiet,
+        ),
         f"run.overwrite={str(state == 'again').lower()}",
         f"run.resume={'auto' if state == 'resume' else 'never'}",
         f"run.dir={json.dumps(str(folder), ensure_ascii=False)}",  # quoted: # and : mean themselves

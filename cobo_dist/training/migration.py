@@ -1,4 +1,4 @@
-"""ClientBatch that change rank while the run goes on: `comm.placement=adaptive`.
+"""Clients that change rank while the run goes on: `comm.placement=adaptive`.
 
 Every so many rounds the coordinator looks at W. If another placement sends fewer models for the same sums,
 and saves more than the move costs, all ranks go on as if the run had been resumed on that placement: models,

@@ -1,0 +1,127 @@
+"""`python -m cobo_dist.report RUN_DIR... [--out DIR]`: run folders in, tables and figures out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
+from cobo_dist.reports.problems import group_runs
+from cobo_dist.reports.reading import read_run
+from cobo_dist.reports.table import print_table
+from cobo_dist.reports.writing import make_folder
+
+_EPILOG = """
+files written:
+  table.md, table.csv        final results of every problem, mean ± std over seeds
+  table1.md, table1.csv      sampling strategies of CoBo, where runs differ in them (Table 1)
+  table2.md, table2.csv      all methods on all tasks (Table 2)
+  reached.md, reached.csv    rounds to reach fixed accuracies
+  accuracy.png, loss.png     test metrics against rounds, one line per method
+                             (perplexity.png for language; Figures 2b and 6)
+  accuracy_METHOD.png        all settings of a method of which the others show only one
+  factors.png                final accuracy against the fraction of the data, the clusters, the
+                             clients in a cluster, where runs differ in them (Figure 2a)
+  weights_all.png            W of the methods that learn it (Figure 3)
+  weights*.png               W of each of their runs (Figure 5)
+  shares*.png                what each client gives the others over the rounds, smoothed, where its
+                             weights sum to 1; up to 12 clients (Figure 4)
+  graph*.png                 how the links form: weights, components, alignment
+  profile.png                where a round's time goes on each rank, of runs with log.profile=true
+  decay.png                  task quadratic: the quantities of Theorem 1
+  figure1.png                with --figure-1: how client selection judges a pair (Figure 1)
+  index.html                 all of it on one page that needs no other file, with a slider over
+                             the snapshots of W
+Beside each PNG lies a CSV with the numbers it shows.
+
+Runs that differ only in their seed become one row and one line. Runs of several tasks
+get figures in a folder each. Runs of one task that differ in its settings (task.*) are
+problems with a table each; the one most methods were run on is the main one, shown in
+Table 2 and over the rounds. An unfinished run is reported as such.
+
+exit codes: 0 done; 2 refused (a folder that is no run, a malformed file), with one line why
+
+example:
+  python -m cobo_dist.report runs/digits-*-s* --out report
+  python -m cobo_dist.report --figure-1 --out report
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the report. Returns 0, or 2 after one line on standard error."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not arguments.runs and not arguments.figure_1:
+        parser.error("no run folder is given; give RUN_DIR... or --figure-1")
+    try:
+        _report(arguments.runs, arguments.out, arguments.figure_1)
+    except ConfigError as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return EXIT_REFUSED
+    return EXIT_DONE
+
+
+def _report(folders: list[Path], out: Path | None, figure_1: bool) -> None:
+    if out is None:
+        out = folders[0] / "figures" if len(folders) == 1 else Path("report")
+    elif out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file, not a folder; give another --out")
+    # The same folder may come twice, from two patterns of the shell.
+    unique = {folder.resolve(): folder for folder in folders}
+    runs = [read_run(folder) for folder in unique.values()]
+    problems, notes = group_runs(runs)
+    make_folder(out)
+    for note in (*(note for run in runs for note in run.notes), *notes):
+        print(f"warning: {note}", file=sys.stderr)
+
+    # Loading matplotlib takes a second: what is refused is refused before it.
+    from cobo_dist.reports.assembly import Report
+    from cobo_dist.reports.figures import draw_selection
+
+    report = Report(problems) if problems else None
+    try:
+        files = report.write(out, figure_1) if report else draw_selection(out / "figure1.png")
+    except OSError as error:
+        where = error.filename or out
+        raise ConfigError(
+            f"{where} cannot be written: {error.strerror}; give another --out"
+        ) from None
+    with suppress(BrokenPipeError):  # whoever reads along may have left; the report is complete
+        console = Console(width=None if sys.stdout.isatty() else 140)
+        for table in report.all_tables() if report else ():
+            print_table(table, console)
+        _list_files(out, files)
+
+
+def _list_files(out: Path, files: list[Path]) -> None:
+    """Print what was written, a figure and its CSV on one line."""
+    names: dict[Path, list[str]] = {}
+    for file in files:
+        names.setdefault(file.with_suffix(""), []).append(str(file.relative_to(out)))
+    print(f"written to {out}:", *(f"  {', '.join(line)}" for line in names.values()), sep="\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cobo_dist.report",
+        description="Turn run folders into tables and figures.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where to write (default: RUN_DIR/figures for one run, ./report for several)",
+    )
+    parser.add_argument(
+        "--figure-1",
+        action="store_true",
+        help="draw the paper's Figure 1 too; needs no run folder",
+    )
+    return parser
