@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install SLURM and munge for tests/test_slurm.py, where this can be done: as root, with apt-get (about 10 s).
+# Install SLURM and munge for tests/launchers/test_slurm.py, where this can be done: as root, with apt-get (about 10 s).
 # Never fails: without SLURM those tests are skipped, and say why. They start daemons of their own, with their
 # files in a temporary folder; the ones that the packages bring are not started.
 #   bash launch/slurm_for_tests.sh

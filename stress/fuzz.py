@@ -3,7 +3,7 @@
 What may come of them: code 2 with one line, and nothing left behind; or a run, which is kept tiny. A case is
 a kind and a seed, so that what failed can be made again:
 
-    python benchmarks/faults.py --only fuzz --case KIND:SEED
+    python -m stress --only fuzz --case KIND:SEED
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ def _serve_mpi(address: str) -> None:
 
     from cobo_dist.comm.session import Session
     from cobo_dist.comm.transports.mpi_transport import open_mpi
-    from cobo_dist.comm.transports.mpi_world import enter, leave
+    from cobo_dist.comm.transports.mpi_world import enter, exit_barrier
 
     world = enter("the tests use MPI")
 
@@ -188,7 +188,7 @@ def _serve_mpi(address: str) -> None:
     with Client(address, "AF_UNIX", authkey=os.environ["POOL_KEY"].encode()) as pipe:
         pipe.send(world.comm.rank)
         _serve(pipe, "mpirun", connect)
-    leave(0)
+    exit_barrier(0)
 
 
 def free_port() -> int:

@@ -28,7 +28,7 @@ def write_images(
 
 def cifar_root() -> str:
     """Return the folder with the real CIFAR-100, or skip the test."""
-    root = Path(os.environ.get("COBO_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    root = Path(os.environ.get("COBO_DATA", Path(__file__).parents[3] / "shared" / "data"))
     if not (root / "cifar100.npz").is_file():
         pytest.skip(f"{root / 'cifar100.npz'} is missing; set COBO_DATA to the folder that has it")
     return str(root)

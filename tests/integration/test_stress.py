@@ -1,4 +1,4 @@
-"""benchmarks/faults.py in small, so that it stays as true as the runs that it breaks."""
+"""`python -m stress` in small, so that it stays as true as the runs that it breaks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import fuzz, ranks
-from faults.corruption import corruptions
-from faults.endings import endings
-from faults.kills import kills
-from faults.launched import restarts
-from faults.outcome import Outcome, show
-from faults.problem import differences, rows
-from faults.resuming import resuming
-from faults.soak import soak
+
+from stress import fuzz, ranks
+from stress.corruption import corruptions
+from stress.endings import endings
+from stress.kills import kills
+from stress.launched import restarts
+from stress.outcome import Outcome, show
+from stress.problem import differences, rows
+from stress.resuming import resuming
+from stress.soak import soak
 
 
 def check(outcomes: list[Outcome]) -> None:
@@ -73,8 +74,8 @@ def test_soak(tmp_path: Path) -> None:
 
 
 def test_a_difference_is_found(tmp_path: Path) -> None:
-    from faults.corruption import train
-    from faults.problem import arguments, write_problem
+    from stress.corruption import train
+    from stress.problem import arguments, write_problem
 
     run = arguments(write_problem(tmp_path / "problem.npz"), 4, 2, "run.threads=1")
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

@@ -23,7 +23,7 @@ from typing import Any
 HERE = Path(__file__).resolve()
 LAUNCHED_BY = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "SLURM",
                "PMI", "OMPI", "MPI_")  # fmt: skip
-PRELOADED = ["cobo_dist.train", "faults.ranks", "sklearn.datasets", "torch._inductor.config"]
+PRELOADED = ["cobo_dist.train", "stress.ranks", "sklearn.datasets", "torch._inductor.config"]
 
 Plant = tuple[Callable[..., None], tuple[Any, ...]]
 """Something to be put into a rank before it starts: a function of a module, and its arguments."""

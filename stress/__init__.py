@@ -1,4 +1,4 @@
-"""The parts of `python benchmarks/faults.py`: what can go wrong with a run, made to go wrong on purpose.
+"""The parts of `python -m stress`: what can go wrong with a run, made to go wrong on purpose.
 
     ranks.py        ranks started within a fraction of a second, watched, killed, read
     problem.py      the small run that all parts share, and whether two runs came to the same

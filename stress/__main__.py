@@ -1,8 +1,8 @@
 """Runs that are killed, cut off, starved and lied to: what was done, what should come of it, what does.
 
-python benchmarks/faults.py [--only PART ...] [sizes]
+python -m stress [--only PART ...] [sizes]
 
-Parts are kills, restarts, elastic, resume, corruption, endings, fuzz and soak, each in benchmarks/faults/.
+Parts are kills, restarts, elastic, resume, corruption, endings, fuzz and soak, each in stress/.
 All take place in a temporary folder, with small problems on CPU. The exit code is 0 if everything held that
 could be tried here, and 1 otherwise; what did not hold is printed under the table with its seed. Endings with
 a full disk or a read-only folder mount small file systems, which needs root, and are skipped without.
@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from faults.corruption import corruptions
-from faults.endings import ENDINGS, endings
-from faults.fuzz import fuzz, one
-from faults.kills import kills
-from faults.launched import elastic, restarts
-from faults.outcome import Outcome, show
-from faults.resuming import resuming
-from faults.soak import soak
+from stress.corruption import corruptions
+from stress.endings import ENDINGS, endings
+from stress.fuzz import fuzz, one
+from stress.kills import kills
+from stress.launched import elastic, restarts
+from stress.outcome import Outcome, show
+from stress.resuming import resuming
+from stress.soak import soak
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from cobo_dist.config import Config, load_config
 
-FOLDER = Path(__file__).parents[1] / "configs"
+FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 METHODS = ("local", "fedavg", "finetuned_fedavg", "ditto", "ifca", "cobo", "oracle")
 

@@ -24,7 +24,7 @@ from test_resume import assert_same
 from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SLURM = ROOT / "slurm"
 PATIENCE = float(os.environ.get("COBO_TEST_PATIENCE", "120"))
 """Seconds for a job to come as far as it should: many times what it takes on a quiet machine."""
