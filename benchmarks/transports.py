@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cobo_dist.comm.session import CommConfig, open_session
 from cobo_dist.comm.startup.launch_env import read_launch
-from cobo_dist.comm.transports.mpi_world import leave
+from cobo_dist.comm.transports.mpi_world import exit_barrier
 from cobo_dist.comm.transports.torch_transport import Transport
 
 CPU = torch.device("cpu")
@@ -120,4 +120,4 @@ def send_large(mpi: Transport) -> None:
 
 if __name__ == "__main__":
     main()
-    leave(0)
+    exit_barrier(0)

@@ -9,4 +9,5 @@ bash launch/slurm_for_tests.sh
 ruff check .
 ruff format --check --quiet .
 mypy
+lint-imports
 python -m pytest -q "$@"

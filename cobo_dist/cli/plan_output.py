@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cobo_dist.comm.traffic_counter import TRAINING
+from cobo_dist.formatting import human_bytes
 from cobo_dist.planning.constants import Constants
 from cobo_dist.planning.dry_run import DryRun
 from cobo_dist.planning.on_paper import OnPaper
@@ -23,7 +24,6 @@ from cobo_dist.planning.round_cost import (
     share_of_core,
 )
 from cobo_dist.tasks.describe import facts_of
-from cobo_dist.tracking.progress import human_bytes
 
 _LEFT_OUT = "and beside it the activations of a batch, evaluation, and the program itself"
 

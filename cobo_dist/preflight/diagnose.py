@@ -8,7 +8,7 @@ from statistics import median
 
 from cobo_dist.comm.startup.consistency import numbers_in_words
 from cobo_dist.comm.startup.link_benchmark import MODEL_BYTES, Link
-from cobo_dist.tracking.progress import human_bytes
+from cobo_dist.formatting import human_bytes
 
 FINE, WARNING, WRONG = "fine", "warning", "wrong"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from cobo_dist.errors import RunFailure
-from cobo_dist.tracking.progress import human_bytes
+from cobo_dist.formatting import human_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cobo_dist.formatting import human_bytes
 from cobo_dist.run_config import LogConfig
 
 
@@ -136,12 +137,3 @@ def final_table(rows: Sequence[tuple[str, ...]], headers: tuple[str, ...]) -> No
     console = Console()
     console.width = max(console.width, 80)
     console.print(table)
-
-
-def human_bytes(count: float) -> str:
-    """Return `1.5 MB` for 1500000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

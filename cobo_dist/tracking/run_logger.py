@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.comm.traffic_counter import PURPOSES, TRAINING
+from cobo_dist.formatting import human_bytes
 from cobo_dist.maths.graph import cluster_match, link_level, means_by_truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.disk import writing
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tracking.graph_stats import GraphStats
 from cobo_dist.tracking.health_checks import HealthMonitor, HealthWarning
-from cobo_dist.tracking.progress import Display, Now, human_bytes
+from cobo_dist.tracking.progress import Display, Now
 from cobo_dist.tracking.weight_snapshots import WeightSnapshots
 
 METRICS = "metrics.jsonl"

@@ -20,8 +20,9 @@ from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RunFailure
+from cobo_dist.formatting import human_bytes
 from cobo_dist.storage.run_dir import RunDir
-from cobo_dist.tracking.progress import final_table, human_bytes
+from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
 
 ECHO = "an echo: "
