@@ -24,8 +24,8 @@ from torch import Tensor
 
 from cobo_dist.comm.session import CommConfig, open_session
 from cobo_dist.comm.startup.launch_env import read_launch
+from cobo_dist.comm.transports.base import Transport
 from cobo_dist.comm.transports.mpi_world import exit_barrier
-from cobo_dist.comm.transports.torch_transport import Transport
 
 CPU = torch.device("cpu")
 ELSEWHERE = 0.05

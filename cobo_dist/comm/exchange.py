@@ -22,7 +22,7 @@ from cobo_dist.comm.pair_plan import PairPlan, plan_pairs
 from cobo_dist.comm.pairwise_dot import INCOMING, OUTGOING, PairwiseDot
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.traffic_counter import TrafficCounter
-from cobo_dist.comm.transports.torch_transport import Arrived, Pending, Transport
+from cobo_dist.comm.transports.base import NothingPending, Pending, Transport
 from cobo_dist.maths import mixing
 from cobo_dist.maths.alignment import midpoints
 from cobo_dist.maths.blocks import Block
@@ -71,7 +71,7 @@ class Exchange:
             self._exchange, self._scratch, self._wire, deterministic, self.timer
         )
         self._models: dict[int, Tensor] = {}  # of this round's pairs, by client
-        self._travelling: Pending = Arrived()
+        self._travelling: Pending = NothingPending()
         self._pair_plan = PairPlan.empty()
         self._planned = np.empty((0, 2), dtype=np.int64)  # the pairs of `_meeting`
         self._routes = MixingPlans(placement, transport.rank, deterministic)

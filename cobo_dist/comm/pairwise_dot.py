@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist.comm.pair_plan import Index, PairPlan
-from cobo_dist.comm.transports.torch_transport import Pending
+from cobo_dist.comm.transports.base import Pending
 from cobo_dist.maths.alignment import measure, middle, row_dots
 from cobo_dist.maths.flat import Scratch, take_rows
 from cobo_dist.phase_timer import PhaseTimer

@@ -22,9 +22,10 @@ from pydantic import Field
 
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.rendezvous import connect
+from cobo_dist.comm.transports.base import SoloTransport, Transport
 from cobo_dist.comm.transports.checked_transport import CheckedTransport
 from cobo_dist.comm.transports.mpi_transport import open_mpi
-from cobo_dist.comm.transports.torch_transport import SoloTransport, TorchTransport, Transport
+from cobo_dist.comm.transports.torch_transport import TorchTransport
 from cobo_dist.errors import ConfigError, HostConfigError
 from cobo_dist.settings import Section
 

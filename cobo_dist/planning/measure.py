@@ -22,7 +22,7 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session, choose_device, open_session
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.link_benchmark import measure as measure_links
-from cobo_dist.comm.transports.torch_transport import SoloTransport
+from cobo_dist.comm.transports.base import SoloTransport
 from cobo_dist.config import Config
 from cobo_dist.maths import mixing
 from cobo_dist.maths.blocks import Block

@@ -17,7 +17,7 @@ import torch
 
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
-from cobo_dist.comm.transports.torch_transport import LostContact
+from cobo_dist.comm.transports.base import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RunFailure
 from cobo_dist.formatting import human_bytes

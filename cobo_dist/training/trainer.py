@@ -19,7 +19,7 @@ from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
-from cobo_dist.comm.transports.torch_transport import LostContact
+from cobo_dist.comm.transports.base import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, RunFailure
 from cobo_dist.phase_timer import PhaseTimer

@@ -15,7 +15,7 @@ from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
-from cobo_dist.comm.transports.torch_transport import SoloTransport
+from cobo_dist.comm.transports.base import SoloTransport
 from cobo_dist.config import load_config
 from cobo_dist.maths import seeds
 from cobo_dist.tasks.registry import build_task

@@ -20,7 +20,7 @@ from problems import QUIET, models, rows, train
 from cobo_dist.checkpoint import resume
 from cobo_dist.cli.train import main
 from cobo_dist.comm.session import Session
-from cobo_dist.comm.transports.torch_transport import LostContact
+from cobo_dist.comm.transports.base import LostContact
 from cobo_dist.config import load_config
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage.run_dir import RunDir

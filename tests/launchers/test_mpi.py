@@ -20,8 +20,8 @@ from problems import QUIET, models, train
 from cobo_dist.comm.session import CommConfig, Session, check_backend, choose_device, open_session
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.transports import mpi_world
+from cobo_dist.comm.transports.base import LostContact
 from cobo_dist.comm.transports.mpi_transport import open_mpi
-from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.errors import ConfigError, HostConfigError
 
 MPI = "comm.backend=mpi"

@@ -117,7 +117,8 @@ class MpiPool(RankPool):
         with Listener(None, "AF_UNIX", backlog=size, authkey=key.encode()) as listener:
             self.mpirun = subprocess.Popen(
                 [*self.command, str(Path(__file__)), str(listener.address)],
-                env={**self.env, "POOL_KEY": key},
+                # The workers unpickle functions of test modules, so they need pytest's sys.path.
+                env={**self.env, "POOL_KEY": key, "PYTHONPATH": os.pathsep.join(sys.path)},
             )
             listener._listener._socket.settimeout(TIMEOUT)  # type: ignore[attr-defined]  # or wait for ever
             pipes = {}
@@ -138,9 +139,9 @@ class MpiPool(RankPool):
 
 def _serve(pipe: Connection, launcher: str, connect: Connect) -> None:
     import torch
+    from recording import RecordingTransport
 
     from cobo_dist.comm.startup.launch_env import Launch
-    from cobo_dist.comm.transports.nccl_rules import RecordingTransport
 
     torch.set_num_threads(1)
     while (job := pipe.recv()) is not None:

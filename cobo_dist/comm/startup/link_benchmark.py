@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from cobo_dist.comm.transports.torch_transport import Transport
+from cobo_dist.comm.transports.base import Transport
 
 MODEL_BYTES = 26_000_000
 """About one ResNet-9 of the paper in float32."""

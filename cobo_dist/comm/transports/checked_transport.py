@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from cobo_dist.comm.transports.base import LostContact, Pending, Transport
 from cobo_dist.comm.transports.nccl_rules import (
     Batch,
     NcclRuleBroken,
@@ -30,7 +31,6 @@ from cobo_dist.comm.transports.nccl_rules import (
     check_schedule,
     describe_batch,
 )
-from cobo_dist.comm.transports.torch_transport import LostContact, Pending, Transport
 from cobo_dist.errors import RunFailure
 
 PATIENCE = 0.5

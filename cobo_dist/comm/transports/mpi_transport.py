@@ -17,14 +17,14 @@ import numpy as np
 from torch import Tensor
 
 from cobo_dist.comm.startup.launch_env import Launch
-from cobo_dist.comm.transports.mpi_world import World, enter
-from cobo_dist.comm.transports.torch_transport import (
-    Arrived,
+from cobo_dist.comm.transports.base import (
+    NothingPending,
     Pending,
+    as_lost_contact,
     check_message,
-    explained,
     posting_order,
 )
+from cobo_dist.comm.transports.mpi_world import World, enter
 from cobo_dist.errors import ConfigError, HostConfigError
 
 MESSAGE, FAILURE = 0, 1  # tags; a failing rank's word must not be taken for a model
@@ -59,10 +59,10 @@ class MpiTransport:
             if tensor.device.type != "cpu":
                 raise ValueError(f"MPI moves CPU tensors, not one on {tensor.device}")
         if not operations:
-            return Arrived()
+            return NothingPending()
         peers = ", ".join(map(str, sorted({*sends, *receives})))
         pending = _MpiPending(self, f"exchanging {purpose} with rank(s) {peers}")
-        with pending.explained():
+        with pending.as_lost_contact():
             for kind, peer, tensor in operations:
                 size = tensor.numel() * tensor.element_size()
                 memory = self.world.mpi.buffer.fromaddress(tensor.data_ptr(), size)
@@ -96,7 +96,7 @@ class MpiTransport:
     def _collect(self, doing: str, operation: str, *buffers: Any) -> None:
         """Run one collective operation with rank 0 as its root."""
         pending = _MpiPending(self, doing)
-        with pending.explained():
+        with pending.as_lost_contact():
             pending.add(getattr(self.comm, operation)(*buffers), buffers)
         pending.wait()
 
@@ -136,15 +136,15 @@ class _MpiPending:
         self.due.append(due)
         self.transport.world.unfinished.add(self)
 
-    def explained(self) -> explained:
-        return explained(self.transport.rank, self.doing)
+    def as_lost_contact(self) -> as_lost_contact:
+        return as_lost_contact(self.transport.rank, self.doing)
 
     def wait(self) -> None:
         """Poll until all are done: at first without pause, but giving way; then with naps."""
         mpi, timeout = self.transport.world.mpi, self.transport.timeout
         statuses = [mpi.Status() for _ in self.requests]
         started, nap = time.monotonic(), SHORTEST_NAP
-        with self.explained():
+        with self.as_lost_contact():
             while not mpi.Request.Testall(self.requests, statuses):
                 waited = time.monotonic() - started
                 if waited < SPIN:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cobo_dist.comm.transports.torch_transport import SENDABLE, Pending, Transport, posting_order
+from cobo_dist.comm.transports.base import SENDABLE, posting_order
 
 
 class NcclRuleBroken(ValueError):
@@ -50,32 +50,6 @@ def describe_batch(
         Operation(kind, peer, one.numel(), one.dtype, one.is_contiguous(), purpose=purpose)
         for kind, peer, one in posting_order(sends, receives)
     ]
-
-
-class RecordingTransport:
-    """Passes everything on to another transport and keeps a record of its batches."""
-
-    def __init__(self, inner: Transport) -> None:
-        self.inner = inner
-        self.rank, self.world_size = inner.rank, inner.world_size
-        self.batches: list[list[Operation]] = []
-
-    def exchange(
-        self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], purpose: str
-    ) -> Pending:
-        """Pass the batch on and record it. What `inner` refuses, and nothing at all, is not posted."""
-        pending = self.inner.exchange(sends, receives, purpose)
-        if batch := describe_batch(sends, receives, purpose):
-            self.batches.append(batch)
-        return pending
-
-    def gather(self, record: bytes) -> list[bytes]:
-        """Pass on: small records are gloo's, on the CPU."""
-        return self.inner.gather(record)
-
-    def broadcast(self, record: bytes) -> bytes:
-        """Pass on: small records are gloo's, on the CPU."""
-        return self.inner.broadcast(record)
 
 
 class Schedule:

@@ -13,9 +13,9 @@ from problems import train, write_quadratic
 from torch import Tensor
 
 from cobo_dist.comm.session import Session
+from cobo_dist.comm.transports.base import LostContact, SoloTransport
 from cobo_dist.comm.transports.checked_transport import CheckedTransport, RuleBroken
 from cobo_dist.comm.transports.nccl_rules import NcclRuleBroken, Operation, check_mirrors
-from cobo_dist.comm.transports.torch_transport import LostContact, SoloTransport
 from cobo_dist.errors import RunFailure
 
 

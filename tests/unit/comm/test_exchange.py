@@ -15,13 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pool import RankPool
+from recording import RecordingTransport
 
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.pair_plan import plan_pairs
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
-from cobo_dist.comm.transports.nccl_rules import RecordingTransport
-from cobo_dist.comm.transports.torch_transport import LostContact, SoloTransport, Transport
+from cobo_dist.comm.transports.base import LostContact, SoloTransport, Transport
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths.blocks import Block
 from cobo_dist.maths.mixing import plan_block

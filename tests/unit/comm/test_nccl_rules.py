@@ -10,15 +10,15 @@ import pytest
 import torch
 from pool import RankPool
 from problems import train, write_quadratic
+from recording import RecordingTransport
 
 from cobo_dist.comm.session import Session
+from cobo_dist.comm.transports.base import Transport
 from cobo_dist.comm.transports.nccl_rules import (
     NcclRuleBroken,
     Operation,
-    RecordingTransport,
     check_schedule,
 )
-from cobo_dist.comm.transports.torch_transport import Transport
 
 
 def recorded_run(session: Session, arguments: list[str]) -> list[list[Operation]]:
