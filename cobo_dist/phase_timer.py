@@ -13,7 +13,7 @@ from types import TracebackType
 
 import torch
 
-KINDS = (
+PHASES = (
     "gradients", "midpoints", "packing", "sending", "waiting", "alignment", "mixing", "other", "logging",
 )  # fmt: skip
 """`gradients`, `midpoints`: forward and backward passes at x_i and at z_ij; `packing`: rows into and out of
@@ -34,11 +34,11 @@ class PhaseTimer:
         """
         self.on = True
         self._device = device if device is not None and device.type == "cuda" else None
-        self._seconds = dict.fromkeys(KINDS, 0.0)
+        self._seconds = dict.fromkeys(PHASES, 0.0)
         self._open = ["other"]
         self._since = time.perf_counter()
         span = _TracedSpan if traced else _Span
-        self._spans = {kind: span(self, kind) for kind in KINDS}
+        self._spans = {kind: span(self, kind) for kind in PHASES}
 
     @classmethod
     def off(cls) -> PhaseTimer:
@@ -54,7 +54,7 @@ class PhaseTimer:
     def take(self) -> dict[str, float]:
         """Return the seconds since the last call, by kind, and begin anew."""
         self._turn()
-        taken, self._seconds = self._seconds, dict.fromkeys(KINDS, 0.0)
+        taken, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
         return taken
 
     def enter(self, kind: str) -> None:

@@ -87,7 +87,7 @@ class Optimizer(Protocol):
     def direction(self, gradients_cd: Tensor) -> Tensor:
         """Return this round's directions; uses up the gradients."""
 
-    def memory(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Return what is remembered between rounds, by name, to save or to fill in place."""
 
 

@@ -72,7 +72,7 @@ class Ditto(Algorithm):
 
     def state(self) -> AlgorithmState:
         """Return the global model and its optimizer's memory."""
-        moments = self.global_optimizer.memory()
+        moments = self.global_optimizer.state()
         return AlgorithmState(
             shared={"v": self.v_1d, **{f"v.{name}": m for name, m in moments.items()}}
         )

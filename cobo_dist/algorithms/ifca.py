@@ -124,7 +124,7 @@ class Ifca(Algorithm):
             "centers.buffers": self.buffers_kd,
             "choice": torch.from_numpy(self.choice_n),
         }
-        moments = self.optimizer.memory().items()
+        moments = self.optimizer.state().items()
         return AlgorithmState(
             rows={"loss": self.losses_c},
             shared=shared | {f"centers.{name}": moment for name, moment in moments},

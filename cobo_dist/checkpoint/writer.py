@@ -30,7 +30,7 @@ def client_views(clients: ClientBatch, algorithm: Algorithm, row: int) -> dict[s
     """Return all of one client's state by name, but for its row of W: to save, or to fill in place."""
     rows = algorithm.state().rows
     return {
-        **clients.memory(row),
+        **clients.client_state(row),
         **{f"algorithm.{name}": held[row] for name, held in rows.items()},
     }
 

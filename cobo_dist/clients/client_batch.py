@@ -357,10 +357,10 @@ class ClientBatch:
             for name, tensor in named.items()
         }
 
-    def memory(self, row: int) -> dict[str, Tensor]:
+    def client_state(self, row: int) -> dict[str, Tensor]:
         """Return all that one client keeps between rounds, by name: views, to save or to fill in place."""
         kept = {"model": self.layout.views(self.x_cd[row]), "buffer": self._row_buffers(row)}
-        kept["optimizer"] = {name: held[row] for name, held in self.optimizer.memory().items()}
+        kept["optimizer"] = {name: held[row] for name, held in self.optimizer.state().items()}
         return {f"{kind}.{name}": v for kind, views in kept.items() for name, v in views.items()}
 
     def replace(self, ids: Iterable[int]) -> None:
@@ -371,7 +371,7 @@ class ClientBatch:
         row_of = {client: row for row, client in enumerate(self.ids)}
         self.ids = tuple(int(client) for client in ids)
         rows = torch.tensor([row_of.get(client, 0) for client in self.ids], device=self.device)
-        kept = (*self.counters.values(), *self.optimizer.memory().values())
+        kept = (*self.counters.values(), *self.optimizer.state().values())
         for held in (self.x_cd, self.b_cd, *kept):
             held.copy_(held[rows.to(held.device)])
         self.source = self.task.training(self.ids, self.device)

@@ -138,7 +138,7 @@ class OneByOne:
         return self.model
 
 
-class Vectorised:
+class Vectorized:
     """All clients in one pass: the module is mapped over rows with `torch.func.vmap`."""
 
     name = "vectorised"
@@ -221,7 +221,7 @@ def _homes(model: nn.Module, named: Mapping[str, Tensor]) -> list[tuple[str, dic
 
 ENGINES: dict[str, Callable[..., Engine]] = {
     OneByOne.name: OneByOne,
-    Vectorised.name: Vectorised,
+    Vectorized.name: Vectorized,
 }
 
 

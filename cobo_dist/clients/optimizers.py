@@ -108,7 +108,7 @@ class Optimizer(Protocol):
     def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
         """Return this round's directions [c, d] of the models in `rows`; uses up `gradients_cd`."""
 
-    def memory(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Return what is remembered between rounds, by name, [c, ...]: to save, or to fill in place."""
 
 
@@ -125,7 +125,7 @@ class Sgd:
             return gradients_cd
         return self.m_cd[rows].mul_(self.momentum).add_(gradients_cd)
 
-    def memory(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Return the last direction, where momentum keeps one."""
         return {} if self.m_cd is None else {"m": self.m_cd}
 
@@ -145,7 +145,7 @@ class EmaMomentum:
         # Two roundings in a fixed order: `lerp` may fuse them, depending on where a row lies.
         return self.m_cd[rows].mul_(self.momentum).add_(gradients_cd.mul_(1.0 - self.momentum))
 
-    def memory(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Return the moving average."""
         return {"m": self.m_cd}
 
@@ -182,7 +182,7 @@ class AdamW:
             direction_cd.add_(term_cd)
         return direction_cd
 
-    def memory(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Return both moments and the number of steps."""
         return {"m": self.m_cd, "v": self.v_cd, "steps": self.steps_c}
 

@@ -203,7 +203,7 @@ class Exchange:
             plan = planner(self.deterministic)
             plans = [plan(Block.of(weights_kn[:, ids])) for ids in self.placement.by_rank]
             own = plans[self.transport.rank]
-            routes = [RankMixing(wanted, own) for wanted in plans]
+            routes = [RankMixing(incoming, own) for incoming in plans]
             boxes = self._bring(routes, x_cd, alike=True)
             sums_kd = self._scratch.rows("sums", len(weights_kn), x_cd.shape[1])
             self._sum(weights_kn, routes, boxes, sums_kd)
@@ -218,25 +218,27 @@ class Exchange:
         as if it had travelled.
         """
         rank, size = self.transport.rank, x_cd.shape[1]
-        owed = {peer: route.owed for peer, route in enumerate(routes) if peer != rank}
-        # Ranks that are owed the same get one message; alike, it is what a rank would pack for itself.
-        first = {id(plan): peer for peer, plan in reversed(owed.items()) if plan.models}
-        packed = self._messages(OUTGOING, {one: owed[one].models for one in first.values()}, size)
+        outgoing = {peer: route.outgoing for peer, route in enumerate(routes) if peer != rank}
+        # Ranks that are outgoing the same get one message; alike, it is what a rank would pack for itself.
+        first = {id(plan): peer for peer, plan in reversed(outgoing.items()) if plan.models}
+        packed = self._messages(
+            OUTGOING, {one: outgoing[one].models for one in first.values()}, size
+        )
         for peer, message in packed.items():
             with self.timer.span("packing"):
-                self._pack(owed[peer], x_cd, message)
-        sends = {peer: packed[first[id(plan)]] for peer, plan in owed.items() if plan.models}
-        wanted = {
-            peer: route.wanted.models
+                self._pack(outgoing[peer], x_cd, message)
+        sends = {peer: packed[first[id(plan)]] for peer, plan in outgoing.items() if plan.models}
+        incoming = {
+            peer: route.incoming.models
             for peer, route in enumerate(routes)
-            if route.wanted.models and (peer != rank or (alike and not packed))
+            if route.incoming.models and (peer != rank or (alike and not packed))
         }
         # Alike: each as aligned as on other ranks, so that sums have the same bits.
-        boxes = self._messages(INCOMING, wanted, size, apart=alike)
+        boxes = self._messages(INCOMING, incoming, size, apart=alike)
         receives = {peer: box for peer, box in boxes.items() if peer != rank}
         travelling = self._exchange(sends, receives, "mixing")
         if rank in boxes:
-            self._pack(routes[rank].wanted, x_cd, boxes[rank])
+            self._pack(routes[rank].incoming, x_cd, boxes[rank])
         elif alike and packed:
             boxes[rank] = next(iter(packed.values()))
         with self.timer.span("waiting"):
@@ -256,8 +258,8 @@ class Exchange:
             return
         sums_rd.zero_()
         for peer, route in enumerate(routes):
-            if route.wanted.models:
-                mixing.unpack(route.wanted, boxes[peer], sums_rd)
+            if route.incoming.models:
+                mixing.unpack(route.incoming, boxes[peer], sums_rd)
 
     def _add_in_client_order(
         self,
@@ -269,7 +271,7 @@ class Exchange:
         models = {
             int(client): payloads[peer][place]
             for peer, route in enumerate(routes)
-            for place, client in enumerate(self.placement.by_rank[peer][route.wanted.send])
+            for place, client in enumerate(self.placement.by_rank[peer][route.incoming.send])
         }
         term_d = self._scratch.flat("term", mixed_rd.shape[1])
         mixing.ordered_sum(rows_rn, models.__getitem__, mixed_rd, term_d)

@@ -19,8 +19,8 @@ Planner = Callable[[Block], BlockPlan]
 class RankMixing:
     """What a rank gets from a peer, and what it owes the peer."""
 
-    wanted: BlockPlan
-    owed: BlockPlan
+    incoming: BlockPlan
+    outgoing: BlockPlan
 
 
 class MixingPlans:
@@ -74,6 +74,6 @@ def from_exchanged_blocks(
     """Return the routes where rows stand by themselves: my blocks of W, and those that peers told."""
     plan = planner(deterministic)
     return [
-        own_route(block) if peer == rank else RankMixing(plan(block), plan(owed))
-        for peer, (block, owed) in enumerate(zip(mine, theirs, strict=True))
+        own_route(block) if peer == rank else RankMixing(plan(block), plan(outgoing))
+        for peer, (block, outgoing) in enumerate(zip(mine, theirs, strict=True))
     ]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cobo_dist.comm.mixing_plan import planner
 from cobo_dist.comm.placement import Placement
 from cobo_dist.maths.blocks import blocks_of, columns_of, rows_of
-from cobo_dist.maths.graph import Places
+from cobo_dist.maths.graph import OffDiagonalWeights
 from cobo_dist.maths.weights import Weights
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def models_sent(
         )
     # Every other rank gets the sum of each different row.
     (whole,) = blocks_of(weights, [np.arange(placement.clients)])
-    _, first = np.unique(whole.alike(), return_index=True)
+    _, first = np.unique(whole.row_classes(), return_index=True)
     different = rows_of(whole, np.sort(first))
     parts = (plan(columns_of(different, ids)).models for ids in by_rank)
     return (placement.ranks - 1) * sum(parts)
@@ -89,7 +89,7 @@ def groups(weights: Weights, level: float) -> list[Ids]:
     from scipy.sparse.csgraph import connected_components
 
     n = weights.shape[1]
-    if _mostly(n + Places(weights).count(lambda w: w >= level), n):
+    if _mostly(n + OffDiagonalWeights(weights).count(lambda w: w >= level), n):
         return []
     links_nn = _links(weights, level)
     if _mostly(links_nn.nnz, n):

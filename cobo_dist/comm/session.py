@@ -81,7 +81,7 @@ class Session:
     device: torch.device
     transport: Transport
     backend: str = ""  # what carries models and records, in words
-    hang_up: Callable[[], None] = lambda: None
+    disconnect: Callable[[], None] = lambda: None
     """Let the others know at once that this rank goes no further, by closing its connections.
 
     They may be waiting for this one, which is about to look for what ended the run. Nothing can be sent

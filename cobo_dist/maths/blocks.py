@@ -92,7 +92,7 @@ class Block:
             full * columns + _tally(self.columns, ones, s),
         )
 
-    def alike(self) -> Ints:
+    def row_classes(self) -> Ints:
         """Return a number for each row, [r]: the same for rows that are equal, by order of appearance.
 
         Rows are told apart by 128 bits of a hash that adds up over their weights.

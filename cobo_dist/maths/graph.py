@@ -22,7 +22,7 @@ ABOVE = 1.001
 """Where rows sum to 1, more than an equal share is a link: by this factor, to be beyond rounding."""
 
 
-def link_level(share: float = 0.0) -> float:
+def link_threshold(share: float = 0.0) -> float:
     """Return the least weight that counts as a link."""
     return ABOVE * share if share else LINK
 
@@ -59,7 +59,7 @@ def _group_links(weights: Weights, level: float, rows: Ints, columns: Ints) -> t
     to it still unless all that it is linked to are cut from that one, too.
     """
     n, groups_n = weights.shape[1], weights.groups_n
-    stays_n = ~weights.apart_c
+    stays_n = ~weights.ungrouped_c
     order = np.lexsort((np.bincount(rows, minlength=n), groups_n, ~stays_n))
     order = order[: np.count_nonzero(stays_n)]
     has, first = np.unique(groups_n[order], return_index=True)
@@ -80,7 +80,7 @@ def _group_links(weights: Weights, level: float, rows: Ints, columns: Ints) -> t
     return np.concatenate([one for one, _ in found]), np.concatenate([two for _, two in found])
 
 
-class Places:
+class OffDiagonalWeights:
     """The n (n - 1) places of W off the diagonal: some are listed, the rest say 0 or the level."""
 
     def __init__(self, weights: Weights, clusters_n: Sequence[int] | None = None) -> None:
@@ -96,7 +96,7 @@ class Places:
         self.within: NDArray[np.bool_] = truth_n[rows] == truth_n[columns]
         sizes, cells = np.bincount(groups_n), groups_n * n + truth_n
         _, cell_n, counts = np.unique(cells, return_inverse=True, return_counts=True)
-        stays_n = ~weights.apart_c
+        stays_n = ~weights.ungrouped_c
         within = int((np.bincount(truth_n)[truth_n] - 1).sum())
         grouped = int((sizes[groups_n] - 1)[stays_n].sum())
         grouped_within = int((counts[cell_n.reshape(-1)] - 1)[stays_n].sum())
@@ -129,7 +129,7 @@ def cluster_match(weights: Weights, clusters_n: Sequence[int], level: float = LI
     Where W is symmetric that is the share of unordered pairs. Where rows sum to 1, a client that gives
     all to one of several clients like itself agrees on that one alone.
     """
-    places = Places(weights, clusters_n)
+    places = OffDiagonalWeights(weights, clusters_n)
     total = sum(places.all.values())
     if not total:
         return 1.0
@@ -139,5 +139,5 @@ def cluster_match(weights: Weights, clusters_n: Sequence[int], level: float = LI
 
 def means_by_truth(weights: Weights, clusters_n: Sequence[int]) -> tuple[float, float]:
     """Return the mean weight within and across true clusters, diagonal left out; nan if no pair."""
-    places = Places(weights, clusters_n)
+    places = OffDiagonalWeights(weights, clusters_n)
     return places.mean(True), places.mean(False)

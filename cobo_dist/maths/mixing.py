@@ -71,7 +71,7 @@ def plan_total(block: Block) -> BlockPlan:
 
 def plan_sums(block: Block) -> BlockPlan:
     """Plan to send the partial sum of every distinct non-zero row of the block."""
-    return _sums(block, block.alike(), block.counts()[0])
+    return _sums(block, block.row_classes(), block.counts()[0])
 
 
 def plan_block(block: Block) -> BlockPlan:
@@ -80,7 +80,7 @@ def plan_block(block: Block) -> BlockPlan:
     rows, rest = np.flatnonzero(nonzero_s), np.flatnonzero(ones_s < block.shape[0])
     least = min(len(rows), 1 + len(rest))
     if least > 1:  # one model is the least of a block that is not 0
-        alike_r = block.alike()
+        alike_r = block.row_classes()
         if len(np.unique(alike_r[nonzero_r > 0])) < least:
             return _sums(block, alike_r, nonzero_r)
     if len(rows) <= 1 + len(rest):

@@ -42,7 +42,7 @@ class Weights:
         self.groups_n: Ints = np.unique(np.asarray(groups_n), return_inverse=True)[1].reshape(-1)
         self.level = level
         self.dtype = np.dtype(dtype)
-        self.apart_c = np.zeros(len(self.ids_c), dtype=bool)
+        self.ungrouped_c = np.zeros(len(self.ids_c), dtype=bool)
         self.groups_c = self.groups_n[self.ids_c]  # of each row; -1 where it stands apart
         self._sizes_c = np.bincount(self.groups_n)[self.groups_c]  # of each row's group
         self.version = 0
@@ -63,7 +63,7 @@ class Weights:
         return len(self.ids_c), len(self.groups_n)
 
     @property
-    def listed(self) -> int:
+    def stored(self) -> int:
         """The number m of entries that are listed."""
         return len(self._keys)
 
@@ -75,7 +75,7 @@ class Weights:
     def bytes_of(self, count: int) -> int:
         """Return the bytes that `count` of such rows would take."""
         own = (
-            self.ids_c, self.apart_c, self.groups_c, self._sizes_c, self._keys, self._values,
+            self.ids_c, self.ungrouped_c, self.groups_c, self._sizes_c, self._keys, self._values,
         )  # fmt: skip
         shared = self.groups_n.nbytes + self._changed_n.nbytes
         return shared + sum(one.nbytes for one in own) * count // max(1, self.shape[0])
@@ -83,7 +83,7 @@ class Weights:
     def copy(self) -> Weights:
         """Return weights that move by themselves."""
         other = Weights(self.ids_c, self.groups_n, self.level, self.dtype.type)
-        other._stand_apart(self.apart_c.copy())
+        other._set_ungrouped(self.ungrouped_c.copy())
         other._keys, other._values = self._keys.copy(), self._values.copy()
         return other
 
@@ -92,9 +92,9 @@ class Weights:
         rows, columns = np.divmod(self._keys, self.shape[1])
         return rows, columns, self._values
 
-    def _stand_apart(self, apart_c: NDArray[np.bool_]) -> None:
-        self.apart_c = apart_c
-        self.groups_c = np.where(apart_c, -1, self.groups_n[self.ids_c])
+    def _set_ungrouped(self, ungrouped_c: NDArray[np.bool_]) -> None:
+        self.ungrouped_c = ungrouped_c
+        self.groups_c = np.where(ungrouped_c, -1, self.groups_n[self.ids_c])
 
     def changed_since(self, version: int, columns: Ints) -> bool:
         """Return whether a weight in these columns is another than at that version."""
@@ -178,7 +178,7 @@ class Weights:
         def count(which: NDArray[np.bool_]) -> Ints:
             return np.bincount(owner[which], minlength=len(rows_k))
 
-        apart_k, across_k = self.apart_c[rows_k], count(~same)
+        apart_k, across_k = self.ungrouped_c[rows_k], count(~same)
         # Of a row apart all non-zero weights are listed, of another those that differ from the group's.
         nonzero_k = np.where(apart_k, lengths, sizes_k - count(same & (values == 0)) + across_k)
         inside_k = count(same & (values == self.dtype.type(self.level)))
@@ -227,8 +227,8 @@ class Weights:
             nonzero_kn = dense_kn != 0
             apart_k = nonzero_kn.sum(axis=1) < named_kn.sum(axis=1)
             named_kn[apart_k] = nonzero_kn[apart_k]
-            self.apart_c[rows_k] = apart_k
-            self._stand_apart(self.apart_c)
+            self.ungrouped_c[rows_k] = apart_k
+            self._set_ungrouped(self.ungrouped_c)
         row, column = np.nonzero(named_kn)
         kept = np.ones(len(self._keys), dtype=bool)
         for begin, end in zip(
@@ -246,27 +246,27 @@ class Weights:
         more = values.astype(np.float64) - self.base(rows, columns)
         counted = np.bincount(rows, weights=more, minlength=self.shape[0])
         answer: NDArray[np.float64] = (
-            float(self.level) * np.where(self.apart_c, 0, self._sizes_c) + counted
+            float(self.level) * np.where(self.ungrouped_c, 0, self._sizes_c) + counted
         )
         return answer
 
     # -- to send and to keep ----------------------------------------------------------------------
 
-    def lists(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what is listed: `apart` [c], how many entries a row has, their columns and values [m]."""
         n = self.shape[1]
         starts = np.searchsorted(self._keys, np.arange(self.shape[0] + 1) * n)
         return {
-            "apart": self.apart_c.astype(np.uint8),
+            "apart": self.ungrouped_c.astype(np.uint8),
             "counts": np.diff(starts),
             "columns": (self._keys % n).astype(np.int32),
             "values": self._values,
         }
 
-    def with_lists(self, ids: Ints, lists: dict[str, NDArray[Any]]) -> Weights:
+    def with_arrays(self, ids: Ints, lists: dict[str, NDArray[Any]]) -> Weights:
         """Return the rows of other clients of the same groups, in ascending order, from what `lists` gave."""
         other = Weights(ids, self.groups_n, self.level, self.dtype.type)
-        other._stand_apart(lists["apart"].astype(bool))
+        other._set_ungrouped(lists["apart"].astype(bool))
         rows = np.repeat(np.arange(len(other.ids_c)), lists["counts"])
         other._keys = rows * self.shape[1] + lists["columns"]
         other._values = lists["values"].astype(self.dtype)
@@ -281,7 +281,7 @@ def join(parts: Sequence[Weights]) -> Weights:
     place[order] = np.arange(len(ids))
     first, n = parts[0], parts[0].shape[1]
     whole = Weights(ids[order], first.groups_n, first.level, first.dtype.type)
-    whole._stand_apart(np.concatenate([part.apart_c for part in parts])[order])
+    whole._set_ungrouped(np.concatenate([part.ungrouped_c for part in parts])[order])
     begin, keys = 0, []
     for part in parts:
         rows, columns, _ = part.entries()

@@ -25,7 +25,7 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.placement_search import propose
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import Config
-from cobo_dist.maths.graph import link_level
+from cobo_dist.maths.graph import link_threshold
 from cobo_dist.maths.weights import Weights
 from cobo_dist.planning.counting_exchange import CountingExchange
 from cobo_dist.planning.fake_clients import BUFFERS, MODEL, FakeClients
@@ -110,7 +110,7 @@ class DryRun:
         """Return where clients would move at some W; None if they stay (comm.placement)."""
         if weights is None or self.config.comm.placement == "static":
             return None
-        level = link_level(equal_share(self.config.algorithm, self.task.clients))
+        level = link_threshold(equal_share(self.config.algorithm, self.task.clients))
         found = propose(
             weights, self.placement, level, self.algorithm.sums,
             deterministic=self.config.comm.deterministic,

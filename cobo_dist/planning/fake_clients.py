@@ -143,6 +143,6 @@ class StatelessOptimizer:
         """Return the gradients."""
         return gradients_cd
 
-    def memory(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Return nothing."""
         return {}

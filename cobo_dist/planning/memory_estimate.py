@@ -114,7 +114,7 @@ def state_rows(config: OptimizerConfig, count: int, dtype: torch.dtype) -> float
     if not count:
         return 0.0
     like_cd = torch.empty(count, 1, dtype=dtype, device="meta")
-    held = build_optimizer(config, like_cd).memory().values()
+    held = build_optimizer(config, like_cd).state().values()
     return sum(len(one) for one in held if one.is_floating_point()) / count
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.maths.graph import Places, components, link_level
+from cobo_dist.maths.graph import OffDiagonalWeights, components, link_threshold
 from cobo_dist.maths.weights import Weights
 
 _ROUNDING = 1e-6  # of a row that sums to 1
@@ -24,7 +24,7 @@ class GraphStats:
     def __init__(self, weights: Weights, share: float = 0.0) -> None:
         """Follow the weights of all n clients."""
         n = weights.shape[1]
-        self.share, self.link = share, link_level(share)
+        self.share, self.link = share, link_threshold(share)
         self.one = 1.0 - _ROUNDING if share else 1.0
         self.pairs = n * (n - 1) // 2
         self.count = 2 * self.pairs if share else self.pairs  # of weights
@@ -33,7 +33,7 @@ class GraphStats:
     def reset(self, weights: Weights) -> None:
         """Take over a gathered W."""
         self.weights = weights.copy()
-        places = Places(weights)
+        places = OffDiagonalWeights(weights)
         # Where W is symmetric, every weight has two places.
         self.at_0, self.at_1, self.links = (
             places.count(holds) // (1 if self.share else 2)
@@ -74,7 +74,7 @@ class GraphStats:
 
     def is_uniform(self) -> bool:
         """Return whether every client gives every other an equal share, up to rounding."""
-        near = Places(self.weights).count(lambda w: np.abs(w / self.share - 1.0) < 1e-3)
+        near = OffDiagonalWeights(self.weights).count(lambda w: np.abs(w / self.share - 1.0) < 1e-3)
         return near == 2 * self.pairs
 
     def figures(self) -> dict[str, float | int]:

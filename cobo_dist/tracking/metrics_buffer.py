@@ -18,7 +18,7 @@ from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.errors import RunFailure
-from cobo_dist.phase_timer import KINDS
+from cobo_dist.phase_timer import PHASES
 from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.weight_snapshots import gather_weights
@@ -74,7 +74,7 @@ class MetricsBuffer:
             arrays[name] = np.concatenate(parts) if parts else np.empty(0)
         if self.profiles:
             taken = self.timer.take()  # logging of the round before among it
-            arrays["profile"] = np.array([taken[kind] for kind in KINDS])
+            arrays["profile"] = np.array([taken[kind] for kind in PHASES])
         if self.task.diagnoses:
             # A copy: X moves on before the bundle leaves.
             arrays["models"] = self.clients.x_cd.double().cpu().numpy().copy()
@@ -176,7 +176,7 @@ class MetricsBuffer:
                 row |= self.task.diagnose(in_client_order(models))
             if self.profiles:
                 profiles = np.array([rank[f"{number}.profile"] for rank in ranks]).T.tolist()
-                self.run_logger.profile(row["round"], dict(zip(KINDS, profiles, strict=True)))
+                self.run_logger.profile(row["round"], dict(zip(PHASES, profiles, strict=True)))
             rows.append(row)
             moves.append(
                 {"replaced": row.pop("replaced")}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cobo_dist.comm.traffic_counter import PURPOSES, TRAINING
 from cobo_dist.formatting import human_bytes
-from cobo_dist.maths.graph import cluster_match, link_level, means_by_truth
+from cobo_dist.maths.graph import cluster_match, link_threshold, means_by_truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.disk import writing
 from cobo_dist.storage.run_dir import RunDir
@@ -245,7 +245,7 @@ class RunLogger:
         """Return how well the last W agrees with the true clusters, where they are known."""
         if self.clusters is None or self.graph is None:
             return None
-        return cluster_match(self.graph.weights, self.clusters, link_level(self.share))
+        return cluster_match(self.graph.weights, self.clusters, link_threshold(self.share))
 
     def weights_by_truth(self) -> tuple[float, float] | None:
         """Return the last mean weight within and across the true clusters."""

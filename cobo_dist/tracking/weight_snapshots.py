@@ -48,7 +48,7 @@ class WeightSnapshots:
             self._dense[r] = weights.dense().astype(np.float32)
             self._write()
         else:
-            lists = _lists(weights) | {"values": weights.lists()["values"].astype(np.float32)}
+            lists = _lists(weights) | {"values": weights.arrays()["values"].astype(np.float32)}
             self.folder.append_weights(r, lists, self.clusters, self.names)
 
     def _write(self) -> None:
@@ -107,24 +107,24 @@ def is_state(arrays: Mapping[str, NDArray[Any]], n: int) -> bool:
 
 def _lists(weights: Weights) -> Arrays:
     level = np.array([weights.level], dtype=np.float64)
-    return {"groups": weights.groups_n, "level": level} | weights.lists()
+    return {"groups": weights.groups_n, "level": level} | weights.arrays()
 
 
 def _from_lists(lists: Arrays) -> Weights:
     ids = np.arange(len(lists["groups"]))
     none = Weights(ids, lists["groups"], float(lists["level"][0]), lists["values"].dtype.type)
-    return none.with_lists(ids, lists)
+    return none.with_arrays(ids, lists)
 
 
 def gather_weights(
     exchange: Exchange, weights: Weights, purpose: str = "logging"
 ) -> tuple[Weights | None, int]:
     """Bring all rows of W to the coordinator; return them there, and the bytes that all others sent."""
-    records = exchange.gather(save(weights.lists()), purpose)
+    records = exchange.gather(save(weights.arrays()), purpose)
     if not records:
         return None, 0
     parts = [
-        weights.with_lists(ids, load(one))
+        weights.with_arrays(ids, load(one))
         for ids, one in zip(exchange.placement.by_rank, records, strict=True)
     ]
     return join(parts), sum(map(len, records[1:]))

@@ -24,7 +24,7 @@ from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.placement_search import Ids, Move, models_sent, propose
 from cobo_dist.config import Config
-from cobo_dist.maths.graph import link_level
+from cobo_dist.maths.graph import link_threshold
 from cobo_dist.maths.weights import Weights
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.weight_snapshots import gather_weights
@@ -58,7 +58,7 @@ def put_rows(weights: Weights, rows: Iterable[tuple[int, Tensor]]) -> None:
 def _kept(clients: ClientBatch, algorithm: Algorithm, row: int) -> list[Tensor]:
     """Return views of all that a client keeps between rounds, its row of W left out."""
     rows = algorithm.state().rows.values()
-    return [*clients.memory(row).values(), *(held[row] for held in rows)]
+    return [*clients.client_state(row).values(), *(held[row] for held in rows)]
 
 
 def _length(tensors: list[Tensor]) -> int:
@@ -88,7 +88,7 @@ class ClientMigrator:
         """Move `clients`; `rebuild` returns a new algorithm over those that are here at that time."""
         self.config, self.clients, self.exchange = config, clients, exchange
         self.rebuild, self.run_logger = rebuild, run_logger
-        self.level = link_level(equal_share(config.algorithm, exchange.placement.clients))
+        self.level = link_threshold(equal_share(config.algorithm, exchange.placement.clients))
         wire = (
             clients.x_cd if config.comm.dtype == "model" else torch.empty(0, dtype=torch.bfloat16)
         )

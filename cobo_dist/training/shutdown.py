@@ -121,7 +121,7 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
         if not has_told:  # no folder yet, or a full disk: whoever is left of the first two speaks
             return RunFailure(line, here_only=rank == 1)
         _forget_frames(error)
-        session.hang_up()
+        session.disconnect()
         told = _ask_the_reports(folder, line, rank, error.peers, r)
         here_only = told is not None
         if told is not None:

@@ -13,7 +13,7 @@ from problems import QUIET, models, rows, train
 
 from cobo_dist.cli.report import main as report
 from cobo_dist.errors import ConfigError
-from cobo_dist.phase_timer import KINDS, PhaseTimer
+from cobo_dist.phase_timer import PHASES, PhaseTimer
 from cobo_dist.reports.reading import read_run
 
 RUN = [
@@ -57,9 +57,9 @@ def test_every_round_says_where_its_time_went(profiled: Path) -> None:
     assert [row["round"] for row in found] == list(range(1, 15))
     seconds = {row["round"]: row["seconds"] for row in rows(profiled, "round")}
     for row in found:
-        assert tuple(row["seconds"]) == KINDS
-        spent = np.array([row["seconds"][kind] for kind in KINDS])
-        assert spent.shape == (len(KINDS), 2)
+        assert tuple(row["seconds"]) == PHASES
+        spent = np.array([row["seconds"][kind] for kind in PHASES])
+        assert spent.shape == (len(PHASES), 2)
         assert (spent >= 0).all()
         # A round's own seconds are all there, on rank 0 whose clock both are.
         assert spent[:, 0].sum() >= seconds[row["round"]] - 1e-3
@@ -88,7 +88,7 @@ def test_the_figure_has_a_bar_for_each_rank(
     assert report([str(profiled), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "profile.png").stat().st_size > 5000
     lines = (tmp_path / "profile.csv").read_text().splitlines()
-    assert len(lines) == 1 + 2 * len(KINDS)
+    assert len(lines) == 1 + 2 * len(PHASES)
     assert lines[1].endswith(",4")  # rounds 11 to 14
     assert "Where a round&#x27;s time goes" in (tmp_path / "index.html").read_text()
 

@@ -20,7 +20,7 @@ from problems import QUIET
 
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.consistency import (
-    View,
+    ProcessInfo,
     disagreement,
     leaders,
     missing,
@@ -231,11 +231,11 @@ def test_an_unknown_name_of_rank_0s_host(pool: RankPool) -> None:
 # -- the judgement, without processes ----------------------------------------------------------------
 
 
-def view(rank: int, size: int = 4, host: str = "a", **more: object) -> View:
+def view(rank: int, size: int = 4, host: str = "a", **more: object) -> ProcessInfo:
     address = {"a": "10.0.0.1", "b": "10.0.0.2"}.get(host, "")
     known = {"lo": "127.0.0.1", "eth0": address}
     given = {"address": address, "interface": "eth0", "interfaces": known, "network": host}
-    return View(rank, size, "torchrun", host, 100 + rank, f"t{rank}", **{**given, **more})  # type: ignore[arg-type]
+    return ProcessInfo(rank, size, "torchrun", host, 100 + rank, f"t{rank}", **{**given, **more})  # type: ignore[arg-type]
 
 
 GOOD = [view(0), view(1), view(2, host="b"), view(3, host="b")]

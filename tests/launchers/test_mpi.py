@@ -190,7 +190,7 @@ def test_an_old_mpi4py_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     old = SimpleNamespace(MPI=None, __version__="3.1.6")
     monkeypatch.setitem(sys.modules, "mpi4py", old)
     with pytest.raises(ConfigError, match=r"mpi4py 3\.1\.6 cannot send messages of 2 GiB"):
-        mpi_world.enter("comm.backend=mpi")
+        mpi_world.start_mpi("comm.backend=mpi")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_ranks_that_mpi_counts_differently_are_refused(
 ) -> None:
     """For one, srun without a word to MPI: MPI takes each process for a run of one."""
     comm = SimpleNamespace(rank=rank, size=size)
-    monkeypatch.setattr(mpi_world, "_world", mpi_world.World(None, comm, None))
+    monkeypatch.setattr(mpi_world, "_world", mpi_world.MpiWorld(None, comm, None))
     with pytest.raises(ConfigError) as caught, open_mpi(launched("srun"), 1.0):
         pass
     assert type(caught.value) is kind
@@ -224,15 +224,15 @@ def test_a_refusal_that_all_ranks_agree_on_ends_in_order(tmp_path: Path) -> None
 
 PLANTED = """
 import os, sys, time, signal
-import cobo_dist.train as train
+import cobo_dist.cli.train as train
 from cobo_dist.algorithms.cobo import CoBo
-from cobo_dist.comm.mpi_world import enter, leave
+from cobo_dist.comm.transports.mpi_world import exit_barrier, start_mpi
 from cobo_dist.errors import ConfigError
 
 how, sound_config, sound_round = sys.argv[1], train.load_config, CoBo.round
 
 def here(*hows):
-    if how in hows and enter("the test").comm.rank == 1:
+    if how in hows and start_mpi("the test").comm.rank == 1:
         open("bad_since", "w").write(str(time.time()))
         return True
 
@@ -254,7 +254,7 @@ def bad_round(self, t):
     return sound_round(self, t)
 
 train.load_config, CoBo.round = bad_config, bad_round
-leave(train.main(sys.argv[2:]))
+exit_barrier(train.main(sys.argv[2:]))
 """
 
 
@@ -325,6 +325,6 @@ def test_the_door_is_patient_with_ranks_that_will_come(
     everyone = SimpleNamespace(Abort=aborted.append)
     mpi = SimpleNamespace(COMM_WORLD=everyone, Exception=RuntimeError)
     door = SimpleNamespace(Ibarrier=lambda: arrived)
-    monkeypatch.setattr(mpi_world, "PATIENCE", 0.0)
-    mpi_world._pass_the_door(mpi_world.World(mpi, None, door, code, unfinished))
+    monkeypatch.setattr(mpi_world, "EXIT_BARRIER_SECONDS", 0.0)
+    mpi_world._wait_for_all_ranks(mpi_world.MpiWorld(mpi, None, door, code, unfinished))
     assert aborted == aborts

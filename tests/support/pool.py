@@ -173,9 +173,9 @@ def _serve_mpi(address: str) -> None:
 
     from cobo_dist.comm.session import Session
     from cobo_dist.comm.transports.mpi_transport import open_mpi
-    from cobo_dist.comm.transports.mpi_world import enter, exit_barrier
+    from cobo_dist.comm.transports.mpi_world import exit_barrier, start_mpi
 
-    world = enter("the tests use MPI")
+    world = start_mpi("the tests use MPI")
 
     @contextmanager
     def connect(launch: Launch, timeout: float) -> Iterator[Session]:

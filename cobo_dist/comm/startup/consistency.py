@@ -10,7 +10,7 @@ from cobo_dist.comm.startup.interfaces import in_words, is_loopback
 
 
 @dataclass(frozen=True)
-class View:
+class ProcessInfo:
     """One process as it sees itself."""
 
     rank: int
@@ -58,15 +58,15 @@ def numbers_in_words(numbers: Iterable[int]) -> str:
     )
 
 
-def hosts_of(views: Sequence[View]) -> dict[tuple[str, str], list[View]]:
+def hosts_of(views: Sequence[ProcessInfo]) -> dict[tuple[str, str], list[ProcessInfo]]:
     """Return the views of each host, in the order of ranks."""
-    hosts: dict[tuple[str, str], list[View]] = {}
+    hosts: dict[tuple[str, str], list[ProcessInfo]] = {}
     for view in sorted(views, key=lambda view: view.rank):
         hosts.setdefault(view.place, []).append(view)
     return hosts
 
 
-def ranks_in_words(views: Sequence[View]) -> str:
+def ranks_in_words(views: Sequence[ProcessInfo]) -> str:
     """Return `0, 1 on node7; 2, 3 on node8`."""
     return "; ".join(
         f"{numbers_in_words(view.rank for view in there)} on {host}"
@@ -74,7 +74,7 @@ def ranks_in_words(views: Sequence[View]) -> str:
     )
 
 
-def disagreement(views: Sequence[View]) -> str:
+def disagreement(views: Sequence[ProcessInfo]) -> str:
     """Return why these ranks, which need not be all, can never go together; empty if they can.
 
     One line: who, with which values, and the remedy.
@@ -86,7 +86,7 @@ def disagreement(views: Sequence[View]) -> str:
     return next(filter(None, (check(views) for check in checks)), "")
 
 
-def missing(views: Sequence[View], world_size: int, seconds: float) -> str:
+def missing(views: Sequence[ProcessInfo], world_size: int, seconds: float) -> str:
     """Return the line that names who did not come within `seconds`."""
     absent = sorted(set(range(world_size)) - {view.rank for view in views})
     return (
@@ -96,7 +96,7 @@ def missing(views: Sequence[View], world_size: int, seconds: float) -> str:
     )
 
 
-def _other_size(views: Sequence[View]) -> str:
+def _other_size(views: Sequence[ProcessInfo]) -> str:
     sizes = Counter(view.world_size for view in views)
     if len(sizes) < 2:
         return ""
@@ -112,7 +112,7 @@ def _other_size(views: Sequence[View]) -> str:
     )
 
 
-def _twice(views: Sequence[View]) -> str:
+def _twice(views: Sequence[ProcessInfo]) -> str:
     for rank, count in sorted(Counter(view.rank for view in views).items()):
         if count > 1:
             who = " and ".join(f"process {v.pid} on {v.host}" for v in views if v.rank == rank)
@@ -120,7 +120,7 @@ def _twice(views: Sequence[View]) -> str:
     return ""
 
 
-def _other_backend(views: Sequence[View]) -> str:
+def _other_backend(views: Sequence[ProcessInfo]) -> str:
     if len({view.backend for view in views}) < 2:
         return ""
     opinions = "; ".join(
@@ -133,8 +133,8 @@ def _other_backend(views: Sequence[View]) -> str:
     )
 
 
-def _one_gpu(views: Sequence[View]) -> str:
-    held: dict[tuple[tuple[str, str], str], View] = {}
+def _one_gpu(views: Sequence[ProcessInfo]) -> str:
+    held: dict[tuple[tuple[str, str], str], ProcessInfo] = {}
     for view in sorted(views, key=lambda view: view.rank):
         if view.gpu:
             other = held.setdefault((view.place, view.gpu), view)
@@ -147,7 +147,7 @@ def _one_gpu(views: Sequence[View]) -> str:
     return ""
 
 
-def _loopback_across(views: Sequence[View]) -> str:
+def _loopback_across(views: Sequence[ProcessInfo]) -> str:
     if len({view.stack for view in views}) < 2:
         return ""
     for view in sorted(views, key=lambda view: view.rank):
@@ -159,8 +159,8 @@ def _loopback_across(views: Sequence[View]) -> str:
     return ""
 
 
-def _one_address(views: Sequence[View]) -> str:
-    owners: dict[str, View] = {}
+def _one_address(views: Sequence[ProcessInfo]) -> str:
+    owners: dict[str, ProcessInfo] = {}
     for view in sorted(views, key=lambda view: view.rank):
         other = owners.setdefault(view.address, view) if view.address else view
         if other.stack != view.stack:
@@ -172,22 +172,22 @@ def _one_address(views: Sequence[View]) -> str:
     return ""
 
 
-def _set_interface(view: View) -> str:
+def _set_interface(view: ProcessInfo) -> str:
     return (
         "set GLOO_SOCKET_IFNAME to the interface that joins the hosts "
         f"({view.host} has {in_words(view.interfaces)})"
     )
 
 
-def leaders(views: Sequence[View]) -> list[View]:
+def leaders(views: Sequence[ProcessInfo]) -> list[ProcessInfo]:
     """Return the first rank of each network stack: what one of them can reach, its neighbours can."""
-    first: dict[str, View] = {}
+    first: dict[str, ProcessInfo] = {}
     for view in sorted(views, key=lambda view: view.rank):
         first.setdefault(view.stack, view)
     return list(first.values())
 
 
-def unreachable(seeker: View, sought: View, reason: str) -> str:
+def unreachable(seeker: ProcessInfo, sought: ProcessInfo, reason: str) -> str:
     """Return the line on one host that cannot reach another."""
     return (
         f"{seeker} cannot reach {sought} at {sought.address} (interface "

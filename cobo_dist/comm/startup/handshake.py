@@ -16,7 +16,13 @@ from typing import Any
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from cobo_dist.comm.startup import reachability as reach
-from cobo_dist.comm.startup.consistency import View, disagreement, leaders, missing, unreachable
+from cobo_dist.comm.startup.consistency import (
+    ProcessInfo,
+    disagreement,
+    leaders,
+    missing,
+    unreachable,
+)
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.errors import ConfigError, HostConfigError
 
@@ -34,14 +40,14 @@ def is_agents(launch: Launch) -> bool:
     )
 
 
-class RollCall:
+class Handshake:
     """Every rank tells its view; rank 0 judges; all hear the verdict.
 
     torchrun's store outlives restarts, and where nodes come and go its agents count them differently. So
     rank 0 numbers the roll calls, and the others enter themselves in the newest, again if one follows.
     """
 
-    def __init__(self, store: Store, launch: Launch, me: View, seconds: float) -> None:
+    def __init__(self, store: Store, launch: Launch, me: ProcessInfo, seconds: float) -> None:
         self.store, self.launch, self.me, self.seconds = store, launch, me, seconds
         self.until = time.monotonic() + seconds
         self.number = 0  # of the roll call; 0: rank 0 has not begun any
@@ -84,14 +90,14 @@ class RollCall:
                 time.sleep(0.02)
             raise ConfigError(trouble)
 
-    def _collect(self) -> tuple[list[View], str]:
+    def _collect(self) -> tuple[list[ProcessInfo], str]:
         """Return the views of those who came, and why they cannot go together."""
-        views: list[View] = []
+        views: list[ProcessInfo] = []
         trouble, until, pause = "", self.until, 0.005
         while True:
             here = self.store.add(self._key("arrived"), 0)
             while len(views) < here and (told := self._told(f"view/{len(views)}")):
-                views.append(View(**told))
+                views.append(ProcessInfo(**told))
                 if not trouble and (trouble := disagreement(views)):
                     until = min(until, time.monotonic() + OTHERS)
                 pause = 0.005
@@ -103,7 +109,7 @@ class RollCall:
             time.sleep(pause)
             pause = min(0.1, 1.5 * pause)
 
-    def _try_links(self, views: list[View]) -> str:
+    def _try_links(self, views: list[ProcessInfo]) -> str:
         """Let one rank of each host call the others; return what the first that failed says."""
         first = leaders(views)
         if len(first) < 2:
@@ -133,7 +139,7 @@ class RollCall:
                 called = False
             if not called and (told := self._told("leaders")):
                 called = True
-                first = [View(**one) for one in told]
+                first = [ProcessInfo(**one) for one in told]
                 until += GRACE + reach.SECONDS * len(first)
                 if self.me.token in [view.token for view in first]:
                     self._reach(first)
@@ -158,7 +164,7 @@ class RollCall:
             return None  # of an earlier start
         return verdict
 
-    def _reach(self, first: list[View]) -> None:
+    def _reach(self, first: list[ProcessInfo]) -> None:
         """Call the other leaders and tell rank 0 who could not be reached."""
         failures: dict[int, str] = {}
         try:
@@ -191,7 +197,7 @@ class RollCall:
         for number in range(self.store.add(self._key("arrived"), 0)):
             told = self._told(f"view/{number}")
             if told and told["token"] not in judged["tokens"]:
-                here.append(View(**told))
+                here.append(ProcessInfo(**told))
         first = self.store.add(self._key(f"mourners/{self.launch.restarts}"), 1) == 1
         raise (HostConfigError if first else ConfigError)(
             missing(here, self.launch.world_size, self.seconds)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cobo_dist.comm.transports.mpi_world import enter
+from cobo_dist.comm.transports.mpi_world import start_mpi
 from cobo_dist.errors import ConfigError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -135,7 +135,7 @@ def _from_srun(env: Mapping[str, str]) -> Launch:
 
 
 def _from_mpirun() -> Launch:
-    mpi = enter("started by mpirun").mpi
+    mpi = start_mpi("started by mpirun").mpi
     world: Any = mpi.COMM_WORLD
     node = world.Split_type(mpi.COMM_TYPE_SHARED)
     address, port = world.bcast((socket.gethostname(), _free_port()) if world.rank == 0 else None)

@@ -15,7 +15,7 @@ from cobo_dist.comm.transports.base import Transport
 
 MODEL_BYTES = 26_000_000
 """About one ResNet-9 of the paper in float32."""
-FEW = 8
+MAX_RANKS_FOR_ALL_LINKS = 8
 """Up to so many ranks, all links are measured, one after another."""
 PINGS, HEAVY = 10, 3
 
@@ -40,7 +40,7 @@ def choose_links(ranks: int) -> tuple[list[list[Pair]], str]:
     All pairs among few ranks, one a step. Among many, neighbours in the ring of ranks (about half of them
     at the same time, as in a run) and rank 0 with every other (one a step).
     """
-    if ranks <= FEW:
+    if ranks <= MAX_RANKS_FOR_ALL_LINKS:
         every = list(itertools.combinations(range(ranks), 2))
         return [[pair] for pair in every], "every pair of ranks, one after another"
     ring = [(k, k + 1) for k in range(ranks - 1)]
@@ -48,7 +48,7 @@ def choose_links(ranks: int) -> tuple[list[list[Pair]], str]:
     steps = [ring[0::2], ring[1::2], *star]
     return steps, (
         "neighbours (rank k with k + 1, half of them at a time) and rank 0 with every other, since "
-        f"there are more than {FEW} ranks"
+        f"there are more than {MAX_RANKS_FOR_ALL_LINKS} ranks"
     )
 
 

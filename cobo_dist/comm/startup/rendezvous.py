@@ -19,8 +19,8 @@ from ipaddress import ip_address
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from cobo_dist.comm.startup.consistency import View
-from cobo_dist.comm.startup.handshake import RollCall, is_agents
+from cobo_dist.comm.startup.consistency import ProcessInfo
+from cobo_dist.comm.startup.handshake import Handshake, is_agents
 from cobo_dist.comm.startup.interfaces import (
     gloo_endpoint,
     is_loopback,
@@ -49,7 +49,7 @@ def connect(launch: Launch, seconds: float, device: torch.device) -> Store:
     me = describe(launch, device)
     store = _serve(launch, seconds) if _serves(launch) else _join(launch, me, seconds)
     try:
-        number = RollCall(store, launch, me, seconds).call()
+        number = Handshake(store, launch, me, seconds).call()
     except (RuntimeError, ValueError) as error:  # the store, or rank 0 with it, has gone
         raise _said_by(launch)(
             f"the store at {launch.place} was lost while ranks were gathering: {_first_line(error)}; see "
@@ -58,11 +58,11 @@ def connect(launch: Launch, seconds: float, device: torch.device) -> Store:
     return PrefixStore(f"session/{number}", store)
 
 
-def describe(launch: Launch, device: torch.device) -> View:
+def describe(launch: Launch, device: torch.device) -> ProcessInfo:
     """Return how this process sees itself."""
     endpoint = gloo_endpoint(os.environ)
     on_gpu = device.type == "cuda"
-    return View(
+    return ProcessInfo(
         rank=launch.rank,
         world_size=launch.world_size,
         launcher=launch.launcher,
@@ -132,7 +132,7 @@ def _listen_only_there(launch: Launch) -> int | None:
         return listener.detach()  # the store closes it
 
 
-def _join(launch: Launch, me: View, seconds: float) -> TCPStore:
+def _join(launch: Launch, me: ProcessInfo, seconds: float) -> TCPStore:
     """Return the store that rank 0, or torchrun, serves.
 
     Only a port that somebody listens at is handed to torch, which would complain with its stack; and
@@ -183,7 +183,7 @@ def _knock(address: str, port: int, until: float) -> str:
     return ""
 
 
-def _no_answer(launch: Launch, me: View, seconds: float, why: str) -> str:
+def _no_answer(launch: Launch, me: ProcessInfo, seconds: float, why: str) -> str:
     own = ""
     if is_loopback(launch.address):
         own = f" ({launch.address} is {me.host} itself: rank 0 must run here)"

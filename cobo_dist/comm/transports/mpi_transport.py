@@ -24,7 +24,7 @@ from cobo_dist.comm.transports.base import (
     check_message,
     posting_order,
 )
-from cobo_dist.comm.transports.mpi_world import World, enter
+from cobo_dist.comm.transports.mpi_world import MpiWorld, start_mpi
 from cobo_dist.errors import ConfigError, HostConfigError
 
 MESSAGE, FAILURE = 0, 1  # tags; a failing rank's word must not be taken for a model
@@ -43,7 +43,7 @@ class MpiTransport:
         timeout: seconds after which a silent rank counts as lost.
     """
 
-    def __init__(self, world: World, comm: Any, timeout: float) -> None:
+    def __init__(self, world: MpiWorld, comm: Any, timeout: float) -> None:
         self.world, self.comm, self.timeout = world, comm, timeout
         self.rank: int = comm.rank
         self.world_size: int = comm.size
@@ -188,7 +188,7 @@ def open_mpi(launch: Launch, timeout: float, comm: Any = None) -> Iterator[MpiTr
     Raises:
         ConfigError: MPI counts ranks differently, as where srun started what MPI takes for runs of one.
     """
-    world = enter("comm.backend=mpi")
+    world = start_mpi("comm.backend=mpi")
     comm = comm or world.comm
     if (comm.rank, comm.size) != (launch.rank, launch.world_size):
         # A wrong size shows on all ranks, so that rank 0 can speak for them.

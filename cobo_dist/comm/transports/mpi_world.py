@@ -17,13 +17,13 @@ from typing import Any, NoReturn
 
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError
 
-PATIENCE = 5.0
+EXIT_BARRIER_SECONDS = 5.0
 """Seconds that a failed rank waits at the door; more than the pause in which rank 0 speaks first."""
 NAP = 0.002
 
 
 @dataclass
-class World:
+class MpiWorld:
     """What this process knows of MPI."""
 
     mpi: Any  # mpi4py.MPI
@@ -41,10 +41,10 @@ class World:
         return f"mpi: {name} (MPI {standard}, mpi4py {sys.modules['mpi4py'].__version__})"
 
 
-_world: World | None = None
+_world: MpiWorld | None = None
 
 
-def enter(why: str) -> World:
+def start_mpi(why: str) -> MpiWorld:
     """Return MPI's world; the first call starts MPI, and all ranks must make it.
 
     mpi4py's own start asks for MPI_THREAD_MULTIPLE. One thread needs less, but the progress threads
@@ -73,8 +73,8 @@ def enter(why: str) -> World:
                 "pip install 'cobo_dist[mpi]', which brings mpi4py 4"
             )
         everyone: Any = mpi.COMM_WORLD
-        _world = World(mpi, everyone.Dup(), everyone.Dup())
-        atexit.register(_pass_the_door, _world)
+        _world = MpiWorld(mpi, everyone.Dup(), everyone.Dup())
+        atexit.register(_wait_for_all_ranks, _world)
     return _world
 
 
@@ -85,8 +85,8 @@ def exit_barrier(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _pass_the_door(world: World) -> None:
-    """Wait until all ranks end; a rank that failed ends them after `PATIENCE` seconds.
+def _wait_for_all_ranks(world: MpiWorld) -> None:
+    """Wait until all ranks end; a rank that failed ends them after `EXIT_BARRIER_SECONDS` seconds.
 
     Runs as Python exits, after tracebacks are printed and before mpi4py calls MPI_Finalize.
     """
@@ -94,13 +94,13 @@ def _pass_the_door(world: World) -> None:
         with suppress(OSError, ValueError):  # whoever read along may have left
             stream.flush()
     # Of these two all ranks know, so all will come, however long the last files take.
-    patience = float("inf") if world.code in (EXIT_DONE, EXIT_STOPPED) else PATIENCE
+    patience = float("inf") if world.code in (EXIT_DONE, EXIT_STOPPED) else EXIT_BARRIER_SECONDS
     # MPI_Finalize would wait too, but with a core at full speed.
     if not _everyone_comes(world, patience) or world.unfinished:
         world.mpi.COMM_WORLD.Abort(world.code or EXIT_FAILED)
 
 
-def _everyone_comes(world: World, patience: float) -> bool:
+def _everyone_comes(world: MpiWorld, patience: float) -> bool:
     until = time.monotonic() + patience
     try:
         arrived = world.door.Ibarrier()

@@ -110,16 +110,16 @@ def test_both_ends_of_a_block_plan_alike_and_no_more_than_its_matrix(case: tuple
     for to, mine in enumerate(ranks):
         for source, theirs in enumerate(ranks):
             matrix = dense[np.ix_(mine, theirs)]
-            wanted = mixing.plan_block(blocks_of(parts[to], ranks)[source])
-            owed = mixing.plan_block(blocks_of(parts[source], ranks)[to].transposed)
-            assert (wanted.kind, wanted.models) == (owed.kind, owed.models)
-            assert wanted.models <= least(matrix)
-            np.testing.assert_array_equal(wanted.send, owed.send)
-            payload = torch.empty(owed.models, size, dtype=x_nd.dtype)
+            incoming = mixing.plan_block(blocks_of(parts[to], ranks)[source])
+            outgoing = mixing.plan_block(blocks_of(parts[source], ranks)[to].transposed)
+            assert (incoming.kind, incoming.models) == (outgoing.kind, outgoing.models)
+            assert incoming.models <= least(matrix)
+            np.testing.assert_array_equal(incoming.send, outgoing.send)
+            payload = torch.empty(outgoing.models, size, dtype=x_nd.dtype)
             into = torch.zeros(len(mine), size, dtype=x_nd.dtype)
-            if owed.models:
-                pack(owed, x_nd[theirs], payload)
-                unpack(wanted, payload, into)
+            if outgoing.models:
+                pack(outgoing, x_nd[theirs], payload)
+                unpack(incoming, payload, into)
             expected = torch.from_numpy(matrix.astype(np.float64)) @ x_nd[theirs]
             torch.testing.assert_close(into, expected, rtol=0, atol=1e-12)
 
@@ -210,11 +210,11 @@ def test_only_what_changed_is_planned_again() -> None:
         ]
 
     before = routes.for_symmetric(weights)
-    assert [route.wanted.models for route in before] == [1, 2, 1, 1], "its own lie where they are"
+    assert [route.incoming.models for route in before] == [1, 2, 1, 1], "its own lie where they are"
     assert same_as(before) == [True] * 4
     weights.put(np.array([0, 1]), np.array([4, 6]), np.array([0.5, 1.0]))  # the latter is no change
     assert same_as(before) == [True, True, False, True]
-    assert [route.wanted.models for route in routes.for_symmetric(weights)] == [1, 2, 2, 1]
+    assert [route.incoming.models for route in routes.for_symmetric(weights)] == [1, 2, 2, 1]
     weights = weights.copy()
     assert same_as(before) == [False] * 4
 

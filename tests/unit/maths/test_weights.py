@@ -45,12 +45,12 @@ def test_they_are_the_matrix_that_they_stand_for(case: tuple) -> None:
         np.testing.assert_array_equal(weights.at(rows, columns), values)
         np.testing.assert_allclose(weights.sums(), dense.sum(axis=1, dtype=np.float64))
         differing = (dense != written_out(ids, groups, level)).sum(axis=1)
-        assert weights.listed == np.minimum(differing, (dense != 0).sum(axis=1)).sum()
+        assert weights.stored == np.minimum(differing, (dense != 0).sum(axis=1)).sum()
         again = Weights(ids, groups, level)
         again.put_rows(np.arange(len(ids)), dense)
         for one, other in zip(again.entries(), weights.entries(), strict=True):
             np.testing.assert_array_equal(one, other, "the same lists, however it came to be so")
-        np.testing.assert_array_equal(again.apart_c, weights.apart_c)
+        np.testing.assert_array_equal(again.ungrouped_c, weights.ungrouped_c)
     other = weights.copy()
     some = np.arange(len(ids))[::2]
     other.put_rows(some, np.full((len(some), len(groups)), 0.5, dtype=np.float32))
@@ -58,7 +58,7 @@ def test_they_are_the_matrix_that_they_stand_for(case: tuple) -> None:
     dense[some] = 0.5
     np.testing.assert_array_equal(other.dense(), dense)
     np.testing.assert_array_equal(Weights.of_rows(ids, dense).dense(), dense)
-    told = weights.with_lists(weights.ids_c, weights.lists())
+    told = weights.with_arrays(weights.ids_c, weights.arrays())
     np.testing.assert_array_equal(told.dense(), weights.dense())
 
 
@@ -100,6 +100,6 @@ def test_when_most_have_moved_to_zero_those_left_are_listed() -> None:
     weights = Weights(range(4), np.zeros(4))
     rows, columns = np.nonzero(~np.eye(4, dtype=bool))
     weights.put(rows, columns, np.zeros(12))
-    assert weights.listed == 4
-    assert weights.apart_c.all()
+    assert weights.stored == 4
+    assert weights.ungrouped_c.all()
     np.testing.assert_array_equal(weights.dense(), np.eye(4))

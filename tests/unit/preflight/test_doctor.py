@@ -12,7 +12,12 @@ from problems import write_quadratic
 
 from cobo_dist.cli import doctor
 from cobo_dist.comm.session import Session
-from cobo_dist.comm.startup.link_benchmark import FEW, Link, choose_links, measure
+from cobo_dist.comm.startup.link_benchmark import (
+    MAX_RANKS_FOR_ALL_LINKS,
+    Link,
+    choose_links,
+    measure,
+)
 from cobo_dist.config import load_config
 from cobo_dist.preflight.diagnose import Finding, RankInfo, judge
 from cobo_dist.preflight.probe import _look, core_quota
@@ -99,7 +104,9 @@ def test_little_room_clocks_and_slow_links() -> None:
     assert "GLOO_SOCKET_IFNAME" in bad[3].remedy
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, FEW, FEW + 1, 20, 33])
+@pytest.mark.parametrize(
+    "ranks", [1, 2, 3, MAX_RANKS_FOR_ALL_LINKS, MAX_RANKS_FOR_ALL_LINKS + 1, 20, 33]
+)
 def test_the_choice_of_links(ranks: int) -> None:
     """No rank measures two links at once; few ranks measure all, many the ring and rank 0's star."""
     steps, _ = choose_links(ranks)
@@ -111,7 +118,9 @@ def test_the_choice_of_links(ranks: int) -> None:
         assert len(set(busy)) == len(busy)
     ring, star = {(k, k + 1) for k in range(ranks - 1)}, {(0, k) for k in range(1, ranks)}
     assert ring | star <= set(pairs)
-    assert len(pairs) == (ranks * (ranks - 1) // 2 if ranks <= FEW else 2 * ranks - 3)
+    assert len(pairs) == (
+        ranks * (ranks - 1) // 2 if ranks <= MAX_RANKS_FOR_ALL_LINKS else 2 * ranks - 3
+    )
 
 
 def measured(session: Session) -> list[Link]:

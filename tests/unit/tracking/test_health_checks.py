@@ -14,7 +14,7 @@ from problems import QUIET, rows
 
 from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
-from cobo_dist.maths.graph import cluster_match, components, link_level, means_by_truth
+from cobo_dist.maths.graph import cluster_match, components, link_threshold, means_by_truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.tracking.graph_stats import GraphStats
 from cobo_dist.tracking.health_checks import HealthMonitor, HealthWarning
@@ -171,10 +171,10 @@ def test_agreement_with_clusters_on_a_simplex() -> None:
     """Clients 0, 1 of one cluster and 2, 3 of the other; client 3 prefers client 0: 2 of 12 are wrong."""
     share = 1 / 3
     w_nn = np.array([[0, 0.5, 0.3, 0.2], [1, 0, 0, 0], [0, 0, 0, 1], [0.6, 0.1, 0.3, 0]])
-    assert cluster_match(held(w_nn), (0, 0, 1, 1), link_level(share)) == pytest.approx(10 / 12)
+    assert cluster_match(held(w_nn), (0, 0, 1, 1), link_threshold(share)) == pytest.approx(10 / 12)
     assert cluster_match(held(np.kron(np.eye(2), np.ones((2, 2)))), (0, 0, 1, 1)) == 1.0
-    assert link_level() == 0.5
-    assert share < link_level(share) < 1.01 * share, "an equal share is no link"
+    assert link_threshold() == 0.5
+    assert share < link_threshold(share) < 1.01 * share, "an equal share is no link"
 
 
 # -- Watch ---------------------------------------------------------------------------------------------
