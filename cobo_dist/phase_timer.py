@@ -1,8 +1,8 @@
 """Where a round's time goes: spans of one process, each second counted once, to the innermost span.
 
-Every room may use it, since work of all kinds happens in all of them. Off, a span costs an attribute and a
-call, and on less than a microsecond. In a traced run the same spans stand in PyTorch's trace, and cost ten
-times as much.
+Any package may use it, since work of every kind happens in all of them. When the timer is off, a span costs
+one attribute look-up and one call. When it is on, a span costs less than a microsecond, and about ten times
+as much in a traced run, where PyTorch's profiler records the spans as well.
 """
 
 from __future__ import annotations
@@ -17,92 +17,104 @@ PHASES = (
     "gradients", "midpoints", "packing", "sending", "waiting", "alignment", "mixing", "other", "logging",
 )  # fmt: skip
 """`gradients`, `midpoints`: forward and backward passes at x_i and at z_ij; `packing`: rows into and out of
-messages; `sending`: handing messages over; `waiting`: until they are there; `alignment`: inner products;
+messages; `sending`: posting messages; `waiting`: until messages arrive; `alignment`: inner products;
 `mixing`: sums of models; `other`: the rest of a round, such as the step itself; `logging`: records,
 evaluation, checkpoints."""
 
-_NOTHING: AbstractContextManager[None] = nullcontext()
+_NO_SPAN: AbstractContextManager[None] = nullcontext()
 
 
 class PhaseTimer:
-    """Seconds by kind since they were last taken."""
+    """Seconds of each phase since they were last taken.
+
+    >>> timer = PhaseTimer()
+    >>> with timer.span("mixing"):
+    ...     with timer.span("waiting"):
+    ...         pass  # counts as waiting alone
+    >>> sorted(timer.take()) == sorted(PHASES)
+    True
+    """
 
     def __init__(self, device: torch.device | None = None, traced: bool = False) -> None:
-        """Measure; on a CUDA `device`, wait for it at every border, so that its work counts where it is.
+        """Start to measure.
 
-        `traced`: show spans to PyTorch's profiler too.
+        Args:
+            device: a CUDA device to wait for wherever a span begins or ends, so that its work counts
+                in the right phase.
+            traced: show the spans to PyTorch's profiler too.
         """
         self.on = True
         self._device = device if device is not None and device.type == "cuda" else None
         self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._open = ["other"]
-        self._since = time.perf_counter()
+        self._open_phases = ["other"]
+        self._last_change = time.perf_counter()
         span = _TracedSpan if traced else _Span
-        self._spans = {kind: span(self, kind) for kind in PHASES}
+        self._spans = {phase: span(self, phase) for phase in PHASES}
 
     @classmethod
     def off(cls) -> PhaseTimer:
-        """Return a clock whose spans do nothing."""
+        """Return a timer whose spans do nothing."""
         timer = cls()
         timer.on = False
         return timer
 
-    def span(self, kind: str) -> AbstractContextManager[None]:
-        """Count the body's seconds as `kind`, but for spans within it."""
-        return self._spans[kind] if self.on else _NOTHING
+    def span(self, phase: str) -> AbstractContextManager[None]:
+        """Count the seconds of the body as `phase`, except for spans within it."""
+        return self._spans[phase] if self.on else _NO_SPAN
 
     def take(self) -> dict[str, float]:
-        """Return the seconds since the last call, by kind, and begin anew."""
-        self._turn()
+        """Return the seconds of each phase since the last call, and start again at zero."""
+        self._count()
         taken, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
         return taken
 
-    def enter(self, kind: str) -> None:
+    def enter(self, phase: str) -> None:
         """Begin a span."""
-        self._turn()
-        self._open.append(kind)
+        self._count()
+        self._open_phases.append(phase)
 
     def leave(self) -> None:
         """End the innermost span."""
-        self._turn()
-        self._open.pop()
+        self._count()
+        self._open_phases.pop()
 
-    def _turn(self) -> None:
+    def _count(self) -> None:
+        """Add the seconds since the last change to the innermost open span."""
         if self._device is not None:
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
-        self._seconds[self._open[-1]] += now - self._since
-        self._since = now
+        self._seconds[self._open_phases[-1]] += now - self._last_change
+        self._last_change = now
 
 
 class _Span(AbstractContextManager[None]):
-    """One kind's span; it may stand within itself, since what is open is known to the clock."""
+    """The span of one phase. It may be nested in itself: the timer keeps the stack of open spans."""
 
-    def __init__(self, timer: PhaseTimer, kind: str) -> None:
-        self._timer, self._kind = timer, kind
+    def __init__(self, timer: PhaseTimer, phase: str) -> None:
+        self._timer, self._phase = timer, phase
 
     def __enter__(self) -> None:
-        self._timer.enter(self._kind)
+        self._timer.enter(self._phase)
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        trace: TracebackType | None,
     ) -> None:
         self._timer.leave()
 
 
 class _TracedSpan(_Span):
-    """A span that PyTorch's profiler sees."""
+    """A span that PyTorch's profiler records."""
 
-    def __init__(self, timer: PhaseTimer, kind: str) -> None:
-        super().__init__(timer, kind)
+    def __init__(self, timer: PhaseTimer, phase: str) -> None:
+        super().__init__(timer, phase)
         self._records: list[torch.profiler.record_function] = []
 
     def __enter__(self) -> None:
         super().__enter__()
-        record = torch.profiler.record_function(self._kind)
+        record = torch.profiler.record_function(self._phase)
         record.__enter__()  # type: ignore[no-untyped-call]
         self._records.append(record)
 
@@ -110,7 +122,7 @@ class _TracedSpan(_Span):
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        trace: TracebackType | None,
     ) -> None:
-        self._records.pop().__exit__(kind, error, at)
-        super().__exit__(kind, error, at)
+        self._records.pop().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)

@@ -1,4 +1,4 @@
-"""How the parts of sum_k w_ik x_k travel between a rank and the others, kept while W stands still."""
+"""How the parts of sum_k w_ik x_k travel between a rank and its peers; plans are kept while W is the same."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ Planner = Callable[[Block], BlockPlan]
 
 @dataclass(frozen=True)
 class RankMixing:
-    """What a rank gets from a peer, and what it owes the peer."""
+    """What a rank receives from a peer, and what it sends to that peer."""
 
     incoming: BlockPlan
     outgoing: BlockPlan
 
 
 class MixingPlans:
-    """The routes of one rank where W is symmetric, so that every block is known at both its ends."""
+    """The plans of one rank with all ranks, where W is symmetric: both ends know every block."""
 
     def __init__(self, placement: Placement, rank: int, deterministic: bool) -> None:
-        """Plan by rows alone where runs are to be deterministic."""
+        """Plan for `rank`; `deterministic` runs send rows only."""
         self.placement, self.rank = placement, rank
         self.planner = planner(deterministic)
         self._weights: Weights | None = None
         self._version = -1
-        self._routes: list[RankMixing | None] = [None] * placement.ranks
+        self._plans: list[RankMixing | None] = [None] * placement.ranks
 
     def for_symmetric(self, weights: Weights) -> list[RankMixing]:
-        """Return the route to each rank; what did not change since the last call is not planned again."""
+        """Return the plan with each rank; only blocks that changed since the last call are planned anew."""
         by_rank = self.placement.by_rank
         known = weights is self._weights
         stale = [
@@ -46,34 +46,34 @@ class MixingPlans:
         if stale:
             blocks = blocks_of(weights, by_rank)
             for peer in stale:
-                self._routes[peer] = self._plan(peer, blocks[peer])
+                self._plans[peer] = self._plan(peer, blocks[peer])
         self._weights, self._version = weights, weights.version
-        return [route for route in self._routes if route is not None]
+        return [plan for plan in self._plans if plan is not None]
 
     def _plan(self, peer: int, block: Block) -> RankMixing:
         if peer == self.rank:
-            return own_route(block)
+            return _plan_own(block)
         return RankMixing(self.planner(block), self.planner(block.transposed))
 
 
 def planner(deterministic: bool) -> Planner:
-    """Return what plans a block."""
+    """Return the function that plans a block."""
     return plan_rows if deterministic else plan_block
-
-
-def own_route(block: Block) -> RankMixing:
-    """Return the route of a rank to itself: its models are there, and multiplied as they lie."""
-    every = np.arange(block.shape[1])
-    plan = BlockPlan("rows", every, np.arange(block.shape[0]), block, every)
-    return RankMixing(plan, plan)
 
 
 def from_exchanged_blocks(
     mine: Sequence[Block], theirs: Sequence[Block], rank: int, deterministic: bool
 ) -> list[RankMixing]:
-    """Return the routes where rows stand by themselves: my blocks of W, and those that peers told."""
+    """Return the plans for a W that is not symmetric: my blocks of W, and those that the peers sent."""
     plan = planner(deterministic)
     return [
-        own_route(block) if peer == rank else RankMixing(plan(block), plan(outgoing))
+        _plan_own(block) if peer == rank else RankMixing(plan(block), plan(outgoing))
         for peer, (block, outgoing) in enumerate(zip(mine, theirs, strict=True))
     ]
+
+
+def _plan_own(block: Block) -> RankMixing:
+    """Return the plan of a rank with itself: it multiplies its own rows in place."""
+    every = np.arange(block.shape[1])
+    plan = BlockPlan("rows", every, np.arange(block.shape[0]), block, every)
+    return RankMixing(plan, plan)

@@ -1,7 +1,9 @@
-"""Who sends what for the pairs of a round: pure functions of (pairs, placement, rank).
+"""Which models and gradients a rank exchanges for the pairs of a round: pure functions, no messages.
 
-Nothing here sends anything, so the plan of any number of ranks can be examined in one process.
-Between two ranks a phase moves at most one message each way, so there is no order to get wrong.
+A plan depends on (pairs, placement, rank) alone, so the plans of any number of ranks can be examined in one
+process. Between two ranks a phase sends at most one message each way, so there is no order to get wrong.
+
+Shapes: m pairs, e ends of pairs on this rank.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PeerTransfer:
-    """What this rank and one peer do for the pairs that join their clients.
+    """What this rank and one peer exchange for the pairs that join their clients.
 
     `send_clients` and `receive_clients` are client ids, each once, ascending. `first_ends` and
-    `second_ends` number this rank's ends of the common pairs (see `PairPlan`): ends that are the pair's
-    first client, and ends that are its second, each in the order of the pairs.
+    `second_ends` number this rank's ends of the common pairs (see `PairPlan`): those that are the pair's
+    first client, and those that are its second, each in the order of the pairs.
     """
 
     send_clients: Index
@@ -36,7 +38,7 @@ class PairPlan:
     """This rank's ends of the drawn pairs.
 
     A pair has two ends, (client i, partner j) and (client j, partner i); an end belongs to the owner
-    of its client. A pair inside the rank has both ends here. Arrays are [e], ordered by pair.
+    of its client. A pair within the rank has both ends here. Arrays are [e], ordered by pair.
     """
 
     clients: Index
@@ -47,13 +49,18 @@ class PairPlan:
 
     @classmethod
     def empty(cls) -> PairPlan:
-        """Return the meeting of nobody."""
+        """Return the plan of no pairs."""
         none = np.empty(0, dtype=np.int64)
         return cls(none, none, none.astype(bool), none.astype(bool), {})
 
 
 def plan_pairs(pairs_m2: Index, placement: Placement, rank: int) -> PairPlan:
-    """Return what `rank` does for `pairs_m2` (i < j)."""
+    """Return the plan of `rank` for the pairs (i, j), i < j.
+
+    >>> plan = plan_pairs(np.array([[0, 2], [2, 3]]), Placement.contiguous(4, 2), rank=1)
+    >>> plan.clients.tolist(), plan.partners.tolist(), plan.transfers[0].receive_clients.tolist()
+    ([2, 2, 3], [0, 3, 2], [0])
+    """
     owner_m2 = placement.owner_n[pairs_m2]
     pair_e, side_e = np.nonzero(owner_m2 == rank)  # row-major: by pair, first end before second
     clients, partners = pairs_m2[pair_e, side_e], pairs_m2[pair_e, 1 - side_e]

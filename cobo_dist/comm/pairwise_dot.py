@@ -1,8 +1,14 @@
-"""Inner products of two owners' gradients by halves: d numbers cross in all, both ways at once."""
+"""Inner products of gradients whose two owners are on different ranks.
+
+The owner of the pair's first client sends the second half of its gradient and receives the first half of the
+other: d numbers cross in all, half of them each way at the same time. Each owner multiplies the halves it
+then has, and the two products are exchanged. Both ends of a pair get the same bits.
+
+Shapes: e ends of pairs on this rank, d parameters, a gradient cut into `cut` and d - cut numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,158 +16,135 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cobo_dist.comm.channel import INCOMING, OUTGOING, Channel
 from cobo_dist.comm.pair_plan import Index, PairPlan
 from cobo_dist.comm.transports.base import Pending
 from cobo_dist.maths.alignment import measure, middle, row_dots
 from cobo_dist.maths.flat import Scratch, take_rows
-from cobo_dist.phase_timer import PhaseTimer
 
 Floats = NDArray[np.float64]
-Post = Callable[[dict[int, Tensor], dict[int, Tensor], str], Pending]
-
-OUTGOING, INCOMING = "outgoing", "incoming"
-"""Buffers that messages of all kinds lie in, one kind after the other: each is waited for before the next."""
 
 
 @dataclass(frozen=True)
-class _Halves:
-    """A peer's halves: the message, and where it lies in the type of gradients (mostly the same)."""
+class _PeerHalves:
+    """The halves that a peer sends: the message, and its copy in the type of the gradients.
 
-    box: Tensor
-    held: Tensor
-    seconds: tuple[int, int]  # shape of its second halves, which come first
-    firsts: tuple[int, int]
+    Without `comm.dtype=bfloat16` both are the same tensor.
+    """
 
-    def arrived(self) -> tuple[Tensor, Tensor]:
-        """Return the second halves and the first halves, once they are here."""
-        if self.held is not self.box:
-            self.held.copy_(self.box)
-        border = self.seconds[0] * self.seconds[1]
-        return self.held[:border].view(self.seconds), self.held[border:].view(self.firsts)
+    message: Tensor
+    copy: Tensor
+    second_shape: tuple[int, int]  # of the second halves, which come first
+    first_shape: tuple[int, int]
+
+    def unpack(self) -> tuple[Tensor, Tensor]:
+        """Return the second halves and the first halves, once the message has arrived."""
+        if self.copy is not self.message:
+            self.copy.copy_(self.message)
+        border = self.second_shape[0] * self.second_shape[1]
+        return self.copy[:border].view(self.second_shape), self.copy[border:].view(self.first_shape)
 
 
 class PairwiseDot:
-    """Alignments of the pairs of a meeting; `post` sends, entering the ledger."""
+    """Alignments of the pairs of a plan."""
 
-    def __init__(
-        self,
-        post: Post,
-        scratch: Scratch,
-        wire: Scratch,
-        deterministic: bool,
-        timer: PhaseTimer | None = None,
-    ) -> None:
-        """Send what lies in buffers of `wire`; multiply what lies in those of `scratch`."""
-        self._post, self._scratch, self._wire = post, scratch, wire
-        self.deterministic = deterministic
-        self.timer = timer or PhaseTimer.off()
+    def __init__(self, channel: Channel, deterministic: bool) -> None:
+        self.channel, self.deterministic = channel, deterministic
         self._scalars = Scratch(torch.float64, "cpu")
 
-    def alignment(self, pair_plan: PairPlan, gradients_ed: Tensor, kind: str) -> Floats:
-        """Return each end's alignment [e] of its own and its partner's midpoint gradient.
-
-        The owner of the first client sends the second half of its gradient and gets the first half of
-        the other: d numbers cross in all. Each multiplies the halves it then holds, and the two
-        numbers change places. Both ends of a pair get the same bits.
-        """
+    def alignment(self, plan: PairPlan, gradients_ed: Tensor, kind: str) -> Floats:
+        """Return the alignment [e] of each end's gradient with that of its partner at the midpoint."""
         cut = middle(gradients_ed.shape[1])
-        halves, travelling = self._send_halves(pair_plan, gradients_ed, cut)
-        # While they travel: what this rank can multiply alone.
-        parts_e2 = np.zeros((len(pair_plan.clients), 2))  # products of first and of second halves
-        self._local_products(pair_plan, gradients_ed, cut, parts_e2)
-        every = np.arange(len(pair_plan.clients))
+        halves, pending = self._exchange_halves(plan, gradients_ed, cut)
+        # Meanwhile: the pairs within this rank, and this rank's own norms.
+        parts_e2 = np.zeros((len(plan.clients), 2))  # products of first and of second halves
+        self._local_products(plan, gradients_ed, cut, parts_e2)
+        every = np.arange(len(plan.clients))
         squares_e = np.zeros(len(every))
         if kind == "cosine":
             squares_e = self._dots(gradients_ed, every, gradients_ed, every)
-        with self.timer.span("waiting"):
-            travelling.wait()
-        for peer, transfer in pair_plan.transfers.items():
-            seconds, firsts = halves[peer].arrived()
+        self.channel.wait(pending)
+        for peer, transfer in plan.transfers.items():
+            seconds, firsts = halves[peer].unpack()
             ends = transfer.first_ends
             parts_e2[ends, 0] = self._dots(gradients_ed[:, :cut], ends, firsts, every)
             ends = transfer.second_ends
             parts_e2[ends, 1] = self._dots(gradients_ed[:, cut:], ends, seconds, every)
-        partner_squares_e = self._exchange_scalars(pair_plan, parts_e2, squares_e)
+        partner_squares_e = self._exchange_products(plan, parts_e2, squares_e)
         squares_e2 = np.stack([squares_e, partner_squares_e], axis=1)
-        squares_e2[~pair_plan.first] = squares_e2[
-            ~pair_plan.first, ::-1
-        ]  # the first client's norm first
-        return measure(
-            torch.from_numpy(parts_e2[:, 0] + parts_e2[:, 1]), torch.from_numpy(squares_e2), kind
-        ).numpy()
+        # The norm of the pair's first client comes first, at both ends.
+        squares_e2[~plan.first] = squares_e2[~plan.first, ::-1]
+        dots_e = torch.from_numpy(parts_e2[:, 0] + parts_e2[:, 1])
+        return measure(dots_e, torch.from_numpy(squares_e2), kind).numpy()
 
-    def _send_halves(
-        self, pair_plan: PairPlan, gradients_ed: Tensor, cut: int
-    ) -> tuple[dict[int, _Halves], Pending]:
-        """Swap half gradients; return by peer where they arrive.
+    def _exchange_halves(
+        self, plan: PairPlan, gradients_ed: Tensor, cut: int
+    ) -> tuple[dict[int, _PeerHalves], Pending]:
+        """Start to exchange half gradients; return by peer where they arrive.
 
-        A message holds the second halves of all its first ends, then the first halves of all its
-        second ends; what comes back is the other way round, in the order of the same pairs.
+        A message has the second halves of all its first ends, then the first halves of all its second
+        ends. The answer has it the other way round, in the order of the same pairs.
         """
-        rest = gradients_ed.shape[1] - cut
-        to, back = {}, {}
-        for peer, transfer in pair_plan.transfers.items():
+        rest, channel = gradients_ed.shape[1] - cut, self.channel
+        sent, received = {}, {}  # numbers
+        for peer, transfer in plan.transfers.items():
             firsts, seconds = len(transfer.first_ends), len(transfer.second_ends)
-            to[peer] = firsts * rest + seconds * cut
-            back[peer] = seconds * rest + firsts * cut
-        outs, boxes = self._wire.several(OUTGOING, to), self._wire.several(INCOMING, back)
-        helds = boxes
-        if self._wire.dtype != gradients_ed.dtype:
-            helds = self._scratch.several(INCOMING, back)
-        sends, receives, halves = {}, {}, {}
-        for peer, transfer in pair_plan.transfers.items():
+            sent[peer] = firsts * rest + seconds * cut
+            received[peer] = seconds * rest + firsts * cut
+        outgoing = channel.wire.several(OUTGOING, sent)
+        incoming = channel.wire.several(INCOMING, received)
+        copies = incoming
+        if channel.wire.dtype != gradients_ed.dtype:
+            copies = channel.scratch.several(INCOMING, received)
+        halves = {}
+        for peer, transfer in plan.transfers.items():
             firsts, seconds = len(transfer.first_ends), len(transfer.second_ends)
-            out, box = outs[peer], boxes[peer]
-            out_rest, out_cut = out[: firsts * rest], out[firsts * rest :]
-            with self.timer.span("packing"):
-                ends = torch.from_numpy(transfer.first_ends).to(out.device)
-                take_rows(gradients_ed[:, cut:], ends, out_rest.view(firsts, rest))
-                ends = torch.from_numpy(transfer.second_ends).to(out.device)
-                take_rows(gradients_ed[:, :cut], ends, out_cut.view(seconds, cut))
-            if len(out):
-                sends[peer] = out
-            if len(box):
-                receives[peer] = box
-            halves[peer] = _Halves(box, helds[peer], (seconds, rest), (firsts, cut))
-        return halves, self._post(sends, receives, "gradients")
+            message = outgoing[peer]
+            with channel.timer.span("packing"):
+                ends = torch.from_numpy(transfer.first_ends).to(message.device)
+                out = message[: firsts * rest].view(firsts, rest)
+                take_rows(gradients_ed[:, cut:], ends, out)
+                ends = torch.from_numpy(transfer.second_ends).to(message.device)
+                out = message[firsts * rest :].view(seconds, cut)
+                take_rows(gradients_ed[:, :cut], ends, out)
+            halves[peer] = _PeerHalves(incoming[peer], copies[peer], (seconds, rest), (firsts, cut))
+        sends = {peer: message for peer, message in outgoing.items() if len(message)}
+        receives = {peer: message for peer, message in incoming.items() if len(message)}
+        return halves, channel.post(sends, receives, "gradients")
 
     def _local_products(
-        self, pair_plan: PairPlan, gradients_ed: Tensor, cut: int, parts_e2: Floats
+        self, plan: PairPlan, gradients_ed: Tensor, cut: int, parts_e2: Floats
     ) -> None:
-        """Fill in the pairs inside this rank: their two ends stand side by side."""
-        here = np.flatnonzero(pair_plan.local & pair_plan.first)
+        """Fill in the pairs within this rank: their two ends are neighbors in the plan."""
+        here = np.flatnonzero(plan.local & plan.first)
         for side, columns in enumerate((slice(None, cut), slice(cut, None))):
             half_ed = gradients_ed[:, columns]
             parts_e2[here, side] = self._dots(half_ed, here, half_ed, here + 1)
         parts_e2[here + 1] = parts_e2[here]
 
-    def _exchange_scalars(self, pair_plan: PairPlan, parts_e2: Floats, squares_e: Floats) -> Floats:
-        """Complete `parts_e2` with the peers' products; return the partner's squared norms [e]."""
+    def _exchange_products(self, plan: PairPlan, parts_e2: Floats, squares_e: Floats) -> Floats:
+        """Complete `parts_e2` with the peers' products; return the partners' squared norms [e]."""
         partner_squares_e = np.zeros(len(squares_e))
-        here = np.flatnonzero(pair_plan.local & pair_plan.first)
+        here = np.flatnonzero(plan.local & plan.first)
         partner_squares_e[here] = squares_e[here + 1]
         partner_squares_e[here + 1] = squares_e[here]
         sends, receives = {}, {}
-        for peer, transfer in pair_plan.transfers.items():
+        for peer, transfer in plan.transfers.items():
+            firsts, seconds = transfer.first_ends, transfer.second_ends
             mine = np.concatenate(
-                [parts_e2[transfer.first_ends, 0], parts_e2[transfer.second_ends, 1],
-                 squares_e[transfer.first_ends], squares_e[transfer.second_ends]]
-            )  # fmt: skip
+                [parts_e2[firsts, 0], parts_e2[seconds, 1], squares_e[firsts], squares_e[seconds]]
+            )
             sends[peer] = self._scalars.flat(f"to {peer}", len(mine))
             sends[peer].copy_(torch.from_numpy(mine))
             receives[peer] = self._scalars.flat(f"from {peer}", len(mine))
-        travelling = self._post(sends, receives, "gradients")
-        with self.timer.span("waiting"):
-            travelling.wait()
-        for peer, transfer in pair_plan.transfers.items():
-            firsts, seconds = len(transfer.first_ends), len(transfer.second_ends)
+        self.channel.wait(self.channel.post(sends, receives, "gradients"))
+        for peer, transfer in plan.transfers.items():
+            firsts, seconds = transfer.first_ends, transfer.second_ends
             # The peer's second ends are the partners of my first ends, but it lists its firsts first.
-            got = np.split(receives[peer].numpy(), np.cumsum([seconds, firsts, seconds]))
-            parts_e2[transfer.second_ends, 0], parts_e2[transfer.first_ends, 1] = got[0], got[1]
-            partner_squares_e[transfer.second_ends], partner_squares_e[transfer.first_ends] = (
-                got[2],
-                got[3],
-            )
+            borders = np.cumsum([len(seconds), len(firsts), len(seconds)])
+            got = np.split(receives[peer].numpy(), borders)
+            parts_e2[seconds, 0], parts_e2[firsts, 1] = got[0], got[1]
+            partner_squares_e[seconds], partner_squares_e[firsts] = got[2], got[3]
         return partner_squares_e
 
     def _dots(self, a_md: Tensor, rows_a: Index, b_md: Tensor, rows_b: Index) -> Floats:

@@ -15,17 +15,22 @@ from cobo_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class Placement:
-    """The owner of each client. Client ids are stable; a rank keeps its clients in ascending order."""
+    """The owner of each of n clients. Ids are stable; a rank keeps its clients in ascending order.
+
+    >>> placement = Placement.contiguous(5, 2)
+    >>> placement.owners, [ids.tolist() for ids in placement.by_rank]
+    ((0, 0, 0, 1, 1), [[0, 1, 2], [3, 4]])
+    """
 
     owners: tuple[int, ...]
     ranks: int
 
     @classmethod
     def contiguous(cls, clients: int, ranks: int) -> Placement:
-        """Place clients in runs of equal length (they differ by at most one).
+        """Place clients in runs of consecutive ids whose lengths differ by at most one.
 
         Raises:
-            ConfigError: more ranks than clients.
+            ConfigError: there are more ranks than clients.
         """
         if ranks > clients:
             raise ConfigError(
@@ -50,13 +55,6 @@ class Placement:
         """The client ids of each rank, ascending."""
         return tuple(np.flatnonzero(self.owner_n == rank) for rank in range(self.ranks))
 
-    def in_client_order(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Join what each rank holds of its clients, [c, ...] by rank, into [n, ...] by client id."""
-        joined = np.empty((self.clients, *parts[0].shape[1:]), dtype=parts[0].dtype)
-        for ids, part in zip(self.by_rank, parts, strict=True):
-            joined[ids] = part
-        return joined
-
     @cached_property
     def row_n(self) -> NDArray[np.int64]:
         """The row of each client in its owner's X, [n]."""
@@ -64,3 +62,10 @@ class Placement:
         for ids in self.by_rank:
             rows[ids] = np.arange(len(ids))
         return rows
+
+    def in_client_order(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Join what each rank has of its clients, [c, ...] by rank, into [n, ...] by client id."""
+        joined = np.empty((self.clients, *parts[0].shape[1:]), dtype=parts[0].dtype)
+        for ids, part in zip(self.by_rank, parts, strict=True):
+            joined[ids] = part
+        return joined

@@ -155,13 +155,13 @@ class Scratch:
         return self._flat[name][:count]
 
     def several(
-        self, name: str, counts: Mapping[int, int], *, apart: bool = False
+        self, name: str, counts: Mapping[int, int], *, separate: bool = False
     ) -> dict[int, Tensor]:
         """Return by key so many contiguous numbers, one after the other in the flat buffer `name`.
 
-        `apart`: each in a buffer of its own, and so aligned alike wherever the others end.
+        `separate`: each in its own buffer, so its alignment does not depend on the lengths of the others.
         """
-        if apart:
+        if separate:
             return {key: self.flat(f"{name} {key}", count) for key, count in counts.items()}
         parts = torch.split(self.flat(name, sum(counts.values())), list(counts.values()))
         return dict(zip(counts, parts, strict=True))

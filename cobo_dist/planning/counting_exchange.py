@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cobo_dist.comm.channel import INCOMING, OUTGOING
 from cobo_dist.comm.exchange import PairEnds
 from cobo_dist.comm.mixing_plan import planner
 from cobo_dist.comm.pair_plan import PairPlan, plan_pairs
-from cobo_dist.comm.pairwise_dot import INCOMING, OUTGOING
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.traffic_counter import TrafficCounter
 from cobo_dist.maths import mixing

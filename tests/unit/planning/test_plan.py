@@ -168,7 +168,11 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
         return sum(one.untyped_storage().nbytes() for one in tensors)
 
     optimizer = [one for one in clients.optimizer.state().values() if one.is_floating_point()]
-    scratch, wire, scalars = exchange._scratch, exchange._wire, exchange._pairwise_dot._scalars
+    scratch, wire, scalars = (
+        exchange._channel.scratch,
+        exchange._channel.wire,
+        exchange._pairwise_dot._scalars,
+    )
     return {
         "models": total(clients.x_cd, clients.b_cd),
         "optimizer": total(*optimizer),
