@@ -21,14 +21,14 @@ from problems import QUIET
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.consistency import (
     ProcessInfo,
-    disagreement,
-    leaders,
-    missing,
+    describe_missing,
+    find_conflict,
+    host_leaders,
     numbers_in_words,
 )
 from cobo_dist.comm.startup.interfaces import gloo_endpoint, interfaces, nccl_problem
 from cobo_dist.comm.startup.launch_env import Launch
-from cobo_dist.comm.startup.reachability import answering, fails_to_reach
+from cobo_dist.comm.startup.reachability import find_unreachable, listening
 from cobo_dist.comm.startup.rendezvous import connect
 from cobo_dist.errors import ConfigError, HostConfigError
 
@@ -260,23 +260,23 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_views_that_do_not_go_together(name: str) -> None:
     views, words = BAD[name]
-    line = disagreement(views)
+    line = find_conflict(views)
     assert words in line
     assert "\n" not in line
     assert name in ("sizes", "twice", "own problem", "backends", "one GPU") or "eth0" in line
 
 
 def test_views_that_do() -> None:
-    assert disagreement(GOOD) == ""
-    assert disagreement(GOOD[:2]) == "", "not all are there yet"
-    assert disagreement([view(0, gpu="g"), view(2, host="b", gpu="g")]) == "", "another host's GPU"
+    assert find_conflict(GOOD) == ""
+    assert find_conflict(GOOD[:2]) == "", "not all are there yet"
+    assert find_conflict([view(0, gpu="g"), view(2, host="b", gpu="g")]) == "", "another host's GPU"
     shared = [
         view(0, address="127.0.0.1", network="n"),
         view(2, host="b", address="127.0.0.1", network="n"),
     ]
-    assert disagreement(shared) == "", "containers of two names that share one network"
-    assert [one.rank for one in leaders(GOOD)] == [0, 2]
-    assert "rank(s) 1, 3 of 4 did not come within 5 s; here are 0 on a; 2 on b" in missing(
+    assert find_conflict(shared) == "", "containers of two names that share one network"
+    assert [one.rank for one in host_leaders(GOOD)] == [0, 2]
+    assert "rank(s) 1, 3 of 4 did not come within 5 s; here are 0 on a; 2 on b" in describe_missing(
         [GOOD[0], GOOD[2]], 4, 5.0
     )
 
@@ -308,13 +308,13 @@ def test_interfaces_and_gloos_choice() -> None:
 
 
 def test_calls_between_hosts() -> None:
-    with answering("127.0.0.1", "mine") as port, answering("127.0.0.1", "other") as strange:
+    with listening("127.0.0.1", "mine") as port, listening("127.0.0.1", "other") as strange:
         places = {1: ("127.0.0.1", port, "mine"), 2: ("127.0.0.1", strange, "mine"),
                   3: ("127.0.0.1", free_port(), "mine")}  # fmt: skip
-        assert fails_to_reach(places) == {
+        assert find_unreachable(places) == {
             2: "another process answers there", 3: "connection refused",
         }  # fmt: skip
-    assert fails_to_reach({1: ("127.0.0.1", port, "mine")}) == {1: "connection refused"}
+    assert find_unreachable({1: ("127.0.0.1", port, "mine")}) == {1: "connection refused"}
 
 
 # -- whole runs --------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""The roll call: every process tells rank 0 how it sees itself, before the process group is made.
+"""The handshake: every process describes itself to rank 0, before the process group is made.
 
-Rank 0 answers all of them with one verdict, so that what is wrong is said once, at once, and by name. Nobody
-ever waits on the store with a time-out of torch's, which prints its stack: keys are looked for until they
-are there.
+Rank 0 checks the descriptions and sends one verdict to all, so that an error is reported once, at once, and
+with the names of ranks and hosts. No process waits on the store with torch's own time-out, which prints a
+stack trace: it polls for keys instead.
 """
 
 from __future__ import annotations
@@ -15,24 +15,28 @@ from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from cobo_dist.comm.startup import reachability as reach
 from cobo_dist.comm.startup.consistency import (
     ProcessInfo,
-    disagreement,
-    leaders,
-    missing,
-    unreachable,
+    describe_missing,
+    describe_unreachable,
+    find_conflict,
+    host_leaders,
 )
 from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.comm.startup.reachability import CONNECT_SECONDS, find_unreachable, listening
 from cobo_dist.errors import ConfigError, HostConfigError
 
-GRACE = 2.0  # seconds beyond the time-out in which rank 0's verdict must be there
-OTHERS = 3.0  # seconds in which other ranks may still tell their view, once views contradict
-_NUMBER = "roll_call/number"
+VERDICT_GRACE_SECONDS = 2.0
+"""How long after the time-out rank 0's verdict may still arrive."""
+CONFLICT_GRACE_SECONDS = 3.0
+"""How long rank 0 waits for the other descriptions, once those it has contradict each other."""
+POLL_SECONDS = 0.02
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.005, 0.1  # between polls of the store, which grow longer
+_ATTEMPT_KEY = "handshake/attempt"
 
 
-def is_agents(launch: Launch) -> bool:
-    """Whether torchrun's agent serves the store, at the address it exports: for one start after another."""
+def uses_agent_store(launch: Launch) -> bool:
+    """Whether torchrun's agent serves the store, at the address it exports, through all restarts."""
     return (
         os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         and os.environ.get("MASTER_ADDR") == launch.address
@@ -41,115 +45,114 @@ def is_agents(launch: Launch) -> bool:
 
 
 class Handshake:
-    """Every rank tells its view; rank 0 judges; all hear the verdict.
+    """Every rank writes its description; rank 0 checks them; all read the verdict.
 
-    torchrun's store outlives restarts, and where nodes come and go its agents count them differently. So
-    rank 0 numbers the roll calls, and the others enter themselves in the newest, again if one follows.
+    torchrun's store survives restarts, and where nodes come and go its agents count restarts differently. So
+    rank 0 numbers the attempts. The other ranks join the newest one, and join again if a newer one begins.
     """
 
     def __init__(self, store: Store, launch: Launch, me: ProcessInfo, seconds: float) -> None:
         self.store, self.launch, self.me, self.seconds = store, launch, me, seconds
-        self.until = time.monotonic() + seconds
-        self.number = 0  # of the roll call; 0: rank 0 has not begun any
+        self.deadline = time.monotonic() + seconds
+        self.attempt = 0  # 0: rank 0 has not begun any
 
-    def call(self) -> int:
-        """Return the roll call's number when all ranks are there and can go together.
+    def run(self) -> int:
+        """Return the number of the attempt, once all ranks are there and fit together.
 
         Raises:
-            ConfigError: they cannot.
-            RuntimeError: the store has gone.
+            ConfigError: they do not.
+            RuntimeError: the store is gone.
         """
         if self.launch.rank == 0:
-            self._enter(self.store.add(_NUMBER, 1))
-            self._judge()
+            self._join(self.store.add(_ATTEMPT_KEY, 1))
+            self._decide()
         else:
-            self._enter(0)  # for those who wait for rank 0 in vain
-            self._listen()
-        return self.number
+            self._join(0)  # so that ranks that wait for rank 0 in vain can name one another
+            self._await_verdict()
+        return self.attempt
 
-    def _enter(self, number: int) -> None:
-        """Take part in the roll call of this number."""
-        self.number = number
+    def _join(self, attempt: int) -> None:
+        self.attempt = attempt
         arrival = self.store.add(self._key("arrived"), 1) - 1
-        self._tell(f"view/{arrival}", asdict(self.me))
+        self._write(f"process/{arrival}", asdict(self.me))
 
     # -- rank 0 -----------------------------------------------------------------------------------
 
-    def _judge(self) -> None:
-        views, trouble = self._collect()
-        if not trouble:
-            trouble = self._try_links(views)
-        tokens = [view.token for view in views]
-        self._tell("verdict", {"trouble": trouble, "tokens": tokens})
-        if trouble:
-            # Rank 0 takes the store along when it leaves; the others must have heard first.
-            until = time.monotonic() + 2 * GRACE
+    def _decide(self) -> None:
+        processes, problem = self._collect()
+        if not problem:
+            problem = self._check_reachability(processes)
+        tokens = [one.token for one in processes]
+        self._write("verdict", {"problem": problem, "tokens": tokens})
+        if problem:
+            # The store ends with rank 0, so the others must have read the verdict before.
+            deadline = time.monotonic() + 2 * VERDICT_GRACE_SECONDS
             while (
-                self.store.add(self._key("heard"), 0) < len(views) - 1 and time.monotonic() < until
+                self.store.add(self._key("acknowledged"), 0) < len(processes) - 1
+                and time.monotonic() < deadline
             ):
-                time.sleep(0.02)
-            raise ConfigError(trouble)
+                time.sleep(POLL_SECONDS)
+            raise ConfigError(problem)
 
     def _collect(self) -> tuple[list[ProcessInfo], str]:
-        """Return the views of those who came, and why they cannot go together."""
-        views: list[ProcessInfo] = []
-        trouble, until, pause = "", self.until, 0.005
+        """Return the processes that arrived, and why they do not fit together."""
+        processes: list[ProcessInfo] = []
+        problem, deadline, pause = "", self.deadline, MIN_PAUSE_SECONDS
         while True:
-            here = self.store.add(self._key("arrived"), 0)
-            while len(views) < here and (told := self._told(f"view/{len(views)}")):
-                views.append(ProcessInfo(**told))
-                if not trouble and (trouble := disagreement(views)):
-                    until = min(until, time.monotonic() + OTHERS)
-                pause = 0.005
-            if len(views) >= max(view.world_size for view in views or [self.me]):
-                return views, disagreement(views)
-            if time.monotonic() >= until:
-                why = disagreement(views)
-                return views, why or missing(views, self.launch.world_size, self.seconds)
+            arrived = self.store.add(self._key("arrived"), 0)
+            while len(processes) < arrived and (entry := self._read(f"process/{len(processes)}")):
+                processes.append(ProcessInfo(**entry))
+                if not problem and (problem := find_conflict(processes)):
+                    deadline = min(deadline, time.monotonic() + CONFLICT_GRACE_SECONDS)
+                pause = MIN_PAUSE_SECONDS
+            if len(processes) >= max(one.world_size for one in processes or [self.me]):
+                return processes, find_conflict(processes)
+            if time.monotonic() >= deadline:
+                missing = describe_missing(processes, self.launch.world_size, self.seconds)
+                return processes, find_conflict(processes) or missing
             time.sleep(pause)
-            pause = min(0.1, 1.5 * pause)
+            pause = min(MAX_PAUSE_SECONDS, 1.5 * pause)
 
-    def _try_links(self, views: list[ProcessInfo]) -> str:
-        """Let one rank of each host call the others; return what the first that failed says."""
-        first = leaders(views)
-        if len(first) < 2:
+    def _check_reachability(self, processes: list[ProcessInfo]) -> str:
+        """Let one rank of each host connect to the others; return the first failure that one reports."""
+        leaders = host_leaders(processes)
+        if len(leaders) < 2:
             return ""
-        self._tell("leaders", [asdict(view) for view in first])
-        self._reach(first)
-        until = time.monotonic() + GRACE + reach.SECONDS * len(first)
-        for view in first:
-            while (told := self._told(f"reached/{view.rank}")) is None:
-                if time.monotonic() > until:
-                    return (
-                        f"{view} fell silent while hosts were calling each other; see what it says"
-                    )
-                time.sleep(0.02)
-            for rank, why in told.items():
-                return unreachable(view, next(v for v in first if v.rank == int(rank)), why)
+        self._write("leaders", [asdict(one) for one in leaders])
+        self._connect_to(leaders)
+        deadline = time.monotonic() + VERDICT_GRACE_SECONDS + CONNECT_SECONDS * len(leaders)
+        for one in leaders:
+            failures = self._poll(f"unreachable/{one.rank}", deadline)
+            if failures is None:
+                return f"{one} fell silent while hosts were calling each other; see what it says"
+            for rank, reason in failures.items():
+                target = next(other for other in leaders if other.rank == int(rank))
+                return describe_unreachable(one, target, reason)
         return ""
 
-    # -- all ranks --------------------------------------------------------------------------------
+    # -- the other ranks --------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        """Wait for rank 0's verdict and keep to it."""
-        until, pause, called = self.until + GRACE, 0.005, False
+    def _await_verdict(self) -> None:
+        """Wait for rank 0's verdict and follow it."""
+        deadline, pause = self.deadline + VERDICT_GRACE_SECONDS, MIN_PAUSE_SECONDS
+        connected = False
         while (verdict := self._verdict()) is None:
-            if (number := self.store.add(_NUMBER, 0)) != self.number:
-                self._enter(number)
-                called = False
-            if not called and (told := self._told("leaders")):
-                called = True
-                first = [ProcessInfo(**one) for one in told]
-                until += GRACE + reach.SECONDS * len(first)
-                if self.me.token in [view.token for view in first]:
-                    self._reach(first)
-            if time.monotonic() > until:
-                self._mourn()
+            if (attempt := self.store.add(_ATTEMPT_KEY, 0)) != self.attempt:
+                self._join(attempt)
+                connected = False
+            if not connected and (entries := self._read("leaders")):
+                connected = True
+                leaders = [ProcessInfo(**entry) for entry in entries]
+                deadline += VERDICT_GRACE_SECONDS + CONNECT_SECONDS * len(leaders)
+                if self.me.token in [one.token for one in leaders]:
+                    self._connect_to(leaders)
+            if time.monotonic() > deadline:
+                self._end_without_verdict()
             time.sleep(pause)
-            pause = min(0.1, 1.5 * pause)
-        self.store.add(self._key("heard"), 1)
-        if verdict["trouble"]:
-            raise ConfigError(verdict["trouble"])
+            pause = min(MAX_PAUSE_SECONDS, 1.5 * pause)
+        self.store.add(self._key("acknowledged"), 1)
+        if verdict["problem"]:
+            raise ConfigError(verdict["problem"])
         if self.me.token not in verdict["tokens"]:
             raise HostConfigError(
                 f"this rank counts {self.me.world_size} ranks, but the run of {len(verdict['tokens'])} at "
@@ -158,60 +161,62 @@ class Handshake:
             )
 
     def _verdict(self) -> Any:
-        """Return rank 0's verdict; None as long as there is none for this rank."""
-        verdict = self._told("verdict") if self.number else None
-        if verdict and self.me.token not in verdict["tokens"] and is_agents(self.launch):
+        """Return rank 0's verdict; None while there is none for this rank."""
+        verdict = self._read("verdict") if self.attempt else None
+        if verdict and self.me.token not in verdict["tokens"] and uses_agent_store(self.launch):
             return None  # of an earlier start
         return verdict
 
-    def _reach(self, first: list[ProcessInfo]) -> None:
-        """Call the other leaders and tell rank 0 who could not be reached."""
-        failures: dict[int, str] = {}
-        try:
-            with reach.answering(self.me.address, self.me.token) as port:
-                self._tell(f"port/{self.me.rank}", port)
-                places = {}
-                until = time.monotonic() + GRACE
-                for view in first:
-                    while (told := self._told(f"port/{view.rank}")) is None:
-                        if time.monotonic() > until:
-                            break
-                        time.sleep(0.02)
-                    if told is not None and view.token != self.me.token:
-                        places[view.rank] = (view.address, int(told), view.token)
-                failures = reach.fails_to_reach(places)
-                self._tell(f"reached/{self.me.rank}", failures)
-                # Others may not have called yet.
-                until = time.monotonic() + reach.SECONDS
-                while time.monotonic() < until and any(
-                    self._told(f"reached/{view.rank}") is None for view in first
-                ):
-                    time.sleep(0.02)
-        except OSError as error:
-            why = f"cannot listen at its own address: {(error.strerror or str(error)).lower()}"
-            self._tell(f"reached/{self.me.rank}", {self.me.rank: why})
-
-    def _mourn(self) -> None:
-        """End without rank 0, which never judged: under torchrun the store is there without it."""
-        here, judged = [], self._told("verdict") or {"tokens": []}
-        for number in range(self.store.add(self._key("arrived"), 0)):
-            told = self._told(f"view/{number}")
-            if told and told["token"] not in judged["tokens"]:
-                here.append(ProcessInfo(**told))
-        first = self.store.add(self._key(f"mourners/{self.launch.restarts}"), 1) == 1
+    def _end_without_verdict(self) -> None:
+        """Raise, since rank 0 never decided: under torchrun the store exists without it."""
+        arrived, verdict = [], self._read("verdict") or {"tokens": []}
+        for index in range(self.store.add(self._key("arrived"), 0)):
+            entry = self._read(f"process/{index}")
+            if entry and entry["token"] not in verdict["tokens"]:
+                arrived.append(ProcessInfo(**entry))
+        first = self.store.add(self._key(f"ended/{self.launch.restarts}"), 1) == 1
         raise (HostConfigError if first else ConfigError)(
-            missing(here, self.launch.world_size, self.seconds)
+            describe_missing(arrived, self.launch.world_size, self.seconds)
         )
 
-    # -- keys -------------------------------------------------------------------------------------
+    # -- leaders of hosts, rank 0 among them ------------------------------------------------------
+
+    def _connect_to(self, leaders: list[ProcessInfo]) -> None:
+        """Connect to the other leaders, and report to rank 0 which of them could not be reached."""
+        report = f"unreachable/{self.me.rank}"
+        try:
+            with listening(self.me.address, self.me.token) as port:
+                self._write(f"port/{self.me.rank}", port)
+                targets = {}
+                deadline = time.monotonic() + VERDICT_GRACE_SECONDS
+                for one in leaders:
+                    port_there = self._poll(f"port/{one.rank}", deadline)
+                    if port_there is not None and one.token != self.me.token:
+                        targets[one.rank] = (one.address, int(port_there), one.token)
+                self._write(report, find_unreachable(targets))
+                # Keep listening until the others have reported.
+                deadline = time.monotonic() + CONNECT_SECONDS
+                for one in leaders:
+                    self._poll(f"unreachable/{one.rank}", deadline)
+        except OSError as error:
+            reason = f"cannot listen at its own address: {(error.strerror or str(error)).lower()}"
+            self._write(report, {self.me.rank: reason})
+
+    # -- the store --------------------------------------------------------------------------------
 
     def _key(self, name: str) -> str:
-        return f"roll_call/{self.number}/{name}"
+        return f"handshake/{self.attempt}/{name}"
 
-    def _tell(self, name: str, content: object) -> None:
+    def _write(self, name: str, content: object) -> None:
         self.store.set(self._key(name), json.dumps(content))
 
-    def _told(self, name: str) -> Any:
-        """Return what was told under the name, None if nothing yet."""
+    def _read(self, name: str) -> Any:
+        """Return what was written under the name, None if nothing yet."""
         key = self._key(name)
         return json.loads(self.store.get(key)) if self.store.check([key]) else None
+
+    def _poll(self, name: str, deadline: float) -> Any:
+        """Return what is written under the name before the deadline; None if nothing."""
+        while (content := self._read(name)) is None and time.monotonic() <= deadline:
+            time.sleep(POLL_SECONDS)
+        return content

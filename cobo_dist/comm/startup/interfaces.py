@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import os
 import socket
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
+import psutil
 
 
 def interfaces() -> dict[str, str]:
     """Return the interfaces of this host that have an address: {name: address}, IPv4 where there is one."""
     found: dict[str, str] = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe, _GET_ADDRESS, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # no IPv4 address, or taken away just now
-                continue
-            found[name] = socket.inet_ntoa(answer[20:24])
-    for name, address in _with_ipv6():
-        found.setdefault(name, address)
+    known = psutil.net_if_addrs()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for name, addresses in known.items():
+            for one in addresses:
+                if one.family == family:
+                    found.setdefault(name, one.address.partition("%")[0])  # fe80::1%eth0
     return found
 
 
-def _with_ipv6() -> list[tuple[str, str]]:
-    try:
-        with open("/proc/net/if_inet6", encoding="ascii") as file:
-            rows = [line.split() for line in file]
-    except OSError:
-        return []
-    return [(row[5], str(ipaddress.IPv6Address(bytes.fromhex(row[0])))) for row in rows]
-
-
-def in_words(known: Mapping[str, str]) -> str:
-    """Return `eth0 10.0.0.2, lo 127.0.0.1`, without those that lead nowhere (link-local IPv6 alone)."""
+def describe_interfaces(known: Mapping[str, str]) -> str:
+    """Return `eth0 10.0.0.2, lo 127.0.0.1`, without those that have a link-local address alone."""
     rows = [f"{name} {one}" for name, one in sorted(known.items()) if not one.startswith("fe80:")]
     return ", ".join(rows) or "none"
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether a name or address means the host that asks, whichever it is."""
+    """Return whether a name or address means the host itself, on every host."""
     if address == "localhost":
         return True
     try:
@@ -65,21 +51,20 @@ class Endpoint:
 
 
 def gloo_endpoint(env: Mapping[str, str]) -> Endpoint:
-    """Return what gloo will choose: GLOO_SOCKET_IFNAME, else what the host name means, else loopback."""
+    """Return what gloo will choose: GLOO_SOCKET_IFNAME, else the host name's address, else loopback."""
     known = interfaces()
     if named := env.get("GLOO_SOCKET_IFNAME", ""):
-        name = named.split(",")[0]
-        if wrong := [one for one in named.split(",") if one not in known]:
-            return Endpoint(
-                "", name, "GLOO_SOCKET_IFNAME", known, _none_such(named, wrong[0], known)
-            )
-        return Endpoint(known[name], name, "GLOO_SOCKET_IFNAME", known)
+        names = named.split(",")
+        if unknown := [name for name in names if name not in known]:
+            problem = _no_such_interface(named, unknown[0], known)
+            return Endpoint("", names[0], "GLOO_SOCKET_IFNAME", known, problem)
+        return Endpoint(known[names[0]], names[0], "GLOO_SOCKET_IFNAME", known)
     address = _usable_address(socket.gethostname()) or "127.0.0.1"
     return Endpoint(address, interface_of(address, known), "the host name", known)
 
 
 def nccl_problem(env: Mapping[str, str]) -> str:
-    """Return why NCCL_SOCKET_IFNAME serves no interface of this host; empty if it does or is not set."""
+    """Return why NCCL_SOCKET_IFNAME selects no interface of this host; empty if it does or is not set."""
     wanted = env.get("NCCL_SOCKET_IFNAME", "")
     if not wanted:
         return ""
@@ -93,22 +78,25 @@ def nccl_problem(env: Mapping[str, str]) -> str:
     if any(is_named(interface) != excludes for interface in known):
         return ""
     return (
-        f"NCCL_SOCKET_IFNAME={wanted} leaves none of this host's interfaces ({in_words(known)}); "
-        "name one of them there, or unset it"
+        f"NCCL_SOCKET_IFNAME={wanted} leaves none of this host's interfaces "
+        f"({describe_interfaces(known)}); name one of them there, or unset it"
     )
 
 
-def _none_such(named: str, name: str, known: Mapping[str, str]) -> str:
-    exists = name in (one for _, one in socket.if_nameindex())
+def _no_such_interface(named: str, name: str, known: Mapping[str, str]) -> str:
+    exists = name in psutil.net_if_stats()
     what = "an interface without an address" if exists else "no interface of this host"
     return (
-        f"GLOO_SOCKET_IFNAME={named} names {what}, which has {in_words(known)}; "
+        f"GLOO_SOCKET_IFNAME={named} names {what}, which has {describe_interfaces(known)}; "
         "name one of them there, or unset it"
     )
 
 
 def _usable_address(host: str) -> str:
-    """Return the first address of the host name that this host can listen at; empty if there is none."""
+    """Return the first address of the host name that this host can listen at; empty if there is none.
+
+    gloo tries them in this way, and psutil does not resolve names.
+    """
     try:
         answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -124,15 +112,18 @@ def _usable_address(host: str) -> str:
 
 
 def interface_of(address: str, known: Mapping[str, str]) -> str:
-    """Return the interface that has the address; loopback's has many (127.0.1.1)."""
-    for name, held in known.items():
-        if held == address or (is_loopback(held) and is_loopback(address)):
+    """Return the interface that has the address; loopback has many (127.0.1.1)."""
+    for name, other in known.items():
+        if other == address or (is_loopback(other) and is_loopback(address)):
             return name
     return ""
 
 
-def machine() -> str:
-    """Return what tells two running machines of one name apart."""
+def boot_id() -> str:
+    """Return what tells two running machines with the same host name apart; empty if unknown.
+
+    By hand, since psutil.boot_time() counts in seconds and moves with the clock.
+    """
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -140,9 +131,9 @@ def machine() -> str:
         return ""
 
 
-def network_stack() -> str:
-    """Return what is the same for processes that share one network stack; empty if it cannot be told."""
+def network_namespace() -> str:
+    """Return what is the same for processes that share one network stack; empty if unknown."""
     try:
-        return f"{machine()} {os.readlink('/proc/self/ns/net')}" if machine() else ""
+        return f"{boot_id()} {os.readlink('/proc/self/ns/net')}" if boot_id() else ""
     except OSError:
         return ""

@@ -1,4 +1,4 @@
-"""The launch environment: torchrun, srun, mpirun and plain python all lead to one `Launch` record."""
+"""The launch environment: torchrun, srun, mpirun and plain python are all read into one `Launch` record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
 
 @dataclass(frozen=True)
 class Launch:
-    """Who this process is among all that were started together."""
+    """This process's place among all that were started together."""
 
     launcher: str  # torchrun, srun, mpirun or python
     rank: int
@@ -42,17 +42,17 @@ class Launch:
 def read_launch(env: Mapping[str, str]) -> Launch:
     """Read the launch record from the environment. torchrun's variables win over MPI's and SLURM's.
 
-    torchrun counts its restarts after a failure, SLURM those of a job that was requeued. Where nodes come or
-    go, torchrun starts ranks again without counting: only its name of the run tells then.
+    torchrun counts its restarts after a failure, SLURM those of a requeued job. Where nodes join or leave,
+    torchrun starts ranks again without counting: then only its run id (`job`) is the same.
 
     Raises:
-        ConfigError: a launch environment that is set only in part, or contradicts itself.
+        ConfigError: the launch environment is set only in part, or contradicts itself.
     """
     counts = [
         _number(env, name, 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     ]
     job = env.get("TORCHELASTIC_RUN_ID", "")
-    if job == "none":  # what it says without --rdzv-id
+    if job == "none":  # its default without --rdzv-id
         job = ""
     return replace(_read_launch(env), restarts=sum(counts), job=job)
 
@@ -60,14 +60,14 @@ def read_launch(env: Mapping[str, str]) -> Launch:
 def _read_launch(env: Mapping[str, str]) -> Launch:
     """Return the record without restarts.
 
-    An mpirun inside a SLURM job hands its own SLURM variables to every rank, so its marks are looked
-    for first; PMI_RANK alone may come from srun, so it counts last.
+    An mpirun inside a SLURM job passes its own SLURM variables on to every rank, so its variables are
+    looked for first. PMI_RANK alone may come from srun, so it is looked for last.
     """
     if any(name in env for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
         return _from_torchrun(env)
     if "OMPI_COMM_WORLD_RANK" in env or "MPI_LOCALRANKID" in env:
         return _from_mpirun()
-    # A batch script is a task (SLURM_TASK_PID) of no step: python runs there once, not once a task.
+    # A batch script has a task (SLURM_TASK_PID) but no step: there python runs once, not once a task.
     in_step = "SLURM_STEP_ID" in env or "SLURM_TASK_PID" not in env
     if "SLURM_PROCID" in env and in_step:
         return _from_srun(env)

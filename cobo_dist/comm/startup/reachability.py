@@ -1,6 +1,6 @@
-"""Whether hosts reach each other where their ranks will listen: tried by one rank a host, before gloo does.
+"""Whether hosts reach each other at the addresses of their ranks: tested by one rank a host, before gloo.
 
-gloo would try until comm.timeout and then name an address; this names the host and the interface.
+gloo would try until comm.timeout and then report an address; this test reports the host and the interface.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-SECONDS = 5.0  # for one connection: far more than any network in use needs
+CONNECT_SECONDS = 5.0
+"""The limit for one connection: far more than any network in use needs."""
 
 
 @contextmanager
-def answering(address: str, token: str) -> Iterator[int]:
-    """Listen at the address on a free port (yielded) and tell every caller the token."""
-    server = socket.create_server((address, 0), family=_family(address), backlog=256)
-    thread = threading.Thread(target=_answer, args=(server, token), daemon=True)
+def listening(address: str, token: str) -> Iterator[int]:
+    """Listen at the address on a free port (yielded), and send the token to every caller."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    server = socket.create_server((address, 0), family=family, backlog=256)
+    thread = threading.Thread(target=_answer_calls, args=(server, token), daemon=True)
     thread.start()
     try:
         yield int(server.getsockname()[1])
@@ -25,27 +27,16 @@ def answering(address: str, token: str) -> Iterator[int]:
         with suppress(OSError):
             server.shutdown(socket.SHUT_RDWR)  # wakes the thread, which close alone would not
         server.close()
-        thread.join(SECONDS)
+        thread.join(CONNECT_SECONDS)
 
 
-def _answer(server: socket.socket, token: str) -> None:
-    while True:
-        try:
-            caller, _ = server.accept()
-        except OSError:  # closed
-            return
-        with caller, suppress(OSError):
-            caller.settimeout(SECONDS)
-            caller.sendall(token.encode())
-
-
-def fails_to_reach(places: Mapping[int, tuple[str, int, str]]) -> dict[int, str]:
-    """Call everyone in {rank: (address, port, token)}; return who could not be reached, and why."""
+def find_unreachable(targets: Mapping[int, tuple[str, int, str]]) -> dict[int, str]:
+    """Connect to each of {rank: (address, port, token)}; return why ranks could not be reached."""
     failures = {}
-    for rank, (address, port, token) in places.items():
+    for rank, (address, port, token) in targets.items():
         try:
-            with socket.create_connection((address, port), timeout=SECONDS) as caller:
-                answer = _read(caller)
+            with socket.create_connection((address, port), timeout=CONNECT_SECONDS) as connection:
+                answer = _read_all(connection)
         except OSError as error:
             failures[rank] = (error.strerror or str(error)).lower()
             continue
@@ -54,12 +45,19 @@ def fails_to_reach(places: Mapping[int, tuple[str, int, str]]) -> dict[int, str]
     return failures
 
 
-def _read(caller: socket.socket) -> str:
+def _answer_calls(server: socket.socket, token: str) -> None:
+    while True:
+        try:
+            connection, _ = server.accept()
+        except OSError:  # closed
+            return
+        with connection, suppress(OSError):
+            connection.settimeout(CONNECT_SECONDS)
+            connection.sendall(token.encode())
+
+
+def _read_all(connection: socket.socket) -> str:
     parts = []
-    while part := caller.recv(256):
+    while part := connection.recv(256):
         parts.append(part)
     return b"".join(parts).decode(errors="replace")
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -1,7 +1,7 @@
-"""How ranks find each other: one store, and a roll call over it before the process group is made.
+"""The rendezvous: ranks connect to one store, and shake hands over it before the process group is made.
 
-torch's own start takes world size and ranks on trust: what is wrong shows as a time-out, on every rank,
-without a name. Here what is wrong is said once, at once, and by name (`gathering.py`).
+torch does not check world size and ranks at its start: an error there shows as a time-out, on every rank,
+without a name. Here an error is reported once, at once, and with names (`handshake.py`).
 """
 
 from __future__ import annotations
@@ -20,46 +20,47 @@ import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from cobo_dist.comm.startup.consistency import ProcessInfo
-from cobo_dist.comm.startup.handshake import Handshake, is_agents
+from cobo_dist.comm.startup.handshake import Handshake, uses_agent_store
 from cobo_dist.comm.startup.interfaces import (
+    boot_id,
     gloo_endpoint,
     is_loopback,
-    machine,
     nccl_problem,
-    network_stack,
+    network_namespace,
 )
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.errors import ConfigError, HostConfigError
 
-NO_STORE = "what listens there is no run's rank 0 (set MASTER_PORT to a free port)"
+NOT_A_STORE = "what listens there is no run's rank 0 (set MASTER_PORT to a free port)"
 
 
 def connect(launch: Launch, seconds: float, device: torch.device) -> Store:
-    """Return the store that all ranks share, once all are there and can go together.
+    """Return the store that all ranks share, once all have arrived and fit together.
 
     Args:
-        launch: this process among all.
-        seconds: how long ranks wait for one another, the store included.
-        device: where this rank computes; on CUDA models will go by NCCL.
+        launch: this process's place in the run.
+        seconds: how long ranks wait for one another, connecting to the store included.
+        device: where this rank computes; on CUDA, models travel by NCCL.
 
     Raises:
-        ConfigError: the same on all ranks: rank 0 says why.
-        HostConfigError: what only this rank can know or say.
+        ConfigError: the same on all ranks: rank 0 reports it.
+        HostConfigError: only this rank knows or can report it.
     """
     me = describe(launch, device)
-    store = _serve(launch, seconds) if _serves(launch) else _join(launch, me, seconds)
+    serves = launch.rank == 0 and not uses_agent_store(launch)
+    store = _serve(launch, seconds) if serves else _join(launch, me, seconds)
     try:
-        number = Handshake(store, launch, me, seconds).call()
-    except (RuntimeError, ValueError) as error:  # the store, or rank 0 with it, has gone
-        raise _said_by(launch)(
-            f"the store at {launch.place} was lost while ranks were gathering: {_first_line(error)}; see "
+        attempt = Handshake(store, launch, me, seconds).run()
+    except (RuntimeError, ValueError) as error:  # the store is gone, perhaps with rank 0
+        raise _error_type(launch)(
+            f"the store at {launch.place} was lost during the handshake: {_first_line(error)}; see "
             "what rank 0 says"
         ) from error
-    return PrefixStore(f"session/{number}", store)
+    return PrefixStore(f"session/{attempt}", store)
 
 
 def describe(launch: Launch, device: torch.device) -> ProcessInfo:
-    """Return how this process sees itself."""
+    """Return this process's description of itself."""
     endpoint = gloo_endpoint(os.environ)
     on_gpu = device.type == "cuda"
     return ProcessInfo(
@@ -69,8 +70,8 @@ def describe(launch: Launch, device: torch.device) -> ProcessInfo:
         host=os.uname().nodename,
         pid=os.getpid(),
         token=secrets.token_hex(8),
-        machine=machine(),
-        network=network_stack(),
+        machine=boot_id(),
+        network=network_namespace(),
         backend="nccl" if on_gpu else "gloo",
         gpu=str(torch.cuda.get_device_properties(device).uuid) if on_gpu else "",
         address=endpoint.address,
@@ -83,17 +84,13 @@ def describe(launch: Launch, device: torch.device) -> ProcessInfo:
 # -- the store ---------------------------------------------------------------------------------------
 
 
-def _serves(launch: Launch) -> bool:
-    """Whether this rank serves the store."""
-    return launch.rank == 0 and not is_agents(launch)
-
-
 def _serve(launch: Launch, seconds: float) -> TCPStore:
+    """Return the store that this rank serves for all."""
     try:
         return TCPStore(
             launch.address, launch.port, launch.world_size, is_master=True,
             timeout=timedelta(seconds=seconds), wait_for_workers=False,
-            master_listen_fd=_listen_only_there(launch),
+            master_listen_fd=_listen_at_address(launch),
         )  # fmt: skip
     except (RuntimeError, ValueError, OSError, OverflowError) as error:
         text = str(error)
@@ -110,11 +107,11 @@ def _serve(launch: Launch, seconds: float) -> TCPStore:
         raise HostConfigError(f"rank 0 cannot listen at {launch.place}: {why}") from error
 
 
-def _listen_only_there(launch: Launch) -> int | None:
-    """Return the descriptor of a socket that listens at MASTER_ADDR alone; None for all of the host's.
+def _listen_at_address(launch: Launch) -> int | None:
+    """Return the descriptor of a socket that listens at MASTER_ADDR alone; None for all addresses.
 
     A name may mean another address on its own host (127.0.1.1) than on others, and an address may be one
-    that a router gave to the host: then torch listens at all.
+    that a router translates. Then torch listens at all addresses of the host.
     """
     try:
         family = socket.AF_INET6 if ip_address(launch.address).version == 6 else socket.AF_INET
@@ -129,27 +126,27 @@ def _listen_only_there(launch: Launch) -> int | None:
                 return None
             raise
         listener.listen(2048)
-        return listener.detach()  # the store closes it
+        return listener.detach()  # the store will close it
 
 
 def _join(launch: Launch, me: ProcessInfo, seconds: float) -> TCPStore:
     """Return the store that rank 0, or torchrun, serves.
 
-    Only a port that somebody listens at is handed to torch, which would complain with its stack; and
-    in a thread, since torch waits without end where what listens is no store.
+    torch only gets a port at which a process listens, since it would print a stack trace otherwise. It
+    connects in a thread, since it waits for ever if the process that listens is no store.
     """
-    until = time.monotonic() + seconds
-    while (why := _knock(launch.address, launch.port, until)) and time.monotonic() < until:
-        # Not in step: the store looks up the name of every caller, and a name server that is asked by all
-        # at once lets some of them wait for seconds.
+    deadline = time.monotonic() + seconds
+    while (reason := _probe(launch.address, launch.port, deadline)) and time.monotonic() < deadline:
+        # Random pauses: the store looks up the host name of every caller, and a name server that all
+        # ranks ask at once lets some of them wait for seconds.
         time.sleep(random.uniform(0.05, 0.25))
-    if why:
-        raise _said_by(launch)(_no_answer(launch, me, seconds, why))
+    if reason:
+        raise _error_type(launch)(_describe_no_answer(launch, me, seconds, reason))
     opened: list[TCPStore] = []
     failures: list[Exception] = []
 
     def open_store() -> None:
-        left = timedelta(seconds=max(1.0, until - time.monotonic()))
+        left = timedelta(seconds=max(1.0, deadline - time.monotonic()))
         try:
             opened.append(
                 TCPStore(
@@ -157,24 +154,24 @@ def _join(launch: Launch, me: ProcessInfo, seconds: float) -> TCPStore:
                     wait_for_workers=False,
                 )
             )  # fmt: skip
-        except Exception as error:
+        except (RuntimeError, ValueError, OSError, OverflowError) as error:
             failures.append(error)
 
     thread = threading.Thread(target=open_store, daemon=True)
     thread.start()
-    thread.join(max(1.0, until - time.monotonic()))
+    thread.join(max(1.0, deadline - time.monotonic()))
     if opened:
         return opened[0]
-    why = _first_line(failures[0]) if failures else NO_STORE
-    raise _said_by(launch)(_no_answer(launch, me, seconds, why))
+    reason = _first_line(failures[0]) if failures else NOT_A_STORE
+    raise _error_type(launch)(_describe_no_answer(launch, me, seconds, reason))
 
 
-def _knock(address: str, port: int, until: float) -> str:
-    """Return why nobody listens at the address; empty if somebody does."""
+def _probe(address: str, port: int, deadline: float) -> str:
+    """Return why no process listens at the address; empty if one does."""
     try:
-        left = min(5.0, max(0.1, until - time.monotonic()))
-        with socket.create_connection((address, port), timeout=left) as knock:
-            if knock.getsockname() == knock.getpeername():  # TCP may connect a free port to itself
+        left = min(5.0, max(0.1, deadline - time.monotonic()))
+        with socket.create_connection((address, port), timeout=left) as probe:
+            if probe.getsockname() == probe.getpeername():  # TCP may connect a free port to itself
                 return "connection refused"
     except socket.gaierror:
         return f"this host does not know the name {address}"
@@ -183,29 +180,26 @@ def _knock(address: str, port: int, until: float) -> str:
     return ""
 
 
-def _no_answer(launch: Launch, me: ProcessInfo, seconds: float, why: str) -> str:
+def _describe_no_answer(launch: Launch, me: ProcessInfo, seconds: float, reason: str) -> str:
     own = ""
     if is_loopback(launch.address):
         own = f" ({launch.address} is {me.host} itself: rank 0 must run here)"
+    variable = "torchrun's --master-addr" if "TORCHELASTIC_RUN_ID" in os.environ else "MASTER_ADDR"
     return (
-        f"rank 0 of {launch.world_size} was not found at {launch.place}{own} within {seconds:g} s: {why}; "
-        f"look whether it was started and what it says; {_remedy(launch)}"
+        f"rank 0 of {launch.world_size} was not found at {launch.place}{own} within {seconds:g} s: {reason}; "
+        f"look whether it was started and what it says; set {variable} to a name or address of rank 0's "
+        "host that other hosts can reach"
     )
 
 
-def _remedy(launch: Launch) -> str:
-    where = "torchrun's --master-addr" if "TORCHELASTIC_RUN_ID" in os.environ else "MASTER_ADDR"
-    return f"set {where} to a name or address of rank 0's host that other hosts can reach"
+def _error_type(launch: Launch) -> type[ConfigError]:
+    """Return the error type for what all ranks of a host find out: its first rank reports it.
 
-
-def _said_by(launch: Launch) -> type[ConfigError]:
-    """Return the refusal for what all ranks of a host find out alike: its first rank says it.
-
-    Ranks that were started by hand do not know their neighbours, so each of them speaks.
+    Ranks that were started by hand do not know which ranks share their host, so each of them reports.
     """
     by_hand = launch.launcher == "torchrun" and "LOCAL_RANK" not in os.environ
-    speaks = launch.local_rank == 0 or launch.rank <= 1 or by_hand
-    return HostConfigError if speaks else ConfigError
+    reports = launch.local_rank == 0 or launch.rank <= 1 or by_hand
+    return HostConfigError if reports else ConfigError
 
 
 def _first_line(error: Exception) -> str:
