@@ -1,4 +1,4 @@
-"""One session: the process group or MPI, device, transport; set up at once, torn down on every path."""
+"""A session: process group or MPI, device and transport, opened together and closed on every path."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-# Its functions take the default group of the moment it is imported as their default argument. torch
-# imports it on the way; were it while ranks are connected, the group and its threads would outlive
-# the session and could abort the process as Python ends.
+# Its functions have the default group at import time as a default argument. torch imports the module itself
+# at some time; if that were while ranks are connected, the group and its threads would outlive the session
+# and could abort the process as Python ends. So it is imported here, before any group exists.
 import torch.distributed.nn.functional
 from pydantic import Field
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.rendezvous import connect
@@ -31,16 +32,16 @@ from cobo_dist.settings import Section
 
 
 class CommConfig(Section):
-    """How ranks talk."""
+    """How ranks communicate."""
 
     backend: Literal["auto", "nccl", "gloo", "mpi"] = Field(
         "auto",
-        description="nccl for CUDA devices, gloo for CPUs; auto takes of these what fits the device. "
-        "mpi: CPU tensors by the MPI of the mpirun that starts the ranks (extra mpi)",
+        description="nccl for CUDA devices, gloo for CPUs; auto takes the one that fits the device. "
+        "mpi: CPU tensors over the MPI of the mpirun that starts the ranks (extra mpi)",
     )
     dtype: Literal["model", "bfloat16"] = Field(
         "model",
-        description="type in which models and gradients travel: run.dtype, or bfloat16, which halves the "
+        description="type in which models and gradients travel: model is run.dtype; bfloat16 halves the "
         "bytes of float32 and rounds what crosses ranks to 8 bits (docs/PERFORMANCE.md)",
     )
     timeout: float = Field(
@@ -50,21 +51,23 @@ class CommConfig(Section):
         0.0,
         ge=0,
         le=1e7,
-        description="seconds that ranks wait for one another at the start; 0: as comm.timeout",
+        description="seconds that ranks wait for one another at the start; 0: comm.timeout",
     )
     check: bool = Field(
         False,
-        description="hold what ranks send each other against NCCL's rules, whatever the backend, and "
-        "end the run with the rank, peer and batch that break one; costs a little of every round",
+        description="check what ranks send each other against NCCL's rules, whatever the backend, and end "
+        "the run with the rank, peer and batch that break one; costs a little of every round",
     )
     placement: Literal["static", "adaptive"] = Field(
         "static",
-        description="which rank has which clients: static, in runs of client numbers; adaptive: as "
-        "clusters emerge in W, collaborators move to one rank, where that saves more bytes than it costs. "
+        description="which rank has which clients. static: consecutive client numbers; adaptive: as "
+        "clusters emerge in W, collaborators move to one rank where that saves more bytes than it costs. "
         "The results are the same",
     )
     placement_every: int = Field(
-        50, ge=1, description="comm.placement=adaptive: rounds from one look at W to the next"
+        50,
+        ge=1,
+        description="comm.placement=adaptive: rounds between two searches for a better placement",
     )
     deterministic: bool = Field(
         False,
@@ -75,24 +78,24 @@ class CommConfig(Section):
 
 @dataclass(frozen=True)
 class Session:
-    """What one rank holds while ranks are connected."""
+    """What one rank has while ranks are connected."""
 
     launch: Launch
     device: torch.device
     transport: Transport
-    backend: str = ""  # what carries models and records, in words
+    backend: str = ""  # what carries models and records, for people to read
     disconnect: Callable[[], None] = lambda: None
-    """Let the others know at once that this rank goes no further, by closing its connections.
+    """Close this rank's connections, so that the others notice at once that it will not go on.
 
-    They may be waiting for this one, which is about to look for what ended the run. Nothing can be sent
-    afterwards. On NCCL nothing happens, since to close may take long there.
+    They may be waiting for this rank, which first has to find out what ended the run. Nothing can be sent
+    afterwards. On NCCL this does nothing, since closing may take long there.
     """
 
     def agree(self, refusal: str | None, fingerprint: str = "") -> None:
-        """End all ranks together if one of them cannot go on, or sees another config.
+        """End all ranks together if one of them cannot go on, or has another config.
 
         Args:
-            refusal: why this rank refuses to go on; None if it does not.
+            refusal: why this rank cannot go on; None if it can.
             fingerprint: what must be the same on all ranks.
 
         Raises:
@@ -101,9 +104,9 @@ class Session:
         mine = json.dumps([refusal, fingerprint, os.uname().nodename]).encode()
         verdict = ""
         records = [json.loads(record) for record in self.transport.gather(mine)]
-        for rank, (why, seen, host) in enumerate(records):
-            if why is not None:
-                verdict = why if rank == 0 else f"rank {rank} on {host}: {why}"
+        for rank, (reason, seen, host) in enumerate(records):
+            if reason is not None:
+                verdict = reason if rank == 0 else f"rank {rank} on {host}: {reason}"
             elif seen != records[0][1]:
                 verdict = (
                     f"rank {rank} on {host} read another config or other data than rank 0 on "
@@ -116,10 +119,10 @@ class Session:
 
 
 def check_backend(backend: str, launch: Launch) -> None:
-    """Look whether the launcher can serve the backend, before anything is read or connected.
+    """Check that the launcher can serve the backend, before anything is read or connected.
 
     Raises:
-        ConfigError: several ranks are to talk by MPI, and no launcher of MPI started them.
+        ConfigError: several ranks are to use MPI, and neither mpirun nor srun started them.
     """
     if backend == "mpi" and launch.world_size > 1 and launch.launcher not in ("mpirun", "srun"):
         raise ConfigError(
@@ -131,10 +134,11 @@ def check_backend(backend: str, launch: Launch) -> None:
 def choose_device(wanted: str, backend: str, launch: Launch) -> torch.device:
     """Return this rank's device: `auto`, `cpu`, `cuda` (one GPU a local rank) or `cuda:N`.
 
-    `auto` takes GPUs where each local rank can have one of its own, and the CPU otherwise.
+    `auto` takes GPUs where each local rank can have its own, and the CPU otherwise.
 
     Raises:
-        ConfigError: no such device, more ranks than GPUs on this host, or a backend that does not fit.
+        ConfigError: there is no such device, or the backend does not fit it.
+        HostConfigError: this host has too few GPUs.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if launch.launcher == "srun" and gpus == 1:
@@ -185,14 +189,13 @@ def _choose_gpu(wanted: str, number: int | None, gpus: int, launch: Launch) -> t
 def open_session(launch: Launch, config: CommConfig, device: torch.device) -> Iterator[Session]:
     """Connect the ranks and yield the session; disconnect however the body ends.
 
-    One rank needs no process group, and with MPI there is none. On CUDA, models go by NCCL and small
-    records by gloo on the CPU; the NCCL communicator is made at once and warmed up by a collective,
-    since its first batch of point-to-point operations would otherwise need all ranks.
+    One rank needs no process group, and MPI uses none. On CUDA, models travel by NCCL and small records by
+    gloo on the CPU.
 
     Raises:
-        ConfigError, HostConfigError: the ranks cannot connect (address in use, a rank missing, another world
-            size); see `connect`.
-        ConfigError: MPI is wanted and missing, or counts ranks in another way than the launcher.
+        ConfigError: the ranks cannot connect, or MPI is missing or counts ranks in another way than the
+            launcher; the same on all ranks.
+        HostConfigError: the same, where only this rank knows the reason.
     """
     if launch.world_size == 1:
         yield Session(launch, device, SoloTransport(), "none: one rank")
@@ -200,42 +203,19 @@ def open_session(launch: Launch, config: CommConfig, device: torch.device) -> It
     if config.backend == "mpi":
         with open_mpi(launch, config.timeout) as mpi:
             checked = CheckedTransport(mpi) if config.check else mpi
-            yield Session(launch, device, checked, mpi.world.library, mpi.tell_failure)
+            yield Session(launch, device, checked, mpi.world.library, mpi.announce_failure)
         return
-    timeout = timedelta(seconds=config.timeout)
-    on_gpu = device.type == "cuda"
-    if on_gpu:
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     store = connect(launch, config.connect_timeout or config.timeout, device)
-    store.set_timeout(timeout)
-    started = time.monotonic()
-    try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            store=store,
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=timeout,
-            device_id=device if on_gpu else None,
-        )
-        if on_gpu:
-            dist.all_reduce(torch.zeros(1, device=device))
-            torch.cuda.synchronize(device)
-    except Exception as error:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise HostConfigError(
-            f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not connect "
-            f"through {launch.address}:{launch.port} within {time.monotonic() - started:.0f} s: "
-            f"{reason}; check that GLOO_SOCKET_IFNAME names the right interface, and what other ranks say"
-        ) from error
+    store.set_timeout(timedelta(seconds=config.timeout))
+    _init_process_group(launch, config.timeout, device, store)
     transport: Transport = TorchTransport()
     if config.check:
         transport = CheckedTransport(transport, store)
-    del store  # its threads end with the last that holds it
+    del store  # its threads end with its last reference
     try:
-        if on_gpu:
+        if device.type == "cuda":
             yield Session(launch, device, transport, "nccl, and gloo for records")
         else:
             yield Session(launch, device, transport, "gloo", dist.destroy_process_group)
@@ -244,3 +224,32 @@ def open_session(launch: Launch, config: CommConfig, device: torch.device) -> It
             transport.forget_store()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _init_process_group(launch: Launch, seconds: float, device: torch.device, store: Store) -> None:
+    """Create the default process group over the store that all ranks share."""
+    on_gpu = device.type == "cuda"
+    started = time.monotonic()
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=store,
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timedelta(seconds=seconds),
+            device_id=device if on_gpu else None,
+        )
+        if on_gpu:
+            # A collective makes the communicator at once. Otherwise the first batch of point-to-point
+            # operations would, and it would need all ranks.
+            dist.all_reduce(torch.zeros(1, device=device))
+            torch.cuda.synchronize(device)
+    except (RuntimeError, ValueError) as error:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise HostConfigError(
+            f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not connect "
+            f"through {launch.address}:{launch.port} within {time.monotonic() - started:.0f} s: "
+            f"{reason}; check that GLOO_SOCKET_IFNAME names the right interface, and what other ranks say"
+        ) from error

@@ -305,7 +305,7 @@ def test_a_rank_that_hangs_is_lost_after_the_time_out(tmp_path: Path) -> None:
 def test_a_rank_that_leaves_before_the_ranks_have_met_ends_the_run(
     tmp_path: Path, how: str, code: int
 ) -> None:
-    """It finds nobody at the door, and Abort keeps its exit code; the others would wait for ever."""
+    """No other rank enters the exit barrier; Abort keeps the exit code, and the others end."""
     done, seconds = planted(tmp_path, how)
     assert done.returncode == code, done.stderr
     assert seconds < 20
@@ -316,15 +316,15 @@ def test_a_rank_that_leaves_before_the_ranks_have_met_ends_the_run(
     ("code", "unfinished", "aborts"),
     [(0, set(), []), (75, set(), []), (2, set(), [2]), (1, set(), [1]), (75, {"message"}, [75])],
 )
-def test_the_door_is_patient_with_ranks_that_will_come(
+def test_the_exit_barrier_waits_for_ranks_that_will_arrive(
     monkeypatch: pytest.MonkeyPatch, code: int, unfinished: set[object], aborts: list[int]
 ) -> None:
-    """The others come after the patience with a failure is over: done and stopped runs await them."""
+    """The others arrive after the time-out for failed ranks: runs that are done or stopped wait for them."""
     answers, aborted = iter([False, False, True]), []
     arrived = SimpleNamespace(Test=lambda: next(answers))
     everyone = SimpleNamespace(Abort=aborted.append)
     mpi = SimpleNamespace(COMM_WORLD=everyone, Exception=RuntimeError)
-    door = SimpleNamespace(Ibarrier=lambda: arrived)
+    exit_comm = SimpleNamespace(Ibarrier=lambda: arrived)
     monkeypatch.setattr(mpi_world, "EXIT_BARRIER_SECONDS", 0.0)
-    mpi_world._wait_for_all_ranks(mpi_world.MpiWorld(mpi, None, door, code, unfinished))
+    mpi_world._wait_for_all_ranks(mpi_world.MpiWorld(mpi, None, exit_comm, code, unfinished))
     assert aborted == aborts

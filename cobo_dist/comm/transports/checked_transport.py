@@ -1,12 +1,12 @@
-"""`comm.check`: a transport that holds what ranks post against NCCL's rules while the run goes on.
+"""`comm.check`: a transport that checks what ranks post against NCCL's rules during the run.
 
-Each rank keeps a record of its batches. Whenever records are gathered for the log, the batches since the
-last time go along; rank 0 replays them, and its next broadcast tells all ranks what it found. So checking
-sends no tensor of its own, and no more is held than one such window.
+Each rank records its batches. Whenever records are gathered for the log, the batches since the last gather
+travel with them; rank 0 replays them, and its next broadcast tells all ranks the result. So checking sends no
+message of its own, and no rank keeps more than the batches between two gathers.
 
-A broken rule may also end the run before that: gloo aborts a process that gets more than it expects. So
-each batch is noted in the store that all ranks share before it is posted, and ranks that lose contact
-compare what they find there, whoever is still alive.
+A broken rule may end the run before that: gloo aborts a process that receives more than it expects. So each
+rank also writes its batch to the shared store before it posts it. Ranks that lose contact compare what the
+store has, whichever ranks are still alive.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from cobo_dist.comm.transports.nccl_rules import (
 )
 from cobo_dist.errors import RunFailure
 
-PATIENCE = 0.5
-"""Seconds after contact is lost in which other ranks' last notes come to the store."""
+STORE_SETTLE_SECONDS = 0.5
+"""How long to wait after contact is lost, so that other ranks' last batches reach the store."""
 
 _LENGTH = struct.Struct("<Q")
 
@@ -47,122 +47,114 @@ class CheckedTransport:
     """Passes everything on to another transport, and checks what all ranks post."""
 
     def __init__(self, inner: Transport, store: Store | None = None) -> None:
-        """Check `inner`; through `store`, which all ranks share, also after contact is lost."""
+        """Check `inner`; with `store`, which all ranks share, also after contact is lost."""
         self.inner, self._store = inner, store
         self.rank, self.world_size = inner.rank, inner.world_size
         self.checked = 0  # batches of all ranks, on rank 0
         self._batches: list[list[Operation]] = []  # since the last gather
-        self._first = 0  # the number of the first of them
+        self._first = 0  # the number of the first of them in the run
         self._gathers = 0
-        self._verdict = ""
+        self._broken_rule = ""  # found on rank 0, and sent with its next broadcast
 
     def exchange(
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], purpose: str
     ) -> Pending:
         """Record the batch and pass it on."""
         if batch := describe_batch(sends, receives, purpose):
-            self._note(batch)
-        with self._explaining:
-            return _CheckedPending(self.inner.exchange(sends, receives, purpose), self._explaining)
+            self._record(batch)
+        explaining = _Explaining(self)
+        with explaining:
+            return _CheckedPending(self.inner.exchange(sends, receives, purpose), explaining)
 
     def gather(self, record: bytes) -> list[bytes]:
-        """Bring every rank's record to rank 0, and the batches since the last gather with it."""
-        window = self._window()
-        with self._explaining:
-            told = self.inner.gather(_LENGTH.pack(len(window)) + window + record)
+        """Gather every rank's record on rank 0, with the batches since the last gather; check those."""
+        batches = [_to_json(batch) for batch in self._batches]
+        window = json.dumps([self._first, batches]).encode()
+        with _Explaining(self):
+            received = self.inner.gather(_LENGTH.pack(len(window)) + window + record)
         self._first += len(self._batches)
         self._batches = []
         self._gathers += 1
-        pairs = [_split(one) for one in told]
-        if pairs and not self._verdict:
-            self._verdict = self._judge([window for window, _ in pairs])
+        pairs = [_split(one) for one in received]
+        if pairs and not self._broken_rule:
+            self._check_windows([window for window, _ in pairs])
         return [record for _, record in pairs]
 
     def broadcast(self, record: bytes) -> bytes:
         """Return rank 0's record on every rank.
 
         Raises:
-            RuleBroken: on all ranks, if one broke a rule before the last gather.
+            RuleBroken: on all ranks, if one of them broke a rule before the last gather.
         """
-        verdict = self._verdict.encode()
-        with self._explaining:
-            told = self.inner.broadcast(_LENGTH.pack(len(verdict)) + verdict + record)
-        verdict, record = _split(told)
-        if verdict:
-            raise RuleBroken(verdict.decode())
+        found = self._broken_rule.encode()
+        with _Explaining(self):
+            received = self.inner.broadcast(_LENGTH.pack(len(found)) + found + record)
+        found, record = _split(received)
+        if found:
+            raise RuleBroken(found.decode())
         return record
 
     def forget_store(self) -> None:
-        """Let go of the store: the session ends."""
+        """Release the store: the session ends."""
         self._store = None
 
-    # -- judging ----------------------------------------------------------------------------------
-
-    def _note(self, batch: list[Operation]) -> None:
-        """Keep the batch, and leave a note of it in the store.
-
-        Notes of the window before last are written over, so the store does not grow with the run.
-        """
-        if self._store is not None:
-            number = self._first + len(self._batches)
-            note = json.dumps([self._gathers, number, _plain(batch)])
-            with suppress(RuntimeError):  # the loss itself shows where the tensors travel
-                self._store.set(self._key(self.rank, len(self._batches)), note)
-        self._batches.append(batch)
-
-    def _key(self, rank: int, place: int) -> str:
-        return f"check/{self._gathers % 2}/{rank}/{place}"
-
-    def _window(self) -> bytes:
-        return json.dumps([self._first, [_plain(batch) for batch in self._batches]]).encode()
-
-    def _judge(self, windows: Sequence[bytes]) -> str:
-        """Return which rule the ranks' windows break; empty if none."""
+    def explain_loss(self) -> str:
+        """Return the broken rule that explains a lost contact; empty if the store shows none."""
+        if self._broken_rule or self._store is None:
+            return self._broken_rule
+        time.sleep(STORE_SETTLE_SECONDS)
         batches, first = {}, {}
-        for rank, window in enumerate(windows):
-            first[rank], plain = json.loads(window)
-            batches[rank] = [_operations(batch) for batch in plain]
-        self.checked += sum(map(len, batches.values()))
-        try:
-            check_schedule(batches, first)
-        except NcclRuleBroken as broken:
-            return f"comm.check: {broken}"
-        return ""
-
-    @property
-    def _explaining(self) -> _Explaining:
-        return _Explaining(self)
-
-    def compare_after_loss(self) -> str:
-        """Return which rule explains that contact was lost; empty if what ranks noted does not tell."""
-        if self._verdict or self._store is None:
-            return self._verdict
-        time.sleep(PATIENCE)
-        batches, first = {}, {}
-        with suppress(RuntimeError):  # the store may be gone, with rank 0
+        with suppress(RuntimeError):  # the store is gone if rank 0 is
             for rank in range(self.world_size):
-                first[rank], batches[rank] = self._noted_by(rank, self._store)
+                first[rank], batches[rank] = self._stored_batches(rank, self._store)
             try:
                 check_mirrors(batches, first)
             except NcclRuleBroken as broken:
                 return f"comm.check: {broken}"
         return ""
 
-    def _noted_by(self, rank: int, store: Store) -> tuple[int, list[Batch]]:
+    def _record(self, batch: list[Operation]) -> None:
+        """Keep the batch, and write it to the store.
+
+        Keys are used again after two gathers, so the store does not grow with the run.
+        """
+        if self._store is not None:
+            number = self._first + len(self._batches)
+            entry = json.dumps([self._gathers, number, _to_json(batch)])
+            with suppress(RuntimeError):  # the exchange itself will report the lost contact
+                self._store.set(self._key(self.rank, len(self._batches)), entry)
+        self._batches.append(batch)
+
+    def _stored_batches(self, rank: int, store: Store) -> tuple[int, list[Batch]]:
         """Return the number of a rank's first batch since the last gather, and all these batches."""
         first = 0
         batches: list[Batch] = []
         while store.check([key := self._key(rank, len(batches))]):
-            gathers, number, plain = json.loads(store.get(key))
-            if gathers != self._gathers:  # of an earlier window
+            gathers, number, batch = json.loads(store.get(key))
+            if gathers != self._gathers:  # written before the last gather
                 break
             first = first if batches else number
-            batches.append(_operations(plain))
+            batches.append(_from_json(batch))
         return first, batches
+
+    def _key(self, rank: int, index: int) -> str:
+        return f"check/{self._gathers % 2}/{rank}/{index}"
+
+    def _check_windows(self, windows: Sequence[bytes]) -> None:
+        """Replay the batches that the ranks sent; keep the rule that they break, if any."""
+        batches, first = {}, {}
+        for rank, window in enumerate(windows):
+            first[rank], entries = json.loads(window)
+            batches[rank] = [_from_json(batch) for batch in entries]
+        self.checked += sum(map(len, batches.values()))
+        try:
+            check_schedule(batches, first)
+        except NcclRuleBroken as broken:
+            self._broken_rule = f"comm.check: {broken}"
 
 
 class _Explaining:
-    """Turns lost contact into the broken rule that caused it, where one did."""
+    """Context manager that turns LostContact into the broken rule that caused it, where one did."""
 
     def __init__(self, transport: CheckedTransport) -> None:
         self.transport = transport
@@ -171,8 +163,8 @@ class _Explaining:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, LostContact) and (why := self.transport.compare_after_loss()):
-            raise RuleBroken(why) from error
+        if isinstance(error, LostContact) and (rule := self.transport.explain_loss()):
+            raise RuleBroken(rule) from error
 
 
 class _CheckedPending:
@@ -184,20 +176,20 @@ class _CheckedPending:
             self.inner.wait()
 
 
-def _split(told: bytes) -> tuple[bytes, bytes]:
-    """Return what goes before a record, and the record."""
-    (length,) = _LENGTH.unpack_from(told)
-    return told[_LENGTH.size : _LENGTH.size + length], told[_LENGTH.size + length :]
+def _split(received: bytes) -> tuple[bytes, bytes]:
+    """Return what was put before a record, and the record."""
+    (length,) = _LENGTH.unpack_from(received)
+    start = _LENGTH.size
+    return received[start : start + length], received[start + length :]
 
 
-def _plain(batch: Batch) -> list[Any]:
-    """Return a batch as JSON can hold it."""
+def _to_json(batch: Batch) -> list[Any]:
     rows = [[op.kind, op.peer, op.count, str(op.dtype), op.contiguous] for op in batch]
     return [batch[0].purpose, rows]
 
 
-def _operations(plain: Sequence[Any]) -> Batch:
-    purpose, rows = plain
+def _from_json(entry: Sequence[Any]) -> Batch:
+    purpose, rows = entry
     return [
         Operation(
             kind, peer, count, getattr(torch, dtype.removeprefix("torch.")), contiguous, purpose=purpose

@@ -1,8 +1,8 @@
-"""The transport over MPI: the tensors' own memory, without a copy, by Isend and Irecv.
+"""The transport over MPI: Isend and Irecv on the tensors' own memory, without a copy.
 
-Everything travels as bytes, so that bfloat16, which MPI has no name for, is nothing special. mpi4py 4
-counts in 64 bits, so a message may be longer than 2 GiB. No call of MPI ever blocks: waiting polls, so
-that `comm.timeout` holds and a rank that fails can tell the others.
+All messages travel as bytes, since MPI has no name for bfloat16. mpi4py 4 counts in 64 bits, so a message may
+be longer than 2 GiB. No call of MPI ever blocks: `wait` polls, so that `comm.timeout` holds and a rank that
+fails can tell the others.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from cobo_dist.comm.transports.base import (
 from cobo_dist.comm.transports.mpi_world import MpiWorld, start_mpi
 from cobo_dist.errors import ConfigError, HostConfigError
 
-MESSAGE, FAILURE = 0, 1  # tags; a failing rank's word must not be taken for a model
+MESSAGE_TAG, FAILURE_TAG = 0, 1  # a notice of failure must never match a receive of a model
 
-SPIN = 0.002
-"""Seconds of polling without a pause. Most messages are there by then, and a pause costs 0.05 ms."""
-SHORTEST_NAP, LONGEST_NAP = 5e-5, 2e-4
+SPIN_SECONDS = 0.002
+"""How long `wait` polls without a pause. Most messages arrive by then, and a pause costs 0.05 ms."""
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 5e-5, 2e-4
 
 
 class MpiTransport:
-    """Models and records over one MPI communicator that nobody else uses; see `Transport`.
+    """Messages over one MPI communicator that no other code uses; see `Transport`.
 
     Args:
         world: MPI.
@@ -47,7 +47,7 @@ class MpiTransport:
         self.world, self.comm, self.timeout = world, comm, timeout
         self.rank: int = comm.rank
         self.world_size: int = comm.size
-        self._has_told = False  # that it failed
+        self._has_announced = False
 
     def exchange(
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], purpose: str
@@ -62,136 +62,136 @@ class MpiTransport:
             return NothingPending()
         peers = ", ".join(map(str, sorted({*sends, *receives})))
         pending = _MpiPending(self, f"exchanging {purpose} with rank(s) {peers}")
-        with pending.as_lost_contact():
+        with as_lost_contact(self.rank, pending.activity):
             for kind, peer, tensor in operations:
                 size = tensor.numel() * tensor.element_size()
                 memory = self.world.mpi.buffer.fromaddress(tensor.data_ptr(), size)
                 post = self.comm.Isend if kind == "send" else self.comm.Irecv
-                request = post([memory, self.world.mpi.BYTE], peer, MESSAGE)
+                request = post([memory, self.world.mpi.BYTE], peer, MESSAGE_TAG)
                 pending.add(request, tensor, peer, size if kind == "recv" else None)
         return pending
 
     def gather(self, record: bytes) -> list[bytes]:
-        """Gather lengths, then the records, each as long as it is."""
-        length, lengths, box = np.array([len(record)]), None, None
+        """Gather the lengths, then the records, each with its own length."""
+        length, lengths, received = np.array([len(record)]), None, None
         if self.rank == 0:
             lengths = np.empty(self.world_size, length.dtype)
-        self._collect("gathering records", "Igather", length, lengths)
+        self._collective("gathering records", "Igather", length, lengths)
         if lengths is not None:
-            box = [np.empty(lengths.sum(), np.uint8), lengths.tolist(), self.world.mpi.BYTE]
-        self._collect("gathering records", "Igatherv", [record, self.world.mpi.BYTE], box)
-        if lengths is None or box is None:
+            received = [np.empty(lengths.sum(), np.uint8), lengths.tolist(), self.world.mpi.BYTE]
+        sent = [record, self.world.mpi.BYTE]
+        self._collective("gathering records", "Igatherv", sent, received)
+        if lengths is None or received is None:
             return []
-        return [part.tobytes() for part in np.split(box[0], np.cumsum(lengths)[:-1])]
+        return [part.tobytes() for part in np.split(received[0], np.cumsum(lengths)[:-1])]
 
     def broadcast(self, record: bytes) -> bytes:
         """Broadcast the length, then the record."""
         length = np.array([len(record)])
-        self._collect("broadcasting a record", "Ibcast", length)
-        box = bytearray(record) if self.rank == 0 else bytearray(int(length[0]))
-        if box:
-            self._collect("broadcasting a record", "Ibcast", [box, self.world.mpi.BYTE])
-        return bytes(box)
+        self._collective("broadcasting a record", "Ibcast", length)
+        buffer = bytearray(record) if self.rank == 0 else bytearray(int(length[0]))
+        if buffer:
+            self._collective("broadcasting a record", "Ibcast", [buffer, self.world.mpi.BYTE])
+        return bytes(buffer)
 
-    def _collect(self, doing: str, operation: str, *buffers: Any) -> None:
+    def _collective(self, activity: str, operation: str, *buffers: Any) -> None:
         """Run one collective operation with rank 0 as its root."""
-        pending = _MpiPending(self, doing)
-        with pending.as_lost_contact():
+        pending = _MpiPending(self, activity)
+        with as_lost_contact(self.rank, activity):
             pending.add(getattr(self.comm, operation)(*buffers), buffers)
         pending.wait()
 
-    def tell_failure(self) -> None:
+    def announce_failure(self) -> None:
         """Tell all ranks, once, that this one cannot go on, so that none waits for it."""
-        if self._has_told:
+        if self._has_announced:
             return
-        self._has_told = True
+        self._has_announced = True
         for peer in range(self.world_size):
             with suppress(self.world.mpi.Exception):
                 if peer != self.rank:
-                    self.comm.Isend([b"", self.world.mpi.BYTE], peer, FAILURE)
+                    self.comm.Isend([b"", self.world.mpi.BYTE], peer, FAILURE_TAG)
 
-    def look_for_failure(self) -> None:
-        """Raise RuntimeError if a rank has told that it failed."""
+    def raise_if_announced(self) -> None:
+        """Raise RuntimeError if a rank has announced that it failed."""
         status = self.world.mpi.Status()
-        if self.comm.Iprobe(self.world.mpi.ANY_SOURCE, FAILURE, status):
+        if self.comm.Iprobe(self.world.mpi.ANY_SOURCE, FAILURE_TAG, status):
             raise RuntimeError(f"rank {status.Get_source()} has failed")
 
 
 class _MpiPending:
-    """Requests under way, and the buffers they use (kept alive until they are done)."""
+    """The requests of one batch, and their buffers, which must live until the requests are done."""
 
-    def __init__(self, transport: MpiTransport, doing: str) -> None:
-        self.transport, self.doing = transport, doing
+    def __init__(self, transport: MpiTransport, activity: str) -> None:
+        self.transport, self.activity = transport, activity
         self.requests: list[Any] = []
         self.buffers: list[object] = []
         self.peers: list[int | None] = []
-        self.due: list[int | None] = []  # bytes of a message to receive
+        self.expected: list[int | None] = []  # bytes of a message to receive
 
     def add(
-        self, request: Any, buffer: object, peer: int | None = None, due: int | None = None
+        self, request: Any, buffer: object, peer: int | None = None, expected: int | None = None
     ) -> None:
         self.requests.append(request)
         self.buffers.append(buffer)
         self.peers.append(peer)
-        self.due.append(due)
+        self.expected.append(expected)
         self.transport.world.unfinished.add(self)
 
-    def as_lost_contact(self) -> as_lost_contact:
-        return as_lost_contact(self.transport.rank, self.doing)
-
     def wait(self) -> None:
-        """Poll until all are done: at first without pause, but giving way; then with naps."""
-        mpi, timeout = self.transport.world.mpi, self.transport.timeout
-        statuses = [mpi.Status() for _ in self.requests]
-        started, nap = time.monotonic(), SHORTEST_NAP
-        with self.as_lost_contact():
-            while not mpi.Request.Testall(self.requests, statuses):
+        """Poll until all are done: first without a pause, then with short pauses."""
+        transport = self.transport
+        statuses = [transport.world.mpi.Status() for _ in self.requests]
+        started, pause = time.monotonic(), MIN_PAUSE_SECONDS
+        with as_lost_contact(transport.rank, self.activity):
+            while not transport.world.mpi.Request.Testall(self.requests, statuses):
                 waited = time.monotonic() - started
-                if waited < SPIN:
-                    # Where ranks outnumber cores, the message may wait for this very core.
+                if waited < SPIN_SECONDS:
+                    # Where ranks outnumber cores, the sender may need this core.
                     os.sched_yield()
                     continue
-                self.transport.look_for_failure()
-                if waited > timeout:
-                    raise RuntimeError(self._silence())
-                time.sleep(nap)
-                nap = min(2 * nap, LONGEST_NAP)
+                transport.raise_if_announced()
+                if waited > transport.timeout:
+                    raise RuntimeError(self._describe_timeout())
+                time.sleep(pause)
+                pause = min(2 * pause, MAX_PAUSE_SECONDS)
         self._check_sizes(statuses)
-        self.transport.world.unfinished.discard(self)
-        self.requests, self.buffers, self.peers, self.due = [], [], [], []
+        transport.world.unfinished.discard(self)
+        self.requests, self.buffers, self.peers, self.expected = [], [], [], []
 
-    def _silence(self) -> str:
-        open_ = zip(self.peers, self.requests, strict=True)
-        silent = sorted({peer for peer, one in open_ if peer is not None and not one.Test()})
-        who = f" from rank(s) {', '.join(map(str, silent))}" if silent else ""
-        return f"no answer{who} within comm.timeout={self.transport.timeout:g} s"
+    def _describe_timeout(self) -> str:
+        pairs = zip(self.peers, self.requests, strict=True)
+        silent = sorted({peer for peer, one in pairs if peer is not None and not one.Test()})
+        peers = f" from rank(s) {', '.join(map(str, silent))}" if silent else ""
+        return f"no answer{peers} within comm.timeout={self.transport.timeout:g} s"
 
     def _check_sizes(self, statuses: Sequence[Any]) -> None:
-        """Refuse a message shorter than its box, which MPI lets pass (a longer one it refuses)."""
-        for peer, due, status in zip(self.peers, self.due, statuses, strict=True):
-            if due is not None and (got := status.Get_count(self.transport.world.mpi.BYTE)) != due:
+        """Refuse a message shorter than its buffer, which MPI accepts (it refuses a longer one)."""
+        byte = self.transport.world.mpi.BYTE
+        for peer, expected, status in zip(self.peers, self.expected, statuses, strict=True):
+            if expected is not None and (got := status.Get_count(byte)) != expected:
                 raise ValueError(
-                    f"rank {self.transport.rank}, {self.doing}: {got} bytes came from rank {peer} "
-                    f"where {due} were due"
+                    f"rank {self.transport.rank}, {self.activity}: {got} bytes came from rank {peer} "
+                    f"where {expected} were due"
                 )
 
 
 @contextmanager
 def open_mpi(launch: Launch, timeout: float, comm: Any = None) -> Iterator[MpiTransport]:
-    """Yield the transport of this rank; where the body fails on it alone, the other ranks are told.
+    """Yield this rank's transport; if the body fails on this rank alone, tell the other ranks.
 
     Args:
-        launch: who this process is; MPI must see it likewise.
+        launch: this process's rank and the world size, which MPI must confirm.
         timeout: seconds after which a silent rank counts as lost.
-        comm: the communicator, for which all ranks stand by default.
+        comm: the communicator; by default one of all ranks.
 
     Raises:
-        ConfigError: MPI counts ranks differently, as where srun started what MPI takes for runs of one.
+        ConfigError: MPI counts ranks differently, for example where srun started processes that MPI
+            takes for runs of one rank.
     """
     world = start_mpi("comm.backend=mpi")
     comm = comm or world.comm
     if (comm.rank, comm.size) != (launch.rank, launch.world_size):
-        # A wrong size shows on all ranks, so that rank 0 can speak for them.
+        # All ranks see a wrong size, so rank 0 can report it for them.
         kind = ConfigError if comm.size != launch.world_size else HostConfigError
         raise kind(
             f"comm.backend=mpi: MPI counts this process as rank {comm.rank} of {comm.size}, but "
@@ -204,5 +204,5 @@ def open_mpi(launch: Launch, timeout: float, comm: Any = None) -> Iterator[MpiTr
     except ConfigError:
         raise  # all ranks have agreed on it
     except BaseException:
-        transport.tell_failure()
+        transport.announce_failure()
         raise

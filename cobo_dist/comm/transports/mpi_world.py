@@ -1,9 +1,10 @@
-"""MPI as a process sees it: started only where a launcher or `comm.backend=mpi` asks, left by one door.
+"""MPI's life in one process: when it starts, and how all ranks leave it together.
 
-MPI_Finalize waits for every rank, and a rank that waits for a message never gets there: a run with one
-bad rank would hang for ever. So every process meets the others at a door as it ends. Where all come,
-whatever their exit codes, they end in order; where one that failed waits in vain, it ends all (Abort).
-Only the main thread calls MPI.
+MPI starts only where a launcher or `comm.backend=mpi` asks for it. MPI_Finalize blocks until every rank calls
+it, and a rank that waits for a message never does: one failed rank would hang the job. So every process
+enters a barrier as it exits. If all ranks arrive, they finalize, whatever their exit codes. If a rank failed
+and the others do not arrive within `EXIT_BARRIER_SECONDS`, it calls MPI_Abort, which ends them. Only the main
+thread calls MPI.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any, NoReturn
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError
 
 EXIT_BARRIER_SECONDS = 5.0
-"""Seconds that a failed rank waits at the door; more than the pause in which rank 0 speaks first."""
-NAP = 0.002
+"""How long a failed rank waits for the others. Other ranks let rank 0 print its error first, for 3 s."""
+EXIT_POLL_SECONDS = 0.002
 
 
 @dataclass
@@ -28,14 +29,14 @@ class MpiWorld:
 
     mpi: Any  # mpi4py.MPI
     comm: Any  # for models and records
-    door: Any  # for nothing but leaving, so that no other call can be mistaken for it
-    code: int = EXIT_FAILED  # whoever ends without a word has failed
+    exit_comm: Any  # for the exit barrier alone, so that no other call can match it
+    code: int = EXIT_FAILED  # a process that ends without `exit_barrier` has failed
     unfinished: set[object] = field(default_factory=set)
-    """Messages that MPI still has hold of: their buffers must live on, and MPI_Finalize may wait."""
+    """Messages in flight. Their buffers must stay alive, and MPI_Finalize may wait for them."""
 
     @property
     def library(self) -> str:
-        """What carries models and records, in words, with versions."""
+        """The name and versions of the MPI library."""
         name = " ".join(self.mpi.Get_library_version().splitlines()[0].split(",")[0].split())
         standard = ".".join(map(str, self.mpi.Get_version()))
         return f"mpi: {name} (MPI {standard}, mpi4py {sys.modules['mpi4py'].__version__})"
@@ -44,32 +45,33 @@ class MpiWorld:
 _world: MpiWorld | None = None
 
 
-def start_mpi(why: str) -> MpiWorld:
-    """Return MPI's world; the first call starts MPI, and all ranks must make it.
+def start_mpi(reason: str) -> MpiWorld:
+    """Return this process's MPI; the first call starts it, and all ranks must make that call.
 
-    mpi4py's own start asks for MPI_THREAD_MULTIPLE. One thread needs less, but the progress threads
-    that some libraries offer (MPICH_ASYNC_PROGRESS) need that much.
+    mpi4py starts MPI with MPI_THREAD_MULTIPLE. One thread needs less, but the progress threads of some
+    libraries (MPICH_ASYNC_PROGRESS) need that much.
 
     Args:
-        why: what asks for MPI, for the refusal.
+        reason: what asks for MPI, for the error message.
 
     Raises:
-        ConfigError: no mpi4py, or one that cannot count more than 2 GiB, or no MPI library.
+        ConfigError: there is no mpi4py, it is older than 4 and cannot count more than 2 GiB, or there is
+            no MPI library.
     """
     global _world
     if _world is None:
         try:
             import mpi4py
             from mpi4py import MPI as mpi
-        except (ImportError, RuntimeError) as error:  # without a library, mpi4py says RuntimeError
-            reason = (str(error).splitlines() or [repr(error)])[0]
+        except (ImportError, RuntimeError) as error:  # RuntimeError: there is no MPI library
+            cause = (str(error).splitlines() or [repr(error)])[0]
             raise ConfigError(
-                f"{why}, but mpi4py cannot be loaded ({reason}); pip install 'cobo_dist[mpi]' (and "
+                f"{reason}, but mpi4py cannot be loaded ({cause}); pip install 'cobo_dist[mpi]' (and "
                 "mpich, where there is no MPI), or start with torchrun and comm.backend=gloo"
             ) from error
         if int(mpi4py.__version__.partition(".")[0]) < 4:
             raise ConfigError(
-                f"{why}, but mpi4py {mpi4py.__version__} cannot send messages of 2 GiB and more; "
+                f"{reason}, but mpi4py {mpi4py.__version__} cannot send messages of 2 GiB and more; "
                 "pip install 'cobo_dist[mpi]', which brings mpi4py 4"
             )
         everyone: Any = mpi.COMM_WORLD
@@ -79,35 +81,36 @@ def start_mpi(why: str) -> MpiWorld:
 
 
 def exit_barrier(code: int) -> NoReturn:
-    """End this process with an exit code, under MPI through the door."""
+    """End this process with an exit code; if MPI is started, all ranks wait for one another first."""
     if _world is not None:
         _world.code = code
     sys.exit(code)
 
 
 def _wait_for_all_ranks(world: MpiWorld) -> None:
-    """Wait until all ranks end; a rank that failed ends them after `EXIT_BARRIER_SECONDS` seconds.
+    """Enter the exit barrier; end all ranks if they do not arrive in time, or leave messages behind.
 
-    Runs as Python exits, after tracebacks are printed and before mpi4py calls MPI_Finalize.
+    Runs as Python exits, after it prints tracebacks and before mpi4py calls MPI_Finalize.
     """
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # whoever read along may have left
+        with suppress(OSError, ValueError):  # the reader of a pipe may have closed it
             stream.flush()
-    # Of these two all ranks know, so all will come, however long the last files take.
-    patience = float("inf") if world.code in (EXIT_DONE, EXIT_STOPPED) else EXIT_BARRIER_SECONDS
-    # MPI_Finalize would wait too, but with a core at full speed.
-    if not _everyone_comes(world, patience) or world.unfinished:
+    # All ranks reach these two codes together, so all will arrive, however long the last files take.
+    in_order = world.code in (EXIT_DONE, EXIT_STOPPED)
+    # MPI_Finalize would wait as well, but with one core at full load.
+    arrived = _all_arrive(world, float("inf") if in_order else EXIT_BARRIER_SECONDS)
+    if not arrived or world.unfinished:
         world.mpi.COMM_WORLD.Abort(world.code or EXIT_FAILED)
 
 
-def _everyone_comes(world: MpiWorld, patience: float) -> bool:
-    until = time.monotonic() + patience
+def _all_arrive(world: MpiWorld, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
     try:
-        arrived = world.door.Ibarrier()
-        while not arrived.Test():
-            if time.monotonic() > until:
+        barrier = world.exit_comm.Ibarrier()
+        while not barrier.Test():
+            if time.monotonic() > deadline:
                 return False
-            time.sleep(NAP)
+            time.sleep(EXIT_POLL_SECONDS)
     except world.mpi.Exception:  # a rank has died
         return False
     return True
