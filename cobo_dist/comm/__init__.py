@@ -1,1 +1,1 @@
-"""How ranks find each other and what they send: the only room that knows torch.distributed."""
+"""How ranks connect and what they send one another. No other package imports torch.distributed or MPI."""

@@ -1,7 +1,7 @@
-"""Which placement would bring collaborators together: pure functions of W and the placement there is.
+"""The search for a placement that puts collaborators on one rank: pure functions of W and the placement.
 
-All n rows of W are needed, written out a few at a time. Every rank keeps as many clients as it has, so that
-memory and work stay balanced.
+The search needs all n rows of W, and makes a few of them dense at a time. Every rank keeps its number of
+clients, so that memory and work stay balanced.
 """
 
 from __future__ import annotations
@@ -24,33 +24,32 @@ if TYPE_CHECKING:
 
 Ids = NDArray[np.int64]
 Sums = Literal["mix", "all_reduce", "none"]
-"""By which word of the exchange an algorithm gets the sums that its W describes; none: by none that depends
-on who is where."""
+"""The method of the exchange that computes the sums that an algorithm's W describes; none: no sums, or sums
+whose traffic does not depend on the placement."""
 
-ALIKE = 0.5
-"""Linked clients are of one group where at least this share of all that either is linked to is linked to
-both: a stray link joins nobody."""
+MIN_COMMON_LINKS = 0.5
+"""The least Jaccard similarity of the links of two linked clients in one group: a stray link joins none."""
 
-MOSTLY = 0.75
-"""With this share of all links there, groups are not looked for: two equal ones have a half of them."""
+MAX_LINK_SHARE = 0.75
+"""With more than this share of all links, groups are not searched for: two equal groups have half."""
 
-_DENSE = 4096
+_MAX_DENSE_CLIENTS = 4096
 """Clients up to which common links are counted by a dense product, which is faster than a sparse one."""
 
-_AT_ONCE = 1 << 22
-"""Weights that are written out at a time."""
+_MAX_DENSE_WEIGHTS = 1 << 22
+"""Weights that are made dense at a time."""
 
 _PREFERENCES: tuple[Callable[[int, int], tuple[int, int]], ...] = (
-    lambda owned, room: (owned, -room),  # the rank that has most of the group
-    lambda owned, room: (-room, owned),  # the fullest
-    lambda owned, room: (room, owned),  # the emptiest
+    lambda owned, free: (owned, -free),  # the rank that has most of the group
+    lambda owned, free: (-free, owned),  # the fullest
+    lambda owned, free: (free, owned),  # the emptiest
 )
-"""What makes a rank the best for a group that fits into several: none packs best in every case."""
+"""Which rank is best for a group that fits into several; no preference packs best in every case."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """A better placement: who changes rank, and the models that all ranks send a round, before and after."""
+    """A better placement, the clients that change rank, and the models sent a round before and after."""
 
     placement: Placement
     clients: Ids
@@ -61,7 +60,7 @@ class Move:
 def models_sent(
     weights: Weights, placement: Placement, sums: Sums, *, deterministic: bool = False
 ) -> int:
-    """Return how many models all ranks send a round for the sums that W describes, as the exchange plans."""
+    """Return how many models all ranks send a round for the sums that W describes."""
     plan, by_rank = planner(deterministic), placement.by_rank
     if sums == "none" or placement.ranks == 1:
         return 0
@@ -72,102 +71,99 @@ def models_sent(
             for to, rows in enumerate(by_rank)
             if to != source
         )
-    # Every other rank gets the sum of each different row.
+    # Every other rank gets the sum of each distinct row.
     (whole,) = blocks_of(weights, [np.arange(placement.clients)])
     _, first = np.unique(whole.row_classes(), return_index=True)
-    different = rows_of(whole, np.sort(first))
-    parts = (plan(columns_of(different, ids)).models for ids in by_rank)
+    distinct = rows_of(whole, np.sort(first))
+    parts = (plan(columns_of(distinct, ids)).models for ids in by_rank)
     return (placement.ranks - 1) * sum(parts)
 
 
-def groups(weights: Weights, level: float) -> list[Ids]:
-    """Return the groups of two or more clients that links (weights of at least `level`) show, largest first.
+def groups(weights: Weights, threshold: float) -> list[Ids]:
+    """Return the groups of two or more clients that links (weights of at least `threshold`) form.
 
-    None while almost all are linked: then all are one group.
+    Largest first. No groups while almost all clients are linked: then all are one group.
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
     n = weights.shape[1]
-    if _mostly(n + OffDiagonalWeights(weights).count(lambda w: w >= level), n):
+    most = MAX_LINK_SHARE * n * n
+    if n + OffDiagonalWeights(weights).count(lambda w: w >= threshold) > most:
         return []
-    links_nn = _links(weights, level)
-    if _mostly(links_nn.nnz, n):
+    links_nn = _links(weights, threshold)
+    if links_nn.nnz > most:
         return []
     i, j = links_nn.nonzero()
-    if n <= _DENSE:
+    if n <= _MAX_DENSE_CLIENTS:
         dense_nn = links_nn.toarray().astype(np.float32)
         both = (dense_nn @ dense_nn)[i, j]
     else:
         both = (links_nn @ links_nn)[i, j]
     degree_n = links_nn.sum(axis=1)
-    alike = both >= ALIKE * (degree_n[i] + degree_n[j] - both)
-    ones = np.ones(np.count_nonzero(alike), dtype=np.int8)
-    kept = csr_array((ones, (i[alike], j[alike])), shape=(n, n))
+    similar = both >= MIN_COMMON_LINKS * (degree_n[i] + degree_n[j] - both)
+    ones = np.ones(np.count_nonzero(similar), dtype=np.int8)
+    kept = csr_array((ones, (i[similar], j[similar])), shape=(n, n))
     count, label_n = connected_components(kept, directed=False)
     found = [np.flatnonzero(label_n == label) for label in range(count)]
     several = [ids for ids in found if len(ids) > 1]
     return sorted(several, key=lambda ids: (-len(ids), int(ids[0])))
 
 
-def _mostly(links: int, n: int) -> bool:
-    return links > MOSTLY * n * n
-
-
-def _links(weights: Weights, level: float) -> csr_array[Any]:
-    """Return 1 for clients that are linked, either way, and for a client and itself, [n, n]."""
+def _links(weights: Weights, threshold: float) -> csr_array[Any]:
+    """Return 1 for clients that are linked in either direction, and on the diagonal, [n, n]."""
     from scipy.sparse import csr_array, vstack
 
     n = weights.shape[1]
-    every, step = np.arange(n), max(1, _AT_ONCE // n)
+    every, step = np.arange(n), max(1, _MAX_DENSE_WEIGHTS // n)
     pieces = [every[at : at + step] for at in range(0, n, step)]
-    linked = vstack([csr_array(weights.rows(piece) >= level) for piece in pieces], format="csr")
+    linked = vstack([csr_array(weights.rows(piece) >= threshold) for piece in pieces], format="csr")
     own = csr_array((np.ones(n, dtype=bool), (every, every)), shape=(n, n))
     links_nn: csr_array[Any] = ((linked + linked.T + own) > 0).astype(np.int32)
     return links_nn
 
 
 def pack(
-    found: list[Ids], placement: Placement, better: Callable[[int, int], tuple[int, int]]
+    found: list[Ids], placement: Placement, preference: Callable[[int, int], tuple[int, int]]
 ) -> Placement:
-    """Return a placement with each group on one rank where there is room, and split where there is not.
+    """Return a placement with each group on one rank if it fits, and split otherwise.
 
-    All other clients stay where they are if they can; so do the members of a group that must be split.
+    All other clients keep their rank if possible; so do the members of a group that must be split.
     """
     owner_n, ranks = placement.owner_n, range(placement.ranks)
-    room = [len(ids) for ids in placement.by_rank]
+    free = [len(ids) for ids in placement.by_rank]
     new_n = np.full(placement.clients, -1, dtype=np.int64)
 
     def put(ids: Ids, rank: int) -> None:
         new_n[ids] = rank
-        room[rank] -= len(ids)
+        free[rank] -= len(ids)
 
     for left in found:
         while len(left):
             owned = np.bincount(owner_n[left], minlength=placement.ranks).tolist()
-            fits = [rank for rank in ranks if room[rank] >= len(left)]
+            fits = [rank for rank in ranks if free[rank] >= len(left)]
             if fits:
-                rank = max(fits, key=lambda one: (*better(owned[one], room[one]), -one))
+                rank = max(fits, key=lambda one: (*preference(owned[one], free[one]), -one))
             else:
-                rank = max(ranks, key=lambda one: (room[one], owned[one], -one))
+                rank = max(ranks, key=lambda one: (free[one], owned[one], -one))
             own_first = left[np.argsort(owner_n[left] != rank, kind="stable")]
-            put(own_first[: room[rank]], rank)
+            put(own_first[: free[rank]], rank)
             left = left[new_n[left] < 0]
-    for rank in ranks:  # the others stay,
+    for rank in ranks:  # the other clients stay
         stays = np.flatnonzero((new_n < 0) & (owner_n == rank))
-        put(stays[: room[rank]], rank)
-    for rank in ranks:  # or fill what is left
-        put(np.flatnonzero(new_n < 0)[: room[rank]], rank)
-    return _relabelled(new_n, placement)
+        put(stays[: free[rank]], rank)
+    for rank in ranks:  # or take what is free
+        put(np.flatnonzero(new_n < 0)[: free[rank]], rank)
+    return _relabel(new_n, placement)
 
 
-def _relabelled(new_n: Ids, placement: Placement) -> Placement:
-    """Return the same parts on the ranks that own most of them already, among ranks of equal size."""
+def _relabel(new_n: Ids, placement: Placement) -> Placement:
+    """Assign the same parts to the ranks that already own most of them, among ranks of equal size."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
     count = placement.ranks
-    stay_rr = np.ones((count, count))  # one more than the clients of part a that rank b has
+    stay_rr = np.ones((count, count))  # 1 + the number of clients of part a on rank b
     np.add.at(stay_rr, (new_n, placement.owner_n), 1.0)
     sizes = np.array([len(ids) for ids in placement.by_rank])
     stay_rr[sizes[:, None] != sizes[None, :]] = 0.0  # no match
@@ -178,20 +174,20 @@ def _relabelled(new_n: Ids, placement: Placement) -> Placement:
 def propose(
     weights: Weights,
     placement: Placement,
-    level: float,
+    threshold: float,
     sums: Sums,
     *,
     price: float = 0.0,
     deterministic: bool = False,
 ) -> Move | None:
-    """Return the best placement found for this W; None if none is better than the one there is.
+    """Return the best placement found for this W; None if none is better than the present one.
 
     Args:
         weights: all n rows of W.
-        placement: who owns whom now.
-        level: the least weight that counts as a link.
+        placement: the present placement.
+        threshold: the least weight of a link.
         sums: how the algorithm uses W.
-        price: the models a round that each client's move has to save.
+        price: the models a round that the move of each client has to save.
         deterministic: models travel as rows (comm.deterministic).
     """
 
@@ -200,14 +196,14 @@ def propose(
 
     if not (before := sent(placement)):
         return None
-    found = groups(weights, level)
+    found = groups(weights, threshold)
     moves = []
-    for candidate in dict.fromkeys(pack(found, placement, better) for better in _PREFERENCES):
-        who = np.flatnonzero(candidate.owner_n != placement.owner_n)
-        moves.append(Move(candidate, who, before, sent(candidate)))
+    for candidate in dict.fromkeys(pack(found, placement, one) for one in _PREFERENCES):
+        moved = np.flatnonzero(candidate.owner_n != placement.owner_n)
+        moves.append(Move(candidate, moved, before, sent(candidate)))
 
-    def worth(move: Move) -> float:
+    def cost(move: Move) -> float:
         return move.after + price * len(move.clients)
 
-    best = min(moves, key=lambda move: (worth(move), len(move.clients)))
-    return best if worth(best) < before else None
+    best = min(moves, key=lambda move: (cost(move), len(move.clients)))
+    return best if cost(best) < before else None

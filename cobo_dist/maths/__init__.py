@@ -1,1 +1,1 @@
-"""Pure tensors: no I/O, no communication. Knows torch and nothing of ours."""
+"""Pure functions of tensors and arrays: no I/O, no communication, no import from the rest of the package."""

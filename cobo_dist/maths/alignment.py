@@ -1,8 +1,10 @@
-"""Gradient alignment: the statistic that moves a collaboration weight (equation 1).
+"""Gradient alignment: the statistic that updates a collaboration weight (equation 1).
 
-A gradient is cut once, in the middle. The owner of the pair's first client multiplies the first
-halves, the owner of the second client the second halves, and the two numbers are added in that order
-on both sides: each needs only half of the other's gradient, and both get the same bits.
+A gradient is cut once, in the middle. The owner of the pair's first client multiplies the first halves, the
+owner of the second client the second halves, and both add the two numbers in that order. So each needs only
+half of the other's gradient, and both get the same bits.
+
+Shapes: m rows, d parameters, k inner products, e ends of pairs.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from torch import Tensor
 
 MEASURES = ("inner", "cosine")
 
-# Below this many elements a row, one batched product and sum is faster than a dot for each row.
 _BATCHED_BELOW = 1 << 14
-_AT_ONCE = 64
-"""Rows of a batched product, which bounds the room that it takes."""
+"""Numbers in a row below which one batched product and sum is faster than a dot product for each row."""
+_BATCHED_ROWS = 64
+"""Rows of one batched product, which bounds its memory."""
 
 
 def middle(size: int) -> int:
@@ -35,11 +37,11 @@ def row_dots(
     *,
     deterministic: bool = False,
 ) -> NDArray[np.float64]:
-    """Return the inner product of row `rows_a[k]` of `a_md` with row `rows_b[k]` of `b_md`: [k].
+    """Return the inner products [k] of rows `rows_a` of `a_md` with rows `rows_b` of `b_md`.
 
-    The shorter list of rows decides k. `deterministic` adds every row by itself in one fixed order,
-    so that a row's number does not depend on how many rows stand beside it. Long rows are multiplied
-    where they lie, without a copy.
+    The shorter list of rows decides k. `deterministic` sums every row by itself in one fixed order, so
+    that its result does not depend on the number of rows. Long rows are multiplied in place, without a
+    copy.
     """
     count = min(len(rows_a), len(rows_b))
     if not count:
@@ -52,12 +54,12 @@ def row_dots(
         dots = torch.stack(products)
     else:
         a, b = (torch.from_numpy(rows[:count]).to(a_md.device) for rows in (rows_a, rows_b))
-        # Plain indexing takes four times as long as `index_select` for such rows.
+        # Plain indexing takes four times as long as `index_select` for rows of this length.
         dots = torch.cat(
             [
                 (a_md.index_select(0, some_a) * b_md.index_select(0, some_b)).sum(dim=1)
                 for some_a, some_b in zip(
-                    torch.split(a, _AT_ONCE), torch.split(b, _AT_ONCE), strict=True
+                    torch.split(a, _BATCHED_ROWS), torch.split(b, _BATCHED_ROWS), strict=True
                 )
             ]
         )
@@ -69,7 +71,10 @@ def measure(dots_m: Tensor, squares_m2: Tensor, kind: str) -> Tensor:
     """Return the alignment [m] from inner products [m] and the two squared norms [m, 2].
 
     `inner` is the paper's <g_i, g_j>. `cosine` divides by the norms, so that gamma means the same at
-    the start and late in training, when gradients are small; a zero gradient is aligned with nothing.
+    the start and late in training, when gradients are small. The cosine of a zero gradient is 0.
+
+    Raises:
+        ValueError: `kind` is none of `MEASURES`.
     """
     if kind == "inner":
         return dots_m
@@ -80,11 +85,11 @@ def measure(dots_m: Tensor, squares_m2: Tensor, kind: str) -> Tensor:
 
 
 def midpoints(own_e: Sequence[Tensor], partner_e: Sequence[Tensor], z_ed: Tensor) -> Tensor:
-    """Write the midpoints z = (x_i + x_j)/2 of models x_i and x_j [d] each into `z_ed`; return it.
+    """Write the midpoint (x_i + x_j)/2 of each pair of models [d] into a row of `z_ed`; return `z_ed`.
 
     Both owners of a pair get the same bits.
     """
-    long = z_ed.shape[1] >= _BATCHED_BELOW  # such a row is halved while it is in the cache
+    long = z_ed.shape[1] >= _BATCHED_BELOW  # halve such a row while it is in the cache
     for x_i, x_j, z_d in zip(own_e, partner_e, z_ed.unbind(), strict=True):
         torch.add(x_i, x_j, out=z_d)
         if long:

@@ -1,7 +1,9 @@
 """Models as rows: one client's whole model is one flat, contiguous row of X [c, d].
 
-Parameters, gradients and buffers are views into such rows, so a model is sent, averaged or stepped as
-it lies: nothing is packed or unpacked.
+Parameters, gradients and buffers are views into such rows, so a model is sent, averaged or updated without
+being packed or unpacked.
+
+Shapes: c clients, d parameters, m rows.
 """
 
 from __future__ import annotations
@@ -15,16 +17,16 @@ import torch
 from torch import Tensor
 
 ALIGNMENT_BYTES = 64
-_NARROWEST = 1 << 12  # columns of rows at once: a multiple of the alignment
-_AT_ONCE = 1 << 20  # numbers: of float32 these are 4 MB
+_MIN_COLUMNS = 1 << 12  # a multiple of the alignment
+_MAX_NUMBERS = 1 << 20  # in the columns taken at once: 4 MB of float32
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where each named tensor lies in a row of length `size`.
 
-    `size` is the plain sum of the elements (d): no padding inside a row. A kernel of a convolution
-    [O, I, h, w] lies in the row as its module keeps it: as it is, or channels last [O, h, w, I].
+    `size` is the sum of the elements (d), without padding. A convolution's kernel [O, I, h, w] has the
+    memory format of its module: contiguous, or channels last [O, h, w, I].
     """
 
     names: tuple[str, ...]
@@ -77,7 +79,7 @@ class Layout:
 
 
 def _has_channels_last(tensor: Tensor) -> bool:
-    """Return whether a tensor lies channels last and not also in the plain order."""
+    """Return whether a tensor is channels last and not contiguous as well."""
     return (
         tensor.dim() == 4
         and tensor.is_contiguous(memory_format=torch.channels_last)
@@ -88,26 +90,25 @@ def _has_channels_last(tensor: Tensor) -> bool:
 def empty_rows(
     count: int, size: int, *, dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> Tensor:
-    """Return uninitialised rows [count, size] whose every row starts on a 64-byte boundary.
+    """Return uninitialized rows [count, size] whose every row starts on a 64-byte boundary.
 
-    Kernels may add in another order where memory is aligned otherwise; equal alignment of all rows
-    keeps a client's numbers the same wherever its row lies. The stride is padded, the rows are not.
+    Kernels may add in another order where memory is aligned differently. Equal alignment of all rows
+    keeps a client's numbers the same in any row. The stride is padded, the rows are not.
     """
     stride = row_bytes(size, dtype) // dtype.itemsize
     return torch.empty(count, stride, dtype=dtype, device=device)[:, :size]
 
 
 def row_bytes(size: int, dtype: torch.dtype) -> int:
-    """Return the bytes that one row of `empty_rows` takes, padding included."""
+    """Return the bytes of one row of `empty_rows`, padding included."""
     return -(-size * dtype.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def columns_at_once(count: int, size: int) -> Iterator[slice]:
-    """Yield one part of the columns of `count` rows of length `size` after the other.
+    """Yield the columns of `count` rows of length `size`, in parts.
 
-    Where several passes go over long rows, each part is small enough to stay in the cache between them
-    (and its room, where it is made anew, is small). Short rows come whole. Parts begin on boundaries as
-    rows do.
+    Where several passes go over long rows, each part is small enough to stay in the cache between them,
+    and a copy of it is small. Short rows are one part. Parts begin on 64-byte boundaries, as rows do.
     """
     width = widest(count, size)
     for start in range(0, size, width or 1):
@@ -115,13 +116,13 @@ def columns_at_once(count: int, size: int) -> Iterator[slice]:
 
 
 def widest(count: int, size: int) -> int:
-    """Return how many columns of `count` rows of length `size` are taken at once."""
-    width = _AT_ONCE // max(1, count) // _NARROWEST * _NARROWEST
-    return min(size, max(width, _NARROWEST))
+    """Return the largest number of columns in a part of `columns_at_once`."""
+    width = _MAX_NUMBERS // max(1, count) // _MIN_COLUMNS * _MIN_COLUMNS
+    return min(size, max(width, _MIN_COLUMNS))
 
 
 def take_rows(rows_cd: Tensor, index_k: Tensor, out_kd: Tensor) -> None:
-    """Write the rows that `index_k` names into `out_kd`, in its type, with no copy in between."""
+    """Write the rows number `index_k` into `out_kd`, in its type, with no copy in between."""
     if out_kd.dtype == rows_cd.dtype:
         torch.index_select(rows_cd, 0, index_k, out=out_kd)
         return
@@ -130,9 +131,10 @@ def take_rows(rows_cd: Tensor, index_k: Tensor, out_kd: Tensor) -> None:
 
 
 class Scratch:
-    """Buffers that are needed again every round, allocated once.
+    """Buffers by name that are used again every round.
 
-    A name keeps the largest buffer asked for so far, so the steady state allocates nothing.
+    A name keeps the largest buffer requested so far, so the steady state allocates nothing. The content of
+    a buffer is undefined.
     """
 
     def __init__(self, dtype: torch.dtype, device: str | torch.device) -> None:
@@ -141,23 +143,23 @@ class Scratch:
         self._flat: dict[str, Tensor] = {}
 
     def rows(self, name: str, count: int, size: int) -> Tensor:
-        """Return `count` aligned rows [count, size] of the buffer `name`; content undefined."""
+        """Return `count` aligned rows [count, size] of the buffer `name`."""
         if (name, size) not in self._rows or len(self._rows[name, size]) < count:
-            self._rows.pop((name, size), None)  # the old one makes room for the new one
+            self._rows.pop((name, size), None)  # frees the old one before the new one is allocated
             self._rows[name, size] = empty_rows(count, size, dtype=self.dtype, device=self.device)
         return self._rows[name, size][:count]
 
     def flat(self, name: str, count: int) -> Tensor:
-        """Return `count` contiguous numbers [count] of the buffer `name`; content undefined."""
+        """Return `count` contiguous numbers [count] of the buffer `name`."""
         if name not in self._flat or len(self._flat[name]) < count:
-            self._flat.pop(name, None)  # as above
+            self._flat.pop(name, None)
             self._flat[name] = torch.empty(count, dtype=self.dtype, device=self.device)
         return self._flat[name][:count]
 
     def several(
         self, name: str, counts: Mapping[int, int], *, separate: bool = False
     ) -> dict[int, Tensor]:
-        """Return by key so many contiguous numbers, one after the other in the flat buffer `name`.
+        """Return, by key, contiguous numbers [count] that follow one another in the flat buffer `name`.
 
         `separate`: each in its own buffer, so its alignment does not depend on the lengths of the others.
         """

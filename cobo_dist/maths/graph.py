@@ -1,7 +1,10 @@
-"""What the collaboration weights say: links, groups, agreement with known clusters.
+"""The collaboration graph: its links, its components, and its agreement with known clusters.
 
-Where rows of W sum to 1, `share` is one client's equal share of a row; where each weight lives in [0, 1] it
-is 0. All is counted from what the groups of W say and the weights that are listed, never place by place.
+Two clients are linked where their weight is at least a threshold. Where rows of W sum to 1, `share` is one
+client's equal share of a row; where each weight is in [0, 1] on its own, it is 0. Everything is counted from
+the groups and stored entries of W, never from all n^2 weights.
+
+Shapes: n clients, m stored entries, g groups.
 """
 
 from __future__ import annotations
@@ -14,34 +17,33 @@ from numpy.typing import NDArray
 
 from cobo_dist.maths.weights import Floats, Ints, Weights
 
-LINK = 0.5
-"""A weight of at least this counts as a link: the inner problem's maximiser is 0 or 1, and this is
-the nearer one."""
+LINK_THRESHOLD = 0.5
+"""The least weight of a link in [0, 1]: the maximizer of the inner problem is 0 or 1, and 1 is nearer."""
 
-ABOVE = 1.001
-"""Where rows sum to 1, more than an equal share is a link: by this factor, to be beyond rounding."""
+SHARE_FACTOR = 1.001
+"""Where rows sum to 1, a link is more than an equal share: by this factor, to be clear of rounding."""
 
 
 def link_threshold(share: float = 0.0) -> float:
     """Return the least weight that counts as a link."""
-    return ABOVE * share if share else LINK
+    return SHARE_FACTOR * share if share else LINK_THRESHOLD
 
 
-def components(weights: Weights, level: float = LINK) -> int:
-    """Return the number of connected components of the graph of links (either way), n >= 1.
+def components(weights: Weights, threshold: float = LINK_THRESHOLD) -> int:
+    """Return the number of connected components of the graph, links in either direction, n >= 1.
 
-    `weights` are all n rows. Where groups join more than one client, W is symmetric.
+    `weights` are all n rows. W must be symmetric where groups have more than one client.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     rows, columns, values = weights.entries()
-    linked, inside = values >= level, weights.groups_c[rows] == weights.groups_n[columns]
-    inside &= weights.level >= level
+    linked, inside = values >= threshold, weights.groups_c[rows] == weights.groups_n[columns]
+    inside &= weights.level >= threshold
     ends = [rows[linked & ~inside]], [columns[linked & ~inside]]
-    if weights.level >= level:
+    if weights.level >= threshold:
         cut = inside & ~linked & (rows != columns)
-        links = _group_links(weights, level, rows[cut], columns[cut])
+        links = _group_links(weights, threshold, rows[cut], columns[cut])
         for side, found in zip(ends, links, strict=True):
             side.append(found)
     first, second = (np.concatenate(side) for side in ends)
@@ -51,40 +53,45 @@ def components(weights: Weights, level: float = LINK) -> int:
     return int(count)
 
 
-def _group_links(weights: Weights, level: float, rows: Ints, columns: Ints) -> tuple[Ints, Ints]:
-    """Return links (first, second) that join what the links inside groups join, and no more.
+def _group_links(
+    weights: Weights, threshold: float, rows: Ints, columns: Ints
+) -> tuple[Ints, Ints]:
+    """Return links (first, second) that have the same components as all links within groups.
 
-    The clients `rows` and `columns` are of one group and cut from each other. In each group one client
-    with the fewest cuts stands for it: it is linked to all but those cut from it. One of these is joined
-    to it still unless all that it is linked to are cut from that one, too.
+    The clients `rows` and `columns` are in one group and cut from each other. In each group the client
+    with the fewest cuts is the center. All members that are not cut from the center are linked to it. A
+    member that is cut from it is in its component unless it is cut from all members linked to the center.
     """
     n, groups_n = weights.shape[1], weights.groups_n
-    stays_n = ~weights.ungrouped_c
-    order = np.lexsort((np.bincount(rows, minlength=n), groups_n, ~stays_n))
-    order = order[: np.count_nonzero(stays_n)]
+    grouped_n = ~weights.ungrouped_c
+    order = np.lexsort((np.bincount(rows, minlength=n), groups_n, ~grouped_n))
+    order = order[: np.count_nonzero(grouped_n)]
     has, first = np.unique(groups_n[order], return_index=True)
-    centre_g = np.full(len(groups_n), -1)
-    centre_g[has] = order[first]
-    centre_n = centre_g[groups_n]
+    center_g = np.full(len(groups_n), -1)
+    center_g[has] = order[first]
+    center_n = center_g[groups_n]
     cut_off_n = np.zeros(n, dtype=bool)
-    cut_off_n[columns[rows == centre_n[rows]]] = True
-    near_n = stays_n & ~cut_off_n
+    cut_off_n[columns[rows == center_n[rows]]] = True
+    near_n = grouped_n & ~cut_off_n
     whole_n = np.bincount(groups_n[near_n], minlength=len(groups_n))[groups_n]
     lost_n = np.bincount(columns[near_n[rows]], minlength=n)
-    joined_n = (centre_n >= 0) & (~cut_off_n | (lost_n < whole_n))
+    joined_n = (center_n >= 0) & (~cut_off_n | (lost_n < whole_n))
     members = np.flatnonzero(joined_n)
-    found = [(members, centre_n[members])]
-    for left in np.flatnonzero((centre_n >= 0) & ~joined_n):
-        others = np.flatnonzero(weights.rows(np.array([left]))[0] >= level)
+    found = [(members, center_n[members])]
+    for left in np.flatnonzero((center_n >= 0) & ~joined_n):
+        others = np.flatnonzero(weights.rows(np.array([left]))[0] >= threshold)
         found.append((np.full(len(others), left), others))
     return np.concatenate([one for one, _ in found]), np.concatenate([two for _, two in found])
 
 
 class OffDiagonalWeights:
-    """The n (n - 1) places of W off the diagonal: some are listed, the rest say 0 or the level."""
+    """The n (n - 1) entries of W off the diagonal: some are stored, the others are 0 or the level."""
 
     def __init__(self, weights: Weights, clusters_n: Sequence[int] | None = None) -> None:
-        """Sort the places of all n rows by whether their two clients are of one cluster; else all are."""
+        """Divide the entries of all n rows into those within a cluster and those between clusters.
+
+        Without `clusters_n` all clients are in one cluster.
+        """
         n, groups_n = weights.shape[1], weights.groups_n
         truth_n = np.zeros(n, dtype=np.int64) if clusters_n is None else np.asarray(clusters_n)
         truth_n = np.unique(truth_n, return_inverse=True)[1].reshape(-1)
@@ -96,26 +103,26 @@ class OffDiagonalWeights:
         self.within: NDArray[np.bool_] = truth_n[rows] == truth_n[columns]
         sizes, cells = np.bincount(groups_n), groups_n * n + truth_n
         _, cell_n, counts = np.unique(cells, return_inverse=True, return_counts=True)
-        stays_n = ~weights.ungrouped_c
+        grouped_n = ~weights.ungrouped_c
         within = int((np.bincount(truth_n)[truth_n] - 1).sum())
-        grouped = int((sizes[groups_n] - 1)[stays_n].sum())
-        grouped_within = int((counts[cell_n.reshape(-1)] - 1)[stays_n].sum())
-        # Of places within clusters and of those across: how many there are, and how many say the level.
+        grouped = int((sizes[groups_n] - 1)[grouped_n].sum())
+        grouped_within = int((counts[cell_n.reshape(-1)] - 1)[grouped_n].sum())
+        # Of entries within clusters and between them: how many there are, and how many have the level.
         self.all = {True: within, False: n * (n - 1) - within}
         self.grouped = {True: grouped_within, False: grouped - grouped_within}
 
     def count(self, holds: Any, within: bool | None = None) -> int:
-        """Return for how many weights something holds: a function of an array of them."""
+        """Return for how many weights `holds` is true, a function of an array of weights."""
         if within is None:
             return self.count(holds, True) + self.count(holds, False)
         at_level, at_0 = (int(holds(np.array([value]))[0]) for value in (self.level, 0.0))
         some = self.within == within
-        listed = int(holds(self.values[some]).sum()) - int(holds(self.base[some]).sum())
+        stored = int(holds(self.values[some]).sum()) - int(holds(self.base[some]).sum())
         grouped = self.grouped[within]
-        return at_level * grouped + at_0 * (self.all[within] - grouped) + listed
+        return at_level * grouped + at_0 * (self.all[within] - grouped) + stored
 
     def mean(self, within: bool) -> float:
-        """Return the mean weight; nan where there is no place."""
+        """Return the mean weight; nan where there is no entry."""
         if not self.all[within]:
             return float("nan")
         some = self.within == within
@@ -123,21 +130,24 @@ class OffDiagonalWeights:
         return (self.level * self.grouped[within] + more) / self.all[within]
 
 
-def cluster_match(weights: Weights, clusters_n: Sequence[int], level: float = LINK) -> float:
-    """Return the share of ordered pairs whose link agrees with the true clusters, in [0, 1].
+def cluster_match(
+    weights: Weights, clusters_n: Sequence[int], threshold: float = LINK_THRESHOLD
+) -> float:
+    """Return the link accuracy: the share of ordered pairs whose link agrees with the true clusters.
 
-    Where W is symmetric that is the share of unordered pairs. Where rows sum to 1, a client that gives
-    all to one of several clients like itself agrees on that one alone.
+    In [0, 1]. Where W is symmetric, that is the share of unordered pairs. Where rows sum to 1, a client
+    that gives all its weight to one of several clients of its cluster agrees on that one only.
     """
-    places = OffDiagonalWeights(weights, clusters_n)
-    total = sum(places.all.values())
+    entries = OffDiagonalWeights(weights, clusters_n)
+    total = sum(entries.all.values())
     if not total:
         return 1.0
-    right = places.count(lambda w: w >= level, True) + places.count(lambda w: w < level, False)
+    right = entries.count(lambda w: w >= threshold, True)
+    right += entries.count(lambda w: w < threshold, False)
     return right / total
 
 
 def means_by_truth(weights: Weights, clusters_n: Sequence[int]) -> tuple[float, float]:
-    """Return the mean weight within and across true clusters, diagonal left out; nan if no pair."""
-    places = OffDiagonalWeights(weights, clusters_n)
-    return places.mean(True), places.mean(False)
+    """Return the mean weight within and between true clusters, without the diagonal; nan if no pair."""
+    entries = OffDiagonalWeights(weights, clusters_n)
+    return entries.mean(True), entries.mean(False)

@@ -1,14 +1,14 @@
-"""The cheapest exact way to bring sum_k w_ik x_k from one rank's clients to another's.
+"""The cheapest exact way to send one rank's part of sum_k w_ik x_k to another rank's clients.
 
 For the block B = W[receiver's clients, sender's clients] the sender can send
-  rows   the models that have a non-zero column in B,
-  sums   the partial sums B X, one for each non-zero row of B that differs from the others (clients
-         of one cluster soon have equal rows, and at W = 1 all have), or
-  total  the sum of all its models, and those models whose column in B is not all ones.
-All three are exact; `plan_block` counts the models each would send and takes the least. Receiver and
+  rows   the models with a non-zero column in B,
+  sums   the partial sums B X, one for each distinct non-zero row of B (clients of one cluster soon have
+         equal rows, and at W = 1 all rows are equal), or
+  total  the sum of all its models, and the models whose column in B is not all ones.
+All three are exact; `plan_block` counts the models that each would send and takes the least. Receiver and
 sender make the same plan from the same block, so nothing about the plan is sent.
 
-Shapes: r receivers, s senders, k models that cross, d parameters, m entries.
+Shapes: r receivers, s senders, k models that are sent, d parameters, m stored entries.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from cobo_dist.maths.blocks import Block, columns_of, rows_of
 from cobo_dist.maths.weights import Ints
 
 _DENSE = 32
-"""Matrix products beat sums of single rows where one of so many weights is listed."""
-_AT_ONCE = 1 << 20
-"""Numbers of a factor or of models that a product holds beside what it is given."""
+"""A matrix product is faster than sums of single rows where at least one in this many weights is stored."""
+_MAX_NUMBERS = 1 << 20
+"""Numbers of a dense factor or of copied models that a product has in memory at a time."""
 
 
 @dataclass(frozen=True)
 class BlockPlan:
     """How one block B [r, s] travels.
 
-    Kinds `rows` and `total`: the sender's models number `send` cross, and the receiver multiplies
-    them by `factor` [r, k]; before them goes the total of all models, which counts for those that do not
-    cross. Kind `sums`: the sender multiplies its models by `factor` [k, s], and the receiver's row
+    Kinds `rows` and `total`: the sender's models number `send` travel, and the receiver multiplies them by
+    its factor [r, k]. In a `total`, the sum of all models comes first and covers the models that do not
+    travel. Kind `sums`: the sender multiplies its models by its factor [k, s], and the receiver's row
     `receivers[i]` takes sum number `send[i]`.
     """
 
@@ -45,16 +45,16 @@ class BlockPlan:
     send: Ints
     receivers: Ints
     block: Block
-    taken: Ints  # the columns of the block that `factor` has or, for sums, its rows
+    taken: Ints  # the columns of the block that are in the factor or, for sums, the rows
 
     @property
     def models(self) -> int:
-        """Number of models that cross."""
+        """The number k of models that are sent."""
         return len(self.taken) + (self.kind == "total")
 
     @cached_property
     def product(self) -> Product:
-        """The multiplication by `factor`, which only one of the two sides needs."""
+        """The multiplication by the factor, which only one of the two sides needs."""
         take = rows_of if self.kind == "sums" else columns_of
         return Product(take(self.block, self.taken))
 
@@ -79,10 +79,10 @@ def plan_block(block: Block) -> BlockPlan:
     nonzero_r, nonzero_s, _, ones_s = block.counts()
     rows, rest = np.flatnonzero(nonzero_s), np.flatnonzero(ones_s < block.shape[0])
     least = min(len(rows), 1 + len(rest))
-    if least > 1:  # one model is the least of a block that is not 0
-        alike_r = block.row_classes()
-        if len(np.unique(alike_r[nonzero_r > 0])) < least:
-            return _sums(block, alike_r, nonzero_r)
+    if least > 1:  # no block other than 0 needs fewer than one model
+        class_r = block.row_classes()
+        if len(np.unique(class_r[nonzero_r > 0])) < least:
+            return _sums(block, class_r, nonzero_r)
     if len(rows) <= 1 + len(rest):
         return _crossing("rows", block, rows)
     return _crossing("total", block, rest)
@@ -92,24 +92,24 @@ def _crossing(kind: str, block: Block, send: Ints) -> BlockPlan:
     return BlockPlan(kind, send, np.arange(block.shape[0]), block, send)
 
 
-def _sums(block: Block, alike_r: Ints, nonzero_r: Ints) -> BlockPlan:
+def _sums(block: Block, class_r: Ints, nonzero_r: Ints) -> BlockPlan:
     receivers = np.flatnonzero(nonzero_r)
-    _, first, send = np.unique(alike_r[receivers], return_index=True, return_inverse=True)
+    _, first, send = np.unique(class_r[receivers], return_index=True, return_inverse=True)
     return BlockPlan("sums", send.reshape(-1), receivers, block, receivers[first])
 
 
 class Product:
-    """Adds B X to rows, B [r, k] a block: what groups share is summed once, the rest weight by weight."""
+    """Adds B X to rows, for a block B [r, k]: the sum of each group once, stored entries one by one."""
 
     def __init__(self, block: Block) -> None:
-        """Sort out what is multiplied by what."""
+        """Prepare the product by a block."""
         self.shape, self.level = block.shape, block.level
         none: Ints = np.empty(0, dtype=np.int64)
         shared = np.intersect1d(block.row_groups, block.column_groups) if block.level else none
         self.groups = len(shared)
         self._rows = _numbered(shared, block.row_groups)
         self._columns = _numbered(shared, block.column_groups)
-        # float64: what a weight differs by is rounded once, to the type of the models.
+        # float64, so that the difference of two weights is rounded once, to the type of the models.
         self._at, self._more = (block.rows, block.columns), block.values.astype(np.float64)
         self._more -= block.base
         if (np.diff(block.rows) < 0).any():
@@ -118,29 +118,29 @@ class Product:
 
     @property
     def is_written_out(self) -> bool:
-        """Whether so many weights are listed that matrix products are taken."""
+        """Whether enough weights are stored that matrix products are used."""
         size = self.shape[0] * self.shape[1]
         return size > 0 and bool(is_written_out(len(self._more), size))
 
     @property
     def additions(self) -> int:
-        """How often a row is added to one of the receivers', where products are not taken."""
+        """How many rows are added to receivers' rows, where matrix products are not used."""
         return int((self._rows >= 0).sum()) + len(self._more)
 
     def add(self, x_kd: Tensor, into_rd: Tensor) -> None:
         """Add sum_k b_rk x_k to every row of `into_rd` [r, d]."""
         if self.is_written_out:
-            self._add_pieces(x_kd, into_rd)
+            self._add_dense(x_kd, into_rd)
             return
         if self.groups:
             self._add_groups(x_kd, into_rd)
         if len(self._more):
-            self._add_listed(x_kd, into_rd)
+            self._add_entries(x_kd, into_rd)
 
-    def _add_pieces(self, x_kd: Tensor, into_rd: Tensor) -> None:
-        """Write some rows of B out at a time."""
+    def _add_dense(self, x_kd: Tensor, into_rd: Tensor) -> None:
+        """Multiply by dense pieces of B, some rows at a time."""
         (rows, columns), (r, k) = self._at, self.shape
-        step = max(1, _AT_ONCE // k)
+        step = max(1, _MAX_NUMBERS // k)
         for begin in range(0, r, step):
             end = min(r, begin + step)
             same = self._rows[begin:end, None] == self._columns[None, :]
@@ -165,11 +165,11 @@ class Product:
             taken = sums_gd[_index(self._rows[piece], x_kd)]
             into_rd.index_add_(0, _index(piece, x_kd), taken, alpha=self.level)
 
-    def _add_listed(self, x_kd: Tensor, into_rd: Tensor) -> None:
-        """Add up for one receiver after the other, whose row is near while its terms come."""
+    def _add_entries(self, x_kd: Tensor, into_rd: Tensor) -> None:
+        """Add the terms of one receiver after the other, so that its row stays in the cache."""
         rows, columns = self._at
         index, more = _index(columns, x_kd), torch.from_numpy(self._more).to(x_kd)
-        step = max(1, _AT_ONCE // max(1, x_kd.shape[1]))
+        step = max(1, _MAX_NUMBERS // max(1, x_kd.shape[1]))
         starts = np.flatnonzero(np.diff(rows, prepend=-1))
         ends = np.append(starts[1:], len(rows))
         for begin, end in zip(starts.tolist(), ends.tolist(), strict=True):
@@ -181,12 +181,12 @@ class Product:
 
 
 def is_written_out(listed: int | Ints, size: int | Ints) -> NDArray[np.bool_] | bool:
-    """Return whether a block of `size` weights, `listed` of them one by one, is multiplied as a matrix."""
+    """Return whether a block of `size` weights, of which `listed` are stored, is multiplied as a matrix."""
     return listed * _DENSE >= size
 
 
 def pack(plan: BlockPlan, x_sd: Tensor, out_kd: Tensor) -> None:
-    """Write what the sender of models `x_sd` sends under `plan` into `out_kd`, k = plan.models."""
+    """Write what the sender of the models `x_sd` sends under `plan` into `out_kd`, k = plan.models."""
     if plan.kind == "sums":
         plan.product.add(x_sd, out_kd.zero_())
         return
@@ -198,7 +198,7 @@ def pack(plan: BlockPlan, x_sd: Tensor, out_kd: Tensor) -> None:
 
 
 def unpack(plan: BlockPlan, payload_kd: Tensor, into_rd: Tensor) -> None:
-    """Add the block's part of sum_k w_ik x_k to the receiver's `into_rd` from what was sent."""
+    """Add the sender's part of sum_k w_ik x_k, from what it sent, to the receiver's rows `into_rd`."""
     if plan.kind == "sums":
         if plan.models == 1 and len(plan.receivers) == len(into_rd):
             into_rd.add_(payload_kd)
@@ -221,8 +221,8 @@ def ordered_sum(
 ) -> None:
     """Write sum_k w_ik x_k into each row of `into_rd`, adding in client order k = 0, 1, ..., n-1.
 
-    `model(k)` gives x_k [d]. Each product and each sum is rounded by itself, whichever ranks the
-    models came from: the result is bitwise the same for any placement. `term_d` is scratch.
+    `model(k)` returns x_k [d]. Each product and each sum is rounded by itself, so the result is bitwise the
+    same for any placement. `term_d` is scratch.
     """
     into_rd.zero_()
     for row, weights_n in enumerate(weights_rn):
@@ -232,7 +232,7 @@ def ordered_sum(
 
 
 def _numbered(shared: NDArray[np.signedinteger], groups: Ints) -> Ints:
-    """Return the place of each group among the shared ones; -1 where it is none of them."""
+    """Return the index of each group among the shared ones; -1 where it is none of them."""
     if not len(shared):
         return np.full(len(groups), -1)
     place = np.minimum(np.searchsorted(shared, groups), len(shared) - 1)
@@ -240,8 +240,8 @@ def _numbered(shared: NDArray[np.signedinteger], groups: Ints) -> Ints:
 
 
 def _pieces(numbers: Ints, size: int) -> Iterable[Ints]:
-    """Cut numbers of rows of `size` so that a copy of those rows is small."""
-    step = max(1, _AT_ONCE // max(1, size))
+    """Cut the numbers of rows of `size` into pieces, so that a copy of a piece's rows is small."""
+    step = max(1, _MAX_NUMBERS // max(1, size))
     return (numbers[at : at + step] for at in range(0, len(numbers), step))
 
 

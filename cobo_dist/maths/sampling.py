@@ -1,8 +1,8 @@
-"""Which pairs of clients meet in a round: Algorithm 1, line 11, and the strategies of Table 1.
+"""Which pairs of clients are drawn in a round: Algorithm 1, line 11, and the strategies of Table 1.
 
 Every unordered pair is drawn independently with one probability, so the gaps between drawn pairs
-(in a fixed numbering of all pairs) are geometric. Drawing the gaps costs O(pairs drawn), never the
-O(n^2) of a matrix of coins.
+(in a fixed numbering of all pairs) are geometric. Drawing the gaps costs O(pairs drawn), and not the
+O(n^2) of one random number a pair.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ def pair_probability(
     `constant`: rate/n. `time`: rate/(t+1). `mixed`: rate/n in the first `switch_fraction` of the
     rounds (0.2% in the paper), rate/(t+1) after. `all`: rate. `published`, as the authors' code:
     2 rate/n in the first 800 rounds, rate/sqrt(t+1) after. Clipped to [0, 1]; `rate=0` draws none.
+
+    Raises:
+        ValueError: the strategy is none of `STRATEGIES`.
     """
     if strategy == "constant" or (strategy == "mixed" and t < switch_fraction * rounds):
         base = 1.0 / n
@@ -42,8 +45,10 @@ def pair_probability(
 def draw_pairs(name: int, n: int, probability: float) -> Tensor:
     """Draw each unordered pair of 0..n-1 with `probability`: int64 [m, 2], i < j, in ascending order.
 
-    `name` is the key from `seeds.key(seed, "pairs", t)`: all ranks draw the same list without a
-    message.
+    `name` is a key, such as `seeds.key(seed, "pairs", t)`: all ranks draw the same list without a message.
+
+    >>> draw_pairs(seeds.key(0, "pairs", 5), 8, 0.1).tolist()
+    [[0, 7], [1, 2], [1, 5], [1, 7], [3, 6]]
     """
     total = n * (n - 1) // 2
     if probability <= 0.0 or total == 0:
@@ -64,8 +69,8 @@ def draw_pairs(name: int, n: int, probability: float) -> Tensor:
 
 
 def unrank_pairs(ranks_m: Tensor, n: int) -> Tensor:
-    """Return the pairs (i, j), i < j, int64 [m, 2], that stand at `ranks_m` in row-major order."""
-    # Row i holds n-1-i pairs and starts at i(2n-1-i)/2: solve for i in floats, then mend in integers.
+    """Return the pairs (i, j), i < j, int64 [m, 2], with the numbers `ranks_m` in row-major order."""
+    # Row i has n-1-i pairs and starts at i(2n-1-i)/2: solve for i in floats, then correct in integers.
     b = 2 * n - 1
     i = ((b - (float(b) ** 2 - 8.0 * ranks_m.to(torch.float64)).clamp(min=0).sqrt()) / 2).long()
     i = i - (_row_start(i, n) > ranks_m).long()

@@ -1,11 +1,10 @@
 """Counter-based randomness: every random number is a pure function of its name.
 
-A name is `(seed, purpose, *counters)`, for example `(7, "pairs", round)`. Its 64-bit key is mixed by
-the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); the numbers under a key are the
-SplitMix64 stream that starts there. There is no state to save, to share between ranks or to
-restore: any rank computes any client's numbers, in any order, and gets the same bits. (Words, uniforms and
-permutations are exact arithmetic on any device; normals go through log and cos, which may round
-differently on another kind of device.)
+A name is `(seed, purpose, *counters)`, for example `(7, "pairs", round)`. The finalizer of SplitMix64
+(Steele, Lea and Flood, OOPSLA 2014) mixes it into a 64-bit key. The numbers of a key are the SplitMix64
+stream that starts there. There is no state to save, to share between ranks or to restore: any rank computes
+any client's numbers, in any order, and gets the same bits. (Words, uniforms and permutations are exact on any
+device; normals use log and cos, which may round differently on another kind of device.)
 """
 
 from __future__ import annotations
@@ -24,7 +23,11 @@ _MUL_2 = 0x94D049BB133111EB
 
 
 def key(seed: int, purpose: str, *counters: int) -> int:
-    """Return the 64-bit key of the name `(seed, purpose, *counters)`, in [0, 2^64)."""
+    """Return the 64-bit key of the name `(seed, purpose, *counters)`, in [0, 2^64).
+
+    >>> key(7, "pairs", 0) == key(7, "pairs", 0) != key(7, "pairs", 1)
+    True
+    """
     mixed = _mix_int(seed & _MASK)
     for word in (zlib.crc32(purpose.encode()), *counters):
         mixed = _mix_int((mixed ^ (word & _MASK)) + _GOLDEN)
@@ -67,7 +70,7 @@ def normals(name: int, count: int, *, device: str | torch.device = "cpu") -> Ten
 
 def permutation(name: int, count: int, *, device: str | torch.device = "cpu") -> Tensor:
     """Return a uniformly random permutation of 0..count-1 (int64 [count]) of key `name`."""
-    # A tie among 64-bit words is as good as impossible; the stable sort settles it all the same.
+    # A tie of 64-bit words is very unlikely; the stable sort decides it.
     return words(signed(name), count, 0, device).argsort(stable=True)
 
 
@@ -77,16 +80,16 @@ def permutations(names_k: Tensor, count: int) -> Tensor:
 
 
 def words(name: int | Tensor, count: int, start: int, device: str | torch.device) -> Tensor:
-    """The SplitMix64 stream of a (signed) key, elements start..start+count, as int64 bit patterns.
+    """Return elements start..start+count of the SplitMix64 stream of a (signed) key, as int64 bit patterns.
 
-    A column of keys gives a row for each.
+    A column of keys gives one row for each.
     """
     state = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
-    return _mix(state * signed(_GOLDEN) + name)  # int64 wraps around, as the stream wants
+    return _mix(state * signed(_GOLDEN) + name)  # int64 wraps around, as the stream requires
 
 
 def _mix(state: Tensor) -> Tensor:
-    """Apply the finaliser to each word, in place."""
+    """Apply the finalizer to each word, in place."""
     state ^= _shift_right(state, 30)
     state *= signed(_MUL_1)
     state ^= _shift_right(state, 27)
@@ -96,7 +99,7 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def _shift_right(words: Tensor, bits: int) -> Tensor:
-    """Logical shift: int64 shifts carry the sign in, so mask it out."""
+    """Shift logically: a shift of int64 brings in copies of the sign bit, so mask them out."""
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -1,12 +1,12 @@
-"""Rows of W, kept small: what groups of clients share, and the weights that differ from it.
+"""Rows of W in compressed form: groups of clients with one common weight, and the entries that differ.
 
-w_ij is `level` where clients i and j are of one group and 0 elsewhere, except for the entries listed. W = 1
-is one group of all; FedAvg inside clusters has a group for each; W = 0 is level 0. A learned W lists what
-moved, so that n clients need no n^2 numbers before as many weights have moved. A row with fewer non-zero
-weights than moved ones stands apart: it lists those, and the rest of it is 0. Which rows do so follows from
-their numbers alone, so that a run that was stopped goes on with the same lists.
+w_ij is `level` if clients i and j are in one group and 0 otherwise, except for stored entries. W = 1 is one
+group of all clients; FedAvg within clusters has one group a cluster; W = 0 has level 0. A learned W stores
+the weights that changed, so n clients need n^2 numbers only once that many weights have changed. A row with
+fewer non-zero weights than changed ones is ungrouped: it stores those, and the rest of it is 0. Which rows
+are ungrouped follows from their weights alone, so a resumed run has the same entries as an uninterrupted one.
 
-Shapes: c rows, n clients, m entries, k entries or rows asked for.
+Shapes: c rows, n clients, m stored entries, k entries or rows requested.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
-_AT_ONCE = 1 << 22
-"""Numbers of a dense piece, where rows have to be written out."""
+_MAX_DENSE = 1 << 22
+"""Numbers in a dense piece, where rows are made dense one piece after another."""
 
 
 class Weights:
     """The rows of W of some clients, [c, n].
 
-    `version` counts the changes, so that what was worked out from the weights can be used again.
+    `version` counts the changes, so that results computed from the weights can be cached.
+
+    >>> weights = Weights([0, 2], groups_n=[0, 0, 0])
+    >>> weights.put(np.array([1]), np.array([0]), np.array([0.5]))
+    >>> weights.dense().tolist(), weights.stored
+    ([[1.0, 1.0, 1.0], [0.5, 1.0, 1.0]], 1)
     """
 
     def __init__(
@@ -37,13 +42,13 @@ class Weights:
         level: float = 1.0,
         dtype: type[np.floating[Any]] = np.float32,
     ) -> None:
-        """Start with `level` inside groups and 0 across, for the rows of the clients `ids`."""
+        """Start with `level` within groups and 0 between them, for the rows of the clients `ids`."""
         self.ids_c: Ints = np.asarray(ids, dtype=np.int64)
         self.groups_n: Ints = np.unique(np.asarray(groups_n), return_inverse=True)[1].reshape(-1)
         self.level = level
         self.dtype = np.dtype(dtype)
         self.ungrouped_c = np.zeros(len(self.ids_c), dtype=bool)
-        self.groups_c = self.groups_n[self.ids_c]  # of each row; -1 where it stands apart
+        self.groups_c = self.groups_n[self.ids_c]  # of each row; -1 where it is ungrouped
         self._sizes_c = np.bincount(self.groups_n)[self.groups_c]  # of each row's group
         self.version = 0
         self._changed_n = np.zeros(len(self.groups_n), dtype=np.int64)  # version of last change
@@ -52,7 +57,7 @@ class Weights:
 
     @classmethod
     def of_rows(cls, ids: Sequence[int] | Ints, rows_cn: Floats) -> Weights:
-        """Return weights of which every one may be another."""
+        """Return weights without groups from dense rows [c, n]."""
         weights = cls(ids, np.arange(rows_cn.shape[1]), 0.0, rows_cn.dtype.type)
         weights.put_rows(np.arange(len(rows_cn)), rows_cn)
         return weights
@@ -64,12 +69,12 @@ class Weights:
 
     @property
     def stored(self) -> int:
-        """The number m of entries that are listed."""
+        """The number m of stored entries."""
         return len(self._keys)
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the rows take."""
+        """The bytes of the rows."""
         return self.bytes_of(self.shape[0])
 
     def bytes_of(self, count: int) -> int:
@@ -81,14 +86,14 @@ class Weights:
         return shared + sum(one.nbytes for one in own) * count // max(1, self.shape[0])
 
     def copy(self) -> Weights:
-        """Return weights that move by themselves."""
+        """Return an independent copy."""
         other = Weights(self.ids_c, self.groups_n, self.level, self.dtype.type)
         other._set_ungrouped(self.ungrouped_c.copy())
         other._keys, other._values = self._keys.copy(), self._values.copy()
         return other
 
     def entries(self) -> tuple[Ints, Ints, Floats]:
-        """Return rows, columns and values of the listed entries, [m] each, row by row."""
+        """Return rows, columns and values of the stored entries, [m] each, row by row."""
         rows, columns = np.divmod(self._keys, self.shape[1])
         return rows, columns, self._values
 
@@ -97,20 +102,20 @@ class Weights:
         self.groups_c = np.where(ungrouped_c, -1, self.groups_n[self.ids_c])
 
     def changed_since(self, version: int, columns: Ints) -> bool:
-        """Return whether a weight in these columns is another than at that version."""
+        """Return whether a weight in these columns has changed since that version."""
         return version < self.version and bool((self._changed_n[columns] > version).any())
 
     # -- single weights ---------------------------------------------------------------------------
 
     def base(self, rows_k: Ints, columns_k: Ints) -> Floats:
-        """Return what is meant of the weights in these places where they are not listed."""
+        """Return what the groups say of these entries: their weights where they are not stored, [k]."""
         if not self.level:
             return np.zeros(len(rows_k), dtype=self.dtype)
         same = self.groups_c[rows_k] == self.groups_n[columns_k]
         return np.where(same, self.level, 0.0).astype(self.dtype)
 
     def at(self, rows_k: Ints, columns_k: Ints) -> Floats:
-        """Return the weights in these places, [k]."""
+        """Return the weights at these entries, [k]."""
         keys = np.asarray(rows_k, dtype=np.int64) * self.shape[1] + columns_k
         place, found = self._find(keys)
         values = self.base(rows_k, columns_k)
@@ -118,7 +123,7 @@ class Weights:
         return values
 
     def put(self, rows_k: Ints, columns_k: Ints, values_k: Floats) -> None:
-        """Set the weights in these places; no place may be named twice."""
+        """Set the weights at these entries, none of them twice."""
         keys = np.asarray(rows_k, dtype=np.int64) * self.shape[1] + columns_k
         order = np.argsort(keys)
         keys, values = keys[order], np.asarray(values_k, dtype=self.dtype)[order]
@@ -137,12 +142,12 @@ class Weights:
         new = ~found & ~plain
         if new.any():
             self._insert(place[new], keys[new], values[new])
-        if (found & plain).any():  # they are what is meant anyhow, and need no place any more
+        if (found & plain).any():  # the groups say the same, so they need not be stored
             kept = np.ones(len(self._keys), dtype=bool)
             kept[self._find(keys[found & plain])[0]] = False
             self._keys, self._values = self._keys[kept], self._values[kept]
         if self.level:
-            self._choose_again(np.unique(rows[changed]))
+            self._regroup(np.unique(rows[changed]))
 
     def _insert(self, place: Ints, keys: Ints, values: Floats) -> None:
         at = place + np.arange(len(keys))
@@ -160,12 +165,12 @@ class Weights:
         found[inside] = self._keys[place[inside]] == keys[inside]
         return place, found
 
-    def _choose_again(self, rows_k: Ints) -> None:
-        """Let rows that moved stand apart, or with their group again, whichever lists less of them."""
+    def _regroup(self, rows_k: Ints) -> None:
+        """Make changed rows ungrouped or grouped, whichever stores fewer entries."""
         n = self.shape[1]
         starts = np.searchsorted(self._keys, np.stack([rows_k, rows_k + 1]) * n)
         sizes_k = self._sizes_c[rows_k]
-        near = 2 * (starts[1] - starts[0]) >= sizes_k  # the others cannot list less
+        near = 2 * (starts[1] - starts[0]) >= sizes_k  # the others cannot store fewer
         if not near.any():
             return
         rows_k, sizes_k, (begin, end) = rows_k[near], sizes_k[near], starts[:, near]
@@ -178,19 +183,19 @@ class Weights:
         def count(which: NDArray[np.bool_]) -> Ints:
             return np.bincount(owner[which], minlength=len(rows_k))
 
-        apart_k, across_k = self.ungrouped_c[rows_k], count(~same)
-        # Of a row apart all non-zero weights are listed, of another those that differ from the group's.
-        nonzero_k = np.where(apart_k, lengths, sizes_k - count(same & (values == 0)) + across_k)
+        ungrouped_k, across_k = self.ungrouped_c[rows_k], count(~same)
+        # An ungrouped row stores its non-zero weights, a grouped one those that differ from the group's.
+        nonzero_k = np.where(ungrouped_k, lengths, sizes_k - count(same & (values == 0)) + across_k)
         inside_k = count(same & (values == self.dtype.type(self.level)))
-        differ_k = np.where(apart_k, sizes_k - inside_k + across_k, lengths)
-        flips = rows_k[(nonzero_k < differ_k) != apart_k]
+        differ_k = np.where(ungrouped_k, sizes_k - inside_k + across_k, lengths)
+        flips = rows_k[(nonzero_k < differ_k) != ungrouped_k]
         for piece in _pieces(flips, n):
-            self._list(piece, self.rows(piece))
+            self._store(piece, self.rows(piece))
 
     # -- whole rows -------------------------------------------------------------------------------
 
     def rows(self, rows_k: Ints) -> Floats:
-        """Return some rows written out, [k, n]."""
+        """Return some rows, dense, [k, n]."""
         rows_k = np.asarray(rows_k, dtype=np.int64)
         n = self.shape[1]
         same_kn = self.groups_c[rows_k, None] == self.groups_n[None, :]
@@ -201,35 +206,35 @@ class Weights:
         return dense_kn
 
     def dense(self) -> Floats:
-        """Return all rows written out, [c, n]."""
+        """Return all rows, dense, [c, n]."""
         return self.rows(np.arange(self.shape[0]))
 
     def each_row(self) -> Iterator[Floats]:
-        """Yield one row after the other, written out, [n]."""
+        """Yield each row, dense, [n]."""
         for row in range(self.shape[0]):
             yield self.rows(np.array([row]))[0]
 
     def put_rows(self, rows_k: Ints, dense_kn: Floats) -> None:
-        """Set whole rows, the k-th to that of a matrix [k, n]."""
+        """Set whole rows from a matrix [k, n]."""
         rows_k = np.asarray(rows_k, dtype=np.int64)
         self.version += 1
         self._changed_n[:] = self.version
         order = np.argsort(rows_k)
         for piece in _pieces(order, self.shape[1]):
-            self._list(rows_k[piece], dense_kn[piece].astype(self.dtype))
+            self._store(rows_k[piece], dense_kn[piece].astype(self.dtype))
 
-    def _list(self, rows_k: Ints, dense_kn: Floats) -> None:
-        """List rows anew, the shorter way; `rows_k` ascends."""
+    def _store(self, rows_k: Ints, dense_kn: Floats) -> None:
+        """Store rows in the way that needs fewer entries; `rows_k` ascends."""
         n = self.shape[1]
         same_kn = self.groups_n[self.ids_c[rows_k], None] == self.groups_n[None, :]
-        named_kn = dense_kn != np.where(same_kn, self.level, 0.0).astype(self.dtype)
+        stored_kn = dense_kn != np.where(same_kn, self.level, 0.0).astype(self.dtype)
         if self.level:
             nonzero_kn = dense_kn != 0
-            apart_k = nonzero_kn.sum(axis=1) < named_kn.sum(axis=1)
-            named_kn[apart_k] = nonzero_kn[apart_k]
-            self.ungrouped_c[rows_k] = apart_k
+            ungrouped_k = nonzero_kn.sum(axis=1) < stored_kn.sum(axis=1)
+            stored_kn[ungrouped_k] = nonzero_kn[ungrouped_k]
+            self.ungrouped_c[rows_k] = ungrouped_k
             self._set_ungrouped(self.ungrouped_c)
-        row, column = np.nonzero(named_kn)
+        row, column = np.nonzero(stored_kn)
         kept = np.ones(len(self._keys), dtype=bool)
         for begin, end in zip(
             *np.searchsorted(self._keys, np.stack([rows_k, rows_k + 1]) * n), strict=True
@@ -250,10 +255,10 @@ class Weights:
         )
         return answer
 
-    # -- to send and to keep ----------------------------------------------------------------------
+    # -- to send and to save ----------------------------------------------------------------------
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return what is listed: `apart` [c], how many entries a row has, their columns and values [m]."""
+        """Return `apart` (ungrouped) [c], `counts` of entries a row [c], their `columns` and `values` [m]."""
         n = self.shape[1]
         starts = np.searchsorted(self._keys, np.arange(self.shape[0] + 1) * n)
         return {
@@ -263,18 +268,18 @@ class Weights:
             "values": self._values,
         }
 
-    def with_arrays(self, ids: Ints, lists: dict[str, NDArray[Any]]) -> Weights:
-        """Return the rows of other clients of the same groups, in ascending order, from what `lists` gave."""
+    def with_arrays(self, ids: Ints, arrays: dict[str, NDArray[Any]]) -> Weights:
+        """Return the rows of other clients with the same groups, in ascending order, from their `arrays`."""
         other = Weights(ids, self.groups_n, self.level, self.dtype.type)
-        other._set_ungrouped(lists["apart"].astype(bool))
-        rows = np.repeat(np.arange(len(other.ids_c)), lists["counts"])
-        other._keys = rows * self.shape[1] + lists["columns"]
-        other._values = lists["values"].astype(self.dtype)
+        other._set_ungrouped(arrays["apart"].astype(bool))
+        rows = np.repeat(np.arange(len(other.ids_c)), arrays["counts"])
+        other._keys = rows * self.shape[1] + arrays["columns"]
+        other._values = arrays["values"].astype(self.dtype)
         return other
 
 
 def join(parts: Sequence[Weights]) -> Weights:
-    """Return the rows of all parts, which are of the same groups, in the order of their clients."""
+    """Return the rows of all parts, which have the same groups, in the order of their clients."""
     ids = np.concatenate([part.ids_c for part in parts])
     order = np.argsort(ids, kind="stable")
     place = np.empty(len(ids), dtype=np.int64)  # of each row among all
@@ -295,7 +300,7 @@ def join(parts: Sequence[Weights]) -> Weights:
 
 
 def _pieces(numbers: Ints, n: int) -> Iterator[Ints]:
-    """Cut numbers of rows so that a piece of rows may be written out."""
-    step = max(1, _AT_ONCE // max(1, n))
+    """Cut row numbers into pieces whose dense rows are small enough."""
+    step = max(1, _MAX_DENSE // max(1, n))
     for at in range(0, len(numbers), step):
         yield numbers[at : at + step]

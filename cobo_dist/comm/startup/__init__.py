@@ -1,1 +1,1 @@
-"""From the launcher's environment to connected ranks."""
+"""The start of a run: launch environment, rendezvous, handshake, reachability, link benchmark."""

@@ -1,1 +1,1 @@
-"""What carries tensors between ranks: torch.distributed, MPI, and a checked one."""
+"""Transports of tensors and records: torch.distributed, MPI, and a checked one around either."""

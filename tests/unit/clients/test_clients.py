@@ -64,7 +64,7 @@ def test_batches_do_not_depend_on_how_many_clients_are_shuffled_at_once(
 ) -> None:
     own = [torch.arange(10 * i, 10 * i + 9) for i in range(6)]
     together = BatchIndices(0, "local", range(6), own, 4).batch(70)
-    monkeypatch.setattr("cobo_dist.clients.batches._AT_ONCE", 600)  # two clients
+    monkeypatch.setattr("cobo_dist.clients.batches._MAX_SHUFFLED", 600)  # two clients
     assert torch.equal(BatchIndices(0, "local", range(6), own, 4).batch(70), together)
 
 

@@ -310,7 +310,7 @@ def mixed_in_parts(
 ) -> torch.Tensor:
     """Return all of `mix`, two columns at a time, of models and sums that are spoiled as they come."""
     x_cd, whole_cd = x_cd.clone(), torch.full_like(x_cd, torch.nan)
-    with mock.patch.multiple("cobo_dist.maths.flat", _AT_ONCE=1, _NARROWEST=2):
+    with mock.patch.multiple("cobo_dist.maths.flat", _MAX_NUMBERS=1, _MIN_COLUMNS=2):
         for at, mixed in exchange.mix(weights, x_cd, symmetric=symmetric):
             assert mixed.shape[1] <= 2
             whole_cd[:, at] = mixed

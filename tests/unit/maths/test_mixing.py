@@ -132,7 +132,7 @@ def test_a_product_of_large_pieces_and_of_small_ones(pieces: int, case: tuple) -
     ranks, dense, parts = case
     x_nd = torch.from_numpy(np.random.default_rng(2).normal(size=(len(dense), 4)))
     for dense_from in (1, 10_000):
-        with mock.patch.multiple(mixing, _DENSE=dense_from, _AT_ONCE=pieces):
+        with mock.patch.multiple(mixing, _DENSE=dense_from, _MAX_NUMBERS=pieces):
             for mine, weights in zip(ranks, parts, strict=True):
                 into = torch.ones(len(mine), 4, dtype=x_nd.dtype)
                 (block,) = blocks_of(weights, [np.arange(len(dense))])

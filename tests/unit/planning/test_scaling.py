@@ -163,7 +163,7 @@ CLUSTERS = ["task.clusters=3", "task.clients_per_cluster=4"]
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES)
-@mock.patch.multiple("cobo_dist.maths.flat", _AT_ONCE=1, _NARROWEST=16)
+@mock.patch.multiple("cobo_dist.maths.flat", _MAX_NUMBERS=1, _MIN_COLUMNS=16)
 def test_closed_forms_equal_the_rehearsal(case: str, way: str) -> None:
     """12 clients on 1 to 6 ranks: clusters inside ranks, cut by them, and over several."""
     config, task = task_of([*CLUSTERS, *CASES[case], *WAYS[way]])
