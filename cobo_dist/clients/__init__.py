@@ -1,1 +1,1 @@
-"""This rank's clients: models as rows, batches, gradients, local optimizers, evaluation."""
+"""The clients of one rank: models as rows, batches, gradients, local optimizers, evaluation."""

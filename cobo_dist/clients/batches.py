@@ -1,4 +1,7 @@
-"""Which examples a client sees: a pure function of (seed, purpose, client, round), nothing to save."""
+"""Which examples a client sees: a pure function of (seed, purpose, client, round), so nothing is saved.
+
+Shapes: c clients, B examples in a batch, N_i examples of client i, k clients with as many examples each.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,21 @@ from torch import Tensor
 
 from cobo_dist.maths import seeds
 
-_BLOCK = 64  # rounds whose batches are worked out together
-_AT_ONCE = 1 << 20  # example numbers that are shuffled in one call: it needs some 40 MB
+_BLOCK = 64  # rounds whose batches are computed together
+_MAX_SHUFFLED = 1 << 20  # example numbers shuffled in one call, which needs about 40 MB
 
 
 def bytes_ahead(batch_size: int) -> int:
-    """Return the bytes of the numbers that `BatchIndices` keep for one client."""
+    """Return the bytes of the example numbers that `BatchIndices` keeps for one client."""
     return _BLOCK * batch_size * torch.int64.itemsize
 
 
 class BatchIndices:
     """Mini-batches of example numbers, epoch by epoch without replacement.
 
-    Client i reads its examples in a new random order every epoch, batch after batch without a gap: a
-    batch at the end of an epoch is filled up from the next, so each epoch shows every example once.
-    Batch t is elements tB .. (t+1)B-1 of that endless reading.
+    Client i reads its examples in a new random order every epoch, and the epochs follow one another
+    without a gap: a batch at the end of an epoch continues in the next. So each epoch has every example
+    once, and batch t is elements tB .. (t+1)B-1 of that endless sequence.
     """
 
     def __init__(
@@ -34,39 +37,39 @@ class BatchIndices:
         examples: Sequence[Tensor],
         batch_size: int,
     ) -> None:
-        """Read for `clients` (ids) from their `examples` (int64 [N_i] each, N_i >= 1)."""
+        """Draw batches of `clients` (ids) from their `examples` (numbers, int64 [N_i] each, N_i >= 1)."""
         self.seed, self.purpose, self.clients = seed, purpose, tuple(clients)
         self.examples, self.batch_size = list(examples), batch_size
         self._device = self.examples[0].device if self.examples else torch.device("cpu")
-        self._alike = self._rows_alike()
+        self._groups = self._group_rows()
         self._block = -1
         self._indices = torch.empty(0)
 
-    def _rows_alike(self) -> list[list[int]]:
-        """Return the clients' rows in groups of as many examples, few enough to be shuffled at once."""
+    def _group_rows(self) -> list[list[int]]:
+        """Return groups of rows whose clients have equally many examples, small enough for one call."""
         by_count: dict[int, list[int]] = {}
         for row, numbers in enumerate(self.examples):
             by_count.setdefault(len(numbers), []).append(row)
         groups = []
         for count, rows in by_count.items():
-            most = max(1, _AT_ONCE // (_BLOCK * self.batch_size + 2 * count))
-            groups += [rows[at : at + most] for at in range(0, len(rows), most)]
+            size = max(1, _MAX_SHUFFLED // (_BLOCK * self.batch_size + 2 * count))
+            groups += [rows[at : at + size] for at in range(0, len(rows), size)]
         return groups
 
     def batch(self, t: int) -> Tensor:
         """Return the example numbers of round t, int64 [c, B]."""
         block, offset = divmod(t, _BLOCK)
         if block != self._block:
-            self._indices = torch.empty(0)  # of the last block: it makes room
+            self._indices = torch.empty(0)  # frees the last block
             shape = (_BLOCK, len(self.clients), self.batch_size)
             self._indices = torch.empty(shape, dtype=torch.int64, device=self._device)
-            for rows in self._alike:
+            for rows in self._groups:
                 self._indices[:, rows] = self._read(rows, block).transpose(0, 1)
             self._block = block
         return self._indices[offset]
 
     def _read(self, rows: list[int], block: int) -> Tensor:
-        """Return the batches of a block of rounds of clients with as many examples, [k, _BLOCK, B]."""
+        """Return the batches of a block of rounds of clients in one group, [k, _BLOCK, B]."""
         examples_kn = torch.stack([self.examples[row] for row in rows])
         count, length = examples_kn.shape[1], _BLOCK * self.batch_size
         start = block * length

@@ -1,7 +1,9 @@
 """Local optimizers: from gradients to directions, for all rows at once.
 
-The step itself is the algorithm's: x <- x - eta(t) (direction + ...). An optimizer owns what a client
-remembers between rounds, as rows beside X.
+The algorithm makes the step: x <- x - eta(t) (direction + ...). An optimizer owns the state that a client
+keeps between rounds, as rows beside X.
+
+Shapes: c clients, d parameters.
 """
 
 from __future__ import annotations
@@ -27,21 +29,21 @@ class OptimizerConfig(Section):
         "m = momentum m + (1 - momentum) g from m = 0 (the authors' code); adamw: decoupled weight "
         "decay (language)",
     )
-    # Bounds of 1e15 are far above any use; products of two still fit float32, as torch demands.
+    # Bounds of 1e15 are far above any use, and products of two still fit float32, which torch requires.
     lr: float = Field(
         0.1, ge=0, le=1e15, description="step size eta of the models; a schedule's peak"
     )
     momentum: float = Field(
-        0.0, ge=0, lt=1, description="sgd, ema_momentum: how much of the last direction is kept"
+        0.0, ge=0, lt=1, description="sgd, ema_momentum: factor of the last direction"
     )
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(as_tuple)] = Field(
-        (0.9, 0.95), description="adamw: how much is kept of the two moments"
+        (0.9, 0.95), description="adamw: factors of the two moments"
     )
     eps: float = Field(
         1e-8, gt=0, le=1e15, description="adamw: added to the root of the second moment"
     )
     weight_decay: float = Field(
-        1e-3, ge=0, le=1e15, description="adamw: part of the model that a direction takes away"
+        1e-3, ge=0, le=1e15, description="adamw: factor of the model in the direction"
     )
     schedule: Literal["constant", "one_cycle"] = Field(
         "constant",
@@ -64,7 +66,7 @@ class OptimizerConfig(Section):
     )
 
     def contradiction(self) -> str:
-        """Refuse keys of another optimizer or schedule that were given a value for nothing."""
+        """Return why keys of another optimizer or schedule have no effect; empty if none is set."""
         adam, cycle = self.name == "adamw", self.schedule == "one_cycle"
         for key in ("momentum",) if adam else ("betas", "eps", "weight_decay"):
             if getattr(self, key) != OptimizerConfig.model_fields[key].default:
@@ -83,7 +85,7 @@ class OptimizerConfig(Section):
 
 
 def step_size(config: OptimizerConfig, t: int, rounds: int) -> float:
-    """Return eta(t) of round t = 0 .. rounds-1: a pure function, so that nothing is to be saved.
+    """Return eta(t) of round t = 0 .. rounds-1: a pure function, so nothing has to be saved.
 
     `one_cycle` is PyTorch's OneCycleLR with cosines over `rounds` steps: from lr / div_factor up to lr
     at step warmup * rounds - 1, and down to lr / (div_factor * final_div_factor) at the last step.
@@ -106,10 +108,10 @@ class Optimizer(Protocol):
     """The contract of an optimizer."""
 
     def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
-        """Return this round's directions [c, d] of the models in `rows`; uses up `gradients_cd`."""
+        """Return this round's directions [c, d] of the models in `rows`; overwrites `gradients_cd`."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return what is remembered between rounds, by name, [c, ...]: to save, or to fill in place."""
+        """Return what is kept between rounds, by name, [c, ...]: to save, or to overwrite."""
 
 
 class Sgd:
@@ -126,7 +128,7 @@ class Sgd:
         return self.m_cd[rows].mul_(self.momentum).add_(gradients_cd)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the last direction, where momentum keeps one."""
+        """Return the last direction, if there is momentum."""
         return {} if self.m_cd is None else {"m": self.m_cd}
 
 
@@ -153,19 +155,19 @@ class EmaMomentum:
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019).
 
-    The direction is m' / (sqrt(v') + eps) + weight_decay x, with m' and v' the moments freed of their
-    start at 0. It reads the models x [c, d] that it was built for, so an algorithm asks for directions
-    before it moves them. What an algorithm adds to the step stays outside the moments.
+    The direction is m' / (sqrt(v') + eps) + weight_decay x, with m' and v' the bias-corrected moments. It
+    reads the models x [c, d] that it was built for, so an algorithm asks for directions before it changes
+    them. What an algorithm adds to the step is not part of the moments.
     """
 
     def __init__(self, config: OptimizerConfig, x_cd: Tensor) -> None:
         self.config, self.x_cd = config, x_cd
-        # The same number for every row, kept by row because a client's memory is saved by itself.
+        # The same number for every row, by row because each client's state is saved on its own.
         self.steps_c = torch.zeros(len(x_cd), dtype=torch.int64)
         self.m_cd, self.v_cd = torch.zeros_like(x_cd), torch.zeros_like(x_cd)
 
     def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
-        """Move both moments by g and return the direction, in the rows of the gradients."""
+        """Update both moments by g and return the direction, in the rows of the gradients."""
         g_cd, (beta_1, beta_2) = gradients_cd, self.config.betas
         m_cd, v_cd, steps_c = self.m_cd[rows], self.v_cd[rows], self.steps_c[rows]
         steps_c += 1

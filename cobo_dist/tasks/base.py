@@ -12,7 +12,7 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cobo_dist.clients.client_batch import LearningTask
+from cobo_dist.clients.learning_task import LearningTask
 from cobo_dist.settings import Section, Text
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
-from cobo_dist.clients.client_batch import BatchSource
 from cobo_dist.clients.engines import ENGINES, Batch
+from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section
 from cobo_dist.tasks.augmentation import Augmentation, dropout_mask

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
-from cobo_dist.clients.client_batch import BatchSource
 from cobo_dist.clients.engines import Batch
+from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.maths import seeds
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.language.adapters import Adapted

@@ -1,0 +1,69 @@
+"""What the clients of a rank need to know of a task: its model, loss, metrics and data.
+
+Shapes: c clients, e rows of some clients, B examples in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cobo_dist.clients.engines import Batch
+
+
+class BatchSource(Protocol):
+    """Batches of this rank's clients."""
+
+    def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
+        """Return the batch of round t, tensors [c, B, ...], or [e, B, ...] of the clients in `rows`.
+
+        `stream` names an independent order of the data: "local" or "midpoint" for training data,
+        "validation" for validation data.
+        """
+
+
+class LearningTask(Protocol):
+    """A task as the clients see it."""
+
+    engines: tuple[str, ...]  # the engines that can compute its gradients
+    accumulation: int  # parts that a training batch is divided into, to need less memory
+
+    def model(self) -> nn.Module:
+        """Return the module that serves all clients. Parameters without gradient are a frozen base.
+
+        A task may return the same module again: its trained parameters are then views of some row.
+        """
+
+    def start(self, variant: int = 0) -> dict[str, Tensor]:
+        """Return the trained parameters of x^0, or of another start (variant 1, 2, ...).
+
+        They are newly computed and not read from a module in use.
+        """
+
+    def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
+        """Return the mean loss of one client's batch."""
+
+    def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
+        """Return sums over one evaluation batch, from which `means` computes the metrics."""
+
+    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
+        """Return one client's metrics from the sums over that many examples."""
+
+    def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
+        """Return the training batches of these clients."""
+
+    def validation(
+        self, clients: Sequence[int], device: torch.device, batch_size: int
+    ) -> BatchSource:
+        """Return batches of these clients' validation data, stream "validation".
+
+        Only called for a task whose `splits` include validation.
+        """
+
+    def evaluation(
+        self, client: int, split: str, device: torch.device, whole: bool = True
+    ) -> Iterable[tuple[int, Batch]]:
+        """Return (number of examples, batch) over one client's split, or over a fixed part of it."""
