@@ -13,7 +13,7 @@ import pytest
 from pool import RankPool
 from problems import QUIET, write_quadratic
 
-from cobo_dist.cli import train
+from cobo_dist.cli import parser, train
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.launch_env import TORCHRUN
@@ -449,7 +449,7 @@ def as_rank_1(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(train.time, "sleep", pauses.append)
+    monkeypatch.setattr(parser.time, "sleep", pauses.append)
     return pauses
 
 
