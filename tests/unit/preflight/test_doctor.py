@@ -14,9 +14,9 @@ from cobo_dist.cli import doctor
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.link_benchmark import FEW, Link, choose_links, measure
 from cobo_dist.config import load_config
-from cobo_dist.preflight.diagnose import Finding, RankInfo, judge
-from cobo_dist.preflight.probe import _look, core_quota
-from cobo_dist.training.build import prepare
+from cobo_dist.preflight.diagnose import Finding, RankInfo, diagnose
+from cobo_dist.preflight.probe import bytes_needed, core_quota, probe
+from cobo_dist.training.preparation import prepare
 
 VERSIONS = {"torch": "2.14", "numpy": "2.4", "cobo_dist": "0.1"}
 
@@ -40,7 +40,7 @@ LINKS = [
 
 
 def test_healthy_ranks_are_fine() -> None:
-    found = judge(HEALTHY, LINKS, "every pair", "/runs/x")
+    found = diagnose(HEALTHY, LINKS, "every pair", "/runs/x")
     assert {one.level for one in found} == {"fine"}
     assert [one.topic for one in found] == [
         "versions", "devices", "network", "threads", "threads", "data", "run folder", "run folder",
@@ -68,7 +68,7 @@ SICK = {
 def test_what_ails_a_rank_is_said_with_a_remedy(name: str) -> None:
     more, level, topic, words = SICK[name]
     facts = [*HEALTHY[:3], dataclasses.replace(HEALTHY[3], **more)]
-    bad = [one for one in judge(facts, LINKS, "every pair", "/runs/x") if one.level != "fine"]
+    bad = [one for one in diagnose(facts, LINKS, "every pair", "/runs/x") if one.level != "fine"]
     assert [(one.level, one.topic) for one in bad] == [(level, topic)]
     assert words in bad[0].text
     assert bad[0].remedy or name == "refused", "a refusal names its remedy itself"
@@ -78,11 +78,11 @@ def test_two_ranks_on_one_gpu_are_wrong_and_on_two_hosts_not() -> None:
     gpus = [
         dataclasses.replace(one, gpu=f"G{one.rank % 2}", device="cuda:0", gpus=2) for one in HEALTHY
     ]
-    assert judge(gpus, LINKS, "", "x")[1].level == "fine"
+    assert diagnose(gpus, LINKS, "", "x")[1].level == "fine"
     gpus[1] = dataclasses.replace(gpus[1], gpu="G0")
     assert any(
         (one.level, one.text) == ("wrong", "rank(s) 0, 1 on a share one GPU")
-        for one in judge(gpus, LINKS, "", "x")
+        for one in diagnose(gpus, LINKS, "", "x")
     )
 
 
@@ -92,7 +92,7 @@ def test_little_room_clocks_and_slow_links() -> None:
         dataclasses.replace(k, throughput=5e7, skew=9.0) if k in (LINKS[2], LINKS[4]) else k
         for k in LINKS
     ]
-    bad = [one for one in judge(tight, slow, "", "x") if one.level != "fine"]
+    bad = [one for one in diagnose(tight, slow, "", "x") if one.level != "fine"]
     assert [one.topic for one in bad] == ["run folder", "run folder", "clocks", "links"]
     assert "the clock of b is +9000.0 ms off that of a" in bad[2].text
     assert bad[3].text == "links between hosts are slow: 0-3, 1-3"
@@ -132,7 +132,8 @@ def looked(session: Session, own: list[list[str]]) -> list[Finding]:
     """Look as the doctor does, each rank with arguments of its own."""
     config = load_config(None, own[session.transport.rank])
     prepared = prepare(config, session.launch, with_folder=False)
-    return _look(config, session, prepared, [])
+    needed = bytes_needed(prepared, config.run.dtype, config.run.keep_checkpoints)
+    return probe(session, prepared, config.run_dir, needed, [])
 
 
 def test_all_ranks_come_to_the_same_findings_and_leave_nothing(
