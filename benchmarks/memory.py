@@ -28,7 +28,7 @@ MIB = 1024 * 1024
 # What Python, torch and the process group take before any client is there.
 BARE = (
     "import torch, torch.distributed, cobo_dist.train;"
-    "from cobo_dist.training.results import peak_memory; print(peak_memory(torch.device('cpu')))"
+    "from cobo_dist.training.shutdown import peak_memory; print(peak_memory(torch.device('cpu')))"
 )
 
 

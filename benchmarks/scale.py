@@ -28,7 +28,7 @@ ROUNDS, FIRST = 16, 4
 MIB = 1024 * 1024
 BARE = (
     "import torch, torch.distributed, sklearn.datasets, scipy.sparse.csgraph, cobo_dist.train;"
-    "from cobo_dist.training.results import peak_memory; print(peak_memory(torch.device('cpu')))"
+    "from cobo_dist.training.shutdown import peak_memory; print(peak_memory(torch.device('cpu')))"
 )
 
 

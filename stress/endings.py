@@ -433,12 +433,12 @@ def plant_pause(after: int, seconds: float) -> None:
 
 def plant_full_disk(balloon: str) -> None:
     """Fill the disk when the models are to be written."""
-    from cobo_dist.training import results
+    from cobo_dist.training import shutdown
 
-    good = results._save_models
+    good = shutdown._save_models
 
     def save(learner, folder):  # type: ignore[no-untyped-def]
         fill(Path(balloon))
         good(learner, folder)
 
-    results._save_models = save
+    shutdown._save_models = save

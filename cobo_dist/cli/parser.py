@@ -29,7 +29,7 @@ class CommandParser(argparse.ArgumentParser):
         command: str,
         about: str,
         epilog: str,
-        usage: str = "[--config FILE.yaml] [key.path=value ...]",
+        usage: str,
     ) -> None:
         prog = f"python -m cobo_dist.{command}"
         super().__init__(

@@ -10,8 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from cobo_dist.config.messages import explain, must_be_group
-from cobo_dist.config.schema import VARIANTS, Config, all_keys, check_across
-from cobo_dist.config.yaml_numbers import Loader
+from cobo_dist.config.schema import VARIANTS, Config, Loader, all_keys, check_across
 from cobo_dist.errors import ConfigError
 
 

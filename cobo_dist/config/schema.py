@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, get_args, get_origin
@@ -14,7 +15,6 @@ from cobo_dist.algorithms.cobo import CoBoConfig
 from cobo_dist.algorithms.registry import AlgorithmConfig
 from cobo_dist.clients.optimizers import OptimizerConfig
 from cobo_dist.comm.session import CommConfig
-from cobo_dist.config.yaml_numbers import Dumper
 from cobo_dist.errors import ConfigError
 from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.settings import Section
@@ -22,6 +22,21 @@ from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import DigitsConfig
 from cobo_dist.tasks.models import MlpConfig
 from cobo_dist.tasks.registry import ModelConfig, TaskConfig
+
+
+class Loader(yaml.SafeLoader):
+    """Reads numbers as YAML 1.2 does: plain PyYAML reads 1e-3 as text."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes text that `Loader` would read as a number."""
+
+
+_FLOAT = re.compile(
+    r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN)$"
+)
+for _side in (Loader, Dumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 class Config(Section):

@@ -34,9 +34,8 @@ from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training import startup
 from cobo_dist.training.migration import ClientMigrator
 from cobo_dist.training.preparation import Prepared, Problem, prepare, set_up_torch
-from cobo_dist.training.profiler import Profiler
-from cobo_dist.training.results import finish
-from cobo_dist.training.shutdown import failure, stop
+from cobo_dist.training.profiler import open_profiler
+from cobo_dist.training.shutdown import failure, finish, stop
 from cobo_dist.training.signals import Signals
 from cobo_dist.training.trainer import Learner, Trainer
 
@@ -76,8 +75,7 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
             with open_trainer(config, session, problem, found, folder, signals) as trainer:
                 if signal := trainer.fit():
                     return stop(trainer, session, folder, signal)
-                finish(trainer, session, folder, _about(config))
-                return EXIT_DONE
+                return finish(trainer, session, folder, config.algorithm.name)
         except ConfigError:
             raise
         except BaseException as error:
@@ -130,14 +128,18 @@ def open_trainer(
     learner, new_algorithm = build_learner(config, session, problem, timer)
     engine, why = startup.choose_engine(run, comm.deterministic, learner, session, found)
     learner.clients.use_engine(engine)
-    config = _resolved(config, engine, folder)
+    settled = {"engine": engine, "dir": str(folder.path), "resume": "never"}
+    config_yaml = config.model_copy(update={"run": run.model_copy(update=settled)}).to_yaml()
     environment = {**describe_environment(), "engine": engine, "engine_choice": why}
     if found is not None:
         startup.restore(found, learner, session)  # before anything in the run folder is changed
     startup.claim(folder, session, found)
-    startup.write_head(folder, session, config.to_yaml(), environment, found)
+    startup.write_head(folder, session, config_yaml, environment, found)
 
-    with _open_run_logger(config, session, problem.task, folder, first) as run_logger:
+    with (
+        _open_run_logger(config, session, problem.task, folder, first) as run_logger,
+        open_profiler(log.trace, run.rounds - first, folder.path / "profile", session) as profiler,
+    ):
         if run_logger is not None:
             if found is not None:
                 resume.restore_run_logger(found, run_logger)
@@ -153,34 +155,17 @@ def open_trainer(
             environment["versions"], {},
         )  # fmt: skip
         checkpoint_writer = CheckpointWriter(
-            folder.checkpoints, run, config.to_yaml(), about,
+            folder.checkpoints, run, config_yaml, about,
             learner.clients, learner.exchange, learner.algorithm, run_logger,
         )  # fmt: skip
         metrics = MetricsBuffer(
             learner.exchange, learner.clients, learner.task, learner.algorithm, run_logger,
             log.flush_every, first, log.profile,
         )  # fmt: skip
-        profiler = Profiler(log.trace, first, run.rounds, folder.path, session)
         yield Trainer(
             run, first, learner, metrics, checkpoint_writer, migrator, profiler, signals,
             evaluates_part=config.data.eval_examples > 0,
         )  # fmt: skip
-
-
-def _resolved(config: Config, engine: str, folder: RunDir) -> Config:
-    """Return the config that repeats this run: with the engine chosen and the run folder's path."""
-    settled = {"engine": engine, "dir": str(folder.path), "resume": "never"}
-    return config.model_copy(update={"run": config.run.model_copy(update=settled)})
-
-
-def _about(config: Config) -> dict[str, str | int]:
-    """Return what the summary says of the run first."""
-    return {
-        "task": config.task.name,
-        "algorithm": config.algorithm.name,
-        "seed": config.run.seed,
-        "rounds": config.run.rounds,
-    }
 
 
 def _open_run_logger(

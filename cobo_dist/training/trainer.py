@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from torch.profiler import profile
+
 from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import ClientBatch
@@ -14,7 +16,6 @@ from cobo_dist.run_config import RunConfig
 from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 from cobo_dist.training.migration import ClientMigrator
-from cobo_dist.training.profiler import Profiler
 from cobo_dist.training.signals import Signals, name_of
 
 
@@ -39,7 +40,7 @@ class Trainer:
         metrics: MetricsBuffer,
         checkpoint_writer: CheckpointWriter,
         migrator: ClientMigrator,
-        profiler: Profiler,
+        profiler: profile | None,
         signals: Signals,
         evaluates_part: bool = False,
     ) -> None:
@@ -69,13 +70,12 @@ class Trainer:
         timer.take()  # what came before belongs to no round
         for r in range(self.first + 1, last + 1):
             self.round = r
-            with timer.span("logging"):
-                self.profiler.begin(r)
             began = time.monotonic()
             result = self.learner.algorithm.round(r - 1)
             self.metrics.round(r, result, time.monotonic() - began)
             with timer.span("logging"):
-                self.profiler.end(r)
+                if self.profiler is not None:
+                    self.profiler.step()
                 stopped_by = self._after_round(r)
             if stopped_by:
                 break
