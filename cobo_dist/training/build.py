@@ -6,13 +6,13 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 
 import torch
 
-from cobo_dist.algorithms.base import Algorithm, RunContext
+from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.registry import build_algorithm, equal_share
 from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
@@ -32,12 +32,13 @@ from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 from cobo_dist.tracking.progress import open_display
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training import startup
+from cobo_dist.training.learner import Learner
 from cobo_dist.training.migration import ClientMigrator
 from cobo_dist.training.preparation import Prepared, Problem, prepare, set_up_torch
 from cobo_dist.training.profiler import open_profiler
 from cobo_dist.training.shutdown import failure, finish, stop
 from cobo_dist.training.signals import Signals
-from cobo_dist.training.trainer import Learner, Trainer
+from cobo_dist.training.trainer import Trainer
 
 
 def run(config: Config, launch: Launch) -> int:
@@ -72,8 +73,8 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
                     )
                 return EXIT_DONE
             reached = 0 if found is None else found.round
-            with open_trainer(config, session, problem, found, folder, signals) as trainer:
-                if signal := trainer.fit():
+            with open_trainer(config, session, problem, found, folder) as trainer:
+                if signal := trainer.fit(signals):
                     return stop(trainer, session, folder, signal)
                 return finish(trainer, session, folder, config.algorithm.name)
         except ConfigError:
@@ -83,10 +84,8 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
             raise failure(error, session, folder, r) from error
 
 
-def build_learner(
-    config: Config, session: Session, problem: Problem, timer: PhaseTimer
-) -> tuple[Learner, Callable[[], Algorithm]]:
-    """Return clients, exchange and algorithm of this rank; and how to build the algorithm anew."""
+def build_learner(config: Config, session: Session, problem: Problem, timer: PhaseTimer) -> Learner:
+    """Return clients, exchange and algorithm of this rank."""
     task, run, comm = problem.task, config.run, config.comm
     dtype = getattr(torch, run.dtype)
     clients = ClientBatch(
@@ -108,7 +107,7 @@ def build_learner(
     )  # fmt: skip
     context = RunContext(task.clients, task.clusters, run.seed, run.rounds)
     new_algorithm = partial(build_algorithm, config.algorithm, clients, exchange, context)
-    return Learner(task, clients, exchange, new_algorithm()), new_algorithm
+    return Learner(task, clients, exchange, new_algorithm)
 
 
 @contextmanager
@@ -118,14 +117,13 @@ def open_trainer(
     problem: Problem,
     found: resume.Resumption | None,
     folder: RunDir,
-    signals: Signals,
 ) -> Iterator[Trainer]:
     """Build all parts of a run that starts, or goes on from the checkpoint `found`; close the logs after."""
     run, log, comm = config.run, config.log, config.comm
     first = 0 if found is None else found.round
     on = log.profile or log.trace
     timer = PhaseTimer(session.device, bool(log.trace)) if on else PhaseTimer.off()
-    learner, new_algorithm = build_learner(config, session, problem, timer)
+    learner = build_learner(config, session, problem, timer)
     engine, why = startup.choose_engine(run, comm.deterministic, learner, session, found)
     learner.clients.use_engine(engine)
     settled = {"engine": engine, "dir": str(folder.path), "resume": "never"}
@@ -147,9 +145,7 @@ def open_trainer(
                 run_logger, learner, session, config.algorithm.name, environment, found
             )
         level = link_level(equal_share(config.algorithm, problem.task.clients))
-        migrator = ClientMigrator(
-            comm, run.rounds, level, learner.clients, learner.exchange, new_algorithm, run_logger
-        )
+        migrator = ClientMigrator(comm, run.rounds, level, learner, run_logger)
         about = Manifest(
             0, problem.task.clients, session.transport.world_size, problem.data,
             environment["versions"], {},
@@ -163,7 +159,7 @@ def open_trainer(
             log.flush_every, first, log.profile,
         )  # fmt: skip
         yield Trainer(
-            run, first, learner, metrics, checkpoint_writer, migrator, profiler, signals,
+            run, first, learner, metrics, checkpoint_writer, migrator, profiler,
             evaluates_part=config.data.eval_examples > 0,
         )  # fmt: skip
 

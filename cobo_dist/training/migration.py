@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -20,13 +20,13 @@ from torch import Tensor
 
 from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.clients.client_batch import ClientBatch
-from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.placement_search import Ids, Move, models_sent, propose
 from cobo_dist.comm.session import CommConfig
 from cobo_dist.maths.weights import Weights
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.weight_snapshots import gather_weights
+from cobo_dist.training.learner import Learner
 
 MAX_PAYBACK_SHARE = 0.25
 """A move must save what it costs within this share of the remaining rounds, since W may change again."""
@@ -81,69 +81,62 @@ class ClientMigrator:
         comm: CommConfig,
         rounds: int,
         link_level: float,
-        clients: ClientBatch,
-        exchange: Exchange,
-        new_algorithm: Callable[[], Algorithm],
+        learner: Learner,
         run_logger: RunLogger | None,
     ) -> None:
-        """Move `clients` during a run of so many rounds.
-
-        `link_level` is the weight from which two clients count as linked; `new_algorithm` returns a new
-        algorithm over the clients that are on this rank at that time.
-        """
+        """Move the learner's clients in a run of so many rounds; `link_level`: the least weight of a link."""
         self.comm, self.rounds, self.link_level = comm, rounds, link_level
-        self.clients, self.exchange = clients, exchange
-        self.new_algorithm, self.run_logger = new_algorithm, run_logger
-        wire = clients.x_cd.dtype if comm.dtype == "model" else getattr(torch, comm.dtype)
-        self.model_bytes = clients.layout.size * wire.itemsize
+        self.learner, self.exchange, self.run_logger = learner, learner.exchange, run_logger
+        x_cd = learner.clients.x_cd
+        wire = x_cd.dtype if comm.dtype == "model" else getattr(torch, comm.dtype)
+        self.model_bytes = learner.clients.layout.size * wire.itemsize
 
     def is_due(self, r: int) -> bool:
         """Return whether ranks call `migrate` after round r."""
         is_adaptive = self.comm.placement == "adaptive"
         return is_adaptive and r < self.rounds and r % self.comm.placement_every == 0
 
-    def migrate(self, r: int, algorithm: Algorithm) -> Algorithm:
-        """Move clients if that pays; return the algorithm over the clients that are on this rank then.
+    def migrate(self, r: int) -> None:
+        """Move clients if that pays; the learner then has an algorithm over the clients that came.
 
         All ranks call this after the same round, with all rows flushed.
         """
         began = time.monotonic()
         move = None
-        weights = self._gather(algorithm)
+        weights = self._gather()
         if weights is not None:
             # What moving one client costs, in models a round over the rounds that may pay for it.
-            price = self._payload_bytes(algorithm) / self.model_bytes
+            price = self._payload_bytes() / self.model_bytes
             price /= MAX_PAYBACK_SHARE * (self.rounds - r)
             move = propose(
-                weights, self.exchange.placement, self.link_level, algorithm.sums,
+                weights, self.exchange.placement, self.link_level, self.learner.algorithm.sums,
                 price=price, deterministic=self.exchange.deterministic,
             )  # fmt: skip
         owners = list(move.placement.owners) if move else []
         owners = json.loads(self.exchange.transport.broadcast(json.dumps(owners).encode()))
         if not owners:
-            return algorithm
+            return
         sent = self.exchange.traffic.bytes["moving"]
-        algorithm = self._move(algorithm, Placement(tuple(owners), self.exchange.placement.ranks))
+        self._move(Placement(tuple(owners), self.exchange.placement.ranks))
         sent = self.exchange.traffic.bytes["moving"] - sent
         records = self.exchange.gather(sent.to_bytes(8, "little"))
         if self.run_logger is not None and move is not None:
             moved = sum(int.from_bytes(one, "little") for one in records)
             self.run_logger.moved(r, self._row(move, moved, time.monotonic() - began), moved)
-        return algorithm
 
-    def summary(self, algorithm: Algorithm) -> dict[str, Any] | None:
+    def summary(self) -> dict[str, Any] | None:
         """Return what moving cost in the whole run and what it saves, on the coordinator.
 
         None elsewhere, and where clients do not move. All ranks call this at the end.
         """
         if self.comm.placement == "static":
             return None
-        weights = self._gather(algorithm)
+        weights = self._gather()
         if weights is None or self.run_logger is None:
             return None
-        now = self.exchange.placement
+        now, sums = self.exchange.placement, self.learner.algorithm.sums
         static, here = (
-            models_sent(weights, one, algorithm.sums, deterministic=self.exchange.deterministic)
+            models_sent(weights, one, sums, deterministic=self.exchange.deterministic)
             for one in (Placement.contiguous(now.clients, now.ranks), now)
         )
         return {
@@ -153,9 +146,9 @@ class ClientMigrator:
             "owners": list(now.owners),
         }
 
-    def _gather(self, algorithm: Algorithm) -> Weights | None:
+    def _gather(self) -> Weights | None:
         """Bring all rows of W to the coordinator."""
-        whole, sent = gather_weights(self.exchange, algorithm.weights, "moving")
+        whole, sent = gather_weights(self.exchange, self.learner.algorithm.weights, "moving")
         if self.run_logger is not None:
             self.run_logger.bytes["moving"] += sent
         return whole
@@ -173,20 +166,22 @@ class ClientMigrator:
 
     # -- the move ---------------------------------------------------------------------------------
 
-    def _payload_bytes(self, algorithm: Algorithm) -> int:
+    def _payload_bytes(self) -> int:
         """Return the bytes of one client's payload: the same for all clients."""
-        tensors = [*_state(self.clients, algorithm, 0), weight_row(algorithm.weights, 0)]
+        algorithm = self.learner.algorithm
+        tensors = [*_state(self.learner.clients, algorithm, 0), weight_row(algorithm.weights, 0)]
         return sum(map(_padded_bytes, tensors))
 
-    def _move(self, algorithm: Algorithm, placement: Placement) -> Algorithm:
-        """Move clients and their rows of W; return an algorithm over the clients that are here then."""
-        clients, rank = self.clients, self.exchange.transport.rank
+    def _move(self, placement: Placement) -> None:
+        """Move clients and their rows of W; build the algorithm anew over the clients that are here then."""
+        clients, algorithm = self.learner.clients, self.learner.algorithm
+        rank = self.exchange.transport.rank
         before, after = self.exchange.placement.owner_n, placement.owner_n
         row_of = {client: row for row, client in enumerate(clients.ids)}
         peers = [peer for peer in range(placement.ranks) if peer != rank]
         leaving = {peer: np.flatnonzero((before == rank) & (after == peer)) for peer in peers}
         coming = {peer: np.flatnonzero((before == peer) & (after == rank)) for peer in peers}
-        length = self._payload_bytes(algorithm)
+        length = self._payload_bytes()
         sends, receives = (
             {
                 peer: torch.zeros(len(ids), length, dtype=torch.uint8, device=clients.device)
@@ -204,30 +199,31 @@ class ClientMigrator:
         self.exchange.move(placement, sends, receives)
         sends.clear()
         clients.replace(self.exchange.ids)
-        new = self._rebuilt(algorithm, row_of)
-        put_rows(new.weights, self._unpack(new, receives, coming))
-        return new
+        self._rebuild(row_of)
+        put_rows(self.learner.algorithm.weights, self._unpack(receives, coming))
 
     def _unpack(
-        self, new: Algorithm, receives: Mapping[int, Tensor], coming: Mapping[int, Ids]
+        self, receives: Mapping[int, Tensor], coming: Mapping[int, Ids]
     ) -> Iterator[tuple[int, Tensor]]:
         """Fill in the state of the clients that came; yield each one's row number and row of W."""
-        row_of = {client: row for row, client in enumerate(self.clients.ids)}
-        like = torch.empty_like(weight_row(new.weights, 0))
+        clients, algorithm = self.learner.clients, self.learner.algorithm
+        row_of = {client: row for row, client in enumerate(clients.ids)}
+        like = torch.empty_like(weight_row(algorithm.weights, 0))
         for peer, payload_kb in receives.items():
             for client, payload_b in zip(coming[peer].tolist(), payload_kb, strict=True):
                 row = row_of[client]
-                state = _state(self.clients, new, row)
+                state = _state(clients, algorithm, row)
                 *slots, weights_n = _slots(payload_b, [*state, like])
                 for slot, one in zip(slots, state, strict=True):
                     one.copy_(slot)
                 yield row, weights_n.cpu()
 
-    def _rebuilt(self, old: Algorithm, row_of: Mapping[int, int]) -> Algorithm:
-        """Return a new algorithm with the old one's shared state, and its state of clients that stayed."""
-        new = self.new_algorithm()
-        rows = [row for row, client in enumerate(self.clients.ids) if client in row_of]
-        old_rows = [row_of[self.clients.ids[row]] for row in rows]
+    def _rebuild(self, row_of: Mapping[int, int]) -> None:
+        """Build the algorithm anew, with its shared state, and its state of the clients that stayed."""
+        clients, old = self.learner.clients, self.learner.algorithm
+        new = self.learner.algorithm = self.learner.new_algorithm()
+        rows = [row for row, client in enumerate(clients.ids) if client in row_of]
+        old_rows = [row_of[clients.ids[row]] for row in rows]
         put_rows(
             new.weights,
             ((k, weight_row(old.weights, m)) for k, m in zip(rows, old_rows, strict=True)),
@@ -237,4 +233,3 @@ class ClientMigrator:
             held[rows] = before.rows[name][old_rows]
         for name, held in state.shared.items():
             held.copy_(before.shared[name])
-        return new

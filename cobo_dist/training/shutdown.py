@@ -24,8 +24,9 @@ from cobo_dist.storage.disk import writing
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
+from cobo_dist.training.learner import Learner
 from cobo_dist.training.signals import name_of
-from cobo_dist.training.trainer import Learner, Trainer
+from cobo_dist.training.trainer import Trainer
 
 LOST_CONTACT_MARK = "lost contact: "
 """First words of the error report of a rank that did not fail by itself, but lost contact with another."""
@@ -44,7 +45,7 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
     """Write models and summary, print the table, return the exit code. All ranks call this."""
     learner, run_logger = trainer.learner, trainer.metrics.run_logger
     _save_models(learner, folder)
-    placement = trainer.migrator.summary(learner.algorithm)
+    placement = trainer.migrator.summary()
     # The summary comes last: all models are written, and all bytes that logging sent are counted.
     mine = f"{learner.exchange.traffic.bytes['logging']} {peak_memory(session.device)}"
     records = [one.decode().split() for one in session.transport.gather(mine.encode())]

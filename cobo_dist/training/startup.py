@@ -17,7 +17,7 @@ from cobo_dist.run_config import RunConfig
 from cobo_dist.storage.checkpoint_format import Damaged
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tracking.run_logger import RunLogger
-from cobo_dist.training.trainer import Learner
+from cobo_dist.training.learner import Learner
 
 
 def choose_engine(

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from torch.profiler import profile
 
-from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.checkpoint.writer import CheckpointWriter
-from cobo_dist.clients.client_batch import ClientBatch
-from cobo_dist.comm.exchange import Exchange
 from cobo_dist.errors import RunFailure
 from cobo_dist.run_config import RunConfig
-from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
+from cobo_dist.training.learner import Learner
 from cobo_dist.training.migration import ClientMigrator
 from cobo_dist.training.signals import Signals, name_of
-
-
-@dataclass
-class Learner:
-    """What one rank trains: its clients on the task, and the algorithm that moves them."""
-
-    task: Task
-    clients: ClientBatch
-    exchange: Exchange
-    algorithm: Algorithm
 
 
 class Trainer:
@@ -41,8 +27,7 @@ class Trainer:
         checkpoint_writer: CheckpointWriter,
         migrator: ClientMigrator,
         profiler: profile | None,
-        signals: Signals,
-        evaluates_part: bool = False,
+        evaluates_part: bool,
     ) -> None:
         """Train from the state after round `first` to the end of the schedule.
 
@@ -50,12 +35,12 @@ class Trainer:
         """
         self.schedule, self.learner, self.metrics = schedule, learner, metrics
         self.checkpoint_writer, self.migrator, self.profiler = checkpoint_writer, migrator, profiler
-        self.signals, self.evaluates_part = signals, evaluates_part
-        self.first = self.round = first  # the round that is under way, or was the last
+        self.evaluates_part = evaluates_part
+        self.first = self.round = first  # round: the one under way, or the last
         self.seconds = 0.0  # of training, since this process began
         self._began = 0.0
 
-    def fit(self) -> int:
+    def fit(self, signals: Signals) -> int:
         """Run rounds first + 1 to the last; return 0, or the signal that stopped the run on all ranks.
 
         Round r turns x^(r-1) into x^r; what is logged at r is the state after it.
@@ -76,7 +61,7 @@ class Trainer:
             with timer.span("logging"):
                 if self.profiler is not None:
                     self.profiler.step()
-                stopped_by = self._after_round(r)
+                stopped_by = self._after_round(r, signals.caught)
             if stopped_by:
                 break
         self._wait_for_checkpoint(stopped_by)
@@ -90,15 +75,18 @@ class Trainer:
             self.metrics.run_logger.begin()
         self.metrics.evaluate(0, self.schedule.eval_splits, whole=not self.evaluates_part)
 
-    def _after_round(self, r: int) -> int:
-        """Do what is due after round r; return a signal that stops the run here, or 0."""
+    def _after_round(self, r: int, caught: int) -> int:
+        """Do what is due after round r; return a signal that stops all ranks here, or 0.
+
+        `caught`: the signal that this rank caught, or 0.
+        """
         run, last = self.schedule, r == self.schedule.rounds
         evaluates = last or _is_multiple(r, run.eval_every)
         logs_weights = last or _is_multiple(r, run.log_weights_every)
         saves, migrates = self.checkpoint_writer.is_due(r), self.migrator.is_due(r)
         if not (evaluates or logs_weights or saves or migrates or self.metrics.is_due(r)):
             return 0
-        decision = self.metrics.flush(self.signals.caught, self.checkpoint_writer.is_written())
+        decision = self.metrics.flush(caught, self.checkpoint_writer.is_written())
         if decision.seal:
             self.checkpoint_writer.wait()
         if evaluates:
@@ -109,9 +97,8 @@ class Trainer:
             self.metrics.check_models(r, last)
             self.checkpoint_writer.begin(r, time.monotonic() - self._began)
         if migrates and not decision.signal:
-            algorithm = self.migrator.migrate(r, self.learner.algorithm)
-            self.learner.algorithm = algorithm
-            self.metrics.algorithm = self.checkpoint_writer.algorithm = algorithm
+            self.migrator.migrate(r)
+            self.metrics.algorithm = self.checkpoint_writer.algorithm = self.learner.algorithm
         return 0 if last else decision.signal
 
     def _wait_for_checkpoint(self, signal: int) -> None:

@@ -154,7 +154,7 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
     """Go some rounds; return the bytes that this rank's clients and exchange keep."""
     config = load_config(None, [*QUIET, *settings])
     problem = prepare(config, session.launch).agree(session)
-    parts, _ = build_learner(config, session, problem, PhaseTimer.off())
+    parts = build_learner(config, session, problem, PhaseTimer.off())
     parts.clients.use_engine("one_by_one")
     for t in range(rounds):
         parts.algorithm.round(t)
