@@ -45,7 +45,7 @@ def report(launch: Launch, found: Sequence[Finding], seconds: float, command: Se
     """Return the findings, one a line; what is wrong comes last, where it is seen."""
     where = f"{launch.world_size} rank(s) by {launch.launcher}"
     if launch.world_size > 1:
-        where += f", which met at {launch.address}:{launch.port}"
+        where += f", connected through {launch.address}:{launch.port}"
     lines = [f"cobo_dist doctor: {where}; {shlex.join(command) or 'the defaults'}"]
     for level in (FINE, WARNING, WRONG):
         for one in found:
@@ -56,5 +56,5 @@ def report(launch: Launch, found: Sequence[Finding], seconds: float, command: Se
                     lines.append(f"{'':<22}-> {one.remedy}")
     wrong, warnings = (sum(one.level == level for one in found) for level in (WRONG, WARNING))
     verdict = f"{wrong} wrong" if wrong else "nothing is wrong"
-    lines.append(f"{verdict}, {warnings} warning(s); looked for {seconds:.1f} s")
+    lines.append(f"{verdict}, {warnings} warning(s); {seconds:.1f} s")
     return "\n".join(lines)

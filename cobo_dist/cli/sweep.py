@@ -22,15 +22,15 @@ USAGE = (
 ABOUT = """\
 Run a grid of trainings one after another, each by torchrun in a folder of its own.
 key=v1,v2 is an axis, key=v a setting of all runs; commas inside brackets or quotes belong to the
-value; seed means run.seed. Several config files are an axis too. A key that only another algorithm
-(or task) has is left out there, and what is then equal is run once."""
+value; seed means run.seed. Several config files are an axis too. A key is left out of runs whose
+algorithm (or task) does not have it; runs that are then equal are run once."""
 EPILOG = """\
 A run that is done is skipped; the same command after an interruption goes on from there. A run
 that fails is reported and the sweep goes on.
 
 With an axis other than seed, algorithm.name and task.name, clients are evaluated on validation data
-too (run.eval_splits=[validation,test], unless you set it), and for each method the setting with the
-best mean over seeds of the last validation figures is chosen. Test figures are only shown.
+too (run.eval_splits=[validation,test], unless you set it). For each method the sweep chooses the setting
+with the best mean over seeds of the last validation figures. Test figures are only shown.
 
 written into --out:
   NAME/                  a run folder for each run, as python -m cobo_dist.report takes them
@@ -39,7 +39,7 @@ written into --out:
   best/METHOD.yaml       the chosen setting of each method, for --config
 
 On a cluster each run can be a job of its own (slurm/sweep.sbatch): --only K runs the K-th run of those
-that --dry-run lists, and writes no tables; --tables writes them from what is done by then.
+that --dry-run lists, and writes no tables; --tables writes the tables of all runs done so far.
 
 exit codes: 0 all done; 1 a run failed; 2 refused before anything started, with one line why;
 75 with --only: stopped by a signal with a checkpoint saved; 130, 143 ended by Ctrl-C, SIGTERM
@@ -87,14 +87,28 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace | None:
     """Return the options, checked, or None where only help was asked for."""
     parser = CommandParser("sweep", ABOUT, EPILOG, USAGE)
     add = parser.add_argument
-    add("--config", nargs="+", action="extend", metavar="FILE.yaml", default=[], help="as train's")
-    add("--set", nargs="+", action="extend", metavar="KEY=VALUE", default=[], help="or without")
+    add(
+        "--config",
+        nargs="+",
+        action="extend",
+        metavar="FILE.yaml",
+        default=[],
+        help="as for train; several are an axis",
+    )
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        default=[],
+        help="the same without --set",
+    )
     add("--ranks", metavar="R", default="1", help="ranks of each run, on this host (default 1)")
     add(
         "--out", metavar="DIR", default="runs/sweep", help="folder of all runs (default runs/sweep)"
     )
     add("--dry-run", action="store_true", help="print the runs and what would be skipped")
-    add("--only", metavar="K", help="run the K-th run alone, beside others that do the same")
+    add("--only", metavar="K", help="run only the K-th run, as a task of a job array")
     add("--tables", action="store_true", help="start nothing; write the tables of what is done")
     options = parser.read(arguments)
     if options is None:
