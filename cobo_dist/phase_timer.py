@@ -1,7 +1,8 @@
 """Where a round's time goes: spans of one process, each second counted once, to the innermost span.
 
-Every package may use it. A span costs one attribute and one call when the timer is off, and less than a
-microsecond when it is on. PyTorch's trace shows the same spans; in a traced run they cost ten times as much.
+Every room may use it, since work of all kinds happens in all of them. Off, a span costs an attribute and a
+call, and on less than a microsecond. In a traced run the same spans stand in PyTorch's trace, and cost ten
+times as much.
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ class PhaseTimer:
 
     @classmethod
     def off(cls) -> PhaseTimer:
-        """Return a timer whose spans do nothing."""
+        """Return a clock whose spans do nothing."""
         timer = cls()
         timer.on = False
         return timer
 
     def span(self, kind: str) -> AbstractContextManager[None]:
-        """Count the body's seconds as `kind`, except for spans within it."""
+        """Count the body's seconds as `kind`, but for spans within it."""
         return self._spans[kind] if self.on else _NOTHING
 
     def take(self) -> dict[str, float]:
-        """Return the seconds since the last call, by kind, and start again from 0."""
+        """Return the seconds since the last call, by kind, and begin anew."""
         self._turn()
         taken, self._seconds = self._seconds, dict.fromkeys(KINDS, 0.0)
         return taken
@@ -75,7 +76,7 @@ class PhaseTimer:
 
 
 class _Span(AbstractContextManager[None]):
-    """One kind's span; it may be nested in itself, since the timer keeps the open spans."""
+    """One kind's span; it may stand within itself, since what is open is known to the clock."""
 
     def __init__(self, timer: PhaseTimer, kind: str) -> None:
         self._timer, self._kind = timer, kind
