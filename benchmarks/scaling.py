@@ -38,7 +38,8 @@ from cobo_dist.planning.on_paper import OnPaper
 from cobo_dist.planning.round_cost import Load, choose_engine, fewest_hosts, seconds_of
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.training.build import run_in_session, set_up_torch
+from cobo_dist.training.build import run_in_session
+from cobo_dist.training.preparation import set_up_torch
 
 METHODS = {
     "CoBo": ("algorithm.name=cobo", "algorithm.gamma=0", "algorithm.rho=0.001"),
@@ -138,7 +139,7 @@ def _work(about: dict[str, Any]) -> None:
             name = name_of(work, method)
             if about["measure"]:
                 config, task = _task(settings_of(work, method, max(sizes), about["place"]))
-                set_up_torch(config, launch, cpu)
+                set_up_torch(config.run.threads, config.comm.deterministic, cpu)
                 constants = measure_in_session(config, task, session)
                 if constants is not None:
                     write_constants(constants, Path(about["place"]) / f"{name}.json")

@@ -1,4 +1,4 @@
-"""The ways a run ends, each with an exit code; the two bad ones with one line for people."""
+"""Exit codes, and the two errors that end a run with one line for the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: try again
 
 
 def _one_line(message: str) -> str:
-    """Join lines: a value that somebody typed may hold line breaks."""
+    """Join lines: a value in the message may hold line breaks."""
     return " ".join(message.splitlines())
 
 
@@ -24,13 +24,13 @@ class ConfigError(Exception):
 
 
 class HostConfigError(ConfigError):
-    """A refusal that may hold on this host only, so the rank that meets it must say so itself."""
+    """A refusal that may concern this host only, so that this rank must print it itself."""
 
 
 class RunFailure(Exception):
     """Failed while running. Exit code 1. The message is one line, as for `ConfigError`.
 
-    `here_only` says that the cause is on this rank, so that others may not know it.
+    `here_only`: the cause is on this rank, so other ranks may not know it.
     """
 
     def __init__(self, message: str, here_only: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Config sections of the loop and its logs."""
+"""Config sections of the run as a whole: rounds, checkpoints, evaluation; progress and logs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RunConfig(Section):
 
 
 class LogConfig(Section):
-    """What a person sees."""
+    """Progress, metrics and profiles."""
 
     progress: Literal["auto", "bar", "plain", "none"] = Field(
         "auto", description="auto: a bar on a terminal, plain lines in a file"

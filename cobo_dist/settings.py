@@ -1,4 +1,4 @@
-"""What every room's config class has in common."""
+"""What all config sections have in common."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def contradiction(self) -> str:
-        """Return which of the keys do not go together, in one line for people; empty if all do."""
+        """Return one line about keys that do not go together; empty if all do."""
         return ""
 
     def flat(self) -> dict[str, Any]:
@@ -23,7 +23,11 @@ class Section(BaseModel):
 
 
 def flatten(nested: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Return nested keys as dotted ones."""
+    """Return nested keys as dotted ones.
+
+    >>> flatten({"run": {"seed": 0}})
+    {'run.seed': 0}
+    """
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         flat |= (
@@ -33,7 +37,7 @@ def flatten(nested: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 
 
 def _as_text(value: Any) -> Any:
-    """`run.dir=2024` reads as a number but means a name."""
+    """Take a number for text: `run.dir=2024` reads as a number but means a name."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # what is frozen is the code beside this file, so read with it too
+sys.path.insert(0, str(ROOT))  # read the config with the code that is frozen, beside this file
 
 from cobo_dist.checkpoint.resume import refuse_unusable  # noqa: E402
 from cobo_dist.comm.startup.launch_env import read_launch  # noqa: E402
@@ -29,8 +29,8 @@ USAGE = (
 ABOUT = f"""\
 {USAGE}
 
-Submit one training to SLURM. What it will do is settled now, however long the job waits and whatever is
-edited meanwhile. Into the run folder go
+Submit one training to SLURM. Config and code are frozen now: edits made while the job waits do not reach it.
+Written into the run folder:
 
   jobs/001/config.yaml     the resolved config, with absolute paths
   jobs/001/code/           the package, and its git revision in REVISION
@@ -68,7 +68,7 @@ _PASSED_ON = ("COBO_CONTAINER", "MASTER_ADDR", "MASTER_PORT", "RANKS")
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for; `flags` are sbatch's, by name, None where they have no value."""
+    """The arguments, sorted; `flags` are sbatch's, by name, None where they have no value."""
 
     config: str | None
     settings: list[str]
@@ -105,14 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_REFUSED
 
 
-# -- what is asked for ---------------------------------------------------------------------------------
+# -- arguments ----------------------------------------------------------------------------------------
 
 
 def read_request(arguments: Sequence[str]) -> Request:
     """Sort the arguments: ours, sbatch's, the training's.
 
     Raises:
-        ConfigError: one that is nobody's, or an option of sbatch that does not go with this.
+        ConfigError: an unknown argument, or an option of sbatch that does not go with this.
     """
     config, launcher, dry_run = None, "srun", False
     settings: list[str] = []
@@ -150,7 +150,7 @@ def read_request(arguments: Sequence[str]) -> Request:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Return the config with its paths made absolute, as the job runs in another folder."""
+    """Return the config with absolute paths, since the job runs in another folder."""
     for key in (*PATHS, *PATHS_OR_NAMES):
         section, name = key.split(".")
         part = getattr(config, section)
@@ -164,11 +164,11 @@ def with_absolute_paths(config: Config) -> Config:
     return config
 
 
-# -- what is submitted ---------------------------------------------------------------------------------
+# -- submission ---------------------------------------------------------------------------------------
 
 
 def job_script(request: Request, folder: Path, run: Path, env: Any) -> str:
-    """Return the job script: the launcher's, with the flags given and nothing left to look up."""
+    """Return the job script: the launcher's, with the flags, environment and config written into it."""
     flags: dict[str, str | None] = {"job-name": f"cobo-{run.name}", **request.flags}
     flags |= {"chdir": str(folder / "code")}
     flags.setdefault("output", f"{_escaped(run)}/logs/job_%j.log")
@@ -205,12 +205,12 @@ def _escaped(path: Path) -> str:
 
 
 def _earlier(run: Path) -> Iterator[str]:
-    """The numbers of the run folder's earlier jobs."""
+    """Return the numbers of the run folder's earlier jobs."""
     return (one.name for one in (run / "jobs").glob("[0-9]*") if one.name.isdigit())
 
 
 def _refuse_second_job(run: Path) -> None:
-    """Two jobs in one run folder would each take the other's files for its own."""
+    """Refuse while another job uses the run folder: each would take the other's files for its own."""
     for number in _earlier(run):
         try:
             record = json.loads((run / "jobs" / number / "submitted.json").read_text())
@@ -226,7 +226,7 @@ def _refuse_second_job(run: Path) -> None:
 
 
 def submit(config: Config, folder: Path, script: str, arguments: Sequence[str]) -> str:
-    """Freeze config and code into the folder, submit its script, say so; return the job id.
+    """Freeze config and code into the folder, submit its script, print the job; return its id.
 
     Raises:
         ConfigError: sbatch refuses, or is not there; the folder is removed again.
@@ -252,7 +252,7 @@ def submit(config: Config, folder: Path, script: str, arguments: Sequence[str]) 
         if code:
             raise ConfigError(f"sbatch refuses: {complaint or f'exit code {code}'}")
     except BaseException:
-        for part in new:  # the folder itself, and around it what is empty
+        for part in new:  # the job's folder, and folders around it that are empty
             shutil.rmtree(folder, ignore_errors=True)
             if part.is_dir() and not any(part.iterdir()):
                 part.rmdir()
@@ -285,7 +285,7 @@ def _revision() -> tuple[str, list[str]]:
 
 
 def _call(command: Sequence[str]) -> tuple[int, str, str]:
-    """Return a command's exit code, output and last line of complaint; 127 where it is not there."""
+    """Return a command's exit code, output and last line on standard error; 127 if it does not exist."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     except FileNotFoundError:

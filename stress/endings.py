@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cobo_dist.training.signals import ECHO
+from cobo_dist.training.signals import REPEATED_SIGNAL_SECONDS
 
 from .outcome import Outcome, shorten
 from .problem import arguments, differences, write_problem
@@ -187,9 +187,9 @@ def asked_to_stop(place: Place) -> Outcome:
 def asked_twice(place: Place) -> Outcome:
     """A second SIGTERM before the first can be obeyed."""
     out = place.folder / "twice"
-    run = place.start(out, (plant_pause, (EVERY, ECHO + 7.0)))
+    run = place.start(out, (plant_pause, (EVERY, REPEATED_SIGNAL_SECONDS + 7.0)))
     run.signal(1, signal.SIGTERM)
-    time.sleep(ECHO + 0.5)  # sooner, it could be the first one's echo
+    time.sleep(REPEATED_SIGNAL_SECONDS + 0.5)  # sooner, it counts as the first
     run.signal(1, signal.SIGTERM)
     run.mark()
     ended = run.end(place.timeout + place.slack)
@@ -433,12 +433,12 @@ def plant_pause(after: int, seconds: float) -> None:
 
 def plant_full_disk(balloon: str) -> None:
     """Fill the disk when the models are to be written."""
-    from cobo_dist.training.trainer import Trainer
+    from cobo_dist.training import shutdown
 
-    good = Trainer._finish
+    good = shutdown._save_models
 
-    def finish(self, seconds):  # type: ignore[no-untyped-def]
+    def save(learner, folder):  # type: ignore[no-untyped-def]
         fill(Path(balloon))
-        good(self, seconds)
+        good(learner, folder)
 
-    Trainer._finish = finish  # type: ignore[method-assign]
+    shutdown._save_models = save

@@ -1,1 +1,1 @@
-"""Parsers and printed pages of the commands."""
+"""The commands `python -m cobo_dist.NAME`: arguments in, printed pages and exit codes out."""

@@ -1,4 +1,4 @@
-"""The door `python -m cobo_dist.doctor`: start as a run would, and say in words what is wrong."""
+"""`python -m cobo_dist.doctor`: start as a run would, and say in words what is wrong."""
 
 from __future__ import annotations
 
@@ -8,57 +8,46 @@ import sys
 import time
 from collections.abc import Sequence
 
-from cobo_dist.cli.parser import settings_parser
+from cobo_dist.cli.parser import report_error, settings_parser
 from cobo_dist.comm.startup.launch_env import Launch, read_launch
 from cobo_dist.config import load_config
-from cobo_dist.errors import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_REFUSED,
-    ConfigError,
-    HostConfigError,
-    RunFailure,
-)
-from cobo_dist.preflight.diagnose import WARNING, WRONG, Finding
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RunFailure
+from cobo_dist.preflight.diagnose import FINE, WARNING, WRONG, Finding
 from cobo_dist.preflight.probe import examine
 
 ABOUT = """\
-Look at everything that a run needs, before the run does: the launcher, the ranks and their hosts, versions,
+Check everything that a run needs, before the run does: the launcher, the ranks and their hosts, versions,
 devices, threads, the data, the run folder and its disk, clocks, and every link's round trip and throughput.
-Start it as the run will be started, with the same arguments, in place of cobo_dist.train. It trains nothing,
-downloads nothing and leaves nothing behind. Rank 0 speaks."""
+Start it as the run will be started, with the same launcher and arguments, in place of cobo_dist.train. It
+trains nothing, downloads nothing and leaves nothing behind. Rank 0 prints the findings."""
 EXITS = "exit codes: 0 nothing is wrong (there may be warnings); 1 something is; 2 the ranks cannot start"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Examine what the command line names. Returns 0, 1 where something is wrong, 2 where nothing starts."""
-    usage = "[LAUNCHER] python -m {} [--config FILE.yaml] [key.path=value ...]"
-    arguments = settings_parser("doctor", ABOUT, EXITS, usage).parse_args(argv)
-    rank = 0
-    began = time.monotonic()
+    """Examine what the command line names; return 0, 1 where something is wrong, 2 where nothing starts."""
+    rank, began = 0, time.monotonic()
     try:
         launch = read_launch(os.environ)
         rank = launch.rank
-        found = examine(load_config(arguments.config, arguments.settings), launch)
+        options = settings_parser("doctor", ABOUT, EXITS).read(argv, rank)
+        if options is None:
+            return EXIT_DONE
+        found = examine(load_config(options.config, options.settings), launch)
     except (ConfigError, RunFailure) as error:
-        if rank == 0 or isinstance(error, HostConfigError):
-            who = f"rank {rank} on {os.uname().nodename}: " if rank else ""
-            print(f"error: {who}{error}", file=sys.stderr, flush=True)
-        return EXIT_REFUSED if isinstance(error, ConfigError) else EXIT_FAILED
+        return report_error(error, rank)
     if rank == 0:
-        print(
-            report(launch, found, time.monotonic() - began, sys.argv[1:] if argv is None else argv)
-        )
+        command = sys.argv[1:] if argv is None else argv
+        print(report(launch, found, time.monotonic() - began, command))
     return EXIT_FAILED if any(one.level == WRONG for one in found) else EXIT_DONE
 
 
 def report(launch: Launch, found: Sequence[Finding], seconds: float, command: Sequence[str]) -> str:
-    """Return the findings in words, one a line, what is wrong last, where it is seen."""
+    """Return the findings, one a line; what is wrong comes last, where it is seen."""
     where = f"{launch.world_size} rank(s) by {launch.launcher}"
     if launch.world_size > 1:
-        where += f", which met at {launch.address}:{launch.port}"
+        where += f", connected through {launch.address}:{launch.port}"
     lines = [f"cobo_dist doctor: {where}; {shlex.join(command) or 'the defaults'}"]
-    for level in ("fine", WARNING, WRONG):
+    for level in (FINE, WARNING, WRONG):
         for one in found:
             if one.level == level:
                 lines.append(f"{level:<9}{one.topic:<13}{one.text}")
@@ -67,5 +56,5 @@ def report(launch: Launch, found: Sequence[Finding], seconds: float, command: Se
                     lines.append(f"{'':<22}-> {one.remedy}")
     wrong, warnings = (sum(one.level == level for one in found) for level in (WRONG, WARNING))
     verdict = f"{wrong} wrong" if wrong else "nothing is wrong"
-    lines.append(f"{verdict}, {warnings} warning(s); looked for {seconds:.1f} s")
+    lines.append(f"{verdict}, {warnings} warning(s); {seconds:.1f} s")
     return "\n".join(lines)

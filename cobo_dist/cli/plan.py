@@ -1,4 +1,4 @@
-"""The door `python -m cobo_dist.plan`: what a run would send, hold and take, without running it."""
+"""`python -m cobo_dist.plan`: what a run would send, hold and take, without running it."""
 
 from __future__ import annotations
 
@@ -60,15 +60,17 @@ LARGE = 2000, 16
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan what the command line names. Returns 0, 2 after one line on standard error, 1 on lost contact."""
-    usage = "python -m {} [--config FILE.yaml] [ranks=R] [clients=N] [hosts=H] [key.path=value ...]"
+    usage = "[--config FILE.yaml] [ranks=R] [clients=N] [hosts=H] [key.path=value ...]"
     parser = settings_parser("plan", ABOUT, EPILOG, usage)
     parser.add_argument("--measure", action="store_true", help="measure seconds on this machine")
     parser.add_argument(
         "--constants", metavar="FILE", help="with --measure: write them; else: read them"
     )
-    arguments = parser.parse_args(argv)
     command = list(sys.argv[1:] if argv is None else argv)
     try:
+        arguments = parser.read(command)
+        if arguments is None:
+            return EXIT_DONE
         asked, settings = _split(arguments.settings)
         config = load_config(arguments.config, settings)
         dtype = getattr(torch, config.run.dtype)

@@ -1,18 +1,17 @@
-"""The door `python -m cobo_dist.prepare`: fetch and check a run's data ahead of time.
+"""`python -m cobo_dist.prepare`: fetch and check a run's data ahead of time.
 
 Compute nodes have no network, and training never downloads.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import torch
 
-from cobo_dist.cli.parser import settings_parser
+from cobo_dist.cli.parser import report_error, settings_parser
 from cobo_dist.config import Config, load_config
-from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
+from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.describe import facts_of
 from cobo_dist.tasks.images import fetch_cifar100, has_cifar100
@@ -22,20 +21,21 @@ from cobo_dist.tasks.language.texts import fetch_wiki40b
 from cobo_dist.tasks.registry import build_task
 
 ABOUT = """\
-Fetch what a run needs and has not (CIFAR-100 or Wiki-40B into data.root, a language model into the hub's
-cache), check it, and say how it is split over the clients. Takes the config and settings of the run. Digits
-come with scikit-learn: nothing to fetch. What the run will send and hold, python -m cobo_dist.plan says."""
+Fetch the data that a run needs and lacks (CIFAR-100 or Wiki-40B into data.root, a language model into the
+hub's cache), check them, and show how they are split over the clients. Takes the config and settings of the
+run. Digits come with scikit-learn, so there is nothing to fetch. python -m cobo_dist.plan shows what the run
+will send and hold."""
 EXITS = "exit codes: 0 the data are there and good; 2 they are not, with one line that says why"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare what the command line names. Returns 0, or 2 after one line on standard error."""
-    arguments = settings_parser("prepare", ABOUT, EXITS).parse_args(argv)
+    """Prepare what the command line names; return 0, or 2 after one line on standard error."""
     try:
-        _prepare(load_config(arguments.config, arguments.settings))
+        options = settings_parser("prepare", ABOUT, EXITS).read(argv)
+        if options is not None:
+            _prepare(load_config(options.config, options.settings))
     except ConfigError as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
-        return EXIT_REFUSED
+        return report_error(refusal)
     return EXIT_DONE
 
 

@@ -1,4 +1,4 @@
-"""The door `python -m cobo_dist.sweep`: a grid of trainings, and the best setting of each method."""
+"""`python -m cobo_dist.sweep`: a grid of trainings, and the best setting of each method."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, ConfigError
+from cobo_dist.cli.parser import CommandParser, report_error
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from cobo_dist.sweeps.axes import read_axes
 from cobo_dist.sweeps.campaign import carry_out, carry_out_one, make_plan, show_plan
 from cobo_dist.sweeps.grid import expand
 
 USAGE = (
-    "python -m cobo_dist.sweep [--config FILE.yaml ...] [--ranks R] [--out DIR] "
+    "[--config FILE.yaml ...] [--ranks R] [--out DIR] "
     "[--dry-run | --only K | --tables] [key.path=value[,value...] ...]"
 )
 ABOUT = """\
 Run a grid of trainings one after another, each by torchrun in a folder of its own.
 key=v1,v2 is an axis, key=v a setting of all runs; commas inside brackets or quotes belong to the
-value; seed means run.seed. Several config files are an axis too. A key that only another algorithm
-(or task) has is left out there, and what is then equal is run once."""
+value; seed means run.seed. Several config files are an axis too. A key is left out of runs whose
+algorithm (or task) does not have it; runs that are then equal are run once."""
 EPILOG = """\
 A run that is done is skipped; the same command after an interruption goes on from there. A run
 that fails is reported and the sweep goes on.
 
 With an axis other than seed, algorithm.name and task.name, clients are evaluated on validation data
-too (run.eval_splits=[validation,test], unless you set it), and for each method the setting with the
-best mean over seeds of the last validation figures is chosen. Test figures are only shown.
+too (run.eval_splits=[validation,test], unless you set it). For each method the sweep chooses the setting
+with the best mean over seeds of the last validation figures. Test figures are only shown.
 
 written into --out:
   NAME/                  a run folder for each run, as python -m cobo_dist.report takes them
@@ -39,7 +39,7 @@ written into --out:
   best/METHOD.yaml       the chosen setting of each method, for --config
 
 On a cluster each run can be a job of its own (slurm/sweep.sbatch): --only K runs the K-th run of those
-that --dry-run lists, and writes no tables; --tables writes them from what is done by then.
+that --dry-run lists, and writes no tables; --tables writes the tables of all runs done so far.
 
 exit codes: 0 all done; 1 a run failed; 2 refused before anything started, with one line why;
 75 with --only: stopped by a signal with a checkpoint saved; 130, 143 ended by Ctrl-C, SIGTERM
@@ -54,39 +54,27 @@ examples:
 _LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
-@dataclass(frozen=True)
-class _Arguments:
-    files: list[str]
-    settings: list[str]
-    out: Path
-    ranks: int
-    dry_run: bool
-    only: int | None
-    tables: bool
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Sweep as the command line says; return the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        parsed = _parse(arguments)
-        if parsed is None:
+        options = _read(arguments)
+        if options is None:
             return EXIT_DONE
         _refuse_launcher()
-        axes = read_axes(parsed.settings)
-        runs = expand(parsed.files, axes)
+        axes = read_axes(options.settings)
+        runs = expand(options.config, axes)
         repeated = [argument for argument in arguments if argument != "--tables"]
         typed = f"python -m cobo_dist.sweep {shlex.join(repeated)}".rstrip()
-        plan = make_plan(runs, axes, parsed.out, parsed.ranks, typed)
-        if parsed.dry_run:
+        plan = make_plan(runs, axes, options.out, options.ranks, typed)
+        if options.dry_run:
             show_plan(plan)
             return EXIT_DONE
-        if parsed.only is not None:
-            return carry_out_one(plan, parsed.only)
-        return carry_out(plan, only_tables=parsed.tables)
+        if options.only is not None:
+            return carry_out_one(plan, options.only)
+        return carry_out(plan, only_tables=options.tables)
     except ConfigError as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
-        return EXIT_REFUSED
+        return report_error(refusal)
     except OSError as error:  # a full disk, say: the runs done so far stay
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
@@ -95,59 +83,57 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parse(arguments: Sequence[str]) -> _Arguments | None:
-    """Return the arguments, or None where only help was asked for."""
-    parser = argparse.ArgumentParser(
-        prog="cobo_dist.sweep",
-        usage=USAGE,
-        description=ABOUT,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-        add_help=False,
-    )
+def _read(arguments: Sequence[str]) -> argparse.Namespace | None:
+    """Return the options, checked, or None where only help was asked for."""
+    parser = CommandParser("sweep", ABOUT, EPILOG, USAGE)
     add = parser.add_argument
-    add("--config", nargs="+", action="extend", metavar="FILE.yaml", default=[], help="as train's")
-    add("--set", nargs="+", action="extend", metavar="KEY=VALUE", default=[], help="or without")
-    add("--ranks", metavar="R", default="1", help="ranks of each run, on this host (default 1)")
-    add("--out", metavar="DIR", default="runs/sweep", help="where all goes (default runs/sweep)")
-    add("--dry-run", action="store_true", help="print the runs and what would be skipped")
-    add("--only", metavar="K", help="run the K-th run alone, beside others that do the same")
-    add("--tables", action="store_true", help="start nothing; write the tables of what is done")
-    add("-h", "--help", action="store_true", help="show this text and leave")
-    try:
-        known, rest = parser.parse_known_args(arguments)
-    except (argparse.ArgumentError, SystemExit) as error:
-        reason = str(error) if isinstance(error, argparse.ArgumentError) else "not understood"
-        raise ConfigError(f"arguments: {reason}; usage: {USAGE}") from None
-    if known.help:
-        print(parser.format_help())
-        return None
-    if not known.ranks.isdecimal() or int(known.ranks) < 1:
-        raise ConfigError(f"--ranks {known.ranks} is no number of ranks; give 1 or more")
-    if known.only is not None and not known.only.isdecimal():
-        raise ConfigError(
-            f"--only {known.only} is no number of a run; give one that --dry-run lists"
-        )
-    if (known.only is not None) + known.tables + known.dry_run > 1:
-        raise ConfigError("--dry-run, --only and --tables exclude each other; give one of them")
-    if not known.out:
-        raise ConfigError("--out is empty; give a folder, or leave it out for runs/sweep")
-    # `--config F key=value` reads as two files: what is no file but has a = is a setting.
-    files = [one for one in known.config if "=" not in one or Path(one).exists()]
-    settings = [one for one in known.config if one not in files]
-    place = {text: number for number, text in enumerate(arguments)}
-    settings = sorted([*settings, *known.set, *rest], key=lambda text: place.get(text, 0))
-    return _Arguments(
-        _refuse_twice(files),
-        settings,
-        Path(known.out).expanduser(),
-        int(known.ranks),
-        known.dry_run,
-        None if known.only is None else int(known.only),
-        known.tables,
+    add(
+        "--config",
+        nargs="+",
+        action="extend",
+        metavar="FILE.yaml",
+        default=[],
+        help="as for train; several are an axis",
     )
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        default=[],
+        help="the same without --set",
+    )
+    add("--ranks", metavar="R", default="1", help="ranks of each run, on this host (default 1)")
+    add(
+        "--out", metavar="DIR", default="runs/sweep", help="folder of all runs (default runs/sweep)"
+    )
+    add("--dry-run", action="store_true", help="print the runs and what would be skipped")
+    add("--only", metavar="K", help="run only the K-th run, as a task of a job array")
+    add("--tables", action="store_true", help="start nothing; write the tables of what is done")
+    options = parser.read(arguments)
+    if options is None:
+        return None
+    if not options.ranks.isdecimal() or int(options.ranks) < 1:
+        raise ConfigError(f"--ranks {options.ranks} is no number of ranks; give 1 or more")
+    if options.only is not None and not options.only.isdecimal():
+        raise ConfigError(
+            f"--only {options.only} is no number of a run; give one that --dry-run lists"
+        )
+    if (options.only is not None) + options.tables + options.dry_run > 1:
+        raise ConfigError("--dry-run, --only and --tables exclude each other; give one of them")
+    if not options.out:
+        raise ConfigError("--out is empty; give a folder, or leave it out for runs/sweep")
+    # `--config F key=value` reads as two files: an argument with = that is no file is a setting.
+    given = options.config
+    options.config = _refuse_twice([one for one in given if "=" not in one or Path(one).exists()])
+    settings = [one for one in given if one not in options.config]
+    place = {text: number for number, text in enumerate(arguments)}
+    settings += [*options.set, *options.settings]
+    options.settings = sorted(settings, key=lambda text: place.get(text, 0))
+    options.out = Path(options.out).expanduser()
+    options.ranks = int(options.ranks)
+    options.only = None if options.only is None else int(options.only)
+    return options
 
 
 def _refuse_twice(files: list[str]) -> list[str]:
@@ -160,7 +146,7 @@ def _refuse_twice(files: list[str]) -> list[str]:
 
 
 def _refuse_launcher() -> None:
-    """A sweep starts torchrun itself; several sweeps at once would run everything several times."""
+    """A sweep starts torchrun itself: started on several ranks, it would run everything several times."""
     for name in _LAUNCHERS:
         if os.environ.get(name, "1") not in ("", "1"):
             raise ConfigError(

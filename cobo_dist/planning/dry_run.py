@@ -32,7 +32,7 @@ from cobo_dist.planning.fake_clients import BUFFERS, MODEL, FakeClients
 from cobo_dist.planning.memory_estimate import Held, Model, Part, parts_of, state_rows
 from cobo_dist.planning.round_cost import Ints, Load, Mixing, Ranks, Sent, Told
 from cobo_dist.tasks.base import Task
-from cobo_dist.training.build import refuse_unfit
+from cobo_dist.training.preparation import refuse_unfit
 
 
 class DryRun:
@@ -44,7 +44,7 @@ class DryRun:
         Raises:
             ConfigError: more ranks than clients, or a task that does not fit the config.
         """
-        refuse_unfit(config, task)
+        refuse_unfit(config.algorithm, config.run, task)
         self.config, self.task = config, task
         self.rounds = max(1, config.run.rounds)
         self.placement = Placement.contiguous(task.clients, ranks)

@@ -29,7 +29,7 @@ from cobo_dist.maths.blocks import Block
 from cobo_dist.planning.constants import Constants, Link, Overhead, Pass, subject_of
 from cobo_dist.planning.fake_clients import FakeClients
 from cobo_dist.tasks.base import Task
-from cobo_dist.training.build import set_up_torch
+from cobo_dist.training.preparation import set_up_torch
 
 PATIENCE = 0.25
 """Seconds for each number, or as long as three tries take."""
@@ -44,7 +44,7 @@ def measure_constants(config: Config, task: Task, launch: Launch) -> Constants |
     """
     device = choose_device(config.run.device, config.comm.backend, launch)
     with open_session(launch, config.comm, device) as session:
-        set_up_torch(config, launch, device)
+        set_up_torch(config.run.threads or launch.cores, config.comm.deterministic, device)
         return measure_in_session(config, task, session)
 
 

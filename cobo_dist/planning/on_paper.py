@@ -33,7 +33,7 @@ from cobo_dist.planning.meetings import Meetings, count_meetings
 from cobo_dist.planning.memory_estimate import Held, Model, Part, parts_of, state_rows
 from cobo_dist.planning.round_cost import Ints, Load, Mixing, Ranks, Told
 from cobo_dist.tasks.base import Task
-from cobo_dist.training.build import refuse_unfit
+from cobo_dist.training.preparation import refuse_unfit
 
 REGULAR = (LocalConfig, FedAvgConfig, FinetunedFedAvgConfig, OracleConfig, DittoConfig, CoBoConfig)
 MOST_PAIRS = 20_000_000
@@ -63,7 +63,7 @@ class OnPaper:
             ConfigError: more ranks than clients, a task that does not fit the config, or an algorithm or
                 clusters without a closed form.
         """
-        refuse_unfit(config, task)
+        refuse_unfit(config.algorithm, config.run, task)
         if not isinstance(config.algorithm, REGULAR):
             names = ", ".join(kind.model_fields["name"].default for kind in REGULAR)
             raise ConfigError(

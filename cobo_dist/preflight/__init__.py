@@ -1,1 +1,1 @@
-"""The doctor's probes and their diagnosis."""
+"""The doctor's probe and diagnosis: would a run start?"""

@@ -1,4 +1,4 @@
-"""What the doctor does on every rank: gather facts, try links and disks, and let rank 0 judge."""
+"""What the doctor does on every rank: collect facts, try links and disks, and let rank 0 diagnose."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.link_benchmark import measure
 from cobo_dist.config import Config
 from cobo_dist.errors import ConfigError
-from cobo_dist.preflight.diagnose import Finding, RankInfo, judge
+from cobo_dist.preflight.diagnose import Finding, RankInfo, diagnose
 from cobo_dist.storage.run_dir import describe_environment
-from cobo_dist.tasks.base import Task
-from cobo_dist.training.build import Prepared, prepare, set_up_torch
+from cobo_dist.training.preparation import Prepared, prepare, set_up_torch
+
+MARKER_WAIT_SECONDS = 2.0
+"""How long a rank waits to see rank 0's file: a network disk may show it late."""
 
 
 def examine(config: Config, launch: Launch) -> list[Finding]:
-    """Start as a run would, look at everything, leave nothing behind; return rank 0's findings.
-
-    Ranks other than 0 get the findings' levels and topics too, so that all end with one exit code.
+    """Start as a run would, check everything, leave nothing behind; return the findings, on every rank.
 
     Raises:
         ConfigError: the ranks cannot connect.
-        RunFailure: contact was lost on the way.
+        RunFailure: a rank lost contact with another.
     """
     check_backend(config.comm.backend, launch)
     refusals = []
@@ -51,40 +51,45 @@ def examine(config: Config, launch: Launch) -> list[Finding]:
         except ConfigError as refusal:
             refusals.append(str(refusal))
     with open_session(launch, config.comm, device) as session:
-        set_up_torch(config, launch, device)
-        return _look(config, session, prepared, refusals)
+        set_up_torch(config.run.threads or launch.cores, config.comm.deterministic, device)
+        needed = bytes_needed(prepared, config.run.dtype, config.run.keep_checkpoints)
+        return probe(session, prepared, config.run_dir, needed, refusals)
 
 
-def _look(
-    config: Config, session: Session, prepared: Prepared, refusals: Sequence[str]
+def probe(
+    session: Session, prepared: Prepared, run_dir: Path, needed: int, refusals: Sequence[str]
 ) -> list[Finding]:
-    transport, place = session.transport, nearest(config.run_dir)
+    """Collect what all ranks report, measure links, and return rank 0's findings on every rank.
+
+    `needed`: about how many bytes the run will write; `refusals`: why this rank would refuse to run.
+    """
+    transport, place = session.transport, nearest(run_dir)
     marker = transport.broadcast(_leave_marker(place).encode() if transport.rank == 0 else b"")
     try:
         mine = replace(
-            _facts(config, session, prepared, refusals), sees_marker=_sees(Path(marker.decode()))
+            _info(session, prepared, place, needed, refusals),
+            sees_marker=_sees(Path(marker.decode())),
         )
-        told = transport.gather(json.dumps(asdict(mine)).encode())
+        records = transport.gather(json.dumps(asdict(mine)).encode())
     finally:
-        transport.broadcast(b"")  # nobody takes it away before all have looked
+        transport.broadcast(b"")  # rank 0 removes the file only after all have looked for it
         if transport.rank == 0 and marker:
             with suppress(OSError):
                 os.unlink(marker)
-    links, words = measure(transport, session.device)
+    links, measured = measure(transport, session.device)
     found: list[Finding] = []
     if transport.rank == 0:
-        found = judge([_read(one) for one in told], links, words, str(config.run_dir))
+        found = diagnose([_read(one) for one in records], links, measured, str(run_dir))
     record = transport.broadcast(json.dumps([asdict(one) for one in found]).encode())
     return [Finding(**one | {"more": tuple(one["more"])}) for one in json.loads(record)]
 
 
-def _facts(
-    config: Config, session: Session, prepared: Prepared, refusals: Sequence[str]
+def _info(
+    session: Session, prepared: Prepared, place: Path, needed: int, refusals: Sequence[str]
 ) -> RankInfo:
     device, launch = session.device, session.launch
     on_gpu = device.type == "cuda"
     endpoint = gloo_endpoint(os.environ)
-    place = nearest(config.run_dir)
     unwritable, free = try_to_write(place)
     return RankInfo(
         rank=launch.rank,
@@ -101,10 +106,10 @@ def _facts(
         folder=str(place),
         unwritable=unwritable,
         free=free,
-        needed=_needed(config, prepared.task),
+        needed=needed,
         sees_marker=False,
         data=prepared.refusal or "",
-        fingerprint=prepared.data,
+        fingerprint=prepared.problem.data if prepared.problem else "",
         refusals=tuple(refusals),
     )
 
@@ -136,8 +141,18 @@ def try_to_write(folder: Path) -> tuple[str, int]:
         return error.strerror or str(error), 0
 
 
+def bytes_needed(prepared: Prepared, dtype: str, keep_checkpoints: int) -> int:
+    """Return about how many bytes all ranks will write: models, and checkpoints with two moments each."""
+    if prepared.problem is None:
+        return 0
+    task = prepared.problem.task
+    size = sum(one.numel() for one in task.model().parameters() if one.requires_grad)
+    row = size * torch.finfo(getattr(torch, dtype)).bits // 8
+    return task.clients * row * (1 + 3 * (keep_checkpoints + 1))
+
+
 def _leave_marker(folder: Path) -> str:
-    """Leave a file that other hosts look for; return its path, empty where nothing can be written."""
+    """Make a file that other hosts look for; return its path, empty where nothing can be written."""
     path = folder / f".cobo-doctor-{secrets.token_hex(8)}"
     try:
         path.touch(exist_ok=False)
@@ -146,28 +161,22 @@ def _leave_marker(folder: Path) -> str:
     return str(path)
 
 
-def _sees(marker: Path, patience: float = 2.0) -> bool:
-    """Return whether the file is seen here; a network disk may show it a moment later."""
-    until = time.monotonic() + patience
+def _sees(marker: Path) -> bool:
+    """Return whether the file is seen on this host within `MARKER_WAIT_SECONDS`."""
+    until = time.monotonic() + MARKER_WAIT_SECONDS
     while not (seen := marker.name != "" and marker.exists()) and time.monotonic() < until:
         time.sleep(0.1)
     return seen
-
-
-def _needed(config: Config, task: Task | None) -> int:
-    """Return about how many bytes all ranks will write: models, and checkpoints with two moments each."""
-    if task is None:
-        return 0
-    size = sum(one.numel() for one in task.model().parameters() if one.requires_grad)
-    row = size * torch.finfo(getattr(torch, config.run.dtype)).bits // 8
-    return task.clients * row * (1 + 3 * (config.run.keep_checkpoints + 1))
 
 
 # -- cores -------------------------------------------------------------------------------------------
 
 
 def core_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return how many cores' time the control group (a container, a job) grants; 0: no limit known."""
+    """Return how many cores' time the control group (a container, a job) grants; 0: no limit known.
+
+    psutil does not report it.
+    """
     try:
         if (root / "cpu.max").exists():
             limit, period = (root / "cpu.max").read_text(encoding="ascii").split()[:2]

@@ -1,1 +1,1 @@
-"""The loop and what it leaves behind: schedule, metrics, logs, run folder."""
+"""Composition, train loop, migration, and how a run starts and ends."""

@@ -1,24 +1,42 @@
-"""The run from outside: check alone, connect, agree, train."""
+"""The composition: a config in, a trained run out.
+
+Only this module and `preparation` see the whole config. Every part gets its own section of it, or plain
+values.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import partial
 
 import torch
 
-from cobo_dist.algorithms.registry import needs_clusters, needs_validation
+from cobo_dist.algorithms.base import RunContext
+from cobo_dist.algorithms.registry import build_algorithm, equal_share
 from cobo_dist.checkpoint import resume
-from cobo_dist.comm.placement import Placement
+from cobo_dist.checkpoint.writer import CheckpointWriter
+from cobo_dist.clients.client_batch import ClientBatch
+from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, ConfigError
-from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.maths.graph import link_threshold
+from cobo_dist.phase_timer import PhaseTimer
+from cobo_dist.storage.checkpoint_format import Manifest
+from cobo_dist.storage.run_dir import RunDir, describe_environment
 from cobo_dist.tasks.base import Task
-from cobo_dist.tasks.registry import build_task
-from cobo_dist.training.shutdown import failure, one_line
+from cobo_dist.tracking.health_checks import HealthMonitor
+from cobo_dist.tracking.metrics_buffer import MetricsBuffer
+from cobo_dist.tracking.progress import open_display
+from cobo_dist.tracking.run_logger import RunLogger
+from cobo_dist.training import startup
+from cobo_dist.training.learner import Learner
+from cobo_dist.training.migration import ClientMigrator
+from cobo_dist.training.preparation import Prepared, Problem, prepare, set_up_torch
+from cobo_dist.training.profiler import open_profiler
+from cobo_dist.training.shutdown import failure, finish, stop
 from cobo_dist.training.signals import Signals
 from cobo_dist.training.trainer import Trainer
 
@@ -28,7 +46,7 @@ def run(config: Config, launch: Launch) -> int:
 
     Raises:
         ConfigError: nothing was started or written.
-        RunFailure: the run started and could not go on; status.json says why.
+        RunFailure: the run started and failed; status.json says why.
     """
     check_backend(config.comm.backend, launch)
     device = choose_device(config.run.device, config.comm.backend, launch)
@@ -39,108 +57,126 @@ def run(config: Config, launch: Launch) -> int:
 
 def run_in_session(config: Config, session: Session, prepared: Prepared | None = None) -> int:
     """Train over ranks that are connected already; see `run`."""
-    set_up_torch(config, session.launch, session.device)
-    prepared = prepared or prepare(config, session.launch)
-    folder = RunDir(config.run_dir)
-    training: Trainer | None = None
-    # Also while a failure is written down: launchers end all ranks, by SIGTERM, when one has died.
+    launch, folder, reached = session.launch, RunDir(config.run_dir), 0
+    set_up_torch(config.run.threads or launch.cores, config.comm.deterministic, session.device)
+    prepared = prepared or prepare(config, launch)
+    trainer: Trainer | None = None
+    # Signals are caught while a failure is reported too: when a rank dies, launchers send SIGTERM to all.
     with Signals() as signals:
         try:
-            session.agree(prepared.refusal, prepared.fingerprint)
-            assert prepared.task is not None
-            assert prepared.placement is not None
-            found = resume.find(config, session, prepared.placement, prepared.data)
+            problem = prepared.agree(session)
+            found = resume.find(config, session, problem.placement, problem.data)
             if isinstance(found, resume.Done):
-                if session.transport.rank == 0:
+                if launch.rank == 0:
                     print(
                         f"run.dir={folder.path} holds this run, finished: nothing to do", flush=True
                     )
                 return EXIT_DONE
-            training = Trainer(
-                config, session, prepared.task, prepared.placement, prepared.data, found, signals
-            )
-            folder = training.folder  # knows whether it was claimed
-            return training.run()
+            reached = 0 if found is None else found.round
+            with open_trainer(config, session, problem, found, folder) as trainer:
+                if signal := trainer.fit(signals):
+                    return stop(trainer, session, folder, signal)
+                return finish(trainer, session, folder, config.algorithm.name)
         except ConfigError:
             raise
         except BaseException as error:
-            r = 0 if training is None else training.round
+            r = reached if trainer is None else trainer.round
             raise failure(error, session, folder, r) from error
 
 
-def set_up_torch(config: Config, launch: Launch, device: torch.device) -> None:
-    """Set threads and determinism of this process."""
-    threads = config.run.threads or launch.cores
-    if config.comm.deterministic:
-        # Kernels split their sums by the number of threads, and ranks would each have their own.
-        threads = 1
-        if device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if torch.are_deterministic_algorithms_enabled() != config.comm.deterministic:
-        # Even to say no costs a second and more: it imports torch's compiler.
-        torch.use_deterministic_algorithms(config.comm.deterministic)
-    torch.set_num_threads(threads)
+def build_learner(config: Config, session: Session, problem: Problem, timer: PhaseTimer) -> Learner:
+    """Return clients, exchange and algorithm of this rank."""
+    task, run, comm = problem.task, config.run, config.comm
+    dtype = getattr(torch, run.dtype)
+    clients = ClientBatch(
+        problem.placement.by_rank[session.transport.rank],
+        task,
+        config.optimizer,
+        dtype=dtype,
+        device=session.device,
+        autocast=None if run.autocast == "none" else getattr(torch, run.autocast),
+        own_starts=run.start == "own",
+        rounds=run.rounds,
+        skips_bad=run.on_nan == "skip_client",
+        timer=timer,
+    )
+    exchange = Exchange(
+        session.transport, problem.placement, dtype, session.device,
+        deterministic=comm.deterministic, timer=timer,
+        wire=None if comm.dtype == "model" else getattr(torch, comm.dtype),
+    )  # fmt: skip
+    context = RunContext(task.clients, task.clusters, run.seed, run.rounds)
+    new_algorithm = partial(build_algorithm, config.algorithm, clients, exchange, context)
+    return Learner(task, clients, exchange, new_algorithm)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What a rank has before it meets the others: the task, or why it refuses."""
+@contextmanager
+def open_trainer(
+    config: Config,
+    session: Session,
+    problem: Problem,
+    found: resume.Resumption | None,
+    folder: RunDir,
+) -> Iterator[Trainer]:
+    """Build all parts of a run that starts, or goes on from the checkpoint `found`; close the logs after."""
+    run, log, comm = config.run, config.log, config.comm
+    first = 0 if found is None else found.round
+    on = log.profile or log.trace
+    timer = PhaseTimer(session.device, bool(log.trace)) if on else PhaseTimer.off()
+    learner = build_learner(config, session, problem, timer)
+    engine, why = startup.choose_engine(run, comm.deterministic, learner, session, found)
+    learner.clients.use_engine(engine)
+    settled = {"engine": engine, "dir": str(folder.path), "resume": "never"}
+    config_yaml = config.model_copy(update={"run": run.model_copy(update=settled)}).to_yaml()
+    environment = {**describe_environment(), "engine": engine, "engine_choice": why}
+    if found is not None:
+        startup.restore(found, learner, session)  # before anything in the run folder is changed
+    startup.claim(folder, session, found)
+    startup.write_head(folder, session, config_yaml, environment, found)
 
-    task: Task | None = None
-    placement: Placement | None = None
-    data: str = ""  # the fingerprint of the task's data
-    fingerprint: str = ""  # of config and data
-    refusal: str | None = None
-
-
-def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepared:
-    """Read the data and check all that can be checked alone. Never raises: refusals are agreed on.
-
-    Rank 0 also looks whether the run folder can be used, unless `with_folder` is false.
-    """
-    try:
-        dtype = getattr(torch, config.run.dtype)
-        task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
-        placement = Placement.contiguous(task.clients, launch.world_size)
-        refuse_unfit(config, task)
-        if launch.rank == 0 and with_folder:
-            resume.refuse_unusable(config, launch)
-        data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
-        seen = hashlib.sha256((config.to_yaml() + data).encode()).hexdigest()
-        return Prepared(task, placement, data, seen)
-    except ConfigError as error:
-        return Prepared(refusal=str(error))
-    except Exception as error:  # whatever it is, all ranks must hear of it
-        return Prepared(refusal=one_line(error))
-
-
-def refuse_unfit(config: Config, task: Task) -> None:
-    """Check what algorithm, engine and evaluation need of the task.
-
-    Raises:
-        ConfigError: the task does not have it.
-    """
-    if needs_clusters(config.algorithm) and task.clusters is None:
-        why = (
-            "in task.file no two clients share a centre; add the array clusters [n] to the file"
-            if task.name == "quadratic"
-            else f"task.name={task.name} knows none; choose another algorithm"
-        )
-        raise ConfigError(
-            f"algorithm.name={config.algorithm.name} needs a task with known clusters, and {why}"
-        )
-    if config.run.engine not in ("auto", *task.engines):
-        raise ConfigError(
-            f"run.engine={config.run.engine} does not serve task.name={task.name}, which has "
-            f"{', '.join(task.engines)}; leave run.engine at auto"
-        )
-    if needs_validation(config.algorithm) and "validation" not in task.splits:
-        raise ConfigError(
-            f"algorithm.name={config.algorithm.name} scores models on validation data, and this "
-            f"task has only {', '.join(task.splits)}; set task.validation_fraction above 0"
-        )
-    for split in config.run.eval_splits:
-        if split not in task.splits:
-            raise ConfigError(
-                f"run.eval_splits: this task has no {split} data; it has {', '.join(task.splits)}"
+    with (
+        _open_run_logger(config, session, problem.task, folder, first) as run_logger,
+        open_profiler(log.trace, run.rounds - first, folder.path / "profile", session) as profiler,
+    ):
+        if run_logger is not None:
+            if found is not None:
+                resume.restore_run_logger(found, run_logger)
+            startup.announce(
+                run_logger, learner, session, config.algorithm.name, environment, found
             )
+        threshold = link_threshold(equal_share(config.algorithm, problem.task.clients))
+        migrator = ClientMigrator(comm, run.rounds, threshold, learner, run_logger)
+        about = Manifest(
+            0, problem.task.clients, session.transport.world_size, problem.data,
+            environment["versions"], {},
+        )  # fmt: skip
+        checkpoint_writer = CheckpointWriter(
+            folder.checkpoints, run, config_yaml, about,
+            learner.clients, learner.exchange, learner.algorithm, run_logger,
+        )  # fmt: skip
+        metrics = MetricsBuffer(
+            learner.exchange, learner.clients, learner.task, learner.algorithm, run_logger,
+            log.flush_every, first, log.profile,
+        )  # fmt: skip
+        yield Trainer(
+            run, first, learner, metrics, checkpoint_writer, migrator, profiler,
+            evaluates_part=config.data.eval_examples > 0,
+        )  # fmt: skip
+
+
+def _open_run_logger(
+    config: Config, session: Session, task: Task, folder: RunDir, first: int
+) -> AbstractContextManager[RunLogger | None]:
+    """Return the coordinator's logger, to be closed; None on other ranks."""
+    if session.transport.rank:
+        return nullcontext()
+    keys = config.algorithm.model_dump()
+    health = HealthMonitor(
+        keys if "gamma" in keys else {}, task.clients, config.run.rounds, config.optimizer.lr
+    )
+    display = open_display(config.log, config.run.rounds, first)
+    share = equal_share(config.algorithm, task.clients)
+    run_logger = RunLogger(folder, display, health, task.clusters, task.metrics, share, task.names)
+    if config.log.tensorboard:
+        run_logger.open_board(first)
+    return closing(run_logger)

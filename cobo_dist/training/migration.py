@@ -1,15 +1,16 @@
-"""Clients that change rank while the run goes on: `comm.placement=adaptive`.
+"""Clients that change rank during a run: `comm.placement=adaptive`.
 
-Every so many rounds the coordinator looks at W. If another placement sends fewer models for the same sums,
-and saves more than the move costs, all ranks go on as if the run had been resumed on that placement: models,
-buffers, optimizers' and algorithms' memories and rows of W travel as they lie in memory. No number changes.
+Every `comm.placement_every` rounds the coordinator examines W. If another placement sends fewer models for
+the same sums, and saves more than the move costs, all ranks continue as if the run had been resumed on that
+placement. Models, buffers, the state of optimizers and algorithms, and rows of W travel as raw bytes, so no
+number changes.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -18,60 +19,58 @@ import torch
 from torch import Tensor
 
 from cobo_dist.algorithms.base import Algorithm
-from cobo_dist.algorithms.registry import equal_share
 from cobo_dist.clients.client_batch import ClientBatch
-from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.placement_search import Ids, Move, models_sent, propose
-from cobo_dist.config import Config
-from cobo_dist.maths.graph import link_threshold
+from cobo_dist.comm.session import CommConfig
 from cobo_dist.maths.weights import Weights
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.weight_snapshots import gather_weights
+from cobo_dist.training.learner import Learner
 
-PAY_BACK = 0.25
-"""A move must have saved what it cost within this share of the rounds that are left: W may go on changing."""
+MAX_PAYBACK_SHARE = 0.25
+"""A move must save what it costs within this share of the remaining rounds, since W may change again."""
 
-_ROWS = 64  # of W, written out at once
-_ALIGNED = 8  # bytes; no type of a client's tensors has longer numbers
+_ROWS_AT_ONCE = 64  # of W, as dense rows
+_ALIGNMENT_BYTES = 8  # of tensors in a payload: the longest number of any type
 
 
 # -- rows of W -----------------------------------------------------------------------------------------
 
 
 def weight_row(weights: Weights, row: int) -> Tensor:
-    """Return one row of W, written out, [n]."""
+    """Return one row of W as a dense row [n]."""
     return torch.from_numpy(weights.rows(np.array([row]))[0])
 
 
 def put_rows(weights: Weights, rows: Iterable[tuple[int, Tensor]]) -> None:
-    """Set rows of W, some at a time."""
-    left = iter(rows)
-    while some := list(islice(left, _ROWS)):
-        numbers, rows_kn = zip(*some, strict=True)
+    """Set rows of W from pairs (row number, dense row [n])."""
+    rest = iter(rows)
+    while chunk := list(islice(rest, _ROWS_AT_ONCE)):
+        numbers, rows_kn = zip(*chunk, strict=True)
         weights.put_rows(np.array(numbers), torch.stack(rows_kn).numpy())
 
 
 # -- one client as bytes -------------------------------------------------------------------------------
 
 
-def _kept(clients: ClientBatch, algorithm: Algorithm, row: int) -> list[Tensor]:
-    """Return views of all that a client keeps between rounds, its row of W left out."""
+def _state(clients: ClientBatch, algorithm: Algorithm, row: int) -> list[Tensor]:
+    """Return views of all that a client keeps between rounds, except its row of W."""
     rows = algorithm.state().rows.values()
     return [*clients.client_state(row).values(), *(held[row] for held in rows)]
 
 
-def _length(tensors: list[Tensor]) -> int:
-    """Return the bytes that tensors take in a parcel."""
-    return sum(-(-one.nbytes // _ALIGNED) * _ALIGNED for one in tensors)
+def _padded_bytes(tensor: Tensor) -> int:
+    """Return the bytes that a tensor takes in a payload."""
+    return -(-tensor.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
 
 
-def _slots(parcel_b: Tensor, like: list[Tensor]) -> Iterator[Tensor]:
-    """Yield the places of tensors in a parcel of bytes, each in its type and shape."""
+def _slots(payload_b: Tensor, like: list[Tensor]) -> Iterator[Tensor]:
+    """Yield a view of the payload for each tensor of `like`, in its type and shape."""
     at = 0
     for one in like:
-        yield parcel_b[at : at + one.nbytes].view(one.dtype).view(one.shape)
-        at += _length([one])
+        yield payload_b[at : at + one.nbytes].view(one.dtype).view(one.shape)
+        at += _padded_bytes(one)
 
 
 class ClientMigrator:
@@ -79,68 +78,65 @@ class ClientMigrator:
 
     def __init__(
         self,
-        config: Config,
-        clients: ClientBatch,
-        exchange: Exchange,
-        rebuild: Callable[[], Algorithm],
+        comm: CommConfig,
+        rounds: int,
+        link_threshold: float,
+        learner: Learner,
         run_logger: RunLogger | None,
     ) -> None:
-        """Move `clients`; `rebuild` returns a new algorithm over those that are here at that time."""
-        self.config, self.clients, self.exchange = config, clients, exchange
-        self.rebuild, self.run_logger = rebuild, run_logger
-        self.level = link_threshold(equal_share(config.algorithm, exchange.placement.clients))
-        wire = (
-            clients.x_cd if config.comm.dtype == "model" else torch.empty(0, dtype=torch.bfloat16)
-        )
-        self.model_bytes = clients.layout.size * wire.element_size()
+        """Move the learner's clients in a run of so many rounds; `link_threshold`: the least weight of a link."""
+        self.comm, self.rounds, self.link_threshold = comm, rounds, link_threshold
+        self.learner, self.exchange, self.run_logger = learner, learner.exchange, run_logger
+        x_cd = learner.clients.x_cd
+        wire = x_cd.dtype if comm.dtype == "model" else getattr(torch, comm.dtype)
+        self.model_bytes = learner.clients.layout.size * wire.itemsize
 
     def is_due(self, r: int) -> bool:
-        """Return whether ranks look at W after round r."""
-        comm, rounds = self.config.comm, self.config.run.rounds
-        return comm.placement == "adaptive" and r < rounds and r % comm.placement_every == 0
+        """Return whether ranks call `migrate` after round r."""
+        is_adaptive = self.comm.placement == "adaptive"
+        return is_adaptive and r < self.rounds and r % self.comm.placement_every == 0
 
-    def look(self, r: int, algorithm: Algorithm) -> Algorithm:
-        """Move clients if that pays; return the algorithm over the clients that are here then.
+    def migrate(self, r: int) -> None:
+        """Move clients if that pays; the learner then has an algorithm over the clients that came.
 
         All ranks call this after the same round, with all rows flushed.
         """
         began = time.monotonic()
         move = None
-        weights = self._gather(algorithm)
+        weights = self._gather()
         if weights is not None:
-            # In models a round, over the rounds that a move has to pay for itself.
-            price = self._parcel_bytes(algorithm) / self.model_bytes
-            price /= PAY_BACK * (self.config.run.rounds - r)
+            # What moving one client costs, in models a round over the rounds that may pay for it.
+            price = self._payload_bytes() / self.model_bytes
+            price /= MAX_PAYBACK_SHARE * (self.rounds - r)
             move = propose(
-                weights, self.exchange.placement, self.level, algorithm.sums,
+                weights, self.exchange.placement, self.link_threshold, self.learner.algorithm.sums,
                 price=price, deterministic=self.exchange.deterministic,
             )  # fmt: skip
         owners = list(move.placement.owners) if move else []
         owners = json.loads(self.exchange.transport.broadcast(json.dumps(owners).encode()))
         if not owners:
-            return algorithm
+            return
         sent = self.exchange.traffic.bytes["moving"]
-        algorithm = self._move(algorithm, Placement(tuple(owners), self.exchange.placement.ranks))
+        self._move(Placement(tuple(owners), self.exchange.placement.ranks))
         sent = self.exchange.traffic.bytes["moving"] - sent
-        told = self.exchange.gather(sent.to_bytes(8, "little"))
+        records = self.exchange.gather(sent.to_bytes(8, "little"))
         if self.run_logger is not None and move is not None:
-            moved = sum(int.from_bytes(one, "little") for one in told)
+            moved = sum(int.from_bytes(one, "little") for one in records)
             self.run_logger.moved(r, self._row(move, moved, time.monotonic() - began), moved)
-        return algorithm
 
-    def summary(self, algorithm: Algorithm) -> dict[str, Any] | None:
-        """Return what moving cost in the whole run and what it saves, on the coordinator; None if static.
+    def summary(self) -> dict[str, Any] | None:
+        """Return what moving cost in the whole run and what it saves, on the coordinator.
 
-        All ranks call this at the end.
+        None elsewhere, and where clients do not move. All ranks call this at the end.
         """
-        if self.config.comm.placement == "static":
+        if self.comm.placement == "static":
             return None
-        weights = self._gather(algorithm)
+        weights = self._gather()
         if weights is None or self.run_logger is None:
             return None
-        now = self.exchange.placement
+        now, sums = self.exchange.placement, self.learner.algorithm.sums
         static, here = (
-            models_sent(weights, one, algorithm.sums, deterministic=self.exchange.deterministic)
+            models_sent(weights, one, sums, deterministic=self.exchange.deterministic)
             for one in (Placement.contiguous(now.clients, now.ranks), now)
         )
         return {
@@ -150,9 +146,9 @@ class ClientMigrator:
             "owners": list(now.owners),
         }
 
-    def _gather(self, algorithm: Algorithm) -> Weights | None:
+    def _gather(self) -> Weights | None:
         """Bring all rows of W to the coordinator."""
-        whole, sent = gather_weights(self.exchange, algorithm.weights, "moving")
+        whole, sent = gather_weights(self.exchange, self.learner.algorithm.weights, "moving")
         if self.run_logger is not None:
             self.run_logger.bytes["moving"] += sent
         return whole
@@ -170,60 +166,64 @@ class ClientMigrator:
 
     # -- the move ---------------------------------------------------------------------------------
 
-    def _parcel_bytes(self, algorithm: Algorithm) -> int:
-        """Return the bytes of a client on its way: the same for all."""
-        return _length([*_kept(self.clients, algorithm, 0), weight_row(algorithm.weights, 0)])
+    def _payload_bytes(self) -> int:
+        """Return the bytes of one client's payload: the same for all clients."""
+        algorithm = self.learner.algorithm
+        tensors = [*_state(self.learner.clients, algorithm, 0), weight_row(algorithm.weights, 0)]
+        return sum(map(_padded_bytes, tensors))
 
-    def _move(self, algorithm: Algorithm, placement: Placement) -> Algorithm:
-        """Let clients and their rows of W move; return an algorithm that goes on with who is here then."""
-        clients, rank = self.clients, self.exchange.transport.rank
+    def _move(self, placement: Placement) -> None:
+        """Move clients and their rows of W; build the algorithm anew over the clients that are here then."""
+        clients, algorithm = self.learner.clients, self.learner.algorithm
+        rank = self.exchange.transport.rank
         before, after = self.exchange.placement.owner_n, placement.owner_n
         row_of = {client: row for row, client in enumerate(clients.ids)}
         peers = [peer for peer in range(placement.ranks) if peer != rank]
-        leave = {peer: np.flatnonzero((before == rank) & (after == peer)) for peer in peers}
-        come = {peer: np.flatnonzero((before == peer) & (after == rank)) for peer in peers}
-        length = self._parcel_bytes(algorithm)
-        parcels, boxes = (
+        leaving = {peer: np.flatnonzero((before == rank) & (after == peer)) for peer in peers}
+        coming = {peer: np.flatnonzero((before == peer) & (after == rank)) for peer in peers}
+        length = self._payload_bytes()
+        sends, receives = (
             {
                 peer: torch.zeros(len(ids), length, dtype=torch.uint8, device=clients.device)
                 for peer, ids in way.items()
                 if len(ids)
             }
-            for way in (leave, come)
+            for way in (leaving, coming)
         )
-        for peer, parcel_kb in parcels.items():
-            for client, parcel_b in zip(leave[peer].tolist(), parcel_kb, strict=True):
-                held = _kept(clients, algorithm, row_of[client])
-                held.append(weight_row(algorithm.weights, row_of[client]))
-                for slot, one in zip(_slots(parcel_b, held), held, strict=True):
+        for peer, payload_kb in sends.items():
+            for client, payload_b in zip(leaving[peer].tolist(), payload_kb, strict=True):
+                state = _state(clients, algorithm, row_of[client])
+                state.append(weight_row(algorithm.weights, row_of[client]))
+                for slot, one in zip(_slots(payload_b, state), state, strict=True):
                     slot.copy_(one)
-        self.exchange.move(placement, parcels, boxes)
-        parcels.clear()
+        self.exchange.move(placement, sends, receives)
+        sends.clear()
         clients.replace(self.exchange.ids)
-        new = self._rebuilt(algorithm, row_of)
-        put_rows(new.weights, self._unpack(new, boxes, come))
-        return new
+        self._rebuild(row_of)
+        put_rows(self.learner.algorithm.weights, self._unpack(receives, coming))
 
     def _unpack(
-        self, new: Algorithm, boxes: Mapping[int, Tensor], come: Mapping[int, Ids]
+        self, receives: Mapping[int, Tensor], coming: Mapping[int, Ids]
     ) -> Iterator[tuple[int, Tensor]]:
-        """Fill in who has come; yield the number of each one's row, and its row of W."""
-        row_of = {client: row for row, client in enumerate(self.clients.ids)}
-        like = torch.empty_like(weight_row(new.weights, 0))
-        for peer, box_kb in boxes.items():
-            for client, box_b in zip(come[peer].tolist(), box_kb, strict=True):
+        """Fill in the state of the clients that came; yield each one's row number and row of W."""
+        clients, algorithm = self.learner.clients, self.learner.algorithm
+        row_of = {client: row for row, client in enumerate(clients.ids)}
+        like = torch.empty_like(weight_row(algorithm.weights, 0))
+        for peer, payload_kb in receives.items():
+            for client, payload_b in zip(coming[peer].tolist(), payload_kb, strict=True):
                 row = row_of[client]
-                held = _kept(self.clients, new, row)
-                *slots, weights_n = _slots(box_b, [*held, like])
-                for slot, one in zip(slots, held, strict=True):
+                state = _state(clients, algorithm, row)
+                *slots, weights_n = _slots(payload_b, [*state, like])
+                for slot, one in zip(slots, state, strict=True):
                     one.copy_(slot)
                 yield row, weights_n.cpu()
 
-    def _rebuilt(self, old: Algorithm, row_of: Mapping[int, int]) -> Algorithm:
-        """Return a new algorithm with what the old one remembers of all, and of the clients that stayed."""
-        new = self.rebuild()
-        rows = [row for row, client in enumerate(self.clients.ids) if client in row_of]
-        old_rows = [row_of[self.clients.ids[row]] for row in rows]
+    def _rebuild(self, row_of: Mapping[int, int]) -> None:
+        """Build the algorithm anew, with its shared state, and its state of the clients that stayed."""
+        clients, old = self.learner.clients, self.learner.algorithm
+        new = self.learner.algorithm = self.learner.new_algorithm()
+        rows = [row for row, client in enumerate(clients.ids) if client in row_of]
+        old_rows = [row_of[clients.ids[row]] for row in rows]
         put_rows(
             new.weights,
             ((k, weight_row(old.weights, m)) for k, m in zip(rows, old_rows, strict=True)),
@@ -233,4 +233,3 @@ class ClientMigrator:
             held[rows] = before.rows[name][old_rows]
         for name, held in state.shared.items():
             held.copy_(before.shared[name])
-        return new

@@ -1,44 +1,38 @@
-"""A trace of some rounds, from PyTorch's profiler: what each thread and device did, and when."""
+"""Traces rounds with PyTorch's profiler: what each thread and device did, and when."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, schedule
 
 from cobo_dist.comm.session import Session
-from cobo_dist.storage.run_dir import RunDir
 
-WARM_UP = 10
-"""Rounds before the trace: the first ones allocate, and tune themselves."""
+SKIPPED_ROUNDS = 10
+"""Rounds before the trace: they allocate memory and choose kernels."""
 
 
-class Profiler:
-    """Traces `count` rounds on every rank, after the first `WARM_UP`; 0 traces none."""
+def open_profiler(
+    rounds: int, remaining: int, folder: Path, session: Session
+) -> AbstractContextManager[profile | None]:
+    """Return a profiler of `rounds` of the remaining rounds, to be stepped after each; None if none is left.
 
-    def __init__(self, count: int, first: int, last: int, folder: RunDir, session: Session) -> None:
-        """Trace into profile/rank_NNNNN.json of the run folder, of a run of rounds first + 1 to last."""
-        self._begins, self._ends = first + WARM_UP + 1, min(first + WARM_UP + count, last)
-        self._path = folder.path / "profile" / f"rank_{session.transport.rank:05d}.json"
-        self._activities = [ProfilerActivity.CPU]
-        if session.device.type == "cuda":
-            self._activities.append(ProfilerActivity.CUDA)
-        self._profile: profile | None = None
+    Every rank writes FOLDER/rank_NNNNN.json, which opens in Perfetto.
+    """
+    if not rounds or remaining <= SKIPPED_ROUNDS:
+        return nullcontext()
+    path = folder / f"rank_{session.transport.rank:05d}.json"
 
-    def begin(self, r: int) -> None:
-        """Start where round r is the first to trace."""
-        if r == self._begins <= self._ends:
-            self._profile = profile(activities=self._activities)
-            self._profile.start()
+    def write(profiler: profile) -> None:
+        with suppress(OSError):  # a run must not fail for want of a trace
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(".part")
+            profiler.export_chrome_trace(str(draft))
+            draft.replace(path)
 
-    def end(self, r: int) -> None:
-        """Write the file where round r was the last to trace."""
-        if self._profile is None or r < self._ends:
-            return
-        self._profile.stop()
-        with suppress(OSError):  # no trace is a reason to lose a run
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._path.with_suffix(".part")
-            self._profile.export_chrome_trace(str(draft))
-            draft.replace(self._path)
-        self._profile = None
+    activities = [ProfilerActivity.CPU]
+    if session.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    when = schedule(wait=SKIPPED_ROUNDS - 1, warmup=1, active=rounds, repeat=1)
+    return profile(activities=activities, schedule=when, on_trace_ready=write)

@@ -1,4 +1,4 @@
-"""How a run ends: the summary of one that is done, the one line of one that failed."""
+"""The ends of a run: finished with results, stopped by a signal, failed with one line that says why."""
 
 from __future__ import annotations
 
@@ -18,55 +18,51 @@ import torch
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.comm.transports.base import LostContact
-from cobo_dist.config import Config
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RunFailure
+from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError, RunFailure
 from cobo_dist.formatting import human_bytes
+from cobo_dist.storage.disk import writing
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
+from cobo_dist.training.learner import Learner
+from cobo_dist.training.signals import name_of
+from cobo_dist.training.trainer import Trainer
 
-ECHO = "an echo: "
-"""Begins the report of a rank that did not fail by itself, but lost contact with another."""
+LOST_CONTACT_MARK = "lost contact: "
+"""First words of the error report of a rank that did not fail by itself, but lost contact with another."""
 
-SOON, LATER = 2.0, 10.0
-"""Seconds in which other ranks' reports are waited for where contact was lost: by rank 0; by the others."""
+SHORT_REPORT_WAIT_SECONDS, LONG_REPORT_WAIT_SECONDS = 2.0, 10.0
+"""How long a rank that lost contact waits for other ranks' error reports. The long wait is for ranks other
+than 0 while rank 0 may still be in a long round and notice the loss only at its end."""
 
-
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes this rank has held: of the GPU, or of the whole process on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # counted in KiB
-    # What getrusage says may be the peak of the process that started this one.
-    (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
-    return 1024 * int(peak)
+_REPORT_POLL_SECONDS = 0.1
 
 
-def finish(
-    config: Config,
-    peaks: Sequence[int],
-    metrics: Sequence[str],
-    run_logger: RunLogger,
-    seconds: float,
-    placement: Mapping[str, Any] | None = None,
-) -> None:
-    """Write the summary and print the table; `peaks` are the most bytes each rank has held.
+# -- finished --------------------------------------------------------------------------------------
 
-    `placement`: what moving clients cost and saves, where they may move.
-    """
-    ranks = len(peaks)
+
+def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -> int:
+    """Write models and summary, print the table, return the exit code. All ranks call this."""
+    learner, run_logger = trainer.learner, trainer.metrics.run_logger
+    _save_models(learner, folder)
+    placement = trainer.migrator.summary()
+    # The summary comes last: all models are written, and all bytes that logging sent are counted.
+    mine = f"{learner.exchange.traffic.bytes['logging']} {peak_memory(session.device)}"
+    records = [one.decode().split() for one in session.transport.gather(mine.encode())]
+    if run_logger is None:
+        return EXIT_DONE
+    run_logger.bytes["logging"] += sum(int(logged) for logged, _ in records)
+    peaks = [int(peak) for _, peak in records]
+    seconds = trainer.seconds + run_logger.seconds_before
     results = run_logger.last_evaluation
-    final = {name: float(np.mean([one[name] for one in results])) for name in metrics}
+    final = {name: float(np.mean([one[name] for one in results])) for name in learner.task.metrics}
     summary: dict[str, Any] = {
-        "task": config.task.name,
-        "algorithm": config.algorithm.name,
-        "seed": config.run.seed,
-        "rounds": config.run.rounds,
+        "task": learner.task.name,
+        "algorithm": algorithm,
+        "seed": trainer.schedule.seed,
+        "rounds": trainer.schedule.rounds,
         "clients": len(results),
-        "ranks": ranks,
+        "ranks": len(peaks),
         "seconds": round(seconds, 3),
         "bytes_sent": sum(run_logger.bytes[purpose] for purpose in (*TRAINING, "moving")),
         "final": {name: _finite(value) for name, value in final.items()},
@@ -79,20 +75,25 @@ def finish(
     if placement is not None:
         summary["placement"] = placement
     run_logger.traffic(peaks)
-    run_logger.folder.write_json("summary.json", summary)
-    run_logger.folder.status(EXIT_DONE, "done")
+    folder.write_json("summary.json", summary)
+    folder.status(EXIT_DONE, "done")
     run_logger.display.close()
-    rows = [(name, f"{value:.4g}") for name, value in final.items()]
-    rows.append(("rounds", f"{config.run.rounds} in {seconds:.1f} s"))
-    rows.append(("sent", f"{human_bytes(summary['bytes_sent'])} by {ranks} rank(s)"))
-    rows.append(("memory", f"{human_bytes(max(peaks))} on a rank at most"))
-    match, means = run_logger.match(), run_logger.weights_by_truth()
-    if match is not None and means is not None and not any(map(math.isnan, means)):
-        rows.append(("links right", f"{100 * match:.1f}% of client pairs"))
-        rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
-    with suppress(BrokenPipeError):  # whoever reads along may have left; the run is complete
-        final_table(rows, ("final (mean of clients, test)", "value"))
-        print(f"run folder  {run_logger.folder.path}", flush=True)
+    with suppress(BrokenPipeError):  # the reader of a pipe may have left; the run is complete
+        final_table(
+            _table(run_logger, summary, final, peaks), ("final (mean of clients, test)", "value")
+        )
+        print(f"run folder  {folder.path}", flush=True)
+    return EXIT_DONE
+
+
+def _save_models(learner: Learner, folder: RunDir) -> None:
+    for row, client in enumerate(learner.clients.ids):
+        path = folder.model_path(client)
+        state = learner.clients.state_dict(row)
+        with writing(path, sum(one.nbytes for one in state.values())):
+            # Rank 0 made the run folder on its own host: without a shared disk it is missing here.
+            path.parent.mkdir(exist_ok=True, parents=True)
+            learner.task.save(state, path)
 
 
 def _finite(value: float) -> float | None:
@@ -100,47 +101,93 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) -> RunFailure:
-    """Leave a report of what ended this rank in round r, and return the one line that says it.
+def _table(
+    run_logger: RunLogger,
+    summary: Mapping[str, Any],
+    final: Mapping[str, float],
+    peaks: Sequence[int],
+) -> list[tuple[str, str]]:
+    """Return the rows (name, value) of the table at the end."""
+    rows = [(name, f"{value:.4g}") for name, value in final.items()]
+    rows += [
+        ("rounds", f"{summary['rounds']} in {summary['seconds']:.1f} s"),
+        ("sent", f"{human_bytes(summary['bytes_sent'])} by {len(peaks)} rank(s)"),
+        ("memory", f"{human_bytes(max(peaks))} on a rank at most"),
+    ]
+    match, means = summary["cluster_match"], run_logger.weights_by_truth()
+    if match is not None and means is not None and not any(map(math.isnan, means)):
+        rows.append(("link accuracy", f"{100 * match:.1f}% of client pairs"))
+        rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
+    return rows
 
-    Where contact was lost, another rank is the cause; the lowest of the ranks that are left says which one.
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes this rank has held: of the GPU, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # counted in KiB
+    # getrusage may report the peak of the process that started this one, and psutil reports none.
+    (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(peak)
+
+
+# -- stopped ---------------------------------------------------------------------------------------
+
+
+def stop(trainer: Trainer, session: Session, folder: RunDir, signal: int) -> int:
+    """Record that a signal stopped the run and how it goes on; return the exit code. All ranks call this."""
+    if (run_logger := trainer.metrics.run_logger) is not None:
+        line = (
+            f"stopped by {name_of(signal)} after round {trainer.round} of "
+            f"{trainer.schedule.rounds}, with a checkpoint; the same command with run.resume=auto "
+            "goes on"
+        )
+        run_logger.flush()
+        folder.status(EXIT_STOPPED, "stopped", line)
+        run_logger.display.say(line)
+    # Launchers end all ranks when one leaves, so no rank leaves before status.json is written. A rank
+    # that is lost by now has written its part of the checkpoint.
+    with suppress(LostContact):
+        session.agree(None)
+    return EXIT_STOPPED
+
+
+# -- failed ----------------------------------------------------------------------------------------
+
+
+def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) -> RunFailure:
+    """Report what ended this rank in round r, in the run folder; return the failure with its one line.
+
+    Where contact was lost, another rank is the cause: the lowest rank that is left names it.
     """
     line, rank = one_line(error), session.transport.rank
     here_only = error.here_only if isinstance(error, RunFailure) else True
     lost = isinstance(error, LostContact)
-    head = ECHO if lost else f"rank {rank} on {os.uname().nodename} failed in round {r}: "
-    has_told = False
+    head = (
+        LOST_CONTACT_MARK if lost else f"rank {rank} on {os.uname().nodename} failed in round {r}: "
+    )
+    reported = False
     with suppress(OSError):
         if folder.claimed:
             stack = "".join(traceback.format_exception(error))
             folder.error_report(rank, f"{head}{line}\n\n{stack}")
-            has_told = True
+            reported = True
     if rank == 0:
-        _leave_status(folder, line)  # at once: the launcher may be about to end this rank too
+        _write_status(folder, line)  # at once: the launcher may be about to end this rank too
     if isinstance(error, LostContact):
-        if not has_told:  # no folder yet, or a full disk: whoever is left of the first two speaks
+        if not reported:  # no folder yet, or a full disk: of the ranks left, 0 or 1 prints the line
             return RunFailure(line, here_only=rank == 1)
-        _forget_frames(error)
+        _clear_frames(error)
         session.disconnect()
-        told = _ask_the_reports(folder, line, rank, error.peers, r)
-        here_only = told is not None
-        if told is not None:
-            line = told
-            _leave_status(folder, line)
+        cause = _cause_by_reports(folder, line, rank, error.peers, r)
+        here_only = cause is not None
+        if cause is not None:
+            line = cause
+            _write_status(folder, line)
     return RunFailure(line, here_only)
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Let go of what an error's stack holds: the process group is part of it, and would stay open."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-
-
-def _leave_status(folder: RunDir, line: str) -> None:
-    with suppress(RunFailure):  # of a full disk, where even this finds no room
-        if folder.claimed:
-            folder.status(EXIT_FAILED, "failed", line)
 
 
 def one_line(error: BaseException) -> str:
@@ -159,33 +206,45 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def _ask_the_reports(folder: RunDir, line: str, rank: int, peers: Set[int], r: int) -> str | None:
-    """Wait for the other ranks' reports and return what ended the run; None if a lower rank says it.
+def _write_status(folder: RunDir, line: str) -> None:
+    with suppress(RunFailure):  # a full disk may be what ended the run
+        if folder.claimed:
+            folder.status(EXIT_FAILED, "failed", line)
 
-    A rank that failed by itself has left its reason, and one that lost contact that it did. Who leaves
-    nothing was killed, or hangs.
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Drop the locals of an error's stack: they hold the process group, which would stay open."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _cause_by_reports(folder: RunDir, line: str, rank: int, peers: Set[int], r: int) -> str | None:
+    """Wait for other ranks' reports and return what ended the run; None if a lower rank will say it.
+
+    A rank that failed by itself reports its reason, and one that lost contact reports that. A rank without
+    a report was killed, or hangs.
     """
     hosts = [str(host).split()[0] for host in folder.read_json("env.json").get("ranks", [])]
-    # Rank 0, if it was not the one, may be in the middle of a long round, and hear of it only at its end.
-    soon = rank == 0 or 0 in peers or len(hosts) == 2
-    until = time.monotonic() + (SOON if soon else LATER)
-    echoes: set[int] = set()
+    is_short = rank == 0 or 0 in peers or len(hosts) == 2
+    until = time.monotonic() + (SHORT_REPORT_WAIT_SECONDS if is_short else LONG_REPORT_WAIT_SECONDS)
+    lost_contact: set[int] = set()
     while True:
-        late = time.monotonic() > until
-        there = folder.error_reports()
-        if any(other < rank for other in there):
+        is_late = time.monotonic() > until
+        reports = folder.error_reports()
+        if any(other < rank for other in reports):
             return None
-        if rank == 0 or late:
-            for other in sorted(there.keys() - echoes):
+        if rank == 0 or is_late:
+            for other in sorted(reports.keys() - lost_contact):
                 with suppress(OSError):
-                    first = there[other].read_text(encoding="utf-8").partition("\n")[0]
-                    if not first.startswith(ECHO):
-                        return f"{first} (traceback in {there[other]})"
-                    echoes.add(other)
-        silent = set(range(len(hosts))) - there.keys() - {rank}
-        if late or (hosts and not silent):
+                    first = reports[other].read_text(encoding="utf-8").partition("\n")[0]
+                    if not first.startswith(LOST_CONTACT_MARK):
+                        return f"{first} (traceback in {reports[other]})"
+                    lost_contact.add(other)
+        silent = set(range(len(hosts))) - reports.keys() - {rank}
+        if is_late or (hosts and not silent):
             break
-        time.sleep(0.1)
+        time.sleep(_REPORT_POLL_SECONDS)
     line = f"{line}; this was " + (f"in round {r}" if r else "before the first round")
     if names := ", ".join(f"rank {k} on {hosts[k]}" for k in sorted(silent & peers or silent)):
         line += f", since when nothing was heard of {names}: killed, out of memory, or hanging"

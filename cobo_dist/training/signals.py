@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted at once, obeyed when all ranks know."""
+"""Signals that ask a run to stop: each rank notes them at once, and all ranks stop after the same round."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from types import FrameType, TracebackType
 from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
-ECHO = 5.0
-"""Seconds in which one SIGTERM may come twice: from the cluster, and passed on by torchrun."""
+REPEATED_SIGNAL_SECONDS = 5.0
+"""Within this time two SIGTERMs count as one: the cluster sends it, and torchrun passes on its own."""
 
 
 class Signals:
-    """Notes the first of SIGTERM and SIGUSR1 while the body runs; a later second SIGTERM ends the process."""
+    """Notes the first SIGTERM or SIGUSR1 while the body runs; a second SIGTERM later ends the process."""
 
     def __init__(self) -> None:
         self.caught = 0  # the signal's number; 0: none
@@ -23,7 +23,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        # Python allows handlers in the main thread only; elsewhere somebody else minds signals.
+        # Python allows handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             self._before = {one: signal.signal(one, self._note) for one in STOPPING}
         return self
@@ -40,8 +40,8 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
             now = time.monotonic()
-            if self._terminated and now - self._terminated > ECHO:
-                os._exit(128 + number)  # whoever asks twice cannot wait for a checkpoint
+            if self._terminated and now - self._terminated > REPEATED_SIGNAL_SECONDS:
+                os._exit(128 + number)  # the second request: do not wait for a checkpoint
             self._terminated = self._terminated or now
         self.caught = self.caught or number
 

@@ -1,4 +1,4 @@
-"""Bad input through the door: exit code 2, one line with culprit and remedy, nothing left on disk."""
+"""Bad input to the command: exit code 2, one line with culprit and remedy, nothing left on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from pool import RankPool
 from problems import QUIET, write_quadratic
 
-from cobo_dist.cli import train
+from cobo_dist.cli import parser, train
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.launch_env import TORCHRUN
@@ -213,7 +213,7 @@ def write_truncated(path: Path) -> None:
 
 
 def write_damaged(path: Path) -> None:
-    """Flip bits in the middle of an array: the zip's checksum tells."""
+    """Flip bits in the middle of an array: the zip's checksum does not match."""
     write_quadratic(path)
     content = bytearray(path.read_bytes())
     start = content.index(b"\x93NUMPY") + 130
@@ -296,7 +296,7 @@ def test_a_run_folder_that_holds_a_run(refused: Refused, tmp_path: Path) -> None
 def test_a_folder_with_files_of_the_same_names_but_no_run_keeps_them(
     tmp_path: Path, name: str
 ) -> None:
-    """`run.dir=.` in somebody's project must not delete the project's own `models/`."""
+    """`run.dir=.` in a project folder must not delete the project's own `models/`."""
     problem = write_quadratic(tmp_path / "problem.npz")
     mine = tmp_path / "project" / name
     mine.parent.mkdir(parents=True)
@@ -403,7 +403,7 @@ def test_one_rank_without_its_data_ends_all_and_is_named(pool: RankPool, tmp_pat
 
 
 @pytest.mark.parametrize("difference", ["config", "data"])
-def test_ranks_that_see_different_things_are_refused(
+def test_ranks_with_different_data_or_config_are_refused(
     pool: RankPool, tmp_path: Path, difference: str
 ) -> None:
     """Other data under the same name (as on a node's local disk), or another config."""
@@ -438,7 +438,7 @@ def refusal_with_own_file(
         return refusal_of(session, [*arguments, f"task.file={name}"], [[], []])
 
 
-# -- who speaks ----------------------------------------------------------------------------------------
+# -- which rank prints ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -449,19 +449,19 @@ def as_rank_1(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(train.time, "sleep", pauses.append)
+    monkeypatch.setattr(parser.time, "sleep", pauses.append)
     return pauses
 
 
-def test_other_ranks_leave_the_word_to_rank_0(
+def test_other_ranks_leave_the_message_to_rank_0(
     as_rank_1: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main(["run.round=5"]) == 2
     assert capsys.readouterr().err == ""
-    assert len(as_rank_1) == 1, "it lets rank 0 speak first"
+    assert len(as_rank_1) == 1, "it lets rank 0 print first"
 
 
-def test_what_one_host_lacks_is_said_by_its_own_rank(
+def test_what_one_host_lacks_is_printed_by_its_own_rank(
     as_rank_1: list[float],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

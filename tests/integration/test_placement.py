@@ -234,17 +234,17 @@ def test_moving_changes_no_number(pool: RankPool, problem: Path, tmp_path: Path,
     for ranks in (1, 2, 3):
         folder = tmp_path / f"run{ranks}"
         adaptive = [*run, "comm.placement=adaptive", f"run.dir={folder}"]
-        traffic = pool.run(ranks, train_and_ledger, adaptive)
+        sent = pool.run(ranks, train_and_ledger, adaptive)
         assert_same(tmp_path / "static", folder)
         moves = rows(folder, "placement")
         assert bool(moves) == (ranks > 1)
-        parcel = D * 4 + -(-N * 4 // 8) * 8 + STATE.get(case, 0)
+        payload = D * 4 + -(-N * 4 // 8) * 8 + STATE.get(case, 0)
         for move in moves:
-            assert move["bytes"] == move["clients"] * parcel
+            assert move["bytes"] == move["clients"] * payload
             assert move["mixing_before"] == move["models_before"] * D * 4
             assert move["mixing_after"] == move["models_after"] * D * 4 < move["mixing_before"]
         (traffic,) = rows(folder, "ledger")
-        assert traffic["bytes_moving"] == sum(one.get("moving", 0) for one in traffic)
+        assert traffic["bytes_moving"] == sum(one.get("moving", 0) for one in sent)
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["bytes_sent"] == sum(traffic[f"bytes_{p}"] for p in (*TRAINING, "moving"))
         placement = summary["placement"]

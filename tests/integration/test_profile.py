@@ -1,4 +1,4 @@
-"""Where a round's time goes: the clock, the rows it leaves, the trace, and the figure of it."""
+"""Where a round's time goes: the timer, its rows in metrics.jsonl, the trace, the figure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_second_counts_once_and_to_the_innermost_span() -> None:
     assert sum(timer.take().values()) < 0.02
 
 
-def test_a_clock_that_is_off_measures_nothing() -> None:
+def test_a_timer_that_is_off_measures_nothing() -> None:
     timer = PhaseTimer.off()
     with timer.span("mixing"):
         time.sleep(0.01)
@@ -52,7 +52,7 @@ def profiled(gloo_pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_every_round_says_where_its_time_went(profiled: Path) -> None:
+def test_every_round_has_a_row_of_where_its_time_went(profiled: Path) -> None:
     found = rows(profiled, "profile")
     assert [row["round"] for row in found] == list(range(1, 15))
     seconds = {row["round"]: row["seconds"] for row in rows(profiled, "round")}

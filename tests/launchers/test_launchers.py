@@ -27,7 +27,7 @@ def quadratic(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """The same run in this process: what every launcher must come to."""
+    """The same run in this process: the result that every launcher must reproduce."""
     from cobo_dist.cli.train import main
 
     folder = tmp_path_factory.mktemp("one")
@@ -41,7 +41,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
 
 
 def check_run(folder: Path, launcher: str, expected: dict[str, np.ndarray]) -> None:
-    """Two ranks have done together what one does alone, and say so."""
+    """Check that two ranks gave the result of one rank, and that env.json names the launcher."""
     out = folder / "out"
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["ranks"], summary["rounds"], summary["clients"]) == (2, 8, 7)
@@ -61,7 +61,7 @@ def test_torchrun(tmp_path: Path, one_rank: dict[str, np.ndarray]) -> None:
     done = start([*torchrun(2), *quadratic(tmp_path)], tmp_path)
     assert done.returncode == 0, done.stderr
     assert said(done.stderr) == []
-    assert done.stdout.count("run folder") == 1, "only rank 0 speaks"
+    assert done.stdout.count("run folder") == 1, "only rank 0 prints"
     check_run(tmp_path, "torchrun", one_rank)
 
 
@@ -73,7 +73,7 @@ def test_mpirun(tmp_path: Path, one_rank: dict[str, np.ndarray]) -> None:
     check_run(tmp_path, "mpirun", one_rank)
 
 
-def test_a_refusal_under_torchrun_is_said_once(tmp_path: Path) -> None:
+def test_a_refusal_under_torchrun_is_printed_once(tmp_path: Path) -> None:
     done = start([*torchrun(2), "run.round=5", "run.dir=out"], tmp_path)
     assert done.returncode == 1, "torchrun's own code for any failed worker"
     assert said(done.stderr) == ["error: run.round is not a known key; did you mean run.rounds?"], (
@@ -84,7 +84,7 @@ def test_a_refusal_under_torchrun_is_said_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_refusal_under_mpirun_is_said_once_and_keeps_its_code(tmp_path: Path) -> None:
+def test_a_refusal_under_mpirun_is_printed_once_and_keeps_its_code(tmp_path: Path) -> None:
     done = start([*mpirun(2), "-m", TRAIN, "task.name=quadratic", "run.dir=out"], tmp_path)
     assert done.returncode == 2, done.stderr
     assert len(said(done.stderr)) == 1, done.stderr
@@ -113,7 +113,7 @@ def wait_for_rounds(out: Path, ranks: list[subprocess.Popen[str]], seconds: floa
 
 
 def start_by_hand(command: list[str], folder: Path) -> list[subprocess.Popen[str]]:
-    """Start two ranks without a launcher, so that none of them is stopped but by itself."""
+    """Start two ranks without a launcher, so that no launcher stops one when the other ends."""
     port = str(free_port())
     return [
         subprocess.Popen(
@@ -159,7 +159,7 @@ def test_no_thread_of_the_process_group_outlives_the_run(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_rank_that_is_killed_ends_the_run_at_once(tmp_path: Path, killed: int) -> None:
-    """In the middle of a run of a million rounds. The other one says which rank, where and when."""
+    """In the middle of a run of a million rounds. The other rank names the rank, its host and the round."""
     out = tmp_path / "out"
     arguments = [*quadratic(tmp_path), "run.rounds=1000000", "log.flush_every=1"]
     ranks = start_by_hand(["-m", TRAIN, *arguments], tmp_path)

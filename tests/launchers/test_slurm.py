@@ -27,7 +27,7 @@ from cobo_dist.config import load_config
 ROOT = Path(__file__).resolve().parents[2]
 SLURM = ROOT / "slurm"
 PATIENCE = float(os.environ.get("COBO_TEST_PATIENCE", "120"))
-"""Seconds for a job to come as far as it should: many times what it takes on a quiet machine."""
+"""Time limit in seconds for a job to reach a state: many times what it takes on an idle machine."""
 DIGITS = [
     *QUIET, "run.rounds=12", "run.eval_every=6", "run.log_weights_every=6", "task.test_size=80",
     "model.hidden=[8]", "data.batch_size=8", "comm.deterministic=true", "log.flush_every=1",
@@ -63,7 +63,7 @@ exec PYTHON "$@"
 
 @pytest.fixture(scope="module")
 def submit() -> ModuleType:
-    """slurm/submit.py, which is no part of the package."""
+    """slurm/submit.py, which is not part of the package."""
     spec = importlib.util.spec_from_file_location("submit", SLURM / "submit.py")
     assert spec is not None
     assert spec.loader is not None
@@ -93,13 +93,13 @@ def test_paths_are_frozen_as_absolute_ones(
 
 
 def test_every_key_that_holds_a_path_is_known(submit: ModuleType) -> None:
-    """A new key that names a file or folder must be made absolute, or the job looks elsewhere."""
+    """A new key that names a file or folder must be made absolute, or the job reads another path."""
     from cobo_dist.config import all_keys
 
-    told = {key for key, field in all_keys()
+    paths = {key for key, field in all_keys()
             if re.search(r"\b(folder|file|npz)\b", str(field.description))
             and field.annotation is str and not key.startswith("log.")}  # fmt: skip
-    assert told <= {*submit.PATHS, *submit.PATHS_OR_NAMES}
+    assert paths <= {*submit.PATHS, *submit.PATHS_OR_NAMES}
     assert {*submit.PATHS, *submit.PATHS_OR_NAMES} <= {key for key, _ in all_keys()}
 
 
@@ -142,7 +142,7 @@ def test_a_dry_run_writes_nothing(
         (["run.dir=held"], "already holds a run; set run.resume=auto"),
     ],
 )
-def test_what_cannot_be_submitted_is_refused_in_a_line(
+def test_what_cannot_be_submitted_is_refused_in_one_line(
     arguments: list[str],
     words: str,
     submit: ModuleType,
@@ -178,7 +178,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that others are stopped in, never stopped, in this process."""
+    """The run without any stop, in this process, to compare stopped runs with."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         for name in set(os.environ) - set(environment()):
@@ -297,7 +297,7 @@ def test_a_signal_requeues_and_the_next_start_goes_on(
     assert 3 <= resumed[0]["round"] < ROUNDS
 
 
-def test_a_pre_empted_job_makes_room_and_goes_on(
+def test_a_pre_empted_job_is_requeued_and_goes_on(
     cluster: Cluster, whole: Path, tmp_path: Path
 ) -> None:
     """A job of a higher partition takes both nodes: SIGTERM, a checkpoint, the queue, and on."""

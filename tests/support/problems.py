@@ -41,7 +41,7 @@ def train_and_weights(session: Session, arguments: list[str]) -> np.ndarray:
         built.append(build_algorithm(*parts))
         return built[0]
 
-    with mock.patch("cobo_dist.training.trainer.build_algorithm", build):
+    with mock.patch("cobo_dist.training.build.build_algorithm", build):
         train(session, arguments)
     return built[0].weights.dense()
 

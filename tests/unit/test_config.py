@@ -1,4 +1,4 @@
-"""The config: defaults < YAML < arguments, `--help`, and every mistake answered in one line."""
+"""The config: defaults < YAML < arguments, `--help`, and one line for every mistake."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_file_wins_over_defaults_and_arguments_win_over_the_file(yaml_file: 
     config = load_config(str(yaml_file), ["run.rounds=9", "algorithm.sampling.rate=2"])
     assert config.run.rounds == 9, "argument over file"
     assert config.run.seed == 3, "file over default"
-    assert config.run.eval_every == Config().run.eval_every, "default where nobody speaks"
+    assert config.run.eval_every == Config().run.eval_every, "default where nothing is set"
     assert config.algorithm.rho == 0.5
     assert config.optimizer.lr == 0.001, "1e-3 in a file is a number"
     sampling = config.algorithm.sampling
@@ -80,7 +80,7 @@ def test_the_last_of_two_equal_arguments_wins() -> None:
     ("text", "value"),
     [("1e-3", 1e-3), ("1E2", 100.0), ("-0", 0.0), (".5", 0.5), ("2", 2.0), ("+2.5e+1", 25.0)],
 )
-def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
+def test_numbers_are_read_as_users_write_them(text: str, value: float) -> None:
     assert load_config(None, [f"optimizer.lr={text}"]).optimizer.lr == value
 
 
@@ -154,12 +154,12 @@ def test_help_lists_every_key_with_type_default_and_meaning(
                     assert "typing" not in kind, lines[n]
                     assert "class" not in kind, lines[n]
                     meaning = lines[n + 1].strip()
-                    assert len(meaning) >= 8, f"{key} says {meaning!r}"
+                    assert len(meaning) >= 8, f"the meaning of {key} is {meaning!r}"
                     assert meaning != "None"
 
 
 def test_every_key_of_help_exists() -> None:
-    """The other way round: `all_keys` invents none."""
+    """The other direction: `all_keys` lists no key that does not exist."""
     real = set()
     for section, variants in VARIANTS.items():
         for name in variants:
@@ -238,9 +238,9 @@ def test_a_typo_in_the_file_is_not_dropped_with_the_other_algorithm(tmp_path: Pa
         ("run.sead=5", "run.seed"),
         ("algorithm.rh0=0.1", "algorithm.rho"),
         ("algorithm.gama=0.1", "algorithm.gamma"),
-        ("optimizer.lr=0.1", "optimizer.lr"),
+        ("optimiser.lr=0.1", "optimizer.lr"),
         ("optim.lr=0.1", "optimizer.lr"),
-        ("optimizer.momentum=0.5", "optimizer.momentum"),
+        ("optimiser.momentum=0.5", "optimizer.momentum"),
         ("comm.timeot=5", "comm.timeout"),
         ("algorithm.sampling.rat=1", "algorithm.sampling.rate"),
         ("algorithm.samplin.rate=1", "algorithm.sampling.rate"),
@@ -385,7 +385,7 @@ def test_rules_across_sections(arguments: tuple[str, ...], words: tuple[str, ...
         assert word in message
 
 
-def test_what_the_rules_across_sections_allow() -> None:
+def test_allowed_by_the_rules_across_sections() -> None:
     config = load_config(
         None, ["comm.deterministic=true", "run.engine=one_by_one", "run.threads=1"]
     )
@@ -433,7 +433,7 @@ def test_a_malformed_file_is_refused(tmp_path: Path, text: str, word: str) -> No
     assert word in refusal(file=tmp_path / "bad.yaml")
 
 
-# -- anything at all -----------------------------------------------------------------------------------
+# -- random input --------------------------------------------------------------------------------------
 
 KEYS = sorted({key for key, _ in all_keys()} | {"task.name", "algorithm.name"})
 names = st.sampled_from(KEYS) | st.sampled_from(["run", "algorithm", "algorithm.sampling", "x"])

@@ -1,4 +1,4 @@
-"""The doctor: what it makes of ranks' facts, the links it measures, and the door."""
+"""The doctor: its diagnosis of what ranks report, the links it measures, and the command."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from cobo_dist.comm.startup.link_benchmark import (
     measure,
 )
 from cobo_dist.config import load_config
-from cobo_dist.preflight.diagnose import Finding, RankInfo, judge
-from cobo_dist.preflight.probe import _look, core_quota
-from cobo_dist.training.build import prepare
+from cobo_dist.preflight.diagnose import Finding, RankInfo, diagnose
+from cobo_dist.preflight.probe import bytes_needed, core_quota, probe
+from cobo_dist.training.preparation import prepare
 
 VERSIONS = {"torch": "2.14", "numpy": "2.4", "cobo_dist": "0.1"}
 
 
-def fact(rank: int, host: str = "a", **more: object) -> RankInfo:
+def info(rank: int, host: str = "a", **more: object) -> RankInfo:
     """A healthy rank: two ranks a host, each with a core of its own."""
     given = {
         "device": "cpu", "gpu": "", "gpus": 0, "cores": (0, 1), "quota": 0.0, "threads": 1,
@@ -37,7 +37,7 @@ def fact(rank: int, host: str = "a", **more: object) -> RankInfo:
     return RankInfo(rank, host, **{**given, **more})  # type: ignore[arg-type]
 
 
-HEALTHY = [fact(0), fact(1), fact(2, "b"), fact(3, "b")]
+HEALTHY = [info(0), info(1), info(2, "b"), info(3, "b")]
 LINKS = [
     Link(i, j, 1e-4, 1e9, 0.001 if j > 1 else 0.0)
     for i, j in [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
@@ -45,7 +45,7 @@ LINKS = [
 
 
 def test_healthy_ranks_are_fine() -> None:
-    found = judge(HEALTHY, LINKS, "every pair", "/runs/x")
+    found = diagnose(HEALTHY, LINKS, "every pair", "/runs/x")
     assert {one.level for one in found} == {"fine"}
     assert [one.topic for one in found] == [
         "versions", "devices", "network", "threads", "threads", "data", "run folder", "run folder",
@@ -70,34 +70,34 @@ SICK = {
 
 
 @pytest.mark.parametrize("name", SICK)
-def test_what_ails_a_rank_is_said_with_a_remedy(name: str) -> None:
+def test_what_is_wrong_with_a_rank_is_reported_with_a_remedy(name: str) -> None:
     more, level, topic, words = SICK[name]
     facts = [*HEALTHY[:3], dataclasses.replace(HEALTHY[3], **more)]
-    bad = [one for one in judge(facts, LINKS, "every pair", "/runs/x") if one.level != "fine"]
+    bad = [one for one in diagnose(facts, LINKS, "every pair", "/runs/x") if one.level != "fine"]
     assert [(one.level, one.topic) for one in bad] == [(level, topic)]
     assert words in bad[0].text
     assert bad[0].remedy or name == "refused", "a refusal names its remedy itself"
 
 
-def test_two_ranks_on_one_gpu_are_wrong_and_on_two_hosts_not() -> None:
+def test_two_ranks_on_one_gpu_are_wrong_unless_on_two_hosts() -> None:
     gpus = [
         dataclasses.replace(one, gpu=f"G{one.rank % 2}", device="cuda:0", gpus=2) for one in HEALTHY
     ]
-    assert judge(gpus, LINKS, "", "x")[1].level == "fine"
+    assert diagnose(gpus, LINKS, "", "x")[1].level == "fine"
     gpus[1] = dataclasses.replace(gpus[1], gpu="G0")
     assert any(
         (one.level, one.text) == ("wrong", "rank(s) 0, 1 on a share one GPU")
-        for one in judge(gpus, LINKS, "", "x")
+        for one in diagnose(gpus, LINKS, "", "x")
     )
 
 
-def test_little_room_clocks_and_slow_links() -> None:
+def test_little_disk_space_clocks_and_slow_links() -> None:
     tight = [dataclasses.replace(one, free=10**8) for one in HEALTHY]
     slow = [
         dataclasses.replace(k, throughput=5e7, skew=9.0) if k in (LINKS[2], LINKS[4]) else k
         for k in LINKS
     ]
-    bad = [one for one in judge(tight, slow, "", "x") if one.level != "fine"]
+    bad = [one for one in diagnose(tight, slow, "", "x") if one.level != "fine"]
     assert [one.topic for one in bad] == ["run folder", "run folder", "clocks", "links"]
     assert "the clock of b is +9000.0 ms off that of a" in bad[2].text
     assert bad[3].text == "links between hosts are slow: 0-3, 1-3"
@@ -127,7 +127,7 @@ def measured(session: Session) -> list[Link]:
     return measure(session.transport, session.device, nbytes=10_000)[0]
 
 
-def test_links_are_measured_by_both_ends_and_told_by_rank_0(pool: RankPool) -> None:
+def test_links_are_measured_by_both_ends_and_reported_by_rank_0(pool: RankPool) -> None:
     first, *others = pool.run(3, measured)
     assert others == [[], []]
     assert [(link.first, link.second) for link in first] == [(0, 1), (0, 2), (1, 2)]
@@ -137,19 +137,20 @@ def test_links_are_measured_by_both_ends_and_told_by_rank_0(pool: RankPool) -> N
         assert abs(link.skew) < 1, "one clock"
 
 
-def looked(session: Session, own: list[list[str]]) -> list[Finding]:
-    """Look as the doctor does, each rank with arguments of its own."""
+def probed(session: Session, own: list[list[str]]) -> list[Finding]:
+    """Probe as the doctor does, each rank with its own arguments."""
     config = load_config(None, own[session.transport.rank])
     prepared = prepare(config, session.launch, with_folder=False)
-    return _look(config, session, prepared, [])
+    needed = bytes_needed(prepared, config.run.dtype, config.run.keep_checkpoints)
+    return probe(session, prepared, config.run_dir, needed, [])
 
 
-def test_all_ranks_come_to_the_same_findings_and_leave_nothing(
+def test_all_ranks_return_the_same_findings_and_leave_nothing(
     pool: RankPool, tmp_path: Path
 ) -> None:
     common = ["task.name=quadratic", f"run.dir={tmp_path / 'run'}"]
     good = [*common, f"task.file={write_quadratic(tmp_path / 'problem.npz')}"]
-    first, second = pool.run(2, looked, [good, [*common, f"task.file={tmp_path / 'none.npz'}"]])
+    first, second = pool.run(2, probed, [good, [*common, f"task.file={tmp_path / 'none.npz'}"]])
     assert first == second
     wrong = [one for one in first if one.level == "wrong"]
     assert [one.topic for one in wrong] == ["data"]
@@ -158,8 +159,8 @@ def test_all_ranks_come_to_the_same_findings_and_leave_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {"problem.npz"}
 
 
-def test_the_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Alone: 0 where all is well, 1 where the folder is taken, 2 for a key that is none."""
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On one rank: 0 if nothing is wrong, 1 if the run folder is taken, 2 for an unknown key."""
     problem = write_quadratic(tmp_path / "problem.npz")
     arguments = ["task.name=quadratic", f"task.file={problem}", f"run.dir={tmp_path / 'run'}"]
     threads = torch.get_num_threads()

@@ -29,7 +29,8 @@ from cobo_dist.tasks.language.config import Gpt2Config
 from cobo_dist.tasks.language.dropout import KeyedDropout, Keys, example_keys, kept_lanes
 from cobo_dist.tasks.language.task import Language
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.training.build import prepare, run
+from cobo_dist.training.build import run
+from cobo_dist.training.preparation import prepare
 
 pytest.importorskip("transformers", reason="needs the extra lm")
 pytest.importorskip("peft", reason="needs the extra lm")

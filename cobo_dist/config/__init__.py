@@ -1,0 +1,13 @@
+"""The config: defaults < YAML file < `key.path=value` arguments; typed, frozen, checked as a whole.
+
+schema     the sections that each package owns, put together; rules on several of them
+loading    file and arguments -> Config
+messages   every mistake in one line
+help       the text of `train --help`
+"""
+
+from cobo_dist.config.help import describe_keys
+from cobo_dist.config.loading import load_config
+from cobo_dist.config.schema import VARIANTS, Config, all_keys
+
+__all__ = ["VARIANTS", "Config", "all_keys", "describe_keys", "load_config"]

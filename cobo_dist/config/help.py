@@ -1,0 +1,48 @@
+"""The text of `train --help`: every key with its type, default and meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from cobo_dist.config.schema import VARIANTS, Config, keys_of
+
+
+def describe_keys() -> str:
+    """Return the text of `--help`: every key with type, default and one line of meaning."""
+    lines = []
+    for section, field in Config.model_fields.items():
+        kinds = get_args(field.annotation) or (field.annotation,)
+        for kind in kinds:
+            doc = (kind.__doc__ or "").strip().splitlines()[0]
+            name = kind.model_fields["name"].default if section in VARIANTS else ""
+            title = f"{section}.name={name}: {doc}" if name else f"{section}: {doc}"
+            default = " (default)" if name and kind is type(field.default) else ""
+            lines.append(f"\n{title}{default}")
+            for key, info in keys_of(kind, f"{section}."):
+                if section in VARIANTS and key == f"{section}.name":
+                    continue
+                lines.append(f"  {key}  ({_type_name(info.annotation)}, default {_default(info)})")
+                lines.append(f"      {info.description}")
+    return "\n".join(lines).strip()
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if value == "":
+        return "empty"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)).replace("'", "") if isinstance(value, tuple) else str(value)
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) in (Annotated, Union):
+        return _type_name(get_args(annotation)[0])
+    options = get_args(annotation)
+    if options and all(isinstance(option, str) for option in options):
+        return "|".join(options)
+    if get_origin(annotation) is tuple:
+        return f"list of {_type_name(options[0])}"
+    return {int: "int", float: "float", bool: "bool", str: "text"}.get(annotation, str(annotation))

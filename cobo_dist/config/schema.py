@@ -1,0 +1,138 @@
+"""The whole config as a class: the sections that each package owns, put together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, get_args, get_origin
+
+import yaml
+from pydantic import Field
+from pydantic.fields import FieldInfo
+
+from cobo_dist.algorithms.cobo import CoBoConfig
+from cobo_dist.algorithms.registry import AlgorithmConfig
+from cobo_dist.clients.optimizers import OptimizerConfig
+from cobo_dist.comm.session import CommConfig
+from cobo_dist.errors import ConfigError
+from cobo_dist.run_config import LogConfig, RunConfig
+from cobo_dist.settings import Section
+from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.digits import DigitsConfig
+from cobo_dist.tasks.models import MlpConfig
+from cobo_dist.tasks.registry import ModelConfig, TaskConfig
+
+
+class Loader(yaml.SafeLoader):
+    """Reads numbers as YAML 1.2 does: plain PyYAML reads 1e-3 as text."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes text that `Loader` would read as a number."""
+
+
+_FLOAT = re.compile(
+    r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN)$"
+)
+for _side in (Loader, Dumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+class Config(Section):
+    """The whole config. The defaults are the quickstart.
+
+    >>> Config().algorithm.name, str(Config().run_dir)
+    ('cobo', 'runs/digits-cobo-s0')
+    """
+
+    run: RunConfig = RunConfig()
+    task: Annotated[TaskConfig, Field(discriminator="name")] = DigitsConfig()
+    model: Annotated[ModelConfig, Field(discriminator="name")] = MlpConfig()
+    data: DataConfig = DataConfig()
+    algorithm: Annotated[AlgorithmConfig, Field(discriminator="name")] = CoBoConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    comm: CommConfig = CommConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        default = f"runs/{self.task.name}-{self.algorithm.name}-s{self.run.seed}"
+        return Path(self.run.dir or default).expanduser()
+
+    def to_yaml(self) -> str:
+        """Return the resolved config as YAML that `--config` takes."""
+        return yaml.dump(
+            self.model_dump(mode="json", by_alias=True), Dumper=Dumper, sort_keys=False
+        )
+
+
+VARIANTS: dict[str, dict[str, type[Section]]] = {
+    section: {kind.model_fields["name"].default: kind for kind in get_args(union)}
+    for section, union in (
+        ("task", TaskConfig),
+        ("model", ModelConfig),
+        ("algorithm", AlgorithmConfig),
+    )
+}
+
+
+def keys_of(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the dotted key and the field of every key of a section."""
+    for attribute, field in kind.model_fields.items():
+        name, annotation = field.alias or attribute, field.annotation
+        # Python 3.10 calls list[int] a type, so look at its origin first.
+        if (
+            get_origin(annotation) is None
+            and isinstance(annotation, type)
+            and issubclass(annotation, Section)
+        ):
+            yield from keys_of(annotation, f"{prefix}{name}.")
+        elif kind is Config:
+            for variant in get_args(annotation):
+                yield from keys_of(variant, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def all_keys() -> list[tuple[str, FieldInfo]]:
+    """Return every dotted key with its field; a key of several variants appears once for each."""
+    return list(keys_of(Config))
+
+
+def check_across(config: Config) -> None:
+    """Check rules on several keys at once.
+
+    Raises:
+        ConfigError: values that do not go together.
+    """
+    for section in (config.algorithm, config.optimizer):
+        if message := section.contradiction():
+            raise ConfigError(message)
+    if config.comm.deterministic and config.run.engine == "vectorised":
+        raise ConfigError(
+            "comm.deterministic=true computes clients one by one, but run.engine=vectorised; "
+            "leave run.engine at auto"
+        )
+    if config.comm.deterministic and config.comm.dtype != "model":
+        raise ConfigError(
+            f"comm.deterministic=true gives the same bits on any number of ranks, but comm.dtype="
+            f"{config.comm.dtype} rounds what crosses between them; leave comm.dtype at model"
+        )
+    if config.comm.deterministic and config.run.threads > 1:
+        raise ConfigError(
+            f"comm.deterministic=true uses one thread, but run.threads={config.run.threads}; "
+            "leave run.threads at 0"
+        )
+    splits = config.run.eval_splits
+    if len(set(splits)) < len(splits):
+        raise ConfigError(f"run.eval_splits={list(splits)} names a split twice; name each once")
+    if "test" not in splits:
+        raise ConfigError(
+            f"run.eval_splits={list(splits)} lacks test, which the summary reports; add it"
+        )
+    if config.task.name == "quadratic" and splits != ("test",):
+        raise ConfigError(
+            f"run.eval_splits={list(splits)}: task quadratic has only test; drop the rest"
+        )

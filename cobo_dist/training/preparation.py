@@ -1,0 +1,116 @@
+"""What a rank does before it connects: set PyTorch up, read the data, check what can be checked alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+import torch
+
+from cobo_dist.algorithms.registry import AlgorithmConfig, needs_clusters, needs_validation
+from cobo_dist.checkpoint import resume
+from cobo_dist.comm.placement import Placement
+from cobo_dist.comm.session import Session
+from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.config import Config
+from cobo_dist.errors import ConfigError
+from cobo_dist.run_config import RunConfig
+from cobo_dist.tasks.base import Task
+from cobo_dist.tasks.registry import build_task
+from cobo_dist.training.shutdown import one_line
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is learned, and which rank has which clients."""
+
+    task: Task
+    placement: Placement
+    data: str  # fingerprint of the task's data
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a rank has before it connects to the others: the problem, or the reason why it refuses to run."""
+
+    problem: Problem | None = None
+    fingerprint: str = ""  # of config and data
+    refusal: str | None = None
+
+    def agree(self, session: Session) -> Problem:
+        """Return the problem once all ranks have it, from the same config and data.
+
+        Raises:
+            ConfigError: the same on all ranks, with the first rank's reason.
+        """
+        session.agree(self.refusal, self.fingerprint)
+        assert self.problem is not None, "without one, a rank refuses"
+        return self.problem
+
+
+def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepared:
+    """Read the data and run all checks that need no other rank.
+
+    Never raises: a rank keeps its refusal until `Prepared.agree`, so that all ranks end with one message.
+    Rank 0 also checks whether the run folder can be used, unless `with_folder` is false.
+    """
+    try:
+        dtype = getattr(torch, config.run.dtype)
+        task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
+        placement = Placement.contiguous(task.clients, launch.world_size)
+        refuse_unfit(config.algorithm, config.run, task)
+        if launch.rank == 0 and with_folder:
+            resume.refuse_unusable(config, launch)
+        data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
+        fingerprint = hashlib.sha256((config.to_yaml() + data).encode()).hexdigest()
+        return Prepared(Problem(task, placement, data), fingerprint)
+    except ConfigError as error:
+        return Prepared(refusal=str(error))
+    except Exception as error:  # of any kind: the other ranks wait for this one in `agree`
+        return Prepared(refusal=one_line(error))
+
+
+def refuse_unfit(algorithm: AlgorithmConfig, run: RunConfig, task: Task) -> None:
+    """Check that the task has what algorithm, engine and evaluation need.
+
+    Raises:
+        ConfigError: it lacks clusters, validation data, the engine or a split.
+    """
+    if needs_clusters(algorithm) and task.clusters is None:
+        why = (
+            "in task.file no two clients share a centre; add the array clusters [n] to the file"
+            if task.name == "quadratic"
+            else f"task.name={task.name} knows none; choose another algorithm"
+        )
+        raise ConfigError(
+            f"algorithm.name={algorithm.name} needs a task with known clusters, and {why}"
+        )
+    if run.engine not in ("auto", *task.engines):
+        raise ConfigError(
+            f"run.engine={run.engine} does not serve task.name={task.name}, which has "
+            f"{', '.join(task.engines)}; leave run.engine at auto"
+        )
+    if needs_validation(algorithm) and "validation" not in task.splits:
+        raise ConfigError(
+            f"algorithm.name={algorithm.name} scores models on validation data, and this "
+            f"task has only {', '.join(task.splits)}; set task.validation_fraction above 0"
+        )
+    for split in run.eval_splits:
+        if split not in task.splits:
+            raise ConfigError(
+                f"run.eval_splits: this task has no {split} data; it has {', '.join(task.splits)}"
+            )
+
+
+def set_up_torch(threads: int, deterministic: bool, device: torch.device) -> None:
+    """Set this process's CPU threads and whether PyTorch computes deterministically."""
+    if deterministic:
+        # Kernels split their sums by the number of threads, and each rank would have its own number.
+        threads = 1
+        if device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if torch.are_deterministic_algorithms_enabled() != deterministic:
+        # Even switching it off takes over a second: it imports torch's compiler.
+        torch.use_deterministic_algorithms(deterministic)
+    torch.set_num_threads(threads)

@@ -1,0 +1,148 @@
+"""The start of a run: choose the engine, restore a checkpoint, claim the run folder, say what runs."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from cobo_dist.checkpoint import resume
+from cobo_dist.checkpoint.resume import Resumption
+from cobo_dist.clients.client_batch import ClientBatch
+from cobo_dist.comm.session import Session
+from cobo_dist.errors import ConfigError
+from cobo_dist.run_config import RunConfig
+from cobo_dist.storage.checkpoint_format import Damaged
+from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.tracking.run_logger import RunLogger
+from cobo_dist.training.learner import Learner
+
+
+def choose_engine(
+    run: RunConfig,
+    deterministic: bool,
+    learner: Learner,
+    session: Session,
+    found: Resumption | None,
+) -> tuple[str, str]:
+    """Return the engine and why. All ranks take the coordinator's choice, so that they compute alike."""
+    task, transport = learner.task, session.transport
+    if len(task.engines) == 1:
+        return task.engines[0], f"task {task.name} has no other"
+    if deterministic:
+        return "one_by_one", "comm.deterministic"
+    if run.engine != "auto":
+        return run.engine, "run.engine"
+    if found is not None and found.engine in task.engines:
+        return found.engine, "as before"
+    choice, why = "", ""
+    if transport.rank == 0:
+        choice, seconds = learner.clients.time_engines()
+        why = ", ".join(f"{name} {1000 * took:.2f} ms" for name, took in seconds.items())
+    choice, why = transport.broadcast(f"{choice}|{why}".encode()).decode().split("|")
+    return choice, why
+
+
+def restore(found: Resumption, learner: Learner, session: Session) -> None:
+    """Fill models, optimizers, W and the algorithm's state from the checkpoint.
+
+    Raises:
+        ConfigError: the same on all ranks: a file is damaged, or is of another run.
+    """
+    refusal = None
+    try:
+        resume.restore(found, learner.clients, learner.algorithm)
+    except Damaged as error:
+        refusal = f"{error}; remove {found.folder} to go on from the checkpoint before it"
+    session.agree(refusal)
+
+
+def claim(folder: RunDir, session: Session, found: Resumption | None) -> None:
+    """Make the run folder, or make it ready to go on; from here on a failure is reported in it.
+
+    Raises:
+        ConfigError: the same on all ranks: rank 0 cannot write it.
+    """
+    refusal = None
+    if session.transport.rank == 0:
+        try:
+            if found is None or found.run.resolve() != folder.path.resolve():
+                folder.create()
+            if found is not None:
+                resume.reopen(folder, found)
+        except ConfigError as error:
+            refusal = str(error)
+    session.agree(refusal)
+    folder.claimed = True
+
+
+def write_head(
+    folder: RunDir,
+    session: Session,
+    config_yaml: str,
+    environment: Mapping[str, Any],
+    found: Resumption | None,
+) -> None:
+    """Write config.yaml and env.json, on rank 0; all ranks call this."""
+    me = f"{socket.gethostname()} {session.device}"
+    ranks = [record.decode() for record in session.transport.gather(me.encode())]
+    if session.transport.rank:
+        return
+    head = {
+        **environment,
+        "launcher": session.launch.launcher,
+        "job": session.launch.job,
+        "backend": session.backend,
+        "ranks": ranks,
+        "threads_per_rank": torch.get_num_threads(),
+    }
+    if found is not None:
+        now = {
+            "round": found.round,
+            "from": str(found.folder),
+            "ranks_before": found.manifest.ranks,
+            "warnings": list(found.warnings),
+        }
+        head["resumed"] = [*folder.read_json("env.json").get("resumed", []), now]
+    folder.write_text("config.yaml", config_yaml)
+    folder.write_json("env.json", head)
+
+
+def announce(
+    run_logger: RunLogger,
+    learner: Learner,
+    session: Session,
+    algorithm: str,
+    environment: Mapping[str, Any],
+    found: Resumption | None,
+) -> None:
+    """Print what runs, and what a resumed run goes on from."""
+    say = run_logger.display.say
+    if found is None:
+        run_logger.notice(learner.algorithm.user_notice)
+    else:
+        for warning in found.warnings:
+            say(f"warning: {warning}")
+        before, now = found.manifest.versions, environment["versions"]
+        other = [f"{k} {v} -> {now.get(k)}" for k, v in before.items() if now.get(k) != v]
+        if other:
+            say(
+                f"warning: other versions than before ({', '.join(other)}): the last digits of "
+                "the numbers may differ from a run that was never stopped"
+            )
+        say(f"goes on after round {found.round}, from {found.folder}")
+    say(
+        f"{algorithm} on {learner.task.name}: {learner.task.clients} clients on "
+        f"{session.transport.world_size} rank(s), {session.device}, "
+        f"{_model_size(learner.clients)}, engine {environment['engine']} "
+        f"({environment['engine_choice']})"
+    )
+
+
+def _model_size(clients: ClientBatch) -> str:
+    """Return how many parameters a client trains, and of how many where a base is frozen."""
+    own, frozen = clients.layout.size, clients.frozen
+    share = f" ({own / (own + frozen):.2%} of {own + frozen:,})" if frozen else ""
+    return f"{own:,} parameters each{share}"
