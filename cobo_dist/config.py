@@ -47,11 +47,10 @@ class Config(Section):
         default = f"runs/{self.task.name}-{self.algorithm.name}-s{self.run.seed}"
         return Path(self.run.dir or default).expanduser()
 
-    def to_yaml(self) -> str:
-        """Return the resolved config as YAML that `--config` takes."""
-        return yaml.dump(
-            self.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False
-        )
+    def to_yaml(self, exclude: Mapping[str, set[str]] | None = None) -> str:
+        """Return the resolved config, without some keys of its sections, as YAML that `--config` takes."""
+        content = self.model_dump(mode="json", by_alias=True, exclude=dict(exclude or {}))
+        return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
 
 
 VARIANTS: dict[str, dict[str, type[Section]]] = {
@@ -88,6 +87,21 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
         raise ConfigError(_explain(error, merged)) from None
     _check_across(config)
     return config
+
+
+def variant_names(file: str | None, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the variant that each section has with `{"algorithm": "local", ...}` typed over a YAML file.
+
+    Nothing else is checked.
+
+    Raises:
+        ConfigError: the file cannot be read, or a section is no group of keys.
+    """
+    arguments = _read_arguments([f"{section}.name={name}" for section, name in names.items()])
+    merged = _merge({} if file is None else _read_yaml(file), arguments)
+    _name_variants(merged)
+    groups = {section: merged[section] for section in VARIANTS}
+    return {name: str(one["name"]) for name, one in groups.items() if isinstance(one, dict)}
 
 
 def _name_variants(merged: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The door `python -m cobo_dist.sweep`: a grid of trainings, and the best setting of each method."""
+"""`python -m cobo_dist.sweep`: a grid of trainings, and the best setting of each method."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, ConfigError
 from cobo_dist.sweeps.axes import read_axes
-from cobo_dist.sweeps.campaign import carry_out, carry_out_one, make_plan, show_plan
 from cobo_dist.sweeps.grid import expand
+from cobo_dist.sweeps.runner import open_sweep, print_dry_run, run_one, run_sweep
 
 USAGE = (
     "python -m cobo_dist.sweep [--config FILE.yaml ...] [--ranks R] [--out DIR] "
@@ -51,18 +50,7 @@ examples:
   python -m cobo_dist.sweep --config configs/*.yaml --out runs/all seed=0,1,2
   python -m cobo_dist.report runs/all/*-s* --out report
 """
-_LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-
-
-@dataclass(frozen=True)
-class _Arguments:
-    files: list[str]
-    settings: list[str]
-    out: Path
-    ranks: int
-    dry_run: bool
-    only: int | None
-    tables: bool
+_SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,20 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_DONE
         _refuse_launcher()
         axes = read_axes(parsed.settings)
-        runs = expand(parsed.files, axes)
+        runs = expand(parsed.config, axes)
         repeated = [argument for argument in arguments if argument != "--tables"]
-        typed = f"python -m cobo_dist.sweep {shlex.join(repeated)}".rstrip()
-        plan = make_plan(runs, axes, parsed.out, parsed.ranks, typed)
+        command = f"python -m cobo_dist.sweep {shlex.join(repeated)}".rstrip()
+        sweep = open_sweep(runs, axes, Path(parsed.out).expanduser(), int(parsed.ranks), command)
         if parsed.dry_run:
-            show_plan(plan)
+            print_dry_run(sweep)
             return EXIT_DONE
         if parsed.only is not None:
-            return carry_out_one(plan, parsed.only)
-        return carry_out(plan, only_tables=parsed.tables)
-    except ConfigError as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
+            return run_one(sweep, int(parsed.only))
+        return run_sweep(sweep, only_tables=parsed.tables)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_REFUSED
-    except OSError as error:  # a full disk, say: the runs done so far stay
+    except OSError as error:  # a full disk, for example: the runs done so far stay
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return EXIT_FAILED
@@ -95,8 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parse(arguments: Sequence[str]) -> _Arguments | None:
-    """Return the arguments, or None where only help was asked for."""
+def _parse(arguments: Sequence[str]) -> argparse.Namespace | None:
+    """Return the arguments, with the config files in `config` and all settings in `settings`.
+
+    None: only help was asked for.
+    """
     parser = argparse.ArgumentParser(
         prog="cobo_dist.sweep",
         usage=USAGE,
@@ -134,34 +125,27 @@ def _parse(arguments: Sequence[str]) -> _Arguments | None:
         raise ConfigError("--dry-run, --only and --tables exclude each other; give one of them")
     if not known.out:
         raise ConfigError("--out is empty; give a folder, or leave it out for runs/sweep")
-    # `--config F key=value` reads as two files: what is no file but has a = is a setting.
+    # `--config F key=value` reads as two files: an argument with a = that is no file is a setting.
     files = [one for one in known.config if "=" not in one or Path(one).exists()]
     settings = [one for one in known.config if one not in files]
     place = {text: number for number, text in enumerate(arguments)}
-    settings = sorted([*settings, *known.set, *rest], key=lambda text: place.get(text, 0))
-    return _Arguments(
-        _refuse_twice(files),
-        settings,
-        Path(known.out).expanduser(),
-        int(known.ranks),
-        known.dry_run,
-        None if known.only is None else int(known.only),
-        known.tables,
-    )
+    known.settings = sorted([*settings, *known.set, *rest], key=lambda text: place.get(text, 0))
+    known.config = files
+    _refuse_repeated(files)
+    return known
 
 
-def _refuse_twice(files: list[str]) -> list[str]:
+def _refuse_repeated(files: Sequence[str]) -> None:
     seen: set[Path] = set()
     for file in files:
         if Path(file).resolve() in seen:
             raise ConfigError(f"--config {file} is given twice; give every file once")
         seen.add(Path(file).resolve())
-    return files
 
 
 def _refuse_launcher() -> None:
-    """A sweep starts torchrun itself; several sweeps at once would run everything several times."""
-    for name in _LAUNCHERS:
+    """A sweep starts torchrun itself: under a launcher, every rank would start all runs."""
+    for name in _SIZE_VARIABLES:
         if os.environ.get(name, "1") not in ("", "1"):
             raise ConfigError(
                 f"{name}={os.environ[name]}: the sweep was started on several ranks; start it with "
