@@ -6,13 +6,14 @@ import torch
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.tasks.base import DataConfig, Task
-from cobo_dist.tasks.cross_device import CrossDevice, CrossDeviceConfig
-from cobo_dist.tasks.cross_silo import CrossSilo, CrossSiloConfig
-from cobo_dist.tasks.digits import Digits, DigitsConfig
+from cobo_dist.tasks.cross_device import CrossDeviceConfig
+from cobo_dist.tasks.cross_silo import CrossSiloConfig
+from cobo_dist.tasks.digits import DigitsConfig
 from cobo_dist.tasks.language.config import Adapters, LanguageConfig, LanguageModelConfig
 from cobo_dist.tasks.language.task import Language
 from cobo_dist.tasks.models import ClassifierConfig
 from cobo_dist.tasks.quadratic import Quadratic, QuadraticConfig
+from cobo_dist.tasks.supervised import Classification
 
 TaskConfig = DigitsConfig | QuadraticConfig | CrossSiloConfig | CrossDeviceConfig | LanguageConfig
 ModelConfig = ClassifierConfig | LanguageModelConfig
@@ -39,8 +40,4 @@ def build_task(
         raise ConfigError(
             f"model.name={model.name} is a language model; task.name={config.name} takes mlp or resnet9"
         )
-    if isinstance(config, CrossSiloConfig):
-        return CrossSilo(config, model, data, seed, dtype)
-    if isinstance(config, CrossDeviceConfig):
-        return CrossDevice(config, model, data, seed, dtype)
-    return Digits(config, model, data, seed, dtype)
+    return Classification(config, model, data, seed, dtype)
