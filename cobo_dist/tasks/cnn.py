@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from cobo_dist.errors import ConfigError
 from cobo_dist.settings import Section, Width
-
-SMALLEST = 4  # pixels a side: two poolings by 2 must leave one
 
 
 class CnnConfig(Section):
-    """Two 5x5 convolutions with max-pooling, a hidden layer, a linear layer; no normalisation."""
+    """Two 5x5 convolutions with max-pooling, a hidden layer, a linear layer; no normalization."""
+
+    MIN_PIXELS: ClassVar = 4  # of a side: after two poolings by 2, one is left
 
     name: Literal["cnn"] = "cnn"
     width: Width = Field(
@@ -25,17 +24,8 @@ class CnnConfig(Section):
 
 
 def build_cnn(config: CnnConfig, shape: torch.Size, classes: int) -> nn.Sequential:
-    """Return the network for images of `shape` [channels, H, W], not yet started.
-
-    Raises:
-        ConfigError: images too small.
-    """
+    """Return the network for images of `shape` [channels, H, W], not yet initialized."""
     channels, height, width = shape
-    if min(height, width) < SMALLEST:
-        raise ConfigError(
-            f"model.name=cnn needs images of at least {SMALLEST} x {SMALLEST} pixels, and these have "
-            f"{height} x {width}; set model.name=mlp"
-        )
     w = config.width
     return nn.Sequential(
         nn.Conv2d(channels, w, 5, padding=2),

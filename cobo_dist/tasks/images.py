@@ -1,4 +1,4 @@
-"""Labeled images from files: CIFAR-100 as `cifar100.npz` or as torchvision stores it, or any npz.
+"""Labeled images from files: CIFAR-100 as `cifar100.npz` or as torchvision stores it, or another npz.
 
 Shapes: N training and M test images, H x W pixels, C = 1 or 3 channels.
 """
@@ -49,7 +49,7 @@ def load_images(file: str, root: str, labels: str) -> ImageSet:
     """Return the images of `data.file`, or CIFAR-100 from `data.root`, with fine or coarse labels.
 
     Raises:
-        ConfigError: nothing there, or not what it should be.
+        ConfigError: no such file, or malformed content.
     """
     if file:
         return _read_npz(Path(file).expanduser(), f"data.file={file}", labels)
@@ -71,10 +71,10 @@ def has_cifar100(root: str) -> bool:
 
 
 def fetch_cifar100(root: str) -> None:
-    """Download CIFAR-100 into `data.root` through torchvision, which checks what it got.
+    """Download CIFAR-100 into `data.root` through torchvision, which verifies checksums.
 
     Raises:
-        ConfigError: it cannot be fetched or written.
+        ConfigError: the download or writing it failed.
     """
     from torchvision.datasets import CIFAR100
 
@@ -108,7 +108,7 @@ def _checked(arrays: dict[str, NDArray[np.generic]], source: str) -> ImageSet:
     """Return the arrays as an image set.
 
     Raises:
-        ConfigError: a shape, type or label that cannot be, with the array's name.
+        ConfigError: a wrong shape, type or label, with the array's name.
     """
     (x_train_name, x_train), (y_train_name, y_train), *rest = arrays.items()
     (x_test_name, x_test), (y_test_name, y_test) = rest
@@ -171,7 +171,7 @@ def _read_torchvision(root: Path, source: str, labels: str) -> ImageSet:
 
 
 def _coarse(part: object) -> list[int]:
-    """Return the superclasses, which torchvision leaves in its (checked) file."""
+    """Return the superclasses, which torchvision does not load but leaves in its (verified) file."""
     folder = Path(part.root) / part.base_folder  # type: ignore[attr-defined]
     name = "train" if part.train else "test"  # type: ignore[attr-defined]
     with (folder / name).open("rb") as file:

@@ -1,4 +1,4 @@
-"""Models by name, each started from a seed of its own."""
+"""Models by name, initialized from a seed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MlpConfig(Section):
     name: Literal["mlp"] = "mlp"
     hidden: Widths = Field((64, 64), description="widths of the hidden layers")
     norm: Literal["none", "batch"] = Field(
-        "none", description="normalisation after each hidden layer: none or BatchNorm"
+        "none", description="normalization after each hidden layer: none or BatchNorm"
     )
 
 
@@ -41,6 +41,12 @@ def build_model(config: ClassifierConfig, shape: torch.Size, classes: int, seed:
         raise ConfigError(
             f"model.name={config.name} takes images, and this task's inputs are {shape.numel()} "
             "numbers; set model.name=mlp"
+        )
+    elif min(shape[1:]) < config.MIN_PIXELS:
+        least, (height, width) = config.MIN_PIXELS, shape[1:]
+        raise ConfigError(
+            f"model.name={config.name} needs images of at least {least} x {least} pixels, and these "
+            f"have {height} x {width}; set model.name=mlp"
         )
     elif isinstance(config, CnnConfig):
         model = build_cnn(config, shape, classes)
@@ -70,11 +76,11 @@ def _build_mlp(config: MlpConfig, inputs: int, classes: int) -> nn.Sequential:
 
 @torch.no_grad()
 def start(model: nn.Module, seed: int) -> None:
-    """Draw the weights of all linear and convolution layers, He-uniform, biases zero, from keys of the seed.
+    """Initialize linear and convolution layers: He-uniform weights from keys of the seed, biases zero.
 
-    A ResNet's classifier sees features that were normalised and never negative; it starts smaller (bound
-    1 / sqrt(inputs)), so that the first losses are near log(classes).
-    Every tensor has a key of its own: adding a layer leaves the start of the others as it was.
+    The inputs of a ResNet's classifier are normalized and never negative. Its bound is smaller,
+    1 / sqrt(inputs), so that the first losses are near log(classes).
+    Every tensor has its own key, so an added layer does not change the start of the others.
     """
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):

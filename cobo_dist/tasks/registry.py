@@ -25,7 +25,7 @@ def build_task(
     """Read the data and return the task.
 
     Raises:
-        ConfigError: missing or malformed data, or a model of another kind, in one line.
+        ConfigError: missing or malformed data, or a model of another kind.
     """
     if isinstance(config, QuadraticConfig):
         return Quadratic(config, seed, dtype)
@@ -38,6 +38,6 @@ def build_task(
         return Language(config, model, data, seed)
     if isinstance(model, Adapters):
         raise ConfigError(
-            f"model.name={model.name} is a language model; task.name={config.name} takes mlp or resnet9"
+            f"model.name={model.name} is a language model; task.name={config.name} takes mlp, cnn or resnet9"
         )
     return Classification(config, model, data, seed, dtype)
