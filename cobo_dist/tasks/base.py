@@ -76,29 +76,25 @@ class Task(LearningTask, Protocol):
 
     name: str
     clients: int
-    names: tuple[str, ...]  # of the clients; empty if they have none
+    names: tuple[str, ...] = ()  # of the clients; empty if they have none
     clusters: tuple[int, ...] | None  # the true cluster of each client, if known
     splits: tuple[str, ...]  # what can be evaluated
     metrics: tuple[str, ...]  # of an evaluation: "loss" first, the one to compare runs by last
-    diagnoses: bool  # whether `diagnose` returns figures every round
+    diagnoses: bool = False  # whether `diagnose` returns figures every round
+
+    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
+        """Return one client's metrics from the sums over so many examples: their means."""
+        return {name: value / examples for name, value in sums.items()}
 
     def diagnose(self, x_nd: NDArray[np.floating]) -> dict[str, float]:
         """Return further figures of all clients' models [n, d]."""
+        return {}
 
     def fingerprint(self) -> str:
         """Return a digest of the data, by which ranks check that they read the same data."""
 
     def save(self, state: Mapping[str, Tensor], path: Path) -> None:
         """Write one client's model atomically at `path`, to which the task adds a suffix."""
-
-
-def mean_of(sums: Mapping[str, float], examples: int) -> dict[str, float]:
-    """Return every sum's mean over the examples."""
-    return {name: value / examples for name, value in sums.items()}
-
-
-def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write one client's model atomically as `path`.safetensors: to a temporary file, then renamed."""
-    draft = path.with_name(path.name + ".part")
-    save_file(dict(state), draft)
-    draft.replace(path.with_name(path.name + ".safetensors"))
+        draft = path.with_name(path.name + ".part")
+        save_file(dict(state), draft)
+        draft.replace(path.with_name(path.name + ".safetensors"))

@@ -22,20 +22,19 @@ class CnnConfig(Section):
     )
     hidden: Width = Field(512, description="width of the hidden layer")
 
-
-def build_cnn(config: CnnConfig, shape: torch.Size, classes: int) -> nn.Sequential:
-    """Return the network for images of `shape` [channels, H, W], not yet initialized."""
-    channels, height, width = shape
-    w = config.width
-    return nn.Sequential(
-        nn.Conv2d(channels, w, 5, padding=2),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-        nn.Conv2d(w, 2 * w, 5, padding=2),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(2 * w * (height // 4) * (width // 4), config.hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(config.hidden, classes),
-    )
+    def build(self, shape: torch.Size, classes: int) -> nn.Module:
+        """Return the network for images of `shape` [channels, H, W], not yet initialized."""
+        channels, height, width = shape
+        w = self.width
+        return nn.Sequential(
+            nn.Conv2d(channels, w, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(w, 2 * w, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(2 * w * (height // 4) * (width // 4), self.hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(self.hidden, classes),
+        )

@@ -7,7 +7,7 @@ are logged every round, and Theorem 1 bounds their decay.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from cobo_dist.clients.engines import ENGINES, Batch
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section, Text
-from cobo_dist.tasks.base import mean_of, save_tensors
+from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.npz import read_arrays
 
 
@@ -52,11 +52,10 @@ class Point(nn.Module):
         return 0.5 * curvature * (self.x - center_d).square().sum() + (noise_d * zero_d).sum()
 
 
-class Quadratic:
+class Quadratic(Task):
     """The quadratic losses of all clients."""
 
     name = "quadratic"
-    names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("loss",)
     splits: tuple[str, ...] = ("validation", "test")  # the same: there is only f_i
     diagnoses = True
@@ -103,10 +102,6 @@ class Quadratic:
         """Return f_i(x)."""
         return {"loss": model(*batch)}
 
-    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
-        """Return f_i(x)."""
-        return mean_of(sums, examples)
-
     def training(self, clients: Sequence[int], device: torch.device) -> QuadraticBatches:
         """Return the problems of these clients, with new noise in each round."""
         return QuadraticBatches(self, list(clients), device)
@@ -151,10 +146,6 @@ class Quadratic:
         """Return a digest of the problem."""
         parts = (self.centers_nd, self.curvature_n, self._start.double().numpy())
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
-
-    def save(self, state: Mapping[str, Tensor], path: Path) -> None:
-        """Write one client's point."""
-        save_tensors(state, path)
 
 
 class QuadraticBatches:

@@ -33,8 +33,21 @@ class Resnet9Config(Section):
 
     @property
     def features(self) -> int:
-        """Number of features that the classifier sees."""
+        """Number of inputs of the linear layer."""
         return 8 * self.width
+
+    def build(self, shape: torch.Size, classes: int) -> nn.Module:
+        """Return the network for images of `shape` [channels, H, W], not yet initialized.
+
+        Raises:
+            ConfigError: groups that do not divide the channels.
+        """
+        if self.norm == "group" and self.width % self.groups:
+            raise ConfigError(
+                f"model.groups={self.groups} does not divide model.width={self.width}; choose a "
+                "divisor of it"
+            )
+        return ResNet9(self, shape[0], classes)
 
 
 class ResNet9(nn.Module):
@@ -78,17 +91,3 @@ class ResNet9(nn.Module):
             x = x * kept.to(x.dtype)
         logits: Tensor = self.classifier(x)
         return logits
-
-
-def build_resnet9(config: Resnet9Config, shape: torch.Size, classes: int) -> ResNet9:
-    """Return the network for images of `shape` [channels, H, W], not yet initialized.
-
-    Raises:
-        ConfigError: groups that do not divide the channels.
-    """
-    if config.norm == "group" and config.width % config.groups:
-        raise ConfigError(
-            f"model.groups={config.groups} does not divide model.width={config.width}; choose a "
-            "divisor of it"
-        )
-    return ResNet9(config, shape[0], classes)

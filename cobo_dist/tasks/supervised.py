@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,7 +18,7 @@ from cobo_dist.clients.engines import ENGINES, Batch
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section
 from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
-from cobo_dist.tasks.base import DataConfig, mean_of, save_tensors
+from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.models import ClassifierConfig, build_model, dropout_of
 
 Splits = Mapping[str, Sequence[Tensor]]
@@ -163,12 +162,10 @@ class ExampleBatches:
         return (*batch, mask.to(batch[0]))
 
 
-class Classification:
+class Classification(Task):
     """Cross-entropy and accuracy of every client's classifier of its own examples."""
 
-    names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("loss", "accuracy")
-    diagnoses = False
     engines: tuple[str, ...] = tuple(ENGINES)
 
     def __init__(
@@ -231,10 +228,6 @@ class Classification:
             "accuracy": (logits.argmax(dim=1) == targets).sum(),
         }
 
-    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
-        """Return mean cross-entropy and accuracy."""
-        return mean_of(sums, examples)
-
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""
         self._move_to(device)
@@ -271,17 +264,9 @@ class Classification:
         if self.examples.inputs.device != device:
             self.examples = self.examples.to(device)
 
-    def diagnose(self, x_nd: object) -> dict[str, float]:
-        """Return nothing further."""
-        return {}
-
     def fingerprint(self) -> str:
         """Return a digest of examples, labels and splits."""
         return self.examples.fingerprint(self.split_of.values())
-
-    def save(self, state: Mapping[str, Tensor], path: Path) -> None:
-        """Write one client's classifier."""
-        save_tensors(state, path)
 
 
 def split_evenly(indices: Tensor, clients: int) -> list[Tensor]:

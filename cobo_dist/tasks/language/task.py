@@ -21,7 +21,7 @@ from cobo_dist.clients.batches import BatchIndices
 from cobo_dist.clients.client_batch import BatchSource
 from cobo_dist.clients.engines import Batch
 from cobo_dist.maths import seeds
-from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.language.adapters import Adapted
 from cobo_dist.tasks.language.base import load_base
 from cobo_dist.tasks.language.config import LanguageConfig, LanguageModelConfig
@@ -32,12 +32,11 @@ from cobo_dist.tasks.language.tokens import Span, split, stream_of
 CACHE = "tokens"  # in data.root
 
 
-class Language:
+class Language(Task):
     """Next-token losses of all clients' texts, each with the client's adapters."""
 
     name = "language"
     metrics: tuple[str, ...] = ("loss", "bits_per_byte", "perplexity")
-    diagnoses = False
     # vmap supports neither PEFT's modules nor dropout whose keys are set from outside.
     engines: tuple[str, ...] = ("one_by_one",)
     clusters: tuple[int, ...] | None = None
@@ -150,10 +149,6 @@ class Language:
         tokens = self.streams[client].tokens[np.maximum(places, 0)].astype(np.int64)
         tokens[places < span.begin] = self.tokenizer.first
         return torch.from_numpy(tokens)
-
-    def diagnose(self, x_nd: object) -> dict[str, float]:
-        """Return nothing further."""
-        return {}
 
     def fingerprint(self) -> str:
         """Return a digest of the streams (texts and tokenizer) and of the base."""
