@@ -298,18 +298,12 @@ def _must_be_group(key: str, value: object) -> str:
 def _unknown_key(path: list[str], given: Mapping[str, Any]) -> str:
     key = ".".join(path)
     section = path[0]
-    if section in VARIANTS and len(path) > 1:
-        owners = [
-            name
-            for name, kind in VARIANTS[section].items()
-            if any(f"{known}.".startswith(".".join(path[1:]) + ".") for known, _ in _keys(kind))
-        ]
-        if owners:
-            chosen = given[section]["name"]
-            return (
-                f"{key} is no key of {section}.name={chosen}; it belongs to {', '.join(owners)}: "
-                f"drop it or set {section}.name={owners[0]}"
-            )
+    owners = owners_of(section, ".".join(path[1:])) if section in VARIANTS else []
+    if owners:
+        return (
+            f"{key} is no key of {section}.name={given[section]['name']}; it belongs to "
+            f"{', '.join(owners)}: drop it or set {section}.name={owners[0]}"
+        )
     known_keys = [known for known, _ in all_keys()]
     near = difflib.get_close_matches(key, known_keys, n=1, cutoff=0.5)
     if not near:  # perhaps right in the last step, wrong in the section
@@ -336,6 +330,19 @@ def _keys(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInf
                 yield from _keys(variant, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
+
+
+def owners_of(section: str, key: str) -> list[str]:
+    """Return the variants of a section that have a key or group of keys.
+
+    >>> owners_of("algorithm", "sampling.rate")
+    ['cobo']
+    """
+    return [
+        name
+        for name, kind in VARIANTS[section].items()
+        if any(f"{known}.".startswith(f"{key}.") for known, _ in _keys(kind))
+    ]
 
 
 def all_keys() -> list[tuple[str, FieldInfo]]:

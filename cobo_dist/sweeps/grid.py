@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from cobo_dist.config import VARIANTS, Config, load_config, variant_names
+from cobo_dist.config import VARIANTS, Config, load_config, owners_of, variant_names
 from cobo_dist.errors import ConfigError
 from cobo_dist.sweeps.axes import SEED, Axis
 
@@ -114,17 +114,8 @@ def _is_foreign(key: str, names: Mapping[str, str]) -> bool:
     section, _, rest = key.partition(".")
     if not rest or names.get(section) not in VARIANTS.get(section, ()):
         return False
-    owners = [name for name, kind in VARIANTS[section].items() if _has(kind, rest.split("."))]
+    owners = owners_of(section, rest)
     return bool(owners) and names[section] not in owners
-
-
-def _has(kind: Any, path: Sequence[str]) -> bool:
-    """Whether a config class has this key, also inside its groups."""
-    for name, field in getattr(kind, "model_fields", {}).items():
-        if path[0] == (field.alias or name):
-            inside = (field.annotation, *get_args(field.annotation))
-            return len(path) == 1 or any(_has(part, path[1:]) for part in inside)
-    return False
 
 
 def _with_validation(file: str | None, arguments: Sequence[str], config: Config) -> Config | None:
@@ -146,10 +137,7 @@ def _look_up(config: Config, key: str) -> object:
 
 
 def _identity(config: Config) -> str:
-    content = config.model_dump(mode="json", by_alias=True)
-    for key in ("dir", "overwrite", "resume"):
-        del content["run"][key]
-    return json.dumps(content, sort_keys=True)
+    return config.to_yaml(exclude={"run": {"dir", "overwrite", "resume"}})
 
 
 # -- names -------------------------------------------------------------------------------------------
