@@ -1,10 +1,10 @@
-"""What glibc's allocator costs a round: thresholds as they are, and raised as the launch scripts raise them.
+"""The cost of glibc's allocator: seconds a round with default thresholds and with raised ones.
 
 python benchmarks/allocator.py [--only WORK ...] [--repeats 2] [--bf16]
 
-By default glibc gives large blocks back to the system when they are freed and gets them back page by page: a
-page fault for each 4 KiB of every activation of every pass. Printed are seconds a round of the compute floor
-of `floor.py` (a bare PyTorch loop in 2 processes, FedAvg) under both settings, which take turns.
+By default glibc returns large blocks to the system when they are freed, so every pass causes a page fault
+for each 4 KiB of its activations. Prints seconds a round of the compute floor of `floor.py` (a bare PyTorch
+loop in 2 processes, FedAvg) under both settings, in alternating runs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ METHOD = "fedavg"
 
 def main() -> None:
     """Measure and print."""
-    works = [name for name in floor.WORKS if name != "80 digits MLPs"]  # whose blocks are small
+    works = [name for name in floor.WORKS if name != "80 digits MLPs"]  # its blocks are small
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", nargs="+", choices=works, default=works, help="some of the works")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each, taking turns")
+    parser.add_argument("--repeats", type=int, default=2, help="alternating runs of each")
     parser.add_argument("--bf16", action="store_true", help="autocast, channels last")
     given = parser.parse_args()
     kept = " ".join(f"{name}={value}" for name, value in floor.KEPT.items())

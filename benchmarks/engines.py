@@ -1,10 +1,10 @@
-"""Which engine is faster on each model that ships, and whether `run.engine=auto` finds it.
+"""The faster engine for each model, and the one that `run.engine=auto` chooses.
 
 python benchmarks/engines.py [--only MODEL ...] [--repeats 5] [--threads 1]
 
-Takes gradients of a few clients on one batch, with each engine in turn, in one process, and prints the median
-seconds, beside the engine that `auto` chose by timing them itself, as a run does before round 1. Images are
-made up. A model is taken in bfloat16 (autocast, channels last) where its row says so.
+Computes gradients of a few clients on one batch with each engine in turn, in one process. Prints the median
+seconds and the engine that `auto` chose by its own timing, as a run does before round 1. Images are
+synthetic. Rows with bf16 use bfloat16 (autocast, channels last).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cobo_dist.tasks.registry import build_task
 
 IMAGES = ("task.name=cross_device", "data.augment=false", "data.file={images}")
 RESNET = (*IMAGES, "model.name=resnet9", "model.dropout=0")
-# How many clients, and what the run is told.
+# The number of clients and the settings of the run.
 MODELS = {
     "quadratic": (40, ("task.name=quadratic", "task.file={problem}")),
     "digits MLP": (40, ("task.name=digits", "task.clusters=10", "task.clients_per_cluster=8")),
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _clients(name: str, made: dict[str, Path]) -> ClientBatch:
-    """Return a few clients of the task that stands behind the name."""
+    """Return a few clients of the named model."""
     count, settings = MODELS[name]
     config = load_config(None, [one.format(**made) for one in settings])
     task = build_task(config.task, config.model, config.data, 0, torch.float32)
@@ -100,7 +100,7 @@ def _seconds(clients: ClientBatch, engine: str, arguments: argparse.Namespace) -
 
 
 def _make_problem(path: Path, clients: int = 40, size: int = 1000) -> Path:
-    """Write quadratics around centres of their own."""
+    """Write quadratics with different centers."""
     rng = np.random.default_rng(0)
     np.savez(
         path,

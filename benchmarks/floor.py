@@ -1,20 +1,20 @@
-"""How close a round comes to its compute floor.
+"""A round of cobo_dist compared with its compute floor.
 
 python benchmarks/floor.py [--only WORK ...] [--method NAME ...] [--repeats 3] [--bf16] [--backend mpi]
                            [--allocator kept]
 
-Trains with `cobo_dist.train` on 2 ranks, everything included (pair drawing, exchange, update, metrics), and
-in between runs a bare PyTorch loop in as many processes and threads, which does the same forward and
-backward passes and a plain step, and nothing else: no data, no messages. Prints seconds a round (medians
-over repeats of medians over blocks of rounds) and their ratio.
+Trains with `cobo_dist.train` on 2 ranks, everything included (pairs, exchange, update, metrics). Alternating
+with it, runs a bare PyTorch loop in as many processes and threads, which does the same forward and backward
+passes and a plain step, and nothing else: no data, no messages. Prints seconds a round (medians over repeats
+of medians over blocks of rounds) and their ratio.
 
-A round ends when its slower rank does, so a round of the floor takes as long as its slower process: pairs are
-drawn, and a rank that got more ends of them than the other takes more passes, whatever the software. The
+A round ends when its slower rank does. So the time of a round of the floor is that of its slower process:
+pairs are random, and a rank with more ends of pairs computes more passes, whatever the software. The
 processes of the floor do not wait for each other; the longer time of each round is taken afterwards.
 
-The floor takes the same models; where the run vectorises clients, a vmapped loop is the floor. Batches are
-made once, outside the time. `--allocator kept` raises glibc's mmap and trim thresholds for both, as the
-launch scripts do. `--backend mpi` runs ours under mpirun, its messages by MPI.
+The floor uses the same models; if the run vectorises clients, the floor is a vmapped loop. Batches are made
+once and not timed. `--allocator kept` raises glibc's mmap and trim thresholds for both, as the launch
+scripts do. `--backend mpi` runs ours under mpirun, with messages by MPI.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from made_up import make_images
 from torch import Tensor, nn
 
 RANKS = 2
-THREADS = max(1, (os.cpu_count() or RANKS) // RANKS)  # of a rank, on both sides
+THREADS = max(1, (os.cpu_count() or RANKS) // RANKS)  # per rank
 KEPT = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 
 
 @dataclass(frozen=True)
 class Work:
-    """One problem: what to tell the run, how many rounds, of which the first do not count."""
+    """One problem: settings of the run, and rounds, of which the first `warm` are not timed."""
 
     settings: tuple[str, ...]
     clients: int
@@ -54,7 +54,7 @@ class Work:
 
 
 WORKS = {
-    # Batches are worked out for 64 rounds at a time: a block has its share of that, and of logging.
+    # Batches are drawn for 64 rounds at once, so a block of 64 rounds has its share of that and of logging.
     "80 digits MLPs": Work(
         ("task.name=digits", "task.clusters=10", "task.clients_per_cluster=8"), 80, 353, 32, 64
     ),
@@ -66,7 +66,7 @@ WORKS = {
 METHODS = {
     "fedavg": ("algorithm.name=fedavg",),
     "ditto": ("algorithm.name=ditto",),
-    # All weights stay 1: mixing is at its densest, and every round meets as many pairs as drawn.
+    # All weights stay 1, so mixing is dense in every round.
     "cobo": ("algorithm.name=cobo", "algorithm.gamma=0", "algorithm.rho=0.01"),
 }
 
@@ -97,14 +97,12 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", nargs="+", choices=WORKS, help="some of the works")
     parser.add_argument("--method", nargs="+", choices=METHODS, help="some of the methods")
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved runs of each")
-    parser.add_argument(
-        "--bf16", action="store_true", help="autocast, channels last, on both sides"
-    )
+    parser.add_argument("--repeats", type=int, default=3, help="alternating runs of each")
+    parser.add_argument("--bf16", action="store_true", help="autocast and channels last, for both")
     parser.add_argument("--backend", choices=("gloo", "mpi"), default="gloo")
     parser.add_argument("--allocator", choices=("default", "kept"), default="kept")
     parser.add_argument("--bare", help=argparse.SUPPRESS)  # one process of the floor
-    parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)  # where it leaves its times
+    parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)  # where it writes its times
     arguments = parser.parse_args()
     if arguments.bare:
         _bare(json.loads(arguments.bare), arguments.place)
@@ -115,7 +113,7 @@ def _parse() -> argparse.Namespace:
 def _pair(
     name: str, method: str, images: Path, place: Path, arguments: argparse.Namespace
 ) -> tuple[list[float], list[float], str]:
-    """Run ours and the floor in turn; return seconds a round of each, and the engine."""
+    """Alternate ours and the floor; return seconds a round of each, and the engine."""
     ours: list[float] = []
     floors: list[float] = []
     engine = "auto"
@@ -147,7 +145,7 @@ def _ours(
     else:
         _torchrun(command, arguments)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    # A round, all that logs it included; in the last one the run evaluates and saves.
+    # Seconds of each round with its logging. The last round also evaluates and saves, so it is left out.
     spent = {
         line["round"]: sum(ranks[0] for ranks in line["seconds"].values())
         for line in lines
@@ -159,7 +157,7 @@ def _ours(
 
 
 def _median_of_blocks(seconds: list[float], block: int) -> float:
-    """Return the median over blocks of a round's mean: a block has its share of logging."""
+    """Return the median over blocks of the mean seconds of a round."""
     means = [
         statistics.fmean(seconds[at : at + block])
         for at in range(0, len(seconds) - block + 1, block)
@@ -187,7 +185,7 @@ def _call(command: list[str], arguments: argparse.Namespace) -> None:
 def _floor(
     name: str, method: str, settings: list[str], engine: str, arguments: argparse.Namespace
 ) -> float:
-    """Return seconds a round of the bare loop: in every round those of the slower process."""
+    """Return seconds a round of the bare loop: of each round, those of the slower process."""
     about = json.dumps(
         {
             "name": name,
@@ -205,7 +203,7 @@ def _floor(
 
 
 def _bare(about: dict[str, object], place: Path) -> None:
-    """Be one process of the floor: the passes of this rank's clients, and a step."""
+    """Run one process of the floor: the passes of this rank's clients, and a step."""
     from cobo_dist.clients.engines import trained
     from cobo_dist.config import load_config
     from cobo_dist.maths import seeds
@@ -220,7 +218,7 @@ def _bare(about: dict[str, object], place: Path) -> None:
     mine = [i for i in range(work.clients) if i * RANKS // work.clients == rank]
 
     def ends(t: int) -> int:
-        """Return how many midpoint gradients this rank takes in round t."""
+        """Return the number of midpoint gradients that this rank computes in round t."""
         if method == "ditto":
             return len(mine)
         if method == "fedavg":
@@ -244,10 +242,10 @@ def _bare(about: dict[str, object], place: Path) -> None:
     (place / str(rank)).write_text(json.dumps(seconds))
 
 
-RoundResult = Callable[[int], None]
+RoundFunction = Callable[[int], None]
 
 
-def _looped(models: list[nn.Module], batch: tuple[Tensor, ...], bf16: bool) -> RoundResult:
+def _looped(models: list[nn.Module], batch: tuple[Tensor, ...], bf16: bool) -> RoundFunction:
     """Return a round of plain loops: one model after the other."""
     examples = [tuple(tensor[row] for tensor in batch) for row in range(len(models))]
 
@@ -270,8 +268,8 @@ def _looped(models: list[nn.Module], batch: tuple[Tensor, ...], bf16: bool) -> R
     return one_round
 
 
-def _vmapped(models: list[nn.Module], batch: tuple[Tensor, ...], bf16: bool) -> RoundResult:
-    """Return a round that maps one pass over all models; `ends` further passes are one more."""
+def _vmapped(models: list[nn.Module], batch: tuple[Tensor, ...], bf16: bool) -> RoundFunction:
+    """Return a round of one vmapped pass over all models, and one more over `ends` rows."""
     from torch.func import functional_call, grad, vmap
 
     template = models[0]
@@ -289,7 +287,7 @@ def _vmapped(models: list[nn.Module], batch: tuple[Tensor, ...], bf16: bool) -> 
         gradients = mapped(held, *batch[:2])
         if ends:
             rows = torch.arange(ends) % len(models)
-            # The floor does not copy what it can avoid: the rows of midpoints exist already.
+            # The floor avoids copies: it uses rows that exist already as midpoints.
             mapped({name: held[name][rows] for name in names}, batch[0][rows], batch[1][rows])
         for name in names:
             held[name].sub_(gradients[name], alpha=1e-4)

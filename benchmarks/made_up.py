@@ -1,4 +1,4 @@
-"""Images made up for measuring, so that a benchmark needs no download."""
+"""Synthetic images, so that a benchmark needs no download."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def make_images(
     shape: tuple[int, int, int] = (32, 32, 3),
     classes: int = 100,
 ) -> Path:
-    """Write an npz of noise in the form of CIFAR-100, or another, and by default of its size."""
+    """Write an npz of noise, by default with the shape and size of CIFAR-100."""
     generator = np.random.default_rng(0)
     parts = {}
     for name, count in (("train", train), ("test", test)):

@@ -1,15 +1,16 @@
 """A round of FedAvg here, in Flower's simulation and in Apple's pfl, on the same work.
 
-python benchmarks/peers.py [--only WORK ...] [--peer NAME ...] [--repeats 1] [--rounds N] [--install-into DIR]
+python benchmarks/peers.py [--only WORK ...] [--peer NAME ...] [--repeats 1] [--rounds N] [--install-into
+DIR]
 
 All clients take one local step a round, batch 32, float32, from the same x^0 on the same batches with the
-same learning rate; so the last models have to agree, and the largest difference of a parameter is printed
-beside the farthest that one has moved. Ours makes its batches as it goes; the others find theirs ready in
-memory. Peers come from the package index into environments of their own, the first time (minutes). Runs take
-turns, and what is printed is the median over repeats of the median over rounds, the first rounds left out.
-All use 2 cores: ours and pfl as 2 ranks of one thread, pfl also as one process of 2 threads, Flower as 2
-workers of its Ray backend; the allocator is set for all as the launch scripts set it. A peer that cannot be
-installed or run costs one line.
+same learning rate. So the last models must agree: the largest difference of a parameter is printed beside
+the largest change of a parameter in training. Ours makes its batches during the run; the others read theirs
+from memory. Each peer is installed from the package index into its own environment at the first start
+(minutes). Runs alternate. Printed is the median over repeats of the median over rounds, without the first
+rounds. All use 2 cores: ours and pfl as 2 ranks of one thread, pfl also as one process of 2 threads, Flower
+as 2 workers of its Ray backend; all use the allocator settings of the launch scripts. For a peer that
+cannot be installed or run, one line with the reason is printed.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ from torch import Tensor
 HERE = Path(__file__).resolve().parent
 CORES = 2
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-LIMIT = 900.0  # seconds that one run may take
-ROOM = 40  # Ray puts sockets deep below its folder, and their paths are 107 characters at most
-FEWEST = 3  # rounds: the first is not counted, nor the last of ours, in which it evaluates
+RUN_SECONDS = 900.0  # at most, for one run
+MAX_FOLDER_CHARACTERS = 40  # Ray adds long paths of sockets, which have 107 characters at most
+MIN_ROUNDS = 3  # the first round is not timed, nor our last one, in which we evaluate
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={CORES}")
 
 
 class Failed(Exception):
-    """A run failed; says why in a line."""
+    """A run failed; the message is one line with the reason."""
 
 
 @dataclass
 class Entry:
-    """One way to do the work, and what it took."""
+    """One way to do the work, and its measured seconds and model."""
 
     name: str
     peer: str | None  # None: ours
@@ -62,7 +63,7 @@ class Entry:
 
 
 def entries(work: Work, peers: list[str]) -> list[Entry]:
-    """Return who takes part."""
+    """Return the entries of the comparison."""
     ours = (*TORCHRUN, "-m", "cobo_dist.train", "run.threads=1")
     two = "2 ranks of 1 thread"
     found = [Entry("cobo_dist", None, ours, two)]
@@ -95,13 +96,13 @@ def main() -> None:
     versions: dict[str, str] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         os.environ["FLWR_HOME"] = place
-        if len(place) < ROOM:
+        if len(place) < MAX_FOLDER_CHARACTERS:
             os.environ["RAY_TMPDIR"] = place
         images = make_images(Path(place) / "images.npz", 8_000, 1_000)
         for name in given.only:
             versions |= compare(name, pythons, images, Path(place), given)
-    told = ", ".join(f"{package} {version}" for package, version in versions.items())
-    print(f"\n{told or 'no peer ran'}")
+    packages = ", ".join(f"{package} {version}" for package, version in versions.items())
+    print(f"\n{packages or 'no peer ran'}")
 
 
 def parse() -> argparse.Namespace:
@@ -109,7 +110,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS), help="some works")
     parser.add_argument("--peer", nargs="+", choices=REQUIREMENTS, default=list(REQUIREMENTS))
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each, taking turns")
+    parser.add_argument("--repeats", type=int, default=1, help="alternating runs of each")
     parser.add_argument(
         "--rounds", type=int, default=0, help="rounds of a run; 0: as the work says"
     )
@@ -117,15 +118,15 @@ def parse() -> argparse.Namespace:
         "--install-into", type=Path, default=cache(), metavar="DIR", help=f"default {cache()}"
     )
     given = parser.parse_args()
-    if given.repeats < 1 or (given.rounds and given.rounds < FEWEST):
-        parser.error(f"--repeats has to be 1 or more, and --rounds {FEWEST} or more")
+    if given.repeats < 1 or (given.rounds and given.rounds < MIN_ROUNDS):
+        parser.error(f"--repeats has to be 1 or more, and --rounds {MIN_ROUNDS} or more")
     return given
 
 
 def compare(
     name: str, pythons: dict[str, Path], images: Path, place: Path, given: argparse.Namespace
 ) -> dict[str, str]:
-    """Run everyone on one work in turn, print the rows, return the versions of those who ran."""
+    """Alternate all entries on one work, print the rows, return the versions of the peers that ran."""
     work = WORKS[name]
     rounds = given.rounds or work.rounds
     warm = min(work.warm, rounds // 2)
@@ -152,7 +153,7 @@ def compare(
 
 
 def show(name: str, taking_part: list[Entry], start: torch.nn.Module) -> None:
-    """Print a row for each."""
+    """Print a row for each entry."""
     ours = taking_part[0]
     begun = {key: one.detach() for key, one in start.named_parameters()}
     for entry in taking_part:
@@ -165,11 +166,11 @@ def show(name: str, taking_part: list[Entry], start: torch.nn.Module) -> None:
         print(f"{name:16}{entry.name:17}{mine:>11.4f}{ratio:>9}{apart:>12}   {entry.threads}")
     if ours.model:
         moved = largest(ours.model, begun)
-        print(f"{'':16}the farthest that a parameter has moved: {moved:.1e}\n", flush=True)
+        print(f"{'':16}largest change of a parameter in training: {moved:.1e}\n", flush=True)
 
 
 def largest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """Return the largest difference of a parameter; what only one of them has is a mistake."""
+    """Return the largest difference of a parameter; both must have the same parameters."""
     if one.keys() != other.keys():
         raise ValueError(f"parameters differ: {sorted(one.keys() ^ other.keys())}")
     return max(float((one[key] - other[key]).abs().max()) for key in one)
@@ -212,11 +213,11 @@ def run_peer(
         try:
             return read_result(Path(folder))
         except FileNotFoundError:
-            raise Failed("it ended without a result") from None
+            raise Failed("it wrote no result") from None
 
 
 def call(entry: Entry, command: list[str]) -> None:
-    """Run python with these arguments to its end."""
+    """Run python with these arguments until it ends."""
     paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | KEPT | QUIET | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if TORCHRUN[1] in command:
@@ -226,24 +227,24 @@ def call(entry: Entry, command: list[str]) -> None:
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        words = running.communicate(timeout=LIMIT)[1]
+        words = running.communicate(timeout=RUN_SECONDS)[1]
     except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise Failed(f"it was not done after {LIMIT:.0f} s") from None
+        raise Failed(f"it was not done after {RUN_SECONDS:.0f} s") from None
     if running.returncode:
         raise Failed(reason_in(words))
 
 
 def reason_in(words: str) -> str:
-    """Return the line of a traceback that says what happened, or the last line."""
+    """Return the line of the error in a traceback, or the last line."""
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     errors = [
         line for line in lines if ("Error" in line or "error:" in line) and "Child" not in line
     ]
-    return ([*lines[-1:], *errors[-1:]] or ["it said nothing"])[-1]
+    return ([*lines[-1:], *errors[-1:]] or ["it printed nothing"])[-1]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write a problem.npz for task `quadratic` (the paper's Example 2), clusters side by side.
+"""Write a problem.npz for task `quadratic` (the paper's Example 2), client ids cluster by cluster.
 
     python benchmarks/quadratic_problem.py problem.npz [CLUSTERS] [CLIENTS_PER_CLUSTER] [SIZE] [SPREAD]
 

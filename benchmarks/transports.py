@@ -3,12 +3,12 @@
     mpirun -n 2 python benchmarks/transports.py [RUNS]
     mpirun -n 2 python benchmarks/transports.py large
 
-Prints the median seconds of an exchange both ways at once, for a model of the paper (ResNet-9), a small one
-and a single number, with the bytes a second that this makes in each direction, and how many times faster we
-want MPI to be; runs of the two transports take turns, and everything received is checked. Last, what there is
-left to wait for of a model when the ranks were busy elsewhere for 50 ms after it was posted: gloo has threads
-that move it meanwhile, MPI as a rule does not. `large` sends one message longer than 2^31 bytes (and needs
-7 GB of memory).
+Prints the median seconds of a simultaneous exchange in both directions, for a model of the paper
+(ResNet-9), a small model and a single number, with bytes per second in each direction and the target ratio.
+Runs of the two transports alternate, and all received data are checked. The last row is the time that
+remains to wait for a model when the ranks computed for 50 ms after posting it: gloo has threads that move
+data meanwhile, MPI usually does not. `large` sends one message longer than 2^31 bytes (and needs 7 GB of
+memory).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from cobo_dist.comm.transports.base import Transport
 from cobo_dist.comm.transports.mpi_world import exit_barrier
 
 CPU = torch.device("cpu")
-ELSEWHERE = 0.05
+BUSY_SECONDS = 0.05
 CASES = {
     "26 MB": (6_573_120, 0.0, "2"),
     "0.26 MB": (65_731, 0.0, "-"),
     "4 bytes": (1, 0.0, "20"),
-    "26 MB, 50 ms after": (6_573_120, ELSEWHERE, "-"),
+    "26 MB, 50 ms after": (6_573_120, BUSY_SECONDS, "-"),
 }
-"""By name: int32 numbers each way, seconds that ranks are busy between posting and waiting, wanted ratio."""
+"""By name: int32 numbers each way, seconds of computation between posting and waiting, target ratio."""
 
 
 def main() -> None:
@@ -53,17 +53,17 @@ def main() -> None:
             return
         runs = int(sys.argv[1]) if sys.argv[1:] else 40
         lines = [
-            f"one exchange both ways between 2 ranks, median of {runs} runs that take turns",
+            f"one exchange both ways between 2 ranks, median of {runs} alternating runs",
             f"{mpi.backend}; torch {torch.__version__}, Python {platform.python_version()}; "
             f"{torch.get_num_threads()} thread a rank, {os.cpu_count()} cores",
-            f"\n{'':22}{'gloo':>12}{'MPI':>12}{'gloo / MPI':>12}{'wanted':>8}"
+            f"\n{'':22}{'gloo':>12}{'MPI':>12}{'gloo / MPI':>12}{'target':>8}"
             f"{'gloo MB/s':>11}{'MPI MB/s':>11}",
         ]
         for name, (count, busy, wanted) in CASES.items():
             by_gloo, by_mpi = compare(gloo.transport, mpi.transport, count, busy, runs)
             line = f"{name:22}{1e3 * by_gloo:9.3f} ms{1e3 * by_mpi:9.3f} ms"
             line += f"{by_gloo / by_mpi:12.1f}{wanted:>8}"
-            if count > 1 and not busy:  # busy: these are not all the seconds that it travelled
+            if count > 1 and not busy:  # with computation, this is not the whole transfer time
                 line += "".join(f"{4e-6 * count / took:11.1f}" for took in (by_gloo, by_mpi))
             lines.append(line)
         if launch.rank == 0:
@@ -78,7 +78,7 @@ def compare(
     mine, theirs = numbers(rank, count), numbers(peer, count)
     send, box = torch.empty_like(mine), torch.empty_like(mine)
     seconds: dict[Transport, list[float]] = {gloo: [], mpi: []}
-    for run in range(-2, runs):  # the first two make connections and touch memory
+    for run in range(-2, runs):  # the first two connect and are not timed
         for transport in (gloo, mpi):
             torch.add(mine, run, out=send)
             box.zero_()

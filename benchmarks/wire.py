@@ -1,10 +1,11 @@
-"""What it costs and saves to let models travel as bfloat16.
+"""Accuracy and bytes of CoBo with models sent as bfloat16.
 
 python benchmarks/wire.py [--seeds 0 1] [--rounds 300] [key=value ...]
 
-Trains CoBo on the digits (8 clients in 4 clusters) on 2 ranks with `comm.dtype` as it is and as bfloat16, and
-prints accuracy and loss of the last models, the share of client pairs whose link is right, bytes sent, and
-the largest and the mean difference of an entry of W at the end. Settings are those of `cobo_dist.train`.
+Trains CoBo on the digits (8 clients in 4 clusters) on 2 ranks, with `comm.dtype=model` and `=bfloat16`.
+Prints accuracy and loss of the last models, the link accuracy (the share of client pairs whose link agrees
+with the true clusters), bytes sent, and the largest and the mean difference of an entry of the last W.
+Settings are those of `cobo_dist.train`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}; CoBo on digits, "
         f"{given.rounds} rounds, {RANKS} ranks\n"
     )
-    print(f"{'seed':>4} {'travels as':11}{'accuracy':>9}{'loss':>8}{'links right':>13}", end="")
-    print(f"{'MB sent':>9}{'W apart, most':>15}{'mean':>9}")
+    print(f"{'seed':>4} {'sent as':11}{'accuracy':>9}{'loss':>8}{'link accuracy':>15}", end="")
+    print(f"{'MB sent':>9}{'W differs, max':>16}{'mean':>9}")
     with tempfile.TemporaryDirectory() as place:
         for seed in given.seeds:
             whole = None
@@ -74,9 +75,9 @@ def show(
     """Print a row."""
     final = summary["final"]
     line = f"{seed:>4} {dtype:11}{final['accuracy']:>9.4f}{final['loss']:>8.4f}"
-    line += f"{summary['cluster_match']:>13.1%}{summary['bytes_sent'] / 1e6:>9.1f}"
+    line += f"{summary['cluster_match']:>15.1%}{summary['bytes_sent'] / 1e6:>9.1f}"
     if apart is not None:
-        line += f"{apart.max():>15.1e}{apart.mean():>9.1e}"
+        line += f"{apart.max():>16.1e}{apart.mean():>9.1e}"
     print(line, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints with a file cut short, removed, or changed by one bit: noticed, named, passed over."""
+"""Checkpoints with a file truncated, removed, or changed by one bit: each must be detected and skipped."""
 
 from __future__ import annotations
 
@@ -15,47 +15,48 @@ from .problem import arguments, differences, write_problem
 from .ranks import environment
 
 ROUNDS, EVERY = 24, 8
-HARMS = ("cut short", "one bit changed", "removed")
+DAMAGES = ("truncated", "one bit changed", "removed")
 
 
 def corruptions(count: int, folder: Path, seed: int = 0) -> list[Outcome]:
-    """Harm one file of the newest checkpoint `count` times, and go on; all in this process.
+    """Damage one file of the newest checkpoint `count` times, and resume; all in this process.
 
-    Every tenth time all checkpoints are harmed, which must be refused. Files and harms take turns, so that
-    each file meets each harm; the place within a file is random.
+    Every tenth time all checkpoints are damaged, which must be refused. Files and damages take turns, so that
+    each file gets each damage; the position within a file is random.
     """
     began = time.monotonic()
     rng = random.Random(seed)
     run = arguments(write_problem(folder / "problem.npz"), ROUNDS, EVERY, "run.threads=1")
-    whole, cut, held = folder / "whole", folder / "cut", folder / "held"
+    whole, cut, sound = folder / "whole", folder / "cut", folder / "sound"
     code, text = train([*run, f"run.dir={whole}"])
     if code != 0:
         raise RuntimeError(text)
-    shutil.copytree(whole, held)
-    for name in ("summary.json", "status.json"):  # as if killed just before the end
-        (held / name).unlink()
-    newest = max((held / "checkpoints").iterdir())
+    shutil.copytree(whole, sound)
+    for name in ("summary.json", "status.json"):  # as if the run was killed just before the end
+        (sound / name).unlink()
+    newest = max((sound / "checkpoints").iterdir())
     names = sorted(path.name for path in newest.iterdir())
-    turns = [(name, harm) for name in names for harm in HARMS]
+    turns = [(name, damage) for name in names for damage in DAMAGES]
     rng.shuffle(turns)
     wrong, silent, lines = [], 0, {True: "", False: ""}
     tried: Counter[str] = Counter()
     for number in range(count):
         shutil.rmtree(cut, ignore_errors=True)
-        shutil.copytree(held, cut)
+        shutil.copytree(sound, cut)
         none_good = number % 10 == 9
-        name, harm = turns[number % len(turns)]
+        name, damage = turns[number % len(turns)]
         targets = sorted((cut / "checkpoints").iterdir(), reverse=True)
         where = [
-            _harm(target / name, harm, rng) for target in (targets if none_good else targets[:1])
+            _damage(target / name, damage, rng)
+            for target in (targets if none_good else targets[:1])
         ]
-        tried[harm] += 1
+        tried[damage] += 1
         code, text = train([*run, f"run.dir={cut}", "run.resume=auto"])
         named = str(targets[0] / name) in text
-        told = [line for line in text.splitlines() if targets[0].name in line]
-        lines[none_good] = told[0] if told else lines[none_good]
+        lines_about = [line for line in text.splitlines() if targets[0].name in line]
+        lines[none_good] = lines_about[0] if lines_about else lines[none_good]
         if none_good:
-            fine = code == 2 and named and "no checkpoint is good" in text and len(told) == 1
+            fine = code == 2 and named and "no checkpoint is good" in text and len(lines_about) == 1
             found: list[str] = []
         else:
             fine = code == 0 and named and "goes on after round" in text
@@ -63,16 +64,16 @@ def corruptions(count: int, folder: Path, seed: int = 0) -> list[Outcome]:
         silent += not named
         if not fine or found or "Traceback" in text:
             wrong.append(
-                f"seed {seed}, number {number}, {name} {harm} {where[0]}: code {code}, {found}; "
+                f"seed {seed}, number {number}, {name} {damage} {where[0]}: code {code}, {found}; "
                 f"{shorten(text)}"
             )
         progress("corruption", number + 1, count)
-    did = ", ".join(f"{times} x {harm}" for harm, times in sorted(tried.items()))
+    did = ", ".join(f"{times} x {damage}" for damage, times in sorted(tried.items()))
     alone = count // 10
     return [
         Outcome(
             f"one of the {len(names)} files of the newest checkpoint: {did}",
-            "noticed, the file named, the checkpoint before used, the result as without",
+            "detected, the file named, the previous checkpoint used, the same result as without damage",
             f"{silent} silent, {len(wrong)} wrong of {count}",
             time.monotonic() - began,
             not wrong and not silent,
@@ -91,7 +92,7 @@ def corruptions(count: int, folder: Path, seed: int = 0) -> list[Outcome]:
 
 
 def train(given: list[str]) -> tuple[int, str]:
-    """Train in this process; return the code and all that was printed."""
+    """Train in this process; return the exit code and all output."""
     from cobo_dist.cli.train import main
 
     said = StringIO()
@@ -100,14 +101,14 @@ def train(given: list[str]) -> tuple[int, str]:
     return code, said.getvalue()
 
 
-def _harm(path: Path, harm: str, rng: random.Random) -> str:
-    """Do it; return where."""
+def _damage(path: Path, damage: str, rng: random.Random) -> str:
+    """Damage a file; return where."""
     content = bytearray(path.read_bytes())
-    if harm == "removed":
+    if damage == "removed":
         path.unlink()
         return ""
     place = rng.randrange(len(content))
-    if harm == "cut short":
+    if damage == "truncated":
         path.write_bytes(content[:place])
         return f"to {place} of {len(content)} bytes"
     bit = rng.randrange(8)

@@ -17,20 +17,20 @@ from cobo_dist.training.signals import REPEATED_SIGNAL_SECONDS
 
 from .outcome import Outcome, shorten
 from .problem import arguments, differences, write_problem
-from .ranks import Ended, Plant, Run, finished, free_port, start, wait_for
+from .ranks import Ended, Fault, Run, finished, free_port, start, wait_for
 
 RANKS, CLIENTS, SIZE = 3, 9, 200
 ROUNDS, EVERY = 120, 10
-PLANTED = 57  # a round
+FAULT_ROUND = 57
 
 
 @dataclass
 class Place:
-    """Where the endings are tried, and what the run without any comes to."""
+    """The folder of the endings, and the run without a fault that they are compared with."""
 
     folder: Path
     timeout: float  # comm.timeout, seconds
-    slack: float  # seconds that a machine may take for what is no waiting
+    slack: float  # seconds beyond the time-out that a busy machine may take
     run: list[str] = field(default_factory=list)
     reference: Path = Path()
 
@@ -44,17 +44,17 @@ class Place:
         ]
         finished(RANKS, [*self.run, f"run.dir={self.reference}"], self.folder / "logs")
 
-    def start(self, out: Path, plant: Plant | None = None, alone: bool = True) -> Run:
-        """Start the run in `out` and come back when it has its first checkpoint."""
+    def start(self, out: Path, fault: Fault | None = None, alone: bool = True) -> Run:
+        """Start the run in `out` and return when it has its first checkpoint."""
         run = start(
-            RANKS, [*self.run, f"run.dir={out}"], self.folder / "logs", plant=plant, alone=alone
+            RANKS, [*self.run, f"run.dir={out}"], self.folder / "logs", fault=fault, alone=alone
         )
         wait_for(lambda: list(out.glob("checkpoints/round-?????????")), run, 600.0)
-        run.mark()
+        run.restart_clock()
         return run
 
     def goes_on(self, out: Path) -> list[str]:
-        """Resume what ended badly; return in what it differs from the run without any fault."""
+        """Resume the run; return its differences from the run without a fault."""
         try:
             again = [*self.run, f"run.dir={out}", "run.resume=auto"]
             finished(RANKS, again, self.folder / "logs")
@@ -64,7 +64,7 @@ class Place:
 
 
 def judge(
-    done: str,
+    action: str,
     expected: str,
     ended: Mapping[int, Ended],
     codes: Mapping[int, int],
@@ -72,7 +72,7 @@ def judge(
     limit: float,
     wrong: Sequence[str] = (),
 ) -> Outcome:
-    """Return the row: codes as they should be, in time, no stack trace, and one line with the words."""
+    """Return the row: it passes with these codes in time, no stack trace, and one line with the words."""
     wrong = list(wrong)
     lines: list[str] = []
     for rank, one in ended.items():
@@ -90,7 +90,7 @@ def judge(
         wrong.append(f"no line with {', '.join(words)}, but {lines}")
     seen = ", ".join(f"{rank}: {one.code} in {one.seconds:.1f} s" for rank, one in ended.items())
     return Outcome(
-        done,
+        action,
         expected,
         f"rank {seen}",
         max(one.seconds for one in ended.values()),
@@ -117,7 +117,7 @@ def killed(place: Place) -> Outcome:
 
 
 def killed_0(place: Place) -> Outcome:
-    """SIGKILL to the rank that speaks for all."""
+    """SIGKILL to rank 0, which prints for all."""
     out = place.folder / "killed_0"
     run = place.start(out)
     run.signal(0, signal.SIGKILL)
@@ -130,20 +130,20 @@ def killed_0(place: Place) -> Outcome:
 
 
 def out_of_memory(place: Place) -> Outcome:
-    """More memory than there is, asked for by one rank."""
+    """One rank asks for more memory than there is."""
     out = place.folder / "memory"
-    run = place.start(out, (plant_hunger, (PLANTED, 1)))
+    run = place.start(out, (inject_out_of_memory, (FAULT_ROUND, 1)))
     ended = run.end(place.timeout + place.slack)
     return judge(
-        f"rank 1 asks for 4 PB in round {PLANTED}", "all end with 1: rank, host, round; resumes",
+        f"rank 1 asks for 4 PB in round {FAULT_ROUND}", "all end with 1: rank, host, round; resumes",
         ended, dict.fromkeys(range(RANKS), 1),
-        ["error: rank 1 on", f"failed in round {PLANTED}", "out of memory"],
+        ["error: rank 1 on", f"failed in round {FAULT_ROUND}", "out of memory"],
         place.timeout + place.slack, place.goes_on(out),
     )  # fmt: skip
 
 
 def frozen(place: Place) -> Outcome:
-    """SIGSTOP: alive, and silent."""
+    """SIGSTOP: a rank is alive but sends nothing."""
     out = place.folder / "frozen"
     run = place.start(out)
     run.signal(1, signal.SIGSTOP)
@@ -161,12 +161,12 @@ def frozen(place: Place) -> Outcome:
 def not_a_number(place: Place) -> Outcome:
     """NaN in one client's data at one round."""
     out = place.folder / "nan"
-    run = place.start(out, (plant_nan, (PLANTED, 4)))
+    run = place.start(out, (inject_nan, (FAULT_ROUND, 4)))
     ended = run.end(place.timeout + place.slack)
     return judge(
-        f"a NaN planted in client 4's loss in round {PLANTED}",
+        f"a NaN in client 4's loss in round {FAULT_ROUND}",
         "all end with 1, client and round named; resumes from before",
-        ended, dict.fromkeys(range(RANKS), 1), ["client 4", f"round {PLANTED}"],
+        ended, dict.fromkeys(range(RANKS), 1), ["client 4", f"round {FAULT_ROUND}"],
         place.timeout + place.slack, place.goes_on(out),
     )  # fmt: skip
 
@@ -185,13 +185,13 @@ def asked_to_stop(place: Place) -> Outcome:
 
 
 def asked_twice(place: Place) -> Outcome:
-    """A second SIGTERM before the first can be obeyed."""
+    """A second SIGTERM before the run could stop for the first."""
     out = place.folder / "twice"
-    run = place.start(out, (plant_pause, (EVERY, REPEATED_SIGNAL_SECONDS + 7.0)))
+    run = place.start(out, (inject_pause, (EVERY, REPEATED_SIGNAL_SECONDS + 7.0)))
     run.signal(1, signal.SIGTERM)
     time.sleep(REPEATED_SIGNAL_SECONDS + 0.5)  # sooner, it counts as the first
     run.signal(1, signal.SIGTERM)
-    run.mark()
+    run.restart_clock()
     ended = run.end(place.timeout + place.slack)
     late = [] if ended[1].seconds < 3.0 else [f"rank 1 took {ended[1].seconds:.1f} s"]
     return judge(
@@ -202,7 +202,7 @@ def asked_twice(place: Place) -> Outcome:
 
 
 def interrupted(place: Place) -> Outcome:
-    """Ctrl-C, which every rank of a terminal gets."""
+    """Ctrl-C, which every process of a terminal receives."""
     out = place.folder / "interrupted"
     run = place.start(out)
     for rank in range(RANKS):
@@ -236,12 +236,12 @@ def full_disk(place: Place) -> Outcome:
 
 
 def full_at_the_end(place: Place) -> Outcome:
-    """A disk that has no room for the models."""
+    """A disk that is full when the models are written."""
     with mounted(place.folder / "models", "size=4m") as why:
         if why:
             return skipped("no room for the models", why)
         out, balloon = place.folder / "models" / "run", place.folder / "models" / "balloon"
-        run = place.start(out, (plant_full_disk, (str(balloon),)))
+        run = place.start(out, (inject_full_disk, (str(balloon),)))
         ended = run.end(120.0)
         balloon.unlink(missing_ok=True)
         return judge(
@@ -270,7 +270,7 @@ def read_only(place: Place) -> Outcome:
 
 
 def port_in_use(place: Place) -> Outcome:
-    """Somebody else listens where rank 0 should."""
+    """Another process listens on the port of rank 0."""
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
@@ -279,7 +279,7 @@ def port_in_use(place: Place) -> Outcome:
 
 
 def wrong_world_size(place: Place) -> Outcome:
-    """Ranks that were told different numbers of ranks."""
+    """Ranks with different WORLD_SIZE."""
     sizes = {0: 2, 1: 3}
     return _at_the_start(
         place, "rank 0 with WORLD_SIZE=2, rank 1 with WORLD_SIZE=3", [], [0, 1], sizes, None
@@ -294,7 +294,7 @@ def missing_rank(place: Place) -> Outcome:
 
 def _at_the_start(
     place: Place,
-    done: str,
+    action: str,
     words: list[str],
     which: list[int],
     sizes: dict[int, int],
@@ -309,7 +309,7 @@ def _at_the_start(
     left = [f"{out} was made"] if out.exists() else []
     shutil.rmtree(out, ignore_errors=True)
     return judge(
-        f"{done}, comm.timeout={place.timeout:g}", "refused with 2 by all, within the time-out",
+        f"{action}, comm.timeout={place.timeout:g}", "refused with 2 by all, within the time-out",
         ended, dict.fromkeys(which, 2), ["error: ", *words], place.timeout + place.slack, left,
     )  # fmt: skip
 
@@ -335,23 +335,23 @@ ENDINGS: dict[str, Callable[[Place], Outcome]] = {
 def endings(
     folder: Path, which: Sequence[str] = (), timeout: float = 8.0, slack: float = 20.0
 ) -> list[Outcome]:
-    """Try the endings of these names, or all; `slack` seconds may be lost to a busy machine."""
+    """Try the endings of these names, or all; a busy machine may take `slack` seconds longer."""
     place = Place(folder, timeout, slack)
     place.prepare()
     return [ENDINGS[name](place) for name in which or ENDINGS]
 
 
-# -- means ---------------------------------------------------------------------------------------------
+# -- helpers ---------------------------------------------------------------------------------------------
 
 
-def skipped(done: str, why: str) -> Outcome:
-    """Return the row of what cannot be tried here."""
-    return Outcome(done, "", why, 0.0, None)
+def skipped(action: str, why: str) -> Outcome:
+    """Return the row of a test that this machine cannot run."""
+    return Outcome(action, "", why, 0.0, None)
 
 
 @contextmanager
 def mounted(folder: Path, how: str) -> Iterator[str]:
-    """Mount a small file system in memory; yield why it cannot be, or nothing."""
+    """Mount a small file system in memory; yield why it cannot be mounted, or an empty string."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", how, "none", str(folder)]
     try:
@@ -367,10 +367,10 @@ def mounted(folder: Path, how: str) -> Iterator[str]:
 
 
 def fill(balloon: Path) -> None:
-    """Write until nothing more goes in."""
+    """Write until the file system is full."""
     try:
-        # Unbuffered: what no longer fits must not be tried again as the file is closed. Appending: all
-        # ranks may fill the same one.
+        # Unbuffered: closing the file must not write again what did not fit. Appending: all ranks may
+        # fill the same file.
         with balloon.open("ab", buffering=0) as file:
             for size in (1 << 16, 1):
                 try:
@@ -382,8 +382,8 @@ def fill(balloon: Path) -> None:
         return
 
 
-def plant_nan(r: int, client: int) -> None:
-    """Let a client's centre be NaN in round r."""
+def inject_nan(r: int, client: int) -> None:
+    """Make a client's center NaN in round r."""
     from cobo_dist.tasks.quadratic import QuadraticBatches
 
     good = QuadraticBatches.batch
@@ -401,8 +401,8 @@ def plant_nan(r: int, client: int) -> None:
     QuadraticBatches.batch = batch  # type: ignore[method-assign]
 
 
-def plant_hunger(r: int, rank: int) -> None:
-    """Let a rank ask for memory that no machine has in round r."""
+def inject_out_of_memory(r: int, rank: int) -> None:
+    """Make a rank allocate more memory than any machine has in round r."""
     import torch
 
     from cobo_dist.algorithms.cobo import CoBo
@@ -417,8 +417,8 @@ def plant_hunger(r: int, rank: int) -> None:
     CoBo.round = hungry  # type: ignore[method-assign]
 
 
-def plant_pause(after: int, seconds: float) -> None:
-    """Let every round after a number of them take so long."""
+def inject_pause(after: int, seconds: float) -> None:
+    """Make every round after `after` rounds take so long."""
     from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 
     good = MetricsBuffer.round
@@ -431,7 +431,7 @@ def plant_pause(after: int, seconds: float) -> None:
     MetricsBuffer.round = slow  # type: ignore[method-assign]
 
 
-def plant_full_disk(balloon: str) -> None:
+def inject_full_disk(balloon: str) -> None:
     """Fill the disk when the models are to be written."""
     from cobo_dist.training import shutdown
 

@@ -1,4 +1,4 @@
-"""Malformed data files: what a copy that broke off, another program, or somebody with bad intentions left."""
+"""Malformed data files, as from an interrupted copy, another program or an attacker."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 class _Evil:
-    """What tells on whoever unpickles it."""
+    """Creates a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open, ("EXECUTED", "w")
@@ -156,7 +156,7 @@ def _other_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _with_header(content: bytes, rng: random.Random) -> bytes:
-    """Return an array's bytes under a header that lies."""
+    """Return an array's bytes with a wrong header."""
     shape = rng.choice(
         ("(10**12,)", "(1000000000000,)", "(-1,)", "(1,)*99", "'x'", "(2**63,)", "(4.0,)", "()")
     )
@@ -187,7 +187,7 @@ _LANGUAGE = [
 
 
 def texts(rng: random.Random, folder: Path) -> list[str]:
-    """Write text files of which one is no good; return the arguments."""
+    """Write text files, one of them malformed; return the arguments."""
     _write_texts(folder, rng)
     path = folder / "texts" / "b.txt"
     kind = rng.randrange(8)
@@ -222,7 +222,7 @@ def _write_texts(folder: Path, rng: random.Random) -> None:
 
 
 def gguf(rng: random.Random, folder: Path) -> list[str]:
-    """Write a GGUF file that is none, or breaks off; return the arguments."""
+    """Write a malformed or truncated GGUF file; return the arguments."""
     _write_texts(folder, rng)
 
     def text(value: str) -> bytes:
@@ -259,7 +259,7 @@ def gguf(rng: random.Random, folder: Path) -> list[str]:
 
 
 def safetensors(rng: random.Random, folder: Path) -> list[str]:
-    """Write a model's folder whose weights lie or have evil names; return the arguments."""
+    """Write a model folder with malformed weights or malicious names; return the arguments."""
     _write_texts(folder, rng)
     path = folder / "model"
     path.mkdir(exist_ok=True)
@@ -281,7 +281,7 @@ def safetensors(rng: random.Random, folder: Path) -> list[str]:
 
 
 def _safetensors(rng: random.Random) -> bytes:
-    """Return a safetensors file whose header lies, or whose names are meant to lead somewhere."""
+    """Return a safetensors file with a wrong header or malicious names."""
     entry = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
     header: dict[str, Any] = {"transformer.wte.weight": entry}
     kind = rng.randrange(8)
@@ -307,7 +307,7 @@ def _safetensors(rng: random.Random) -> bytes:
 
 
 def checkpoint(rng: random.Random, folder: Path) -> list[str]:
-    """Change a sound checkpoint and seal it anew, as somebody could who means harm; return the arguments.
+    """Change a valid checkpoint and update its digests, as an attacker could; return the arguments.
 
     The folder must hold a run, as `sound_run` writes it.
     """
@@ -367,7 +367,7 @@ def checkpoint(rng: random.Random, folder: Path) -> list[str]:
 
 
 def sound_run(folder: Path) -> list[str]:
-    """Return the arguments of the run that `checkpoint` changes the checkpoint of; of one round."""
+    """Return the arguments of the one-round run whose checkpoint `checkpoint` changes."""
     n, d = 5, 4
     np.savez(
         folder / "sound.npz",

@@ -1,7 +1,7 @@
 """Random configs and malformed files through `cobo_dist.train.main`, each in an empty folder.
 
-What may come of them: code 2 with one line, and nothing left behind; or a run, which is kept tiny. A case is
-a kind and a seed, so that what failed can be made again:
+Each must be refused with code 2, one line and no run folder, or run, which is kept tiny. A kind and a seed
+name a case, so that a failure can be repeated:
 
     python -m stress --only fuzz --case KIND:SEED
 """
@@ -32,26 +32,26 @@ CONFIGS: dict[str, Callable[[random.Random, Path], list[str]]] = {
     "arguments": texts.random_arguments,
 }
 KINDS = CONFIGS | files.KINDS
-MEMORY = 3 << 30
-"""Bytes that a case may ask for beyond what loaded libraries take: sizes are drawn that no machine has."""
+MEMORY_BYTES = 3 << 30
+"""Bytes that a case may allocate beyond the loaded libraries: some cases ask for absurd sizes."""
 FAILURES = ("became", "memory", "make room")
-"""Words of lines with which a run that did start may fail: it diverged, or is too large for this machine."""
+"""Words of allowed failures of a run that started: it diverged, or is too large for this machine."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """What came of one case."""
+class CaseResult:
+    """The result of one case."""
 
-    code: int | None  # None: none at all
+    code: int | None  # None: an exception escaped, or the process died
     out: str
     err: str
     arguments: list[str]
-    left: bool = False  # a run folder
-    executed: bool = False  # code that came with a file
+    left: bool = False  # a run folder exists
+    executed: bool = False  # code from a malformed file ran
     seconds: float = 0.0
 
     def complaint(self) -> str:
-        """Return what is wrong with it; empty if nothing is."""
+        """Return what is wrong with the result; empty if nothing is."""
         said = [line for line in self.err.splitlines() if line.startswith("error: ")]
         if self.code is None:
             return self.err
@@ -84,14 +84,16 @@ def fuzz(
     patience: float = 120.0,
     kinds: Sequence[str] = tuple(files.KINDS),
 ) -> list[Outcome]:
-    """Try so many random configs, and malformed files of these kinds; a case may take `patience` seconds."""
+    """Try random configs, and malformed files of these kinds; a case may take `patience` seconds."""
     rows = []
-    for done, which, count in (
+    for action, which, count in (
         ("random configs", tuple(CONFIGS), configs),
         ("malformed files", kinds, malformed),
     ):
         if count:
-            rows.append(_row(f"{count} {done}", list(cases(which, count, seed)), folder, patience))
+            rows.append(
+                _row(f"{count} {action}", list(cases(which, count, seed)), folder, patience)
+            )
     return rows
 
 
@@ -101,24 +103,28 @@ def one(kind: str, seed: int, folder: Path, patience: float = 120.0) -> list[Out
 
 
 def _row(
-    done: str, which: list[tuple[str, int]], folder: Path, patience: float, everything: bool = False
+    action: str,
+    which: list[tuple[str, int]],
+    folder: Path,
+    patience: float,
+    everything: bool = False,
 ) -> Outcome:
     began = time.monotonic()
     wrong, shown, line, codes = 0, [], "", Counter[str]()
-    for (kind, seed), told in _try(which, folder, patience):
-        complaint = told.complaint()
+    for (kind, seed), result in _try(which, folder, patience):
+        complaint = result.complaint()
         wrong += bool(complaint)
-        codes["no code" if told.code is None else f"code {told.code}"] += 1
+        codes["no code" if result.code is None else f"code {result.code}"] += 1
         if complaint or everything:
-            given = [shorten(argument, 200) for argument in told.arguments]
+            given = [shorten(argument, 200) for argument in result.arguments]
             shown.append(f"{kind}:{seed} {given} {complaint}")
         if everything:
-            shown.append(f"{told.seconds:.1f} s\n{told.out}\n{told.err}")
-        said = [said for said in told.err.splitlines() if said.startswith("error: ")]
-        line = said[0] if said and told.code == 2 else line
-        progress(done, sum(codes.values()), len(which))
+            shown.append(f"{result.seconds:.1f} s\n{result.out}\n{result.err}")
+        said = [said for said in result.err.splitlines() if said.startswith("error: ")]
+        line = said[0] if said and result.code == 2 else line
+        progress(action, sum(codes.values()), len(which))
     return Outcome(
-        done,
+        action,
         "code 2 and one line, or a run; no stack trace, no hang, nothing of a file executed",
         f"{', '.join(f'{k}: {v}' for k, v in sorted(codes.items()))}; {wrong} wrong",
         time.monotonic() - began,
@@ -128,13 +134,13 @@ def _row(
     )
 
 
-# -- a process of its own --------------------------------------------------------------------------------
+# -- a worker process --------------------------------------------------------------------------------
 
 
 def _try(
     which: list[tuple[str, int]], folder: Path, patience: float
-) -> Iterator[tuple[tuple[str, int], Told]]:
-    """Let a process try the cases one by one; where it hangs or dies, another takes over."""
+) -> Iterator[tuple[tuple[str, int], CaseResult]]:
+    """Try the cases one by one in a process; if it hangs or dies, start another for the rest."""
     left = list(which)
     while left:
         with environment():
@@ -142,31 +148,31 @@ def _try(
             worker = server().Process(target=_serve, args=(theirs, str(folder)), daemon=True)
             worker.start()
         theirs.close()
-        ours.recv()  # it is ready: loading libraries does not count
+        ours.recv()  # it is ready: the time to load libraries does not count
         while left:
             case = left.pop(0)
             ours.send(case)
             if not ours.poll(patience):
-                yield case, Told(None, "", f"a hang: no end within {patience:g} s", [])
+                yield case, CaseResult(None, "", f"a hang: no end within {patience:g} s", [])
                 break
             try:
                 yield case, ours.recv()
             except EOFError:
                 worker.join()
-                yield case, Told(None, "", f"the process died with {worker.exitcode}", [])
+                yield case, CaseResult(None, "", f"the process died with {worker.exitcode}", [])
                 break
         worker.kill()
         worker.join()
 
 
 def _serve(pipe: Connection, folder: str) -> None:
-    """Try cases until the pipe is closed."""
+    """Try cases in the worker process until the pipe is closed."""
     from cobo_dist.tasks.language.libraries import library
 
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):  # what libraries print below Python
-        os.dup2(nowhere, number)
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):  # libraries may print from C
+        os.dup2(null, number)
+    loaded = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     sound = Path(tempfile.mkdtemp(dir=folder))
     os.environ["HOME"] = str(sound)  # a run folder may be called ~
     os.chdir(sound)
@@ -179,14 +185,16 @@ def _serve(pipe: Connection, folder: str) -> None:
             if kind in ("texts", "gguf", "safetensors"):
                 library("transformers")
             if not limited:
-                resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
+                resource.setrlimit(
+                    resource.RLIMIT_AS, (loaded + MEMORY_BYTES, loaded + MEMORY_BYTES)
+                )
                 limited = True
             pipe.send(_case(kind, seed, Path(folder), sound))
     except EOFError:
         return
 
 
-def _case(kind: str, seed: int, folder: Path, sound: Path) -> Told:
+def _case(kind: str, seed: int, folder: Path, sound: Path) -> CaseResult:
     """Make a case in a folder of its own, try it, and remove the folder."""
     place = Path(tempfile.mkdtemp(dir=folder))
     try:
@@ -199,14 +207,16 @@ def _case(kind: str, seed: int, folder: Path, sound: Path) -> Told:
         began = time.monotonic()
         code, out, err = _call(given)
         executed = any(folder.rglob("EXECUTED"))
-        return Told(code, out, err, given, Path("out").exists(), executed, time.monotonic() - began)
+        return CaseResult(
+            code, out, err, given, Path("out").exists(), executed, time.monotonic() - began
+        )
     finally:
         os.chdir(folder)
         shutil.rmtree(place, ignore_errors=True)
 
 
 def _call(given: list[str]) -> tuple[int | None, str, str]:
-    """Go through the front door; what escapes it is a complaint."""
+    """Call the command's main function; an exception that escapes is a complaint."""
     from cobo_dist.cli.train import main
 
     out, err = StringIO(), StringIO()

@@ -1,6 +1,6 @@
-"""SIGKILL to a random rank at a random moment, many inside a save, then the same command again.
+"""SIGKILL to a random rank at a random moment, often inside a save, then the same command again.
 
-What a run that was killed any number of times must come to is what it comes to without.
+A run that was killed any number of times must have the same result as a run that was never killed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .ranks import Run, finished, load, start, wait_for
 RANKS, CLIENTS, SIZE = 3, 18, 200
 ROUNDS, EVERY = 60, 6
 TIMEOUT = 60.0
-"""comm.timeout, seconds: what a survivor may take."""
+"""comm.timeout in seconds: a surviving rank must end within it."""
 
 
 @dataclass
-class _Seen:
-    """What the kills came to."""
+class _Counts:
+    """The results of all kills."""
 
     kills: int = 0
     inside: int = 0  # a save
@@ -36,17 +36,15 @@ class _Seen:
     named: int = 0  # lines that name the rank that was killed
     line: str = ""
     wrong: list[str] = field(default_factory=list)  # with models, W or rows
-    late: list[str] = field(default_factory=list)  # or loud survivors
+    late: list[str] = field(default_factory=list)  # survivors: late, or with a stack trace
 
 
 def kills(
     count: int, folder: Path, seed: int = 0, rounds: int = ROUNDS, every: int = EVERY
 ) -> list[Outcome]:
-    """Kill ranks of 3-rank runs `count` times, each time going on with run.resume=auto.
+    """Kill ranks of 3-rank runs `count` times, and resume each time with run.resume=auto.
 
-    A run has so many rounds, with a checkpoint after `every` of them.
-
-    Half of the kills wait, from their random moment on, for the next save to begin.
+    Half of the kills wait, after their random moment, until the next save begins.
     """
     began = time.monotonic()
     rng = random.Random(seed)
@@ -57,53 +55,57 @@ def kills(
     started = time.monotonic()
     finished(RANKS, [*run, f"run.dir={whole}"], folder / "logs")
     span = time.monotonic() - started
-    seen = _Seen()
+    counts = _Counts()
     cut, killed, without = folder / "cut", 0, 0
-    while seen.kills < count or killed:
+    while counts.kills < count or killed:
         attempt = start(RANKS, [*run, f"run.dir={cut}"], folder / "logs")
         rank = rng.randrange(RANKS)
         moment, at_save = rng.uniform(0.0, span), rng.random() < 0.5
         inside = None
-        if seen.kills < count:
+        if counts.kills < count:
             inside = _kill(attempt, rank, cut / "checkpoints", moment, at_save, span)
-        attempt.mark()
+        attempt.restart_clock()
         if inside is None:
-            _end_well(attempt, seen)
+            _end_well(attempt, counts)
         else:
-            killed, seen.kills, seen.inside = killed + 1, seen.kills + 1, seen.inside + inside
-            _end_without(attempt, rank, seen)
-            progress("kills", seen.kills, count)
+            killed, counts.kills, counts.inside = (
+                killed + 1,
+                counts.kills + 1,
+                counts.inside + inside,
+            )
+            _end_without(attempt, rank, counts)
+            progress("kills", counts.kills, count)
         if is_done(cut):
-            name = f"seed {seed}, run {seen.finished}, after {killed} kills"
-            seen.wrong += [f"{name}: {one}" for one in differences(whole, cut, rounds)]
-            seen.finished += 1
+            name = f"seed {seed}, run {counts.finished}, after {killed} kills"
+            counts.wrong += [f"{name}: {one}" for one in differences(whole, cut, rounds)]
+            counts.finished += 1
             killed = without = 0
             shutil.rmtree(cut)
         elif inside is None and (without := without + 1) > 3:
-            seen.wrong.append(f"seed {seed}: a run does not come to its end; {seen.line}")
+            counts.wrong.append(f"seed {seed}: a run does not come to its end; {counts.line}")
             break
     seconds = time.monotonic() - began
     return [
         Outcome(
-            f"{seen.kills} x SIGKILL to a random one of {RANKS} ranks at a random moment, then "
+            f"{counts.kills} x SIGKILL to a random one of {RANKS} ranks at a random moment, then "
             "run.resume=auto",
-            "every finished run has models, W and rows as without kills, bit by bit; each row once",
-            f"{seen.finished} finished runs, {seen.inside} kills inside a save, "
-            f"{len(seen.wrong)} differences",
+            "every finished run has bitwise the same models, W and rows as without kills; each row once",
+            f"{counts.finished} finished runs, {counts.inside} kills inside a save, "
+            f"{len(counts.wrong)} differences",
             seconds,
-            not seen.wrong and seen.finished > 0,
-            details=seen.wrong,
+            not counts.wrong and counts.finished > 0,
+            details=counts.wrong,
         ),
         Outcome(
             "the ranks that survived them",
             f"end by themselves with code 1 within comm.timeout={TIMEOUT:g} s (2 where they were still "
             "connecting), and one of them says so",
-            f"codes {dict(sorted(seen.codes.items(), key=str))}, the slowest after {seen.slowest:.1f} s; "
-            f"{seen.named} of {seen.kills} times a line names the rank that was killed",
+            f"codes {dict(sorted(counts.codes.items(), key=str))}, the slowest after {counts.slowest:.1f} s; "
+            f"{counts.named} of {counts.kills} times a line names the rank that was killed",
             seconds,
-            not seen.late,
-            seen.line,
-            seen.late,
+            not counts.late,
+            counts.line,
+            counts.late,
         ),
     ]
 
@@ -116,7 +118,7 @@ def _kill(
     None: the run had ended.
     """
     ended = wait_for(lambda: run.since() > moment, run, 10 * patience + 60)
-    if not ended or not run.lives:
+    if not ended or not run.is_alive:
         return None
     if at_save and not wait_for(lambda: _is_saving(checkpoints), run, 10 * patience + 60):
         return None
@@ -135,29 +137,29 @@ def _is_saving(checkpoints: Path) -> bool:
         return False
 
 
-def _end_well(run: Run, seen: _Seen) -> None:
+def _end_well(run: Run, counts: _Counts) -> None:
     for rank, one in run.end(10 * TIMEOUT).items():
         if one.code != 0:
-            seen.late.append(
+            counts.late.append(
                 f"rank {rank} of an attempt without a kill ended with {one.code}: {shorten(one.err)}"
             )
-            seen.line = one.said[-1] if one.said else seen.line
+            counts.line = one.said[-1] if one.said else counts.line
 
 
-def _end_without(run: Run, killed: int, seen: _Seen) -> None:
+def _end_without(run: Run, killed: int, counts: _Counts) -> None:
     failed, lines = False, list[str]()
     for rank, one in run.end(TIMEOUT + 15.0).items():
         if rank == killed:
             continue
-        seen.codes[one.code] += 1
-        seen.slowest = max(seen.slowest, one.seconds)
-        # Where the last round was over, others may be done; before all have met, they could not connect.
+        counts.codes[one.code] += 1
+        counts.slowest = max(counts.slowest, one.seconds)
+        # After the last round, other ranks may be done; during start-up, they could not connect.
         quiet = len(one.said) < (2 if one.code else 1)
         if one.code not in (0, 1, 2) or not quiet or "Traceback" in one.err:
-            seen.late.append(f"rank {rank} ended with {one.code}: {shorten(one.err)}")
+            counts.late.append(f"rank {rank} ended with {one.code}: {shorten(one.err)}")
         failed, lines = failed or one.code == 1, lines + one.said
     if failed and not lines:
-        seen.late.append(f"nobody said that rank {killed} was lost")
+        counts.late.append(f"no message says that rank {killed} was lost")
     about = [line for line in lines if f"rank {killed} on" in line]
-    seen.named += bool(about)
-    seen.line = (about or lines or [seen.line])[0]
+    counts.named += bool(about)
+    counts.line = (about or lines or [counts.line])[0]

@@ -1,4 +1,4 @@
-"""A real torchrun that starts its workers again: after a kill, and where nodes come and go."""
+"""A real torchrun that restarts its workers: after a kill, and when nodes join and leave."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pathlib import Path
 
 from .kills import CLIENTS, EVERY, ROUNDS, SIZE
 from .outcome import Outcome, shorten
-from .problem import OF_RANKS, arguments, differences, write_problem
+from .problem import RANK_KEYS, arguments, differences, write_problem
 from .ranks import environment, finished, free_port
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
-PATIENCE = 900.0  # seconds
+RUN_SECONDS = 900.0  # at most, for one run
 ELASTIC = {
-    # Without, torch 2.14's agents wait for an address that nobody posts when a node joins, whatever they run.
+    # Without it, the agents of torch 2.14 wait for an address that is never posted when a node joins.
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",  # seconds to save a checkpoint, on a busy machine
 }
 
 
 def restarts(count: int, folder: Path, ranks: int = 2, seed: int = 0) -> list[Outcome]:
-    """Kill workers of a real torchrun that starts them again: the run resumes without being asked."""
+    """Kill workers of a real torchrun that restarts them: the run must resume by itself."""
     began = time.monotonic()
     rng = random.Random(seed)
     run = arguments(write_problem(folder / "problem.npz", CLIENTS, SIZE), 10 * ROUNDS, EVERY)
@@ -44,13 +44,13 @@ def restarts(count: int, folder: Path, ranks: int = 2, seed: int = 0) -> list[Ou
         launcher = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
         for wanted in range(1, count + 1):
-            # Some way beyond where the last attempt came to, so that each of them did something.
+            # Some rounds later than the last attempt reached, so that each attempt makes progress.
             if not _waits(launcher, _has_come(cut, wanted * 10 * ROUNDS // (count + 1))):
                 break
             if workers := list(_children(launcher.pid)):
                 os.kill(rng.choice(workers), signal.SIGKILL)
                 killed += 1
-        code = launcher.wait(PATIENCE)
+        code = launcher.wait(RUN_SECONDS)
     finally:
         launcher.kill()
     text = output.read_text(errors="replace")
@@ -72,7 +72,7 @@ def restarts(count: int, folder: Path, ranks: int = 2, seed: int = 0) -> list[Ou
 
 
 def elastic(folder: Path, rounds: int = 400) -> list[Outcome]:
-    """Let a second node join a run of `torchrun --nnodes=1:2`, and then be lost with all its processes."""
+    """A second node joins a run of `torchrun --nnodes=1:2`, and then all its processes are killed."""
     began = time.monotonic()
     every = rounds // 20
     run = [
@@ -82,9 +82,9 @@ def elastic(folder: Path, rounds: int = 400) -> list[Outcome]:
     ]
     run += [f"run.eval_every={every}", f"run.log_weights_every={every}", "comm.timeout=60"]
     whole, cut = folder / "whole", folder / "cut"
-    finished(1, [*run, f"run.dir={whole}"], folder / "logs", PATIENCE)
+    finished(1, [*run, f"run.dir={whole}"], folder / "logs", RUN_SECONDS)
     node = [
-        *TORCHRUN, "--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv-id=faults",
+        *TORCHRUN, "--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv-id=stress",
         "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}",
         "--rdzv-conf=last_call_timeout=3,keep_alive_interval=2",
         "-m", "cobo_dist.train", *run, f"run.dir={cut}",
@@ -93,7 +93,7 @@ def elastic(folder: Path, rounds: int = 400) -> list[Outcome]:
     code: int | None = None
     try:
         came.append(_waits(nodes[0], _has_come(cut, every)))
-        # It must not be done before the second node is there, however fast this machine is.
+        # Stop the worker, so that the run cannot end before the second node joins.
         (worker,) = _children(nodes[0].pid)
         os.kill(worker, signal.SIGSTOP)
         nodes.append(_start(node, folder / "second.txt"))
@@ -102,7 +102,7 @@ def elastic(folder: Path, rounds: int = 400) -> list[Outcome]:
         came.append(_waits(nodes[0], lambda: _ranks(cut) == 2))
         came.append(_waits(nodes[0], _has_come(cut, _newest(cut) + every)))
         _lose(nodes[1])
-        code = nodes[0].wait(PATIENCE)
+        code = nodes[0].wait(RUN_SECONDS)
     finally:
         for one in nodes:
             _lose(one)
@@ -112,7 +112,7 @@ def elastic(folder: Path, rounds: int = 400) -> list[Outcome]:
     told = [line for line in text.splitlines() if line.startswith("goes on after round")]
     wrong = [shorten(text, 3000)]
     if code == 0:
-        wrong = differences(whole, cut, rounds, OF_RANKS, ("ledger", "warning"))
+        wrong = differences(whole, cut, rounds, RANK_KEYS, ("ledger", "warning"))
     if len(told) != 2 or not all(came):
         wrong.append(f"it went on {len(told)} times: {told}; it came this far: {came}")
     return [
@@ -137,7 +137,7 @@ def _start(command: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
 
 
 def _lose(node: subprocess.Popen[bytes]) -> None:
-    """Kill a launcher and its workers, all at once as when a machine is gone."""
+    """Kill a launcher and its workers at once, as if the machine were lost."""
     workers = list(_children(node.pid)) if node.poll() is None else []
     for process in (node.pid, *workers) if node.poll() is None else ():
         with suppress(ProcessLookupError):
@@ -146,7 +146,7 @@ def _lose(node: subprocess.Popen[bytes]) -> None:
 
 
 def _is_asked_to_stop(process: int) -> bool:
-    """Return whether a process that is stopped has SIGTERM waiting for it."""
+    """Return whether SIGTERM is pending for a stopped process."""
     waiting = 0
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(("SigPnd:", "ShdPnd:")):
@@ -155,7 +155,7 @@ def _is_asked_to_stop(process: int) -> bool:
 
 
 def _ranks(run: Path) -> int:
-    """Return on how many ranks a run goes, or went last."""
+    """Return the number of ranks of a run's last start; 0 if it is unknown."""
     try:
         return len(json.loads((run / "env.json").read_text())["ranks"])
     except (OSError, ValueError):
@@ -169,13 +169,13 @@ def _newest(run: Path) -> int:
 
 
 def _has_come(run: Path, r: int) -> Callable[[], bool]:
-    """Return what tells whether a checkpoint of round r or later is there."""
+    """Return a function that tells whether a checkpoint of round r or later exists."""
     return lambda: _newest(run) >= r
 
 
 def _waits(launcher: subprocess.Popen[bytes], true: Callable[[], bool]) -> bool:
-    """Wait until something is true; False if the launcher ended first."""
-    until = time.monotonic() + PATIENCE
+    """Poll a condition every 2 ms; return False if the launcher ended first."""
+    until = time.monotonic() + RUN_SECONDS
     while launcher.poll() is None and time.monotonic() < until:
         if true():
             return True

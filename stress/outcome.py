@@ -1,4 +1,4 @@
-"""One row of the table, and the table."""
+"""The result of one stress test, and the table of all results."""
 
 from __future__ import annotations
 
@@ -12,45 +12,52 @@ from rich.table import Table
 
 @dataclass
 class Outcome:
-    """What was done, what should have come of it, and what did."""
+    """One row of the table: what was done to the runs, the expected result, and the observed one."""
 
-    done: str
+    action: str
     expected: str
-    seen: str
+    observed: str
     seconds: float
-    held: bool | None = True  # None: not tried here
-    line: str = ""  # what the user was told
-    details: list[str] = field(default_factory=list)  # of what did not hold
+    passed: bool | None = True  # None: skipped
+    line: str = ""  # the message that the run printed
+    details: list[str] = field(default_factory=list)  # of what failed
 
     @property
     def verdict(self) -> str:
-        """`held`, `FAILED` or `skipped`."""
-        return "skipped" if self.held is None else "held" if self.held else "FAILED"
+        """`passed`, `FAILED` or `skipped`."""
+        return "skipped" if self.passed is None else "passed" if self.passed else "FAILED"
 
 
 def show(outcomes: Iterable[Outcome], width: int | None = None) -> None:
-    """Print the table, and under it the details of what did not hold."""
+    """Print the table, and under it the details of the failures."""
     outcomes = list(outcomes)
     table = Table(show_lines=True)
     for name, share in (
-        ("done", 4), ("expected", 4), ("seen", 5), ("s", None), ("line printed", 7), ("", None),
+        ("action", 4), ("expected", 4), ("observed", 5), ("s", None), ("line printed", 7), ("", None),
     ):  # fmt: skip
         table.add_column(
             name, ratio=share, overflow="fold", justify="right" if name == "s" else "left"
         )
     for one in outcomes:
-        # A line that a program printed is no markup, whatever brackets it holds.
-        cells = (one.done, one.expected, one.seen, f"{one.seconds:.1f}", one.line, one.verdict)
+        # Escape brackets: rich would read them as markup.
+        cells = (
+            one.action,
+            one.expected,
+            one.observed,
+            f"{one.seconds:.1f}",
+            one.line,
+            one.verdict,
+        )
         table.add_row(*(cell.replace("[", "\\[") for cell in cells))
     console = Console(width=width or max(Console().width, 150), highlight=False)
     console.print(table)
     for one in outcomes:
         for detail in one.details:
-            console.print(f"{one.done}: {detail}", markup=False, soft_wrap=True)
+            console.print(f"{one.action}: {detail}", markup=False, soft_wrap=True)
 
 
 def progress(part: str, done: int, of: int, step: int = 1) -> None:
-    """Say on standard error, twenty times a part, how far the last `step` have brought it."""
+    """Print progress on standard error twenty times a part, after `step` more of its cases."""
     if done * 20 // of > (done - step) * 20 // of:
         print(f"{part}: {done} of {of}", file=sys.stderr, flush=True)
 

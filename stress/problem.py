@@ -1,4 +1,4 @@
-"""The small run that all parts share, and whether two runs came to the same."""
+"""The small run that all parts share, and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from safetensors.numpy import load_file
 
 QUIET = ("log.figures=false", "log.progress=none", "run.device=cpu")
-OF_TIME = ("seconds",)
-OF_RANKS = ("seconds", "messages", "bytes_")
+TIME_KEYS = ("seconds",)
+RANK_KEYS = ("seconds", "messages", "bytes_")
 
 
 def write_problem(path: Path, clients: int = 9, size: int = 40) -> Path:
-    """Write Example 2 with three clusters side by side."""
+    """Write Example 2 with three clusters."""
     rng = np.random.default_rng(0)
     np.savez(
         path,
@@ -54,13 +54,13 @@ def differences(
     one: Path,
     other: Path,
     rounds: int,
-    but: Sequence[str] = OF_TIME,
+    but: Sequence[str] = TIME_KEYS,
     leave_out: Sequence[str] = ("ledger",),
 ) -> list[str]:
-    """Return in what two finished runs differ: models and W bit by bit, and every row of the log.
+    """Return the differences of two finished runs: models and W bit by bit, and every row of the log.
 
-    Rows are compared but for the events to `leave_out` and the keys that begin with one of `but`; round
-    rows must be 1 .. `rounds`, each once, and no evaluation may be there twice.
+    Events in `leave_out` and keys that begin with one of `but` are not compared. There must be one row for
+    each round 1 .. `rounds`, and no evaluation twice.
     """
     found = []
     for name in sorted({path.name for run in (one, other) for path in (run / "models").iterdir()}):

@@ -1,7 +1,7 @@
-"""Ranks as processes of their own that start fast: forked from a server that has torch loaded already.
+"""Ranks as processes that start fast: they are forked from a server that has already imported torch.
 
-They go through `cobo_dist.train.main` with torchrun's environment variables, so that everything but the
-launcher is as in a real run.
+They call `cobo_dist.train.main` with torchrun's environment variables, so only the launcher differs from a
+real run.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-HERE = Path(__file__).resolve()
+REPOSITORY = Path(__file__).resolve().parents[1]
 LAUNCHED_BY = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "SLURM",
                "PMI", "OMPI", "MPI_")  # fmt: skip
 PRELOADED = ["cobo_dist.train", "stress.ranks", "sklearn.datasets", "torch._inductor.config"]
 
-Plant = tuple[Callable[..., None], tuple[Any, ...]]
-"""Something to be put into a rank before it starts: a function of a module, and its arguments."""
+Fault = tuple[Callable[..., None], tuple[Any, ...]]
+"""A function of a module that injects a fault into a rank before it starts, and its arguments."""
 
 
 def server() -> ForkServerContext:
-    """Return the context whose processes are forked from one that has everything loaded."""
+    """Return the context whose processes are forked from a server that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
 
 
 def load() -> None:
-    """Let the server load everything now, so that the next start is as fast as those after it."""
+    """Start the server, so that the next start of a rank is as fast as the later ones."""
     with environment():
         process = server().Process(target=os.getpid)
         process.start()
@@ -46,12 +46,12 @@ def load() -> None:
 
 @contextmanager
 def environment() -> Iterator[None]:
-    """Be without a launcher's variables, on one thread, and let new interpreters find these modules."""
+    """Remove a launcher's variables, use one thread, and let new interpreters import this package."""
     before = dict(os.environ)
     for name in before:
         if name.startswith(LAUNCHED_BY):
             del os.environ[name]
-    paths = [str(HERE.parents[1]), str(HERE.parents[2]), *before.get("PYTHONPATH", "").split(":")]
+    paths = [str(REPOSITORY), *before.get("PYTHONPATH", "").split(":")]
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(filter(None, paths))}
     try:
         yield
@@ -64,14 +64,14 @@ def environment() -> Iterator[None]:
 class Ended:
     """How one rank ended."""
 
-    code: int | None  # negative: by that signal; None: it did not
-    seconds: float  # since `Run.mark`, or since the start
+    code: int | None  # negative: the signal that ended it; None: it was still running
+    seconds: float  # since `Run.restart_clock`, or since the start
     out: str
     err: str
 
     @property
     def said(self) -> list[str]:
-        """Its own lines of complaint."""
+        """Its error lines."""
         return [line for line in self.err.splitlines() if line.startswith("error: ")]
 
 
@@ -83,16 +83,16 @@ class Run:
         self.began = time.monotonic()
         self.seconds: dict[int, float] = {}  # until a rank was seen to have ended
 
-    def mark(self) -> None:
-        """Count seconds from now on."""
+    def restart_clock(self) -> None:
+        """Measure seconds from now on."""
         self.began = time.monotonic()
 
     def since(self) -> float:
-        """Return the seconds since `mark`, or the start."""
+        """Return the seconds since `restart_clock`, or the start."""
         return time.monotonic() - self.began
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether any rank has not ended."""
         return any(process.is_alive() for process in self.processes.values())
 
@@ -103,7 +103,7 @@ class Run:
             os.kill(process.pid, number)
 
     def wait(self, patience: float, which: Sequence[int] | None = None) -> None:
-        """Wait until some ranks (by default all) have ended, at most `patience` seconds from `mark`."""
+        """Wait until all ranks, or `which`, have ended, at most `patience` seconds from `restart_clock`."""
         waited = self.processes.keys() if which is None else which
         while not self.seconds.keys() >= set(waited) and self.since() < patience:
             for rank, process in self.processes.items():
@@ -112,7 +112,7 @@ class Run:
             time.sleep(0.005)
 
     def end(self, patience: float) -> dict[int, Ended]:
-        """Wait as `wait` for all ranks, end the rest, and return how each ended."""
+        """Wait for all ranks as `wait` does, kill the rest, and return how each ended."""
         self.wait(patience)
         ended = {}
         for rank, process in self.processes.items():
@@ -136,7 +136,7 @@ def start(
     *,
     sizes: dict[int, int] | None = None,
     port: int | None = None,
-    plant: Plant | None = None,
+    fault: Fault | None = None,
     alone: bool = True,
 ) -> Run:
     """Start ranks of one training.
@@ -145,10 +145,10 @@ def start(
         ranks: how many, or which of them.
         arguments: of `cobo_dist.train`.
         logs: folder for what they print.
-        sizes: the WORLD_SIZE that a rank is told, where it is not the number of ranks.
+        sizes: the WORLD_SIZE of a rank, where it is not the number of ranks.
         port: rank 0's; a free one by default.
-        plant: put into every rank before it starts.
-        alone: no launcher ends the others when one leaves, so none waits for rank 0 to speak first.
+        fault: injected into every rank before it starts.
+        alone: no launcher kills the others when one rank exits, so no rank waits for rank 0's message.
     """
     which = list(range(ranks)) if isinstance(ranks, int) else list(ranks)
     port = port or free_port()
@@ -157,12 +157,12 @@ def start(
     with environment():
         for rank in which:
             size = (sizes or {}).get(rank, len(which))
-            told = {
+            variables = {
                 "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size,
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             }  # fmt: skip
             process = server().Process(
-                target=_rank, args=(told, list(arguments), str(logs / str(rank)), plant, alone)
+                target=_rank, args=(variables, list(arguments), str(logs / str(rank)), fault, alone)
             )
             process.start()
             processes[rank] = process
@@ -170,23 +170,23 @@ def start(
 
 
 def _rank(
-    told: dict[str, object], arguments: list[str], log: str, plant: Plant | None, alone: bool
+    variables: dict[str, object], arguments: list[str], log: str, fault: Fault | None, alone: bool
 ) -> None:
-    """Be one rank."""
+    """Run one rank."""
     for number, name in ((1, "out"), (2, "err")):
         handle = os.open(f"{log}.{name}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
         os.dup2(handle, number)
         os.close(handle)
     # Buffered like a process of its own, not like the server's terminal.
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-    os.environ |= {name: str(value) for name, value in told.items()}
+    os.environ |= {name: str(value) for name, value in variables.items()}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from cobo_dist.cli import train
 
     if alone:
         train.time = SimpleNamespace(sleep=lambda seconds: None)  # type: ignore[assignment]
-    if plant is not None:
-        function, given = plant
+    if fault is not None:
+        function, given = fault
         function(*given)
     code = train.main(arguments)
     sys.stdout.flush()
@@ -206,19 +206,19 @@ def finished(ranks: int, arguments: Sequence[str], logs: Path, patience: float =
 
 
 def free_port() -> int:
-    """Return a port that nobody uses now."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_for(true: Callable[[], object], run: Run, patience: float) -> bool:
-    """Look every few milliseconds until something is true; False if the ranks ended first, or too late."""
+    """Poll a condition every 2 ms; return False if all ranks ended first, or after `patience` seconds."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         if true():
             return True
-        if not run.lives:
+        if not run.is_alive:
             return bool(true())
         time.sleep(0.002)
     return False

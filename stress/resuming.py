@@ -1,4 +1,4 @@
-"""N rounds, and N more on another number of ranks, are 2 N rounds."""
+"""N rounds, resumed for N more on another number of ranks, equal 2 N rounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .outcome import Outcome
-from .problem import OF_RANKS, arguments, differences, write_problem
+from .problem import RANK_KEYS, arguments, differences, write_problem
 from .ranks import finished
 
 
@@ -27,8 +27,8 @@ def resuming(folder: Path, counts: Sequence[int] = (1, 2, 3), half: int = 40) ->
             both = folder / f"{first}-{second}"
             shutil.copytree(begun, both)
             finished(second, [*run, f"run.dir={both}", "run.resume=auto"], logs)
-            # A run that ends says what it thinks of its W; one that is half as long thinks otherwise.
-            found = differences(whole, both, 2 * half, OF_RANKS, ("ledger", "warning"))
+            # Warnings about W at the end of a run differ between the half run and the whole one.
+            found = differences(whole, both, 2 * half, RANK_KEYS, ("ledger", "warning"))
             wrong += [f"{first} ranks, then {second}: {one}" for one in found]
     return [
         Outcome(

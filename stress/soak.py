@@ -1,4 +1,4 @@
-"""A long run of a small problem: what each rank's memory and open files do."""
+"""Memory and open files of each rank in a long run of a small problem."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .problem import QUIET, is_done, write_problem
 from .ranks import start, wait_for
 
 RANKS = 2
-ALLOWED = 0.02
-"""Growth of the resident memory from the second quarter of the rounds to the last."""
+MAX_GROWTH = 0.02
+"""Allowed growth of resident memory from the second quarter of the rounds to the last, as a share."""
 
 
 def soak(rounds: int, folder: Path, patience: float = 24 * 3600.0) -> list[Outcome]:
-    """Train so many rounds on 2 ranks, with evaluation, logging and checkpoints, and watch."""
+    """Train on 2 ranks with evaluation, logging and checkpoints, and sample memory and open files."""
     began = time.monotonic()
     out = folder / "run"
     run = start(
@@ -37,7 +37,7 @@ def soak(rounds: int, folder: Path, patience: float = 24 * 3600.0) -> list[Outco
     samples: list[tuple[int, dict[int, tuple[int, int]]]] = []  # round: rank -> (bytes, open files)
     with (out / "metrics.jsonl").open("rb") as log:
         r = 0
-        while run.lives and time.monotonic() - began < patience:
+        while run.is_alive and time.monotonic() - began < patience:
             before, r = r, r + sum(b'"event": "round"' in line for line in log)
             progress("soak", r, rounds, r - before)
             try:
@@ -48,7 +48,7 @@ def soak(rounds: int, folder: Path, patience: float = 24 * 3600.0) -> list[Outco
     ended = run.end(patience)
     wrong = [f"rank {rank}: code {one.code}: {one.err}" for rank, one in ended.items() if one.code]
     wrong += [] if is_done(out) else ["the run is not complete"]
-    # Where the last round is over, ranks take up models to write them: no round any more.
+    # After the last round, ranks gather models to write them: these samples do not count.
     samples = [(r, held) for r, held in samples if r < rounds]
     words = []
     for rank in ids:
@@ -65,14 +65,14 @@ def soak(rounds: int, folder: Path, patience: float = 24 * 3600.0) -> list[Outco
         words.append(
             f"rank {rank}: {before / 2**20:.1f} MiB, {growth:+.2%}, {files[0]} and {files[1]} open files"
         )
-        if growth > ALLOWED:
+        if growth > MAX_GROWTH:
             wrong.append(f"rank {rank} grew by {growth:.2%}")
         if files[1] > files[0]:
             wrong.append(f"rank {rank} had {files[0]} files open, and then {files[1]}")
     return [
         Outcome(
             f"{rounds} rounds on {RANKS} ranks with evaluation, logs and checkpoints",
-            f"last quarter's memory within {ALLOWED:.0%} of the second's; open files no more",
+            f"last quarter's memory within {MAX_GROWTH:.0%} of the second's; open files no more",
             f"{'; '.join(words)}; {len(samples)} samples",
             time.monotonic() - began,
             not wrong,

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILE = "fuzz.yaml"
 TINY = ["run.rounds=1", "run.device=cpu", "log.figures=false", "log.progress=none"]
-"""What makes a run that is valid after all a short one."""
+"""Settings that make a run short, if its config turns out to be valid."""
 
-# No path among them leads out of the folder of all cases: some become `run.dir`.
+# None of these paths leads out of the folder of all cases, because some become `run.dir`.
 NASTY = (
     "", "~", "null", "true", "no", "-1", "0", "1", "2", "-0.0", "1e999", "1e-400", ".nan", ".inf", "-.inf",
     "0x1F", "0o17", "017", "1:30:00", "2001-12-14", "1_000", "9" * 30, "9" * 5000, "1e400", "1e30", "-1e30",
@@ -39,13 +39,13 @@ def real_config(rng: random.Random, folder: Path) -> list[str]:
     if rng.random() < 0.1 and content:
         content[rng.randrange(len(content))] = rng.randrange(256)
     (folder / FILE).write_bytes(content)
-    # Most of them are for CIFAR-100; on the digits more of what is wrong is reached.
+    # Most configs need CIFAR-100 and stop there. With the digits, later mistakes are reached too.
     digits = ["task.name=digits", "model.name=mlp"] if rng.random() < 0.6 else []
     return ["--config", FILE, *digits, *TINY]
 
 
 def _mistaken(text: str, rng: random.Random) -> str:
-    """Return a text with one mistake more."""
+    """Return the text with one more mistake."""
     a, b = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
     b = min(b, a + 40)
     lines = text.splitlines(keepends=True) or [""]
@@ -79,7 +79,7 @@ def _mistaken(text: str, rng: random.Random) -> str:
 
 
 def random_yaml(rng: random.Random, folder: Path) -> list[str]:
-    """Write YAML that nobody meant; return the arguments."""
+    """Write random YAML; return the arguments."""
     kind = rng.random()
     if kind < 0.15:
         content = rng.randbytes(rng.randint(0, 300))
@@ -122,7 +122,7 @@ def _random_value(rng: random.Random, depth: int) -> str:
 
 
 def random_arguments(rng: random.Random, folder: Path) -> list[str]:
-    """Return one to four arguments: most of keys that this run has, with values that may fit."""
+    """Return one to four arguments, mostly with keys of this run and values of the right type."""
     from cobo_dist.config import VARIANTS, Config, all_keys
 
     algorithm = rng.choice(sorted(VARIANTS["algorithm"]))
@@ -157,7 +157,7 @@ def random_arguments(rng: random.Random, folder: Path) -> list[str]:
 
 
 def _value(field: object, rng: random.Random) -> str:
-    """Return a value that often fits the key."""
+    """Return a value that often has the type of the key."""
     kind = getattr(field, "annotation", None)
     options = [option for option in get_args(kind) if isinstance(option, str)]
     draw = rng.random()

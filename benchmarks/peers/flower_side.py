@@ -22,14 +22,14 @@ app = ClientApp()
 
 @functools.lru_cache(maxsize=1)
 def problem_of(path: str) -> Problem:
-    """Return the problem, which a worker reads once."""
+    """Return the problem; a worker reads it once."""
     torch.set_num_threads(1)
     return Problem(path)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Take one client's step from the model that came."""
+    """Take one client's step from the received model."""
     about = message.content["config"]
     problem = problem_of(str(about["problem"]))
     client, t = int(context.node_config["partition-id"]), int(about["server-round"]) - 1
@@ -47,12 +47,12 @@ def train(message: Message, context: Context) -> Message:
 
 
 def parameters_of(model: nn.Module) -> ArrayRecord:
-    """Return what travels: BatchNorm's statistics stay where they are, as in cobo_dist."""
+    """Return what is sent: all parameters, but not BatchNorm's statistics, as in cobo_dist."""
     return ArrayRecord(OrderedDict((name, one.detach()) for name, one in model.named_parameters()))
 
 
 def main() -> None:
-    """Train and write what came of it."""
+    """Train and write the result."""
     path, folder, workers = sys.argv[1:]
     problem = problem_of(path)
     ends: list[float] = []
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Workers find `train` by the name of its module, which `__main__` is not for them.
+    # Workers import `train` by the name of its module, and cannot import `__main__`.
     from peers.flower_side import main as run
 
     run()

@@ -1,4 +1,4 @@
-"""An environment of its own for each peer, from the package index."""
+"""A virtual environment for each peer, installed from the package index."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ REQUIREMENTS = {"flower": "flwr[simulation]", "pfl": "pfl[pytorch]"}
 
 
 class NotInstalled(Exception):
-    """A peer could not be installed; says why in a line."""
+    """A peer could not be installed; the message is one line with the reason."""
 
 
 def cache() -> Path:
-    """Return where environments are kept unless someone says otherwise."""
+    """Return the default folder of the environments."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "cobo_dist" / "peers"
 
 
 def environment(peer: str, into: Path) -> Path:
-    """Return the Python of a peer's environment, which is made if it is not there yet.
+    """Return the Python of a peer's environment, which is created if it does not exist.
 
-    It also sees the packages of the Python that runs this, behind its own, so that torch is not
-    installed a second time where the peer can do with the version that is here.
+    Packages of the Python that runs this come after its own, so torch is not installed a second time if the
+    peer accepts the installed version.
 
     Raises:
-        NotInstalled: the index does not have it, or it does not go together with this Python.
+        NotInstalled: the index does not have the peer, or it does not support this Python.
     """
     home = into / peer
     python, done = home / "bin" / "python", home / "installed"

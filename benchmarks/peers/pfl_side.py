@@ -24,50 +24,50 @@ from peers.work import LEARNING_RATE, Problem, now, write_result
 
 
 class Learner(nn.Module):
-    """The model with the two methods that pfl asks for."""
+    """The model with the two methods that pfl calls."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return what a client minimises."""
+        """Return a client's loss."""
         return nn.functional.cross_entropy(self.model(inputs), targets)
 
     def metrics(self, inputs: Tensor, targets: Tensor) -> dict[str, Weighted]:
-        """Return what pfl reports; it asks for this in the first round."""
+        """Return the metrics that pfl reports."""
         with torch.no_grad():
             return {"loss": Weighted.from_unweighted(self.loss(inputs, targets).item())}
 
 
-class Watch(TrainingProcessCallback):
-    """Notes when rounds end."""
+class RoundTimes(TrainingProcessCallback):
+    """Records when rounds end."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_train_begin(self, *, model: PyTorchModel) -> Metrics:
-        """Note when the first round begins."""
+        """Record when the first round begins."""
         self.ends.append(now())
         return Metrics()
 
     def after_central_iteration(
         self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
-        """Note the end of a round."""
+        """Record the end of a round."""
         self.ends.append(now())
         return False, Metrics()
 
 
 def main() -> None:
-    """Train; the first process writes what came of it."""
+    """Train; the first process writes the result."""
     path, folder, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     problem = Problem(path)
     visits: Counter[int] = Counter()
 
     def batch_of(client: int) -> Dataset:
-        """Return a client's data of the round it is in: its one batch."""
+        """Return a client's data of its current round: one batch."""
         visits[client] += 1
         return Dataset(problem.batch(visits[client] - 1, client), user_id=str(client))
 
@@ -75,7 +75,7 @@ def main() -> None:
     data = FederatedDataset(batch_of, lambda: next(everyone))
     learner = Learner(problem.model).train()
     model = PyTorchModel(learner, torch.optim.SGD, torch.optim.SGD(learner.parameters(), lr=1.0))
-    watch = Watch()
+    watch = RoundTimes()
     FederatedAveraging().run(
         NNAlgorithmParams(
             central_num_iterations=problem.rounds,

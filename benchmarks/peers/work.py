@@ -1,4 +1,4 @@
-"""The problems that all simulators are given, and how one travels to them as a file.
+"""The problems of all simulators, and the files by which they receive a problem and return a result.
 
 T rounds, n clients, batches of B examples.
 """
@@ -21,17 +21,17 @@ LEARNING_RATE = 0.05
 
 @dataclass(frozen=True)
 class Work:
-    """One problem: what to tell cobo_dist, how many clients and rounds, of which the first do not count."""
+    """One problem: settings of cobo_dist, clients, and rounds, of which the first `warm` are not timed."""
 
     settings: tuple[str, ...]
     clients: int
     rounds: int
     warm: int
-    images: bool  # then there is bfloat16 to gain
+    images: bool  # whether to measure bfloat16 too
 
 
 WORKS = {
-    # Rounds of milliseconds: the launchers are still busy during the first.
+    # Rounds take milliseconds, and launchers are still busy during the first ones.
     "80 digits MLPs": Work(
         ("task.name=digits", "task.clusters=10", "task.clients_per_cluster=8"), 80, 200, 80, False
     ),
@@ -67,10 +67,10 @@ def write_problem(work: Work, images: Path, rounds: int, path: Path) -> Path:
 
 
 class Problem:
-    """What a simulator is given: a model at x^0, and batches that lie ready in memory."""
+    """The input of a simulator: a model at x^0, and all batches in memory."""
 
     def __init__(self, path: str | Path) -> None:
-        """Map the file; many processes of a machine share its pages."""
+        """Map the file into memory; the processes of a machine share its pages."""
         held: Mapping[str, Any] = torch.load(path, mmap=True, weights_only=False)
         self.model: nn.Module = held["model"]
         self._inputs, self._targets = held["inputs"], held["targets"]
@@ -86,7 +86,7 @@ class Problem:
 def write_result(
     folder: str | Path, ends: list[float], model: Mapping[str, Tensor], versions: dict[str, str]
 ) -> None:
-    """Write the times at which rounds ended (the first: began), the last model and the versions."""
+    """Write seconds of rounds from their end times (first: the start), the last model and versions."""
     seconds = [after - before for before, after in itertools.pairwise(ends)]
     torch.save({name: one.detach().contiguous() for name, one in model.items()}, _model(folder))
     (Path(folder) / "result.json").write_text(json.dumps({"seconds": seconds} | versions))

@@ -1,1 +1,1 @@
-"""One file per algorithm, each reading like its paper."""
+"""One file for each algorithm, written like the pseudo-code of its paper."""

@@ -1,7 +1,7 @@
-"""What an algorithm sees of the world: clients that train, an exchange that carries models.
+"""The protocols of algorithms and of what they use: clients that train, an exchange that moves models.
 
-Names for shapes in this room: n clients in all, c on this rank, d parameters of a model, m pairs,
-e ends of pairs on this rank, t the round.
+Shapes in this package: n clients in all, c on this rank, d parameters of a model, b floating buffers of a
+model, m drawn pairs, k of them or k models, e ends of pairs on this rank. t is the round, from 0.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Clients(Protocol):
     ) -> Tensor:
         """Compute g_i(x_i) for every client, or for those in some rows; return their losses.
 
-        Of all clients, `then` is called for rows whose gradients are there, each once, and may take the
-        step there.
+        With all clients, `on_rows_ready` is called once for each slice of rows whose gradients are ready,
+        and may change these rows of X.
         """
 
     def gradients_at(
@@ -50,49 +50,49 @@ class Clients(Protocol):
         *,
         in_place: bool = False,
     ) -> Tensor:
-        """Return g_i at foreign points [e, d], each on the data of the client in row `rows_e`.
+        """Return g_i at other points [e, d], each on the data of the client in row `rows_e`.
 
-        `in_place`: they may take the place of the points.
+        `in_place`: the gradients may overwrite the points.
         """
 
     def losses_at(
         self, points_kd: Tensor, buffers_kd: Tensor, rows_e: NDArray[np.int64], t: int
     ) -> NDArray[np.float64]:
-        """Return the losses [e, k] of k models on round t's batches of some clients, evaluating."""
+        """Return the losses [e, k] of k models on round t's batches of some clients, in evaluation mode."""
 
     def validation_losses_at(
         self, points_kd: Tensor, buffers_kd: Tensor, t: int, batch_size: int
     ) -> NDArray[np.float64]:
-        """Return the losses [c, k] of k models on validation batches of all clients, evaluating."""
+        """Return the losses [c, k] of k models on validation batches of all clients, in evaluation mode."""
 
     def direction(self, rows: slice = slice(None)) -> Tensor:
         """Return the local optimizer's direction [c, d] for the gradients just computed, or for some.
 
-        It may read the models (weight decay), so ask for it before they move.
+        It may read the models (weight decay), so call it before they change.
         """
 
     def start_rows(self, count: int) -> Tensor:
-        """Return starting models [count, d]: x^0, and others from seeds of their own."""
+        """Return starting models [count, d]: x^0 first, the others from other seeds."""
 
     def start_buffers(self, count: int) -> Tensor:
         """Return the buffers [count, b] of starting models."""
 
     def new_optimizer(self, rows_kd: Tensor) -> Optimizer:
-        """Return a local optimizer for the models in other rows than the clients'."""
+        """Return an optimizer for models [k, d] that are not the clients'."""
 
 
 class Optimizer(Protocol):
-    """From gradients to directions, with a memory of its own."""
+    """Turns gradients into directions; keeps moments between rounds."""
 
     def direction(self, gradients_cd: Tensor) -> Tensor:
-        """Return this round's directions; uses up the gradients."""
+        """Return this round's directions; may overwrite the gradients."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return what is remembered between rounds, by name, to save or to fill in place."""
+        """Return the moments by name, to save them or to fill them in place."""
 
 
 class PairEnds(Protocol):
-    """This rank's ends of the drawn pairs: client `ids` (row `rows`) meets client `partners`."""
+    """This rank's ends of drawn pairs: client `ids` (in row `rows` of X) with client `partners`. All [e]."""
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -112,30 +112,37 @@ class PairEnds(Protocol):
 
 
 class Exchange(Protocol):
-    """How models leave and come back."""
+    """Moves models, and sums of models, between the ranks."""
 
     def send_models(self, x_cd: Tensor, pairs_m2: Tensor) -> None:
-        """Let models leave for the partners in the drawn pairs."""
+        """Start to send models to the partners in the drawn pairs."""
 
     def receive_models(self) -> None:
-        """Wait until the partners' models are here."""
+        """Wait until the partners' models have arrived."""
 
     def midpoints(self, pairs_k2: Tensor) -> tuple[PairEnds, Tensor]:
         """Return the ends of some of those pairs and the midpoints (x_i + x_j)/2 there [e, d]."""
 
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
-        """Return the alignment [e] of the two gradients of each end of the pairs just met."""
+        """Return the alignment [e] of the two gradients of each pair of the last `midpoints`.
+
+        `kind`: `inner` product or `cosine`.
+        """
 
     def mix(
         self, weights: Weights, x_cd: Tensor, *, symmetric: bool = True
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Return an iterator over some columns of X at a time, and sum_k w_ik x_k there [c, columns].
+        """Yield slices of the columns of X, each with sum_k w_ik x_k there [c, columns].
 
-        The caller may change both before it goes on to the next. Say whether W is symmetric.
+        The caller may change the sums and these columns of X before it takes the next slice. `symmetric`
+        says whether W is: a rank that holds w_ik then knows w_ki.
         """
 
     def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
-        """Return the same k combinations of all clients' rows on every rank [k, d], to be changed."""
+        """Return k weighted sums of all clients' rows [k, d], the same on every rank.
+
+        The caller may change them.
+        """
 
     def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return one number of every client, [n], on every rank."""
@@ -143,10 +150,10 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True)
 class WeightUpdates:
-    """What became of the drawn pairs, on one rank.
+    """The weights of one rank that changed in a round, and the alignments of its pairs.
 
-    The weights that moved [k], w_ij of client i = `first` and j = `second`: where W is symmetric once for
-    each pair, otherwise each by itself. The alignments of the pairs whose lower client is on this rank.
+    `weights` [k] are the new w_ij of client i = `first` and j = `second`. A symmetric W has one entry for
+    each pair. `alignments` are those of the pairs whose lower client is on this rank.
     """
 
     first: NDArray[np.int64]
@@ -157,8 +164,9 @@ class WeightUpdates:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What one round leaves for the log: losses [c], number of pairs drawn (the same on all ranks),
-    the selections; or that W was replaced as a whole, as clustering algorithms do.
+    """What one round reports: losses [c], the number of drawn pairs (on all ranks), and how W changed.
+
+    `selections` lists the weights that changed; `weights_replaced` says that all of W is new.
     """
 
     losses_c: Tensor
@@ -169,7 +177,7 @@ class RoundResult:
 
 @dataclass(frozen=True)
 class AlgorithmState:
-    """What an algorithm remembers beside its clients and W, to save or to fill in place.
+    """What an algorithm keeps beside its clients and W, to save it or to fill it in place.
 
     `rows`: of this rank's clients, each tensor [c, ...]. `shared`: the same on every rank.
     """
@@ -179,10 +187,10 @@ class AlgorithmState:
 
 
 class Algorithm(Protocol):
-    """One call a round; the loop is elsewhere."""
+    """One call of `round` for each round; the loop is in `training`."""
 
     weights: Weights  # this rank's rows of the collaboration matrix W
-    # Which word of the exchange brings the sums that W describes; none: what travels does not depend on W.
+    # Which method of the exchange computes the sums with W; none: what is sent does not depend on W.
     sums: Literal["mix", "all_reduce", "none"] = "mix"
     user_notice: str  # what a user should know before it starts; mostly nothing
 
@@ -190,15 +198,15 @@ class Algorithm(Protocol):
         """Go from x^t to x^(t+1)."""
 
     def state(self) -> AlgorithmState:
-        """Return what must be kept, beside the clients and `weights`, to go on as if never stopped."""
+        """Return what a resumed run needs beside the clients and `weights`."""
         return AlgorithmState()
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What an algorithm is told about the run."""
+    """The facts of the run that an algorithm needs."""
 
     clients: int  # n
-    clusters: tuple[int, ...] | None
+    clusters: tuple[int, ...] | None  # the true cluster of each client, where the task knows it
     seed: int
     rounds: int

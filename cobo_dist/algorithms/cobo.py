@@ -8,8 +8,8 @@ Inner problem (client selection), X fixed:
 `rho=0` is Local. W fixed block-diagonal and rho -> infinity is Oracle; W all ones, FedAvg.
 
 The domain of W is the box [0, 1] for each weight, or a simplex for each client's row (Remark 1; language):
-{w_ij >= 0, sum_j w_ij = 1}, where w_ij and w_ji are two weights and the inner problem's maximiser gives
-everything to one client.
+{w_ij >= 0, sum_j w_ij = 1}, where w_ij and w_ji are two weights and the inner problem's maximizer gives
+all weight to one client. `cobo_dist.reference` has the algorithm on one array.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SamplingConfig(Section):
 
 
 class CoBoConfig(Section):
-    """Models and collaboration weights learned together."""
+    """Learns models and collaboration weights together."""
 
     name: Literal["cobo"] = "cobo"
     rho: float = Field(
@@ -62,20 +62,20 @@ class CoBoConfig(Section):
     gamma: float = Field(0.01, ge=0, description="step size of the collaboration weights")
     domain: Literal["box", "simplex"] = Field(
         "box",
-        description="where weights live: box is [0, 1] each; simplex: a client's weights are 0 or more "
+        description="domain of the weights: box is [0, 1] each; simplex: a client's weights are 0 or more "
         "and sum to 1 (language)",
     )
     own_weight: Literal["excluded", "included"] = Field(
         "excluded",
         description="simplex: whether w_ii belongs to client i's row. The penalty does not see it and "
-        "the authors start at 1/(n-1) off the diagonal: excluded; included, it takes up what a client "
-        "gives to nobody",
+        "the authors start at 1/(n-1) off the diagonal: excluded; included, it takes the weight that a "
+        "client gives to no other",
     )
     sampling: SamplingConfig = SamplingConfig()
     alignment: Literal["inner", "cosine"] = Field(
         "inner",
-        description="what moves a weight: inner product of the midpoint gradients (paper) or their "
-        "cosine, which does not fade with the gradients",
+        description="what changes a weight: inner product of the midpoint gradients (paper) or their "
+        "cosine, which does not shrink with the gradients",
     )
     start: Literal["ones", "zeros"] = Field(
         "ones",
@@ -100,7 +100,7 @@ class CoBoConfig(Section):
     )
 
     def contradiction(self) -> str:
-        """Refuse what the domain does not have."""
+        """Return which keys do not go together with the domain."""
         if self.domain == "simplex" and self.start == "zeros":
             return (
                 "algorithm.start=zeros is outside algorithm.domain=simplex, where weights sum to 1; "
@@ -117,9 +117,9 @@ class CoBoConfig(Section):
 class CoBo(Algorithm):
     """Alternates client selection and model training; both read x^t, and selection comes first.
 
-    On the box a pair's two ends move their common weight alike, and W stays symmetric. On a simplex each end
-    moves its own row, which is projected once a round, after all pairs of the round: the order of pairs
-    then changes nothing.
+    On the box both owners of a pair compute the same new weight, so W stays symmetric. On a simplex each
+    owner changes its own row, and projects it once, after all pairs of the round: the order of the pairs
+    then makes no difference.
     """
 
     user_notice = ""
@@ -147,13 +147,13 @@ class CoBo(Algorithm):
         """Algorithm 1, lines 2 to 5, for this rank's clients."""
         pairs_m2 = self.draw(t)
         self.exchange.send_models(self.clients.x_cd, pairs_m2)
-        losses_c = self.clients.gradients(t)  # independent of W: computed while models travel
+        losses_c = self.clients.gradients(t)  # independent of W: computed while models are sent
         self.exchange.receive_models()
         weights = self.weights
         if self.config.order == "models_first":
-            weights = weights.copy()  # selection moves the weights, models keep the old ones
+            weights = weights.copy()  # selection changes W in place; models use the old weights
         # At most n pairs at a time, to bound the memory of midpoints. A weight depends only on x^t and
-        # its own past, so cutting the list changes nothing.
+        # its own old value, so splitting the list does not change it.
         pieces = torch.split(pairs_m2, self.context.clients)
         if self.config.domain == "box":
             selections = [self.client_selection(t, pairs_k2) for pairs_k2 in pieces]
@@ -223,8 +223,8 @@ class CoBo(Algorithm):
         """x_i <- x_i - eta (g_i + rho sum_k w_ik (x_i - x_k)) with these rows of W.
 
         Written as x_i (1 - eta rho deg_i) + eta (rho sum_k w_ik x_k - g_i), deg_i = sum_k w_ik,
-        which needs no room beside what `mix` delivers, some columns of X at a time. The penalty stays
-        outside the optimizer's moments.
+        which needs no memory beyond the sums that `mix` yields for some columns of X at a time. The penalty
+        does not enter the optimizer's moments.
         """
         x_cd, eta, rho = self.clients.x_cd, self.clients.eta(t), self.config.rho
         pull_c1 = torch.from_numpy(rho * weights.sums())[:, None]

@@ -58,7 +58,7 @@ class FedAvg(Algorithm):
 
     def average(self, rows_cd: torch.Tensor) -> None:
         """Replace every row by the mean of its group's rows."""
-        if self.one_group:  # one sum serves all clients of a rank; mixing would write it c times
+        if self.one_group:  # one sum for all clients of a rank; `mix` would write it c times
             ones_1n = np.ones((1, self.weights.shape[1]), dtype=self.weights.dtype)
             sum_1d = self.exchange.all_reduce(ones_1n, rows_cd)
             torch.mul(sum_1d, self.share_c1.to(sum_1d), out=rows_cd)

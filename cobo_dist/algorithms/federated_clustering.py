@@ -29,8 +29,8 @@ class FederatedClustering(Algorithm):
 
     For each client i, every client j computes g_j(x_i); v starts at g_i, and M times
     v <- mean_j (g_j if ||g_j - v|| <= tau, else v). tau is the distance of the s-th nearest gradient,
-    s the known size of i's cluster. That is n^2 gradients a round, and x_i and v visit all ranks.
-    Sizes of 1 give Local. Row i of W shows who was within i's threshold last.
+    s the known size of i's cluster. That is n^2 gradients a round, and x_i and v are sent to all ranks.
+    Sizes of 1 give Local. Row i of W marks the clients that were within i's threshold last.
     """
 
     sums = "none"  # of one client at a time
@@ -52,12 +52,14 @@ class FederatedClustering(Algorithm):
         self.every_c = np.arange(len(clients.ids))
         self.user_notice = (
             f"federated clustering computes n^2 = {n * n} gradients a round and moves every model and "
-            f"{config.inner_rounds} centres for each client between all ranks"
+            f"{config.inner_rounds} centers for each client between all ranks"
         )
 
     def round(self, t: int) -> RoundResult:
         """Cluster around every client in turn, then step."""
-        losses_c = self.clients.gradients(t)  # moves BatchNorm's statistics; visits do not
+        losses_c = self.clients.gradients(
+            t
+        )  # updates BatchNorm's statistics; `gradients_at` does not
         for i in range(self.n):
             self.cluster_around(i, t)
         self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta(t))

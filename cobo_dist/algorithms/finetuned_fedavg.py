@@ -1,4 +1,4 @@
-"""Fine-tuned FedAvg: FedAvg first, then every client goes on alone from the common model."""
+"""Fine-tuned FedAvg: FedAvg first, then local training of every client from the common model."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ class FinetunedFedAvg(FedAvg):
         """Take a FedAvg round or a local step."""
         if t < self.together:
             return super().round(t)
-        parted = 0 < t < self.together + 1  # the first round alone, after others together
+        parted = 0 < t < self.together + 1  # the first local round after rounds of FedAvg
         self.weights = self.alone
         return RoundResult(local_step(self.clients, t), weights_replaced=parted)

@@ -30,7 +30,7 @@ class IfcaConfig(Section):
         0,
         ge=0,
         le=10_000,
-        description="number of centres K; 0: the true number of clusters (paper)",
+        description="number of centers K; 0: the true number of clusters (paper)",
     )
     client_share: float = Field(
         1.0,
@@ -42,13 +42,13 @@ class IfcaConfig(Section):
 
 
 class Ifca(Algorithm):
-    """Taking-part clients pick the centre with the least loss; centres step with mean gradients.
+    """Participating clients pick the center with the least loss; centers step with mean gradients.
 
-    Every rank holds the K centres, not the n models; a client's personal model is the centre it picked
-    last. All centres are scored on the batch that the client then trains on, in evaluation mode.
-    BatchNorm's statistics belong to the centre: the mean over those who trained it. The first centre
-    starts at x^0 and the others from seeds of their own. One centre is FedAvg. W joins the clients
-    that picked the same centre.
+    Every rank holds the K centers, not the n models; a client's personal model is the center it picked
+    last. All centers are scored on the batch that the client then trains on, in evaluation mode.
+    BatchNorm's statistics belong to the center: the mean over the clients that trained it. The first
+    center starts at x^0, the others from other seeds. One center is FedAvg. w_ij is 1 for clients that
+    picked the same center.
     """
 
     user_notice = ""
@@ -64,30 +64,30 @@ class Ifca(Algorithm):
         self.centers_kd, self.buffers_kd = clients.start_rows(count), clients.start_buffers(count)
         self.optimizer = clients.new_optimizer(self.centers_kd)
         self.choice_n = np.zeros(context.clients, dtype=np.int64)
-        self.weights = self.same_centre()
-        # A client that does not take part keeps its last loss; at first, that of the first centre.
+        self.weights = self.same_center()
+        # A client that does not take part keeps its last loss; at first, that of the first center.
         every_c = np.arange(len(clients.ids))
         first_c1 = clients.losses_at(self.centers_kd[:1], self.buffers_kd[:1], every_c, 0)
         self.losses_c = torch.from_numpy(first_c1[:, 0]).to(clients.x_cd)
 
     def round(self, t: int) -> RoundResult:
-        """Let clients choose, then move the centres."""
+        """Let the clients choose centers, then move the centers."""
         part_n = self.taking_part(t)
-        self.choose(t, part_n)
+        self.choose_centers(t, part_n)
         self.train_centers(t, part_n)
-        self.weights = self.same_centre()
+        self.weights = self.same_center()
         return RoundResult(self.losses_c.clone(), weights_replaced=True)
 
     def taking_part(self, t: int) -> NDArray[np.bool_]:
-        """Return who takes part in round t, [n]: the same on every rank."""
+        """Return which clients take part in round t, [n]: the same on every rank."""
         n = self.context.clients
         order = seeds.permutation(seeds.key(self.context.seed, "clients", t), n).numpy()
         part_n = np.zeros(n, dtype=bool)
         part_n[order[: max(1, round(self.config.client_share * n))]] = True
         return part_n
 
-    def choose(self, t: int, part_n: NDArray[np.bool_]) -> None:
-        """Score all centres on each taking-part client's batch; it keeps the best."""
+    def choose_centers(self, t: int, part_n: NDArray[np.bool_]) -> None:
+        """Score all centers on the batch of each participating client, which picks the best."""
         mine = list(self.clients.ids)
         choice_c = self.choice_n[mine]
         rows = np.flatnonzero(part_n[mine])
@@ -96,7 +96,7 @@ class Ifca(Algorithm):
         self.choice_n = self.exchange.all_gather(choice_c.astype(np.float64)).astype(np.int64)
 
     def train_centers(self, t: int, part_n: NDArray[np.bool_]) -> None:
-        """Move every centre by the mean gradient of those who picked it; others compute nothing."""
+        """Move every center by the mean gradient of the clients that picked it; others compute nothing."""
         self.hand_out()
         rows = np.flatnonzero(part_n[list(self.clients.ids)])
         self.losses_c[torch.from_numpy(rows)] = self.clients.gradients(t, rows)
@@ -118,7 +118,7 @@ class Ifca(Algorithm):
             self.clients.b_cd[row].copy_(self.buffers_kd[self.choice_n[client]])
 
     def state(self) -> AlgorithmState:
-        """Return the centres with their buffers and optimizer, who picked which, and the last losses."""
+        """Return the centers with their buffers and moments, the clients' choices and last losses."""
         shared = {
             "centers": self.centers_kd,
             "centers.buffers": self.buffers_kd,
@@ -130,6 +130,6 @@ class Ifca(Algorithm):
             shared=shared | {f"centers.{name}": moment for name, moment in moments},
         )
 
-    def same_centre(self) -> Weights:
-        """Return this rank's rows of W: 1 for clients of the same centre."""
+    def same_center(self) -> Weights:
+        """Return this rank's rows of W: 1 for clients of the same center."""
         return Weights(self.clients.ids, self.choice_n)

@@ -1,4 +1,4 @@
-"""Local training: every client on its own. The baseline that collaboration must beat."""
+"""Local training: every client alone. The baseline that collaboration must beat."""
 
 from __future__ import annotations
 

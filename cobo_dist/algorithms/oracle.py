@@ -1,4 +1,4 @@
-"""Oracle: FedAvg inside each true cluster. The mark that learned collaboration aims at."""
+"""Oracle: FedAvg inside each true cluster, the upper bound for learned collaboration."""
 
 from __future__ import annotations
 

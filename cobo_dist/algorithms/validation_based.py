@@ -16,7 +16,7 @@ from cobo_dist.maths.weights import Weights
 
 
 class ValidationBasedConfig(AveragingConfig):
-    """Averages weighted by how well models do on a client's validation data."""
+    """Averages models, weighted by their losses on a client's validation data."""
 
     name: Literal["validation_based"] = "validation_based"
     temperature: float = Field(
@@ -36,11 +36,11 @@ class ValidationBasedConfig(AveragingConfig):
 class ValidationBased(Algorithm):
     """A local step, then x_i <- sum_j w_ij x_j with w_i = softmax_j(-score_ij / temperature).
 
-    score_ij is the loss of model j on a batch of client i's validation data, its own model included; the
-    split that is reported as test is never looked at. Models visit all ranks one after another, so a
-    rank holds one foreign model while it scores, with that model's own BatchNorm statistics. A very
-    large temperature is FedAvg; one near 0 lets every client take the model that suits it best. W holds
-    the weights last used, at first the identity.
+    score_ij is the loss of model j on a batch of client i's validation data, its own model included; test
+    data are never used. Models are sent to all ranks one after another, so a rank holds one other model
+    while it scores, with that model's own BatchNorm statistics. A very large temperature is FedAvg; one
+    near 0 gives every client the model with the least loss. W holds the weights last used, at first the
+    identity.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class ValidationBased(Algorithm):
         when = "a round" if config.every == 1 else f"every {config.every} rounds"
         self.user_notice = (
             f"validation based weights take n^2 = {n * n} forward passes {when}, and every model "
-            "visits all ranks"
+            "is sent to all ranks"
         )
 
     def round(self, t: int) -> RoundResult:
-        """Take a local step; score all models and average them when it is time."""
+        """Take a local step; every `every` rounds, score all models and average them."""
         losses_c = local_step(self.clients, t)
         if (t + 1) % self.config.every:
             return RoundResult(losses_c)
@@ -81,7 +81,7 @@ class ValidationBased(Algorithm):
             x_1d = self.exchange.all_reduce(only_j, self.clients.x_cd)
             b_1b = self.clients.b_cd[:1]  # of a model without buffers, [1, 0]
             if b_1b.shape[1]:
-                x_1d = x_1d.clone()  # what `reduce` returns may lie in the same scratch rows
+                x_1d = x_1d.clone()  # the second `all_reduce` may reuse the memory of the first
                 b_1b = self.exchange.all_reduce(only_j, self.clients.b_cd)
             scores_cn[:, [j]] = self.clients.validation_losses_at(
                 x_1d, b_1b, t, self.config.batch_size

@@ -12,8 +12,8 @@ from pathlib import Path
 from cobo_dist.cli.parser import CommandParser, report_error
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from cobo_dist.sweeps.axes import read_axes
-from cobo_dist.sweeps.campaign import carry_out, carry_out_one, make_plan, show_plan
 from cobo_dist.sweeps.grid import expand
+from cobo_dist.sweeps.runner import open_sweep, print_dry_run, run_one, run_sweep
 
 USAGE = (
     "[--config FILE.yaml ...] [--ranks R] [--out DIR] "
@@ -51,7 +51,7 @@ examples:
   python -m cobo_dist.sweep --config configs/*.yaml --out runs/all seed=0,1,2
   python -m cobo_dist.report runs/all/*-s* --out report
 """
-_LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         axes = read_axes(options.settings)
         runs = expand(options.config, axes)
         repeated = [argument for argument in arguments if argument != "--tables"]
-        typed = f"python -m cobo_dist.sweep {shlex.join(repeated)}".rstrip()
-        plan = make_plan(runs, axes, options.out, options.ranks, typed)
+        command = f"python -m cobo_dist.sweep {shlex.join(repeated)}".rstrip()
+        sweep = open_sweep(runs, axes, options.out, options.ranks, command)
         if options.dry_run:
-            show_plan(plan)
+            print_dry_run(sweep)
             return EXIT_DONE
         if options.only is not None:
-            return carry_out_one(plan, options.only)
-        return carry_out(plan, only_tables=options.tables)
+            return run_one(sweep, options.only)
+        return run_sweep(sweep, only_tables=options.tables)
     except ConfigError as refusal:
         return report_error(refusal)
     except OSError as error:  # a full disk, say: the runs done so far stay
@@ -125,7 +125,9 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace | None:
         raise ConfigError("--out is empty; give a folder, or leave it out for runs/sweep")
     # `--config F key=value` reads as two files: an argument with = that is no file is a setting.
     given = options.config
-    options.config = _refuse_twice([one for one in given if "=" not in one or Path(one).exists()])
+    options.config = _refuse_repeated(
+        [one for one in given if "=" not in one or Path(one).exists()]
+    )
     settings = [one for one in given if one not in options.config]
     place = {text: number for number, text in enumerate(arguments)}
     settings += [*options.set, *options.settings]
@@ -136,7 +138,7 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace | None:
     return options
 
 
-def _refuse_twice(files: list[str]) -> list[str]:
+def _refuse_repeated(files: list[str]) -> list[str]:
     seen: set[Path] = set()
     for file in files:
         if Path(file).resolve() in seen:
@@ -147,7 +149,7 @@ def _refuse_twice(files: list[str]) -> list[str]:
 
 def _refuse_launcher() -> None:
     """A sweep starts torchrun itself: started on several ranks, it would run everything several times."""
-    for name in _LAUNCHERS:
+    for name in _SIZE_VARIABLES:
         if os.environ.get(name, "1") not in ("", "1"):
             raise ConfigError(
                 f"{name}={os.environ[name]}: the sweep was started on several ranks; start it with "

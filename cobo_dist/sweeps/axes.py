@@ -1,4 +1,4 @@
-"""From `key=v1,v2` on the command line to axes; every value stays as it was typed."""
+"""From `key=v1,v2` on the command line to the axes of a grid; every value stays as it was typed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cobo_dist.errors import ConfigError
 
 SEED = "run.seed"
 METHOD_KEYS = ("algorithm.name", "task.name")
-"""Axes that say which method runs on what: a sweep compares them and never chooses among them."""
+"""Axes of methods and tasks: a sweep compares their values and never chooses among them."""
 
-_SHORT = {"seed": SEED}
-_OWN = {
-    "run.dir": "every run gets a folder of its own under --out; give --out DIR instead",
+_ALIASES = {"seed": SEED}
+_SET_BY_SWEEP = {
+    "run.dir": "every run has its own folder under --out; give --out DIR instead",
     "run.overwrite": "finished runs are kept and others run again; to repeat a finished run, "
     "remove its folder or give another --out",
     "run.resume": "unfinished runs with a checkpoint go on by themselves; drop it",
@@ -26,19 +26,23 @@ _OPENING, _CLOSING = "[{", "]}"
 
 @dataclass(frozen=True)
 class Axis:
-    """A key and its values as typed; one value: a setting of all runs."""
+    """A key and its values as typed; an axis of one value is a setting of all runs.
+
+    >>> read_axes(["optimizer.lr=0.1,0.2", "seed=0,1"])[0]
+    Axis(key='optimizer.lr', values=('0.1', '0.2'))
+    """
 
     key: str
     values: tuple[str, ...]
 
     @property
     def varies(self) -> bool:
-        """Whether there is anything to compare."""
+        """Whether it has more than one value."""
         return len(self.values) > 1
 
     @property
     def is_choice(self) -> bool:
-        """Whether the best value is looked for: neither seeds nor methods are."""
+        """Whether the sweep chooses its best value: not that of a seed, an algorithm or a task."""
         return self.varies and self.key != SEED and self.key not in METHOD_KEYS
 
 
@@ -57,9 +61,9 @@ def read_axes(arguments: Sequence[str]) -> list[Axis]:
                 f"argument {argument!r} is not understood; write key.path=value or "
                 "key.path=value,value, for example optimizer.lr=0.05,0.1, or see --help"
             )
-        key = _SHORT.get(key, key)
-        if key in _OWN:
-            raise ConfigError(f"{argument} is not for a sweep: {_OWN[key]}")
+        key = _ALIASES.get(key, key)
+        if key in _SET_BY_SWEEP:
+            raise ConfigError(f"{argument} is not for a sweep: {_SET_BY_SWEEP[key]}")
         if key in axes:
             both = ",".join((*axes[key].values, text))
             raise ConfigError(f"{key} is given twice; write {key}={both}")
@@ -116,7 +120,7 @@ def split_values(key: str, text: str) -> tuple[str, ...]:
 
 
 def _meaning(text: str) -> str:
-    """What a value stands for, so that 0.1, 0.10 and 1e-1 are seen to be the same."""
+    """The parsed value, by which 0.1, 0.10 and 1e-1 are the same."""
     with suppress(ValueError):
         return repr(float(text))
     try:

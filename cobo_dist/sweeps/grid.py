@@ -1,4 +1,4 @@
-"""From axes to runs: every combination that differs, once, validated and with a name of its own."""
+"""From axes to runs: every combination once, validated and with a unique name."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import yaml
-
-from cobo_dist.config import VARIANTS, Config, load_config
+from cobo_dist.config import VARIANTS, Config, load_config, owners_of, variant_names
 from cobo_dist.errors import ConfigError
 from cobo_dist.sweeps.axes import SEED, Axis
 
 WITH_VALIDATION = "run.eval_splits=[validation,test]"
-_LONGEST_NAME = 120  # bytes; logs/<name>.log must fit into the 255 of most file systems
-_HASH = 8
+MAX_NAME_CHARACTERS = 120  # logs/<name>.log must fit into the 255 bytes of most file systems
+HASH_CHARACTERS = 8
 
 
 @dataclass(frozen=True)
@@ -56,17 +54,17 @@ def expand(files: Sequence[str], axes: Sequence[Axis]) -> list[Run]:
     """
     axes = sorted(axes, key=lambda axis: axis.key == SEED)  # stable: the others keep their order
     combinations = list(_combinations(files, axes))
-    homeless = {axis.key for axis in axes} - {key for _, kept in combinations for key, _ in kept}
-    if homeless:  # loading it says in words to which variant the key belongs
-        combinations = list(_combinations(files, axes, homeless))
+    unused = {axis.key for axis in axes} - {key for _, kept in combinations for key in kept}
+    if unused:  # loading the config says to which variant the key belongs
+        combinations = list(_combinations(files, axes, unused))
     choices = {axis.key for axis in axes if axis.is_choice}
     runs: dict[str, Run] = {}
     for file, kept in combinations:
-        arguments = tuple(f"{key}={value}" for key, value in kept)
+        arguments = tuple(f"{key}={value}" for key, value in kept.items())
         config = _load(file, arguments, several=len(files) > 1)
         if choices and (extended := _with_validation(file, arguments, config)):
             arguments, config = (*arguments, WITH_VALIDATION), extended
-        varied = {key: _look_up(config, key) for key, _ in kept if key in choices}
+        varied = {key: _look_up(config, key) for key in kept if key in choices}
         runs.setdefault(_identity(config), Run("", "", file, arguments, config, varied))
     return _with_names(list(runs.values()), files)
 
@@ -79,75 +77,45 @@ def _load(file: str | None, arguments: Sequence[str], several: bool) -> Config:
         raise ConfigError(f"--config {file}: {refusal}" if unclear else str(refusal)) from None
 
 
-# -- combinations ------------------------------------------------------------------------------------
-
-Combination = tuple[str | None, tuple[tuple[str, str], ...]]
-
-
-def _product(files: Sequence[str], axes: Sequence[Axis]) -> Iterator[Combination]:
-    sources: Sequence[str | None] = files or [None]
-    for file in sources:
-        for values in itertools.product(*(axis.values for axis in axes)):
-            yield file, tuple(zip((axis.key for axis in axes), values, strict=True))
+Combination = tuple[str | None, dict[str, str]]
 
 
 def _combinations(
     files: Sequence[str], axes: Sequence[Axis], keep: Collection[str] = ()
 ) -> Iterator[Combination]:
-    """Every combination, less the keys (but those to keep) that only variants not named have."""
-    contents = {file: _peek(file) for file in files}
-    for file, settings in _product(files, axes):
-        names = _names(dict(settings), contents.get(file or "", {}))
-        kept = [pair for pair in settings if pair[0] in keep or not _is_foreign(pair[0], names)]
-        yield file, tuple(kept)
-
-
-def _is_foreign(key: str, names: Mapping[str, str]) -> bool:
-    """Whether the key is known, but to other variants of its section only."""
-    section, _, rest = key.partition(".")
-    if not rest or section not in VARIANTS or names[section] not in VARIANTS[section]:
-        return False
-    owners = [name for name, kind in VARIANTS[section].items() if _has(kind, rest.split("."))]
-    return bool(owners) and names[section] not in owners
-
-
-def _has(kind: Any, path: Sequence[str]) -> bool:
-    """Whether a config class has this key, also inside its groups."""
-    for name, field in getattr(kind, "model_fields", {}).items():
-        if path[0] == (field.alias or name):
-            inside = (field.annotation, *get_args(field.annotation))
-            return len(path) == 1 or any(_has(part, path[1:]) for part in inside)
-    return False
-
-
-def _peek(file: str) -> Mapping[str, Any]:
-    """A config file's content, as far as it can be read: loading it says what is wrong."""
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, LookupError, AttributeError, RecursionError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _names(given: Mapping[str, str], content: Mapping[str, Any]) -> dict[str, str]:
-    """The variant of each section: typed, else the file's, else what the config takes by itself."""
-    names = {}
-    for section in VARIANTS:
-        inside = content.get(section)
-        in_file = inside.get("name") if isinstance(inside, dict) else None
-        if (name := given.get(f"{section}.name", in_file)) is not None:
-            names[section] = str(name).strip("'\"")
-    return {**_default_names(tuple(names.items())), **names}
+    """Every combination, without the keys (except those to keep) that only other variants have."""
+    sources: Sequence[str | None] = files or [None]
+    for file, values in itertools.product(
+        sources, itertools.product(*(axis.values for axis in axes))
+    ):
+        settings = dict(zip((axis.key for axis in axes), values, strict=True))
+        typed = {name: settings[f"{name}.name"] for name in VARIANTS if f"{name}.name" in settings}
+        names = _names(file, tuple(typed.items()))
+        yield (
+            file,
+            {
+                key: value
+                for key, value in settings.items()
+                if key in keep or not _is_foreign(key, names)
+            },
+        )
 
 
 @cache
-def _default_names(names: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """The names that go with these ones: which model is the default may depend on the task."""
+def _names(file: str | None, typed: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     try:
-        config = load_config(None, [f"{section}.name={name}" for section, name in names])
-    except ConfigError:  # a name that is none, or one that needs more keys
-        config = Config()
-    return {section: getattr(config, section).name for section in VARIANTS}
+        return variant_names(file, dict(typed))
+    except ConfigError:
+        return {}  # loading the config says what is wrong
+
+
+def _is_foreign(key: str, names: Mapping[str, str]) -> bool:
+    """Whether the key exists, but only in other variants of its section."""
+    section, _, rest = key.partition(".")
+    if not rest or names.get(section) not in VARIANTS.get(section, ()):
+        return False
+    owners = owners_of(section, rest)
+    return bool(owners) and names[section] not in owners
 
 
 def _with_validation(file: str | None, arguments: Sequence[str], config: Config) -> Config | None:
@@ -169,10 +137,7 @@ def _look_up(config: Config, key: str) -> object:
 
 
 def _identity(config: Config) -> str:
-    content = config.model_dump(mode="json", by_alias=True)
-    for key in ("dir", "overwrite", "resume"):
-        del content["run"][key]
-    return json.dumps(content, sort_keys=True)
+    return config.to_yaml(exclude={"run": {"dir", "overwrite", "resume"}})
 
 
 # -- names -------------------------------------------------------------------------------------------
@@ -258,12 +223,12 @@ def _safe(text: str) -> str:
 
 
 def _shorten(name: str, run: Run) -> str:
-    if len(name) <= _LONGEST_NAME:
+    if len(name) <= MAX_NAME_CHARACTERS:
         return name
-    return f"{name[: _LONGEST_NAME - _HASH - 1]}-{_digest(run)}"
+    return f"{name[: MAX_NAME_CHARACTERS - HASH_CHARACTERS - 1]}-{_digest(run)}"
 
 
 def _digest(run: Run) -> str:
     """A name for what varies that does not depend on what else is in the sweep."""
     content = json.dumps([_method(run), run.file, run.seed, dict(run.varied)], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:_HASH]
+    return hashlib.sha256(content.encode()).hexdigest()[:HASH_CHARACTERS]

@@ -1,4 +1,4 @@
-"""One training as a subprocess: started by torchrun, its words in a log file, ended as a whole."""
+"""One training as a subprocess of torchrun; its output goes to a log file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from cobo_dist.sweeps.folders import State, is_finished, read_status
 from cobo_dist.sweeps.grid import Run
 
-PATIENCE = 45.0  # seconds; torchrun gives its workers 30 to end
+STOP_SECONDS = 45.0
+"""From SIGTERM to SIGKILL; torchrun itself gives its workers 30."""
+POLL_SECONDS = 0.05
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-class Stop:
-    """Remembers the signal that asked the sweep to end; nothing is torn off half-way."""
+class StopSignal:
+    """Records the signal that asks the sweep to stop, so that no step is cut off half-way."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -32,18 +36,18 @@ class Stop:
     def __bool__(self) -> bool:
         return self.times > 0
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler: asked twice, the sweep waits no longer."""
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler. After a second signal the sweep no longer waits for the training."""
         self.signal = self.signal or number
         self.times += 1
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals; those that the parent has us ignore (nohup) stay ignored."""
+        """Handle the signals; those that the parent made us ignore (nohup) stay ignored."""
         before = {one: signal.getsignal(one) for one in _SIGNALS}
         for one, handler in before.items():
             if handler != signal.SIG_IGN:
-                signal.signal(one, self.note)
+                signal.signal(one, self.handle)
         try:
             yield
         finally:
@@ -52,8 +56,8 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a training ended: `reason` is one line, empty where it is done."""
+class Exited:
+    """How a training ended: `reason` is one line, empty if it is done."""
 
     code: int
     reason: str
@@ -61,59 +65,50 @@ class Ended:
 
 
 def command(run: Run, folder: Path, ranks: int, state: State) -> list[str]:
-    """Return the command that trains one run, into a folder in this state."""
-    config = [] if run.file is None else ["--config", run.file]
-    # Figures take seconds and the report draws them for all runs together.
-    quiet = [] if "figures" in run.config.log.model_fields_set else ["log.figures=false"]
+    """Return the command that trains one run into a folder in this state."""
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *(
-            f"--nproc_per_node={ranks}",
-            "-m",
-            "cobo_dist.train",
-            *config,
-            *run.arguments,
-            *quiet,
-        ),
+        *(f"--nproc_per_node={ranks}", "-m", "cobo_dist.train"),
+        *([] if run.file is None else ["--config", run.file]),
+        *run.arguments,
+        # Figures take seconds, and the report draws them for all runs together.
+        *([] if "figures" in run.config.log.model_fields_set else ["log.figures=false"]),
         f"run.overwrite={str(state == 'again').lower()}",
         f"run.resume={'auto' if state == 'resume' else 'never'}",
-        f"run.dir={json.dumps(str(folder), ensure_ascii=False)}",  # quoted: # and : mean themselves
+        f"run.dir={json.dumps(str(folder), ensure_ascii=False)}",  # quoted: YAML reads # and :
     ]
 
 
-def train(started: Sequence[str], folder: Path, log: Path, stop: Stop) -> Ended:
-    """Run the command to its end, or to the sweep's; its output goes to the log file.
+def train(arguments: Sequence[str], folder: Path, log: Path, stop: StopSignal) -> Exited:
+    """Run the command until it ends or the sweep is asked to stop; its output goes to the log file.
 
     Raises:
         OSError: the log file or the process cannot be made.
     """
     earlier = _stamp(folder)
-    begin = time.monotonic()
+    began = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(
-            started,
+            arguments,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches the sweep, and the sweep ends the training
         )
         while process.poll() is None and not stop:
-            time.sleep(0.05)
+            time.sleep(POLL_SECONDS)
         if process.poll() is None:
-            _end(process, stop)
-    seconds = time.monotonic() - begin
+            _terminate(process, stop)
+    seconds = time.monotonic() - began
     code = process.returncode
     if code == 0 and is_finished(folder):
-        return Ended(0, "", seconds)
-    fresh = _stamp(folder) != earlier
-    return Ended(*_explain(code, folder if fresh else None, log), seconds)
-
-
-# -- how it ended ------------------------------------------------------------------------------------
+        return Exited(0, "", seconds)
+    written = _stamp(folder) != earlier
+    return Exited(*_explain(code, folder if written else None, log), seconds)
 
 
 def _stamp(folder: Path) -> tuple[int, int] | None:
-    """What tells this run's status.json from one that an earlier run left."""
+    """Tells this run's status.json from that of an earlier run in the folder."""
     try:
         found = (folder / "status.json").stat()
     except OSError:
@@ -122,22 +117,22 @@ def _stamp(folder: Path) -> tuple[int, int] | None:
 
 
 def _explain(code: int, folder: Path | None, log: Path) -> tuple[int, str]:
-    """Return exit code and reason of a run that is not done, in the run's own words if it has any.
+    """Return the exit code and the reason of a run that is not done, in its own words if it gave any.
 
-    torchrun itself leaves with 1 whatever a rank's exit code was, but writes that into the log.
+    torchrun itself exits with 1 whatever a rank's exit code was, but writes that code into the log.
     """
     with suppress(OSError):
         text = log.read_text(encoding="utf-8", errors="replace")
         status = read_status(folder) if folder else {}
-        own = re.findall(r"^\s*exitcode\s*: (-?\d+)", text, re.MULTILINE)
-        said = status.get("exit_code")
-        code = said if isinstance(said, int) and said else int(own[-1]) if own else code
+        of_ranks = re.findall(r"^\s*exitcode\s*: (-?\d+)", text, re.MULTILINE)
+        own = status.get("exit_code")
+        code = own if isinstance(own, int) and own else int(of_ranks[-1]) if of_ranks else code
         return code, str(status.get("reason") or "") or last_error(text)
     return code, "its log cannot be read"
 
 
 def last_error(text: str) -> str:
-    """Return the line of a log that says best why it ended: the program's own, else an exception."""
+    """Return the line of a log that best explains the end: the program's own error, else an exception."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     patterns = (
         r"error: (.+)",
@@ -152,38 +147,23 @@ def last_error(text: str) -> str:
     return "no reason given"
 
 
-# -- ending it early ---------------------------------------------------------------------------------
-
-
-def _end(process: subprocess.Popen[bytes], stop: Stop) -> None:
-    """End torchrun and all its ranks: asked first, then killed."""
-    family = _descendants(process.pid)  # ranks have sessions of their own: torchrun's does not do
+def _terminate(process: subprocess.Popen[bytes], stop: StopSignal) -> None:
+    """End torchrun and all its ranks: SIGTERM first, then SIGKILL."""
+    # Ranks have sessions of their own: the signal to torchrun's does not reach them.
+    launcher, family = psutil.Process(process.pid), set[psutil.Process]()
+    with suppress(psutil.NoSuchProcess):
+        family |= {launcher, *launcher.children(recursive=True)}
     _signal_group(process.pid, signal.SIGTERM)
-    until = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < until and stop.times < 2:
-        time.sleep(0.05)
-        family |= _descendants(process.pid)
-    for one in (process.pid, *family):
-        _signal_group(one, signal.SIGKILL)
+    deadline = time.monotonic() + STOP_SECONDS
+    while process.poll() is None and time.monotonic() < deadline and stop.times < 2:
+        time.sleep(POLL_SECONDS)
+        with suppress(psutil.NoSuchProcess):
+            family |= set(launcher.children(recursive=True))
+    for one in family:
+        _signal_group(one.pid, signal.SIGKILL)
     process.wait()
 
 
 def _signal_group(leader: int, number: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
-
-
-def _descendants(process: int) -> set[int]:
-    """The processes that this one has started, and those that these have."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError, ValueError):
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(entry.name))
-    found: set[int] = set()
-    waiting = [process]
-    while waiting:
-        new = children.get(waiting.pop(), [])
-        found.update(new)
-        waiting += new
-    return found

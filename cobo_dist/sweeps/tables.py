@@ -1,10 +1,11 @@
-"""What a sweep writes beside its runs: sweep.csv, sweep.md and best/<method>.yaml, each whole or not."""
+"""What a sweep writes beside its runs: sweep.csv, sweep.md and best/METHOD.yaml."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,32 +13,37 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cobo_dist.config import Config
-from cobo_dist.sweeps.choice import Candidate, Verdict
-from cobo_dist.sweeps.folders import METRICS, Result
+from cobo_dist.sweeps.folders import METRICS, Result, State
 from cobo_dist.sweeps.grid import Run, short_keys, show
+from cobo_dist.sweeps.selection import Score, Selection, Setting
 
 _NOTE = (
     "Last values of the mean over clients; mean ± sample standard deviation over seeds. "
-    "Settings are chosen on validation data; test figures are only shown."
+    "Settings are chosen on validation data; test scores are only shown."
 )
-_OF_A_RUN = ("dir", "overwrite", "resume", "seed")
-_STATES = {"waiting": "not started", "stopped": "interrupted"}
+_TITLES = ("method", "setting", "seeds", "metric", "validation", "test", "")
+_SPLITS = ("validation", "test")
+_OF_ONE_RUN = {"run": {"dir", "overwrite", "resume", "seed"}}
 
 
 @dataclass
-class Record:
-    """A run and what became of it: waiting, done, failed or stopped."""
+class RunRecord:
+    """A run of the sweep and its outcome."""
 
     run: Run
     folder: Path
-    state: str = "waiting"
+    found: State  # what the folder held when the sweep began
+    outcome: str = "not started"  # or done, failed, interrupted
     reason: str = ""
     result: Result | None = None
 
 
-def write_all(
-    out: Path, records: Sequence[Record], verdicts: Sequence[Verdict], ranks: int, typed: str
+def write_tables(
+    out: Path,
+    records: Sequence[RunRecord],
+    selections: Sequence[Selection],
+    ranks: int,
+    command: str,
 ) -> None:
     """Write the tables and the chosen settings as they stand now.
 
@@ -45,13 +51,13 @@ def write_all(
         OSError: a file cannot be written.
     """
     _write(out / "sweep.csv", _csv(records))
-    _write(out / "sweep.md", _markdown(records, verdicts, typed))
-    for verdict in verdicts:
-        file = out / "best" / f"{verdict.method}.yaml"
-        if verdict.best is not None:
+    _write(out / "sweep.md", _markdown(records, selections, command))
+    for selection in selections:
+        file = out / "best" / f"{selection.method}.yaml"
+        if selection.best is not None:
             file.parent.mkdir(exist_ok=True)
-            _write(file, _best_yaml(file, verdict, verdict.best, ranks, typed))
-        elif verdict.notes:  # there is a choice, but what an earlier sweep chose no longer stands
+            _write(file, _best_yaml(file, selection, selection.best, ranks, command))
+        elif selection.notes:  # what an earlier sweep chose no longer holds
             file.unlink(missing_ok=True)
 
 
@@ -61,99 +67,93 @@ def _write(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-# -- a row a run -------------------------------------------------------------------------------------
+# -- one row for each run ------------------------------------------------------------------------------
 
 
-def _csv(records: Sequence[Record]) -> str:
-    keys = _keys([record.run for record in records])
-    several = len({record.run.file for record in records}) > 1
+def _csv(records: Sequence[RunRecord]) -> str:
+    axes = list(dict.fromkeys(key for record in records for key in record.run.varied))
+    several_files = len({record.run.file for record in records}) > 1
+    rows = [_csv_row(record, axes, several_files) for record in records]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    scores = [(split, metric) for split in ("validation", "test") for metric in METRICS]
-    writer.writerow(
-        [
-            *("name", "state", "task", "algorithm", *(["config"] if several else []), *keys),
-            *("run.seed", "seconds", *(f"{split}_{metric}" for split, metric in scores)),
-            *("reason", "folder"),
-        ]
-    )
-    for record in records:
-        run, result = record.run, record.result
-        writer.writerow(
-            [
-                *(run.name, _STATES.get(record.state, record.state), run.config.task.name),
-                *(run.config.algorithm.name, *([run.file] if several else [])),
-                *(show(run.varied[key]) if key in run.varied else None for key in keys),
-                *(run.seed, result.seconds if result else None),
-                *(result.scores.get(score) if result else None for score in scores),
-                *(record.reason, record.folder),
-            ]
-        )
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def _keys(runs: Sequence[Run]) -> list[str]:
-    """The choice axes of all runs, in the order in which they were given."""
-    return list(dict.fromkeys(key for run in runs for key in run.varied))
+def _csv_row(record: RunRecord, axes: Sequence[str], several_files: bool) -> dict[str, object]:
+    run, result = record.run, record.result
+    return {
+        "name": run.name,
+        "state": record.outcome,
+        "task": run.config.task.name,
+        "algorithm": run.config.algorithm.name,
+        **({"config": run.file} if several_files else {}),
+        **{key: show(run.varied[key]) if key in run.varied else None for key in axes},
+        "run.seed": run.seed,
+        "seconds": result.seconds if result else None,
+        **{
+            f"{split}_{metric}": result.scores.get((split, metric)) if result else None
+            for split in _SPLITS
+            for metric in METRICS
+        },
+        "reason": record.reason,
+        "folder": record.folder,
+    }
 
 
-# -- a row a setting ---------------------------------------------------------------------------------
+# -- one row for each setting --------------------------------------------------------------------------
 
 
-def _cells(verdict: Verdict, candidate: Candidate) -> list[str]:
-    short = short_keys({key for one in verdict.candidates for key in one.varied})
-    setting = ", ".join(f"{short[key]}={show(value)}" for key, value in candidate.varied.items())
+def _cells(selection: Selection, setting: Setting) -> list[str]:
+    short = short_keys({key for one in selection.settings for key in one.varied})
+    values = ", ".join(f"{short[key]}={show(value)}" for key, value in setting.varied.items())
     return [
-        verdict.method,
-        setting or "-",
-        f"{candidate.done}/{len(candidate.runs)}",
-        verdict.metric or "-",
-        _score(candidate.validation),
-        _score(candidate.test),
-        "chosen" if candidate.chosen and candidate.varied else "",
+        selection.method,
+        values or "-",
+        f"{setting.done}/{len(setting.runs)}",
+        selection.metric or "-",
+        _score(setting.validation),
+        _score(setting.test),
+        "chosen" if setting.chosen and setting.varied else "",
     ]
 
 
-_TITLES = ("method", "setting", "seeds", "metric", "validation", "test", "")
-
-
-def _score(score: tuple[float, float] | None) -> str:
+def _score(score: Score | None) -> str:
     if score is None:
         return "-"
     mean, deviation = score
     return f"{mean:.4g}" if math.isnan(deviation) else f"{mean:.4g} ± {deviation:.2g}"
 
 
-def remarks(verdicts: Sequence[Verdict]) -> list[str]:
-    """What must be said of the choices, a line each; what holds for all methods once."""
-    notes = {verdict.method: verdict.notes for verdict in verdicts}
+def remarks(selections: Sequence[Selection]) -> list[str]:
+    """Return the notes on the choices, a line each; a note on all methods once."""
+    notes = {selection.method: selection.notes for selection in selections}
     if len(notes) > 1 and len(set(notes.values())) == 1:
         return [f"all methods: {note}" for note in next(iter(notes.values()))]
     return [f"{method}: {note}" for method, some in notes.items() for note in some]
 
 
-def print_table(verdicts: Sequence[Verdict], console: Console) -> None:
+def print_table(selections: Sequence[Selection], console: Console) -> None:
     """Print the settings of all methods."""
     table = Table()
     for title in _TITLES:
         table.add_column(title, overflow="fold")
-    for verdict in verdicts:
-        for candidate in verdict.candidates:
-            style = "bold" if candidate.chosen else None
-            table.add_row(*_cells(verdict, candidate), style=style)
+    for selection in selections:
+        for setting in selection.settings:
+            table.add_row(*_cells(selection, setting), style="bold" if setting.chosen else None)
     console.print(table, markup=False)
 
 
-def _markdown(records: Sequence[Record], verdicts: Sequence[Verdict], typed: str) -> str:
-    lines = ["# Sweep", "", f"`{typed}`", "", tally(records), ""]
-    lines += [_line(_TITLES), "|---|---|---|---|---:|---:|---|"]
-    lines += [_line(_cells(verdict, one)) for verdict in verdicts for one in verdict.candidates]
-    lines += ["", _NOTE, ""]
-    lines += [f"- {note}" for note in remarks(verdicts)]
-    lines += [
-        f"- {record.run.name} failed: {record.reason}"
-        for record in records
-        if record.state == "failed"
+def _markdown(records: Sequence[RunRecord], selections: Sequence[Selection], command: str) -> str:
+    failed = [record for record in records if record.outcome == "failed"]
+    lines = [
+        *("# Sweep", "", f"`{command}`", "", tally(records), ""),
+        *(_line(_TITLES), "|---|---|---|---|---:|---:|---|"),
+        *(_line(_cells(selection, one)) for selection in selections for one in selection.settings),
+        *("", _NOTE, ""),
+        *(f"- {note}" for note in remarks(selections)),
+        *(f"- {record.run.name} failed: {record.reason}" for record in failed),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -162,40 +162,30 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def tally(records: Sequence[Record]) -> str:
+def tally(records: Sequence[RunRecord]) -> str:
     """`24 runs: 20 done, 1 failed, 3 not started`."""
-    count = {state: 0 for state in ("done", "failed", "stopped", "waiting")}
-    for record in records:
-        count[record.state] += 1
-    parts = [f"{n} {_STATES.get(state, state)}" for state, n in count.items() if n]
+    count = Counter(record.outcome for record in records)
+    parts = [
+        f"{count[outcome]} {outcome}"
+        for outcome in ("done", "failed", "interrupted", "not started")
+        if count[outcome]
+    ]
     return f"{len(records)} run{'s' if len(records) != 1 else ''}: {', '.join(parts)}"
 
 
-# -- the chosen settings -----------------------------------------------------------------------------
-
-
-def _best_yaml(file: Path, verdict: Verdict, best: Candidate, ranks: int, typed: str) -> str:
+def _best_yaml(file: Path, selection: Selection, best: Setting, ranks: int, command: str) -> str:
+    """The chosen config without what belongs to one run, and where it comes from as a comment."""
     seeds = ", ".join(str(run.seed) for run in best.runs)
-    tried = len(verdict.candidates)
+    tried = len(selection.settings)
+    config = best.runs[0].config
     head = [
         f"torchrun --standalone --nproc_per_node={ranks} -m cobo_dist.train --config {file}",
         "",
-        f"{best.label or 'Its only setting'}: validation {verdict.metric} {_score(best.validation)}",
-        f"after {best.runs[0].config.run.rounds} rounds, seed {seeds}; "
+        f"{best.label or 'Its only setting'}: validation {selection.metric} {_score(best.validation)}",
+        f"after {config.run.rounds} rounds, seed {seeds}; "
         + (f"the best of {tried} settings tried by" if tried > 1 else "from"),
-        typed,
-        *verdict.notes,
+        command,
+        *selection.notes,
     ]
     comment = "".join(f"# {' '.join(line.splitlines())}".rstrip() + "\n" for line in head)
-    return comment + settings_yaml(best.runs[0].config)
-
-
-def settings_yaml(config: Config) -> str:
-    """Return the config as YAML without what belongs to one run: its folder and its seed."""
-    run = config.run.model_copy(update={"dir": ""})
-    kept, section = [], ""
-    for line in config.model_copy(update={"run": run}).to_yaml().splitlines():
-        section = section if line.startswith((" ", "-")) else line
-        if section != "run:" or line.strip().partition(":")[0] not in _OF_A_RUN:
-            kept.append(line)
-    return "\n".join(kept) + "\n"
+    return comment + config.to_yaml(exclude=_OF_ONE_RUN)

@@ -1,1 +1,1 @@
-"""What is learned: data sets, partitions, models."""
+"""Tasks: data sets, their split over clients, models, losses and metrics."""

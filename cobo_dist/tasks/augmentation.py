@@ -1,6 +1,6 @@
-"""Training views of images, drawn for all clients at once: crop with reflect padding, flip, dropout mask.
+"""Random crops with reflect padding, flips and dropout masks, drawn for all clients at once.
 
-Every draw is a function of (seed, stream, round, client). Shapes: m clients, B images each, S = H = W pixels.
+Every draw is a pure function of (seed, stream, round, client). Shapes: m clients, B images each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cobo_dist.maths import seeds
 
-PADDING = 4
+PADDING_PIXELS = 4
 
 
 class Augmentation:
@@ -21,32 +21,32 @@ class Augmentation:
     def __init__(self, seed: int, stream: str, clients: Sequence[int], images: Tensor) -> None:
         """Draw for `clients` from `images`, uint8 [N, H, W, C].
 
-        Reflection needs more pixels than padding: smaller images are padded less.
+        Reflection needs more pixels than padding, so small images are padded less.
         """
         self.seed, self.purpose, self.clients = seed, f"augmentation {stream}", tuple(clients)
         self.images, self.device = images, images.device
-        self.padding = [min(PADDING, size - 1) for size in images.shape[1:3]]
+        self.padding = [min(PADDING_PIXELS, size - 1) for size in images.shape[1:3]]
 
-    def __call__(self, numbers_mb: Tensor, t: int, rows: Sequence[int] | None = None) -> Tensor:
-        """Return the views uint8 [m, B, H, W, C] of images `numbers_mb` in round t.
+    def __call__(self, indices_mb: Tensor, t: int, rows: Sequence[int] | None = None) -> Tensor:
+        """Return the augmented images uint8 [m, B, H, W, C] of image indices `indices_mb` in round t.
 
-        `rows`: which of the clients they belong to; all in order without.
+        `rows`: the rows of the clients that they belong to; None: all clients in order.
         """
         clients = self.clients if rows is None else [self.clients[row] for row in rows]
         names = [seeds.key(self.seed, self.purpose, t, client) for client in clients]
-        m, batch = numbers_mb.shape
+        m, batch = indices_mb.shape
         draws = seeds.uniform_rows(names, 3 * batch, device=self.device).view(m, 3, batch)
         height, width = self.images.shape[1:3]
         across = _window(draws[:, 1], width, self.padding[1])
         flipped = (draws[:, 2] < 0.5)[..., None]
         across = torch.where(flipped, across.flip(-1), across)
         down = _window(draws[:, 0], height, self.padding[0])
-        # Rows of pixels and columns of pixels broadcast to [m, B, H, W]; channels come along.
-        return self.images[numbers_mb[..., None, None], down[..., :, None], across[..., None, :]]
+        # Rows and columns of pixels broadcast to [m, B, H, W]; channels follow.
+        return self.images[indices_mb[..., None, None], down[..., :, None], across[..., None, :]]
 
 
 def _window(draws_mb: Tensor, size: int, padding: int) -> Tensor:
-    """Return which pixels a crop shows, [m, B, size]: a window of the line reflected at its ends."""
+    """Return the pixels of a crop, [m, B, size]: a window of the line reflected at its ends."""
     offset = (draws_mb * (2 * padding + 1)).long() - padding
     position = torch.arange(size, device=draws_mb.device) + offset[..., None]
     return (size - 1) - ((size - 1) - position.abs()).abs()

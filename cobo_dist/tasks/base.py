@@ -1,4 +1,4 @@
-"""What every task offers to the loop."""
+"""The protocol of a task, and what tasks have in common."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cobo_dist.settings import Section, Text
 
 
 class DataConfig(Section):
-    """How examples are found and read."""
+    """Location and batches of the examples."""
 
     root: Text = Field(
         "data",
@@ -38,7 +38,7 @@ class DataConfig(Section):
         ge=1,
         le=100_000,
         description="such batches in one gradient, a round: the mean over batch_size * accumulation "
-        "examples in the memory of batch_size (BatchNorm sees each batch by itself)",
+        "examples in the memory of batch_size (BatchNorm treats each batch separately)",
     )
     text_dir: Text = Field(
         "", description="in place of Wiki-40B: a folder with one NAME.txt a client (language)"
@@ -48,7 +48,7 @@ class DataConfig(Section):
         ge=1,
         le=1_000_000_000,
         description="examples evaluated at once (language: batch_size at most): their activations are "
-        "often the most memory that a rank takes",
+        "often the largest part of a rank's memory",
     )
     eval_examples: int = Field(
         0,
@@ -61,43 +61,40 @@ class DataConfig(Section):
         description="images for training: random crop with reflect padding 4, horizontal flip",
     )
     channels_last: bool = Field(
-        True, description="images lie in memory with channels last, which convolutions like best"
+        True,
+        description="keep images in memory with channels last, which makes convolutions faster",
     )
 
     @property
     def examples_a_round(self) -> int:
-        """Examples of one client in a round."""
+        """Examples of one client in a round of one local step."""
         return self.batch_size * self.accumulation
 
 
 class Task(LearningTask, Protocol):
-    """A learning problem split over n clients; `LearningTask` is what the clients see of it."""
+    """A learning problem split over n clients; `LearningTask` is the part that the clients use."""
 
     name: str
     clients: int
-    names: tuple[str, ...]  # of the clients; empty where they have none
-    clusters: tuple[int, ...] | None  # the true cluster of each client, where there is one
+    names: tuple[str, ...] = ()  # of the clients; empty if they have none
+    clusters: tuple[int, ...] | None  # the true cluster of each client, if known
     splits: tuple[str, ...]  # what can be evaluated
-    metrics: tuple[str, ...]  # what an evaluation gives: "loss" and more, the one that judges last
-    diagnoses: bool  # whether `diagnose` has something to say every round
+    metrics: tuple[str, ...]  # of an evaluation: "loss" first, the one to compare runs by last
+    diagnoses: bool = False  # whether `diagnose` returns figures every round
+
+    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
+        """Return one client's metrics from the sums over so many examples: their means."""
+        return {name: value / examples for name, value in sums.items()}
 
     def diagnose(self, x_nd: NDArray[np.floating]) -> dict[str, float]:
         """Return further figures of all clients' models [n, d]."""
+        return {}
 
     def fingerprint(self) -> str:
-        """Return a digest of the data, the same on every rank that reads the same data."""
+        """Return a digest of the data, by which ranks check that they read the same data."""
 
     def save(self, state: Mapping[str, Tensor], path: Path) -> None:
-        """Write one client's model at `path`, which has no suffix yet; whole or not at all."""
-
-
-def mean_of(sums: Mapping[str, float], examples: int) -> dict[str, float]:
-    """Return every sum's mean over the examples."""
-    return {name: value / examples for name, value in sums.items()}
-
-
-def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write one client's model as `path`.safetensors: into a neighbour first, then renamed."""
-    draft = path.with_name(path.name + ".part")
-    save_file(dict(state), draft)
-    draft.replace(path.with_name(path.name + ".safetensors"))
+        """Write one client's model atomically at `path`, to which the task adds a suffix."""
+        draft = path.with_name(path.name + ".part")
+        save_file(dict(state), draft)
+        draft.replace(path.with_name(path.name + ".safetensors"))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from cobo_dist.errors import ConfigError
 from cobo_dist.settings import Section, Width
-
-SMALLEST = 4  # pixels a side: two poolings by 2 must leave one
 
 
 class CnnConfig(Section):
-    """Two 5x5 convolutions with max-pooling, a hidden layer, a linear layer; no normalisation."""
+    """Two 5x5 convolutions with max-pooling, a hidden layer, a linear layer; no normalization."""
+
+    MIN_PIXELS: ClassVar = 4  # of a side: after two poolings by 2, one is left
 
     name: Literal["cnn"] = "cnn"
     width: Width = Field(
@@ -23,29 +22,19 @@ class CnnConfig(Section):
     )
     hidden: Width = Field(512, description="width of the hidden layer")
 
-
-def build_cnn(config: CnnConfig, shape: torch.Size, classes: int) -> nn.Sequential:
-    """Return the network for images of `shape` [channels, H, W], not yet started.
-
-    Raises:
-        ConfigError: images too small.
-    """
-    channels, height, width = shape
-    if min(height, width) < SMALLEST:
-        raise ConfigError(
-            f"model.name=cnn needs images of at least {SMALLEST} x {SMALLEST} pixels, and these have "
-            f"{height} x {width}; set model.name=mlp"
+    def build(self, shape: torch.Size, classes: int) -> nn.Module:
+        """Return the network for images of `shape` [channels, H, W], not yet initialized."""
+        channels, height, width = shape
+        w = self.width
+        return nn.Sequential(
+            nn.Conv2d(channels, w, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(w, 2 * w, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(2 * w * (height // 4) * (width // 4), self.hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(self.hidden, classes),
         )
-    w = config.width
-    return nn.Sequential(
-        nn.Conv2d(channels, w, 5, padding=2),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-        nn.Conv2d(w, 2 * w, 5, padding=2),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(2 * w * (height // 4) * (width // 4), config.hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(config.hidden, classes),
-    )

@@ -17,15 +17,14 @@ from cobo_dist.maths import seeds
 from cobo_dist.settings import as_tuple
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.images import ImageSet, load_images
-from cobo_dist.tasks.models import ClassifierConfig
-from cobo_dist.tasks.supervised import Classification, Examples, OrderedConfig, share_out
+from cobo_dist.tasks.supervised import ClassificationConfig, ClientExamples, split_evenly
 
 Sizes = Annotated[
     tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple), Field(min_length=1)
 ]
 
 
-class CrossDeviceConfig(OrderedConfig):
+class CrossDeviceConfig(ClassificationConfig):
     """CIFAR-100 in clusters with disjoint classes."""
 
     name: Literal["cross_device"] = "cross_device"
@@ -47,28 +46,10 @@ class CrossDeviceConfig(OrderedConfig):
         "authors' code); the classifier has all classes' outputs either way",
     )
 
-
-class CrossDevice(Classification):
-    """The images of all clients. Cluster k of K has classes k C/K to (k + 1) C/K - 1 of C."""
-
-    name = "cross_device"
-
-    def __init__(
-        self,
-        config: CrossDeviceConfig,
-        model: ClassifierConfig,
-        data: DataConfig,
-        seed: int,
-        dtype: torch.dtype,
-    ) -> None:
-        """Read and split.
-
-        Raises:
-            ConfigError: missing or malformed data, classes that do not divide, too few images.
-        """
-        self.config = config
+    def load(self, data: DataConfig, seed: int, dtype: torch.dtype) -> ClientExamples:
+        """Read the images and split them. Cluster k of K has classes k C/K to (k + 1) C/K - 1 of C."""
         images = load_images(data.file, data.root, "fine")
-        sizes = config.cluster_sizes
+        sizes = self.cluster_sizes
         if images.classes % len(sizes):
             raise ConfigError(
                 f"{images.classes} classes ({images.source}) do not divide among "
@@ -76,31 +57,25 @@ class CrossDevice(Classification):
                 f"{images.classes}"
             )
         each = images.classes // len(sizes)
-        named = torch.arange(images.classes)
+        labels = torch.arange(images.classes)
+        if self.labels == "modulo":
+            labels = labels % each
         clusters = [k for k, size in enumerate(sizes) for _ in range(size)]
-        examples = Examples(
-            torch.from_numpy(images.x_train),
-            torch.from_numpy(images.y_train),
-            (named % each if config.labels == "modulo" else named).expand(len(clusters), -1),
-            dtype,
-            data.channels_last,
-        ).with_test(torch.from_numpy(images.x_test), torch.from_numpy(images.y_test))
-        super().__init__(
-            examples, split(config, images, each, seed), clusters, model, data, seed, config
-        )
+        examples = images.examples(labels.expand(len(clusters), -1), data, dtype)
+        return ClientExamples(examples, split(self, images, each, seed), clusters)
 
 
 def split(
     config: CrossDeviceConfig, images: ImageSet, each: int, seed: int
 ) -> dict[str, list[Tensor]]:
-    """Return each client's image numbers: training images first, test images after them."""
+    """Return each client's image indices: training images come first, test images after them."""
     count = len(images.x_train)
-    homes = torch.from_numpy(images.y_train) // each
-    test_homes = torch.from_numpy(images.y_test) // each
+    cluster_of = torch.from_numpy(images.y_train) // each
+    test_cluster_of = torch.from_numpy(images.y_test) // each
     splits: dict[str, list[Tensor]] = {"train": [], "validation": [], "test": []}
     for cluster, size in enumerate(config.cluster_sizes):
-        own = (homes == cluster).nonzero()[:, 0]
-        test = (test_homes == cluster).nonzero()[:, 0] + count
+        own = (cluster_of == cluster).nonzero()[:, 0]
+        test = (test_cluster_of == cluster).nonzero()[:, 0] + count
         held_out = int(config.validation_fraction * len(own))
         used = int(config.data_fraction * (len(own) - held_out))
         if used < size or not len(test):
@@ -111,7 +86,7 @@ def split(
                 "one of either; lower task.cluster_sizes or raise task.data_fraction"
             )
         shuffled = own[seeds.permutation(seeds.key(seed, "cross_device images", cluster), len(own))]
-        splits["train"] += share_out(shuffled[held_out : held_out + used], size)
+        splits["train"] += split_evenly(shuffled[held_out : held_out + used], size)
         splits["validation"] += [shuffled[:held_out]] * size
         splits["test"] += [test] * size
     return splits

@@ -1,4 +1,4 @@
-"""Task `cross_silo`: clusters that see the same images and disagree about the names of the classes.
+"""Task `cross_silo`: clusters that see the same images under different labels.
 
 The paper's 8 clients: 4 clusters of 2, CIFAR-100. Every cluster has the whole training set, split at random
 among its clients, and permutes the labels by a seed of its own, in training and in test.
@@ -17,13 +17,12 @@ from cobo_dist.maths import seeds
 from cobo_dist.settings import as_tuple
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.images import ImageSet, load_images
-from cobo_dist.tasks.models import ClassifierConfig
-from cobo_dist.tasks.supervised import Classification, Examples, OrderedConfig, share_out
+from cobo_dist.tasks.supervised import ClassificationConfig, ClientExamples, split_evenly
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)]
 
 
-class CrossSiloConfig(OrderedConfig):
+class CrossSiloConfig(ClassificationConfig):
     """CIFAR-100 in clusters with permuted labels."""
 
     name: Literal["cross_silo"] = "cross_silo"
@@ -56,45 +55,22 @@ class CrossSiloConfig(OrderedConfig):
         description="label_map=permuted: a seed for each cluster's permutation; empty: from run.seed",
     )
 
-
-class CrossSilo(Classification):
-    """The images of all clients."""
-
-    name = "cross_silo"
-
-    def __init__(
-        self,
-        config: CrossSiloConfig,
-        model: ClassifierConfig,
-        data: DataConfig,
-        seed: int,
-        dtype: torch.dtype,
-    ) -> None:
-        """Read and split.
-
-        Raises:
-            ConfigError: missing or malformed data, too few images for so many clients.
-        """
-        if config.label_seeds and len(config.label_seeds) != config.clusters:
+    def load(self, data: DataConfig, seed: int, dtype: torch.dtype) -> ClientExamples:
+        """Read the images and split them."""
+        if self.label_seeds and len(self.label_seeds) != self.clusters:
             raise ConfigError(
-                f"task.label_seeds names {len(config.label_seeds)} seeds for task.clusters="
-                f"{config.clusters}; give one for each, or none"
+                f"task.label_seeds names {len(self.label_seeds)} seeds for task.clusters="
+                f"{self.clusters}; give one for each, or none"
             )
-        self.config = config
-        images = load_images(data.file, data.root, config.labels)
-        clusters = [k for k in range(config.clusters) for _ in range(config.clients_per_cluster)]
-        examples = Examples(
-            torch.from_numpy(images.x_train),
-            torch.from_numpy(images.y_train),
-            torch.stack([label_map(config, k, images.classes, seed) for k in clusters]),
-            dtype,
-            data.channels_last,
-        ).with_test(torch.from_numpy(images.x_test), torch.from_numpy(images.y_test))
-        super().__init__(examples, split(config, images, seed), clusters, model, data, seed, config)
+        images = load_images(data.file, data.root, self.labels)
+        clusters = [k for k in range(self.clusters) for _ in range(self.clients_per_cluster)]
+        labels = torch.stack([label_map(self, k, images.classes, seed) for k in clusters])
+        examples = images.examples(labels, data, dtype)
+        return ClientExamples(examples, split(self, images, seed), clusters)
 
 
 def label_map(config: CrossSiloConfig, cluster: int, classes: int, seed: int) -> Tensor:
-    """Return the cluster's name for each class, int64 [classes]."""
+    """Return the cluster's label for each class, int64 [classes]."""
     if config.label_map == "shifted":
         return (torch.arange(classes) + cluster) % classes
     own = (
@@ -106,7 +82,7 @@ def label_map(config: CrossSiloConfig, cluster: int, classes: int, seed: int) ->
 
 
 def split(config: CrossSiloConfig, images: ImageSet, seed: int) -> dict[str, list[Tensor]]:
-    """Return each client's image numbers: training images first, test images after them."""
+    """Return each client's image indices: training images come first, test images after them."""
     count, clients = len(images.x_train), config.clusters * config.clients_per_cluster
     order = seeds.permutation(seeds.key(seed, "cross_silo images"), count)
     held_out = int(config.validation_fraction * count)
@@ -122,6 +98,6 @@ def split(config: CrossSiloConfig, images: ImageSet, seed: int) -> dict[str, lis
     train = []
     for cluster in range(config.clusters):
         shuffled = seeds.permutation(seeds.key(seed, "cross_silo shares", cluster), used)
-        train += share_out(pool[shuffled], config.clients_per_cluster)
+        train += split_evenly(pool[shuffled], config.clients_per_cluster)
     test = torch.arange(count, count + len(images.x_test))
     return {"train": train, "validation": [validation] * clients, "test": [test] * clients}

@@ -1,10 +1,10 @@
-"""Task `digits`: handwritten digits, clusters that disagree about the names of the digits.
+"""Task `digits`: handwritten digits, in clusters that see them under different labels.
 
-A small twin of the paper's cross-silo experiment that needs no network: scikit-learn's 1,797 digits
+A small version of the paper's cross-silo experiment that needs no network: scikit-learn's 1,797 digits
 (8 x 8 pixels). Clusters differ by a random permutation of the ten labels, applied to training and test.
-The test pool is common (each client answers in its cluster's labels); the rest is shared out to the
-clusters, and a cluster's share to its clients, so no training example belongs to two clients. For more
-clients than there are images, `task.images_per_client` lets every client draw its own from all of the rest.
+All clients have the same test images, in their cluster's labels. The other images are split over the clients,
+so no training example belongs to two clients. For more clients than there are images,
+`task.images_per_client` lets every client draw its own from all images but the test images.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from pydantic import Field
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.tasks.base import DataConfig
-from cobo_dist.tasks.models import ClassifierConfig
-from cobo_dist.tasks.supervised import Classification, Examples, OrderedConfig
+from cobo_dist.tasks.supervised import ClassificationConfig, ClientExamples, Examples
 
 CLASSES = 10
 
 
-class DigitsConfig(OrderedConfig):
+class DigitsConfig(ClassificationConfig):
     """Handwritten digits in clusters with permuted labels."""
 
     name: Literal["digits"] = "digits"
@@ -34,44 +33,26 @@ class DigitsConfig(OrderedConfig):
         0,
         ge=0,
         description="images that each client draws for itself, where clients may share images; 0: "
-        "images are shared out, and none belongs to two clients",
+        "images are split, and none belongs to two clients",
     )
     validation_fraction: float = Field(
         0.2, ge=0, lt=1, description="share of a client's images kept for validation"
     )
 
-
-class Digits(Classification):
-    """The digits of all clients; images as numbers in [0, 1]."""
-
-    name = "digits"
-
-    def __init__(
-        self,
-        config: DigitsConfig,
-        model: ClassifierConfig,
-        data: DataConfig,
-        seed: int,
-        dtype: torch.dtype,
-    ) -> None:
-        """Load and split.
-
-        Raises:
-            ConfigError: too few images for so many clients or so large a test pool.
-        """
+    def load(self, data: DataConfig, seed: int, dtype: torch.dtype) -> ClientExamples:
+        """Load and split; images become numbers in [0, 1]."""
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
-        self.config = config
-        splits = _split(config, len(labels), seed)  # refuses too many clients before they are made
-        clusters = [k for k in range(config.clusters) for _ in range(config.clients_per_cluster)]
+        splits = _split(self, len(labels), seed)  # refuses too many clients before any is made
+        clusters = [k for k in range(self.clusters) for _ in range(self.clients_per_cluster)]
         examples = Examples(
             torch.from_numpy(pixels).to(dtype) / 16.0,
             torch.from_numpy(labels).long(),
             torch.stack([_labels(seed, cluster) for cluster in clusters]),
             dtype,
         )
-        super().__init__(examples, splits, clusters, model, data, seed, config)
+        return ClientExamples(examples, splits, clusters)
 
 
 def _labels(seed: int, cluster: int) -> torch.Tensor:

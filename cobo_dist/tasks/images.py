@@ -1,4 +1,4 @@
-"""Labelled images from files: CIFAR-100 as `cifar100.npz` or as torchvision stores it, or any npz.
+"""Labeled images from files: CIFAR-100 as `cifar100.npz` or as torchvision stores it, or another npz.
 
 Shapes: N training and M test images, H x W pixels, C = 1 or 3 channels.
 """
@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.npz import read_arrays
+from cobo_dist.tasks.supervised import Examples
 
-NPZ, STORED = "cifar100.npz", "cifar-100-python"
+NPZ, TORCHVISION = "cifar100.npz", "cifar-100-python"
 _LABELS = {"fine": "y", "coarse": "coarse"}
 
 
@@ -30,22 +34,32 @@ class ImageSet:
     classes: int
     source: str  # for messages: the file, as the user named it
 
+    def examples(self, labels_of: Tensor, data: DataConfig, dtype: torch.dtype) -> Examples:
+        """Return the N training images with the M test images after them; `labels_of` as in `Examples`."""
+        return Examples(
+            torch.from_numpy(np.concatenate([self.x_train, self.x_test])),
+            torch.from_numpy(np.concatenate([self.y_train, self.y_test])),
+            labels_of,
+            dtype,
+            data.channels_last,
+        )
+
 
 def load_images(file: str, root: str, labels: str) -> ImageSet:
     """Return the images of `data.file`, or CIFAR-100 from `data.root`, with fine or coarse labels.
 
     Raises:
-        ConfigError: nothing there, or not what it should be.
+        ConfigError: no such file, or malformed content.
     """
     if file:
         return _read_npz(Path(file).expanduser(), f"data.file={file}", labels)
     folder = Path(root).expanduser()
     if (folder / NPZ).is_file():
         return _read_npz(folder / NPZ, f"data.root={root}: {NPZ}", labels)
-    if (folder / STORED).is_dir():
-        return _read_stored(folder, f"data.root={root}: {STORED}", labels)
+    if (folder / TORCHVISION).is_dir():
+        return _read_torchvision(folder, f"data.root={root}: {TORCHVISION}", labels)
     raise ConfigError(
-        f"data.root={root} has neither {NPZ} nor {STORED}; set data.root to the folder that has one, "
+        f"data.root={root} has neither {NPZ} nor {TORCHVISION}; set data.root to the folder that has one, "
         "set data.file, or fetch CIFAR-100 with python -m cobo_dist.prepare and the same settings"
     )
 
@@ -53,14 +67,14 @@ def load_images(file: str, root: str, labels: str) -> ImageSet:
 def has_cifar100(root: str) -> bool:
     """Return whether `data.root` has CIFAR-100 in one of its forms."""
     folder = Path(root).expanduser()
-    return (folder / NPZ).is_file() or (folder / STORED).is_dir()
+    return (folder / NPZ).is_file() or (folder / TORCHVISION).is_dir()
 
 
 def fetch_cifar100(root: str) -> None:
-    """Download CIFAR-100 into `data.root` through torchvision, which checks what it got.
+    """Download CIFAR-100 into `data.root` through torchvision, which verifies checksums.
 
     Raises:
-        ConfigError: it cannot be fetched or written.
+        ConfigError: the download or writing it failed.
     """
     from torchvision.datasets import CIFAR100
 
@@ -70,7 +84,7 @@ def fetch_cifar100(root: str) -> None:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"CIFAR-100 cannot be fetched into data.root={root} ({reason}); where there is no network, "
-            f"copy {NPZ} or the folder {STORED} there from another machine"
+            f"copy {NPZ} or the folder {TORCHVISION} there from another machine"
         ) from None
 
 
@@ -94,7 +108,7 @@ def _checked(arrays: dict[str, NDArray[np.generic]], source: str) -> ImageSet:
     """Return the arrays as an image set.
 
     Raises:
-        ConfigError: a shape, type or label that cannot be, with the array's name.
+        ConfigError: a wrong shape, type or label, with the array's name.
     """
     (x_train_name, x_train), (y_train_name, y_train), *rest = arrays.items()
     (x_test_name, x_test), (y_test_name, y_test) = rest
@@ -136,9 +150,8 @@ def _checked(arrays: dict[str, NDArray[np.generic]], source: str) -> ImageSet:
 # -- as torchvision stores it ------------------------------------------------------------------------
 
 
-def _read_stored(root: Path, source: str, labels: str) -> ImageSet:
-    # A second to import, and needed for this format only. It compares the files' checksums before it
-    # unpickles them.
+def _read_torchvision(root: Path, source: str, labels: str) -> ImageSet:
+    # Imported here because it takes a second. It compares the files' checksums before it unpickles them.
     from torchvision.datasets import CIFAR100
 
     parts = []
@@ -158,7 +171,7 @@ def _read_stored(root: Path, source: str, labels: str) -> ImageSet:
 
 
 def _coarse(part: object) -> list[int]:
-    """Return the superclasses, which torchvision leaves in its (checked) file."""
+    """Return the superclasses, which torchvision does not load but leaves in its (verified) file."""
     folder = Path(part.root) / part.base_folder  # type: ignore[attr-defined]
     name = "train" if part.train else "test"  # type: ignore[attr-defined]
     with (folder / name).open("rb") as file:

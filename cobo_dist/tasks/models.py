@@ -1,9 +1,9 @@
-"""Models by name, each started from a seed of its own."""
+"""Models by name, initialized from a seed."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,18 +12,32 @@ from torch import Tensor, nn
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section, Widths
-from cobo_dist.tasks.cnn import CnnConfig, build_cnn
-from cobo_dist.tasks.resnet9 import Resnet9Config, build_resnet9
+from cobo_dist.tasks.cnn import CnnConfig
+from cobo_dist.tasks.resnet9 import Resnet9Config
 
 
 class MlpConfig(Section):
     """Fully connected layers with ReLU."""
 
+    MIN_PIXELS: ClassVar = 0  # inputs may be any numbers
+
     name: Literal["mlp"] = "mlp"
     hidden: Widths = Field((64, 64), description="widths of the hidden layers")
     norm: Literal["none", "batch"] = Field(
-        "none", description="normalisation after each hidden layer: none or BatchNorm"
+        "none", description="normalization after each hidden layer: none or BatchNorm"
     )
+
+    def build(self, shape: torch.Size, classes: int) -> nn.Module:
+        """Return the network, not yet initialized."""
+        layers: list[nn.Module] = [nn.Flatten(start_dim=1)]
+        width = shape.numel()
+        for hidden in self.hidden:
+            layers.append(nn.Linear(width, hidden))
+            if self.norm == "batch":
+                layers.append(nn.BatchNorm1d(hidden))
+            layers.append(nn.ReLU())
+            width = hidden
+        return nn.Sequential(*layers, nn.Linear(width, classes))
 
 
 ClassifierConfig = MlpConfig | CnnConfig | Resnet9Config
@@ -32,21 +46,30 @@ ClassifierConfig = MlpConfig | CnnConfig | Resnet9Config
 def build_model(config: ClassifierConfig, shape: torch.Size, classes: int, seed: int) -> nn.Module:
     """Return the configured classifier of inputs of `shape` into `classes` classes: x^0 of the seed.
 
+    >>> build_model(MlpConfig(hidden=(3,)), torch.Size([2]), 4, seed=0)
+    Sequential(
+      (0): Flatten(start_dim=1, end_dim=-1)
+      (1): Linear(in_features=2, out_features=3, bias=True)
+      (2): ReLU()
+      (3): Linear(in_features=3, out_features=4, bias=True)
+    )
+
     Raises:
         ConfigError: a model that cannot take such inputs.
     """
-    if isinstance(config, MlpConfig):
-        model: nn.Module = _build_mlp(config, shape.numel(), classes)
-    elif len(shape) != 3:
+    least = config.MIN_PIXELS
+    if least and len(shape) != 3:
         raise ConfigError(
             f"model.name={config.name} takes images, and this task's inputs are {shape.numel()} "
             "numbers; set model.name=mlp"
         )
-    elif isinstance(config, CnnConfig):
-        model = build_cnn(config, shape, classes)
-    else:
-        model = build_resnet9(config, shape, classes)
-    start(model, seed)
+    if least and min(shape[1:]) < least:
+        raise ConfigError(
+            f"model.name={config.name} needs images of at least {least} x {least} pixels, and these "
+            f"have {shape[1]} x {shape[2]}; set model.name=mlp"
+        )
+    model = config.build(shape, classes)
+    initialize(model, seed)
     return model
 
 
@@ -55,26 +78,13 @@ def dropout_of(config: ClassifierConfig) -> tuple[float, int]:
     return (config.dropout, config.features) if isinstance(config, Resnet9Config) else (0.0, 0)
 
 
-def _build_mlp(config: MlpConfig, inputs: int, classes: int) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Flatten(start_dim=1)]
-    width = inputs
-    for hidden in config.hidden:
-        layers.append(nn.Linear(width, hidden))
-        if config.norm == "batch":
-            layers.append(nn.BatchNorm1d(hidden))
-        layers.append(nn.ReLU())
-        width = hidden
-    layers.append(nn.Linear(width, classes))
-    return nn.Sequential(*layers)
-
-
 @torch.no_grad()
-def start(model: nn.Module, seed: int) -> None:
-    """Draw the weights of all linear and convolution layers, He-uniform, biases zero, from keys of the seed.
+def initialize(model: nn.Module, seed: int) -> None:
+    """Initialize linear and convolution layers: He-uniform weights from keys of the seed, biases zero.
 
-    A ResNet's classifier sees features that were normalised and never negative; it starts smaller (bound
-    1 / sqrt(inputs)), so that the first losses are near log(classes).
-    Every tensor has a key of its own: adding a layer leaves the start of the others as it was.
+    The inputs of a ResNet's classifier are normalized and never negative. Its bound is smaller,
+    1 / sqrt(inputs), so that the first losses are near log(classes).
+    Every tensor has its own key, so an added layer does not change the start of the others.
     """
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):

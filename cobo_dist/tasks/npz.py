@@ -1,4 +1,4 @@
-"""Arrays from npz files that users name."""
+"""Arrays from the npz files of users."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from cobo_dist.errors import ConfigError
 def read_arrays(
     path: Path, source: str, remedy: str, wanted: tuple[str, ...] = ()
 ) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """Return the wanted arrays that an npz holds (all of them by default), and the names of all it holds.
+    """Return the wanted arrays of an npz (by default all) that it has, and the names of all its arrays.
 
     Raises:
-        ConfigError: `source` (the file as the user named it) is no file (then `remedy`), or no npz.
+        ConfigError: `source` (the file as the user named it) does not exist (the message ends with
+            `remedy`), or is no npz.
     """
     try:
         if not path.is_file():

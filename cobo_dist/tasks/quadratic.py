@@ -1,13 +1,13 @@
 """Task `quadratic`: the paper's Example 2, f_i(x) = a_i/2 ||x - mu_i||^2.
 
-Everything about it is known in closed form, so it is where the algorithm is checked: consensus distance and
-gradient norm are written every round, and Theorem 1 says how they decay.
+Its solutions have a closed form, so the algorithm can be checked on it: consensus distance and gradient norm
+are logged every round, and Theorem 1 bounds their decay.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,26 +21,26 @@ from cobo_dist.clients.engines import ENGINES, Batch
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section, Text
-from cobo_dist.tasks.base import mean_of, save_tensors
+from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.npz import read_arrays
 
 
 class QuadraticConfig(Section):
-    """Quadratic losses around given centres (Example 2)."""
+    """Quadratic losses around given centers (Example 2)."""
 
     name: Literal["quadratic"] = "quadratic"
     file: Text = Field(
         "",
         description="problem.npz with centers [n, d], curvature [n], start [d]; clusters [n] if "
-        "known (otherwise clients with equal centres form a cluster)",
+        "known (otherwise clients with equal centers form a cluster)",
     )
     noise: float = Field(
-        0.0, ge=0, description="standard deviation of the gradient noise, a coordinate"
+        0.0, ge=0, description="standard deviation of the gradient noise in each coordinate"
     )
 
 
 class Point(nn.Module):
-    """A model that is one point x [d]; called with a client's problem it returns the loss."""
+    """A model that is one point x [d]; a call with a client's problem returns the loss."""
 
     def __init__(self, start_d: Tensor) -> None:
         super().__init__()
@@ -48,17 +48,16 @@ class Point(nn.Module):
 
     def forward(self, center_d: Tensor, curvature: Tensor, noise_d: Tensor) -> Tensor:
         """Return a/2 ||x - mu||^2, with a gradient of a (x - mu) + noise."""
-        nothing_d = self.x - self.x.detach()  # has the value 0 and the gradient 1
-        return 0.5 * curvature * (self.x - center_d).square().sum() + (noise_d * nothing_d).sum()
+        zero_d = self.x - self.x.detach()  # value 0, gradient 1
+        return 0.5 * curvature * (self.x - center_d).square().sum() + (noise_d * zero_d).sum()
 
 
-class Quadratic:
+class Quadratic(Task):
     """The quadratic losses of all clients."""
 
     name = "quadratic"
-    names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("loss",)
-    splits: tuple[str, ...] = ("validation", "test")  # the same: f_i is all there is to know
+    splits: tuple[str, ...] = ("validation", "test")  # the same: there is only f_i
     diagnoses = True
     engines: tuple[str, ...] = tuple(ENGINES)
     accumulation = 1  # a batch is the whole problem
@@ -67,7 +66,7 @@ class Quadratic:
         """Read the problem.
 
         Raises:
-            ConfigError: no such file, not such a file, or shapes that disagree.
+            ConfigError: see `read_problem`.
         """
         if not config.file:
             raise ConfigError(
@@ -95,7 +94,7 @@ class Quadratic:
         return {"x": self._start + step.to(self._start)}
 
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
-        """Return f_i(x); its gradient has the noise."""
+        """Return f_i(x); its gradient includes the noise."""
         value: Tensor = model(*batch)
         return value
 
@@ -103,12 +102,8 @@ class Quadratic:
         """Return f_i(x)."""
         return {"loss": model(*batch)}
 
-    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
-        """Return f_i(x)."""
-        return mean_of(sums, examples)
-
     def training(self, clients: Sequence[int], device: torch.device) -> QuadraticBatches:
-        """Return the problems of these clients, with fresh noise each round."""
+        """Return the problems of these clients, with new noise in each round."""
         return QuadraticBatches(self, list(clients), device)
 
     def validation(
@@ -130,8 +125,8 @@ class Quadratic:
     def diagnose(self, x_nd: NDArray[np.floating]) -> dict[str, float]:
         """Return Theorem 1's two quantities at the models of all clients [n, d].
 
-        `consensus_distance`: mean of ||x_i - x_j||^2 over pairs within clusters (0 where no cluster
-        has two clients). `gradient_norm`: mean of ||grad f_i(x_i)||^2 over clients.
+        `consensus_distance`: mean of ||x_i - x_j||^2 over pairs within clusters (0 if no cluster has two
+        clients). `gradient_norm`: mean of ||grad f_i(x_i)||^2 over clients.
         """
         gradients = self.curvature_n[:, None] * (x_nd - self.centers_nd)
         total, pairs = 0.0, 0
@@ -152,23 +147,19 @@ class Quadratic:
         parts = (self.centers_nd, self.curvature_n, self._start.double().numpy())
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
-    def save(self, state: Mapping[str, Tensor], path: Path) -> None:
-        """Write one client's point."""
-        save_tensors(state, path)
-
 
 class QuadraticBatches:
-    """A client's "batch" is its problem and this round's noise."""
+    """Batches of quadratic clients: the problem of each client and the noise of the round."""
 
     def __init__(self, task: Quadratic, clients: list[int], device: torch.device) -> None:
         self.noise, self.seed, self.clients = task.noise, task.seed, clients
         self.centers_cd = task._centers[clients].to(device)
         self.curvature_c = task._curvature[clients].to(device)
-        self.silence_cd = torch.zeros_like(self.centers_cd)
+        self.no_noise_cd = torch.zeros_like(self.centers_cd)
 
     def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
-        """Return centres [m, d], curvatures [m] and noise [m, d] of round t."""
-        noise_cd = self._noise(t, stream) if self.noise else self.silence_cd
+        """Return centers [m, d], curvatures [m] and noise [m, d] of round t."""
+        noise_cd = self._noise(t, stream) if self.noise else self.no_noise_cd
         if rows is None:
             return self.centers_cd, self.curvature_c, noise_cd
         return self.centers_cd[rows], self.curvature_c[rows], noise_cd[rows]
@@ -186,7 +177,7 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
     """Return the arrays of a problem file as float64, shapes checked.
 
     Raises:
-        ConfigError: the file is missing, no npz, lacks an array, or its shapes or numbers are wrong.
+        ConfigError: the file is missing or no npz, lacks an array, or has wrong shapes or numbers.
     """
     arrays, _ = read_arrays(path, f"task.file={path}", "write one with numpy.savez")
     for name, dimensions in (("centers", 2), ("curvature", 1), ("start", 1), ("clusters", 1)):
@@ -225,7 +216,7 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
 def _clusters(
     given: NDArray[np.float64] | None, centers_nd: NDArray[np.float64]
 ) -> tuple[int, ...] | None:
-    """Return the clusters: as given, or by equal centres; None where no two centres are equal."""
+    """Return the clusters as given, or by equal centers; None if no two centers are equal."""
     if given is not None:
         return tuple(int(cluster) for cluster in given)
     _, labels = np.unique(centers_nd, axis=0, return_inverse=True)

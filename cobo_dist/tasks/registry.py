@@ -6,13 +6,14 @@ import torch
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.tasks.base import DataConfig, Task
-from cobo_dist.tasks.cross_device import CrossDevice, CrossDeviceConfig
-from cobo_dist.tasks.cross_silo import CrossSilo, CrossSiloConfig
-from cobo_dist.tasks.digits import Digits, DigitsConfig
+from cobo_dist.tasks.cross_device import CrossDeviceConfig
+from cobo_dist.tasks.cross_silo import CrossSiloConfig
+from cobo_dist.tasks.digits import DigitsConfig
 from cobo_dist.tasks.language.config import Adapters, LanguageConfig, LanguageModelConfig
 from cobo_dist.tasks.language.task import Language
 from cobo_dist.tasks.models import ClassifierConfig
 from cobo_dist.tasks.quadratic import Quadratic, QuadraticConfig
+from cobo_dist.tasks.supervised import Classification
 
 TaskConfig = DigitsConfig | QuadraticConfig | CrossSiloConfig | CrossDeviceConfig | LanguageConfig
 ModelConfig = ClassifierConfig | LanguageModelConfig
@@ -24,7 +25,7 @@ def build_task(
     """Read the data and return the task.
 
     Raises:
-        ConfigError: missing or malformed data, or a model of another kind, in one line.
+        ConfigError: missing or malformed data, or a model of another kind.
     """
     if isinstance(config, QuadraticConfig):
         return Quadratic(config, seed, dtype)
@@ -37,10 +38,6 @@ def build_task(
         return Language(config, model, data, seed)
     if isinstance(model, Adapters):
         raise ConfigError(
-            f"model.name={model.name} is a language model; task.name={config.name} takes mlp or resnet9"
+            f"model.name={model.name} is a language model; task.name={config.name} takes mlp, cnn or resnet9"
         )
-    if isinstance(config, CrossSiloConfig):
-        return CrossSilo(config, model, data, seed, dtype)
-    if isinstance(config, CrossDeviceConfig):
-        return CrossDevice(config, model, data, seed, dtype)
-    return Digits(config, model, data, seed, dtype)
+    return Classification(config, model, data, seed, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from cobo_dist.errors import ConfigError
 from cobo_dist.settings import Section
 
-SMALLEST = 8  # pixels a side: three poolings by 2 must leave one
-
 
 class Resnet9Config(Section):
     """ResNet-9: eight 3x3 convolutions, two residual blocks, one linear layer."""
+
+    MIN_PIXELS: ClassVar = 8  # of a side: after three poolings by 2, one is left
 
     name: Literal["resnet9"] = "resnet9"
     width: int = Field(
@@ -33,8 +33,21 @@ class Resnet9Config(Section):
 
     @property
     def features(self) -> int:
-        """Number of features that the classifier sees."""
+        """Number of inputs of the linear layer."""
         return 8 * self.width
+
+    def build(self, shape: torch.Size, classes: int) -> nn.Module:
+        """Return the network for images of `shape` [channels, H, W], not yet initialized.
+
+        Raises:
+            ConfigError: groups that do not divide the channels.
+        """
+        if self.norm == "group" and self.width % self.groups:
+            raise ConfigError(
+                f"model.groups={self.groups} does not divide model.width={self.width}; choose a "
+                "divisor of it"
+            )
+        return ResNet9(self, shape[0], classes)
 
 
 class ResNet9(nn.Module):
@@ -59,7 +72,7 @@ class ResNet9(nn.Module):
             norm: nn.Module = nn.GroupNorm(self.config.groups, outputs)
         else:
             norm = nn.BatchNorm2d(outputs)
-        # No bias: the normalisation takes it away.
+        # No bias: the normalization removes it.
         return nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), norm, nn.ReLU(inplace=True)
         )
@@ -67,7 +80,7 @@ class ResNet9(nn.Module):
     def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """Classify; in training, features are multiplied by `kept` [B, 8w] (see `dropout_mask`).
 
-        The mask is an input and not drawn here, so that it depends on (seed, client, round) alone.
+        The mask is an input because it must depend on (seed, client, round) only.
         """
         x = self.pool(self.conv2(self.conv1(images)))
         x = x + self.residual1(x)
@@ -78,23 +91,3 @@ class ResNet9(nn.Module):
             x = x * kept.to(x.dtype)
         logits: Tensor = self.classifier(x)
         return logits
-
-
-def build_resnet9(config: Resnet9Config, shape: torch.Size, classes: int) -> ResNet9:
-    """Return the network for images of `shape` [channels, H, W], not yet started.
-
-    Raises:
-        ConfigError: images too small, or groups that do not divide the channels.
-    """
-    channels, height, width = shape
-    if min(height, width) < SMALLEST:
-        raise ConfigError(
-            f"model.name=resnet9 needs images of at least {SMALLEST} x {SMALLEST} pixels, and these "
-            f"have {height} x {width}; set model.name=mlp"
-        )
-    if config.norm == "group" and config.width % config.groups:
-        raise ConfigError(
-            f"model.groups={config.groups} does not divide model.width={config.width}; choose a "
-            "divisor of it"
-        )
-    return ResNet9(config, channels, classes)

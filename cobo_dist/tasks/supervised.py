@@ -1,11 +1,10 @@
-"""Classification on examples that lie once on the device; a client is a list of their numbers."""
+"""Classification on labeled examples, which the device holds once; a client is a list of their indices."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,33 +18,41 @@ from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section
 from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
-from cobo_dist.tasks.base import DataConfig, mean_of, save_tensors
+from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.models import ClassifierConfig, build_model, dropout_of
 
 Splits = Mapping[str, Sequence[Tensor]]
-"""For "train", "validation" and "test" the example numbers of each client."""
+"""For "train", "validation" and "test" the example indices of each client."""
 
 
-class OrderedConfig(Section):
-    """A task whose clients are numbered in some order."""
+class ClassificationConfig(Section):
+    """Labeled examples that are split over clients in clusters."""
 
+    name: str
     order: Literal["clusters", "shuffled"] = Field(
         "clusters",
-        description="how clients are numbered: cluster by cluster (paper), or in a random order, as where "
-        "nobody knows the clusters",
+        description="how clients are numbered: cluster by cluster (paper), or in a random order, as if the "
+        "clusters were unknown",
     )
 
+    def load(self, data: DataConfig, seed: int, dtype: torch.dtype) -> ClientExamples:
+        """Read the examples and split them over the clients, which come cluster by cluster.
 
-def in_order(config: OrderedConfig, clients: int, seed: int) -> list[int]:
-    """Return which client, counted cluster by cluster, has the number 0, 1, ..."""
-    if config.order == "clusters":
-        return list(range(clients))
-    return list(seeds.permutation(seeds.key(seed, "client order"), clients).tolist())
+        Raises:
+            ConfigError: missing or malformed data, or too few examples for so many clients.
+        """
+        raise NotImplementedError
+
+    def client_order(self, clients: int, seed: int) -> list[int]:
+        """Return which client, counted cluster by cluster, has the id 0, 1, ..."""
+        if self.order == "clusters":
+            return list(range(clients))
+        return list(seeds.permutation(seeds.key(seed, "client order"), clients).tolist())
 
 
 @dataclass(frozen=True)
 class Examples:
-    """N labelled examples and how n clients see them.
+    """N labeled examples, and the labels by which n clients know them.
 
     `inputs` are numbers as the model takes them, or images as bytes (uint8 [N, H, W, C]), which become
     numbers in [-1, 1] only when a batch is made. `labels_of` [n, classes] maps the label in the data to
@@ -56,7 +63,7 @@ class Examples:
     targets: Tensor  # int64 [N]
     labels_of: Tensor  # int64 [n, classes]
     dtype: torch.dtype = torch.float32  # of a batch
-    channels_last: bool = False  # how a batch of images lies in memory
+    channels_last: bool = False  # memory format of a batch of images
 
     @property
     def are_images(self) -> bool:
@@ -78,18 +85,10 @@ class Examples:
             labels_of=self.labels_of.to(device),
         )
 
-    def with_test(self, inputs: Tensor, targets: Tensor) -> Examples:
-        """Return the same with more examples after them."""
-        return replace(
-            self,
-            inputs=torch.cat([self.inputs, inputs]),
-            targets=torch.cat([self.targets, targets]),
-        )
-
     def as_inputs(self, stored: Tensor) -> Tensor:
         """Return stored inputs as the model takes them: images [..., H, W, C] to [..., C, H, W] in [-1, 1].
 
-        Stored images have their channels last already: leaving them so costs nothing.
+        Stored images have their channels last, so a batch with channels last needs no copy.
         """
         if not self.are_images:
             return stored
@@ -104,8 +103,17 @@ class Examples:
         return digest.hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class ClientExamples:
+    """Examples split over n clients."""
+
+    examples: Examples
+    splits: Splits
+    clusters: Sequence[int]  # [n], the cluster of each client
+
+
 class ExampleBatches:
-    """Training batches of some clients, gathered on the device by example number."""
+    """Training batches of some clients, gathered on the device by example index."""
 
     def __init__(
         self,
@@ -132,61 +140,64 @@ class ExampleBatches:
 
     def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
         """Return inputs [m, B, ...], targets [m, B] and, with dropout, a mask [m, B, features] of round t."""
-        numbers_mb, clients_m = self.streams[stream].batch(t), self.clients
+        indices_mb, clients_m = self.streams[stream].batch(t), self.clients
         which = None if rows is None else rows.tolist()
         if rows is not None:
-            numbers_mb, clients_m = numbers_mb[rows], clients_m[rows]
+            indices_mb, clients_m = indices_mb[rows], clients_m[rows]
         examples = self.examples
-        targets = examples.labels_of[clients_m[:, None], examples.targets[numbers_mb]]
+        targets = examples.labels_of[clients_m[:, None], examples.targets[indices_mb]]
         if stream in self.views:
-            stored = self.views[stream](numbers_mb, t, which)
+            stored = self.views[stream](indices_mb, t, which)
         else:
-            # A third of the time of plain indexing.
-            stored = examples.inputs.index_select(0, numbers_mb.flatten())
-            stored = stored.view(*numbers_mb.shape, *stored.shape[1:])
+            # index_select takes a third of the time of plain indexing.
+            stored = examples.inputs.index_select(0, indices_mb.flatten())
+            stored = stored.view(*indices_mb.shape, *stored.shape[1:])
         batch: Batch = (examples.as_inputs(stored), targets)
         share, features = self.dropout
         if not share:
             return batch
         ids = self.ids if which is None else [self.ids[row] for row in which]
-        shape = (numbers_mb.shape[1], features)
+        shape = (indices_mb.shape[1], features)
         mask = dropout_mask(self.seed, stream, ids, t, shape, share)
         return (*batch, mask.to(batch[0]))
 
 
-class Classification:
+class Classification(Task):
     """Cross-entropy and accuracy of every client's classifier of its own examples."""
 
-    names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("loss", "accuracy")
-    diagnoses = False
     engines: tuple[str, ...] = tuple(ENGINES)
 
     def __init__(
         self,
-        examples: Examples,
-        splits: Splits,
-        clusters: Sequence[int],
+        config: ClassificationConfig,
         model: ClassifierConfig,
         data: DataConfig,
         seed: int,
-        numbering: OrderedConfig,
+        dtype: torch.dtype,
     ) -> None:
-        """Take examples, splits and clusters, all in the order of clusters."""
-        order = in_order(numbering, len(clusters), seed)
-        self.examples = replace(examples, labels_of=examples.labels_of[order])
-        self.split_of = {name: [own[client] for client in order] for name, own in splits.items()}
-        clusters = [clusters[client] for client in order]
+        """Load the examples.
+
+        Raises:
+            ConfigError: see `ClassificationConfig.load`; or a model that cannot take these inputs.
+        """
+        self.config, self.name = config, config.name
+        loaded = config.load(data, seed, dtype)
+        order = config.client_order(len(loaded.clusters), seed)
+        self.examples = replace(loaded.examples, labels_of=loaded.examples.labels_of[order])
+        self.split_of = {
+            split: [own[client] for client in order] for split, own in loaded.splits.items()
+        }
+        self.clusters: tuple[int, ...] | None = tuple(loaded.clusters[client] for client in order)
         self.data, self.seed = data, seed
-        self.model_config, self.clients = model, len(clusters)
+        self.model_config, self.clients = model, len(order)
         self.accumulation = data.accumulation
-        self.channels_last = examples.are_images and examples.channels_last
-        self.clusters: tuple[int, ...] | None = tuple(clusters)
-        # Without validation examples there is nothing to evaluate under that name.
+        self.channels_last = self.examples.are_images and self.examples.channels_last
+        # A split without examples cannot be evaluated.
         self.splits: tuple[str, ...] = tuple(
             name for name in ("validation", "test") if all(map(len, self.split_of[name]))
         )
-        self.model()  # a model that cannot take these inputs is refused now, not when training starts
+        self.model()  # refuses a model that cannot take these inputs before training starts
 
     def model(self) -> nn.Module:
         """Return a classifier at x^0."""
@@ -200,7 +211,7 @@ class Classification:
     def _build(self, seed: int) -> nn.Module:
         classes = self.examples.labels_of.shape[1]
         model = build_model(self.model_config, self.examples.shape, classes, seed)
-        # Kernels that lie as their images do need no reordering on the way.
+        # Kernels in the memory format of the images need no reordering in a convolution.
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
@@ -209,17 +220,13 @@ class Classification:
         return F.cross_entropy(_at_least_single(model(inputs, *masks)), targets)
 
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
-        """Return the sums of cross-entropy and of right answers over a batch (inputs, targets)."""
+        """Return the sums of cross-entropy and of correct answers over a batch (inputs, targets)."""
         inputs, targets = batch
         logits = _at_least_single(model(inputs))
         return {
             "loss": F.cross_entropy(logits, targets, reduction="sum"),
             "accuracy": (logits.argmax(dim=1) == targets).sum(),
         }
-
-    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
-        """Return mean cross-entropy and accuracy."""
-        return mean_of(sums, examples)
 
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""
@@ -241,15 +248,15 @@ class Classification:
     ) -> Iterable[tuple[int, Batch]]:
         """Return (count, (inputs, targets)) over one client's examples of `split`.
 
-        With `whole=False` only over `data.eval_examples` of them, the same in every round; clients that
-        share their examples share the part.
+        With `whole=False` only over `data.eval_examples` of them, the same in every round; clients with the
+        same examples evaluate the same part.
         """
         self._move_to(device)
-        numbers, most = self.split_of[split][client], self.data.eval_examples
-        if not whole and 0 < most < len(numbers):
-            part = seeds.permutation(seeds.key(self.seed, f"part of {split}"), len(numbers))[:most]
-            numbers = numbers[part]
-        for chunk in torch.split(numbers.to(device), self.data.eval_batch_size):
+        indices, most = self.split_of[split][client], self.data.eval_examples
+        if not whole and 0 < most < len(indices):
+            part = seeds.permutation(seeds.key(self.seed, f"part of {split}"), len(indices))[:most]
+            indices = indices[part]
+        for chunk in torch.split(indices.to(device), self.data.eval_batch_size):
             targets = self.examples.labels_of[client][self.examples.targets[chunk]]
             yield len(chunk), (self.examples.as_inputs(self.examples.inputs[chunk]), targets)
 
@@ -257,24 +264,20 @@ class Classification:
         if self.examples.inputs.device != device:
             self.examples = self.examples.to(device)
 
-    def diagnose(self, x_nd: object) -> dict[str, float]:
-        """Return nothing further."""
-        return {}
-
     def fingerprint(self) -> str:
         """Return a digest of examples, labels and splits."""
         return self.examples.fingerprint(self.split_of.values())
 
-    def save(self, state: Mapping[str, Tensor], path: Path) -> None:
-        """Write one client's classifier."""
-        save_tensors(state, path)
 
+def split_evenly(indices: Tensor, clients: int) -> list[Tensor]:
+    """Cut shuffled example indices into `clients` parts whose sizes differ by at most one.
 
-def share_out(numbers: Tensor, clients: int) -> list[Tensor]:
-    """Cut shuffled example numbers into `clients` parts whose sizes differ by at most one."""
-    return list(torch.tensor_split(numbers, clients))
+    >>> [part.tolist() for part in split_evenly(torch.arange(5), 2)]
+    [[0, 1, 2], [3, 4]]
+    """
+    return list(torch.tensor_split(indices, clients))
 
 
 def _at_least_single(logits: Tensor) -> Tensor:
-    """Return logits that are precise enough for a loss: autocast may have made them bfloat16."""
+    """Return logits in a precision that suffices for a loss: autocast may have made them bfloat16."""
     return logits.float() if logits.dtype == torch.bfloat16 else logits

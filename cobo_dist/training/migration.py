@@ -84,7 +84,7 @@ class ClientMigrator:
         learner: Learner,
         run_logger: RunLogger | None,
     ) -> None:
-        """Move the learner's clients in a run of so many rounds; `link_threshold`: the least weight of a link."""
+        """Move the clients of `learner` in a run of `rounds`; a weight above `link_threshold` is a link."""
         self.comm, self.rounds, self.link_threshold = comm, rounds, link_threshold
         self.learner, self.exchange, self.run_logger = learner, learner.exchange, run_logger
         x_cd = learner.clients.x_cd

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cobo_dist.comm.session import Session
 from cobo_dist.errors import RunFailure
-from cobo_dist.tasks.digits import Digits
+from cobo_dist.tasks.supervised import Classification
 
 RUN = [
     "run.rounds=30", "task.test_size=80", "model.hidden=[8]", "model.norm=batch", "data.batch_size=8",
@@ -26,13 +26,13 @@ RUN = [
 
 def train_with_bad_batches(session: Session, arguments: list[str], share: float) -> int | str:
     """Train; a share of the batches, told by their pixels, has a loss that is NaN."""
-    good = Digits.loss
+    good = Classification.loss
 
-    def loss(self: Digits, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self: Classification, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         spoilt = (inputs.sum() * 7.77) % 1.0 < share
         return good(self, model, inputs, targets) * torch.where(spoilt, float("nan"), 1.0)
 
-    with mock.patch.object(Digits, "loss", loss):
+    with mock.patch.object(Classification, "loss", loss):
         try:
             return train(session, arguments)
         except RunFailure as failure:

@@ -1,4 +1,4 @@
-"""The same run on 1, 2, 3 and 4 ranks, and against the dense twin: parity, not "it ran"."""
+"""The same run on 1, 2, 3 and 4 ranks, and against the reference: parity, not "it ran"."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_twin import dense_cobo
+from dense_cobo import dense_cobo
 from pool import RankPool
 from problems import models, rows, train, train_and_weights, write_quadratic
 
@@ -43,20 +43,11 @@ def quadratic(
     return folder, np.concatenate(rows_of_w)
 
 
-def twin(
+def expected(
     problem: Path, pairs: list[list[tuple[int, int]]], **more: object
 ) -> tuple[np.ndarray, ...]:
-    arrays = np.load(problem)
-    return dense_cobo(
-        arrays["centers"],
-        arrays["curvature"],
-        arrays["start"],
-        pairs,
-        rho=0.3,
-        gamma=0.05,
-        eta=0.1,
-        **more,
-    )
+    """The models and W of the reference."""
+    return dense_cobo(problem, pairs, rho=0.3, gamma=0.05, eta=0.1, **more)
 
 
 def stacked(folder: Path) -> np.ndarray:
@@ -67,7 +58,7 @@ def stacked(folder: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("alignment", "engine"), [("inner", "one_by_one"), ("cosine", "vectorised")]
 )
-def test_all_pairs_equal_the_dense_twin(
+def test_all_pairs_equal_the_reference(
     pool: RankPool, problem: Path, tmp_path: Path, ranks: int, alignment: str, engine: str
 ) -> None:
     folder, w_run = quadratic(
@@ -75,7 +66,7 @@ def test_all_pairs_equal_the_dense_twin(
         "algorithm.sampling.name=all", f"algorithm.alignment={alignment}", f"run.engine={engine}",
     )  # fmt: skip
     every = [(i, j) for i in range(7) for j in range(i + 1, 7)]
-    x, w = twin(problem, [every] * ROUNDS, cosine=alignment == "cosine")
+    x, w = expected(problem, [every] * ROUNDS, cosine=alignment == "cosine")
     np.testing.assert_allclose(stacked(folder), x, rtol=0, atol=1e-10)
     np.testing.assert_allclose(w_run, w, rtol=0, atol=1e-10)
     np.testing.assert_allclose(np.load(folder / "W.npz")["weights"][-1], w, atol=1e-6)
@@ -91,20 +82,20 @@ def test_models_first_uses_the_weights_of_the_round_before(
         "algorithm.sampling.name=all", "algorithm.order=models_first",
     )  # fmt: skip
     every = [(i, j) for i in range(7) for j in range(i + 1, 7)]
-    x, w = twin(problem, [every] * ROUNDS, models_first=True)
+    x, w = expected(problem, [every] * ROUNDS, models_first=True)
     np.testing.assert_allclose(stacked(folder), x, rtol=0, atol=1e-10)
     np.testing.assert_allclose(w_run, w, rtol=0, atol=1e-10)
-    assert np.abs(x - twin(problem, [every] * ROUNDS)[0]).max() > 1e-6, "the order matters here"
+    assert np.abs(x - expected(problem, [every] * ROUNDS)[0]).max() > 1e-6, "the order matters here"
 
 
-def test_consensus_and_gradient_norm_of_every_round_are_the_twins(
+def test_consensus_and_gradient_norm_of_every_round_are_those_of_the_reference(
     pool: RankPool, problem: Path, tmp_path: Path
 ) -> None:
     folder, _ = quadratic(pool, problem, tmp_path / "run", 2, "algorithm.sampling.name=all")
     arrays = np.load(problem)
     every = [(i, j) for i in range(7) for j in range(i + 1, 7)]
     for row in rows(folder, "round")[:25]:
-        x, _ = twin(problem, [every] * row["round"])
+        x, _ = expected(problem, [every] * row["round"])
         within = [
             np.sum((x[i] - x[j]) ** 2) for i, j in every if i % 3 == j % 3
         ]  # clusters by construction
@@ -117,7 +108,7 @@ def test_consensus_and_gradient_norm_of_every_round_are_the_twins(
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("strategy", ["constant", "time", "mixed"])
-def test_sampled_pairs_equal_the_dense_twin(
+def test_sampled_pairs_equal_the_reference(
     pool: RankPool, problem: Path, tmp_path: Path, ranks: int, strategy: str
 ) -> None:
     folder, w_run = quadratic(
@@ -131,7 +122,7 @@ def test_sampled_pairs_equal_the_dense_twin(
         probability = min(1.0, 2 / 7 if early else 2 / (t + 1))
         drawn = draw_pairs(seeds.key(0, "pairs", t), 7, probability)
         pairs.append([tuple(pair) for pair in drawn.tolist()])
-    x, w = twin(problem, pairs, w_0=0.0)
+    x, w = expected(problem, pairs, w_0=0.0)
     np.testing.assert_allclose(stacked(folder), x, rtol=0, atol=1e-10)
     np.testing.assert_allclose(w_run, w, rtol=0, atol=1e-10)
     np.testing.assert_allclose(np.load(folder / "W.npz")["weights"][-1], w, atol=1e-6)

@@ -22,8 +22,8 @@ from cobo_dist.config import Config, load_config
 from cobo_dist.errors import RunFailure
 from cobo_dist.maths.graph import components
 from cobo_dist.maths.weights import Weights
-from cobo_dist.tasks.digits import Digits
 from cobo_dist.tasks.registry import build_task
+from cobo_dist.tasks.supervised import Classification
 from cobo_dist.training.build import run_in_session
 
 ROUNDS, CLIENTS = 30, 8
@@ -226,7 +226,7 @@ def test_weights(folder: Path) -> None:
 def test_models_load_into_a_fresh_model_and_give_the_reported_accuracy(folder: Path) -> None:
     config = load_config(str(folder / "config.yaml"), [])
     task = build_task(config.task, config.model, config.data, config.run.seed, torch.float32)
-    assert isinstance(task, Digits)
+    assert isinstance(task, Classification)
     reported = read(folder, "summary.json")["per_client"]
     for client in range(CLIENTS):
         state = load_file(folder / "models" / f"client_{client:05d}.safetensors")

@@ -1,4 +1,4 @@
-"""CoBo on a simplex: the dense twin, the same bits on any number of ranks, rows that stay on it."""
+"""CoBo on a simplex: equal to the dense variant, bitwise the same on any ranks, rows stay on the simplex."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_twin import dense_cobo
+from dense_cobo import dense_cobo
 from pool import RankPool
 from problems import models, rows, train_and_weights, write_quadratic
 
@@ -35,12 +35,11 @@ def trained(
     return np.stack(list(models(folder).values())), np.concatenate(rows_of_w)
 
 
-def twin(problem: Path, pairs: list[list[tuple[int, int]]], own: str, **more: object) -> tuple:
-    arrays = np.load(problem)
-    return dense_cobo(
-        arrays["centers"], arrays["curvature"], arrays["start"], pairs,
-        rho=0.9, gamma=0.05, eta=0.1, simplex=own, **more,
-    )  # fmt: skip
+def expected(
+    problem: Path, pairs: list[list[tuple[int, int]]], own: str, **more: object
+) -> tuple[np.ndarray, np.ndarray]:
+    """The models and W of CoBo on a simplex in one array."""
+    return dense_cobo(problem, pairs, rho=0.9, gamma=0.05, eta=0.1, simplex=own, **more)
 
 
 def on_the_simplex(w_nn: np.ndarray, own: str) -> None:
@@ -51,7 +50,7 @@ def on_the_simplex(w_nn: np.ndarray, own: str) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("own", ["excluded", "included"])
-def test_all_pairs_equal_the_dense_twin(
+def test_all_pairs_equal_the_dense_cobo(
     pool: RankPool, problem: Path, tmp_path: Path, ranks: int, own: str
 ) -> None:
     folder = tmp_path / "run"
@@ -59,7 +58,7 @@ def test_all_pairs_equal_the_dense_twin(
         pool, problem, folder, ranks,
         "algorithm.sampling.name=all", f"algorithm.own_weight={own}",
     )  # fmt: skip
-    x, w = twin(problem, [EVERY] * ROUNDS, own)
+    x, w = expected(problem, [EVERY] * ROUNDS, own)
     np.testing.assert_allclose(x_run, x, rtol=0, atol=1e-10)
     np.testing.assert_allclose(w_run, w, rtol=0, atol=1e-10)
     on_the_simplex(w_run, own)
@@ -68,14 +67,14 @@ def test_all_pairs_equal_the_dense_twin(
     uniform = (1 - np.eye(N)) / (N - 1) if own == "excluded" else np.full((N, N), 1 / N)
     np.testing.assert_allclose(first, uniform, atol=1e-7)
     np.testing.assert_allclose(last, w, atol=1e-6)
-    # What the coordinator played from round to round is W: the last figures are those of W.
+    # The coordinator follows W from round to round: the last figures are those of W.
     off, row = ~np.eye(N, dtype=bool), rows(folder, "round")[-1]
     assert row["weights_at_0"] == (w[off] <= 1e-12).mean()
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("order", ["weights_first", "models_first"])
-def test_sampled_pairs_equal_the_dense_twin(
+def test_sampled_pairs_equal_the_dense_cobo(
     pool: RankPool, problem: Path, tmp_path: Path, ranks: int, order: str
 ) -> None:
     x_run, w_run = trained(
@@ -87,7 +86,7 @@ def test_sampled_pairs_equal_the_dense_twin(
         for t in range(ROUNDS)
     ]
     assert any(0 < len(drawn) < len(EVERY) for drawn in pairs)
-    x, w = twin(problem, pairs, "excluded", models_first=order == "models_first")
+    x, w = expected(problem, pairs, "excluded", models_first=order == "models_first")
     np.testing.assert_allclose(x_run, x, rtol=0, atol=1e-10)
     np.testing.assert_allclose(w_run, w, rtol=0, atol=1e-10)
 
@@ -111,7 +110,7 @@ def test_the_penalty_under_a_schedule(
         for t in range(ROUNDS)
     ]
     runs = {
-        fixed: twin(problem, [EVERY] * ROUNDS, "excluded", etas=etas, fixed=fixed)
+        fixed: expected(problem, [EVERY] * ROUNDS, "excluded", etas=etas, fixed=fixed)
         for fixed in (False, True)
     }
     x, w = runs[penalty == "fixed"]

@@ -1,4 +1,4 @@
-"""`python -m stress` in small, so that it stays as true as the runs that it breaks."""
+"""The parts of `python -m stress` at their smallest sizes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from stress.soak import soak
 
 
 def check(outcomes: list[Outcome]) -> None:
-    """Fail with the details of what did not hold."""
+    """Fail with the details of the outcomes that did not pass."""
     for one in outcomes:
-        assert one.held is not False, [one.done, one.seen, *one.details]
+        assert one.passed is not False, [one.action, one.observed, *one.details]
 
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
-    """Be no launcher's rank."""
+    """Remove the variables of a launcher."""
     with ranks.environment():
         yield
 
@@ -35,13 +35,13 @@ def alone() -> Iterator[None]:
 def test_kills(tmp_path: Path) -> None:
     outcomes = kills(3, tmp_path, rounds=18, every=3)
     check(outcomes)
-    assert outcomes[0].done.startswith("3 x SIGKILL")
+    assert outcomes[0].action.startswith("3 x SIGKILL")
 
 
 def test_restarts_under_torchrun(tmp_path: Path) -> None:
     (one,) = restarts(1, tmp_path)
     check([one])
-    assert "went on 1 times" in one.seen
+    assert "went on 1 times" in one.observed
 
 
 def test_resuming(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_resuming(tmp_path: Path) -> None:
 def test_corruptions(tmp_path: Path) -> None:
     outcomes = corruptions(10, tmp_path)
     check(outcomes)
-    assert outcomes[0].seen == "0 silent, 0 wrong of 10"
+    assert outcomes[0].observed == "0 silent, 0 wrong of 10"
     assert "no checkpoint is good" in outcomes[1].line
 
 
@@ -60,17 +60,17 @@ def test_endings(tmp_path: Path) -> None:
 
 
 def test_random_configs_and_malformed_files(tmp_path: Path) -> None:
-    """Those that need no library of language models, which takes seconds to load."""
+    """Without the kinds that import the language libraries, which takes seconds."""
     check(fuzz.fuzz(24, 9, tmp_path, kinds=("problem", "images", "checkpoint")))
 
 
 def test_soak(tmp_path: Path) -> None:
     (one,) = soak(60, tmp_path)
-    assert "0 open files" not in one.seen
-    assert "rank 1" in one.seen or "too few samples" in str(one.details)
+    assert "0 open files" not in one.observed
+    assert "rank 1" in one.observed or "too few samples" in str(one.details)
 
 
-# -- the means themselves --------------------------------------------------------------------------------
+# -- the helpers --------------------------------------------------------------------------------
 
 
 def test_a_difference_is_found(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_difference_is_found(tmp_path: Path) -> None:
     assert differences(tmp_path / "a", tmp_path / "b", 4) != []
 
 
-def test_a_rank_that_does_not_end_is_ended_and_told_apart(tmp_path: Path) -> None:
+def test_a_rank_that_does_not_end_is_killed_and_reported(tmp_path: Path) -> None:
     run = ranks.start([0], ["--version"], tmp_path, sizes={0: 1})
     assert run.end(60.0)[0].code == 0
     run = ranks.start(
@@ -102,18 +102,23 @@ def test_a_rank_that_does_not_end_is_ended_and_told_apart(tmp_path: Path) -> Non
     assert run.end(1.0)[0].code is None
 
 
-def test_what_escapes_or_is_said_twice_is_a_complaint() -> None:
-    def told(code: int | None, err: str, **more: bool) -> str:
-        return fuzz.Told(code, "", err, [], **more).complaint()
+def test_escaped_exceptions_and_repeated_errors_are_complaints() -> None:
+    def complaint(code: int | None, err: str, **more: bool) -> str:
+        return fuzz.CaseResult(code, "", err, [], **more).complaint()
 
-    assert told(0, "") == told(2, "error: x\n") == told(1, "error: the loss became nan\n") == ""
-    assert told(None, "a hang")
-    assert told(2, "")
-    assert told(2, "error: x\nerror: y\n")
-    assert told(2, "error: x\n", left=True)
-    assert told(0, "", executed=True)
-    assert told(1, "error: KeyError: 'x'\n")
-    assert told(0, "Traceback (most recent call last):")
+    assert (
+        complaint(0, "")
+        == complaint(2, "error: x\n")
+        == complaint(1, "error: the loss became nan\n")
+        == ""
+    )
+    assert complaint(None, "a hang")
+    assert complaint(2, "")
+    assert complaint(2, "error: x\nerror: y\n")
+    assert complaint(2, "error: x\n", left=True)
+    assert complaint(0, "", executed=True)
+    assert complaint(1, "error: KeyError: 'x'\n")
+    assert complaint(0, "Traceback (most recent call last):")
 
 
 def test_the_table_shows_brackets_and_details(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,1 +1,1 @@
-"""Task `language`: a client a language, LoRA adapters over one frozen causal language model."""
+"""Task `language`: one language per client, LoRA adapters on a frozen causal language model."""

@@ -1,4 +1,4 @@
-"""LoRA adapters on the base: the only parameters that are trained, sent and kept."""
+"""LoRA adapters on the base model: the only parameters that are trained, sent and saved."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from cobo_dist.tasks.language.config import Adapters
 from cobo_dist.tasks.language.dropout import KeyedDropout, Keys
 from cobo_dist.tasks.language.libraries import library, reason_of
 
-_NAME = "default"  # what PEFT calls an adapter that has no name
+_NAME = "default"  # PEFT's name of an adapter without a name
 
 
 class Adapted:
-    """A base with one set of adapters, whose parameters are pointed at a client's row."""
+    """A base model with one set of adapters, whose parameters are views into a client's row."""
 
     def __init__(self, base: Base, config: Adapters) -> None:
-        """Put adapters on the base, in place.
+        """Add adapters to the base, in place.
 
         Raises:
             ConfigError: targets that match no layer, or no layer that can have an adapter.
@@ -42,11 +42,11 @@ class Adapted:
                 at, _, last = name.rpartition(".")
                 owner = self.model.get_submodule(at)
                 setattr(owner, last, KeyedDropout(module.p, name, self.keys))
-        # Tables of positions and the like belong to the base, not to a client.
+        # Buffers such as position tables belong to the base, not to a client.
         for module in self.model.modules():
             module._non_persistent_buffers_set.update(module._buffers)
         if config.gradient_checkpointing:
-            # Its name since transformers 5; both take the same settings.
+            # The name since transformers 5; both methods take the same settings.
             enable = getattr(base.model, "activation_checkpointing_enable", None)
             (enable or base.model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.shapes = {name: one.shape for name, one in trained(self.model)}
@@ -62,7 +62,7 @@ class Adapted:
             task_type="CAUSAL_LM",
         )
         try:
-            # First weights are drawn and thrown away; what PEFT warns of, it puts right itself.
+            # The weights that PEFT draws are replaced later. PEFT itself fixes what it warns of.
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return peft.get_peft_model(model, lora)

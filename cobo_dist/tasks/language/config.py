@@ -12,7 +12,7 @@ Names = Annotated[tuple[Text, ...], BeforeValidator(as_tuple)]
 
 
 class LanguageConfig(Section):
-    """Next tokens of texts, one language (or any text) a client."""
+    """Prediction of the next token, one language (or any text) per client."""
 
     name: Literal["language"] = "language"
     languages: Names = Field(
@@ -28,7 +28,7 @@ class LanguageConfig(Section):
     tokens: int = Field(
         800_000, ge=1, description="tokens of each client in use at most, all splits together"
     )
-    context: int = Field(512, ge=1, description="tokens that the model sees at once: an example")
+    context: int = Field(512, ge=1, description="tokens in one example")
     validation_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of a client's tokens kept for validation"
     )
@@ -36,11 +36,11 @@ class LanguageConfig(Section):
 
 
 class Adapters(Section):
-    """What all language models have in common: LoRA adapters on a frozen base."""
+    """The keys of all language models: LoRA adapters on a frozen base."""
 
     lora_rank: int = Field(4, ge=1, le=4096, description="rank of the adapters (paper: 4)")
     lora_alpha: float = Field(
-        32.0, gt=0, description="adapters count alpha / rank times (authors' code: 32)"
+        32.0, gt=0, description="adapters are scaled by alpha / rank (authors' code: 32)"
     )
     lora_dropout: float = Field(
         0.1, ge=0, lt=1, description="share of an adapter's inputs dropped in training (paper: 0.1)"
@@ -51,12 +51,12 @@ class Adapters(Section):
         "linear layers of attention and MLP",
     )
     gradient_checkpointing: bool = Field(
-        False, description="compute layers again on the way back: less memory, a third more time"
+        False, description="recompute layers in the backward pass: less memory, a third more time"
     )
 
 
 class Tokenized(Adapters):
-    """A model with a tokenizer of its own."""
+    """A model that comes with a tokenizer."""
 
     tokenizer: Text = Field(
         "", description="name or folder of a tokenizer, or `bytes`; empty: the model's own"

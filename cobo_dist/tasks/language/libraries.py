@@ -1,4 +1,4 @@
-"""The libraries of the extra `lm`, imported only when a language run asks for them: they take seconds."""
+"""The libraries of the extra `lm`, imported only by language runs because they take seconds."""
 
 from __future__ import annotations
 

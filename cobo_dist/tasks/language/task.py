@@ -1,6 +1,7 @@
-"""The clients' token windows, the loss of the next token, and what an evaluation reports of it.
+"""The language task: windows of tokens, the loss of the next token, and its metrics.
 
-Shapes: m clients, B windows each, L tokens of context. A window is L + 1 tokens: inputs and, one on, targets.
+Shapes: m clients, B windows each, L tokens of context. A window is L + 1 tokens: L inputs and, shifted by
+one, L targets.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cobo_dist.clients.batches import BatchIndices
 from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.maths import seeds
-from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.language.adapters import Adapted
 from cobo_dist.tasks.language.base import load_base
 from cobo_dist.tasks.language.config import LanguageConfig, LanguageModelConfig
@@ -31,27 +32,26 @@ from cobo_dist.tasks.language.tokens import Span, split, stream_of
 CACHE = "tokens"  # in data.root
 
 
-class Language:
-    """Next-token losses of all clients' texts under adapters of their own."""
+class Language(Task):
+    """Next-token losses of all clients' texts, each with the client's adapters."""
 
     name = "language"
     metrics: tuple[str, ...] = ("loss", "bits_per_byte", "perplexity")
-    diagnoses = False
-    # Adapters sit in a library's modules, and dropout is told its keys from outside: vmap sees neither.
+    # vmap supports neither PEFT's modules nor dropout whose keys are set from outside.
     engines: tuple[str, ...] = ("one_by_one",)
     clusters: tuple[int, ...] | None = None
 
     def __init__(
         self, config: LanguageConfig, model: LanguageModelConfig, data: DataConfig, seed: int
     ) -> None:
-        """Read texts and model, tokenise or find what was tokenised, and split.
+        """Read texts and model, tokenize the texts (or read cached tokens), and split them.
 
         Raises:
-            ConfigError: texts or a model that are missing or do not fit; see `texts`, `tokens`, `base`.
+            ConfigError: missing or unsuitable texts or model; see `texts`, `tokens`, `base`.
         """
         self.config, self.data, self.seed = config, data, seed
         self.accumulation = data.accumulation
-        texts = read_texts(config, data)  # before the model: it may take minutes to load
+        texts = read_texts(config, data)  # before the model, which may take minutes to load
         self.names, self.clients = tuple(text.name for text in texts), len(texts)
         base = load_base(model, config.context)
         self.tokenizer = base.tokenizer
@@ -67,7 +67,7 @@ class Language:
         self.adapted = Adapted(base, model)
 
     def model(self) -> nn.Module:
-        """Return the one module: the base and the adapters that are loaded now."""
+        """Return the only module: the base with the adapters that are loaded now."""
         model: nn.Module = self.adapted.model
         return model
 
@@ -83,16 +83,16 @@ class Language:
         return _cross_entropies(model, windows).mean()
 
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
-        """Return sums over windows: cross-entropy, tokens foretold, and the bytes they stand for."""
+        """Return sums over windows: cross-entropy, predicted tokens, and their bytes of text."""
         windows, bytes_a_token = batch
         sums = _cross_entropies(model, windows).double()
         tokens = torch.tensor(sums.numel(), dtype=torch.float64)
         return {"loss": sums.sum(), "tokens": tokens, "bytes": tokens * bytes_a_token.cpu()}
 
     def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
-        """Return nats a token, perplexity = exp of it, and bits a byte of text.
+        """Return the loss in nats per token, its exponential (perplexity), and bits per byte of text.
 
-        Perplexity depends on the tokens that a language is cut into; bits a byte do not.
+        Perplexity depends on the tokenizer; bits per byte do not.
         """
         loss = sums["loss"] / sums["tokens"]
         return {
@@ -115,9 +115,9 @@ class Language:
     def evaluation(
         self, client: int, split: str, device: torch.device, whole: bool = True
     ) -> Iterable[tuple[int, Batch]]:
-        """Return (windows, (tokens [B, L + 1], bytes a token)) over one client's split.
+        """Return (windows, (tokens [B, L + 1], bytes per token)) over one client's split.
 
-        Each token is foretold once; the last window may be shorter than the others. With `whole=False`
+        Each token is predicted once; the last window may be shorter than the others. With `whole=False`
         only over `data.eval_examples` windows, the same in every round.
         """
         span, context = self.split_of[client][split], self.config.context
@@ -141,8 +141,8 @@ class Language:
     def windows(self, client: int, span: Span, numbers: NDArray[np.int64], length: int) -> Tensor:
         """Return windows of `length` + 1 tokens [*numbers, length + 1] of a client's span.
 
-        Window k foretells tokens kL .. kL + length - 1 of the span from the token before them; before the
-        span's first stands the token that begins a text.
+        Window k predicts tokens kL .. kL + length - 1 of the span. Its first input is the token before them;
+        for the first token of the span, that is the token that begins a text.
         """
         begins = span.begin + numbers[..., None] * self.config.context
         places = begins - 1 + np.arange(length + 1)
@@ -150,21 +150,17 @@ class Language:
         tokens[places < span.begin] = self.tokenizer.first
         return torch.from_numpy(tokens)
 
-    def diagnose(self, x_nd: object) -> dict[str, float]:
-        """Return nothing further."""
-        return {}
-
     def fingerprint(self) -> str:
         """Return a digest of the streams (texts and tokenizer) and of the base."""
         parts = [self.adapted.fingerprint(), *(stream.digest for stream in self.streams)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
     def save(self, state: Mapping[str, Tensor], path: Path) -> None:
-        """Write one client's adapters as a folder of PEFT's."""
+        """Write one client's adapters as a PEFT folder."""
         self.adapted.save(state, path)
 
     def facts(self) -> dict[str, str]:
-        """Return what `prepare` says of texts and model."""
+        """Return a description of texts and model, by title."""
         own, frozen = self.adapted.size()
         facts = {
             "base": f"{frozen:,} parameters ({self.adapted.base.name}), {4 * frozen / 2**20:,.1f} MiB "
@@ -192,7 +188,7 @@ class WindowBatches:
         streams: Sequence[str],
         size: int,
     ) -> None:
-        """Read `size` windows a batch; `streams` names independent readings."""
+        """Read `size` windows per batch; each of `streams` reads in its own random order."""
         self.task, self.clients, self.device, self.size = task, list(clients), device, size
         self.spans = [task.split_of[client][split] for client in clients]
         own = [torch.arange(len(span) // task.config.context) for span in self.spans]
@@ -202,7 +198,7 @@ class WindowBatches:
         }
 
     def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
-        """Return windows [m, B, L + 1] and dropout's keys [m, B] of round t."""
+        """Return windows [m, B, L + 1] and dropout keys [m, B] of round t."""
         which = list(range(len(self.clients))) if rows is None else rows.tolist()
         clients = [self.clients[row] for row in which]
         length = self.task.config.context
@@ -217,8 +213,8 @@ class WindowBatches:
 
 
 def _cross_entropies(model: nn.Module, windows: Tensor) -> Tensor:
-    """Return the cross-entropy of each foretold token of windows [B, L + 1], [B * L]."""
+    """Return the cross-entropy of each predicted token of windows [B, L + 1], [B * L]."""
     logits = model(input_ids=windows[:, :-1], use_cache=False).logits.flatten(0, 1)
-    if logits.dtype == torch.bfloat16:  # autocast's; too coarse for a loss
+    if logits.dtype == torch.bfloat16:  # from autocast; too imprecise for a loss
         logits = logits.float()
     return F.cross_entropy(logits, windows[:, 1:].flatten(), reduction="none")

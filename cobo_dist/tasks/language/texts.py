@@ -1,4 +1,4 @@
-"""Where a client's text comes from: NAME.txt in `data.text_dir`, or Wiki-40B as `prepare` left it."""
+"""The clients' texts: NAME.txt in `data.text_dir`, or Wiki-40B as `prepare` stored it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from cobo_dist.tasks.language.config import LanguageConfig
 from cobo_dist.tasks.language.libraries import library, reason_of
 
 WIKI, HUB_NAME = "wiki40b", "google/wiki40b"
-_BYTES_A_TOKEN = 8  # more than any of these languages needs: so much text holds enough tokens
+_MAX_BYTES_PER_TOKEN = 8  # an upper bound for these languages, so that enough text is fetched
 _MARKS = re.compile(r"^_START_\w+_$")
 
 
 @dataclass(frozen=True)
 class ClientText:
-    """One client's text: documents with what stands between them."""
+    """One client's text and how it is cut into documents."""
 
     name: str
     text: str
-    blocks: bool  # documents lie between blank lines; otherwise each line is one
+    blocks: bool  # blank lines separate documents; otherwise each line is a document
     source: str  # for messages
 
     def documents(self) -> Iterator[str]:
-        """Yield the documents, each with its end; blank ones are left out."""
+        """Yield the documents with their separators; empty ones are left out."""
         pieces: Iterable[str] = (
             re.split(r"\n\s*\n", self.text) if self.blocks else self.text.split("\n")
         )
@@ -37,7 +37,7 @@ class ClientText:
         return (piece.strip() + end for piece in pieces if piece.strip())
 
     def digest(self) -> str:
-        """Return a digest of the text and of how it is cut."""
+        """Return a digest of the text and of how it is cut into documents."""
         return hashlib.sha256(f"{self.blocks} {self.text}".encode()).hexdigest()
 
 
@@ -94,14 +94,14 @@ def _read(path: Path, where: str) -> str:
 
 
 def wiki_folder(data: DataConfig) -> Path:
-    """Return where the texts of Wiki-40B lie."""
+    """Return the folder with the texts of Wiki-40B."""
     return Path(data.root).expanduser() / WIKI
 
 
 def fetch_wiki40b(config: LanguageConfig, data: DataConfig) -> list[str]:
     """Write the missing languages' first articles into `data.root`; return the languages fetched.
 
-    As many articles as surely hold `task.tokens` tokens: the data set is streamed, not stored.
+    The data set is streamed until the articles hold at least `task.tokens` tokens.
 
     Raises:
         ConfigError: it cannot be fetched or written.
@@ -119,13 +119,13 @@ def fetch_wiki40b(config: LanguageConfig, data: DataConfig) -> list[str]:
             rows = datasets.load_dataset(HUB_NAME, name, split="train", streaming=True)
             draft = folder / f"{name}.{os.getpid()}.part"
             with draft.open("w", encoding="utf-8") as file:
-                size, enough = 0, _BYTES_A_TOKEN * config.tokens
+                size, enough = 0, _MAX_BYTES_PER_TOKEN * config.tokens
                 for article in articles(rows):
                     size += file.write(article + "\n\n")
                     if size >= enough:
                         break
             draft.replace(folder / f"{name}.txt")
-        except Exception as error:  # network, hub, disk: whatever it is, one line
+        except Exception as error:  # network, hub or disk: one line for all
             raise ConfigError(
                 f"Wiki-40B ({HUB_NAME}, {name}) cannot be fetched into data.root={data.root} "
                 f"({reason_of(error)}); where there is no network, fetch it on another machine and copy "
@@ -135,9 +135,9 @@ def fetch_wiki40b(config: LanguageConfig, data: DataConfig) -> list[str]:
 
 
 def articles(rows: Iterable[Mapping[str, object]]) -> Iterator[str]:
-    """Yield the text of each article, a paragraph a line, without the data set's marks.
+    """Yield the text of each article, one paragraph per line, without the data set's marks.
 
-    A mark stands on a line of its own; after `_START_ARTICLE_` follows a title.
+    A mark is a line of its own; a title follows `_START_ARTICLE_`.
     """
     for row in rows:
         raw = row["text"]

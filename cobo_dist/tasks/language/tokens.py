@@ -1,4 +1,4 @@
-"""From text to tokens: tokenizers, and token streams that are kept as files and read as memory maps.
+"""From text to tokens: tokenizers, and token streams that are cached as files and read as memory maps.
 
 Shapes: T tokens of a client, D documents.
 """
@@ -22,22 +22,22 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.tasks.language.config import LanguageConfig
 from cobo_dist.tasks.language.texts import ClientText
 
-_AT_ONCE = 256  # documents given to a tokenizer in one call
+_DOCUMENTS_PER_CALL = 256  # of a tokenizer
 
 
 class Tokenizer(Protocol):
-    """What the task needs of a tokenizer."""
+    """The part of a tokenizer that the task uses."""
 
-    size: int  # token numbers are below it
-    first: int  # the token that stands before a text
+    size: int  # token ids are below it
+    first: int  # the token that begins a text
     digest: str
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        """Return the tokens of each text, and nothing else."""
+        """Return the tokens of each text, without special tokens."""
 
 
 class ByteTokenizer:
-    """A token is a byte of UTF-8; 256 ends a text."""
+    """Tokens are bytes of UTF-8; 256 begins a text."""
 
     size, first, digest = 257, 256, "bytes"
 
@@ -56,18 +56,18 @@ class LibraryTokenizer:
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
         self.first = int(next(end for end in ends if end is not None))
         rules = getattr(tokenizer, "backend_tokenizer", None)
-        told = rules.to_str() if rules is not None else json.dumps(vocabulary, sort_keys=True)
-        self.digest = hashlib.sha256(f"{self.first} {told}".encode()).hexdigest()
+        content = rules.to_str() if rules is not None else json.dumps(vocabulary, sort_keys=True)
+        self.digest = hashlib.sha256(f"{self.first} {content}".encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        """Return the tokens of each text, without marks of its beginning or end."""
+        """Return the tokens of each text, without special tokens."""
         found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return list(found)
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One client's documents as tokens, one after the other."""
+    """One client's documents as one sequence of tokens."""
 
     tokens: NDArray[np.integer[Any]]  # [T], a memory map
     ends_d2: NDArray[np.int64]  # [D, 2]: where each document ends, in tokens and in bytes of text
@@ -76,7 +76,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Span:
-    """A split: tokens `begin` .. `end` - 1 of a client's stream, and the bytes of text they stand for."""
+    """A split: tokens `begin` .. `end` - 1 of a client's stream, and their bytes of text."""
 
     begin: int
     end: int
@@ -87,10 +87,10 @@ class Span:
 
 
 def stream_of(text: ClientText, tokenizer: Tokenizer, limit: int, cache: Path) -> Stream:
-    """Return a client's stream of at most `limit` tokens, whole documents only; tokenised once.
+    """Return a client's stream of at most `limit` tokens, whole documents only; tokenize it only once.
 
-    It is kept in `cache` under a digest of text, tokenizer and limit. Several ranks may get here at once:
-    each writes a whole file beside the other's and renames it; they hold the same.
+    `cache` keeps it under a digest of text, tokenizer and limit. Several ranks may write it at once: each
+    writes its own temporary file and renames it, and all have the same content.
 
     Raises:
         ConfigError: the cache cannot be written.
@@ -98,8 +98,8 @@ def stream_of(text: ClientText, tokenizer: Tokenizer, limit: int, cache: Path) -
     name = f"{text.digest()} {tokenizer.digest} {limit}"
     digest = hashlib.sha256(name.encode()).hexdigest()[:24]
     files = cache / f"{text.name}-{digest}.npy", cache / f"{text.name}-{digest}.ends.npy"
-    if (kept := _kept(files)) is None:
-        arrays = _tokenise(text, tokenizer, limit)
+    if (cached := _read_cache(files)) is None:
+        arrays = _tokenize(text, tokenizer, limit)
         try:
             cache.mkdir(parents=True, exist_ok=True)
             for file, array in zip(files, arrays, strict=True):
@@ -112,12 +112,12 @@ def stream_of(text: ClientText, tokenizer: Tokenizer, limit: int, cache: Path) -
                 f"data.root is where token streams are kept, and {cache} cannot be written "
                 f"({error.strerror}); set data.root to a folder that can"
             ) from None
-        kept = _kept(files) or arrays
-    return Stream(*kept, digest)
+        cached = _read_cache(files) or arrays
+    return Stream(*cached, digest)
 
 
-def _kept(files: tuple[Path, Path]) -> tuple[NDArray[Any], NDArray[np.int64]] | None:
-    """Return what an earlier run left, if it is whole."""
+def _read_cache(files: tuple[Path, Path]) -> tuple[NDArray[Any], NDArray[np.int64]] | None:
+    """Return the cached arrays of an earlier run, if they are complete."""
     try:
         tokens, ends_d2 = (np.load(file, mmap_mode="r") for file in files)
     except (OSError, ValueError, EOFError):
@@ -126,7 +126,7 @@ def _kept(files: tuple[Path, Path]) -> tuple[NDArray[Any], NDArray[np.int64]] | 
     return (tokens, np.asarray(ends_d2)) if whole else None
 
 
-def _tokenise(
+def _tokenize(
     text: ClientText, tokenizer: Tokenizer, limit: int
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     dtype = np.uint16 if tokenizer.size <= 1 << 16 else np.uint32
@@ -143,15 +143,15 @@ def _tokenise(
 
 def _encoded(text: ClientText, tokenizer: Tokenizer) -> Iterator[tuple[str, Sequence[int]]]:
     documents = text.documents()
-    while some := list(islice(documents, _AT_ONCE)):
+    while some := list(islice(documents, _DOCUMENTS_PER_CALL)):
         yield from zip(some, tokenizer.encode(some), strict=True)
 
 
 def split(stream: Stream, config: LanguageConfig, source: str) -> dict[str, Span]:
-    """Cut a stream into training, validation and test, in this order, at ends of documents.
+    """Split a stream into training, validation and test, in this order, at ends of documents.
 
     Raises:
-        ConfigError: no window of training, or nothing to validate or test on.
+        ConfigError: no training window, or no validation or test tokens.
     """
     if config.validation_fraction + config.test_fraction >= 1:
         raise ConfigError(
@@ -161,14 +161,14 @@ def split(stream: Stream, config: LanguageConfig, source: str) -> dict[str, Span
     count = len(stream.tokens)
     ends = np.concatenate([np.zeros((1, 2), dtype=np.int64), stream.ends_d2])
     shares = 1.0 - config.test_fraction - config.validation_fraction, 1.0 - config.test_fraction
-    # The last document that ends before its share does; both cuts are one where nothing is validated on.
+    # The last document that ends within its share. Without validation data both cuts are the same.
     cuts = [int(np.searchsorted(ends[:, 0], round(share * count), "right")) - 1 for share in shares]
     bounds = [0, max(cuts[0], 0), max(cuts[1], 0), len(ends) - 1]
     spans = {}
     for number, name in enumerate(("train", "validation", "test")):
         (begin, first), (end, last) = ends[bounds[number]], ends[bounds[number + 1]]
         spans[name] = Span(int(begin), int(end), int(last - first))
-    # Validation data are read in whole windows too, where weights are learned from them.
+    # Validation data are read in whole windows when weights are learned from them.
     validated = config.context if config.validation_fraction else 0
     least = {"train": config.context, "validation": validated, "test": 1}
     for name, span in spans.items():

@@ -14,8 +14,9 @@ from cobo_dist.clients.engines import ENGINES, fastest
 from cobo_dist.clients.optimizers import OptimizerConfig, build_optimizer, step_size
 from cobo_dist.maths.flat import Layout, empty_rows
 from cobo_dist.tasks.base import DataConfig
-from cobo_dist.tasks.digits import Digits, DigitsConfig
+from cobo_dist.tasks.digits import DigitsConfig
 from cobo_dist.tasks.models import MlpConfig, build_model
+from cobo_dist.tasks.supervised import Classification
 
 CPU = torch.device("cpu")
 
@@ -293,7 +294,7 @@ def test_a_constant_step_and_a_warm_up_of_one_round() -> None:
 
 
 def group(ids: list[int], norm: str = "batch", engine: str = "one_by_one") -> ClientBatch:
-    task = Digits(DigitsConfig(), MlpConfig(norm=norm), DataConfig(), 0, torch.float32)
+    task = Classification(DigitsConfig(), MlpConfig(norm=norm), DataConfig(), 0, torch.float32)
     clients = ClientBatch(ids, task, OptimizerConfig(), dtype=torch.float32, device=CPU)
     clients.use_engine(engine)
     return clients
@@ -363,7 +364,7 @@ def test_the_gradient_of_a_batch_in_parts_is_that_of_the_whole(engine: str) -> N
     found = []
     for size, parts in ((12, 1), (4, 3)):
         data = DataConfig(batch_size=size, accumulation=parts)
-        task = Digits(DigitsConfig(), MlpConfig(), data, 0, torch.float64)
+        task = Classification(DigitsConfig(), MlpConfig(), data, 0, torch.float64)
         clients = ClientBatch([2, 5], task, OptimizerConfig(), dtype=torch.float64, device=CPU)
         clients.use_engine(engine)
         clients.gradients(0)
@@ -383,7 +384,7 @@ def test_the_gradient_of_a_batch_in_parts_is_that_of_the_whole(engine: str) -> N
 # -- a frozen base -------------------------------------------------------------------------------------
 
 
-class OnFrozenBase(Digits):
+class OnFrozenBase(Classification):
     """Digits on a frozen first layer that all clients share, with a table that is no state."""
 
     shared: nn.Module | None = None

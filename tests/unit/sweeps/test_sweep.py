@@ -20,11 +20,12 @@ from problems import write_quadratic
 from cobo_dist.cli.sweep import main
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.sweeps import campaign, process
+from cobo_dist.sweeps import process
 from cobo_dist.sweeps.axes import Axis, read_axes, split_values
-from cobo_dist.sweeps.choice import Verdict, judge
 from cobo_dist.sweeps.folders import Result, look, read_result
 from cobo_dist.sweeps.grid import Run, expand
+from cobo_dist.sweeps.runner import locked
+from cobo_dist.sweeps.selection import Selection, select
 
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE")
 
@@ -381,13 +382,13 @@ def test_only_the_last_round_counts(tmp_path: Path) -> None:
 # -- choosing ------------------------------------------------------------------------------------------
 
 
-def verdict_of(
+def selection_of(
     arguments: Sequence[str],
     validation: Mapping[str, float | None],
     test: Mapping[str, float] | None = None,
     metric: str = "accuracy",
-) -> Verdict:
-    """The verdict of the one method, from validation figures by run name; None: not done."""
+) -> Selection:
+    """The selection of the one method, from validation figures by run name; None: not done."""
     axes = read_axes(arguments)
     runs = expand([], axes)
     assert {run.name for run in runs} == set(validation)
@@ -399,8 +400,8 @@ def verdict_of(
         for name, value in validation.items()
         if value is not None
     }
-    (verdict,) = judge(runs, results, axes)
-    return verdict
+    (selection,) = select(runs, results, axes)
+    return selection
 
 
 LR = "optimizer.lr=0.1,0.2,0.4"
@@ -410,28 +411,28 @@ THREE = ("digits-cobo-lr0.1-s0", "digits-cobo-lr0.2-s0", "digits-cobo-lr0.4-s0")
 def test_validation_chooses_where_test_disagrees() -> None:
     validation = dict(zip(THREE, (0.5, 0.7, 0.6), strict=True))
     test = dict(zip(THREE, (0.9, 0.1, 0.8), strict=True))
-    verdict = verdict_of([LR], validation, test)
-    assert verdict.best is not None
-    assert verdict.best.label == "optimizer.lr=0.2"
-    assert verdict.best.test is not None
-    assert verdict.best.test[0] == 0.1
-    assert verdict.notes == (), "0.2 lies inside"
+    selection = selection_of([LR], validation, test)
+    assert selection.best is not None
+    assert selection.best.label == "optimizer.lr=0.2"
+    assert selection.best.test is not None
+    assert selection.best.test[0] == 0.1
+    assert selection.notes == (), "0.2 lies inside"
 
 
 @pytest.mark.parametrize(
     ("metric", "best"), [("accuracy", "0.4"), ("perplexity", "0.1"), ("loss", "0.1")]
 )
 def test_accuracy_is_highest_and_the_others_lowest(metric: str, best: str) -> None:
-    verdict = verdict_of([LR], dict(zip(THREE, (2.0, 3.0, 4.0), strict=True)), metric=metric)
-    assert verdict.best is not None
-    assert verdict.metric == metric
-    assert verdict.best.label == f"optimizer.lr={best}"
+    selection = selection_of([LR], dict(zip(THREE, (2.0, 3.0, 4.0), strict=True)), metric=metric)
+    assert selection.best is not None
+    assert selection.metric == metric
+    assert selection.best.label == f"optimizer.lr={best}"
 
 
 @pytest.mark.parametrize(("values", "end"), [((3, 2, 1), "smallest"), ((1, 2, 3), "largest")])
 def test_the_edge_is_pointed_out(values: Sequence[float], end: str) -> None:
-    verdict = verdict_of([LR], dict(zip(THREE, values, strict=True)))
-    (note,) = verdict.notes
+    selection = selection_of([LR], dict(zip(THREE, values, strict=True)))
+    (note,) = selection.notes
     assert f"is the {end} value tried; the optimum may lie outside" in note
 
 
@@ -442,23 +443,23 @@ def test_the_mean_over_seeds_decides_and_unfinished_settings_are_left_out() -> N
         "digits-cobo-lr0.2-s0": 0.6, "digits-cobo-lr0.2-s1": 0.6,
         "digits-cobo-lr0.4-s0": 0.99, "digits-cobo-lr0.4-s1": None,
     }  # fmt: skip
-    verdict = verdict_of(arguments, figures)
-    assert verdict.best is not None
-    assert verdict.best.label == "optimizer.lr=0.2"
-    assert verdict.best.validation == (0.6, 0.0)
-    assert verdict.notes == ("left out: optimizer.lr=0.4: 1 of 2 seeds done",)
+    selection = selection_of(arguments, figures)
+    assert selection.best is not None
+    assert selection.best.label == "optimizer.lr=0.2"
+    assert selection.best.validation == (0.6, 0.0)
+    assert selection.notes == ("left out: optimizer.lr=0.4: 1 of 2 seeds done",)
 
 
 def test_figures_that_are_no_numbers_and_ties() -> None:
     nan = float("nan")
-    verdict = verdict_of([LR], dict(zip(THREE, (nan, 0.6, 0.6), strict=True)))
-    assert verdict.best is not None
-    assert verdict.best.label == "optimizer.lr=0.2"
-    assert verdict.notes == (
-        "left out: optimizer.lr=0.1: its validation figures are not finite",
+    selection = selection_of([LR], dict(zip(THREE, (nan, 0.6, 0.6), strict=True)))
+    assert selection.best is not None
+    assert selection.best.label == "optimizer.lr=0.2"
+    assert selection.notes == (
+        "left out: optimizer.lr=0.1: its validation scores are not finite",
         "as good on validation data: optimizer.lr=0.4; the first of them is taken",
     )
-    nothing = verdict_of([LR], dict.fromkeys(THREE))
+    nothing = selection_of([LR], dict.fromkeys(THREE))
     assert nothing.best is None
     assert nothing.notes[-1] == "nothing is chosen: no setting is complete"
 
@@ -476,9 +477,9 @@ def test_without_validation_data_nothing_is_chosen(tmp_path: Path) -> None:
         axes = read_axes([LR, *extra])
         runs = expand([], axes)
         results = {run.name: Result({("test", "loss"): 1.0}, 1.0) for run in runs}
-        (verdict,) = judge(runs, results, axes)
-        assert verdict.best is None
-        assert words in verdict.notes[0]
+        (selection,) = select(runs, results, axes)
+        assert selection.best is None
+        assert words in selection.notes[0]
 
 
 def test_methods_choose_apart_and_seeds_and_methods_are_no_choice() -> None:
@@ -488,16 +489,16 @@ def test_methods_choose_apart_and_seeds_and_methods_are_no_choice() -> None:
         run.name: Result({("validation", "accuracy"): run.varied.get("algorithm.rho", 0.9)}, 1.0)  # type: ignore[dict-item]
         for run in runs
     }
-    local, cobo = judge(runs, results, axes)
+    local, cobo = select(runs, results, axes)
     assert (local.method, cobo.method) == ("digits-local", "digits-cobo")
     assert local.best is not None
     assert (local.best.varied, local.notes) == ({}, ())
     assert cobo.best is not None
     assert cobo.best.label == "algorithm.rho=0.2"
     only_seeds = read_axes(["algorithm.name=local,cobo", "seed=0,1"])
-    for verdict in judge(expand([], only_seeds), {}, only_seeds):
-        assert verdict.best is None
-        assert verdict.notes == ()
+    for selection in select(expand([], only_seeds), {}, only_seeds):
+        assert selection.best is None
+        assert selection.notes == ()
 
 
 # -- a sweep of runs that are done already: all but the training -----------------------------------------
@@ -687,7 +688,7 @@ def test_two_sweeps_do_not_share_a_folder(
 def test_tables_alone_start_nothing(done_before: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They are written of what is done by now, beside tasks that are at work."""
     (done_before / "digits-cobo-rho5-s1" / "summary.json").unlink()
-    with campaign.alone(done_before / ".lock", shared=True):
+    with locked(done_before / ".lock", shared=True):
         assert main([*SETTINGS, "--out", str(done_before), "--tables"]) == 0
     assert "8 runs: 7 done, 1 not started" in capsys.readouterr().out
     assert "--tables" not in (done_before / "sweep.md").read_text()
@@ -701,29 +702,29 @@ def test_one_run_of_a_sweep_beside_others(
     out = Path("out")
     outcomes = iter([(0, 0), (75, signal.SIGUSR1), (-9, signal.SIGTERM), (1, 0)])
 
-    def train(started: object, folder: Path, log: Path, stop: process.Stop) -> process.Ended:
+    def train(started: object, folder: Path, log: Path, stop: process.StopSignal) -> process.Exited:
         code, number = next(outcomes)
         if number:
-            stop.note(number, None)
+            stop.handle(number, None)
         if code == 0:
             leave_run(folder, load_config(None, ["run.rounds=5"]), {("test", "accuracy"): 0.5})
         else:
             folder.mkdir(parents=True)
         if code in (1, 75):
             (folder / "status.json").write_text(json.dumps({"exit_code": code, "status": "x"}))
-        return process.Ended(code, "" if code == 0 else "why", 1.0)
+        return process.Exited(code, "" if code == 0 else "why", 1.0)
 
     monkeypatch.setattr(process, "train", train)
     sweep = ["run.rounds=5", "seed=0,1,2,3", "--out", str(out), "--only"]
     out.mkdir()
-    with campaign.alone(out / ".lock", shared=True):
+    with locked(out / ".lock", shared=True):
         codes = [main([*sweep, str(number)]) for number in (1, 2, 3, 4)]
     assert codes == [0, 75, 143, 1]
     assert "[1/4] digits-cobo-s0 ... done in 1.0 s" in capsys.readouterr().out
     assert not (out / "sweep.csv").exists()
-    with campaign.alone(out / "logs" / ".digits-cobo-s3.lock"):
+    with locked(out / "logs" / ".digits-cobo-s3.lock"):
         assert main([*sweep, "4"]) == 2
-    with campaign.alone(out / ".lock"):
+    with locked(out / ".lock"):
         assert main([*sweep, "4"]) == 2
     assert "in use by another sweep" in capsys.readouterr().err
 
@@ -791,7 +792,7 @@ def test_the_reason_of_a_failure(
         [sys.executable, "-c", f"print({text!r}); raise SystemExit(1)"],
         tmp_path / "none",
         log,
-        process.Stop(),
+        process.StopSignal(),
     )
     assert (ended.code, ended.reason) == (code, reason)
     assert log.read_text() == text + "\n"
@@ -801,7 +802,7 @@ def test_an_earlier_status_is_not_this_runs_reason(tmp_path: Path) -> None:
     leave_run(tmp_path / "a", load_config(None, []), status="failed")
     (tmp_path / "a" / "status.json").write_text('{"exit_code": 1, "reason": "old"}')
     fails = [sys.executable, "-c", "print('error: new'); raise SystemExit(2)"]
-    ended = process.train(fails, tmp_path / "a", tmp_path / "log", process.Stop())
+    ended = process.train(fails, tmp_path / "a", tmp_path / "log", process.StopSignal())
     assert (ended.code, ended.reason) == (2, "new")
 
 
@@ -841,7 +842,7 @@ def in_a_moment(condition: Callable[[], object], number: signal.Signals) -> thre
 
 
 def test_a_stopped_sweep_leaves_no_process(tmp_path: Path) -> None:
-    log, stop = tmp_path / "log", process.Stop()
+    log, stop = tmp_path / "log", process.StopSignal()
     with stop.listening():
         thread = in_a_moment(lambda: log.exists() and log.read_text().strip(), signal.SIGTERM)
         ended = process.train([sys.executable, "-c", STARTS_ANOTHER], tmp_path / "a", log, stop)

@@ -173,7 +173,7 @@ def test_tokens_are_kept_and_a_damaged_file_is_made_anew(
     assert len(files) == 8, "tokens and ends, and no draft"
     expected = [np.array(stream.tokens) for stream in first.streams]
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "_tokenise", lambda *_: pytest.fail("tokenised again"))
+        patch.setattr(tokens, "_tokenize", lambda *_: pytest.fail("tokenized again"))
         again = task_of(settings)
     assert again.fingerprint() == first.fingerprint()
     files[0].write_bytes(files[0].read_bytes()[:200])  # ca: ends

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from cobo_dist.tasks.base import DataConfig
-from cobo_dist.tasks.digits import Digits, DigitsConfig
+from cobo_dist.tasks.digits import DigitsConfig
 from cobo_dist.tasks.models import MlpConfig, build_model
 from cobo_dist.tasks.quadratic import Quadratic, QuadraticConfig
+from cobo_dist.tasks.supervised import Classification
 
 CPU = torch.device("cpu")
 
 
-def digits(seed: int = 0, **config: object) -> Digits:
-    return Digits(DigitsConfig(**config), MlpConfig(), DataConfig(), seed, torch.float32)
+def digits(seed: int = 0, **config: object) -> Classification:
+    return Classification(DigitsConfig(**config), MlpConfig(), DataConfig(), seed, torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -283,9 +283,9 @@ def test_resnet9_has_the_papers_layers(images: Path, width: int) -> None:
 
 def test_the_small_network_has_its_layers(images: Path) -> None:
     """McMahan et al. count 1,663,370 parameters for 28 x 28 grey images and 10 digits."""
-    from cobo_dist.tasks.cnn import CnnConfig, build_cnn
+    from cobo_dist.tasks.cnn import CnnConfig
 
-    mnist = build_cnn(CnnConfig(), torch.Size([1, 28, 28]), 10)
+    mnist = CnnConfig().build(torch.Size([1, 28, 28]), 10)
     assert sum(p.numel() for p in mnist.parameters()) == 1_663_370
     task = task_of("cross_silo", f"data.file={images}", "model.name=cnn", "model.hidden=16")
     assert task.model()(torch.zeros(2, 3, 16, 16)).shape == (2, 10)

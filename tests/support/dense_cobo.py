@@ -1,0 +1,98 @@
+"""The variants of CoBo on quadratics in one array, from the steps of `cobo_dist.reference`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cobo_dist import reference
+
+Array = NDArray[np.float64]
+Pairs = Sequence[tuple[int, int]]
+
+
+def dense_cobo(
+    problem: Path,
+    pairs_by_round: Sequence[Pairs],
+    *,
+    rho: float,
+    gamma: float,
+    eta: float,
+    w_0: float = 1.0,
+    cosine: bool = False,
+    models_first: bool = False,
+    simplex: str = "",
+    etas: Sequence[float] = (),
+    fixed: bool = False,
+) -> tuple[Array, Array]:
+    """Return X^T [n, d] and W^T [n, n] of a problem file after one round for each list of pairs.
+
+    `simplex`: the own weight is "excluded" from a client's row, or "included". `etas`: the step size of
+    each round, `eta` the peak. `fixed`: the penalty at the peak, after the gradient step.
+    """
+    arrays = {name: torch.from_numpy(array) for name, array in np.load(problem).items()}
+    n = len(arrays["centers"])
+    x_nd = arrays["start"].expand(n, -1)
+
+    def gradient(i: int, point_d: Tensor) -> Tensor:
+        return arrays["curvature"][i] * (point_d - arrays["centers"][i])
+
+    def aligned(i: int, point_d: Tensor) -> Tensor:
+        """The inner product of unit gradients is their cosine."""
+        g_d = gradient(i, point_d)
+        return g_d / g_d.norm() if cosine else g_d
+
+    if not (w_0 != 1.0 or cosine or models_first or simplex or etas or fixed):
+        x_nd, w_nn = reference.cobo(x_nd, gradient, pairs_by_round, rho=rho, gamma=gamma, eta=eta)
+        return x_nd.numpy(), w_nn.numpy()
+    w_nn = torch.full((n, n), w_0, dtype=torch.float64)
+    takes_part = torch.eye(n) == 0 if simplex == "excluded" else torch.ones(n, n) > 0
+    if simplex:
+        w_nn = takes_part / takes_part.sum(dim=1, keepdim=True).double()
+    for t, pairs in enumerate(pairs_by_round):
+        old_nn, eta_t = w_nn, etas[t] if etas else eta
+        if simplex:
+            w_nn = row_selection(x_nd, w_nn, aligned, pairs, gamma, takes_part)
+        else:
+            w_nn = reference.client_selection(x_nd, w_nn, aligned, pairs, gamma)
+        used_nn = old_nn if models_first else w_nn
+        if fixed:
+            x_nd = reference.model_training(x_nd, used_nn, gradient, 0.0, eta_t)
+            x_nd = reference.model_training(x_nd, used_nn, lambda i, x_d: 0 * x_d, rho, eta)
+        else:
+            x_nd = reference.model_training(x_nd, used_nn, gradient, rho, eta_t)
+    return x_nd.numpy(), w_nn.numpy()
+
+
+def row_selection(
+    x_nd: Tensor,
+    w_nn: Tensor,
+    gradient: reference.Gradient,
+    pairs: Pairs,
+    gamma: float,
+    takes_part: Tensor,
+) -> Tensor:
+    """Each row moves by the alignments of all its pairs of the round, then onto the simplex (Remark 1)."""
+    w_nn = w_nn.clone()
+    for i, j in pairs:
+        z_d = (x_nd[i] + x_nd[j]) / 2
+        alignment = torch.dot(gradient(i, z_d), gradient(j, z_d))
+        w_nn[i, j] += gamma * alignment
+        w_nn[j, i] += gamma * alignment
+    for row_n, part_n in zip(w_nn, takes_part, strict=True):
+        row_n[part_n] = onto_simplex(row_n[part_n])
+    return w_nn
+
+
+def onto_simplex(v: Tensor) -> Tensor:
+    """Project onto {w >= 0, sum w = 1}: the threshold theta of max(v - theta, 0), by bisection."""
+    low, high = v.max() - 1.0, v.max()
+    for _ in range(100):
+        theta = (low + high) / 2
+        low, high = (theta, high) if (v - theta).clamp(min=0).sum() > 1.0 else (low, theta)
+    return (v - theta).clamp(min=0)
