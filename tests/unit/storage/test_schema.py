@@ -1,0 +1,109 @@
+"""The schema of what a run leaves: rows as objects, arrays by shape, the page that describes them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cobo_dist.storage import array_schema as arrays
+from cobo_dist.storage import describe, schema
+
+PAGE = Path(__file__).parents[3] / "docs" / "FILES.md"
+
+
+def test_the_page_is_up_to_date(tmp_path: Path) -> None:
+    """If this fails, run the command that stands in docs/FILES.md."""
+    copy = Path(shutil.copy(PAGE, tmp_path))
+    describe.write(str(copy))
+    assert copy.read_text() == PAGE.read_text()
+
+
+def test_every_field_is_described() -> None:
+    for records in (*describe.RUN_RECORDS.values(), *describe.CHECKPOINT_RECORDS.values()):
+        for record in records:
+            assert record.__doc__
+            for name, field in record.model_fields.items():
+                assert field.description or name == "event", (record, name)
+
+
+ROWS: list[schema.Row] = [
+    schema.StartRow(format=2),
+    schema.EvalRow(round=0, client=None, split="test", loss=0.5, examples=8),
+    schema.RoundRow(round=1, seconds=0.1, pairs=3, loss=float("nan"), alignment=None),
+    schema.WarningRow(round=1, kind="diverging", message="why"),
+    schema.ProfileRow(round=1, seconds={"mixing": [0.1, 0.2]}),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.event)
+def test_a_row_reads_as_it_was_written(row: schema.Row) -> None:
+    content = json.loads(row.to_json())
+    assert list(content)[0] == "event"
+    assert schema.read_row(content) is not None
+    assert json.loads(schema.read_row(content).to_json()) == content  # type: ignore[union-attr]
+
+
+def test_only_what_was_set_is_written_and_nan_is_null() -> None:
+    row = schema.RoundRow(round=1, loss=float("inf"), alignment=None)
+    assert json.loads(row.to_json()) == {
+        "event": "round", "round": 1, "loss": None, "alignment": None,
+    }  # fmt: skip
+
+
+def test_other_events_are_left_to_versions_that_know_them() -> None:
+    assert schema.read_row({"event": "news", "round": "three"}) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"event": "round"}, "round is None"),
+        ({"event": "round", "round": True}, "round is True"),
+        ({"event": "round", "round": 1, "news": "x"}, "news is 'x'"),
+        ({"event": "eval", "round": 1, "accuracy": "high"}, "accuracy is 'high'"),
+        ({"event": "profile", "round": 1, "seconds": {"mixing": 1}}, "seconds.mixing is 1"),
+    ],
+)
+def test_a_malformed_row_is_refused_with_key_and_value(row: dict[str, object], words: str) -> None:
+    with pytest.raises(schema.SchemaError, match=words):
+        schema.read_row(row)
+
+
+# -- arrays --------------------------------------------------------------------------------------------
+
+W_23 = {"rounds": np.arange(2), "weights": np.ones((2, 3, 3), dtype=np.float32)}
+
+
+def test_arrays_of_a_layout() -> None:
+    assert arrays.check_arrays(arrays.DENSE_WEIGHTS, W_23) == {"k": 2, "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rounds": np.ones(2)}, "`rounds` has type float64, not int64"),
+        ({"weights": np.ones((2, 3, 4))}, r"`weights` has shape \(2, 3, 4\), not \[k, n, n\]"),
+        ({"clusters": np.arange(4)}, r"`clusters` has shape \(4,\), not \[n\] with n = 3"),
+        ({"names": np.arange(3)}, "`names` has type int64, not str"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change: dict[str, np.ndarray], words: str) -> None:
+    with pytest.raises(schema.SchemaError, match=words):
+        arrays.check_arrays(arrays.DENSE_WEIGHTS, W_23 | change)
+    with pytest.raises(schema.SchemaError, match="no array `rounds`"):
+        arrays.check_arrays(arrays.DENSE_WEIGHTS, {})
+
+
+def test_lists_must_go_together() -> None:
+    lists = {
+        "groups": np.zeros(3, dtype=int), "level": np.ones(1), "apart": np.zeros(3, dtype=bool),
+        "counts": np.array([1, 0, 1]), "columns": np.array([2, 0]), "values": np.ones(2),
+    }  # fmt: skip
+    assert arrays.check_lists(lists) == {"n": 3, "m": 2}
+    for change in ({"columns": np.array([2, 3])}, {"counts": np.array([1, 1, 1])}):
+        with pytest.raises(schema.SchemaError):
+            arrays.check_lists(lists | change)
