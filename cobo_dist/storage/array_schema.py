@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cobo_dist.storage.schema import SchemaError
+from cobo_dist.storage.reading import SchemaError
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -32,21 +32,23 @@ class Array:
     optional: bool = False
 
 
-_OF_CLIENTS = (
+OF_CLIENTS = (
     Array("clusters", "int64", "n", "true cluster of each client, if known", optional=True),
     Array("names", "str", "n", "names of the clients, if they have any", optional=True),
 )
+"""What the rows and columns of W are."""
+
 DENSE_WEIGHTS = (
+    Array("weights", "float32", "k n n", "W after each of the rounds"),
     Array("rounds", "int64", "k", "rounds of the snapshots, ascending; the first is 0"),
-    Array("weights", "float32", "k n n", "W after each of these rounds"),
-    *_OF_CLIENTS,
+    *OF_CLIENTS,
 )
 """W.npz of up to `MAX_DENSE_CLIENTS` clients."""
 
 WEIGHT_LISTS = (
     Array("groups", "int64", "n", "group of each client"),
     Array("level", "float64", "1", "a weight that is not listed, of two clients of one group"),
-    Array("apart", "bool", "n", "rows in which all weights that are not listed are 0"),
+    Array("apart", "uint8", "n", "1: all weights of the row that are not listed are 0"),
     Array("counts", "int64", "n", "number of listed weights in each row"),
     Array("columns", "int64", "m", "column of each listed weight, row by row"),
     Array("values", "float", "m", "the listed weights"),
@@ -58,7 +60,7 @@ def _named(prefix: str, layout: Sequence[Array]) -> tuple[Array, ...]:
     return tuple(Array(prefix + one.name, one.dtype, one.shape, one.description) for one in layout)
 
 
-LISTED_WEIGHTS = (*_named("r.", WEIGHT_LISTS), *_OF_CLIENTS)
+LISTED_WEIGHTS = (*_named("r.", WEIGHT_LISTS), *OF_CLIENTS)
 LOGGER_DENSE = (
     Array("rounds", "int64", "k", "as in W.npz"),
     Array("weights", "float32", "k n n", "as in W.npz"),
@@ -75,7 +77,8 @@ ROW_LISTED = (
     Array("weights.values", "float", "m", "the weights there"),
 )
 
-_KINDS = {"int64": "iu", "uint8": "u", "float": "f", "float32": "f", "float64": "f", "bool": "b"}
+_LETTERS = {"n": "clients", "k": "snapshots", "m": "listed weights", "b": "bytes"}
+_KINDS = {"int64": "iu", "uint8": "ub", "float": "f", "float32": "f", "float64": "f"}
 
 
 def check_arrays(layout: Iterable[Array], arrays: Arrays, **sizes: int) -> dict[str, int]:
@@ -100,7 +103,7 @@ def check_arrays(layout: Iterable[Array], arrays: Arrays, **sizes: int) -> dict[
             for dim, size in zip(dims, array.shape, strict=True)
         )
         if not fits:
-            known = [f"{dim} = {sizes[dim]}" for dim in dict.fromkeys(dims) if dim in sizes]
+            known = [f"{dim} = {sizes[dim]} {_LETTERS[dim]}" for dim in _LETTERS if dim in sizes]
             raise SchemaError(
                 f"`{spec.name}` has shape {array.shape}, not [{', '.join(dims)}]"
                 + (f" with {', '.join(known)}" if known else "")

@@ -12,15 +12,15 @@ from cobo_dist.storage.array_schema import Array
 from cobo_dist.storage.schema import Record
 
 RUN_RECORDS: Mapping[str, tuple[type[Record], ...]] = {
-    schema.METRICS: get_args(schema.Row),
-    schema.SUMMARY: (schema.Summary, schema.ClientResult, schema.PlacementSummary),
-    schema.STATUS: (schema.Status,),
-    schema.ENVIRONMENT: (schema.Environment, schema.Resumed),
+    schema.METRICS_FILE: get_args(schema.Row),
+    schema.SUMMARY_FILE: (schema.Summary, schema.ClientResult, schema.PlacementSummary),
+    schema.STATUS_FILE: (schema.Status,),
+    schema.ENVIRONMENT_FILE: (schema.Environment, schema.Resumed),
 }
 _START = "\nFormat version: "
 CHECKPOINT_RECORDS: Mapping[str, tuple[type[Record], ...]] = {
-    schema.MANIFEST: (schema.Manifest, schema.FileDigest),
-    schema.LOGGER: (schema.LoggerState, schema.Progress, schema.HealthState),
+    schema.MANIFEST_FILE: (schema.Manifest, schema.FileDigest),
+    schema.LOGGER_FILE: (schema.LoggerState, schema.Progress, schema.HealthState),
 }
 
 
@@ -37,14 +37,14 @@ def describe() -> str:
     lines = [f"Format version: {schema.FORMAT}."]
     for name, records in RUN_RECORDS.items():
         lines += ["", f"## {name}", *_records(records)]
-    lines += ["", f"## {schema.WEIGHTS}"]
+    lines += ["", f"## {schema.WEIGHTS_FILE}"]
     lines += ["", f"W of up to {n} clients:", *_arrays(arrays.DENSE_WEIGHTS)]
     lines += ["", "W of more clients, for each snapshot after round r:"]
     lines += _arrays(arrays.LISTED_WEIGHTS)
     for name, records in CHECKPOINT_RECORDS.items():
-        lines += ["", f"## {schema.CHECKPOINTS}/round-NNNNNNNNN/{name}", *_records(records)]
-    folder = f"## {schema.CHECKPOINTS}/round-NNNNNNNNN/"
-    lines += ["", folder + schema.LOGGER_ARRAYS]
+        lines += ["", f"## {schema.CHECKPOINTS_DIR}/round-NNNNNNNNN/{name}", *_records(records)]
+    folder = f"## {schema.CHECKPOINTS_DIR}/round-NNNNNNNNN/"
+    lines += ["", folder + schema.LOGGER_ARRAYS_FILE]
     lines += ["", f"Up to {n} clients:", *_arrays(arrays.LOGGER_DENSE)]
     lines += ["", "More clients:", *_arrays(arrays.LOGGER_LISTED)]
     lines += ["", folder + schema.client_name(0) + ".safetensors"]

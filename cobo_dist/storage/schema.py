@@ -1,42 +1,37 @@
 """Every file that a run leaves, field by field: training writes these classes, and all readers read them.
 
-Arrays are in `storage/array_schema.py`; `storage/describe.py` renders both as docs/FILES.md. Names that
-earlier versions used are in `storage/upgrade.py` and nowhere else. Nothing here needs torch, so reports
-and sweeps can use it.
+Arrays are in `storage/array_schema.py`; `storage/describe.py` renders both as docs/FILES.md.
+`storage/reading.py` reads files into these classes, and upgrades those of earlier versions. None of these
+modules needs torch, so reports and sweeps can use them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 FORMAT = 2
 """Version of the run folder and of checkpoints. 2: standard names for what 1 called ledger and book."""
 
-CONFIG, ENVIRONMENT, STATUS, SUMMARY = "config.yaml", "env.json", "status.json", "summary.json"
-METRICS, WEIGHTS = "metrics.jsonl", "W.npz"
-MODELS, CHECKPOINTS, FIGURES, ERRORS = "models", "checkpoints", "figures", "errors"
-TENSORBOARD, TRACES = "tensorboard", "profile"
+CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE = "config.yaml", "env.json", "metrics.jsonl"
+WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE = "W.npz", "summary.json", "status.json"
+MODELS_DIR, CHECKPOINTS_DIR, FIGURES_DIR, ERRORS_DIR = "models", "checkpoints", "figures", "errors"
+TENSORBOARD_DIR, TRACES_DIR = "tensorboard", "profile"
 RUN_FILES = (
-    CONFIG, ENVIRONMENT, METRICS, WEIGHTS, SUMMARY, STATUS,
-    MODELS, FIGURES, TENSORBOARD, ERRORS, CHECKPOINTS, TRACES,
+    CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE,
+    MODELS_DIR, FIGURES_DIR, TENSORBOARD_DIR, ERRORS_DIR, CHECKPOINTS_DIR, TRACES_DIR,
 )  # fmt: skip
 """All that a run may leave in its folder; only these are removed by run.overwrite."""
 
-MANIFEST, SHARED = "manifest.json", "shared.safetensors"
-LOGGER, LOGGER_ARRAYS = "logger.json", "logger.safetensors"
+MANIFEST_FILE, SHARED_FILE = "manifest.json", "shared.safetensors"
+LOGGER_FILE, LOGGER_ARRAYS_FILE = "logger.json", "logger.safetensors"
 
-SCORES = ("accuracy", "perplexity", "loss")
+METRICS = ("accuracy", "perplexity", "loss")
 """Metrics that a task may be judged by; the first that a task has decides."""
 
 Number = float | None
 """A measured number; null stands for NaN and infinities, which JSON does not have."""
-
-
-class SchemaError(ValueError):
-    """Content that does not follow the schema; the message is one line without the file's name."""
 
 
 class Record(BaseModel):
@@ -157,24 +152,6 @@ class TrafficRow(_Row):
 
 
 Row = StartRow | EvalRow | RoundRow | WarningRow | ProfileRow | PlacementRow | TrafficRow
-_ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="event")])
-
-
-def read_row(content: Mapping[str, Any]) -> Row | None:
-    """Return a row of the present format; None for an event that this version does not know.
-
-    Raises:
-        SchemaError: a field is missing or of another type.
-
-    >>> read_row({"event": "round", "round": 3, "loss": 0.5}).loss
-    0.5
-    """
-    try:
-        return _ROW.validate_python(content)
-    except ValidationError as error:
-        if error.errors()[0]["type"] == "union_tag_invalid":
-            return None
-        raise SchemaError(explain(error, within=1)) from None  # the first place is the event
 
 
 # -- summary.json, status.json, env.json -------------------------------------------------------------
@@ -182,6 +159,8 @@ def read_row(content: Mapping[str, Any]) -> Row | None:
 
 class ClientResult(Record):
     """The last evaluation of one client on its test data."""
+
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
 
     client: int = Field(description="client")
     loss: Number = Field(None, description="as in `metrics.jsonl`; other metrics likewise")
@@ -308,21 +287,3 @@ class LoggerState(Record):
     last_evaluation: list[dict[str, float]] = Field(description="test metrics of each client")
     progress: Progress = Field(description="what the progress line shows")
     health: HealthState = Field(description="what the health checks have seen")
-
-
-# -- errors ------------------------------------------------------------------------------------------
-
-
-def explain(error: ValidationError, within: int = 0) -> str:
-    """Return what is wrong with an object of a file, in one line.
-
-    `within` is the number of names that each place in the error begins with and that are no keys.
-    """
-    problems = []
-    for one in error.errors():
-        name = ".".join(map(str, one["loc"][within:])) or "it"
-        if one["type"] == "missing":
-            problems.append(f"{name} is None, but it must be there")
-        else:
-            problems.append(f"{name} is {one['input']!r}: {one['msg']}")
-    return " ".join("; ".join(problems).split())

@@ -12,10 +12,11 @@ from pathlib import Path
 from rich.console import Console
 
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError
+from cobo_dist.storage.schema import METRICS
 from cobo_dist.sweeps import process
 from cobo_dist.sweeps.axes import Axis
 from cobo_dist.sweeps.choice import Verdict, judge
-from cobo_dist.sweeps.folders import METRICS, Result, State, look, read_result, read_status
+from cobo_dist.sweeps.folders import Result, State, look, read_result, read_status
 from cobo_dist.sweeps.grid import Run
 from cobo_dist.sweeps.tables import Record, print_table, remarks, tally, write_all
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cobo_dist.config import Config
+from cobo_dist.storage.schema import METRICS
 from cobo_dist.sweeps.choice import Candidate, Verdict
-from cobo_dist.sweeps.folders import METRICS, Result
+from cobo_dist.sweeps.folders import Result
 from cobo_dist.sweeps.grid import Run, short_keys, show
 
 _NOTE = (

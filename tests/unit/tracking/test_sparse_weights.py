@@ -19,9 +19,10 @@ from safetensors.numpy import load, save
 from cobo_dist.cli.report import main
 from cobo_dist.comm.session import Session
 from cobo_dist.maths.weights import Weights
-from cobo_dist.reports.large import CELLS, Unfit, read_listed
+from cobo_dist.reports.large import CELLS, read_listed
 from cobo_dist.reports.series import link_strengths
 from cobo_dist.storage.checkpoint_format import Damaged
+from cobo_dist.storage.reading import SchemaError
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tracking import weight_snapshots as snapshots
 from cobo_dist.tracking.weight_snapshots import WeightSnapshots, is_state, row_tensors, take_row
@@ -54,7 +55,7 @@ def kept(folder: Path, moves: tuple[int, ...]) -> tuple[WeightSnapshots, list[np
 def test_a_report_reads_the_means_of_cells(tmp_path: Path) -> None:
     _, dense = kept(tmp_path, (0, 5_000, 2 * N * N))
     with np.load(tmp_path / "W.npz", allow_pickle=False) as stored:
-        rounds, means, cells = read_listed(stored, stored["clusters"])
+        rounds, means, cells = read_listed(stored)
     assert rounds.tolist() == [0, 10, 20]
     assert means.shape == (3, CELLS, CELLS)
     assert cells.clients == N
@@ -83,8 +84,8 @@ def test_what_does_not_go_together_is_named(tmp_path: Path) -> None:
         ("0.level", None, "no array `0.level`"),
     ):
         broken = {k: v for k, v in (arrays | {name: other}).items() if v is not None}
-        with pytest.raises(Unfit, match=why):
-            read_listed(broken, None)
+        with pytest.raises(SchemaError, match=why):
+            read_listed(broken)
 
 
 def test_a_checkpoint_holds_snapshots_and_w_as_they_were(tmp_path: Path) -> None:
