@@ -50,7 +50,7 @@ WEIGHT_LISTS = (
     Array("level", "float64", "1", "a weight that is not listed, of two clients of one group"),
     Array("apart", "uint8", "n", "1: all weights of the row that are not listed are 0"),
     Array("counts", "int64", "n", "number of listed weights in each row"),
-    Array("columns", "int64", "m", "column of each listed weight, row by row"),
+    Array("columns", "int32", "m", "column of each listed weight, row by row"),
     Array("values", "float", "m", "the listed weights"),
 )
 """One W of more clients, as lists. In W.npz, the names of snapshot r begin with the round: `50.groups`."""
@@ -78,7 +78,7 @@ ROW_LISTED = (
 )
 
 _LETTERS = {"n": "clients", "k": "snapshots", "m": "listed weights", "b": "bytes"}
-_KINDS = {"int64": "iu", "uint8": "ub", "float": "f", "float32": "f", "float64": "f"}
+_KINDS = {"int64": "iu", "int32": "iu", "uint8": "ub", "float": "f", "float32": "f", "float64": "f"}
 
 
 def check_arrays(layout: Iterable[Array], arrays: Arrays, **sizes: int) -> dict[str, int]:
@@ -125,6 +125,19 @@ def check_lists(arrays: Arrays, prefix: str = "", **sizes: int) -> dict[str, int
     if m and not 0 <= columns.min() <= columns.max() < n:
         raise SchemaError(f"`{prefix}columns` has numbers of other clients than the {n} there are")
     return sizes
+
+
+def check_logger_arrays(arrays: Arrays, n: int) -> None:
+    """Check what a checkpoint holds of the logs of n clients.
+
+    Raises:
+        SchemaError: an array is missing, or has another type or shape.
+    """
+    if "file" in arrays:
+        check_arrays(LOGGER_LISTED, arrays, n=n)
+        check_lists(arrays, "graph.", n=n)
+    else:
+        check_arrays(LOGGER_DENSE, arrays, n=n)
 
 
 def listed_rounds(names: Iterable[str]) -> list[int]:

@@ -20,7 +20,7 @@ RUN_RECORDS: Mapping[str, tuple[type[Record], ...]] = {
 _START = "\nFormat version: "
 CHECKPOINT_RECORDS: Mapping[str, tuple[type[Record], ...]] = {
     schema.MANIFEST_FILE: (schema.Manifest, schema.FileDigest),
-    schema.LOGGER_FILE: (schema.LoggerState, schema.Progress, schema.HealthState),
+    schema.LOGGER_FILE: (schema.LoggerState, schema.ProgressState, schema.HealthState),
 }
 
 
@@ -70,7 +70,8 @@ def _records(records: Sequence[type[Record]]) -> Iterator[str]:
 
 def _type(spec: Mapping[str, Any]) -> str:
     if "anyOf" in spec:
-        return " or ".join(_type(one) for one in spec["anyOf"])
+        kinds = [_type(one) for one in spec["anyOf"]]
+        return " or ".join(kind for kind in kinds if kind != "integer" or "number" not in kinds)
     if "$ref" in spec:
         return f"`{spec['$ref'].rsplit('/', 1)[1]}`"
     kind = str(spec.get("type", "any"))

@@ -103,16 +103,17 @@ def explain(error: ValidationError, within: int = 0) -> str:
 
     `within` is the number of names that each place in the error begins with and that are no keys.
     """
-    problems = []
+    problems: dict[str, str] = {}
     for one in error.errors():
-        name = ".".join(map(str, one["loc"][within:])) or "it"
+        place, says = one["loc"][within:], f"{one['input']!r}: {one['msg']}"
         if one["type"] == "json_invalid":
-            problems.append(f"it is not JSON ({one['ctx']['error']})")
+            says = f"not JSON ({one['ctx']['error']})"
         elif one["type"] == "missing":
-            problems.append(f"{name} is None, but it must be there")
-        else:
-            problems.append(f"{name} is {one['input']!r}: {one['msg']}")
-    return " ".join("; ".join(problems).split())
+            says = "None, but it must be there"
+        elif place[-1:] in (("int",), ("float",)):  # of a number, which may be either
+            place, says = place[:-1], f"{one['input']!r}, which is no number"
+        problems[".".join(map(str, place)) or "it"] = says
+    return " ".join("; ".join(f"{name} is {says}" for name, says in problems.items()).split())
 
 
 # -- earlier versions --------------------------------------------------------------------------------
@@ -141,7 +142,10 @@ def upgrade_logger(content: Content, version: int) -> Content:
     """Return the state of the run logger with the present keys."""
     if version == 1:
         content["progress"], content["health"] = content.pop("now"), content.pop("watch")
-        content["health"]["warnings"] = content["health"].pop("concerns")
+        content["health"]["warnings"] = [
+            {"round": r, "kind": kind, "message": message}
+            for r, kind, message in content["health"].pop("concerns")
+        ]
     return content
 
 

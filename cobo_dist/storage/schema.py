@@ -30,7 +30,7 @@ LOGGER_FILE, LOGGER_ARRAYS_FILE = "logger.json", "logger.safetensors"
 METRICS = ("accuracy", "perplexity", "loss")
 """Metrics that a task may be judged by; the first that a task has decides."""
 
-Number = float | None
+Number = int | float | None
 """A measured number; null stands for NaN and infinities, which JSON does not have."""
 
 
@@ -186,10 +186,10 @@ class Summary(Record):
     clients: int = Field(0, description="number of clients n")
     ranks: int = Field(1, description="number of ranks")
     seconds: float = Field(description="duration of training, over all restarts")
-    bytes_sent: float = Field(description="bytes sent for training and moves, all ranks")
+    bytes_sent: int | float = Field(description="bytes sent for training and moves, all ranks")
     final: dict[str, Number] = Field(description="mean over clients of each metric on test data")
     per_client: list[ClientResult] = Field([], description="the same of each client")
-    cluster_match: Number = Field(
+    cluster_match: float | None = Field(
         None, description="share of pairs that W links rightly; null: true clusters unknown"
     )
     placement: PlacementSummary | None = Field(
@@ -252,10 +252,14 @@ class Manifest(Record):
     data: str = Field(description="fingerprint of the task's data")
     versions: dict[str, str] = Field(description="versions of Python and libraries")
     files: dict[str, FileDigest] = Field({}, description="size and digest of each file")
-    sha256: str = Field("", description="SHA-256 of the keys above, as JSON")
+    sha256: str = Field("", description="SHA-256 of the keys above, as JSON without indentation")
 
 
-class Progress(Record):
+class _State(Record):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+
+
+class ProgressState(_State):
     """What the progress line shows."""
 
     round: int = Field(0, description="the last round")
@@ -265,10 +269,10 @@ class Progress(Record):
     bytes: float = Field(0.0, description="bytes a round, all ranks")
 
 
-class HealthState(Record):
+class HealthState(_State):
     """What the health checks have seen."""
 
-    warnings: list[tuple[int, str, str]] = Field(description="round, kind and message of each")
+    warnings: list[WarningRow] = Field(description="all warnings so far")
     jumps: list[float] = Field(description="|gamma * alignment| of recently drawn pairs")
     drawn: int = Field(description="pairs drawn so far")
     first_loss: float = Field(description="mean training loss of round 1")
@@ -276,14 +280,12 @@ class HealthState(Record):
     skipped: list[int] = Field(description="clients whose gradient was left out")
 
 
-class LoggerState(Record):
+class LoggerState(_State):
     """What rank 0 needs to continue the logs."""
-
-    model_config = ConfigDict(ser_json_inf_nan="constants", extra="forbid")
 
     metrics: FileDigest = Field(description="the part of `metrics.jsonl` that belongs to it")
     bytes: dict[str, int] = Field(description="bytes sent so far, by purpose")
     seconds: float = Field(description="duration of training so far")
     last_evaluation: list[dict[str, float]] = Field(description="test metrics of each client")
-    progress: Progress = Field(description="what the progress line shows")
+    progress: ProgressState = Field(description="what the progress line shows")
     health: HealthState = Field(description="what the health checks have seen")

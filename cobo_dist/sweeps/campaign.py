@@ -12,11 +12,12 @@ from pathlib import Path
 from rich.console import Console
 
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError
+from cobo_dist.storage.reading import read_status
 from cobo_dist.storage.schema import METRICS
 from cobo_dist.sweeps import process
 from cobo_dist.sweeps.axes import Axis
 from cobo_dist.sweeps.choice import Verdict, judge
-from cobo_dist.sweeps.folders import Result, State, look, read_result, read_status
+from cobo_dist.sweeps.folders import Result, State, look, read_result
 from cobo_dist.sweeps.grid import Run
 from cobo_dist.sweeps.tables import Record, print_table, remarks, tally, write_all
 
@@ -100,7 +101,8 @@ def carry_out_one(plan: Plan, number: int) -> int:
         print(place, end=" ", flush=True)
         print(_train(plan, record, stop) + _tail(record), flush=True)
     if record.state == "stopped":
-        saved = read_status(record.folder).get("exit_code") == EXIT_STOPPED
+        status = read_status(record.folder)
+        saved = status is not None and status.exit_code == EXIT_STOPPED
         return EXIT_STOPPED if saved else 128 + stop.signal
     return EXIT_DONE if record.state == "done" else EXIT_FAILED
 

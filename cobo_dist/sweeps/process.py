@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from cobo_dist.sweeps.folders import State, is_finished, read_status
+from cobo_dist.storage.reading import is_finished, read_status
+from cobo_dist.storage.schema import STATUS_FILE
+from cobo_dist.sweeps.folders import State
 from cobo_dist.sweeps.grid import Run
 
 PATIENCE = 45.0  # seconds; torchrun gives its workers 30 to end
@@ -115,7 +117,7 @@ def train(started: Sequence[str], folder: Path, log: Path, stop: Stop) -> Ended:
 def _stamp(folder: Path) -> tuple[int, int] | None:
     """What tells this run's status.json from one that an earlier run left."""
     try:
-        found = (folder / "status.json").stat()
+        found = (folder / STATUS_FILE).stat()
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
@@ -128,11 +130,12 @@ def _explain(code: int, folder: Path | None, log: Path) -> tuple[int, str]:
     """
     with suppress(OSError):
         text = log.read_text(encoding="utf-8", errors="replace")
-        status = read_status(folder) if folder else {}
+        status = read_status(folder) if folder else None
         own = re.findall(r"^\s*exitcode\s*: (-?\d+)", text, re.MULTILINE)
-        said = status.get("exit_code")
-        code = said if isinstance(said, int) and said else int(own[-1]) if own else code
-        return code, str(status.get("reason") or "") or last_error(text)
+        code = int(own[-1]) if own else code
+        if status is not None:
+            code = status.exit_code or code
+        return code, (status and status.reason) or last_error(text)
     return code, "its log cannot be read"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -14,6 +15,7 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
+from cobo_dist.config_diff import resume_differences
 from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tasks.base import Task
@@ -49,7 +51,10 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
             session.agree(prepared.refusal, prepared.fingerprint)
             assert prepared.task is not None
             assert prepared.placement is not None
-            found = resume.find(config, session, prepared.placement, prepared.data)
+            found = resume.find(
+                config.run, folder, partial(resume_differences, config),
+                session, prepared.placement, prepared.data,
+            )  # fmt: skip
             if isinstance(found, resume.Done):
                 if session.transport.rank == 0:
                     print(
@@ -104,7 +109,7 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
         placement = Placement.contiguous(task.clients, launch.world_size)
         refuse_unfit(config, task)
         if launch.rank == 0 and with_folder:
-            resume.refuse_unusable(config, launch)
+            refuse_unusable_folder(config, launch)
         data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
         seen = hashlib.sha256((config.to_yaml() + data).encode()).hexdigest()
         return Prepared(task, placement, data, seen)
@@ -112,6 +117,12 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
         return Prepared(refusal=str(error))
     except Exception as error:  # whatever it is, all ranks must hear of it
         return Prepared(refusal=one_line(error))
+
+
+def refuse_unusable_folder(config: Config, launch: Launch) -> None:
+    """Check whether the run folder can be used; as `resume.refuse_unusable`."""
+    folder = RunDir(config.run_dir)
+    resume.refuse_unusable(config.run, folder, partial(resume_differences, config), launch)
 
 
 def refuse_unfit(config: Config, task: Task) -> None:

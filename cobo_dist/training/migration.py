@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from cobo_dist.comm.placement_search import Ids, Move, models_sent, propose
 from cobo_dist.config import Config
 from cobo_dist.maths.graph import link_level
 from cobo_dist.maths.weights import Weights
+from cobo_dist.storage.schema import PlacementRow, PlacementSummary
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.weight_snapshots import gather_weights
 
@@ -125,10 +125,10 @@ class ClientMigrator:
         told = self.exchange.gather(sent.to_bytes(8, "little"))
         if self.run_logger is not None and move is not None:
             moved = sum(int.from_bytes(one, "little") for one in told)
-            self.run_logger.moved(r, self._row(move, moved, time.monotonic() - began), moved)
+            self.run_logger.placement(self._row(r, move, moved, time.monotonic() - began))
         return algorithm
 
-    def summary(self, algorithm: Algorithm) -> dict[str, Any] | None:
+    def summary(self, algorithm: Algorithm) -> PlacementSummary | None:
         """Return what moving cost in the whole run and what it saves, on the coordinator; None if static.
 
         All ranks call this at the end.
@@ -143,12 +143,12 @@ class ClientMigrator:
             models_sent(weights, one, algorithm.sums, deterministic=self.exchange.deterministic)
             for one in (Placement.contiguous(now.clients, now.ranks), now)
         )
-        return {
-            "bytes_moving": self.run_logger.bytes["moving"],
-            "models_static": static,
-            "models": here,
-            "owners": list(now.owners),
-        }
+        return PlacementSummary(
+            bytes_moving=self.run_logger.bytes["moving"],
+            models_static=static,
+            models=here,
+            owners=list(now.owners),
+        )
 
     def _gather(self, algorithm: Algorithm) -> Weights | None:
         """Bring all rows of W to the coordinator."""
@@ -157,16 +157,17 @@ class ClientMigrator:
             self.run_logger.bytes["moving"] += sent
         return whole
 
-    def _row(self, move: Move, moved: int, seconds: float) -> Mapping[str, Any]:
-        return {
-            "clients": len(move.clients),
-            "bytes": moved,
-            "seconds": seconds,
-            "models_before": move.before,
-            "models_after": move.after,
-            "mixing_before": move.before * self.model_bytes,
-            "mixing_after": move.after * self.model_bytes,
-        }
+    def _row(self, r: int, move: Move, moved: int, seconds: float) -> PlacementRow:
+        return PlacementRow(
+            round=r,
+            clients=len(move.clients),
+            bytes=moved,
+            seconds=seconds,
+            models_before=move.before,
+            models_after=move.after,
+            mixing_before=move.before * self.model_bytes,
+            mixing_after=move.after * self.model_bytes,
+        )
 
     # -- the move ---------------------------------------------------------------------------------
 

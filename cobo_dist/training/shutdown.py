@@ -7,10 +7,9 @@ import os
 import resource
 import time
 import traceback
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RunFailure
 from cobo_dist.formatting import human_bytes
 from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.storage.schema import FORMAT, SUMMARY_FILE, ClientResult, PlacementSummary, Summary
 from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
 
@@ -51,7 +51,7 @@ def finish(
     metrics: Sequence[str],
     run_logger: RunLogger,
     seconds: float,
-    placement: Mapping[str, Any] | None = None,
+    placement: PlacementSummary | None = None,
 ) -> None:
     """Write the summary and print the table; `peaks` are the most bytes each rank has held.
 
@@ -60,31 +60,32 @@ def finish(
     ranks = len(peaks)
     results = run_logger.last_evaluation
     final = {name: float(np.mean([one[name] for one in results])) for name in metrics}
-    summary: dict[str, Any] = {
-        "task": config.task.name,
-        "algorithm": config.algorithm.name,
-        "seed": config.run.seed,
-        "rounds": config.run.rounds,
-        "clients": len(results),
-        "ranks": ranks,
-        "seconds": round(seconds, 3),
-        "bytes_sent": sum(run_logger.bytes[purpose] for purpose in (*TRAINING, "moving")),
-        "final": {name: _finite(value) for name, value in final.items()},
-        "per_client": [
-            {"client": client, **{name: _finite(value) for name, value in one.items()}}
+    summary = Summary(
+        format=FORMAT,
+        task=config.task.name,
+        algorithm=config.algorithm.name,
+        seed=config.run.seed,
+        rounds=config.run.rounds,
+        clients=len(results),
+        ranks=ranks,
+        seconds=round(seconds, 3),
+        bytes_sent=sum(run_logger.bytes[purpose] for purpose in (*TRAINING, "moving")),
+        final=dict(final),
+        per_client=[
+            ClientResult.model_validate({"client": client, **one})
             for client, one in enumerate(results)
         ],
-        "cluster_match": run_logger.match(),
-    }
+        cluster_match=run_logger.match(),
+    )
     if placement is not None:
-        summary["placement"] = placement
+        summary.placement = placement
     run_logger.traffic(peaks)
-    run_logger.folder.write_json("summary.json", summary)
-    run_logger.folder.status(EXIT_DONE, "done")
+    run_logger.folder.write_record(SUMMARY_FILE, summary)
+    run_logger.folder.write_status(EXIT_DONE, "done")
     run_logger.display.close()
     rows = [(name, f"{value:.4g}") for name, value in final.items()]
     rows.append(("rounds", f"{config.run.rounds} in {seconds:.1f} s"))
-    rows.append(("sent", f"{human_bytes(summary['bytes_sent'])} by {ranks} rank(s)"))
+    rows.append(("sent", f"{human_bytes(summary.bytes_sent)} by {ranks} rank(s)"))
     rows.append(("memory", f"{human_bytes(max(peaks))} on a rank at most"))
     match, means = run_logger.match(), run_logger.weights_by_truth()
     if match is not None and means is not None and not any(map(math.isnan, means)):
@@ -93,11 +94,6 @@ def finish(
     with suppress(BrokenPipeError):  # whoever reads along may have left; the run is complete
         final_table(rows, ("final (mean of clients, test)", "value"))
         print(f"run folder  {run_logger.folder.path}", flush=True)
-
-
-def _finite(value: float) -> float | None:
-    """Return the value, or None where JSON has no number for it."""
-    return value if math.isfinite(value) else None
 
 
 def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) -> RunFailure:
@@ -140,7 +136,7 @@ def _forget_frames(error: BaseException | None) -> None:
 def _leave_status(folder: RunDir, line: str) -> None:
     with suppress(RunFailure):  # of a full disk, where even this finds no room
         if folder.claimed:
-            folder.status(EXIT_FAILED, "failed", line)
+            folder.write_status(EXIT_FAILED, "failed", line)
 
 
 def one_line(error: BaseException) -> str:
@@ -165,7 +161,7 @@ def _ask_the_reports(folder: RunDir, line: str, rank: int, peers: Set[int], r: i
     A rank that failed by itself has left its reason, and one that lost contact that it did. Who leaves
     nothing was killed, or hangs.
     """
-    hosts = [str(host).split()[0] for host in folder.read_json("env.json").get("ranks", [])]
+    hosts = [host.split()[0] for host in folder.environment().ranks]
     # Rank 0, if it was not the one, may be in the middle of a long round, and hear of it only at its end.
     soon = rank == 0 or 0 in peers or len(hosts) == 2
     until = time.monotonic() + (SOON if soon else LATER)

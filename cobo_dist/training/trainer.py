@@ -23,9 +23,11 @@ from cobo_dist.comm.transports.torch_transport import LostContact
 from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, RunFailure
 from cobo_dist.phase_timer import PhaseTimer
-from cobo_dist.storage.checkpoint_format import Damaged, Manifest
-from cobo_dist.storage.disk import writing
-from cobo_dist.storage.run_dir import RunDir, describe_environment
+from cobo_dist.storage.checkpoint_format import Damaged
+from cobo_dist.storage.disk import disk_guard
+from cobo_dist.storage.environment import describe_environment
+from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.storage.schema import CONFIG_FILE, ENVIRONMENT_FILE, Manifest, Resumed
 from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.health_checks import HealthMonitor
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
@@ -84,7 +86,11 @@ class Trainer:
         self.config = config.model_copy(update={"run": config.run.model_copy(update=settled)})
         self.environment = describe_environment()
         self.about = Manifest(
-            0, task.clients, session.transport.world_size, data, self.environment["versions"], {}
+            round=0,
+            clients=task.clients,
+            ranks=session.transport.world_size,
+            data=data,
+            versions=self.environment.versions,
         )
         self.run_logger: RunLogger | None = None
         self.round = 0 if found is None else found.round  # that it is in
@@ -171,26 +177,24 @@ class Trainer:
         self.folder.claimed = True
 
     def _write_head(self, hosts: list[str]) -> None:
-        self.folder.write_text("config.yaml", self.config.to_yaml())
-        environment = self.environment | {
-            "launcher": self.session.launch.launcher,
-            "job": self.session.launch.job,
-            "backend": self.session.backend,
-            "ranks": hosts,
-            "threads_per_rank": torch.get_num_threads(),
-            "engine": self.config.run.engine,
-            "engine_choice": self.engine_choice,
-        }
+        self.folder.write_text(CONFIG_FILE, self.config.to_yaml())
+        environment = self.environment
+        environment.launcher = self.session.launch.launcher
+        environment.job = self.session.launch.job
+        environment.backend = self.session.backend
+        environment.ranks = hosts
+        environment.threads_per_rank = torch.get_num_threads()
+        environment.engine = self.config.run.engine
+        environment.engine_choice = self.engine_choice
         if self.found is not None:
-            earlier = self.folder.read_json("env.json").get("resumed", [])
-            now = {
-                "round": self.found.round,
-                "from": str(self.found.folder),
-                "ranks_before": self.found.manifest.ranks,
-                "warnings": list(self.found.warnings),
-            }
-            environment["resumed"] = [*earlier, now]
-        self.folder.write_json("env.json", environment)
+            now = Resumed(
+                round=self.found.round,
+                checkpoint=str(self.found.folder),
+                ranks_before=self.found.manifest.ranks,
+                warnings=list(self.found.warnings),
+            )
+            environment.resumed = [*self.folder.environment().resumed, now]
+        self.folder.write_record(ENVIRONMENT_FILE, environment)
 
     def _open_run_logger(self) -> RunLogger:
         config, task = self.config, self.task
@@ -212,19 +216,19 @@ class Trainer:
         if self.run_logger is None:
             return
         if self.found is None:
-            self.run_logger.notice(self.algorithm.user_notice)
+            self.run_logger.start(self.algorithm.user_notice)
         else:
             for warning in self.found.warnings:
-                self.run_logger.display.say(f"warning: {warning}")
-            before, now = self.found.manifest.versions, self.environment["versions"]
+                self.run_logger.display.print(f"warning: {warning}")
+            before, now = self.found.manifest.versions, self.environment.versions
             other = [f"{k} {v} -> {now.get(k)}" for k, v in before.items() if now.get(k) != v]
             if other:
-                self.run_logger.display.say(
+                self.run_logger.display.print(
                     f"warning: other versions than before ({', '.join(other)}): the last digits of "
                     "the numbers may differ from a run that was never stopped"
                 )
-            self.run_logger.display.say(f"goes on after round {first}, from {self.found.folder}")
-        self.run_logger.display.say(
+            self.run_logger.display.print(f"goes on after round {first}, from {self.found.folder}")
+        self.run_logger.display.print(
             f"{self.config.algorithm.name} on {self.config.task.name}: {self.task.clients} clients on "
             f"{self.session.transport.world_size} rank(s), {self.session.device}, "
             f"{_size_in_words(self.clients)}, engine {self.config.run.engine} ({self.engine_choice})"
@@ -249,8 +253,6 @@ class Trainer:
         part = self.config.data.eval_examples > 0
         if self.found is None:
             metrics.weights(0)
-            if self.run_logger is not None:
-                self.run_logger.begin()
             metrics.evaluate(0, run.eval_splits, whole=not part)
         self.timer.take()  # what came before belongs to no round
         for r in range(first + 1, run.rounds + 1):
@@ -270,7 +272,7 @@ class Trainer:
                 continue
             with self.timer.span("logging"):
                 order = metrics.flush(self.signals.caught, checkpoint_writer.is_written())
-                if order.seal:
+                if order.commit:
                     checkpoint_writer.wait()
                 if evaluates:
                     metrics.evaluate(r, run.eval_splits, whole=last or not part)
@@ -300,8 +302,8 @@ class Trainer:
                 "goes on"
             )
             self.run_logger.flush()
-            self.folder.status(EXIT_STOPPED, "stopped", line)
-            self.run_logger.display.say(line)
+            self.folder.write_status(EXIT_STOPPED, "stopped", line)
+            self.run_logger.display.print(line)
         # Launchers end all ranks when one leaves: nobody leaves before status.json is written. Whoever
         # is lost by now has saved what it had.
         with suppress(LostContact):
@@ -313,7 +315,7 @@ class Trainer:
         for row, client in enumerate(self.clients.ids):
             path = self.folder.model_path(client)
             state = self.clients.state_dict(row)
-            with writing(path, sum(one.nbytes for one in state.values())):
+            with disk_guard(path, sum(one.nbytes for one in state.values())):
                 # On this host too, where no disk is shared.
                 path.parent.mkdir(exist_ok=True, parents=True)
                 self.task.save(state, path)

@@ -21,11 +21,12 @@ from cobo_dist.comm.session import Session
 from cobo_dist.maths.weights import Weights
 from cobo_dist.reports.large import CELLS, read_listed
 from cobo_dist.reports.series import link_strengths
+from cobo_dist.storage.array_schema import check_logger_arrays
 from cobo_dist.storage.checkpoint_format import Damaged
 from cobo_dist.storage.reading import SchemaError
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tracking import weight_snapshots as snapshots
-from cobo_dist.tracking.weight_snapshots import WeightSnapshots, is_state, row_tensors, take_row
+from cobo_dist.tracking.weight_snapshots import WeightSnapshots, row_tensors, take_row
 
 N = 600
 CLUSTERS = np.arange(N) % 30
@@ -92,20 +93,24 @@ def test_a_checkpoint_holds_snapshots_and_w_as_they_were(tmp_path: Path) -> None
     log, _ = kept(tmp_path / "one", (0, 900))
     before = (tmp_path / "one" / "W.npz").read_bytes()
     arrays = load(save(log.state(learned(2_000))))
-    assert is_state(arrays, N)
+    check_logger_arrays(arrays, N)
     log.add(20, learned(1_000))
     other = WeightSnapshots(RunDir(tmp_path / "two"), None, ())
     (tmp_path / "two").mkdir()
     weights = other.restore(arrays)
     np.testing.assert_array_equal(weights.dense(), learned(2_000).dense())
     assert (tmp_path / "two" / "W.npz").read_bytes() == before
-    assert not is_state(arrays, N - 1)
-    assert not is_state(arrays | {"graph.columns": arrays["graph.columns"] + N}, N)
-    assert not is_state({k: v for k, v in arrays.items() if k != "graph.apart"}, N)
+    for broken, n in (
+        (arrays, N - 1),
+        (arrays | {"graph.columns": arrays["graph.columns"] + N}, N),
+        ({k: v for k, v in arrays.items() if k != "graph.apart"}, N),
+    ):
+        with pytest.raises(SchemaError):
+            check_logger_arrays(broken, n)
     written_out = {
         "rounds": np.array([0]), "weights": learned(5).dense()[None], "graph": learned(7).dense(),
     }  # fmt: skip
-    assert is_state(written_out, N), "as it was kept before"
+    check_logger_arrays(written_out, N)  # as earlier versions stored it
     np.testing.assert_array_equal(other.restore(written_out).dense(), written_out["graph"])
 
 
@@ -139,7 +144,7 @@ def test_a_row_is_kept_exactly_and_small() -> None:
 
 def as_if_large(session: Session, arguments: list[str]) -> int:
     """Train as beyond the number of clients whose W is written out."""
-    with mock.patch.object(snapshots, "WRITTEN_OUT", 3):
+    with mock.patch.object(snapshots, "MAX_DENSE_CLIENTS", 3):
         return train(session, arguments)
 
 
