@@ -1,8 +1,8 @@
 """Every file that a run leaves, field by field: training writes these classes, and all readers read them.
 
-Arrays are in `storage/array_schema.py`; `storage/describe.py` renders both as docs/FILES.md.
-`storage/reading.py` reads files into these classes, and upgrades those of earlier versions. None of these
-modules needs torch, so reports and sweeps can use them.
+Arrays are in `storage/array_schema.py`; docs/FILES.md is generated from both. `storage/reading.py` reads
+files into these classes, and upgrades those of earlier versions. None of these modules needs torch, so
+reports and sweeps can use them.
 """
 
 from __future__ import annotations
@@ -258,6 +258,10 @@ class Manifest(Record):
 class _State(Record):
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
+    def to_json(self, indent: int | None = None) -> str:
+        """Return all fields, NaN and infinities as Python writes them."""
+        return self.model_dump_json(indent=indent)
+
 
 class ProgressState(_State):
     """What the progress line shows."""
@@ -272,12 +276,12 @@ class ProgressState(_State):
 class HealthState(_State):
     """What the health checks have seen."""
 
-    warnings: list[WarningRow] = Field(description="all warnings so far")
-    jumps: list[float] = Field(description="|gamma * alignment| of recently drawn pairs")
-    drawn: int = Field(description="pairs drawn so far")
-    first_loss: float = Field(description="mean training loss of round 1")
-    losses: list[float] = Field(description="mean training losses of the last rounds")
-    skipped: list[int] = Field(description="clients whose gradient was left out")
+    warnings: list[WarningRow] = Field([], description="all warnings so far")
+    jumps: list[float] = Field([], description="|gamma * alignment| of recently drawn pairs")
+    drawn: int = Field(0, description="pairs drawn so far")
+    first_loss: float = Field(float("nan"), description="mean training loss of round 1")
+    losses: list[float] = Field([], description="mean training losses of the last rounds")
+    skipped: list[int] = Field([], description="clients whose gradient was left out")
 
 
 class LoggerState(_State):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,8 @@ MIN_DRAWS_PER_PAIR = 3.0
 """A pair that was drawn fewer times in the whole run has too little evidence."""
 
 MAX_RECENT_JUMPS = 2000
+"""The most drawn pairs whose jumps are compared with `LARGE_JUMP`."""
+
 RECENT_LOSSES = 20
 """Rounds whose mean loss is compared with that of round 1, and rounds between two comparisons."""
 
@@ -35,45 +36,19 @@ class HealthMonitor:
         `eta` is the step size.
         """
         self.config, self.clients, self.rounds, self.eta = config, clients, rounds, eta
-        self.warnings: list[WarningRow] = []
+        self.state = HealthState()
         pairs = clients * (clients - 1) // 2
-        self.jumps: deque[float] = deque(
-            maxlen=max(20, min(2 * pairs, MAX_RECENT_JUMPS))
-        )  # of recently drawn pairs
-        self.drawn = 0
-        self.first_loss = float("nan")
-        self.losses: deque[float] = deque(maxlen=RECENT_LOSSES)
-        self.skipped: set[int] = set()  # clients whose gradient was left out at least once
-        self._reported = 0
-
-    def state(self) -> HealthState:
-        """Return what `restore` needs."""
-        return HealthState(
-            warnings=self.warnings,
-            jumps=list(self.jumps),
-            drawn=self.drawn,
-            first_loss=self.first_loss,
-            losses=list(self.losses),
-            skipped=sorted(self.skipped),
-        )
-
-    def restore(self, state: HealthState) -> None:
-        """Continue from a state; its warnings are not reported again."""
-        self.warnings, self._reported = list(state.warnings), len(state.warnings)
-        self.drawn, self.first_loss = state.drawn, state.first_loss
-        self.jumps.extend(state.jumps)
-        self.losses.extend(state.losses)
-        self.skipped = set(state.skipped)
+        self._max_jumps = max(20, min(2 * pairs, MAX_RECENT_JUMPS))
 
     def before(self) -> list[WarningRow]:
-        """Check the settings before the first round; return new warnings."""
+        """Check the settings before the first round; return the warnings."""
         if not self.config:
             return []
         if self.config["domain"] == "simplex":
             self._check_simplex()
         elif self.config["start"] == "ones":
             self._check_box()
-        return self._take()
+        return list(self.state.warnings)
 
     def _check_box(self) -> None:
         step = self.eta * self.config["rho"] * self.clients
@@ -106,27 +81,30 @@ class HealthMonitor:
         self, r: int, loss: float, alignments: NDArray[np.float64], graph: GraphStats
     ) -> list[WarningRow]:
         """Check round r by its mean loss, the alignments of its pairs and the graph after it."""
-        self.losses.append(loss)
+        state, known = self.state, len(self.state.warnings)
+        state.losses = [*state.losses, loss][-RECENT_LOSSES:]
         if r == 1:
-            self.first_loss = loss
-        if len(self.losses) == self.losses.maxlen and r % RECENT_LOSSES == 0:
+            state.first_loss = loss
+        if len(state.losses) == RECENT_LOSSES and r % RECENT_LOSSES == 0:
             self._check_divergence(r)
         if self.config:
-            self.drawn += len(alignments)
-            self.jumps.extend(np.abs(self.config["gamma"] * alignments).tolist())
-            if len(alignments) and self.drawn >= MIN_DRAWS_PER_PAIR * graph.pairs:
+            state.drawn += len(alignments)
+            jumps = np.abs(self.config["gamma"] * alignments).tolist()
+            state.jumps = [*state.jumps, *jumps][-self._max_jumps :]
+            if len(alignments) and state.drawn >= MIN_DRAWS_PER_PAIR * graph.pairs:
                 self._check_saturation(r, graph)
             if r == self.rounds:
                 self._check_end(r, graph)
-        return self._take()
+        return state.warnings[known:]
 
     def _check_divergence(self, r: int) -> None:
-        now = float(np.mean(self.losses))
-        if now > 2.0 * self.first_loss > 0 and not self._seen("diverging"):
+        now = float(np.mean(self.state.losses))
+        first = self.state.first_loss
+        if now > 2.0 * first > 0 and not self._seen("diverging"):
             self._warn(
                 r, "diverging",
                 f"the mean training loss is {now:.3g} after {r} rounds, up from "
-                f"{self.first_loss:.3g} in round 1: models diverge; lower optimizer.lr"
+                f"{first:.3g} in round 1: models diverge; lower optimizer.lr"
                 + (" or algorithm.rho" if self.config else ""),
             )  # fmt: skip
 
@@ -139,7 +117,7 @@ class HealthMonitor:
         else:
             stuck = graph.at_0 + graph.at_1 >= SATURATED_SHARE * graph.pairs
             what = f"weights are stuck at 0 or 1 ({graph.at_0} and {graph.at_1} of {graph.pairs} pairs)"
-        jump = float(np.median(self.jumps))
+        jump = float(np.median(self.state.jumps))
         if stuck and jump >= LARGE_JUMP:
             self._warn(
                 r, "saturated",
@@ -151,7 +129,7 @@ class HealthMonitor:
     def _check_end(self, r: int, graph: GraphStats) -> None:
         if not graph.pairs:
             return
-        draws = self.drawn / graph.pairs
+        draws = self.state.drawn / graph.pairs
         if draws < MIN_DRAWS_PER_PAIR:
             self._warn(
                 r, "hardly_drawn",
@@ -183,11 +161,7 @@ class HealthMonitor:
             )  # fmt: skip
 
     def _seen(self, kind: str) -> bool:
-        return any(warning.kind == kind for warning in self.warnings)
+        return any(warning.kind == kind for warning in self.state.warnings)
 
     def _warn(self, r: int, kind: str, message: str) -> None:
-        self.warnings.append(WarningRow(round=r, kind=kind, message=message))
-
-    def _take(self) -> list[WarningRow]:
-        new, self._reported = self.warnings[self._reported :], len(self.warnings)
-        return new
+        self.state.warnings.append(WarningRow(round=r, kind=kind, message=message))

@@ -200,12 +200,13 @@ class MetricsBuffer:
 
     def _warn_of_skipped(self, r: int, bad: NDArray[np.int64]) -> None:
         assert self.run_logger is not None
-        for client in sorted(set(bad.tolist()) - self.run_logger.health.skipped):
-            self.run_logger.health.skipped.add(client)
+        reported = self.run_logger.health.state.skipped
+        for client in sorted(set(bad.tolist()) - set(reported)):
+            reported.append(client)
             self.run_logger.warn(
                 r, "skipped",
                 f"the loss or gradient of client {client} is not finite in round {r}: its gradient "
-                "counts as 0 (run.on_nan=skip_client); this is said once for a client, and rows "
+                "counts as 0 (run.on_nan=skip_client); reported once for a client, and rows "
                 "count it as `skipped`",
             )  # fmt: skip
 

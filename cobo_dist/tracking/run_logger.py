@@ -113,7 +113,7 @@ class RunLogger:
             seconds=self.seconds_before + seconds,
             last_evaluation=self.last_evaluation,
             progress=self.progress,
-            health=self.health.state(),
+            health=self.health.state,
         )
         return state, self.snapshots.state(self.graph.weights)
 
@@ -127,7 +127,7 @@ class RunLogger:
         self.seconds_before = state.seconds
         self.last_evaluation = state.last_evaluation
         self.progress = state.progress
-        self.health.restore(state.health)
+        self.health.state = state.health
         self.graph = GraphStats(self.snapshots.restore(arrays), self.share)
         if version != FORMAT:
             self._write(StartRow(format=FORMAT))

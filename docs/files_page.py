@@ -1,4 +1,4 @@
-"""Renders the schema as Markdown: docs/FILES.md is its output below a short introduction."""
+"""Writes the tables of docs/FILES.md from the schema: python docs/files_page.py"""
 
 from __future__ import annotations
 
@@ -17,18 +17,15 @@ RUN_RECORDS: Mapping[str, tuple[type[Record], ...]] = {
     schema.STATUS_FILE: (schema.Status,),
     schema.ENVIRONMENT_FILE: (schema.Environment, schema.Resumed),
 }
-_START = "\nFormat version: "
 CHECKPOINT_RECORDS: Mapping[str, tuple[type[Record], ...]] = {
     schema.MANIFEST_FILE: (schema.Manifest, schema.FileDigest),
     schema.LOGGER_FILE: (schema.LoggerState, schema.ProgressState, schema.HealthState),
 }
 
 
-def write(path: str) -> None:
-    """Replace the tables in a Markdown file, and leave the introduction above them."""
-    page = Path(path)
-    introduction = page.read_text(encoding="utf-8").partition(_START)[0]
-    page.write_text(f"{introduction}\n{describe()}", encoding="utf-8")
+def page(old: str) -> str:
+    """Return the page with new tables below its introduction."""
+    return old.partition("\nFormat version: ")[0] + "\n" + describe()
 
 
 def describe() -> str:
@@ -93,3 +90,8 @@ def _arrays(layout: Sequence[Array]) -> Iterator[str]:
 def _cell(text: str) -> str:
     """Return a text with the bars of a norm escaped, which would end a table's cell."""
     return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    target = Path(__file__).with_name("FILES.md")
+    target.write_text(page(target.read_text(encoding="utf-8")), encoding="utf-8")
