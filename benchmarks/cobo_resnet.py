@@ -67,7 +67,7 @@ def main() -> None:
 def peaks_of(run: Path) -> list[int]:
     """Return the peak memory of each rank in bytes."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    (traffic,) = [line for line in map(json.loads, lines) if line["event"] == "ledger"]
+    (traffic,) = [line for line in map(json.loads, lines) if line["event"] == "traffic"]
     found: list[int] = traffic["peak_bytes"]
     return found
 

@@ -49,7 +49,7 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         bare = int(subprocess.run([sys.executable, "-c", BARE], capture_output=True).stdout)
         lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-        (peaks,) = [line["peak_bytes"] for line in lines if line["event"] == "ledger"]
+        (peaks,) = [line["peak_bytes"] for line in lines if line["event"] == "traffic"]
         parts = rehearsed(settings, RANKS).memory()
         report({part.name: part.bytes for part in parts}, peaks, bare)
 

@@ -55,7 +55,7 @@ def train(settings: list[str], ranks: int, folder: Path) -> tuple[float, int]:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     seconds = [line["seconds"] for line in lines if line["event"] == "round"][FIRST:]
-    (traffic,) = [line for line in lines if line["event"] == "ledger"]
+    (traffic,) = [line for line in lines if line["event"] == "traffic"]
     return median(seconds), max(traffic["peak_bytes"])
 
 

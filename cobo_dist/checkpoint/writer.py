@@ -1,6 +1,6 @@
-"""Takes checkpoints: every rank writes its clients' files, all agree, and rank 0 seals the folder.
+"""Writes checkpoints: every rank writes the files of its clients, then rank 0 commits the folder.
 
-A checkpoint that not all ranks could write never gets its name, and the earlier ones stay.
+A checkpoint is committed only if all ranks could write their files; the earlier ones stay until then.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
@@ -20,28 +21,31 @@ from cobo_dist.comm.exchange import Exchange
 from cobo_dist.errors import RunFailure
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage import checkpoint_format as checkpoint
-from cobo_dist.storage import disk
-from cobo_dist.storage.checkpoint_format import Manifest
+from cobo_dist.storage import disk, schema
+from cobo_dist.storage.schema import FileDigest, Manifest
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.weight_snapshots import row_tensors
 
 
 def client_views(clients: ClientBatch, algorithm: Algorithm, row: int) -> dict[str, Tensor]:
-    """Return all of one client's state by name, but for its row of W: to save, or to fill in place."""
+    """Return views of one client's whole state but its row of W, by name: to save, or to fill in place."""
     rows = algorithm.state().rows
-    return {
-        **clients.client_state(row),
-        **{f"algorithm.{name}": held[row] for name, held in rows.items()},
+    return clients.client_state(row) | {
+        f"algorithm.{name}": held[row] for name, held in rows.items()
     }
 
 
+MAX_SHARE_OF_FREE_MEMORY = 0.5
+"""The largest share of the host's free memory that a rank's copy may take."""
+
+
 class CheckpointWriter:
-    """One rank's side of the checkpoints of a run."""
+    """Writes the part of one rank of all checkpoints of a run."""
 
     def __init__(
         self,
         root: Path,
-        settings: RunConfig,
+        run: RunConfig,
         config_text: str,
         about: Manifest,
         clients: ClientBatch,
@@ -49,80 +53,100 @@ class CheckpointWriter:
         algorithm: Algorithm,
         run_logger: RunLogger | None,
     ) -> None:
-        """Keep checkpoints in the folder `root`; `about` is what all their manifests have in common."""
-        self.root, self.settings, self.config_text, self.about = root, settings, config_text, about
+        """Write checkpoints into the folder `root`.
+
+        Args:
+            root: holds one folder for each checkpoint.
+            run: when to write them, how many to keep, what a full disk means.
+            config_text: the resolved config, as YAML.
+            about: what all manifests have in common.
+            clients: the clients of this rank.
+            exchange: connects the ranks.
+            algorithm: has state of its own, and rows of W.
+            run_logger: the logs; None on all ranks but 0.
+        """
+        self.root, self.run, self.config_text, self.about = root, run, config_text, about
         self.clients, self.exchange, self.algorithm = clients, exchange, algorithm
         self.run_logger = run_logger
-        self._draft: PendingCheckpoint | None = None
+        self._pending: PendingCheckpoint | None = None
 
     def is_due(self, r: int) -> bool:
-        """Return whether round r ends with a checkpoint, if nothing else happens."""
-        every = self.settings.checkpoint_every
-        return r == self.settings.rounds or bool(every and r % every == 0)
+        """Return whether a checkpoint is due after round r."""
+        every = self.run.checkpoint_every
+        return r == self.run.rounds or bool(every and r % every == 0)
 
     def is_written(self) -> bool:
-        """Return whether this rank has written its part of a checkpoint that is not sealed yet."""
-        return self._draft is not None and self._draft.is_written()
+        """Return whether this rank has written its part of a checkpoint that is not committed yet."""
+        return self._pending is not None and self._pending.is_written()
 
     def begin(self, r: int, seconds: float) -> None:
-        """Take a checkpoint after round r; where memory has room, it is written while training goes on.
+        """Start a checkpoint after round r and `seconds` of training.
 
-        All ranks call this after the same round, with all rows flushed, after `seconds` of training.
+        If a copy fits into memory, it is written while training goes on. All ranks call this after the
+        same round, with all rows flushed.
 
         Raises:
-            RunFailure: as `settle`, of the checkpoint before.
+            RunFailure: as `wait`, for the checkpoint before.
         """
         self.wait()
         needed = self._bytes()
-        self._draft = PendingCheckpoint(
+        self._pending = PendingCheckpoint(
             checkpoint.folder_of(self.root, r).with_suffix(".part"), r, needed
         )
         files = self._files(seconds)
-        if self.settings.checkpoint_writing == "auto" and needed < available_memory() / 2:
-            self._draft.write_along(list(files))
+        has_room = needed < MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
+        if self.run.checkpoint_writing == "auto" and has_room:
+            self._pending.write_in_background(list(files))
         else:
-            self._draft.write(files)  # holds one client's copy at a time
+            self._pending.write(files)  # one client at a time in memory
 
     def wait(self) -> str:
-        """Wait until a checkpoint under way is written, and seal it if all ranks could write their part.
+        """Wait until the pending checkpoint is written; commit it if all ranks could write their part.
 
         All ranks call this together. Returns why there is no checkpoint; empty if all is well.
 
         Raises:
             RunFailure: the same on all ranks, if run.on_failed_checkpoint=stop and there is none.
         """
-        draft, self._draft = self._draft, None
-        if draft is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return ""
-        draft.wait()
-        mine = json.dumps([draft.failure, draft.files]).encode()
-        records = [json.loads(record) for record in self.exchange.gather(mine)]
+        pending.wait()
+        mine = pending.failure, {name: one.model_dump() for name, one in pending.files.items()}
+        records = [json.loads(one) for one in self.exchange.gather(json.dumps(mine).encode())]
         failure = ""
         if self.run_logger is not None:
             failure = next((f"rank {k}: {why}" for k, (why, _) in enumerate(records) if why), "")
-            files = {name: (size, sha) for _, one in records for name, (size, sha) in one.items()}
-            failure = failure or self._commit(draft, files)
+            failure = failure or self.commit(pending, [files for _, files in records])
             if failure:
-                shutil.rmtree(draft.folder, ignore_errors=True)
-                failure = f"no checkpoint after round {draft.round}: {failure}; {self._last_good()}"
+                shutil.rmtree(pending.folder, ignore_errors=True)
+                failure = (
+                    f"no checkpoint after round {pending.round}: {failure}; {self._last_good()}"
+                )
         failure = self.exchange.transport.broadcast(failure.encode()).decode()
-        if failure and self.settings.on_failed_checkpoint == "stop":
+        if failure and self.run.on_failed_checkpoint == "stop":
             raise RunFailure(failure)
         if failure and self.run_logger is not None:
-            self.run_logger.warn(draft.round, "checkpoint", failure)
+            self.run_logger.warn(pending.round, "checkpoint", failure)
         return failure
 
-    def _commit(self, draft: PendingCheckpoint, files: dict[str, tuple[int, str]]) -> str:
-        about = self.about
-        manifest = Manifest(
-            draft.round, about.clients, about.ranks, about.data, about.versions, files
-        )
+    def commit(self, pending: PendingCheckpoint, files: Sequence[Mapping[str, object]]) -> str:
+        """Write the manifest over the files of all ranks, and remove old checkpoints; on rank 0 only.
+
+        Returns why there is no checkpoint; empty if all is well.
+        """
+        digests = {
+            name: FileDigest.model_validate(digest)
+            for of_rank in files
+            for name, digest in of_rank.items()
+        }
+        manifest = self.about.model_copy(update={"round": pending.round, "files": digests})
         try:
-            checkpoint.complete(draft.folder, manifest)
-            for old in checkpoint.checkpoints(self.root)[self.settings.keep_checkpoints :]:
+            checkpoint.complete(pending.folder, manifest)
+            for old in checkpoint.checkpoints(self.root)[self.run.keep_checkpoints :]:
                 checkpoint.remove(old)
         except OSError as error:
-            return draft.explain(error)
+            return pending.explain(error)
         return ""
 
     def _last_good(self) -> str:
@@ -137,11 +161,11 @@ class CheckpointWriter:
             yield checkpoint.client_file(client), checkpoint.pack(views | weights)
         if self.run_logger is not None:
             if shared := self.algorithm.state().shared:
-                yield checkpoint.SHARED, checkpoint.pack(shared)
-            yield checkpoint.CONFIG, self.config_text.encode()
-            content, arrays = self.run_logger.state(seconds)
-            yield checkpoint.BOOK, json.dumps(content).encode()
-            yield checkpoint.BOOK_ARRAYS, save_arrays(arrays)
+                yield schema.SHARED_FILE, checkpoint.pack(shared)
+            yield schema.CONFIG_FILE, self.config_text.encode()
+            state, arrays = self.run_logger.state(seconds)
+            yield schema.LOGGER_FILE, state.to_json().encode()
+            yield schema.LOGGER_ARRAYS_FILE, save_arrays(arrays)
 
     def _bytes(self) -> int:
         """Return about how many bytes this rank writes."""
@@ -154,14 +178,14 @@ class CheckpointWriter:
 class PendingCheckpoint:
     """One rank's part of a checkpoint while it is written."""
 
-    def __init__(self, folder: Path, r: int, needed: int) -> None:
-        self.folder, self.round, self.needed = folder, r, needed
-        self.files: dict[str, tuple[int, str]] = {}
+    def __init__(self, folder: Path, r: int, nbytes: int) -> None:
+        self.folder, self.round, self.nbytes = folder, r, nbytes
+        self.files: dict[str, FileDigest] = {}
         self.failure = ""
         self._thread: threading.Thread | None = None
 
     def write(self, files: Iterable[tuple[str, bytes]]) -> None:
-        """Write the files; a failure is kept, not raised, since all ranks must hear of it."""
+        """Write the files; a failure is stored, not raised, since all ranks must learn of it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name, content in files:
@@ -169,8 +193,8 @@ class PendingCheckpoint:
         except OSError as error:
             self.failure = self.explain(error)
 
-    def write_along(self, files: list[tuple[str, bytes]]) -> None:
-        """Write the files while the caller goes on."""
+    def write_in_background(self, files: list[tuple[str, bytes]]) -> None:
+        """Write the files in a thread."""
         self._thread = threading.Thread(target=self.write, args=(files,), name="checkpoint")
         self._thread.start()
 
@@ -182,18 +206,6 @@ class PendingCheckpoint:
             self._thread.join()
 
     def explain(self, error: OSError) -> str:
-        """Return one line for people about a file system that says no."""
+        """Return why the files could not be written, in one line."""
         remedy = "make room, or lower run.keep_checkpoints"
-        return disk.explain(error, self.folder, self.needed, remedy)
-
-
-def available_memory() -> float:
-    """Return how many bytes of memory are free for the asking on this host."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return 1024.0 * float(line.split()[1])
-    except OSError:
-        pass
-    return 0.0  # unknown: none
+        return disk.explain(error, self.folder, self.nbytes, remedy)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from cobo_dist.checkpoint import resume
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
 from cobo_dist.comm.startup.interfaces import gloo_endpoint
 from cobo_dist.comm.startup.launch_env import Launch
@@ -23,8 +22,8 @@ from cobo_dist.comm.startup.link_benchmark import measure
 from cobo_dist.config import Config
 from cobo_dist.errors import ConfigError
 from cobo_dist.preflight.diagnose import Finding, RankInfo, diagnose
-from cobo_dist.storage.run_dir import describe_environment
-from cobo_dist.training.preparation import Prepared, prepare, set_up_torch
+from cobo_dist.storage.environment import describe_environment
+from cobo_dist.training.preparation import Prepared, prepare, refuse_unusable_folder, set_up_torch
 
 MARKER_WAIT_SECONDS = 2.0
 """How long a rank waits to see rank 0's file: a network disk may show it late."""
@@ -47,7 +46,7 @@ def examine(config: Config, launch: Launch) -> list[Finding]:
     prepared = prepare(config, launch, with_folder=False)
     if launch.rank == 0:
         try:
-            resume.refuse_unusable(config, launch)
+            refuse_unusable_folder(config, launch)
         except ConfigError as refusal:
             refusals.append(str(refusal))
     with open_session(launch, config.comm, device) as session:
@@ -100,7 +99,7 @@ def _info(
         cores=tuple(sorted(os.sched_getaffinity(0))),
         quota=core_quota(),
         threads=torch.get_num_threads(),
-        versions=describe_environment()["versions"],
+        versions=describe_environment().versions,
         address=endpoint.address,
         interface=endpoint.interface,
         folder=str(place),

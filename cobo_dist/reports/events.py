@@ -1,17 +1,14 @@
-"""The lines of `metrics.jsonl`: what was measured in which round, on which client, on which data."""
+"""The rows of `metrics.jsonl`: what was measured in which round, on which client, on which data."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.reports.series import Series
-
-METRICS = ("accuracy", "perplexity", "loss")
+from cobo_dist.storage.reading import NotJson, SchemaError, read_row
+from cobo_dist.storage.schema import METRICS, EvalRow, ProfileRow, RoundRow, Row
 
 Profile = dict[int, dict[str, list[float]]]
 """By round and kind of work, the seconds on each rank."""
@@ -19,11 +16,11 @@ Profile = dict[int, dict[str, list[float]]]
 
 @dataclass
 class Metrics:
-    """What the lines say. A resumed run repeats some rounds: the later line wins.
+    """What the rows say. A resumed run repeats some rounds: the later row wins.
 
     `evals[split, metric][client]` and `rounds[quantity]` are values by round; the client None is
     the mean over clients. `parts[split]` holds the rounds at which only a part of the split was
-    evaluated, and the most examples a client had then (None where the lines do not say).
+    evaluated, and the most examples a client had then (None where the rows do not say).
     """
 
     evals: dict[tuple[str, str], dict[int | None, Series]] = field(default_factory=dict)
@@ -32,77 +29,47 @@ class Metrics:
     profile: Profile = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, event: Mapping[str, Any], place: str) -> None:
-        """Enter one line. Events of other kinds are left to those who know them."""
-        if event["event"] not in ("eval", "round", "profile"):
-            return
-        round_ = event.get("round")
-        if type(round_) is not int or round_ < 0:
-            raise ConfigError(
-                f"{place}: round is {round_!r}, not a whole number >= 0; repair the line"
-            )
-        if event["event"] == "eval":
-            self._add_eval(event, round_, place)
-            return
-        if event["event"] == "profile":
-            self._add_profile(event.get("seconds"), round_, place)
-            return
-        for key, value in event.items():
-            # A quantity that had nothing to measure (no pair drawn) is null: no point, not NaN.
-            if key not in ("event", "round") and value is not None:
-                self.rounds.setdefault(key, {})[round_] = number(value, key, place)
+    def add(self, row: Row | None) -> None:
+        """Enter one row. Events of other kinds are not needed here.
 
-    def _add_profile(self, seconds: object, round_: int, place: str) -> None:
-        ranks = {len(one) for one in seconds.values()} if _lists(seconds) else set()
-        if not _lists(seconds) or len(ranks) != 1:
-            raise ConfigError(
-                f"{place}: seconds are not one list of all ranks for each kind; repair it"
-            )
-        self.profile[round_] = {
-            kind: [number(one, kind, place) for one in values] for kind, values in seconds.items()
-        }
+        Raises:
+            SchemaError: a profile has lists of different lengths.
+        """
+        if isinstance(row, RoundRow):
+            for key, value in row:
+                # A quantity that had nothing to measure (no pair drawn) is null: no point, not NaN.
+                if key not in ("event", "round") and value is not None:
+                    self.rounds.setdefault(key, {})[row.round] = float(value)
+        elif isinstance(row, EvalRow) and row.model == "personal":
+            self._add_eval(row)
+        elif isinstance(row, ProfileRow):
+            if len({len(ranks) for ranks in row.seconds.values()}) != 1:
+                raise SchemaError("seconds are not one list of all ranks for each kind")
+            self.profile[row.round] = row.seconds
 
-    def _add_eval(self, event: Mapping[str, Any], round_: int, place: str) -> None:
-        if event.get("model", "personal") != "personal":
-            return
-        client = event.get("client")
-        if client is not None and type(client) is not int:
-            raise ConfigError(f"{place}: client is {client!r}, not a client's number or null")
-        split = str(event.get("split", "test"))
+    def _add_eval(self, row: EvalRow) -> None:
         for metric in METRICS:
-            if metric in event:
-                clients = self.evals.setdefault((split, metric), {})
-                value = number_or_nan(event[metric], metric, place)
-                clients.setdefault(client, {})[round_] = value
-        self._add_part(event, split, client, round_, place)
-
-    def _add_part(
-        self, event: Mapping[str, Any], split: str, client: int | None, round_: int, place: str
-    ) -> None:
-        # Runs older than this key always evaluated everything.
-        whole = event.get("whole", True)
-        if type(whole) is not bool:
-            raise ConfigError(f"{place}: whole is {whole!r}, not true or false; repair the line")
-        parts = self.parts.setdefault(split, {})
-        if whole:
-            parts.pop(round_, None)
+            if metric in row.model_fields_set:
+                clients = self.evals.setdefault((row.split, metric), {})
+                clients.setdefault(row.client, {})[row.round] = or_nan(getattr(row, metric))
+        parts = self.parts.setdefault(row.split, {})
+        if row.whole:
+            parts.pop(row.round, None)
             return
-        parts.setdefault(round_, None)
-        examples = event.get("examples")
-        # The line of the mean counts the examples of all clients together.
-        if client is not None and examples is not None:
-            parts[round_] = max(parts[round_] or 0, int(number(examples, "examples", place)))
-
-
-def _lists(value: object) -> TypeGuard[dict[str, list[object]]]:
-    return isinstance(value, dict) and all(isinstance(one, list) for one in value.values())
+        parts.setdefault(row.round, None)
+        # The row of the mean counts the examples of all clients together.
+        if row.client is not None and row.examples is not None:
+            parts[row.round] = max(parts[row.round] or 0, row.examples)
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read `metrics.jsonl`. Raises `ConfigError` that names the line which is malformed.
+    """Read `metrics.jsonl`.
 
     A torn last line is left out and noted: a run that was killed, or is writing right now, may
     leave half a line at the end.
+
+    Raises:
+        ConfigError: a line is malformed; the message names it.
     """
     metrics = Metrics()
     lines = path.read_bytes().split(b"\n")
@@ -111,32 +78,15 @@ def read_metrics(path: Path) -> Metrics:
     for index, line in enumerate(lines, start=1):
         place = f"{path}, line {index}"
         try:
-            event = json.loads(line)
-        except ValueError as error:
-            if index == len(lines):
+            metrics.add(read_row(line))
+        except SchemaError as error:
+            if index == len(lines) and isinstance(error, NotJson):
                 metrics.notes.append(f"{place} is torn (the last line); it is left out")
                 break
-            reason = one_line(error)
-            raise ConfigError(f"{place} is not JSON ({reason}); repair or remove it") from None
-        if not isinstance(event, dict) or "event" not in event:
-            raise ConfigError(f"{place} is not an object with an `event`; repair or remove it")
-        metrics.add(event, place)
+            raise ConfigError(f"{place}: {error}; repair or remove it") from None
     return metrics
 
 
-def number(value: object, key: str, place: str) -> float:
-    """Return a value as float. Raises `ConfigError` where it is no number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{place}: {key} is {value!r}, not a number; repair it")
-    return float(value)
-
-
-def number_or_nan(value: object, key: str, place: str) -> float:
-    """Return a value as float, NaN for null."""
-    # Strict JSON has no NaN, so a writer may put null where a measured value was NaN.
-    return float("nan") if value is None else number(value, key, place)
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error, on one line: refusals are one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+def or_nan(value: float | None) -> float:
+    """Return a number of a file: NaN was written as null."""
+    return float("nan") if value is None else float(value)

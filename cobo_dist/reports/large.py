@@ -8,8 +8,7 @@ Shapes: n clients, k snapshots, m entries of one, b cells.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,17 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from cobo_dist.reports.series import Series
+from cobo_dist.storage.array_schema import (
+    OF_CLIENTS,
+    WEIGHT_LISTS,
+    check_arrays,
+    check_lists,
+    listed_rounds,
+)
 
 CELLS = 250
 """The most rows and columns of a picture."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-_LISTS = ("groups", "level", "apart", "counts", "columns", "values")
-
-
-class Unfit(ValueError):
-    """Lists that do not go together; says which."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +68,17 @@ class _Snapshot:
     more: Floats  # by what a weight differs from what is meant where it is not listed
 
 
-def is_listed(names: Iterator[str] | list[str]) -> bool:
-    """Whether a W.npz with arrays of these names keeps lists."""
-    return any(re.fullmatch(r"\d+\.groups", name) for name in names)
-
-
 def read_listed(
-    stored: Mapping[str, npt.NDArray[np.generic]], clusters: Ints | None
+    stored: Mapping[str, npt.NDArray[np.generic]],
 ) -> tuple[Ints, npt.NDArray[np.float32], Cells]:
     """Return the rounds [k], the mean weights of cells [k, b, b], and the cells.
 
-    Raises `Unfit` where arrays are missing or do not go together, and what numpy raises of a broken file.
+    Raises:
+        SchemaError: arrays are missing or do not go together.
     """
-    rounds = sorted(
-        int(name.split(".")[0]) for name in stored if re.fullmatch(r"\d+\.groups", name)
-    )
-    n = len(stored[f"{rounds[0]}.groups"])
-    if clusters is not None and clusters.shape != (n,):
-        raise Unfit(f"clusters have shape {clusters.shape}, but there are {n} clients")
+    rounds = listed_rounds(stored)
+    n = check_arrays(OF_CLIENTS, stored, n=len(stored[f"{rounds[0]}.groups"]))["n"]
+    clusters = stored.get("clusters")
     order = np.arange(n) if clusters is None else np.argsort(clusters, kind="stable")
     of = np.empty(n, dtype=np.int64)
     of[order] = np.arange(n) * min(n, CELLS) // n
@@ -108,20 +102,11 @@ def read_listed(
 
 
 def _read(stored: Mapping[str, npt.NDArray[np.generic]], number: int, n: int) -> _Snapshot:
-    parts = {}
-    for name in _LISTS:
-        if f"{number}.{name}" not in stored:
-            raise Unfit(f"it has no array `{number}.{name}`")
-        parts[name] = np.asarray(stored[f"{number}.{name}"])
-    m = int(parts["counts"].sum())
-    shapes = dict.fromkeys(("groups", "apart", "counts"), (n,)) | {"level": (1,)}
-    shapes |= dict.fromkeys(("columns", "values"), (m,))
-    for name, shape in shapes.items():
-        if parts[name].shape != shape:
-            raise Unfit(f"`{number}.{name}` has shape {parts[name].shape}, not {shape}")
+    names = [f"{number}.{one.name}" for one in WEIGHT_LISTS]
+    found = {name: np.asarray(stored[name]) for name in names if name in stored}
+    check_lists(found, f"{number}.", n=n)
+    parts = {name.partition(".")[2]: array for name, array in found.items()}
     columns = parts["columns"].astype(np.int64)
-    if m and not 0 <= columns.min() <= columns.max() < n:
-        raise Unfit(f"`{number}.columns` name other clients than the {n} there are")
     rows = np.repeat(np.arange(n), parts["counts"].astype(np.int64))
     groups, apart = _numbers(parts["groups"]), parts["apart"].astype(bool)
     level = float(parts["level"][0])

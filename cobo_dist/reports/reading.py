@@ -5,7 +5,6 @@ Shapes: n clients, k logged rounds of the weights.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,9 +17,13 @@ import numpy.typing as npt
 import yaml
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.reports.events import METRICS, Profile, number, number_or_nan, one_line, read_metrics
-from cobo_dist.reports.large import Cells, Unfit, is_listed, read_listed
+from cobo_dist.reports.events import Profile, or_nan, read_metrics
+from cobo_dist.reports.large import Cells, read_listed
 from cobo_dist.reports.series import Series, link_strengths
+from cobo_dist.settings import flatten
+from cobo_dist.storage import schema
+from cobo_dist.storage.array_schema import DENSE_WEIGHTS, OF_CLIENTS, check_arrays, listed_rounds
+from cobo_dist.storage.reading import SchemaError, read_record
 
 
 @dataclass(frozen=True)
@@ -145,16 +148,16 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         what = "is a file, not a run folder" if path.exists() else "does not exist"
         raise ConfigError(f"{path} {what}; give the run.dir of a run")
-    for name in ("config.yaml", "metrics.jsonl"):
+    for name in (schema.CONFIG_FILE, schema.METRICS_FILE):
         if not (path / name).is_file():
             raise ConfigError(
                 f"{path} is no run folder: it has no {name}; give the run.dir of a run"
             )
     try:
-        config = _read_config(path / "config.yaml")
-        metrics = read_metrics(path / "metrics.jsonl")
-        weights = _read_weights(path / "W.npz", config) if (path / "W.npz").exists() else None
-        summary = _read_summary(path / "summary.json") if (path / "summary.json").exists() else None
+        config = _read_config(path / schema.CONFIG_FILE)
+        metrics = read_metrics(path / schema.METRICS_FILE)
+        weights = _read_weights(path / schema.WEIGHTS_FILE, config)
+        summary = _read_summary(path / schema.SUMMARY_FILE)
     except OSError as error:
         raise ConfigError(f"{error.filename or path} cannot be read: {error.strerror}") from None
     run = Run(
@@ -192,20 +195,9 @@ def _check_clients(run: Run) -> None:
         count = max(count, len(run.summary.per_client))
     if run.weights is not None and count and run.weights.clients != count:
         raise ConfigError(
-            f"{run.path / 'W.npz'} holds weights of {run.weights.clients} clients, but metrics and "
-            f"summary tell of {count}; remove it or rerun"
+            f"{run.path / schema.WEIGHTS_FILE} holds weights of {run.weights.clients} clients, but "
+            f"metrics and summary tell of {count}; remove it or rerun"
         )
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
-    flat: dict[str, object] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _read_config(path: Path) -> dict[str, object]:
@@ -213,7 +205,7 @@ def _read_config(path: Path) -> dict[str, object]:
         nested = yaml.safe_load(path.read_text(encoding="utf-8"))
     # The last three: PyYAML's own, of tags that do not fit their values and of endless nesting.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not YAML: {one_line(error)}; restore the file") from None
+        raise ConfigError(f"{path} is not YAML: {_one_line(error)}; restore the file") from None
     if not isinstance(nested, dict):
         raise ConfigError(f"{path} holds no mapping of settings; restore the file")
     flat = flatten(nested)
@@ -225,58 +217,38 @@ def _read_config(path: Path) -> dict[str, object]:
     return flat
 
 
-def _read_weights(path: Path, config: Mapping[str, object]) -> Weights:
+def _read_weights(path: Path, config: Mapping[str, object]) -> Weights | None:
+    if not path.exists():
+        return None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            if is_listed(stored.files):
-                return _read_listed(stored, config)
-            arrays = {name: stored[name] for name in stored.files}
-    except Unfit as error:
+            of_clients = {one.name: stored[one.name] for one in OF_CLIENTS if one.name in stored}
+            cells = None
+            if listed_rounds(stored):
+                rounds, weights, cells = read_listed(stored)  # one snapshot at a time
+                n = cells.clients
+            else:
+                arrays = {name: stored[name] for name in ("rounds", "weights") if name in stored}
+                n = check_arrays(DENSE_WEIGHTS, arrays | of_clients)["n"]
+                rounds, weights = arrays["rounds"], arrays["weights"]
+                if 0 in weights.shape or (np.diff(rounds) <= 0).any():
+                    raise SchemaError(
+                        f"`weights` has shape {weights.shape}, or `rounds` do not increase"
+                    )
+    except SchemaError as error:
         raise ConfigError(f"{path}: {error}; remove it or rerun") from None
     except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        reason = one_line(error)
+        reason = _one_line(error)
         raise ConfigError(f"{path} is not a readable npz ({reason}); remove it or rerun") from None
-    if missing := {"rounds", "weights"} - arrays.keys():
-        raise ConfigError(f"{path} has no array `{sorted(missing)[0]}`; remove it or rerun")
-    rounds, weights, clusters = arrays["rounds"], arrays["weights"], arrays.get("clusters")
-    if weights.ndim != 3 or weights.shape[1] != weights.shape[2] or 0 in weights.shape:
-        raise ConfigError(f"{path}: weights have shape {weights.shape}, not [k, n, n]; rerun")
-    if rounds.shape != weights.shape[:1] or (np.diff(rounds) <= 0).any():
-        raise ConfigError(
-            f"{path}: rounds have shape {rounds.shape} for {len(weights)} matrices, or do not "
-            "increase; remove it or rerun"
-        )
-    if clusters is not None and clusters.shape != weights.shape[1:2]:
-        raise ConfigError(
-            f"{path}: clusters have shape {clusters.shape}, but there are {weights.shape[1]} "
-            "clients; remove it or rerun"
-        )
-    if not np.issubdtype(weights.dtype, np.floating) or not all(
-        np.issubdtype(array.dtype, np.integer) for array in (rounds, clusters) if array is not None
-    ):
-        raise ConfigError(f"{path}: weights must be floats, rounds and clusters integers; rerun")
-    names = arrays.get("names", np.empty(0, dtype=np.str_))
-    if names.dtype.kind != "U" or (names.size and names.shape != weights.shape[1:2]):
-        raise ConfigError(
-            f"{path}: names are {names.dtype} {list(names.shape)}, not one text for each of "
-            f"{weights.shape[1]} clients; remove it or rerun"
-        )
+    clusters, names = of_clients.get("clusters"), of_clients.get("names", np.empty(0))
     return Weights(
         rounds.astype(np.int64),
         weights.astype(np.float32),
         None if clusters is None else clusters.astype(np.int64),
         tuple(names.tolist()),
-        _equal_share(config, weights.shape[1]),
+        _equal_share(config, n),
+        cells,
     )
-
-
-def _read_listed(stored: Mapping[str, npt.NDArray[Any]], config: Mapping[str, object]) -> Weights:
-    clusters = stored["clusters"].astype(np.int64) if "clusters" in stored else None
-    rounds, means, cells = read_listed(stored, clusters)
-    names = tuple(map(str, stored["names"].tolist())) if "names" in stored else ()
-    if names and len(names) != cells.clients:
-        raise Unfit(f"names are {len(names)}, not one text for each of {cells.clients} clients")
-    return Weights(rounds, means, clusters, names, _equal_share(config, cells.clients), cells)
 
 
 def _equal_share(config: Mapping[str, object], clients: int) -> float:
@@ -289,34 +261,26 @@ def _equal_share(config: Mapping[str, object], clients: int) -> float:
     return 0.0
 
 
-def _read_summary(path: Path) -> Summary:
+def _read_summary(path: Path) -> Summary | None:
+    if not path.exists():
+        return None
     try:
-        raw = json.loads(path.read_bytes())
-        final = {name: raw["final"][name] for name in METRICS if name in raw["final"]}
-        clients = {int(entry["client"]): entry for entry in raw.get("per_client") or []}
-        rounds, seconds, sent = (raw[key] for key in ("rounds", "seconds", "bytes_sent"))
-    except KeyError as error:
-        raise ConfigError(
-            f"{path} has no {error}; remove it to report the run as unfinished"
-        ) from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{path} is malformed ({one_line(error)}); remove it to report the run as unfinished"
-        ) from None
-    if type(rounds) is not int:
-        raise ConfigError(f"{path}: rounds is {rounds!r}, not a whole number")
-    match = raw.get("cluster_match")
-    place = str(path)
+        found = read_record(path, schema.Summary)
+    except SchemaError as error:
+        raise ConfigError(f"{path}: {error}; remove it to report the run as unfinished") from None
     return Summary(
-        rounds=rounds,
-        seconds=number(seconds, "seconds", place),
-        bytes_sent=number(sent, "bytes_sent", place),
-        final={name: number_or_nan(value, name, place) for name, value in final.items()},
-        per_client={
-            client: {
-                name: number_or_nan(entry[name], name, place) for name in METRICS if name in entry
-            }
-            for client, entry in clients.items()
-        },
-        cluster_match=None if match is None else number(match, "cluster_match", place),
+        rounds=found.rounds,
+        seconds=found.seconds,
+        bytes_sent=found.bytes_sent,
+        final=_scores(found.final),
+        per_client={one.client: _scores(one.model_dump()) for one in found.per_client},
+        cluster_match=found.cluster_match,
     )
+
+
+def _scores(results: Mapping[str, Any]) -> dict[str, float]:
+    return {name: or_nan(results[name]) for name in schema.METRICS if name in results}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cobo_dist.reports.events import METRICS
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.problems import Problem
 from cobo_dist.reports.reading import Run
 from cobo_dist.reports.series import Series, mean_std
+from cobo_dist.storage.schema import METRICS
 
 Score = tuple[float, float]
 """Mean and sample standard deviation over seeds; the latter is NaN for a single seed."""

@@ -1,14 +1,13 @@
-"""One checkpoint on disk: a folder of files, sealed by a manifest that is written last.
+"""One checkpoint on disk: a folder of files, and a manifest that is written last.
 
     checkpoints/round-000000500/
-        client_00000.safetensors ...   model, buffers, optimizer's memory, row of W: one file a client
-        shared.safetensors             what the algorithm keeps alike on all ranks, if anything
-        config.yaml                    the resolved config
-        book.json book.safetensors     the coordinator's logs so far
-        manifest.json                  round, data, versions; size and SHA-256 of every other file
+        client_00000.safetensors ...      model, buffers, optimizer's state, row of W: one file a client
+        shared.safetensors                the algorithm's state that is the same on all ranks, if any
+        config.yaml                       the resolved config
+        logger.json logger.safetensors    the state of rank 0's logs
+        manifest.json                     round, data, versions; size and SHA-256 of every other file
 
-A folder has its name only when it is complete: until then it is called `.part`. Nothing in it can execute
-code when read.
+While a checkpoint is written, its folder has the suffix `.part`. Reading it cannot execute code.
 """
 
 from __future__ import annotations
@@ -19,19 +18,31 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import yaml
+from numpy.typing import NDArray
+from pydantic import ValidationError
 from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
 from safetensors.torch import load, save
 from torch import Tensor
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-SHARED, CONFIG = "shared.safetensors", "config.yaml"
-BOOK, BOOK_ARRAYS = "book.json", "book.safetensors"
+from cobo_dist.storage import schema
+from cobo_dist.storage.array_schema import check_logger_arrays
+from cobo_dist.storage.reading import (
+    SchemaError,
+    check_format,
+    file_on_disk,
+    upgrade_client,
+    upgrade_logger,
+    upgrade_manifest,
+)
+from cobo_dist.storage.schema import FileDigest, LoggerState, Manifest
+
 _NAME = re.compile(r"round-(\d{9})")
 
 
@@ -39,21 +50,9 @@ class Damaged(Exception):
     """A checkpoint that cannot be used; the message is one line that names the file."""
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What a complete checkpoint says of itself; `files` gives size and SHA-256 of each file."""
-
-    round: int
-    clients: int
-    ranks: int
-    data: str  # the task's fingerprint
-    versions: dict[str, str]
-    files: dict[str, tuple[int, str]]
-
-
 def client_file(client: int) -> str:
     """Return the name of a client's file."""
-    return f"client_{client:05d}.safetensors"
+    return f"{schema.client_name(client)}.safetensors"
 
 
 def folder_of(root: Path, r: int) -> Path:
@@ -88,21 +87,23 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
     return save(plain)
 
 
-def write(path: Path, content: bytes) -> tuple[int, str]:
-    """Write a file through to the disk; return the size and SHA-256 of what was to be written."""
+def write(path: Path, content: bytes) -> FileDigest:
+    """Write a file through to the disk; return the size and SHA-256 of the content."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return len(content), hashlib.sha256(content).hexdigest()
+    return FileDigest(size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def complete(draft: Path, manifest: Manifest) -> Path:
-    """Seal a draft whose files are all written, and give it its name; return the folder."""
+    """Write the manifest into a draft whose other files are complete, and rename it; return the folder."""
     target = draft.with_suffix("")
-    write(draft / MANIFEST, _text(manifest))
+    content = manifest.model_dump(exclude={"sha256"})
+    content["files"] = dict(sorted(content["files"].items()))
+    write(draft / schema.MANIFEST_FILE, _render(content | {"sha256": _digest(content)}))
     _sync(draft)
-    if target.exists():  # a damaged one that this run fell back from
+    if target.exists():  # a damaged one that this run did not use
         remove(target)
     draft.rename(target)
     _sync(target.parent)
@@ -110,7 +111,7 @@ def complete(draft: Path, manifest: Manifest) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint so that, whenever this is interrupted, no damaged one is left."""
+    """Remove a checkpoint; if this is interrupted, what is left does not look like a checkpoint."""
     doomed = folder.with_suffix(".old.part")  # not the draft of a new one of this round
     if doomed.exists():
         shutil.rmtree(doomed)
@@ -119,7 +120,7 @@ def remove(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Put a folder's entries on the disk."""
+    """Write a folder's entries through to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -127,22 +128,14 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _text(manifest: Manifest) -> bytes:
-    """Return the one way in which this manifest can be written; its last key seals the others."""
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "round": manifest.round,
-        "clients": manifest.clients,
-        "ranks": manifest.ranks,
-        "data": manifest.data,
-        "versions": manifest.versions,
-        "files": {
-            name: {"size": size, "sha256": digest}
-            for name, (size, digest) in sorted(manifest.files.items())
-        },
-    }
-    seal = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return (json.dumps(content | {"seal": seal}, indent=1) + "\n").encode()
+def _render(content: Mapping[str, Any]) -> bytes:
+    """Return a manifest's text, to the byte."""
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's other keys."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 # -- reading -----------------------------------------------------------------------------------------
@@ -152,32 +145,29 @@ def read_manifest(folder: Path) -> Manifest:
     """Return a checkpoint's manifest.
 
     Raises:
-        Damaged: it is missing, not as it was written, or of another format.
+        Damaged: it is missing, not as it was written, or of a later format.
     """
-    path = folder / MANIFEST
+    path = folder / schema.MANIFEST_FILE
+    damaged = Damaged(f"{path} is not as it was written")
     try:
         text = path.read_bytes()
         content = json.loads(text)
-        files = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
-        manifest = Manifest(
-            content["round"],
-            content["clients"],
-            content["ranks"],
-            content["data"],
-            content["versions"],
-            files,
-        )
-        known = content["format"] == FORMAT
+        check_format(content["format"])
+        if _render(content) != text:
+            raise damaged
+        content = upgrade_manifest(content)
+        digest = content.pop("sha256")
+        if digest != _digest(content):
+            raise damaged
+        manifest = Manifest.model_validate(content | {"sha256": digest})
     except FileNotFoundError:
         raise Damaged(f"{path} is missing") from None
     except OSError as error:
         raise Damaged(f"{path} cannot be read: {error.strerror}") from None
+    except SchemaError as error:
+        raise Damaged(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Damaged(f"{path} is not as it was written") from None
-    if not known:
-        raise Damaged(f"{path} has format {content['format']!r}; this version reads {FORMAT}")
-    if _text(manifest) != text or not _has_types(content):
-        raise Damaged(f"{path} is not as it was written")
+        raise damaged from None
     if round_of(folder) != manifest.round:
         raise Damaged(f"{path} is of round {manifest.round}, which is not its folder's")
     for name in manifest.files:
@@ -186,39 +176,27 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _has_types(content: Mapping[str, Any]) -> bool:
-    """Return whether a manifest's entries are of the types that a run writes."""
-    versions = content["versions"]
-    return (
-        all(type(content[name]) is int for name in ("round", "clients", "ranks"))
-        and isinstance(content["data"], str)
-        and isinstance(versions, dict)
-        and all(isinstance(one, str) for one in versions.values())
-        and all(type(one["size"]) is int for one in content["files"].values())
-        and all(isinstance(one["sha256"], str) for one in content["files"].values())
-    )
-
-
 def read(folder: Path, manifest: Manifest, name: str) -> bytes:
     """Return a file's content, if it is what was written.
 
     Raises:
         Damaged: it is missing, cut short, or changed by as little as a bit.
     """
+    name = file_on_disk(name, manifest.format)
     path = folder / name
     if name not in manifest.files:
         raise Damaged(f"{path} is not in the manifest")
-    size, digest = manifest.files[name]
+    written = manifest.files[name]
     try:
-        found = path.stat().st_size
-        if found != size:
-            raise Damaged(f"{path} has {found} bytes and should have {size}")
+        size = path.stat().st_size
+        if size != written.size:
+            raise Damaged(f"{path} has {size} bytes and should have {written.size}")
         content = path.read_bytes()
     except FileNotFoundError:
         raise Damaged(f"{path} is missing") from None
     except OSError as error:
         raise Damaged(f"{path} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(content).hexdigest() != digest:
+    if hashlib.sha256(content).hexdigest() != written.sha256:
         raise Damaged(f"{path} is not as it was written (its SHA-256 differs)")
     return content
 
@@ -235,11 +213,59 @@ def unpack(content: bytes, path: Path) -> dict[str, Tensor]:
         raise Damaged(f"{path} is no safetensors file: {error}") from None
 
 
-def fill(views: Mapping[str, Tensor], held: Mapping[str, Tensor], path: Path) -> None:
-    """Write saved tensors into the places of the same names.
+def read_client(folder: Path, manifest: Manifest, client: int) -> dict[str, Tensor]:
+    """Return the tensors of one client.
 
     Raises:
-        Damaged: a name is missing or too many, or a shape or type is another one.
+        Damaged: the file is not as it was written.
+    """
+    name = client_file(client)
+    tensors = unpack(read(folder, manifest, name), folder / name)
+    return upgrade_client(tensors, manifest.format)
+
+
+def read_logger(
+    folder: Path, manifest: Manifest
+) -> tuple[LoggerState, dict[str, NDArray[np.generic]]]:
+    """Return the state of rank 0's logs, and its arrays.
+
+    Raises:
+        Damaged: a file of it is not as it was written, or does not follow the schema.
+    """
+    name = schema.LOGGER_FILE
+    try:
+        content = json.loads(read(folder, manifest, name))
+        state = LoggerState.model_validate(upgrade_logger(content, manifest.format))
+        if len(state.last_evaluation) != manifest.clients:
+            raise SchemaError(f"{len(state.last_evaluation)} clients, not {manifest.clients}")
+        name = schema.LOGGER_ARRAYS_FILE
+        arrays = load_arrays(read(folder, manifest, name))
+        check_logger_arrays(arrays, manifest.clients)
+    except (ValidationError, SafetensorError, RecursionError, ValueError, LookupError, TypeError):
+        raise Damaged(f"{folder / name} is not what a run writes") from None
+    return state, arrays
+
+
+def read_config(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return the config that a checkpoint was written with.
+
+    Raises:
+        Damaged: it is not as it was written, or is no config.
+    """
+    try:
+        content = yaml.safe_load(read(folder, manifest, schema.CONFIG_FILE))
+        if isinstance(content["run"]["engine"], str):
+            return dict(content)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        pass
+    raise Damaged(f"{folder / schema.CONFIG_FILE} is not what a run writes")
+
+
+def fill(views: Mapping[str, Tensor], held: Mapping[str, Tensor], path: Path) -> None:
+    """Copy saved tensors into those of the same names.
+
+    Raises:
+        Damaged: the names, a shape or a type differ.
     """
     if missing := sorted(views.keys() ^ held.keys()):
         raise Damaged(f"{path}: {missing[0]} is only in the file or only in the run")

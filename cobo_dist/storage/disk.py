@@ -1,4 +1,4 @@
-"""A file system that says no, in one line for people."""
+"""Turns errors of the file system into one line that names the file, its size and the remedy."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from safetensors import SafetensorError
 from cobo_dist.errors import RunFailure
 from cobo_dist.formatting import human_bytes
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
-def explain(error: OSError, path: Path, needed: int, remedy: str) -> str:
-    """Return one line on why `path`, of about `needed` bytes, could not be written.
+def explain(error: OSError, path: Path, nbytes: int, remedy: str) -> str:
+    """Return one line on why `path`, of about `nbytes` bytes, could not be written.
 
-    `remedy` is what to do where there is no room; other errors have their own words.
+    `remedy` says what to do about a full disk; other errors have their own words.
     """
-    if error.errno not in FULL:
+    if error.errno not in NO_SPACE_ERRORS:
         return f"{path} cannot be written: {error.strerror or error}"
     nearest = next(place for place in (path, *path.parents) if place.exists())
     free = shutil.disk_usage(nearest).free
-    return f"{path} needs {human_bytes(needed)} and {human_bytes(free)} are free; {remedy}"
+    return f"{path} needs {human_bytes(nbytes)} and {human_bytes(free)} are free; {remedy}"
 
 
 @contextmanager
-def writing(path: Path, needed: int) -> Iterator[None]:
-    """Write `path`, of about `needed` bytes, in the body.
+def disk_guard(path: Path, nbytes: int) -> Iterator[None]:
+    """Guard the body, which writes `path` of about `nbytes` bytes.
 
     Raises:
-        RunFailure: the file system says no; on this rank, whose disk may be its host's own.
+        RunFailure: the file system refused, on this rank only: its disk may be local to the host.
     """
     remedy = "make room; the same command with run.resume=auto goes on from the last checkpoint"
     try:
         yield
     except OSError as error:
-        raise RunFailure(explain(error, path, needed, remedy), here_only=True) from error
+        raise RunFailure(explain(error, path, nbytes, remedy), here_only=True) from error
     except SafetensorError as error:
-        # It passes on what the system said as text only.
-        told = re.search(r"os error (\d+)", str(error))
-        number = int(told[1]) if told else 0
-        known = OSError(number, os.strerror(number) if told else str(error))
-        raise RunFailure(explain(known, path, needed, remedy), here_only=True) from error
+        # safetensors passes on the system's error as text only.
+        code = re.search(r"os error (\d+)", str(error))
+        number = int(code[1]) if code else 0
+        known = OSError(number, os.strerror(number) if code else str(error))
+        raise RunFailure(explain(known, path, nbytes, remedy), here_only=True) from error

@@ -17,7 +17,9 @@ from types import FrameType
 
 import psutil
 
-from cobo_dist.sweeps.folders import State, is_finished, read_status
+from cobo_dist.storage.reading import is_finished, read_status
+from cobo_dist.storage.schema import STATUS_FILE
+from cobo_dist.sweeps.folders import State
 from cobo_dist.sweeps.grid import Run
 
 STOP_SECONDS = 45.0
@@ -110,7 +112,7 @@ def train(arguments: Sequence[str], folder: Path, log: Path, stop: StopSignal) -
 def _stamp(folder: Path) -> tuple[int, int] | None:
     """Tells this run's status.json from that of an earlier run in the folder."""
     try:
-        found = (folder / "status.json").stat()
+        found = (folder / STATUS_FILE).stat()
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
@@ -123,11 +125,12 @@ def _explain(code: int, folder: Path | None, log: Path) -> tuple[int, str]:
     """
     with suppress(OSError):
         text = log.read_text(encoding="utf-8", errors="replace")
-        status = read_status(folder) if folder else {}
+        status = read_status(folder) if folder else None
         of_ranks = re.findall(r"^\s*exitcode\s*: (-?\d+)", text, re.MULTILINE)
-        own = status.get("exit_code")
-        code = own if isinstance(own, int) and own else int(of_ranks[-1]) if of_ranks else code
-        return code, str(status.get("reason") or "") or last_error(text)
+        code = int(of_ranks[-1]) if of_ranks else code
+        if status is not None:
+            code = status.exit_code or code
+        return code, (status and status.reason) or last_error(text)
     return code, "its log cannot be read"
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from rich.console import Console
 
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError
+from cobo_dist.storage.reading import read_status
+from cobo_dist.storage.schema import METRICS
 from cobo_dist.sweeps import process
 from cobo_dist.sweeps.axes import Axis
-from cobo_dist.sweeps.folders import METRICS, look, read_result, read_status
+from cobo_dist.sweeps.folders import look, read_result
 from cobo_dist.sweeps.grid import Run
 from cobo_dist.sweeps.selection import Selection, select
 from cobo_dist.sweeps.tables import RunRecord, print_table, remarks, tally, write_tables
@@ -105,7 +107,8 @@ def run_one(sweep: Sweep, number: int) -> int:
         print(place, end=" ", flush=True)
         print(_train(sweep, record, stop), flush=True)
     if record.outcome == "interrupted":
-        saved = read_status(record.folder).get("exit_code") == EXIT_STOPPED
+        status = read_status(record.folder)
+        saved = status is not None and status.exit_code == EXIT_STOPPED
         return EXIT_STOPPED if saved else 128 + stop.signal
     return EXIT_DONE if record.outcome == "done" else EXIT_FAILED
 

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from cobo_dist.storage.schema import METRICS
 from cobo_dist.sweeps.axes import Axis
-from cobo_dist.sweeps.folders import METRICS, Result
+from cobo_dist.sweeps.folders import Result
 from cobo_dist.sweeps.grid import Run, is_number, show
 
 Score = tuple[float, float]

@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cobo_dist.sweeps.folders import METRICS, Result, State
+from cobo_dist.storage.schema import METRICS
+from cobo_dist.sweeps.folders import Result, State
 from cobo_dist.sweeps.grid import Run, short_keys, show
 from cobo_dist.sweeps.selection import Score, Selection, Setting
 

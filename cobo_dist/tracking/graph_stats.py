@@ -1,6 +1,6 @@
-"""The graph of collaboration from round to round, without gathering W every round.
+"""Statistics of the collaboration graph after every round, without gathering W every round.
 
-The coordinator starts from a gathered W and plays the few weights that each round moved. Shapes: n clients.
+Rank 0 starts from a gathered W and applies the few weights that each round changed. Shapes: n clients.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cobo_dist.maths.graph import OffDiagonalWeights, components, link_threshold
 from cobo_dist.maths.weights import Weights
 
-_ROUNDING = 1e-6  # of a row that sums to 1
+_ROUNDING = 1e-6  # error of the sum of a row of W
 
 
 class GraphStats:
@@ -22,7 +22,7 @@ class GraphStats:
     """
 
     def __init__(self, weights: Weights, share: float = 0.0) -> None:
-        """Follow the weights of all n clients."""
+        """Start with the weights of all n clients."""
         n = weights.shape[1]
         self.share, self.link = share, link_threshold(share)
         self.one = 1.0 - _ROUNDING if share else 1.0
@@ -31,7 +31,7 @@ class GraphStats:
         self.reset(weights)
 
     def reset(self, weights: Weights) -> None:
-        """Take over a gathered W."""
+        """Start again with a gathered W."""
         self.weights = weights.copy()
         places = OffDiagonalWeights(weights)
         # Where W is symmetric, every weight has two places.
@@ -44,7 +44,7 @@ class GraphStats:
     def move(
         self, first: NDArray[np.int64], second: NDArray[np.int64], weights: NDArray[np.floating]
     ) -> None:
-        """Set the weights (first, second) that one round moved; W stays symmetric where it is."""
+        """Set the weights (first, second) that one round changed; a symmetric W stays symmetric."""
         old = self.weights.at(first, second)
         counted = first != second
         before, after = self._tally(old[counted]), self._tally(weights[counted])
@@ -56,7 +56,7 @@ class GraphStats:
         else:
             rows, columns = np.concatenate([first, second]), np.concatenate([second, first])
             self.weights.put(rows, columns, np.concatenate([weights, weights]))
-        if (self._is_link(old) != self._is_link(weights)).any():  # else components stay
+        if (self._is_link(old) != self._is_link(weights)).any():  # else the components are the same
             self.components = components(self.weights, self.link)
 
     def _is_0(self, weights: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -69,7 +69,7 @@ class GraphStats:
         return weights >= self.link
 
     def _tally(self, weights: NDArray[np.floating]) -> tuple[int, ...]:
-        """Return how many weights are at 0, how many at 1, and how many are links."""
+        """Count the weights at 0, at 1, and those that are links."""
         return tuple(int(holds(weights).sum()) for holds in (self._is_0, self._is_1, self._is_link))
 
     def is_uniform(self) -> bool:
@@ -78,7 +78,7 @@ class GraphStats:
         return near == 2 * self.pairs
 
     def figures(self) -> dict[str, float | int]:
-        """Return the columns of a round's row."""
+        """Return the keys of a round's row."""
         count = max(1, self.count)
         return {
             "weights_at_0": self.at_0 / count,

@@ -1,83 +1,56 @@
-"""Watches W and the models for the ways they fail, and says so in words with the setting to look at."""
+"""Checks W and the training loss for known ways to fail; each warning names the key to change."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cobo_dist.storage.schema import HealthState, WarningRow
 from cobo_dist.tracking.graph_stats import GraphStats
 
-JUMP = 0.3
-"""A weight that moves by this share of [0, 1] in one round jumps rather than learns."""
+LARGE_JUMP = 0.3
+"""A weight that moves by this share of [0, 1] in one round depends on a single batch."""
 
-STUCK = 0.9
-"""With this share of the weights at 0 or 1 (on a simplex: of the clients giving all to one other), and
-weights that jump, W is stuck at its ends."""
+SATURATED_SHARE = 0.9
+"""W is saturated with this share of its weights at 0 or 1 (simplex: of the clients giving all to one)."""
 
-VISITS = 3.0
-"""A pair drawn fewer times than this in the whole run has hardly been judged."""
+MIN_DRAWS_PER_PAIR = 3.0
+"""A pair that was drawn fewer times in the whole run has too little evidence."""
 
+MAX_RECENT_JUMPS = 2000
+"""The most drawn pairs whose jumps are compared with `LARGE_JUMP`."""
 
-@dataclass(frozen=True)
-class HealthWarning:
-    """One thing that looks wrong."""
-
-    round: int
-    kind: str
-    message: str
+RECENT_LOSSES = 20
+"""Rounds whose mean loss is compared with that of round 1, and rounds between two comparisons."""
 
 
 class HealthMonitor:
-    """Looks at every round of a run whose W moves."""
+    """Checks a run before its first round and after every round."""
 
     def __init__(self, config: Mapping[str, Any], clients: int, rounds: int, eta: float) -> None:
-        """Watch a run of the algorithm with the keys `config` (empty where W does not move)."""
+        """Check a run of the algorithm with the keys `config`, which are empty if W does not move.
+
+        `eta` is the step size.
+        """
         self.config, self.clients, self.rounds, self.eta = config, clients, rounds, eta
-        self.concerns: list[HealthWarning] = []
+        self.state = HealthState()
         pairs = clients * (clients - 1) // 2
-        self.jumps: deque[float] = deque(maxlen=max(20, min(2 * pairs, 2000)))  # of recent draws
-        self.drawn = 0
-        self.first_loss = float("nan")
-        self.losses: deque[float] = deque(maxlen=20)
-        self.skipped: set[int] = set()  # clients with a gradient that was left out
-        self._told = 0
+        self._max_jumps = max(20, min(2 * pairs, MAX_RECENT_JUMPS))
 
-    def state(self) -> dict[str, Any]:
-        """Return what was seen so far, for `restore`."""
-        return {
-            "concerns": [[one.round, one.kind, one.message] for one in self.concerns],
-            "jumps": list(self.jumps),
-            "drawn": self.drawn,
-            "first_loss": self.first_loss,
-            "losses": list(self.losses),
-            "skipped": sorted(self.skipped),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on as the watch that left this state; what it told is not told again."""
-        self.concerns = [HealthWarning(*one) for one in state["concerns"]]
-        self._told = len(self.concerns)
-        self.drawn, self.first_loss = state["drawn"], state["first_loss"]
-        self.jumps.extend(state["jumps"])
-        self.losses.extend(state["losses"])
-        self.skipped = set(state["skipped"])
-
-    def before(self) -> list[HealthWarning]:
-        """Look at the settings before the first round."""
+    def before(self) -> list[WarningRow]:
+        """Check the settings before the first round; return the warnings."""
         if not self.config:
             return []
         if self.config["domain"] == "simplex":
-            self._look_at_the_simplex()
+            self._check_simplex()
         elif self.config["start"] == "ones":
-            self._look_at_the_box()
-        return self._take()
+            self._check_box()
+        return list(self.state.warnings)
 
-    def _look_at_the_box(self) -> None:
+    def _check_box(self) -> None:
         step = self.eta * self.config["rho"] * self.clients
         if step >= 2.0:
             self._warn(
@@ -87,7 +60,7 @@ class HealthMonitor:
                 f"lower algorithm.rho below {2 / (self.eta * self.clients):.3g} or optimizer.lr",
             )  # fmt: skip
 
-    def _look_at_the_simplex(self) -> None:
+    def _check_simplex(self) -> None:
         step = self.eta * self.config["rho"]
         if step >= 1.0:
             self._warn(
@@ -106,44 +79,46 @@ class HealthMonitor:
 
     def after(
         self, r: int, loss: float, alignments: NDArray[np.float64], graph: GraphStats
-    ) -> list[HealthWarning]:
-        """Look at round r: mean loss, alignments of the drawn pairs, the graph after it."""
-        self.losses.append(loss)
+    ) -> list[WarningRow]:
+        """Check round r by its mean loss, the alignments of its pairs and the graph after it."""
+        state, known = self.state, len(self.state.warnings)
+        state.losses = [*state.losses, loss][-RECENT_LOSSES:]
         if r == 1:
-            self.first_loss = loss
-        if len(self.losses) == self.losses.maxlen and r % 20 == 0:
-            self._look_for_divergence(r)
+            state.first_loss = loss
+        if len(state.losses) == RECENT_LOSSES and r % RECENT_LOSSES == 0:
+            self._check_divergence(r)
         if self.config:
-            self.drawn += len(alignments)
-            self.jumps.extend(np.abs(self.config["gamma"] * alignments).tolist())
-            # Judged once every pair has been drawn about three times.
-            if len(alignments) and self.drawn >= VISITS * graph.pairs:
-                self._look_at_jumps(r, graph)
+            state.drawn += len(alignments)
+            jumps = np.abs(self.config["gamma"] * alignments).tolist()
+            state.jumps = [*state.jumps, *jumps][-self._max_jumps :]
+            if len(alignments) and state.drawn >= MIN_DRAWS_PER_PAIR * graph.pairs:
+                self._check_saturation(r, graph)
             if r == self.rounds:
-                self._look_at_the_end(r, graph)
-        return self._take()
+                self._check_end(r, graph)
+        return state.warnings[known:]
 
-    def _look_for_divergence(self, r: int) -> None:
-        now = float(np.mean(self.losses))
-        if now > 2.0 * self.first_loss > 0 and not self._seen("diverging"):
+    def _check_divergence(self, r: int) -> None:
+        now = float(np.mean(self.state.losses))
+        first = self.state.first_loss
+        if now > 2.0 * first > 0 and not self._seen("diverging"):
             self._warn(
                 r, "diverging",
                 f"the mean training loss is {now:.3g} after {r} rounds, up from "
-                f"{self.first_loss:.3g} in round 1: models diverge; lower optimizer.lr"
+                f"{first:.3g} in round 1: models diverge; lower optimizer.lr"
                 + (" or algorithm.rho" if self.config else ""),
             )  # fmt: skip
 
-    def _look_at_jumps(self, r: int, graph: GraphStats) -> None:
+    def _check_saturation(self, r: int, graph: GraphStats) -> None:
         if self._seen("saturated"):
             return
-        if graph.share:  # most weights of a row may well be at 0, but one batch must not decide
-            stuck = graph.at_1 >= STUCK * self.clients
+        if graph.share:  # on the simplex, most weights of a row may rightly be 0
+            stuck = graph.at_1 >= SATURATED_SHARE * self.clients
             what = f"{graph.at_1} of {self.clients} clients give all their weight to one other"
         else:
-            stuck = graph.at_0 + graph.at_1 >= STUCK * graph.pairs
+            stuck = graph.at_0 + graph.at_1 >= SATURATED_SHARE * graph.pairs
             what = f"weights are stuck at 0 or 1 ({graph.at_0} and {graph.at_1} of {graph.pairs} pairs)"
-        jump = float(np.median(self.jumps))
-        if stuck and jump >= JUMP:
+        jump = float(np.median(self.state.jumps))
+        if stuck and jump >= LARGE_JUMP:
             self._warn(
                 r, "saturated",
                 f"{what}: half of the recently drawn pairs would have moved by {jump:.2f} or more of "
@@ -151,14 +126,14 @@ class HealthMonitor:
                 f"{self.config['gamma']:g})",
             )  # fmt: skip
 
-    def _look_at_the_end(self, r: int, graph: GraphStats) -> None:
+    def _check_end(self, r: int, graph: GraphStats) -> None:
         if not graph.pairs:
             return
-        visits = self.drawn / graph.pairs
-        if visits < VISITS:
+        draws = self.state.drawn / graph.pairs
+        if draws < MIN_DRAWS_PER_PAIR:
             self._warn(
                 r, "hardly_drawn",
-                f"each pair was drawn {visits:.1f} times in {r} rounds, too few to judge it; raise "
+                f"each pair was drawn {draws:.1f} times in {r} rounds, too few to judge it; raise "
                 f"algorithm.sampling.rate (now {self.config['sampling']['rate']:g}), run.rounds, or "
                 f"use another algorithm.sampling.name than {self.config['sampling']['name']}",
             )  # fmt: skip
@@ -186,11 +161,7 @@ class HealthMonitor:
             )  # fmt: skip
 
     def _seen(self, kind: str) -> bool:
-        return any(concern.kind == kind for concern in self.concerns)
+        return any(warning.kind == kind for warning in self.state.warnings)
 
     def _warn(self, r: int, kind: str, message: str) -> None:
-        self.concerns.append(HealthWarning(r, kind, message))
-
-    def _take(self) -> list[HealthWarning]:
-        taken, self._told = self.concerns[self._told :], len(self.concerns)
-        return taken
+        self.state.warnings.append(WarningRow(round=r, kind=kind, message=message))

@@ -1,6 +1,6 @@
-"""Every rank's side of the log: what a round leaves is kept, and brought to the coordinator in bundles.
+"""Collects the metrics of rounds on every rank, and brings those of several rounds to rank 0 at once.
 
-One gather for `log.flush_every` rounds, so that logging adds no message to a round.
+There is one gather for `log.flush_every` rounds, so logging adds no message to most rounds.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from cobo_dist.tracking.weight_snapshots import gather_weights
 Arrays = dict[str, NDArray[Any]]
 _MOVES = ("first", "second", "weights", "alignments")
 
-PATIENCE = 1.0
-"""Seconds after which ranks hear of each other's signals, if a round does not take longer."""
+SIGNAL_POLL_SECONDS = 1.0
+"""The longest time between two flushes, in which ranks learn of each other's signals; at least one round."""
 
 
 @dataclass(frozen=True)
 class StepDecision:
-    """What all ranks do after a flush: stop for a signal (0: none), seal the checkpoint that all wrote."""
+    """What all ranks do after a flush: stop for a signal (0: none), commit the checkpoint that all wrote."""
 
     signal: int = 0
-    seal: bool = False
+    commit: bool = False
 
 
 class MetricsBuffer:
-    """Collects on every rank; the coordinator has the book."""
+    """The metrics of the rounds since the last flush, on one rank."""
 
     def __init__(
         self,
@@ -52,17 +52,28 @@ class MetricsBuffer:
         first: int = 0,
         profiles: bool = False,
     ) -> None:
-        """Begin after round `first`; at most `flush_every` rounds are kept; with or without `profiles`."""
+        """Start after round `first`.
+
+        Args:
+            exchange: carries the metrics, and counts what training sends.
+            clients: are evaluated and checked.
+            task: names the metrics.
+            algorithm: has the rows of W of this rank.
+            run_logger: writes the logs; None on all ranks but 0.
+            flush_every: the most rounds between two flushes.
+            first: the round after which the run starts.
+            profiles: whether to log where the time of each round went.
+        """
         self.timer, self.profiles = exchange.timer, profiles
         self.flush_every = flush_every
-        self._due = first + 1  # the first rounds show how long they take
+        self._due = first + 1  # the first flush measures how long a round takes
         self.exchange, self.clients, self.task = exchange, clients, task
         self.algorithm, self.run_logger = algorithm, run_logger
-        self._kept: list[tuple[dict[str, Any], Arrays]] = []
+        self._pending: list[tuple[dict[str, Any], Arrays]] = []
         self._seen = exchange.traffic.training()
 
     def round(self, r: int, outcome: RoundResult, seconds: float) -> None:
-        """Keep what round r left."""
+        """Add the results of round r."""
         sent = self.exchange.traffic.training()
         arrays: Arrays = {
             "losses": outcome.losses_c.double().cpu().numpy(),
@@ -73,36 +84,36 @@ class MetricsBuffer:
             parts = [getattr(selection, name) for selection in outcome.selections]
             arrays[name] = np.concatenate(parts) if parts else np.empty(0)
         if self.profiles:
-            taken = self.timer.take()  # logging of the round before among it
-            arrays["profile"] = np.array([taken[kind] for kind in PHASES])
+            seconds_of = self.timer.take()  # with the logging of the round before
+            arrays["profile"] = np.array([seconds_of[kind] for kind in PHASES])
         if self.task.diagnoses:
-            # A copy: X moves on before the bundle leaves.
+            # A copy: the models change before the next flush.
             arrays["models"] = self.clients.x_cd.double().cpu().numpy().copy()
         row = {"round": r, "seconds": seconds, "pairs": outcome.pairs}
-        self._kept.append((row | {"replaced": outcome.weights_replaced}, arrays))
+        self._pending.append((row | {"replaced": outcome.weights_replaced}, arrays))
 
     def is_due(self, r: int) -> bool:
-        """Return whether what is kept goes to the coordinator after round r."""
+        """Return whether all ranks must flush after round r."""
         return r >= self._due
 
     def flush(self, signal: int = 0, written: bool = False) -> StepDecision:
-        """Bring what is kept to the coordinator; end all ranks together if a model diverged.
+        """Gather the pending rounds on rank 0; end all ranks together if a model diverged.
 
         Args:
             signal: one that asked this rank to stop; 0: none.
-            written: this rank has written its part of a checkpoint.
+            written: whether this rank has written its part of a checkpoint.
 
         Returns:
-            What all ranks do now, having heard of each other.
+            What all ranks do now: stop if any has a signal, commit if all have written.
 
         Raises:
             RunFailure: the same on all ranks: a client's loss became NaN or infinite.
         """
-        if not self._kept:
+        if not self._pending:
             return StepDecision()
         bundle = {
             f"{number}.{name}": np.ascontiguousarray(array)
-            for number, (_, arrays) in enumerate(self._kept)
+            for number, (_, arrays) in enumerate(self._pending)
             for name, array in arrays.items()
         }
         bundle["state"] = np.array([signal, written])
@@ -110,43 +121,39 @@ class MetricsBuffer:
         answer: list[Any] = []
         if self.run_logger is not None:
             states = np.array([record.pop("state") for record in records])
-            verdict = self._enter(records)
-            # A signal must not wait long for a flush, however long rounds take.
-            slow = float(np.mean([row["seconds"] for row, _ in self._kept]))
-            rounds = max(1, min(self.flush_every, int(PATIENCE / max(slow, 1e-9))))
-            answer = [verdict, int(states[:, 0].max()), bool(states[:, 1].all()), rounds]
+            failure = self._log(records)
+            seconds = float(np.mean([row["seconds"] for row, _ in self._pending]))
+            rounds = max(1, min(self.flush_every, int(SIGNAL_POLL_SECONDS / max(seconds, 1e-9))))
+            answer = [failure, int(states[:, 0].max()), bool(states[:, 1].all()), rounds]
         record = self.exchange.transport.broadcast(json.dumps(answer).encode())
-        verdict, signal, written, rounds = json.loads(record)
-        self._due = self._kept[-1][0]["round"] + rounds
-        self._kept = []
-        if verdict:
-            raise RunFailure(verdict)
-        return StepDecision(signal, written)
-
-    def _end_together(self, verdict: str) -> None:
-        if verdict := self.exchange.transport.broadcast(verdict.encode()).decode():
-            raise RunFailure(verdict)
+        failure, signal, commit, rounds = json.loads(record)
+        self._due = self._pending[-1][0]["round"] + rounds
+        self._pending = []
+        if failure:
+            raise RunFailure(failure)
+        return StepDecision(signal, commit)
 
     def check_models(self, r: int, last: bool) -> None:
-        """End all ranks together if a client's model, or at the last round its loss, is no number.
+        """Check that all models, and at the last round all losses, are finite.
 
-        A round's losses are those of the models before it, so models need a look before they are kept.
+        The losses of a round are those of the models before it, so models are checked before they are saved.
 
         Raises:
-            RunFailure: the same on all ranks.
+            RunFailure: the same on all ranks: one is not.
         """
-        # Row by row: of all at once, this would take as much room as the models.
+        # Row by row: a mask of all models would take a quarter of their memory.
         finite_c = np.array([bool(row_d.isfinite().all()) for row_d in self.clients.x_cd])
         gathered = self.exchange.gather_rows(finite_c[:, None].astype(np.float32))
-        verdict = ""
+        failure = ""
         if gathered is not None and not gathered.all():
-            verdict = self._diverged("model", int(gathered[:, 0].argmin()), "non-finite", r)
-        if self.run_logger is not None and last and not verdict:
+            failure = self._diverged("model", int(gathered[:, 0].argmin()), "non-finite", r)
+        if self.run_logger is not None and last and not failure:
             losses = [one["loss"] for one in self.run_logger.last_evaluation]
             bad = next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), None)
             if bad is not None:
-                verdict = self._diverged("loss", bad, losses[bad], r)
-        self._end_together(verdict)
+                failure = self._diverged("loss", bad, losses[bad], r)
+        if failure := self.exchange.transport.broadcast(failure.encode()).decode():
+            raise RunFailure(failure)
 
     def _diverged(self, what: str, client: int, value: object, r: int) -> str:
         return (
@@ -154,12 +161,12 @@ class MetricsBuffer:
             f"{self.clients.lr:g}) or, with algorithm.name=cobo, algorithm.rho"
         )
 
-    def _enter(self, ranks: list[Arrays]) -> str:
-        """Join the ranks' bundles into rows; return why the run must end, if it must."""
+    def _log(self, ranks: list[Arrays]) -> str:
+        """Write the rounds of all ranks; return why the run must end, empty if it need not."""
         assert self.run_logger is not None
-        rows, moves, verdict = [], [], ""
+        rows, moves, failure = [], [], ""
         in_client_order = self.exchange.placement.in_client_order
-        for number, (row, _) in enumerate(self._kept):
+        for number, (row, _) in enumerate(self._pending):
             losses_n = in_client_order([rank[f"{number}.losses"] for rank in ranks])
             traffic = np.sum([rank[f"{number}.traffic"] for rank in ranks], axis=0)
             row |= {"messages": int(traffic[0]), "bytes_sent": int(traffic[1:].sum())}
@@ -168,7 +175,7 @@ class MetricsBuffer:
             skips = self.clients.skips_bad
             if skips:
                 row["skipped"] = len(bad)
-                self._tell_of_skipped(row["round"], bad)
+                self._warn_of_skipped(row["round"], bad)
                 losses_n = losses_n[np.isfinite(losses_n)]
             row["loss"] = float(losses_n.mean()) if len(losses_n) else float("nan")
             if self.task.diagnoses:
@@ -184,26 +191,27 @@ class MetricsBuffer:
             )
             for name in ("first", "second"):
                 moves[-1][name] = moves[-1][name].astype(np.int64)
-            if len(bad) and not skips:  # what came after it is nobody's result
-                verdict = self._diverged("loss", int(bad[0]), losses_n[bad[0]], row["round"])
+            if len(bad) and not skips:  # later rounds have no meaning
+                failure = self._diverged("loss", int(bad[0]), losses_n[bad[0]], row["round"])
                 break
         self.run_logger.rounds(rows, moves)
         self.run_logger.flush()
-        return verdict
+        return failure
 
-    def _tell_of_skipped(self, r: int, bad: NDArray[np.int64]) -> None:
+    def _warn_of_skipped(self, r: int, bad: NDArray[np.int64]) -> None:
         assert self.run_logger is not None
-        for client in sorted(set(bad.tolist()) - self.run_logger.health.skipped):
-            self.run_logger.health.skipped.add(client)
+        reported = self.run_logger.health.state.skipped
+        for client in sorted(set(bad.tolist()) - set(reported)):
+            reported.append(client)
             self.run_logger.warn(
                 r, "skipped",
                 f"the loss or gradient of client {client} is not finite in round {r}: its gradient "
-                "counts as 0 (run.on_nan=skip_client); this is said once for a client, and rows "
+                "counts as 0 (run.on_nan=skip_client); reported once for a client, and rows "
                 "count it as `skipped`",
             )  # fmt: skip
 
     def evaluate(self, r: int, splits: tuple[str, ...], *, whole: bool) -> None:
-        """Evaluate every client, on all its data or on a part of it, and enter the results."""
+        """Evaluate every client, on all its data or on a part of it, and log the results."""
         names = (*self.task.metrics, "examples")
         for split in splits:
             mine = self.clients.evaluate(split, whole)
@@ -216,7 +224,7 @@ class MetricsBuffer:
                 self.run_logger.flush()
 
     def weights(self, r: int) -> None:
-        """Gather W for the log."""
+        """Log a snapshot of W."""
         whole, _ = gather_weights(self.exchange, self.algorithm.weights)
         if self.run_logger is not None and whole is not None:
             self.run_logger.weights(r, whole)

@@ -1,11 +1,10 @@
-"""Progress for people: a bar on a terminal, a plain line every so often in a log file."""
+"""Progress output of rank 0: a bar on a terminal, a plain line every few seconds in a log file."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console
@@ -14,42 +13,36 @@ from rich.table import Table
 
 from cobo_dist.formatting import human_bytes
 from cobo_dist.run_config import LogConfig
+from cobo_dist.storage.schema import ProgressState
 
 
-@dataclass
-class Now:
-    """What there is to show."""
+def describe(now: ProgressState) -> str:
+    """Return the present state in one line.
 
-    round: int = 0
-    loss: float = float("nan")
-    metric: str = ""  # for example "accuracy 0.893"
-    pairs: float = 0.0  # a round
-    bytes: float = 0.0  # a round, all ranks
-
-    def words(self) -> str:
-        """Return the figures in one line."""
-        parts = [f"loss {self.loss:.4g}"]
-        if self.metric:
-            parts.append(self.metric)
-        parts.append(f"pairs {self.pairs:.1f}")
-        parts.append(f"{human_bytes(self.bytes)}/round")
-        return "  ".join(parts)
+    >>> describe(ProgressState(round=3, loss=0.25, pairs=2, bytes=1500))
+    'loss 0.25  pairs 2.0  1.5 kB/round'
+    """
+    parts = [f"loss {now.loss:.4g}"]
+    if now.metric:
+        parts.append(now.metric)
+    parts += [f"pairs {now.pairs:.1f}", f"{human_bytes(now.bytes)}/round"]
+    return "  ".join(parts)
 
 
-class Display(Protocol):
-    """Shows progress on rank 0."""
+class ProgressDisplay(Protocol):
+    """Shows progress."""
 
-    def update(self, now: Now) -> None:
+    def update(self, now: ProgressState) -> None:
         """Show the present state."""
 
-    def say(self, line: str) -> None:
-        """Print a line without tearing the display."""
+    def print(self, line: str) -> None:
+        """Print a line above the display."""
 
     def close(self) -> None:
         """End the display."""
 
 
-class Bar:
+class ProgressBar:
     """A rich progress bar."""
 
     def __init__(self, rounds: int, console: Console) -> None:
@@ -64,11 +57,11 @@ class Bar:
         self.task = self.progress.add_task("", total=rounds, words="")
         self.progress.start()
 
-    def update(self, now: Now) -> None:
+    def update(self, now: ProgressState) -> None:
         """Move the bar."""
-        self.progress.update(self.task, completed=now.round, words=now.words())
+        self.progress.update(self.task, completed=now.round, words=describe(now))
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print above the bar."""
         self.progress.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
@@ -77,58 +70,51 @@ class Bar:
         self.progress.stop()
 
 
-class PlainProgress:
-    """Plain lines, at most one every `interval` seconds, with the time left."""
+class NullProgress:
+    """Prints lines, but shows no progress."""
 
-    def __init__(self, rounds: int, interval: float, first: int = 0) -> None:
-        """Begin after round `first`, where a resumed run goes on."""
-        self.rounds, self.interval, self.first = rounds, interval, first
-        self.started = self.last = time.monotonic()
+    def update(self, now: ProgressState) -> None:
+        """Show nothing."""
 
-    def update(self, now: Now) -> None:
-        """Print a line if it is time, and at the end."""
-        now_seconds = time.monotonic()
-        if now.round < self.rounds and now_seconds - self.last < self.interval:
-            return
-        self.last = now_seconds
-        done = max(1, now.round - self.first)
-        left = (now_seconds - self.started) / done * (self.rounds - now.round)
-        self.say(f"round {now.round}/{self.rounds}  {now.words()}  {left:.0f} s left")
-
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print the line at once: a log file is read while it grows."""
         print(line, flush=True)
 
     def close(self) -> None:
-        """Have nothing to end."""
+        """Do nothing."""
 
 
-class NullProgress:
-    """Nothing but what is said."""
+class PlainProgress(NullProgress):
+    """Prints a progress line at most every `interval` seconds, with the time left."""
 
-    def update(self, now: Now) -> None:
-        """Show nothing."""
+    def __init__(self, rounds: int, interval: float, first: int = 0) -> None:
+        """Start after round `first`, which is not 0 in a resumed run."""
+        self.rounds, self.interval, self.first = rounds, interval, first
+        self.started = self.last = time.monotonic()
 
-    def say(self, line: str) -> None:
-        """Print the line."""
-        print(line, flush=True)
+    def update(self, now: ProgressState) -> None:
+        """Print a line if it is time, and at the end."""
+        seconds = time.monotonic()
+        if now.round < self.rounds and seconds - self.last < self.interval:
+            return
+        self.last = seconds
+        done = max(1, now.round - self.first)
+        left = (seconds - self.started) / done * (self.rounds - now.round)
+        self.print(f"round {now.round}/{self.rounds}  {describe(now)}  {left:.0f} s left")
 
-    def close(self) -> None:
-        """Have nothing to end."""
 
-
-def open_display(config: LogConfig, rounds: int, first: int = 0) -> Display:
-    """Return the display that fits where standard output goes, of a run that begins after `first`."""
+def open_display(config: LogConfig, rounds: int, first: int = 0) -> ProgressDisplay:
+    """Return the display for where standard output goes; the run starts after round `first`."""
     kind = config.progress
     if kind == "auto":
         kind = "bar" if sys.stdout.isatty() else "plain"
     if kind == "bar":
-        return Bar(rounds, Console())
+        return ProgressBar(rounds, Console())
     return PlainProgress(rounds, config.interval, first) if kind == "plain" else NullProgress()
 
 
 def final_table(rows: Sequence[tuple[str, ...]], headers: tuple[str, ...]) -> None:
-    """Print the small table at the end of a run."""
+    """Print the table at the end of a run."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for header in headers:
         table.add_column(header, justify="left" if header == headers[0] else "right")

@@ -1,9 +1,8 @@
-"""The coordinator's book: metrics.jsonl, W.npz, TensorBoard, and the eye on the run's health."""
+"""The logs of rank 0: metrics.jsonl, W.npz, TensorBoard, progress, and the health checks on them."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,14 +17,28 @@ from cobo_dist.comm.traffic_counter import PURPOSES, TRAINING
 from cobo_dist.formatting import human_bytes
 from cobo_dist.maths.graph import cluster_match, link_threshold, means_by_truth
 from cobo_dist.maths.weights import Weights
-from cobo_dist.storage.disk import writing
+from cobo_dist.storage.disk import disk_guard
 from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.storage.schema import (
+    FORMAT,
+    METRICS_FILE,
+    TENSORBOARD_DIR,
+    EvalRow,
+    FileDigest,
+    LoggerState,
+    PlacementRow,
+    ProfileRow,
+    ProgressState,
+    RoundRow,
+    Row,
+    StartRow,
+    TrafficRow,
+    WarningRow,
+)
 from cobo_dist.tracking.graph_stats import GraphStats
-from cobo_dist.tracking.health_checks import HealthMonitor, HealthWarning
-from cobo_dist.tracking.progress import Display, Now
+from cobo_dist.tracking.health_checks import HealthMonitor
+from cobo_dist.tracking.progress import ProgressDisplay
 from cobo_dist.tracking.weight_snapshots import WeightSnapshots
-
-METRICS = "metrics.jsonl"
 
 
 def digest_of(path: Path, size: int) -> hashlib._Hash:
@@ -39,223 +52,217 @@ def digest_of(path: Path, size: int) -> hashlib._Hash:
 
 
 class RunLogger:
-    """Everything that only rank 0 writes while the run goes on."""
+    """Writes the logs of a run, on rank 0."""
 
     def __init__(
         self,
         folder: RunDir,
-        display: Display,
+        display: ProgressDisplay,
         health: HealthMonitor,
         clusters: Sequence[int] | None,
         metrics: Sequence[str],
         share: float = 0.0,
         names: Sequence[str] = (),
     ) -> None:
-        """Open the files; `share` is one client's equal share where rows of W sum to 1.
+        """Open the files.
 
-        `names` are the clients', where they have any.
+        Args:
+            folder: the run folder.
+            display: shows progress.
+            health: checks every round.
+            clusters: true cluster of each client, if known.
+            metrics: what an evaluation gives, the metric that judges last.
+            share: one client's equal share where rows of W sum to 1, else 0.
+            names: of the clients, if they have any.
         """
         self.folder, self.display, self.health = folder, display, health
         self.clusters, self.metrics, self.share = clusters, tuple(metrics), share
         self.graph: GraphStats | None = None
         self.snapshots = WeightSnapshots(folder, clusters, names)
-        self.now = Now()
+        self.progress = ProgressState()
         self.bytes = dict.fromkeys(PURPOSES, 0)  # of the whole run, all ranks
         self.last_evaluation: list[dict[str, float]] = []
-        self.seconds_before = 0.0  # of training, before this run was resumed
-        self._path = folder.path / METRICS
+        self.seconds_before = 0.0  # of training, before the run was resumed
+        self._path = folder.path / METRICS_FILE
         self._file = self._path.open("ab")
         self._written, self._digest = 0, hashlib.sha256()
         self._unflushed = 0  # bytes of rows that may not be in the file yet
         self._board: Any = None
 
     def open_board(self, first: int) -> None:
-        """Write TensorBoard's files too; what earlier ones say of rounds after `first` goes."""
+        """Write TensorBoard files too; earlier entries of rounds after `first` are removed."""
         from torch.utils.tensorboard import SummaryWriter
 
         purge = first + 1 if first else None
-        self._board = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=purge)
+        self._board = SummaryWriter(str(self.folder.path / TENSORBOARD_DIR), purge_step=purge)
 
-    # -- to be resumed ----------------------------------------------------------------------------
+    # -- checkpoints ------------------------------------------------------------------------------
 
-    def state(self, seconds: float) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        """Return what a later run needs to go on with this book, after `seconds` of training.
+    def state(self, seconds: float) -> tuple[LoggerState, dict[str, NDArray[Any]]]:
+        """Return what `restore` needs, after `seconds` of training.
 
-        metrics.jsonl itself stays where it is: its length so far and SHA-256 say what belongs to it.
+        metrics.jsonl is not copied: its size and SHA-256 say which rows belong to the checkpoint.
         """
         self.flush()
-        with writing(self._path, self._unflushed):
+        with disk_guard(self._path, self._unflushed):
             os.fsync(self._file.fileno())
         assert self.graph is not None, "weights come before checkpoints"
-        content = {
-            "metrics": {"size": self._written, "sha256": self._digest.hexdigest()},
-            "bytes": self.bytes,
-            "seconds": self.seconds_before + seconds,
-            "last_evaluation": self.last_evaluation,
-            "now": self.now.__dict__,
-            "watch": self.health.state(),
-        }
-        return content, self.snapshots.state(self.graph.weights)
+        state = LoggerState(
+            metrics=FileDigest(size=self._written, sha256=self._digest.hexdigest()),
+            bytes=self.bytes,
+            seconds=self.seconds_before + seconds,
+            last_evaluation=self.last_evaluation,
+            progress=self.progress,
+            health=self.health.state,
+        )
+        return state, self.snapshots.state(self.graph.weights)
 
-    def restore(self, content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on as the book that left this state; metrics.jsonl holds its rows and no more."""
-        self._written = content["metrics"]["size"]
-        self._digest = digest_of(self.folder.path / METRICS, self._written)
-        self.bytes |= content["bytes"]
-        self.seconds_before = content["seconds"]
-        self.last_evaluation = content["last_evaluation"]
-        self.now = Now(**content["now"])
-        self.health.restore(content["watch"])
+    def restore(
+        self, state: LoggerState, arrays: Mapping[str, NDArray[Any]], version: int = FORMAT
+    ) -> None:
+        """Continue from a checkpoint of that format; metrics.jsonl holds its rows and no more."""
+        self._written = state.metrics.size
+        self._digest = digest_of(self._path, self._written)
+        self.bytes |= state.bytes
+        self.seconds_before = state.seconds
+        self.last_evaluation = state.last_evaluation
+        self.progress = state.progress
+        self.health.state = state.health
         self.graph = GraphStats(self.snapshots.restore(arrays), self.share)
+        if version != FORMAT:
+            self._write(StartRow(format=FORMAT))
 
     # -- rows -------------------------------------------------------------------------------------
 
+    def start(self, notice: str) -> None:
+        """Write the first row, the algorithm's notice to the user, and warnings about the settings."""
+        self._write(StartRow(format=FORMAT))
+        if notice:
+            self.warn(0, "notice", notice)
+        self._warn(self.health.before())
+
     def rounds(self, rows: Sequence[dict[str, Any]], moves: Sequence[Mapping[str, Any]]) -> None:
-        """Enter finished rounds in order, each with the weights it moved."""
+        """Write finished rounds in order, each with the weights it changed."""
         assert self.graph is not None, "weights come before rounds"
         for row, move in zip(rows, moves, strict=True):
             alignments = move["alignments"]
             if len(move["first"]):
                 self.graph.move(move["first"], move["second"], move["weights"])
             row["alignment"] = float(alignments.mean()) if len(alignments) else None
-            # Between snapshots nothing is known of a W that was replaced as a whole.
+            # A round that replaced all of W did not report single changes.
             figures = self.graph.figures()
             row |= dict.fromkeys(figures) if move["replaced"] else figures
-            self._write({"event": "round", **row})
+            self._write(RoundRow(**row))
             for purpose in TRAINING:
                 self.bytes[purpose] += row[f"bytes_{purpose}"]
-            self._concern(self.health.after(row["round"], row["loss"], alignments, self.graph))
-        self.now.round = rows[-1]["round"]
-        self.now.loss = rows[-1]["loss"]
-        self.now.pairs = float(np.mean([row["pairs"] for row in rows]))
-        self.now.bytes = float(np.mean([row["bytes_sent"] for row in rows]))
-        self.display.update(self.now)
+            self._warn(self.health.after(row["round"], row["loss"], alignments, self.graph))
+        self.progress.round = rows[-1]["round"]
+        self.progress.loss = rows[-1]["loss"]
+        self.progress.pairs = float(np.mean([row["pairs"] for row in rows]))
+        self.progress.bytes = float(np.mean([row["bytes_sent"] for row in rows]))
+        self.display.update(self.progress)
 
     def evaluation(
         self, r: int, split: str, results: Sequence[dict[str, float]], whole: bool
     ) -> None:
-        """Enter one evaluation: a row for each client and one for their mean.
+        """Write one evaluation: a row for each client, and one for their mean.
 
-        A row says which model was evaluated, on how many examples, and whether those are all.
+        `whole`: it was on all of the split.
         """
         mean = {name: float(np.mean([one[name] for one in results])) for name in self.metrics}
-        about = {"split": split, "model": "personal", "whole": whole}
-        for client, one in enumerate(results):
-            one = one | {"examples": int(one["examples"])}
-            self._write({"event": "eval", "round": r, "client": client, **about, **one})
-        mean["examples"] = sum(int(one["examples"]) for one in results)
-        self._write({"event": "eval", "round": r, "client": None, **about, **mean})
+        clients = [one | {"examples": int(one["examples"])} for one in results]
+        total = mean | {"examples": sum(one["examples"] for one in clients)}
+        for client, one in [*enumerate(clients), (None, total)]:
+            row = {"round": r, "client": client, "split": split, "model": "personal"}
+            self._write(EvalRow.model_validate(row | {"whole": whole} | one))
         if split == "test":
             self.last_evaluation = list(results)
             name = self.metrics[-1]
-            self.now.metric = f"test {name} {mean[name]:.4g}"
-        for name, value in mean.items():
+            self.progress.metric = f"test {name} {mean[name]:.4g}"
+        for name, value in total.items():
             self._scalar(f"{split}/{name}", value, r)
 
     def weights(self, r: int, weights: Weights) -> None:
-        """Enter a snapshot of W, all n rows, into W.npz too."""
+        """Write a snapshot of W, all n rows, into W.npz."""
         if self.graph is None:
             self.graph = GraphStats(weights, self.share)
         else:
             self.graph.reset(weights)
         self.snapshots.add(r, weights)
 
-    def _concern(self, concerns: Sequence[HealthWarning]) -> None:
-        for concern in concerns:
-            self._write(
-                {
-                    "event": "warning",
-                    "round": concern.round,
-                    "kind": concern.kind,
-                    "message": concern.message,
-                }
-            )
-            self.display.say(f"warning (round {concern.round}): {concern.message}")
-
     def profile(self, r: int, seconds: Mapping[str, Sequence[float]]) -> None:
-        """Enter where round r's time went: seconds by kind, on each rank."""
+        """Write where the time of round r went: seconds by kind, on each rank."""
         rounded = {kind: [round(one, 6) for one in ranks] for kind, ranks in seconds.items()}
-        self._write({"event": "profile", "round": r, "seconds": rounded})
+        self._write(ProfileRow(round=r, seconds=rounded))
 
-    def moved(self, r: int, row: Mapping[str, Any], moved: int) -> None:
-        """Enter that clients changed rank after round r, in parcels of `moved` bytes in all."""
-        self._write({"event": "placement", "round": r, **row})
-        self.bytes["moving"] += moved
-        self.display.say(
-            f"round {r}: {row['clients']} clients moved to other ranks ({human_bytes(moved)}): mixing "
-            f"sends {row['models_after']} models a round, down from {row['models_before']}"
+    def placement(self, row: PlacementRow) -> None:
+        """Write that clients moved to other ranks."""
+        self._write(row)
+        self.bytes["moving"] += row.bytes
+        self.display.print(
+            f"round {row.round}: {row.clients} clients moved to other ranks "
+            f"({human_bytes(row.bytes)}): mixing sends {row.models_after} models a round, down from "
+            f"{row.models_before}"
         )
 
     def warn(self, r: int, kind: str, message: str) -> None:
-        """Enter what went wrong with something that the run can do without."""
-        self._concern([HealthWarning(r, kind, message)])
+        """Write and print one warning."""
+        self._warn([WarningRow(round=r, kind=kind, message=message)])
 
-    def notice(self, message: str) -> None:
-        """Enter what the algorithm wants its user to know."""
-        if message:
-            self._concern([HealthWarning(0, "notice", message)])
+    def _warn(self, warnings: Sequence[WarningRow]) -> None:
+        for row in warnings:
+            self._write(row)
+            self.display.print(f"warning (round {row.round}): {row.message}")
 
-    def begin(self) -> None:
-        """Look at the settings before the first round."""
-        self._concern(self.health.before())
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        # JSON has no NaN: null stands for a figure that does not exist.
-        clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in row.items()
-        }
-        line = (json.dumps(clean) + "\n").encode()
+    def _write(self, row: Row) -> None:
+        line = (row.to_json() + "\n").encode()
         self._unflushed += len(line)
-        with writing(self._path, self._unflushed):
+        with disk_guard(self._path, self._unflushed):
             self._file.write(line)
         self._written += len(line)
         self._digest.update(line)
-        if row["event"] == "round":
-            for key, value in clean.items():
-                if isinstance(value, (int, float)) and key != "round":
-                    self._scalar(f"round/{key}", value, row["round"])
+        if isinstance(row, RoundRow):
+            for key, value in row:
+                if key != "round":
+                    self._scalar(f"round/{key}", value, row.round)
 
-    def _scalar(self, name: str, value: float, r: int) -> None:
-        if self._board is not None:
+    def _scalar(self, name: str, value: object, r: int) -> None:
+        if self._board is not None and isinstance(value, (int, float)) and math.isfinite(value):
             self._board.add_scalar(name, value, r)
 
     def traffic(self, peaks: Sequence[int]) -> None:
-        """Enter what the whole run sent, by purpose, and the most bytes that each rank held.
-
-        Only here does what logging sent count.
-        """
+        """Write what the whole run sent, by purpose, and the most bytes that each rank held."""
         sent = {f"bytes_{name}": count for name, count in self.bytes.items()}
-        self._write({"event": "ledger", **sent, "peak_bytes": list(peaks)})
+        self._write(TrafficRow.model_validate(sent | {"peak_bytes": list(peaks)}))
         self.flush()
 
     def flush(self) -> None:
-        """Put all rows where a reader sees them.
+        """Hand all rows to the file system, where a reader sees them.
 
         Raises:
             RunFailure: the disk is full.
         """
-        with writing(self._path, self._unflushed):
+        with disk_guard(self._path, self._unflushed):
             self._file.flush()
         self._unflushed = 0
 
     # -- the end ----------------------------------------------------------------------------------
 
     def match(self) -> float | None:
-        """Return how well the last W agrees with the true clusters, where they are known."""
+        """Return the share of pairs that the last W links rightly; None if the truth is unknown."""
         if self.clusters is None or self.graph is None:
             return None
         return cluster_match(self.graph.weights, self.clusters, link_threshold(self.share))
 
     def weights_by_truth(self) -> tuple[float, float] | None:
-        """Return the last mean weight within and across the true clusters."""
+        """Return the last mean weights within and across the true clusters; None if unknown."""
         if self.clusters is None or self.graph is None:
             return None
         return means_by_truth(self.graph.weights, self.clusters)
 
     def close(self) -> None:
         """Close all files."""
-        with suppress(OSError):  # of rows that a full disk did not take: that was said by now
+        with suppress(OSError):  # a full disk, which was reported when the row was written
             self._file.close()
         if self._board is not None:
             self._board.close()

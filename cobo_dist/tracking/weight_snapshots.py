@@ -1,15 +1,16 @@
-"""The snapshots of W that a run keeps, in W.npz, and rows of W as checkpoints keep them.
+"""The snapshots of W in W.npz, and the rows of W in checkpoints.
 
-Up to `WRITTEN_OUT` clients weights are written out: `rounds` [k], `weights` [k, n, n], all of them again
-with each snapshot; in a checkpoint a row has n numbers. Beyond that W is kept as `maths.weights` has it: a
-snapshot adds to W.npz what is listed then, and a row in a checkpoint names its most common weight and the
-others.
+W of up to `MAX_DENSE_CLIENTS` clients is stored as a matrix, and W.npz is written anew with each snapshot.
+W of more clients is stored as the lists of `maths.weights`, and a snapshot is appended to W.npz.
+`storage.array_schema` describes both layouts.
 
-Shapes: n clients, k snapshots, m entries.
+Shapes: n clients.
 """
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,87 +23,96 @@ from torch import Tensor
 
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.maths.weights import Weights, join
+from cobo_dist.storage.array_schema import (
+    MAX_DENSE_CLIENTS,
+    ROW_DENSE,
+    ROW_LISTED,
+    WEIGHT_LISTS,
+    check_arrays,
+)
 from cobo_dist.storage.checkpoint_format import Damaged
+from cobo_dist.storage.reading import SchemaError
 from cobo_dist.storage.run_dir import RunDir
-
-WRITTEN_OUT = 512
-"""The most clients whose W is written out: a snapshot of so many is 1 MiB."""
+from cobo_dist.storage.schema import WEIGHTS_FILE
 
 Arrays = dict[str, NDArray[Any]]
-_LISTS = ("groups", "level", "apart", "counts", "columns", "values")
 
 
 class WeightSnapshots:
-    """W.npz of a run folder."""
+    """Writes W.npz of a run folder."""
 
     def __init__(
         self, folder: RunDir, clusters: Sequence[int] | None, names: Sequence[str]
     ) -> None:
-        """Begin without any; `clusters` and `names` are the clients', where they are known."""
-        self.folder, self.clusters, self.names = folder, clusters, tuple(names)
+        """Start without snapshots; `clusters` and `names` are those of the clients, where known."""
+        self.folder = folder
+        self._of_clients: Arrays = {}
+        if clusters is not None:
+            self._of_clients["clusters"] = np.asarray(clusters, dtype=np.int64)
+        if names:
+            self._of_clients["names"] = np.asarray(names, dtype=np.str_)
         self._dense: dict[int, NDArray[np.float32]] = {}
 
     def add(self, r: int, weights: Weights) -> None:
-        """Keep W after round r, and put it where a reader finds it."""
-        if weights.shape[1] <= WRITTEN_OUT:
+        """Store W after round r in W.npz.
+
+        Raises:
+            RunFailure: the file system refused.
+        """
+        if weights.shape[1] <= MAX_DENSE_CLIENTS:
             self._dense[r] = weights.dense().astype(np.float32)
-            self._write()
+            self._write_dense()
         else:
             lists = _lists(weights) | {"values": weights.arrays()["values"].astype(np.float32)}
-            self.folder.append_weights(r, lists, self.clusters, self.names)
+            self._append(r, {f"{r}.{name}": array for name, array in lists.items()})
 
-    def _write(self) -> None:
-        kept = self._dense
-        self.folder.write_weights(list(kept), list(kept.values()), self.clusters, self.names)
+    def _write_dense(self) -> None:
+        arrays = self._dense_arrays() | self._of_clients
+        nbytes = arrays["weights"].nbytes
+        with self.folder.replacing(WEIGHTS_FILE, nbytes) as draft, draft.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # keys are arrays' names
+
+    def _dense_arrays(self) -> Arrays:
+        rounds = np.asarray(list(self._dense), dtype=np.int64)
+        return {"rounds": rounds, "weights": np.stack(list(self._dense.values()))}
+
+    def _append(self, r: int, arrays: Arrays) -> None:
+        target = self.folder.path / WEIGHTS_FILE
+        before = target.stat().st_size if r and target.exists() else 0
+        if not before:
+            arrays |= self._of_clients
+        nbytes = before + sum(one.nbytes for one in arrays.values())
+        with self.folder.replacing(WEIGHTS_FILE, nbytes) as draft:
+            # Into a copy, so that an interruption leaves the file as it was.
+            if before:
+                shutil.copyfile(target, draft)
+            with zipfile.ZipFile(draft, "a" if before else "w", zipfile.ZIP_DEFLATED) as file:
+                for name, array in arrays.items():
+                    with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
 
     def state(self, weights: Weights) -> Arrays:
-        """Return what a checkpoint keeps: all snapshots, and W as the coordinator has it now."""
-        if weights.shape[1] <= WRITTEN_OUT:
-            return {
-                "rounds": np.asarray(list(self._dense), dtype=np.int64),
-                "weights": np.stack(list(self._dense.values())),
-                "graph": weights.dense(),
-            }
-        file = np.frombuffer(self.folder.read_weights(), dtype=np.uint8)
+        """Return what a checkpoint stores: all snapshots, and W as rank 0 has it now."""
+        if weights.shape[1] <= MAX_DENSE_CLIENTS:
+            return self._dense_arrays() | {"graph": weights.dense()}
+        file = np.fromfile(self.folder.path / WEIGHTS_FILE, dtype=np.uint8)
         return {"file": file} | {f"graph.{name}": one for name, one in _lists(weights).items()}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> Weights:
-        """Go on with a checkpoint's snapshots, and return the W beside them."""
+        """Take over the snapshots of a checkpoint; return the W stored beside them."""
         if "file" in arrays:
-            self.folder.replace_weights(arrays["file"].tobytes())
-            return _from_lists({name: arrays[f"graph.{name}"] for name in _LISTS})
+            with self.folder.replacing(WEIGHTS_FILE, arrays["file"].nbytes) as draft:
+                draft.write_bytes(arrays["file"].tobytes())
+            return _from_lists({one.name: arrays[f"graph.{one.name}"] for one in WEIGHT_LISTS})
         graph = arrays["graph"]
-        if len(graph) <= WRITTEN_OUT:
-            self._dense = dict(zip(arrays["rounds"].tolist(), arrays["weights"], strict=True))
-            self._write()
-        else:  # of a program that wrote all W out
-            for r, weights in zip(arrays["rounds"].tolist(), arrays["weights"], strict=True):
+        snapshots = dict(zip(arrays["rounds"].tolist(), arrays["weights"], strict=True))
+        if len(graph) <= MAX_DENSE_CLIENTS:
+            self._dense = snapshots
+            self._write_dense()
+        else:  # an earlier version stored matrices of any size
+            for r, weights in snapshots.items():
                 self.add(r, Weights.of_rows(range(len(graph)), weights))
         return Weights.of_rows(range(len(graph)), graph)
-
-
-def is_state(arrays: Mapping[str, NDArray[Any]], n: int) -> bool:
-    """Return whether arrays are what `Snapshots.state` leaves of n clients."""
-    if "file" not in arrays:
-        k = len(arrays.get("rounds", ()))
-        shapes = {"rounds": (k,), "weights": (k, n, n), "graph": (n, n)}
-        return {name: array.shape for name, array in arrays.items()} == shapes
-    lists = {name: arrays.get(f"graph.{name}") for name in _LISTS}
-    if len(arrays) != 1 + len(_LISTS) or any(one is None for one in lists.values()):
-        return False
-    counts, columns = arrays["graph.counts"], arrays["graph.columns"]
-    m = int(counts.sum())
-    shapes = {
-        "groups": (n,),
-        "level": (1,),
-        "apart": (n,),
-        "counts": (n,),
-        "columns": (m,),
-        "values": (m,),
-    }
-    return all(
-        one is not None and one.shape == shapes[name] for name, one in lists.items()
-    ) and bool(((columns >= 0) & (columns < n)).all())
 
 
 def _lists(weights: Weights) -> Arrays:
@@ -112,14 +122,14 @@ def _lists(weights: Weights) -> Arrays:
 
 def _from_lists(lists: Arrays) -> Weights:
     ids = np.arange(len(lists["groups"]))
-    none = Weights(ids, lists["groups"], float(lists["level"][0]), lists["values"].dtype.type)
-    return none.with_arrays(ids, lists)
+    empty = Weights(ids, lists["groups"], float(lists["level"][0]), lists["values"].dtype.type)
+    return empty.with_arrays(ids, lists)
 
 
 def gather_weights(
     exchange: Exchange, weights: Weights, purpose: str = "logging"
 ) -> tuple[Weights | None, int]:
-    """Bring all rows of W to the coordinator; return them there, and the bytes that all others sent."""
+    """Gather all rows of W on rank 0; return them there, and the bytes that the other ranks sent."""
     records = exchange.gather(save(weights.arrays()), purpose)
     if not records:
         return None, 0
@@ -134,12 +144,12 @@ def gather_weights(
 
 
 def row_tensors(weights: Weights, row: int) -> dict[str, Tensor]:
-    """Return one client's row of W by name, to be saved."""
+    """Return one client's row of W as the tensors of its file in a checkpoint."""
     row_n = weights.rows(np.array([row]))[0]
-    if len(row_n) <= WRITTEN_OUT:
+    if len(row_n) <= MAX_DENSE_CLIENTS:
         return {"weights": torch.from_numpy(row_n)}
-    level, none = weights.dtype.type(weights.level), weights.dtype.type(0)
-    rest = max(level, none, key=lambda value: np.count_nonzero(row_n == value))
+    level, zero = weights.dtype.type(weights.level), weights.dtype.type(0)
+    rest = max(level, zero, key=lambda value: np.count_nonzero(row_n == value))
     others = np.flatnonzero(row_n != rest)
     return {
         "weights.rest": torch.from_numpy(np.full(1, rest, dtype=row_n.dtype)),
@@ -148,25 +158,28 @@ def row_tensors(weights: Weights, row: int) -> dict[str, Tensor]:
     }
 
 
-def take_row(held: dict[str, Tensor], weights: Weights, path: Path) -> Tensor:
-    """Take what `row_tensors` saved out of a client's file, and return the row written out, [n].
+def take_row(held: dict[str, Tensor], weights: Weights, path: Path) -> NDArray[Any]:
+    """Remove what `row_tensors` saved from a client's tensors, and return the row as a vector, [n].
 
     Raises:
         Damaged: it is missing, or no row of such weights.
     """
-    n, dtype = weights.shape[1], torch.from_numpy(np.empty(0, dtype=weights.dtype)).dtype
+    n, dtype = weights.shape[1], weights.dtype
     names = [name for name in held if name == "weights" or name.startswith("weights.")]
-    parts = {name: held.pop(name) for name in names}
-    if set(parts) == {"weights"}:
-        row_n = parts["weights"]
-        if row_n.shape == (n,) and row_n.dtype == dtype:
-            return row_n
-    elif set(parts) == {"weights.rest", "weights.columns", "weights.values"}:
-        rest, columns, values = (parts[f"weights.{one}"] for one in ("rest", "columns", "values"))
-        fits = rest.shape == (1,) and columns.dim() == 1 and columns.shape == values.shape
-        fits = fits and columns.dtype == torch.int64 and rest.dtype == values.dtype == dtype
-        if fits and bool(((columns >= 0) & (columns < n)).all()):
-            row_n = torch.full((n,), rest.item(), dtype=dtype)
-            row_n[columns] = values
-            return row_n
-    raise Damaged(f"{path}: weights are no row of {n} numbers of type {dtype}")
+    parts: Arrays = {name: held.pop(name).numpy() for name in names}
+    dense = set(parts) == {"weights"}
+    try:
+        check_arrays(ROW_DENSE if dense else ROW_LISTED, parts, n=n)
+        values = parts["weights"] if dense else parts["weights.values"]
+        if values.dtype != dtype:
+            raise SchemaError(f"`weights` has type {values.dtype}, not {dtype}")
+        if dense:
+            return values
+        columns = parts["weights.columns"]
+        if len(columns) and not 0 <= columns.min() <= columns.max() < n:
+            raise SchemaError(f"`weights.columns` has other numbers than those of {n} clients")
+        row_n = np.full(n, parts["weights.rest"][0], dtype=dtype)
+        row_n[columns] = values
+        return row_n
+    except SchemaError as error:
+        raise Damaged(f"{path}: no row of {n} numbers of type {dtype}: {error}") from None

@@ -21,11 +21,13 @@ from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
+from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.maths.graph import link_threshold
 from cobo_dist.phase_timer import PhaseTimer
-from cobo_dist.storage.checkpoint_format import Manifest
-from cobo_dist.storage.run_dir import RunDir, describe_environment
+from cobo_dist.storage.environment import describe_environment
+from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.storage.schema import Manifest
 from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.health_checks import HealthMonitor
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
@@ -65,7 +67,10 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
     with Signals() as signals:
         try:
             problem = prepared.agree(session)
-            found = resume.find(config, session, problem.placement, problem.data)
+            found = resume.find(
+                config.run, folder, partial(resume_differences, config),
+                session, problem.placement, problem.data,
+            )  # fmt: skip
             if isinstance(found, resume.Done):
                 if launch.rank == 0:
                     print(
@@ -128,7 +133,8 @@ def open_trainer(
     learner.clients.use_engine(engine)
     settled = {"engine": engine, "dir": str(folder.path), "resume": "never"}
     config_yaml = config.model_copy(update={"run": run.model_copy(update=settled)}).to_yaml()
-    environment = {**describe_environment(), "engine": engine, "engine_choice": why}
+    environment = describe_environment()
+    environment.engine, environment.engine_choice = engine, why
     if found is not None:
         startup.restore(found, learner, session)  # before anything in the run folder is changed
     startup.claim(folder, session, found)
@@ -147,9 +153,12 @@ def open_trainer(
         threshold = link_threshold(equal_share(config.algorithm, problem.task.clients))
         migrator = ClientMigrator(comm, run.rounds, threshold, learner, run_logger)
         about = Manifest(
-            0, problem.task.clients, session.transport.world_size, problem.data,
-            environment["versions"], {},
-        )  # fmt: skip
+            round=0,
+            clients=problem.task.clients,
+            ranks=session.transport.world_size,
+            data=problem.data,
+            versions=environment.versions,
+        )
         checkpoint_writer = CheckpointWriter(
             folder.checkpoints, run, config_yaml, about,
             learner.clients, learner.exchange, learner.algorithm, run_logger,

@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.placement_search import Ids, Move, models_sent, propose
 from cobo_dist.comm.session import CommConfig
 from cobo_dist.maths.weights import Weights
+from cobo_dist.storage.schema import PlacementRow, PlacementSummary
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.weight_snapshots import gather_weights
 from cobo_dist.training.learner import Learner
@@ -122,9 +122,9 @@ class ClientMigrator:
         records = self.exchange.gather(sent.to_bytes(8, "little"))
         if self.run_logger is not None and move is not None:
             moved = sum(int.from_bytes(one, "little") for one in records)
-            self.run_logger.moved(r, self._row(move, moved, time.monotonic() - began), moved)
+            self.run_logger.placement(self._row(r, move, moved, time.monotonic() - began))
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> PlacementSummary | None:
         """Return what moving cost in the whole run and what it saves, on the coordinator.
 
         None elsewhere, and where clients do not move. All ranks call this at the end.
@@ -139,12 +139,12 @@ class ClientMigrator:
             models_sent(weights, one, sums, deterministic=self.exchange.deterministic)
             for one in (Placement.contiguous(now.clients, now.ranks), now)
         )
-        return {
-            "bytes_moving": self.run_logger.bytes["moving"],
-            "models_static": static,
-            "models": here,
-            "owners": list(now.owners),
-        }
+        return PlacementSummary(
+            bytes_moving=self.run_logger.bytes["moving"],
+            models_static=static,
+            models=here,
+            owners=list(now.owners),
+        )
 
     def _gather(self) -> Weights | None:
         """Bring all rows of W to the coordinator."""
@@ -153,16 +153,17 @@ class ClientMigrator:
             self.run_logger.bytes["moving"] += sent
         return whole
 
-    def _row(self, move: Move, moved: int, seconds: float) -> Mapping[str, Any]:
-        return {
-            "clients": len(move.clients),
-            "bytes": moved,
-            "seconds": seconds,
-            "models_before": move.before,
-            "models_after": move.after,
-            "mixing_before": move.before * self.model_bytes,
-            "mixing_after": move.after * self.model_bytes,
-        }
+    def _row(self, r: int, move: Move, moved: int, seconds: float) -> PlacementRow:
+        return PlacementRow(
+            round=r,
+            clients=len(move.clients),
+            bytes=moved,
+            seconds=seconds,
+            models_before=move.before,
+            models_after=move.after,
+            mixing_before=move.before * self.model_bytes,
+            mixing_after=move.after * self.model_bytes,
+        )
 
     # -- the move ---------------------------------------------------------------------------------
 

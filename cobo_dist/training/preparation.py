@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -14,8 +15,10 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
+from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import ConfigError
 from cobo_dist.run_config import RunConfig
+from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.training.shutdown import one_line
@@ -61,7 +64,7 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
         placement = Placement.contiguous(task.clients, launch.world_size)
         refuse_unfit(config.algorithm, config.run, task)
         if launch.rank == 0 and with_folder:
-            resume.refuse_unusable(config, launch)
+            refuse_unusable_folder(config, launch)
         data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
         fingerprint = hashlib.sha256((config.to_yaml() + data).encode()).hexdigest()
         return Prepared(Problem(task, placement, data), fingerprint)
@@ -69,6 +72,16 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
         return Prepared(refusal=str(error))
     except Exception as error:  # of any kind: the other ranks wait for this one in `agree`
         return Prepared(refusal=one_line(error))
+
+
+def refuse_unusable_folder(config: Config, launch: Launch) -> None:
+    """Check that the run folder can be used, on rank 0.
+
+    Raises:
+        ConfigError: it holds another run, or a checkpoint to resume from is missing or of another run.
+    """
+    folder = RunDir(config.run_dir)
+    resume.refuse_unusable(config.run, folder, partial(resume_differences, config), launch)
 
 
 def refuse_unfit(algorithm: AlgorithmConfig, run: RunConfig, task: Task) -> None:

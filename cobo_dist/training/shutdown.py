@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +19,9 @@ from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.comm.transports.base import LostContact
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError, RunFailure
 from cobo_dist.formatting import human_bytes
-from cobo_dist.storage.disk import writing
+from cobo_dist.storage.disk import disk_guard
 from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.storage.schema import FORMAT, SUMMARY_FILE, ClientResult, Summary
 from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
@@ -56,27 +56,28 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
     seconds = trainer.seconds + run_logger.seconds_before
     results = run_logger.last_evaluation
     final = {name: float(np.mean([one[name] for one in results])) for name in learner.task.metrics}
-    summary: dict[str, Any] = {
-        "task": learner.task.name,
-        "algorithm": algorithm,
-        "seed": trainer.schedule.seed,
-        "rounds": trainer.schedule.rounds,
-        "clients": len(results),
-        "ranks": len(peaks),
-        "seconds": round(seconds, 3),
-        "bytes_sent": sum(run_logger.bytes[purpose] for purpose in (*TRAINING, "moving")),
-        "final": {name: _finite(value) for name, value in final.items()},
-        "per_client": [
-            {"client": client, **{name: _finite(value) for name, value in one.items()}}
+    summary = Summary(
+        format=FORMAT,
+        task=learner.task.name,
+        algorithm=algorithm,
+        seed=trainer.schedule.seed,
+        rounds=trainer.schedule.rounds,
+        clients=len(results),
+        ranks=len(peaks),
+        seconds=round(seconds, 3),
+        bytes_sent=sum(run_logger.bytes[purpose] for purpose in (*TRAINING, "moving")),
+        final=dict(final),
+        per_client=[
+            ClientResult.model_validate({"client": client, **one})
             for client, one in enumerate(results)
         ],
-        "cluster_match": run_logger.match(),
-    }
+        cluster_match=run_logger.match(),
+    )
     if placement is not None:
-        summary["placement"] = placement
+        summary.placement = placement
     run_logger.traffic(peaks)
-    folder.write_json("summary.json", summary)
-    folder.status(EXIT_DONE, "done")
+    folder.write_record(SUMMARY_FILE, summary)
+    folder.write_status(EXIT_DONE, "done")
     run_logger.display.close()
     with suppress(BrokenPipeError):  # the reader of a pipe may have left; the run is complete
         final_table(
@@ -90,31 +91,26 @@ def _save_models(learner: Learner, folder: RunDir) -> None:
     for row, client in enumerate(learner.clients.ids):
         path = folder.model_path(client)
         state = learner.clients.state_dict(row)
-        with writing(path, sum(one.nbytes for one in state.values())):
+        with disk_guard(path, sum(one.nbytes for one in state.values())):
             # Rank 0 made the run folder on its own host: without a shared disk it is missing here.
             path.parent.mkdir(exist_ok=True, parents=True)
             learner.task.save(state, path)
 
 
-def _finite(value: float) -> float | None:
-    """Return the value, or None where JSON has no number for it."""
-    return value if math.isfinite(value) else None
-
-
 def _table(
     run_logger: RunLogger,
-    summary: Mapping[str, Any],
+    summary: Summary,
     final: Mapping[str, float],
     peaks: Sequence[int],
 ) -> list[tuple[str, str]]:
     """Return the rows (name, value) of the table at the end."""
     rows = [(name, f"{value:.4g}") for name, value in final.items()]
     rows += [
-        ("rounds", f"{summary['rounds']} in {summary['seconds']:.1f} s"),
-        ("sent", f"{human_bytes(summary['bytes_sent'])} by {len(peaks)} rank(s)"),
+        ("rounds", f"{summary.rounds} in {summary.seconds:.1f} s"),
+        ("sent", f"{human_bytes(summary.bytes_sent)} by {len(peaks)} rank(s)"),
         ("memory", f"{human_bytes(max(peaks))} on a rank at most"),
     ]
-    match, means = summary["cluster_match"], run_logger.weights_by_truth()
+    match, means = summary.cluster_match, run_logger.weights_by_truth()
     if match is not None and means is not None and not any(map(math.isnan, means)):
         rows.append(("link accuracy", f"{100 * match:.1f}% of client pairs"))
         rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
@@ -146,8 +142,8 @@ def stop(trainer: Trainer, session: Session, folder: RunDir, signal: int) -> int
             "goes on"
         )
         run_logger.flush()
-        folder.status(EXIT_STOPPED, "stopped", line)
-        run_logger.display.say(line)
+        folder.write_status(EXIT_STOPPED, "stopped", line)
+        run_logger.display.print(line)
     # Launchers end all ranks when one leaves, so no rank leaves before status.json is written. A rank
     # that is lost by now has written its part of the checkpoint.
     with suppress(LostContact):
@@ -209,7 +205,7 @@ def one_line(error: BaseException) -> str:
 def _write_status(folder: RunDir, line: str) -> None:
     with suppress(RunFailure):  # a full disk may be what ended the run
         if folder.claimed:
-            folder.status(EXIT_FAILED, "failed", line)
+            folder.write_status(EXIT_FAILED, "failed", line)
 
 
 def _clear_frames(error: BaseException | None) -> None:
@@ -225,7 +221,7 @@ def _cause_by_reports(folder: RunDir, line: str, rank: int, peers: Set[int], r: 
     A rank that failed by itself reports its reason, and one that lost contact reports that. A rank without
     a report was killed, or hangs.
     """
-    hosts = [str(host).split()[0] for host in folder.read_json("env.json").get("ranks", [])]
+    hosts = [host.split()[0] for host in folder.environment().ranks]
     is_short = rank == 0 or 0 in peers or len(hosts) == 2
     until = time.monotonic() + (SHORT_REPORT_WAIT_SECONDS if is_short else LONG_REPORT_WAIT_SECONDS)
     lost_contact: set[int] = set()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -16,6 +14,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage.checkpoint_format import Damaged
 from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.storage.schema import CONFIG_FILE, ENVIRONMENT_FILE, Environment, Resumed
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
 
@@ -82,7 +81,7 @@ def write_head(
     folder: RunDir,
     session: Session,
     config_yaml: str,
-    environment: Mapping[str, Any],
+    environment: Environment,
     found: Resumption | None,
 ) -> None:
     """Write config.yaml and env.json, on rank 0; all ranks call this."""
@@ -90,24 +89,21 @@ def write_head(
     ranks = [record.decode() for record in session.transport.gather(me.encode())]
     if session.transport.rank:
         return
-    head = {
-        **environment,
-        "launcher": session.launch.launcher,
-        "job": session.launch.job,
-        "backend": session.backend,
-        "ranks": ranks,
-        "threads_per_rank": torch.get_num_threads(),
-    }
+    environment.launcher = session.launch.launcher
+    environment.job = session.launch.job
+    environment.backend = session.backend
+    environment.ranks = ranks
+    environment.threads_per_rank = torch.get_num_threads()
     if found is not None:
-        now = {
-            "round": found.round,
-            "from": str(found.folder),
-            "ranks_before": found.manifest.ranks,
-            "warnings": list(found.warnings),
-        }
-        head["resumed"] = [*folder.read_json("env.json").get("resumed", []), now]
-    folder.write_text("config.yaml", config_yaml)
-    folder.write_json("env.json", head)
+        now = Resumed(
+            round=found.round,
+            checkpoint=str(found.folder),
+            ranks_before=found.manifest.ranks,
+            warnings=list(found.warnings),
+        )
+        environment.resumed = [*folder.environment().resumed, now]
+    folder.write_text(CONFIG_FILE, config_yaml)
+    folder.write_record(ENVIRONMENT_FILE, environment)
 
 
 def announce(
@@ -115,29 +111,29 @@ def announce(
     learner: Learner,
     session: Session,
     algorithm: str,
-    environment: Mapping[str, Any],
+    environment: Environment,
     found: Resumption | None,
 ) -> None:
     """Print what runs, and what a resumed run goes on from."""
-    say = run_logger.display.say
+    show = run_logger.display.print
     if found is None:
-        run_logger.notice(learner.algorithm.user_notice)
+        run_logger.start(learner.algorithm.user_notice)
     else:
         for warning in found.warnings:
-            say(f"warning: {warning}")
-        before, now = found.manifest.versions, environment["versions"]
+            show(f"warning: {warning}")
+        before, now = found.manifest.versions, environment.versions
         other = [f"{k} {v} -> {now.get(k)}" for k, v in before.items() if now.get(k) != v]
         if other:
-            say(
+            show(
                 f"warning: other versions than before ({', '.join(other)}): the last digits of "
                 "the numbers may differ from a run that was never stopped"
             )
-        say(f"goes on after round {found.round}, from {found.folder}")
-    say(
+        show(f"goes on after round {found.round}, from {found.folder}")
+    show(
         f"{algorithm} on {learner.task.name}: {learner.task.clients} clients on "
         f"{session.transport.world_size} rank(s), {session.device}, "
-        f"{_model_size(learner.clients)}, engine {environment['engine']} "
-        f"({environment['engine_choice']})"
+        f"{_model_size(learner.clients)}, engine {environment.engine} "
+        f"({environment.engine_choice})"
     )
 
 

@@ -71,8 +71,6 @@ class Trainer:
     def _log_start(self) -> None:
         """Log W^0 and evaluate x^0."""
         self.metrics.weights(0)
-        if self.metrics.run_logger is not None:
-            self.metrics.run_logger.begin()
         self.metrics.evaluate(0, self.schedule.eval_splits, whole=not self.evaluates_part)
 
     def _after_round(self, r: int, caught: int) -> int:
@@ -87,7 +85,7 @@ class Trainer:
         if not (evaluates or logs_weights or saves or migrates or self.metrics.is_due(r)):
             return 0
         decision = self.metrics.flush(caught, self.checkpoint_writer.is_written())
-        if decision.seal:
+        if decision.commit:
             self.checkpoint_writer.wait()
         if evaluates:
             self.metrics.evaluate(r, run.eval_splits, whole=last or not self.evaluates_part)

@@ -243,7 +243,7 @@ def test_moving_changes_no_number(pool: RankPool, problem: Path, tmp_path: Path,
             assert move["bytes"] == move["clients"] * payload
             assert move["mixing_before"] == move["models_before"] * D * 4
             assert move["mixing_after"] == move["models_after"] * D * 4 < move["mixing_before"]
-        (traffic,) = rows(folder, "ledger")
+        (traffic,) = rows(folder, "traffic")
         assert traffic["bytes_moving"] == sum(one.get("moving", 0) for one in sent)
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["bytes_sent"] == sum(traffic[f"bytes_{p}"] for p in (*TRAINING, "moving"))
@@ -325,7 +325,7 @@ def test_a_run_goes_on_after_a_move(pool: RankPool, problem: Path, tmp_path: Pat
     after = rows(tmp_path / "cut", "placement")
     assert after[: len(before)] == before
     assert len(after) > len(before), "it starts with runs of clients, and they move again"
-    (traffic,) = rows(tmp_path / "cut", "ledger")
+    (traffic,) = rows(tmp_path / "cut", "traffic")
     assert traffic["bytes_moving"] > sum(row["bytes"] for row in after), "and W for each look"
 
 

@@ -17,13 +17,15 @@ import yaml
 from pool import RankPool
 from problems import QUIET, models, rows, train
 
-from cobo_dist.checkpoint import resume
 from cobo_dist.cli.train import main
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.transports.base import LostContact
 from cobo_dist.config import load_config
+from cobo_dist.config.differences import resume_differences
 from cobo_dist.storage import checkpoint_format as checkpoint
+from cobo_dist.storage import schema
 from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.storage.schema import FileDigest
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 from cobo_dist.training.signals import Signals
 
@@ -69,7 +71,7 @@ def log(folder: Path) -> list[dict[str, Any]]:
     return [
         {k: v for k, v in row.items() if k != "seconds" and not k.startswith(("bytes", "messages"))}
         for row in found
-        if row["event"] != "ledger"
+        if row["event"] != "traffic"
     ]
 
 
@@ -133,8 +135,8 @@ def go_on(folder: Path, *more: str) -> int:
     return main([*arguments, *more])
 
 
-FILES = ("client_00003.safetensors", "shared.safetensors", "config.yaml", "book.json",
-         "book.safetensors", "manifest.json")  # fmt: skip
+FILES = ("client_00003.safetensors", "shared.safetensors", "config.yaml", "logger.json",
+         "logger.safetensors", "manifest.json")  # fmt: skip
 
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "removed"])
@@ -211,16 +213,13 @@ def test_another_config_is_refused_with_the_key(
 def test_a_key_that_the_earlier_version_did_not_have_has_its_default() -> None:
     now = load_config(None, DIGITS)
     old = yaml.safe_load(now.to_yaml())
-    assert resume._changed(resume._completed(old), now.flat()) == []
+    assert resume_differences(now, old) == []
     del old["task"]["order"], old["algorithm"]["midpoint_data"]
-    assert resume._changed(resume._completed(old), now.flat()) == []
+    assert resume_differences(now, old) == []
     other = load_config(None, [*DIGITS, "task.order=shuffled"])
-    assert resume._changed(resume._completed(old), other.flat()) == [
-        "task.order clusters -> shuffled"
-    ]
+    assert resume_differences(other, old) == ["task.order clusters -> shuffled"]
     old["task"]["gone"], old["run"]["lost"] = 3, 4
-    changed = resume._changed(resume._completed(old), now.flat())
-    assert changed == ["run.lost 4 -> unset", "task.gone 3 -> unset"]
+    assert resume_differences(now, old) == ["run.lost 4 -> unset", "task.gone 3 -> unset"]
 
 
 def test_a_finished_run_is_left_alone(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,12 +278,12 @@ def test_a_manifest_with_other_types_is_none_even_if_it_is_sealed(
     copy: Path, key: str, value: object
 ) -> None:
     folder = copy / "checkpoints" / "round-000000024"
-    path = folder / checkpoint.MANIFEST
+    path = folder / schema.MANIFEST_FILE
     assert checkpoint.read_manifest(folder).clients == 8
     content = json.loads(path.read_text()) | {key: value}
-    del content["seal"]
-    seal = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    path.write_text(json.dumps(content | {"seal": seal}, indent=1) + "\n")
+    del content["sha256"]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    path.write_text(json.dumps(content | {"sha256": digest}, indent=1) + "\n")
     with pytest.raises(checkpoint.Damaged, match="is not as it was written"):
         checkpoint.read_manifest(folder)
 
@@ -336,7 +335,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run(
     """The file system says no from round 12 on: the run goes on with a warning, or ends, as asked."""
     real = checkpoint.write
 
-    def full(path: Path, content: bytes) -> tuple[int, str]:
+    def full(path: Path, content: bytes) -> FileDigest:
         if "round-000000006" not in str(path) and path.name.startswith("client_00001"):
             raise OSError(28, "No space left on device")
         return real(path, content)

@@ -87,7 +87,7 @@ def test_all_files_and_nothing_else(folder: Path) -> None:
     expected = ["W.npz", "config.yaml", "env.json", "metrics.jsonl", "status.json", "summary.json"]
     clients = [f"client_{client:05d}.safetensors" for client in range(CLIENTS)]
     expected += [f"models/{name}" for name in clients]
-    kept = ["manifest.json", "config.yaml", "book.json", "book.safetensors", *clients]
+    kept = ["manifest.json", "config.yaml", "logger.json", "logger.safetensors", *clients]
     expected += [f"checkpoints/round-{ROUNDS:09d}/{name}" for name in kept]
     assert files == sorted(expected)
 
@@ -256,8 +256,9 @@ def test_clients_have_models_of_their_own(folder: Path) -> None:
 
 def test_summary(folder: Path) -> None:
     summary = read(folder, "summary.json")
+    assert summary["format"] == 2
     assert list(summary) == [
-        "task", "algorithm", "seed", "rounds", "clients", "ranks", "seconds", "bytes_sent",
+        "format", "task", "algorithm", "seed", "rounds", "clients", "ranks", "seconds", "bytes_sent",
         "final", "per_client", "cluster_match",
     ]  # fmt: skip
     assert (summary["task"], summary["algorithm"], summary["seed"]) == ("digits", "cobo", 5)
@@ -275,7 +276,7 @@ def test_summary(folder: Path) -> None:
 
 
 def test_the_last_row_has_what_was_sent_and_held(folder: Path) -> None:
-    (traffic,) = rows(folder, "ledger")
+    (traffic,) = rows(folder, "traffic")
     sent = [row["bytes_sent"] for row in rows(folder, "round")]
     training = ("bytes_pairs", "bytes_gradients", "bytes_mixing")
     assert sum(traffic[name] for name in training) == sum(sent)
@@ -434,7 +435,7 @@ def test_a_full_disk_is_one_line_with_path_and_bytes(
     from cobo_dist.storage import run_dir as folder
     from cobo_dist.tracking import run_logger as run_logger
 
-    real = folder.writing
+    real = folder.disk_guard
 
     @contextmanager
     def full(path: Path, needed: int) -> Iterator[None]:
@@ -444,7 +445,10 @@ def test_a_full_disk_is_one_line_with_path_and_bytes(
             yield
 
     arguments = [*QUIET, *DIGITS, "run.rounds=2", f"run.dir={tmp_path / 'out'}"]
-    with mock.patch.object(folder, "writing", full), mock.patch.object(run_logger, "writing", full):
+    with (
+        mock.patch.object(folder, "disk_guard", full),
+        mock.patch.object(run_logger, "disk_guard", full),
+    ):
         assert main(arguments) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1

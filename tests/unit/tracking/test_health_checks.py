@@ -1,4 +1,4 @@
-"""The eye on W: figures kept from round to round, and a warning for each way in which a run fails."""
+"""Statistics of W from round to round, and a warning for each way in which a run fails."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
 from cobo_dist.maths.graph import cluster_match, components, link_threshold, means_by_truth
 from cobo_dist.maths.weights import Weights
+from cobo_dist.storage.schema import WarningRow
 from cobo_dist.tracking.graph_stats import GraphStats
-from cobo_dist.tracking.health_checks import HealthMonitor, HealthWarning
+from cobo_dist.tracking.health_checks import HealthMonitor
 
 COBO: dict[str, Any] = load_config(None, []).algorithm.model_dump()
 
-# -- GraphLog ------------------------------------------------------------------------------------------
+# -- GraphStats ---------------------------------------------------------------------------------------
 
 weight = st.sampled_from([0.0, 1.0, 0.5, np.nextafter(0.5, 0)]) | st.floats(0, 1, width=32)
 
@@ -177,11 +178,11 @@ def test_agreement_with_clusters_on_a_simplex() -> None:
     assert share < link_threshold(share) < 1.01 * share, "an equal share is no link"
 
 
-# -- Watch ---------------------------------------------------------------------------------------------
+# -- HealthMonitor -----------------------------------------------------------------------------------------
 
 
 def play(
-    watch: HealthMonitor,
+    monitor: HealthMonitor,
     rounds: int,
     weights: np.ndarray,
     *,
@@ -189,17 +190,17 @@ def play(
     pairs: int = 6,
     losses: list[float] | None = None,
     share: float = 0.0,
-) -> list[HealthWarning]:
-    """Let the watch see `rounds` rounds with one W and `pairs` drawn pairs of one alignment each."""
-    graph, seen = GraphStats(held(weights), share), watch.before()
+) -> list[WarningRow]:
+    """Let the monitor see `rounds` rounds with one W and `pairs` drawn pairs of one alignment each."""
+    graph, seen = GraphStats(held(weights), share), monitor.before()
     for r in range(1, rounds + 1):
         loss = losses[r - 1] if losses else 1.0
-        seen += watch.after(r, loss, np.full(pairs, alignment), graph)
+        seen += monitor.after(r, loss, np.full(pairs, alignment), graph)
     return seen
 
 
-def kinds(concerns: list[HealthWarning]) -> list[tuple[str, int]]:
-    return [(concern.kind, concern.round) for concern in concerns]
+def kinds(warnings: list[WarningRow]) -> list[tuple[str, int]]:
+    return [(warning.kind, warning.round) for warning in warnings]
 
 
 BLOCKS = np.kron(np.eye(2), np.ones((2, 2)))
@@ -218,10 +219,10 @@ def test_nothing_is_said_of_a_w_that_does_not_move() -> None:
 @pytest.mark.parametrize("alignment", [60.0, -60.0])
 def test_gamma_too_large(alignment: float) -> None:
     """Gamma 0.01 times an alignment of 60: each drawn weight moves by 0.6, and all lie at an end."""
-    concerns = play(HealthMonitor(COBO, 4, 1000, 0.1), 1000, BLOCKS, alignment=alignment)
-    assert kinds(concerns) == [("saturated", 3)], "once, when each of 6 pairs was drawn three times"
+    warnings = play(HealthMonitor(COBO, 4, 1000, 0.1), 1000, BLOCKS, alignment=alignment)
+    assert kinds(warnings) == [("saturated", 3)], "once, when each of 6 pairs was drawn three times"
     for words in ("4 and 2 of 6", "0.60", "algorithm.gamma (now 0.01)"):
-        assert words in concerns[0].message
+        assert words in warnings[0].message
 
 
 @pytest.mark.parametrize(
@@ -231,31 +232,31 @@ def test_gamma_too_large(alignment: float) -> None:
 )
 def test_gamma_that_is_not_too_large(alignment: float, weights: np.ndarray) -> None:
     """All at 1 as at the start, or jumps below 0.3 of the range, are no saturation."""
-    concerns = play(HealthMonitor(COBO, 4, 1000, 0.1), 999, weights, alignment=alignment)
-    assert "saturated" not in dict(kinds(concerns))
+    warnings = play(HealthMonitor(COBO, 4, 1000, 0.1), 999, weights, alignment=alignment)
+    assert "saturated" not in dict(kinds(warnings))
 
 
 def test_gamma_too_large_shows_late_as_well() -> None:
     """Sound for 100 rounds, then jumping: the recent drawings count, not the mean of all."""
-    watch, graph = HealthMonitor(COBO, 4, 1000, 0.1), GraphStats(held(BLOCKS))
+    monitor, graph = HealthMonitor(COBO, 4, 1000, 0.1), GraphStats(held(BLOCKS))
     for r in range(1, 101):
-        assert watch.after(r, 1.0, np.full(6, 1.0), graph) == []
-    found = [watch.after(r, 1.0, np.full(6, 60.0), graph) for r in range(101, 111)]
-    assert [one.kind for concerns in found for one in concerns] == ["saturated"]
+        assert monitor.after(r, 1.0, np.full(6, 1.0), graph) == []
+    found = [monitor.after(r, 1.0, np.full(6, 60.0), graph) for r in range(101, 111)]
+    assert [one.kind for warnings in found for one in warnings] == ["saturated"]
 
 
 def test_fully_connected() -> None:
-    concerns = play(HealthMonitor(COBO, 4, 100, 0.1), 100, np.full((4, 4), 0.5))
-    assert kinds(concerns) == [("fully_connected", 100)]
+    warnings = play(HealthMonitor(COBO, 4, 100, 0.1), 100, np.full((4, 4), 0.5))
+    assert kinds(warnings) == [("fully_connected", 100)]
     for words in ("all 6 pairs", "algorithm.gamma (now 0.01)", "algorithm.rho (now 0.2)"):
-        assert words in concerns[0].message
+        assert words in warnings[0].message
 
 
 def test_empty() -> None:
-    concerns = play(HealthMonitor(COBO, 4, 100, 0.1), 100, np.full((4, 4), 0.4))
-    assert kinds(concerns) == [("empty", 100)]
+    warnings = play(HealthMonitor(COBO, 4, 100, 0.1), 100, np.full((4, 4), 0.4))
+    assert kinds(warnings) == [("empty", 100)]
     for words in ("no pair is linked", "algorithm.rho (now 0.2)", "algorithm.gamma (now 0.01)"):
-        assert words in concerns[0].message
+        assert words in warnings[0].message
 
 
 SIMPLEX = COBO | {"domain": "simplex"}
@@ -279,10 +280,10 @@ def test_a_simplex_is_judged_by_its_own_measure(
     weights: np.ndarray, alignment: float, kind: str | None
 ) -> None:
     """Half of W at 0 is no worry where rows sum to 1; all of a row on one client by one batch is."""
-    concerns = play(
+    warnings = play(
         HealthMonitor(SIMPLEX, 4, 50, 0.1), 50, weights, alignment=alignment, share=1 / 3
     )
-    assert [concern.kind for concern in concerns] == ([kind] if kind else [])
+    assert [warning.kind for warning in warnings] == ([kind] if kind else [])
     words = {
         "saturated": (
             "4 of 4 clients give all their weight to one other",
@@ -292,23 +293,23 @@ def test_a_simplex_is_judged_by_its_own_measure(
         "uniform": ("the same weight 0.333", "raise algorithm.gamma (now 0.01)"),
         "empty": ("every client trained alone",),
     }
-    assert all(word in concerns[0].message for word in words.get(kind or "", ()))
+    assert all(word in warnings[0].message for word in words.get(kind or "", ()))
 
 
 @pytest.mark.parametrize(("rho", "warned"), [(9.9, False), (10.0, True)])
 def test_the_step_of_the_penalty_on_a_simplex(rho: float, warned: bool) -> None:
     """Two clients with each other's whole weight: their difference is multiplied by 1 - 2 eta rho."""
-    concerns = HealthMonitor(SIMPLEX | {"rho": rho}, 8, 100, 0.1).before()
-    assert kinds(concerns) == ([("penalty_step", 0)] if warned else [])
+    warnings = HealthMonitor(SIMPLEX | {"rho": rho}, 8, 100, 0.1).before()
+    assert kinds(warnings) == ([("penalty_step", 0)] if warned else [])
     if warned:
-        assert "lower algorithm.rho below 10 or optimizer.lr" in concerns[0].message
+        assert "lower algorithm.rho below 10 or optimizer.lr" in warnings[0].message
 
 
 def test_two_clients_on_a_simplex_have_no_choice() -> None:
     pair = 1.0 - np.eye(2)
-    concerns = play(HealthMonitor(SIMPLEX, 2, 50, 0.1), 50, pair, pairs=1, share=1.0)
-    assert kinds(concerns) == [("no_choice", 0)]
-    assert "algorithm.own_weight=included" in concerns[0].message
+    warnings = play(HealthMonitor(SIMPLEX, 2, 50, 0.1), 50, pair, pairs=1, share=1.0)
+    assert kinds(warnings) == [("no_choice", 0)]
+    assert "algorithm.own_weight=included" in warnings[0].message
     leaning = np.array([[0.3, 0.7], [0.5, 0.5]])
     included = HealthMonitor(SIMPLEX | {"own_weight": "included"}, 2, 50, 0.1)
     assert play(included, 50, leaning, pairs=1, share=0.5) == []
@@ -317,22 +318,22 @@ def test_two_clients_on_a_simplex_have_no_choice() -> None:
 @pytest.mark.parametrize(("pairs", "warned"), [(0, True), (5, True), (6, False)])
 def test_hardly_drawn(pairs: int, warned: bool) -> None:
     """6 pairs in 3 rounds: 18 drawings are 3.0 visits a pair, 15 are 2.5."""
-    concerns = play(HealthMonitor(COBO, 4, 3, 0.1), 3, BLOCKS, pairs=pairs)
-    assert kinds(concerns) == ([("hardly_drawn", 3)] if warned else [])
+    warnings = play(HealthMonitor(COBO, 4, 3, 0.1), 3, BLOCKS, pairs=pairs)
+    assert kinds(warnings) == ([("hardly_drawn", 3)] if warned else [])
     if warned:
         visits = pairs * 3 / 6
-        assert f"drawn {visits:.1f} times in 3 rounds" in concerns[0].message
-        assert "algorithm.sampling.rate (now 1)" in concerns[0].message
+        assert f"drawn {visits:.1f} times in 3 rounds" in warnings[0].message
+        assert "algorithm.sampling.rate (now 1)" in warnings[0].message
 
 
 @pytest.mark.parametrize(("rho", "warned"), [(2.49, False), (2.5, True), (10.0, True)])
 def test_the_step_of_the_penalty(rho: float, warned: bool) -> None:
     """At W = 1, a difference of models is multiplied by 1 - eta rho n: 0.1 * 2.5 * 8 = 2."""
-    concerns = HealthMonitor(COBO | {"rho": rho}, 8, 100, 0.1).before()
-    assert kinds(concerns) == ([("penalty_step", 0)] if warned else [])
+    warnings = HealthMonitor(COBO | {"rho": rho}, 8, 100, 0.1).before()
+    assert kinds(warnings) == ([("penalty_step", 0)] if warned else [])
     if warned:
-        assert f"{0.1 * rho * 8:.2f}" in concerns[0].message
-        assert "algorithm.rho below 2.5" in concerns[0].message
+        assert f"{0.1 * rho * 8:.2f}" in warnings[0].message
+        assert "algorithm.rho below 2.5" in warnings[0].message
 
 
 def test_the_step_of_the_penalty_from_zeros_is_let_be() -> None:
@@ -343,11 +344,11 @@ def test_the_step_of_the_penalty_from_zeros_is_let_be() -> None:
 def test_diverging_is_said_once(config: dict[str, Any]) -> None:
     """The mean of 20 losses that grow by a tenth a round: 2.86 times the first after 20 rounds."""
     losses = [1.1**r for r in range(60)]
-    concerns = play(HealthMonitor(config, 4, 1000, 0.1), 60, BLOCKS, losses=losses)
-    assert kinds(concerns) == [("diverging", 20)]
-    assert "2.86" in concerns[0].message
-    assert "optimizer.lr" in concerns[0].message
-    assert ("algorithm.rho" in concerns[0].message) == bool(config)
+    warnings = play(HealthMonitor(config, 4, 1000, 0.1), 60, BLOCKS, losses=losses)
+    assert kinds(warnings) == [("diverging", 20)]
+    assert "2.86" in warnings[0].message
+    assert "optimizer.lr" in warnings[0].message
+    assert ("algorithm.rho" in warnings[0].message) == bool(config)
 
 
 def test_one_bad_batch_is_no_divergence() -> None:

@@ -11,17 +11,17 @@ from rich.console import Console
 
 from cobo_dist.cli.train import main
 from cobo_dist.run_config import LogConfig
+from cobo_dist.storage.schema import ProgressState
 from cobo_dist.tracking import progress
 from cobo_dist.tracking.progress import (
-    Bar,
-    Now,
     NullProgress,
     PlainProgress,
+    ProgressBar,
     human_bytes,
     open_display,
 )
 
-NOW = Now(round=40, loss=0.1234, metric="test accuracy 0.901", pairs=3.5, bytes=1.5e6)
+NOW = ProgressState(round=40, loss=0.1234, metric="test accuracy 0.901", pairs=3.5, bytes=1.5e6)
 
 
 def test_plain_lines_come_every_so_often_and_at_the_end(
@@ -32,9 +32,9 @@ def test_plain_lines_come_every_so_often_and_at_the_end(
     lines = PlainProgress(rounds=100, interval=10.0)
     for second in range(1, 31):
         timer[0] = 100.0 + second
-        lines.update(Now(round=second))
+        lines.update(ProgressState(round=second))
     timer[0] = 131.0
-    lines.update(Now(round=100, loss=0.5))
+    lines.update(ProgressState(round=100, loss=0.5))
     printed = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in printed] == [
         "round 10/100",
@@ -48,9 +48,9 @@ def test_plain_lines_come_every_so_often_and_at_the_end(
 
 def test_the_bar_shows_all_figures_and_prints_above_itself() -> None:
     screen = io.StringIO()
-    bar = Bar(100, Console(file=screen, force_terminal=True, width=120))
+    bar = ProgressBar(100, Console(file=screen, force_terminal=True, width=120))
     bar.update(NOW)
-    bar.say("warning: look here")
+    bar.print("warning: look here")
     bar.progress.refresh()
     bar.close()
     shown = screen.getvalue()
@@ -65,7 +65,7 @@ def test_the_display_fits_where_output_goes(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(open_display(LogConfig(progress="none"), 10), NullProgress)
     bar = open_display(LogConfig(progress="bar"), 10)
     bar.close()
-    assert isinstance(bar, Bar)
+    assert isinstance(bar, ProgressBar)
 
 
 def test_bytes_for_people() -> None:

@@ -19,12 +19,14 @@ from safetensors.numpy import load, save
 from cobo_dist.cli.report import main
 from cobo_dist.comm.session import Session
 from cobo_dist.maths.weights import Weights
-from cobo_dist.reports.large import CELLS, Unfit, read_listed
+from cobo_dist.reports.large import CELLS, read_listed
 from cobo_dist.reports.series import link_strengths
+from cobo_dist.storage.array_schema import check_logger_arrays
 from cobo_dist.storage.checkpoint_format import Damaged
+from cobo_dist.storage.reading import SchemaError
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tracking import weight_snapshots as snapshots
-from cobo_dist.tracking.weight_snapshots import WeightSnapshots, is_state, row_tensors, take_row
+from cobo_dist.tracking.weight_snapshots import WeightSnapshots, row_tensors, take_row
 
 N = 600
 CLUSTERS = np.arange(N) % 30
@@ -54,7 +56,7 @@ def kept(folder: Path, moves: tuple[int, ...]) -> tuple[WeightSnapshots, list[np
 def test_a_report_reads_the_means_of_cells(tmp_path: Path) -> None:
     _, dense = kept(tmp_path, (0, 5_000, 2 * N * N))
     with np.load(tmp_path / "W.npz", allow_pickle=False) as stored:
-        rounds, means, cells = read_listed(stored, stored["clusters"])
+        rounds, means, cells = read_listed(stored)
     assert rounds.tolist() == [0, 10, 20]
     assert means.shape == (3, CELLS, CELLS)
     assert cells.clients == N
@@ -83,28 +85,32 @@ def test_what_does_not_go_together_is_named(tmp_path: Path) -> None:
         ("0.level", None, "no array `0.level`"),
     ):
         broken = {k: v for k, v in (arrays | {name: other}).items() if v is not None}
-        with pytest.raises(Unfit, match=why):
-            read_listed(broken, None)
+        with pytest.raises(SchemaError, match=why):
+            read_listed(broken)
 
 
 def test_a_checkpoint_holds_snapshots_and_w_as_they_were(tmp_path: Path) -> None:
     log, _ = kept(tmp_path / "one", (0, 900))
     before = (tmp_path / "one" / "W.npz").read_bytes()
     arrays = load(save(log.state(learned(2_000))))
-    assert is_state(arrays, N)
+    check_logger_arrays(arrays, N)
     log.add(20, learned(1_000))
     other = WeightSnapshots(RunDir(tmp_path / "two"), None, ())
     (tmp_path / "two").mkdir()
     weights = other.restore(arrays)
     np.testing.assert_array_equal(weights.dense(), learned(2_000).dense())
     assert (tmp_path / "two" / "W.npz").read_bytes() == before
-    assert not is_state(arrays, N - 1)
-    assert not is_state(arrays | {"graph.columns": arrays["graph.columns"] + N}, N)
-    assert not is_state({k: v for k, v in arrays.items() if k != "graph.apart"}, N)
+    for broken, n in (
+        (arrays, N - 1),
+        (arrays | {"graph.columns": arrays["graph.columns"] + N}, N),
+        ({k: v for k, v in arrays.items() if k != "graph.apart"}, N),
+    ):
+        with pytest.raises(SchemaError):
+            check_logger_arrays(broken, n)
     written_out = {
         "rounds": np.array([0]), "weights": learned(5).dense()[None], "graph": learned(7).dense(),
     }  # fmt: skip
-    assert is_state(written_out, N), "as it was kept before"
+    check_logger_arrays(written_out, N)  # as earlier versions stored it
     np.testing.assert_array_equal(other.restore(written_out).dense(), written_out["graph"])
 
 
@@ -138,7 +144,7 @@ def test_a_row_is_kept_exactly_and_small() -> None:
 
 def as_if_large(session: Session, arguments: list[str]) -> int:
     """Train as beyond the number of clients whose W is written out."""
-    with mock.patch.object(snapshots, "WRITTEN_OUT", 3):
+    with mock.patch.object(snapshots, "MAX_DENSE_CLIENTS", 3):
         return train(session, arguments)
 
 

@@ -1,0 +1,295 @@
+"""Every file that a run leaves, field by field: training writes these classes, and all readers read them.
+
+Arrays are in `storage/array_schema.py`; docs/FILES.md is generated from both. `storage/reading.py` reads
+files into these classes, and upgrades those of earlier versions. None of these modules needs torch, so
+reports and sweeps can use them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT = 2
+"""Version of the run folder and of checkpoints. 2: standard names for what 1 called ledger and book."""
+
+CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE = "config.yaml", "env.json", "metrics.jsonl"
+WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE = "W.npz", "summary.json", "status.json"
+MODELS_DIR, CHECKPOINTS_DIR, FIGURES_DIR, ERRORS_DIR = "models", "checkpoints", "figures", "errors"
+TENSORBOARD_DIR, TRACES_DIR = "tensorboard", "profile"
+RUN_FILES = (
+    CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE,
+    MODELS_DIR, FIGURES_DIR, TENSORBOARD_DIR, ERRORS_DIR, CHECKPOINTS_DIR, TRACES_DIR,
+)  # fmt: skip
+"""All that a run may leave in its folder; only these are removed by run.overwrite."""
+
+MANIFEST_FILE, SHARED_FILE = "manifest.json", "shared.safetensors"
+LOGGER_FILE, LOGGER_ARRAYS_FILE = "logger.json", "logger.safetensors"
+
+METRICS = ("accuracy", "perplexity", "loss")
+"""Metrics that a task may be judged by; the first that a task has decides."""
+
+Number = int | float | None
+"""A measured number; null stands for NaN and infinities, which JSON does not have."""
+
+
+class Record(BaseModel):
+    """A JSON object of a run folder. Types are strict; unknown keys are kept, for plug-ins add metrics."""
+
+    model_config = ConfigDict(strict=True, extra="allow", populate_by_name=True)
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Return the fields that were set, NaN and infinities as null."""
+        return self.model_dump_json(indent=indent, exclude_unset=True, by_alias=True)
+
+
+def client_name(client: int) -> str:
+    """Return the name, without suffix, of the files of one client."""
+    return f"client_{client:05d}"
+
+
+# -- metrics.jsonl -----------------------------------------------------------------------------------
+
+
+class _Row(Record):
+    def model_post_init(self, _: Any) -> None:
+        self.__pydantic_fields_set__.add("event")  # its default is written, too
+
+
+class StartRow(_Row):
+    """The first row, and the first after a run of an earlier format was resumed."""
+
+    event: Literal["start"] = "start"
+    format: int = Field(description="version of the rows that follow")
+
+
+class EvalRow(_Row):
+    """One evaluation of one client, or the mean over clients."""
+
+    event: Literal["eval"] = "eval"
+    round: int = Field(ge=0, description="rounds done before it; 0 is the initial model")
+    client: int | None = Field(None, description="client; null: mean over all clients")
+    split: str = Field("test", description="data that it was evaluated on: `test` or `validation`")
+    model: str = Field("personal", description="whose model: `personal`, the client's own")
+    whole: bool = Field(True, description="false: on a part of the split (`data.eval_examples`)")
+    loss: Number = Field(None, description="mean loss an example")
+    accuracy: Number = Field(None, description="share of correct answers, 0 to 1 (classification)")
+    perplexity: Number = Field(None, description="exp of the mean loss a token (language)")
+    bits_per_byte: Number = Field(None, description="loss in bits a byte of text (language)")
+    examples: int | None = Field(None, description="examples evaluated; in the mean's row, of all")
+
+
+class RoundRow(_Row):
+    """One round, all ranks together. A task may add its own quantities."""
+
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
+
+    event: Literal["round"] = "round"
+    round: int = Field(ge=0, description="the round, from 1")
+    seconds: Number = Field(None, description="duration of the round on rank 0")
+    pairs: Number = Field(None, description="pairs of clients drawn")
+    messages: Number = Field(None, description="messages sent between ranks for training")
+    bytes_sent: Number = Field(None, description="bytes sent between ranks for training")
+    bytes_pairs: Number = Field(None, description="of these: models of partners")
+    bytes_gradients: Number = Field(None, description="of these: gradients at midpoints")
+    bytes_mixing: Number = Field(None, description="of these: models and sums for mixing with W")
+    skipped: Number = Field(None, description="clients left out by `run.on_nan=skip_client`")
+    loss: Number = Field(None, description="mean training loss of the models before the round")
+    consensus_distance: Number = Field(
+        None, description="mean ||x_i - x_j||^2 over pairs within clusters (quadratic)"
+    )
+    gradient_norm: Number = Field(None, description="mean ||grad f_i(x_i)||^2 (quadratic)")
+    alignment: Number = Field(None, description="mean alignment of the drawn pairs; null: none")
+    weights_at_0: Number = Field(None, description="share of the weights of W at 0")
+    weights_at_1: Number = Field(None, description="share of the weights of W at 1")
+    components: Number = Field(None, description="connected components of the graph of links")
+
+
+class WarningRow(_Row):
+    """What looks wrong, or what a user should know."""
+
+    event: Literal["warning"] = "warning"
+    round: int = Field(ge=0, description="the round after which it was noticed; 0: before training")
+    kind: str = Field(description="such as `diverging`, `saturated`, `checkpoint`, `notice`")
+    message: str = Field(description="one line: what it is and which key to change")
+
+
+class ProfileRow(_Row):
+    """Where the time of one round went (`log.profile=true`)."""
+
+    event: Literal["profile"] = "profile"
+    round: int = Field(ge=0, description="the round")
+    seconds: dict[str, list[float]] = Field(
+        description="by kind of work, the seconds on each rank, rank 0 first"
+    )
+
+
+class PlacementRow(_Row):
+    """Clients that moved to other ranks after a round (`comm.placement=adaptive`)."""
+
+    event: Literal["placement"] = "placement"
+    round: int = Field(ge=0, description="the round after which they moved")
+    clients: int = Field(description="clients that moved")
+    bytes: int = Field(description="bytes sent to move them")
+    seconds: float = Field(description="duration of the search and of the move")
+    models_before: int = Field(description="models that mixing sends a round without the move")
+    models_after: int = Field(description="models that mixing sends a round after it")
+    mixing_before: int = Field(description="the same in bytes, without the move")
+    mixing_after: int = Field(description="the same in bytes, after it")
+
+
+class TrafficRow(_Row):
+    """The last row of a finished run: totals over all rounds and ranks."""
+
+    event: Literal["traffic"] = "traffic"
+    bytes_pairs: int = Field(description="bytes of models of partners")
+    bytes_gradients: int = Field(description="bytes of gradients at midpoints")
+    bytes_mixing: int = Field(description="bytes of models and sums for mixing with W")
+    bytes_moving: int = Field(description="bytes of clients that moved, and of W to decide on it")
+    bytes_logging: int = Field(description="bytes of metrics and W for rank 0")
+    peak_bytes: list[int] = Field(description="the most memory that each rank held")
+
+
+Row = StartRow | EvalRow | RoundRow | WarningRow | ProfileRow | PlacementRow | TrafficRow
+
+
+# -- summary.json, status.json, env.json -------------------------------------------------------------
+
+
+class ClientResult(Record):
+    """The last evaluation of one client on its test data."""
+
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
+
+    client: int = Field(description="client")
+    loss: Number = Field(None, description="as in `metrics.jsonl`; other metrics likewise")
+
+
+class PlacementSummary(Record):
+    """What moving clients between ranks cost and saved."""
+
+    bytes_moving: int = Field(description="bytes sent to move clients and to decide on it")
+    models_static: int = Field(description="models that mixing would send a round without moves")
+    models: int = Field(description="models that mixing sends a round")
+    owners: list[int] = Field(description="rank of each client at the end")
+
+
+class Summary(Record):
+    """Final results, written when the run is complete."""
+
+    format: int = Field(1, description="version of the run folder")
+    task: str = Field("", description="`task.name`")
+    algorithm: str = Field("", description="`algorithm.name`")
+    seed: int = Field(0, description="`run.seed`")
+    rounds: int = Field(ge=0, description="rounds done")
+    clients: int = Field(0, description="number of clients n")
+    ranks: int = Field(1, description="number of ranks")
+    seconds: float = Field(description="duration of training, over all restarts")
+    bytes_sent: int | float = Field(description="bytes sent for training and moves, all ranks")
+    final: dict[str, Number] = Field(description="mean over clients of each metric on test data")
+    per_client: list[ClientResult] = Field([], description="the same of each client")
+    cluster_match: float | None = Field(
+        None, description="share of pairs that W links rightly; null: true clusters unknown"
+    )
+    placement: PlacementSummary | None = Field(
+        None, description="only with `comm.placement=adaptive`"
+    )
+
+
+class Status(Record):
+    """How the run ended. Launch scripts write it too, so it has no version and these keys only."""
+
+    exit_code: int = Field(description="0 done, 1 failed, 75 stopped with a checkpoint")
+    status: str = Field("", description="`done`, `failed` or `stopped`")
+    reason: str = Field("", description="one line: why it failed or stopped")
+
+
+class Resumed(Record):
+    """One resumption of the run."""
+
+    round: int = Field(description="round of the checkpoint")
+    checkpoint: str = Field(alias="from", description="folder of the checkpoint")
+    ranks_before: int = Field(description="number of ranks that wrote it")
+    warnings: list[str] = Field(description="checkpoints that were not used, and why")
+
+
+class Environment(Record):
+    """What ran, where and how it was started. Environment variables are left out: they hold secrets."""
+
+    format: int = Field(1, description="version of the run folder")
+    versions: dict[str, str] = Field({}, description="versions of Python and libraries")
+    platform: str = Field("", description="operating system of rank 0")
+    command: list[str] = Field([], description="command line of rank 0")
+    git_revision: str | None = Field(None, description="revision of the code, if known")
+    launcher: str = Field("", description="what started the ranks: python, torchrun, srun, mpirun")
+    job: str = Field("", description="the launcher's name for this job")
+    backend: str = Field("", description="what carried messages: gloo, nccl, mpi")
+    ranks: list[str] = Field([], description="host and device of each rank")
+    threads_per_rank: int = Field(1, description="CPU threads")
+    engine: str = Field("", description="how gradients were computed (`run.engine`)")
+    engine_choice: str = Field("", description="why this engine")
+    resumed: list[Resumed] = Field([], description="each resumption, the first one first")
+
+
+# -- the files of a checkpoint -----------------------------------------------------------------------
+
+
+class FileDigest(Record):
+    """One file of a checkpoint."""
+
+    size: int = Field(ge=0, description="bytes")
+    sha256: str = Field(description="SHA-256 in hexadecimal")
+
+
+class Manifest(Record):
+    """Names every other file of the checkpoint. It is written last."""
+
+    format: int = Field(FORMAT, description="version of the checkpoint")
+    round: int = Field(description="the round after which it was taken")
+    clients: int = Field(description="number of clients")
+    ranks: int = Field(description="number of ranks that wrote it")
+    data: str = Field(description="fingerprint of the task's data")
+    versions: dict[str, str] = Field(description="versions of Python and libraries")
+    files: dict[str, FileDigest] = Field({}, description="size and digest of each file")
+    sha256: str = Field("", description="SHA-256 of the keys above, as JSON without indentation")
+
+
+class _State(Record):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Return all fields, NaN and infinities as Python writes them."""
+        return self.model_dump_json(indent=indent)
+
+
+class ProgressState(_State):
+    """What the progress line shows."""
+
+    round: int = Field(0, description="the last round")
+    loss: float = Field(float("nan"), description="mean training loss")
+    metric: str = Field("", description="such as `test accuracy 0.893`")
+    pairs: float = Field(0.0, description="pairs a round")
+    bytes: float = Field(0.0, description="bytes a round, all ranks")
+
+
+class HealthState(_State):
+    """What the health checks have seen."""
+
+    warnings: list[WarningRow] = Field([], description="all warnings so far")
+    jumps: list[float] = Field([], description="|gamma * alignment| of recently drawn pairs")
+    drawn: int = Field(0, description="pairs drawn so far")
+    first_loss: float = Field(float("nan"), description="mean training loss of round 1")
+    losses: list[float] = Field([], description="mean training losses of the last rounds")
+    skipped: list[int] = Field([], description="clients whose gradient was left out")
+
+
+class LoggerState(_State):
+    """What rank 0 needs to continue the logs."""
+
+    metrics: FileDigest = Field(description="the part of `metrics.jsonl` that belongs to it")
+    bytes: dict[str, int] = Field(description="bytes sent so far, by purpose")
+    seconds: float = Field(description="duration of training so far")
+    last_evaluation: list[dict[str, float]] = Field(description="test metrics of each client")
+    progress: ProgressState = Field(description="what the progress line shows")
+    health: HealthState = Field(description="what the health checks have seen")
