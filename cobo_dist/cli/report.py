@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
-from cobo_dist.reports.problems import group_runs
-from cobo_dist.reports.reading import read_run
-from cobo_dist.reports.table import print_table
+from cobo_dist.reports.grouping.problems import group_runs
+from cobo_dist.reports.reading.run import read_run
+from cobo_dist.reports.tables.table import print_table
 from cobo_dist.reports.writing import make_folder
 
 _EPILOG = """
@@ -79,8 +79,8 @@ def _report(folders: list[Path], out: Path | None, figure_1: bool) -> None:
         print(f"warning: {note}", file=sys.stderr)
 
     # Loading matplotlib takes a second: what is refused is refused before it.
-    from cobo_dist.reports.assembly import Report
     from cobo_dist.reports.figures import draw_selection
+    from cobo_dist.reports.report import Report
 
     report = Report(problems) if problems else None
     try:

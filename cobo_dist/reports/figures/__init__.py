@@ -16,17 +16,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cobo_dist.reports.choosing import learning
+from cobo_dist.reports.figures.client_selection import draw_selection
 from cobo_dist.reports.figures.curves import draw_metric
 from cobo_dist.reports.figures.decay import draw_decay
 from cobo_dist.reports.figures.factors import draw_factors
 from cobo_dist.reports.figures.links import draw_graph
 from cobo_dist.reports.figures.matrices import draw_all_weights, draw_weights
 from cobo_dist.reports.figures.profile import draw_profile
-from cobo_dist.reports.figures.selection import draw_selection
 from cobo_dist.reports.figures.shares import draw_shares, left_out
-from cobo_dist.reports.grouping import METHODS, Group
-from cobo_dist.reports.scores import problem_metric
+from cobo_dist.reports.grouping.groups import METHODS, Group
+from cobo_dist.reports.selection import learning
+from cobo_dist.reports.tables.scores import problem_metric
 from cobo_dist.reports.writing import slug
 
 __all__ = [

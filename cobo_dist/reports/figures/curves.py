@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cobo_dist.reports.figures.style import Look, canvas, log_axis, look, round_axis, save
-from cobo_dist.reports.grouping import Group, show_settings
-from cobo_dist.reports.scores import mean_over_clients, percent, problem_split
-from cobo_dist.reports.series import Curve, over_seeds
+from cobo_dist.reports.grouping.groups import Group, show_settings
+from cobo_dist.reports.statistics import Curve, over_seeds
+from cobo_dist.reports.tables.scores import mean_over_clients, percent, problem_split
 from cobo_dist.reports.writing import write_csv
 
 HEADER = ("method", "quantity", "round", "mean", "std", "seeds")

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 
 from cobo_dist.reports.figures.curves import HEADER, curve_rows
 from cobo_dist.reports.figures.style import canvas, log_axis, look, save
-from cobo_dist.reports.grouping import Group
-from cobo_dist.reports.series import Curve, over_seeds, running_mean
+from cobo_dist.reports.grouping.groups import Group
+from cobo_dist.reports.statistics import Curve, over_seeds, running_mean
 from cobo_dist.reports.writing import write_csv
 
 _DECAYS = {

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cobo_dist.reports.figures.style import canvas, look, save
-from cobo_dist.reports.grouping import Group, differing
-from cobo_dist.reports.problems import Problem
-from cobo_dist.reports.scores import Row, Score, percent
+from cobo_dist.reports.grouping.groups import Group, differing
+from cobo_dist.reports.grouping.problems import Problem
+from cobo_dist.reports.tables.scores import Row, Score, percent
 from cobo_dist.reports.writing import write_csv
 
 FACTORS = {

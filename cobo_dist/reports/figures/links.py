@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from cobo_dist.reports.figures.curves import HEADER, curve_rows, draw_curve
 from cobo_dist.reports.figures.style import Look, canvas, round_axis, save
-from cobo_dist.reports.grouping import Group
-from cobo_dist.reports.series import Curve, over_seeds, running_median
+from cobo_dist.reports.grouping.groups import Group
+from cobo_dist.reports.statistics import Curve, over_seeds, running_median
 from cobo_dist.reports.writing import write_csv
 
 _BLUE, _RED, _GREEN = (0.0, 0.447, 0.698), (0.835, 0.369, 0.0), (0.0, 0.5, 0.38)

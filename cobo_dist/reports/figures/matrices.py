@@ -17,9 +17,9 @@ from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 
 from cobo_dist.reports.figures.style import GREY, canvas, look, save
-from cobo_dist.reports.grouping import Group
-from cobo_dist.reports.reading import Weights
-from cobo_dist.reports.series import telling_rounds
+from cobo_dist.reports.grouping.groups import Group
+from cobo_dist.reports.reading.run import Weights
+from cobo_dist.reports.statistics import telling_rounds
 from cobo_dist.reports.writing import write_csv
 
 _FEW = 24  # clients, up to which each is named on the axis

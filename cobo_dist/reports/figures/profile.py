@@ -9,9 +9,9 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-from cobo_dist.reports.events import Profile
 from cobo_dist.reports.figures.style import canvas, save
-from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.grouping.groups import Group
+from cobo_dist.reports.reading.events import Profile
 from cobo_dist.reports.writing import write_csv
 
 HEADER = ("method", "seed", "rank", "kind", "milliseconds_a_round", "rounds")

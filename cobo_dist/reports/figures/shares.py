@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from cobo_dist.reports.figures.style import canvas, client_look, round_axis, save
-from cobo_dist.reports.grouping import Group
-from cobo_dist.reports.reading import Weights
-from cobo_dist.reports.series import Array, moving_average
+from cobo_dist.reports.grouping.groups import Group
+from cobo_dist.reports.reading.run import Weights
+from cobo_dist.reports.statistics import Array, moving_average
 from cobo_dist.reports.writing import write_csv
 
 FEW = 12

@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.grouping.groups import Group
 
 # Colours after Okabe and Ito, told apart with any colour vision; CoBo has the warmest one.
 _COLOURS = {

@@ -15,9 +15,9 @@ import pytest
 from report_runs import N, Report, markdown_row, write_run
 
 from cobo_dist.cli.report import main
-from cobo_dist.reports.problems import group_runs
-from cobo_dist.reports.reading import read_run
-from cobo_dist.reports.scores import make_rows
+from cobo_dist.reports.grouping.problems import group_runs
+from cobo_dist.reports.reading.run import read_run
+from cobo_dist.reports.tables.scores import make_rows
 
 NAN = float("nan")
 

@@ -15,7 +15,7 @@ import pytest
 from report_runs import CLUSTERS, SAME, N, blocks, write_run
 
 from cobo_dist.cli.report import main
-from cobo_dist.reports.player import quantise
+from cobo_dist.reports.page.weights_slider import quantise
 
 LOGGED = [0, 1, 2, 4, 7, 10, 15, 20]
 VOID = {"meta", "img", "input"}

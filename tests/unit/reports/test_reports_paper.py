@@ -12,13 +12,13 @@ import pytest
 from report_runs import N, Report, assert_drawn, markdown_row, write_run
 
 from cobo_dist.cli.report import main
-from cobo_dist.reports.choosing import representatives, without_sampling_variants
-from cobo_dist.reports.figures.selection import PAIRS, Pair
-from cobo_dist.reports.paper_tables import table_1, table_2
-from cobo_dist.reports.problems import Problem, group_runs
-from cobo_dist.reports.reading import read_run
-from cobo_dist.reports.results import results_table
-from cobo_dist.reports.scores import Row, make_rows
+from cobo_dist.reports.figures.client_selection import PAIRS, Pair
+from cobo_dist.reports.grouping.problems import Problem, group_runs
+from cobo_dist.reports.reading.run import read_run
+from cobo_dist.reports.selection import representatives, without_sampling_variants
+from cobo_dist.reports.tables.paper_tables import table_1, table_2
+from cobo_dist.reports.tables.results import results_table
+from cobo_dist.reports.tables.scores import Row, make_rows
 
 PAPER = {"data_fraction": 0.5, "clusters": 4, "clients_per_cluster": 2}
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cobo_dist.reports.series import (
+from cobo_dist.reports.statistics import (
     over_seeds,
     running_mean,
     running_median,

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cobo_dist.reports.grouping import Group
-from cobo_dist.reports.reading import Weights
+from cobo_dist.reports.grouping.groups import Group
+from cobo_dist.reports.reading.run import Weights
 
 LEVELS = 254
 NAN = 255

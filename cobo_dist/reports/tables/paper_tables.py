@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from cobo_dist.reports.choosing import RATE, SAMPLING, STRATEGIES, sampling_families
-from cobo_dist.reports.grouping import METHODS, Group, show_settings, show_value
-from cobo_dist.reports.problems import Problem
-from cobo_dist.reports.scores import Row, columns, improvement_note
-from cobo_dist.reports.table import Table, score_numbers, show, show_score
+from cobo_dist.reports.grouping.groups import METHODS, Group, show_settings, show_value
+from cobo_dist.reports.grouping.problems import Problem
+from cobo_dist.reports.selection import RATE, SAMPLING, STRATEGIES, sampling_families
+from cobo_dist.reports.tables.scores import Row, columns, improvement_note
+from cobo_dist.reports.tables.table import Table, score_numbers, show, show_score
 
 _TABLE_1 = {
     "accuracy": ("Accuracy (%)", ".2f"),

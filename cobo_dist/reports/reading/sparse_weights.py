@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from cobo_dist.reports.series import Series
+from cobo_dist.reports.reading.series import Series
 
 CELLS = 250
 """The most rows and columns of a picture."""

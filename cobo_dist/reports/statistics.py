@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from cobo_dist.reports.reading.series import Series
 
-Series = dict[int, float]
-"""One quantity of one run: round -> value."""
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -87,31 +86,6 @@ def moving_average(rounds: npt.NDArray[np.int64], values: Array, memory: float) 
     for k in range(1, len(values)):
         smooth[k] = values[k] + kept[k - 1] * (smooth[k - 1] - values[k])
     return smooth
-
-
-def link_strengths(
-    rounds: npt.NDArray[np.int64],
-    weights: npt.NDArray[np.float32],
-    clusters: npt.NDArray[np.int64] | None,
-) -> dict[str, Series]:
-    """Mean weight of the links `within` and `across` true clusters, at each logged round.
-
-    rounds [k], weights [k, n, n], clusters [n]. Without clusters there is one series, `all pairs`.
-    A kind of link that does not exist (one client, or one cluster) has no series.
-    """
-    others = ~np.eye(weights.shape[1], dtype=bool)
-    kinds = {"all pairs": others}
-    if clusters is not None:
-        same = clusters[:, None] == clusters[None, :]
-        kinds = {"within": others & same, "across": others & ~same}
-    return {
-        kind: {
-            int(number): float(matrix[mask].mean(dtype=np.float64))
-            for number, matrix in zip(rounds, weights, strict=True)
-        }
-        for kind, mask in kinds.items()
-        if mask.any()
-    }
 
 
 def spread_rounds(rounds: Sequence[int], count: int = 5) -> list[int]:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cobo_dist.reports.events import METRICS
-from cobo_dist.reports.grouping import Group
-from cobo_dist.reports.problems import Problem
-from cobo_dist.reports.reading import Run
-from cobo_dist.reports.series import Series, mean_std
+from cobo_dist.reports.grouping.groups import Group
+from cobo_dist.reports.grouping.problems import Problem
+from cobo_dist.reports.reading.events import METRICS
+from cobo_dist.reports.reading.run import Run
+from cobo_dist.reports.reading.series import Series
+from cobo_dist.reports.statistics import mean_std
 
 Score = tuple[float, float]
 """Mean and sample standard deviation over seeds; the latter is NaN for a single seed."""

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from cobo_dist.reports.grouping import Group, identity, name_groups
-from cobo_dist.reports.problems import Problem
-from cobo_dist.reports.scores import higher_is_better, problem_metric, validation_score
+from cobo_dist.reports.grouping.groups import Group, identity, name_groups
+from cobo_dist.reports.grouping.problems import Problem
+from cobo_dist.reports.tables.scores import higher_is_better, problem_metric, validation_score
 
 SAMPLING = "algorithm.sampling.name"
 STRATEGIES = {

@@ -18,9 +18,16 @@ import numpy.typing as npt
 import yaml
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.reports.events import METRICS, Profile, number, number_or_nan, one_line, read_metrics
-from cobo_dist.reports.large import Cells, Unfit, is_listed, read_listed
-from cobo_dist.reports.series import Series, link_strengths
+from cobo_dist.reports.reading.events import (
+    METRICS,
+    Profile,
+    number,
+    number_or_nan,
+    one_line,
+    read_metrics,
+)
+from cobo_dist.reports.reading.series import Series, link_strengths
+from cobo_dist.reports.reading.sparse_weights import Cells, Unfit, is_listed, read_listed
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cobo_dist.reports import figures
-from cobo_dist.reports.choosing import by_method, learning, representatives
-from cobo_dist.reports.choosing import without_sampling_variants as without_variants
-from cobo_dist.reports.page import Section, write_page
-from cobo_dist.reports.paper_tables import table_1, table_2
-from cobo_dist.reports.player import player
-from cobo_dist.reports.problems import Problem
-from cobo_dist.reports.reached import reached_table
-from cobo_dist.reports.results import NOTE, results_table, write_results_csv
-from cobo_dist.reports.scores import Row, make_rows
-from cobo_dist.reports.table import Table, write_markdown
+from cobo_dist.reports.grouping.problems import Problem
+from cobo_dist.reports.page.render import Section, write_page
+from cobo_dist.reports.page.weights_slider import player
+from cobo_dist.reports.selection import by_method, learning, representatives
+from cobo_dist.reports.selection import without_sampling_variants as without_variants
+from cobo_dist.reports.tables.paper_tables import table_1, table_2
+from cobo_dist.reports.tables.results import NOTE, results_table, write_results_csv
+from cobo_dist.reports.tables.rounds_to_target import reached_table
+from cobo_dist.reports.tables.scores import Row, make_rows
+from cobo_dist.reports.tables.table import Table, write_markdown
 from cobo_dist.reports.writing import make_folder, slug, write_csv
 
 Results = Mapping[Problem, Sequence[Row]]

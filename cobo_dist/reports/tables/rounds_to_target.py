@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cobo_dist.reports.grouping import Group
-from cobo_dist.reports.scores import (
+from cobo_dist.reports.grouping.groups import Group
+from cobo_dist.reports.reading.series import Series
+from cobo_dist.reports.statistics import mean_std
+from cobo_dist.reports.tables.scores import (
     higher_is_better,
     mean_over_clients,
     percent,
     problem_metric,
     problem_split,
 )
-from cobo_dist.reports.series import Series, mean_std
-from cobo_dist.reports.table import Table
+from cobo_dist.reports.tables.table import Table
 
 _COUNT = 4  # levels in a table
 _STEPS = (10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cobo_dist.reports.events import METRICS
-from cobo_dist.reports.grouping import Settings, show_settings, show_value
-from cobo_dist.reports.problems import Problem
-from cobo_dist.reports.scores import Row, columns, higher_is_better, improvement_note
-from cobo_dist.reports.table import Table, score_numbers, show, show_score
+from cobo_dist.reports.grouping.groups import Settings, show_settings, show_value
+from cobo_dist.reports.grouping.problems import Problem
+from cobo_dist.reports.reading.events import METRICS
+from cobo_dist.reports.tables.scores import Row, columns, higher_is_better, improvement_note
+from cobo_dist.reports.tables.table import Table, score_numbers, show, show_score
 from cobo_dist.reports.writing import write_csv
 
 NOTE = (

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
 from cobo_dist.reports.figures.style import canvas, save
-from cobo_dist.reports.series import Array
+from cobo_dist.reports.statistics import Array
 from cobo_dist.reports.writing import write_csv
 
 CURVATURES = np.array([1.0, 1.0])  # a_1, a_2

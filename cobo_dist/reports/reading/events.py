@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.reports.series import Series
+from cobo_dist.reports.reading.series import Series
 
 METRICS = ("accuracy", "perplexity", "loss")
 

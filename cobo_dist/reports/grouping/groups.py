@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cobo_dist.reports.reading import Run
+from cobo_dist.reports.reading.run import Run
 
 METHODS = {
     "local": "Local",

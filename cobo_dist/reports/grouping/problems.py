@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cobo_dist.reports.grouping import (
+from cobo_dist.reports.grouping.groups import (
     Group,
     Settings,
     by_value,
@@ -21,7 +21,7 @@ from cobo_dist.reports.grouping import (
     short_keys,
     show_settings,
 )
-from cobo_dist.reports.reading import Run
+from cobo_dist.reports.reading.run import Run
 
 TASKS = {
     "cross_silo": "Cross-silo",

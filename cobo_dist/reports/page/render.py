@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cobo_dist.reports.player import SCRIPT, STYLE
-from cobo_dist.reports.table import Table
+from cobo_dist.reports.page.weights_slider import SCRIPT, STYLE
+from cobo_dist.reports.tables.table import Table
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
