@@ -8,7 +8,7 @@ from pathlib import Path
 from cobo_dist.reports import figures
 from cobo_dist.reports.grouping.problems import Problem
 from cobo_dist.reports.page.render import Section, write_page
-from cobo_dist.reports.page.weights_slider import player
+from cobo_dist.reports.page.weights_slider import make_slider
 from cobo_dist.reports.selection import by_method, learning, representatives
 from cobo_dist.reports.selection import without_sampling_variants as without_variants
 from cobo_dist.reports.tables.paper_tables import table_1, table_2
@@ -87,7 +87,7 @@ class Report:
         section.folded = figures.draw_single(chosen, place)
         if sum(len(group.runs) for group in full.groups) == 1:
             section.figures, section.folded = section.figures + section.folded, []
-        section.player = player(learning(full.groups), slug(full.task))
+        section.slider = make_slider(learning(full.groups), slug(full.task))
         files = [*section.figures, *section.folded]
         if reached := reached_table(full.groups, f"Rounds to reach, {full.label}"):
             section.tables.append(reached)

@@ -15,7 +15,7 @@ import pytest
 from report_runs import CLUSTERS, SAME, N, blocks, write_run
 
 from cobo_dist.cli.report import main
-from cobo_dist.reports.page.weights_slider import quantise
+from cobo_dist.reports.page.weights_slider import quantize
 
 LOGGED = [0, 1, 2, 4, 7, 10, 15, 20]
 VOID = {"meta", "img", "input"}
@@ -112,9 +112,9 @@ def test_player_holds_every_snapshot(page: str) -> None:
     assert runs[2]["rounds"] == [0, 20]
 
 
-def test_quantise() -> None:
+def test_quantize() -> None:
     """Halfway, beyond the ends, not a number."""
-    found = quantise(np.array([0.0, 0.5, 1.0, 1.5, -0.2, np.nan], np.float32))
+    found = quantize(np.array([0.0, 0.5, 1.0, 1.5, -0.2, np.nan], np.float32))
     assert found.tolist() == [0, 127, 254, 254, 0, 255]
 
 
@@ -156,7 +156,7 @@ function element() {
   };
 }
 const parts = Object.fromEntries(
-  ["script", "select", "input", "button", "output", ".learnt", ".oracle", ".truth", ".end", ".per"]
+  ["script", "select", "input", "button", "output", ".learned", ".oracle", ".truth", ".end", ".per"]
     .map((name) => [name, element()]));
 parts.script.textContent = data;
 const root = Object.assign(element(), { querySelector: (name) => parts[name] });
@@ -165,8 +165,8 @@ eval(page.match(/<script>([\\s\\S]*?)<\\/script>/)[1]);
 const states = [];
 function note() {
   states.push({
-    text: parts.output.textContent, learnt: parts[".learnt"].image, max: parts.input.max,
-    oracle: parts[".oracle"].image, hidden: root.hidden, name: parts[".learnt"].attributes,
+    text: parts.output.textContent, learned: parts[".learned"].image, max: parts.input.max,
+    oracle: parts[".oracle"].image, hidden: root.hidden, name: parts[".learned"].attributes,
   });
 }
 note();
@@ -189,8 +189,8 @@ def test_script_draws_what_the_slider_says(page: str, tmp_path: Path) -> None:
     assert last["text"] == "round 20, mean weight within clusters 1.00, across 0.00"
     assert (last["hidden"], last["max"]) == (False, len(LOGGED) - 1)
     assert tenth["text"].startswith("round 10,")
-    assert tenth["learnt"] == tenth["oracle"]
-    pixels = np.array(tenth["learnt"]).reshape(N, N, 4)
+    assert tenth["learned"] == tenth["oracle"]
+    pixels = np.array(tenth["learned"]).reshape(N, N, 4)
     sorted_same = SAME[np.ix_([0, 4, 1, 5, 2, 6, 3, 7], [0, 4, 1, 5, 2, 6, 3, 7])]
     dark = (pixels[..., :3] == [8, 48, 107]).all(axis=-1)
     np.testing.assert_array_equal(dark, sorted_same & ~np.eye(N, dtype=bool))
