@@ -1,4 +1,4 @@
-"""Numbers against rounds: means over seeds, smoothing, and what the weights say of links."""
+"""Statistics over seeds and over rounds, and which of the logged rounds a figure shows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from cobo_dist.reports.reading.series import Series
 
@@ -34,29 +35,36 @@ class Curve:
         return float(finite[-1]) if len(finite) else float("nan")
 
 
-def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (ddof = 1); the latter is NaN for fewer than two values.
+def statistics_over_seeds(values: pd.Series[float]) -> pd.DataFrame:
+    """Return `mean`, `std` (sample standard deviation) and `seeds` (count) for each label of the index.
 
-    A NaN among the values makes both NaN: a seed that diverged is not averaged away.
+    There is one value a seed; a seed that has no such value has no entry. A NaN among the values makes mean
+    and deviation NaN: a seed that diverged is not averaged away. A single value has a deviation of NaN.
+
+    >>> statistics_over_seeds(pd.Series([1.0, 3.0, 5.0], index=["loss", "loss", "accuracy"]))
+              mean       std  seeds
+    accuracy   5.0       NaN      1
+    loss       2.0  1.414214      2
     """
-    if not values:
-        return float("nan"), float("nan")
-    with np.errstate(invalid="ignore", over="ignore"):
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-        return float(np.mean(values)), std
+    groups = values.groupby(level=0)
+    found = groups.agg(["mean", "std", "size"]).rename(columns={"size": "seeds"})
+    found.loc[groups.count() < found["seeds"], ["mean", "std"]] = np.nan
+    return found
 
 
 def over_seeds(runs: Sequence[Series]) -> Curve:
-    """Mean of several runs of one method, round by round."""
-    rounds = sorted({number for series in runs for number in series})
-    values = [[series[number] for series in runs if number in series] for number in rounds]
-    stats = np.array([mean_std(column) for column in values]).reshape(-1, 2)
-    counts = np.array([len(column) for column in values], dtype=np.int64)
-    return Curve(np.array(rounds, dtype=np.int64), stats[:, 0], stats[:, 1], counts)
+    """Return the mean of several runs of one method, round by round."""
+    rounds = [round_ for series in runs for round_ in series]
+    values = [value for series in runs for value in series.values()]
+    found = statistics_over_seeds(pd.Series(values, index=rounds, dtype=np.float64))
+    return Curve(*(found.reset_index()[name].to_numpy() for name in ("index", *found.columns)))
 
 
 def running_mean(series: Series) -> Series:
-    """Mean of the values up to and including each round: what Theorem 1 bounds, as a curve in T."""
+    """Return the mean up to and including each round: what Theorem 1 bounds, as a curve in T.
+
+    From a NaN on, all is NaN.
+    """
     rounds = sorted(series)
     with np.errstate(invalid="ignore"):
         sums = np.cumsum([series[number] for number in rounds])
@@ -64,22 +72,16 @@ def running_mean(series: Series) -> Series:
 
 
 def running_median(values: Array, window: int) -> Array:
-    """Median of the finite values in a centred window, shorter at the ends. [k] -> [k]."""
-    half = window // 2
-    smooth = np.full(len(values), np.nan)
-    for i in range(len(values)):
-        near = values[max(0, i - half) : i + half + 1]
-        near = near[np.isfinite(near)]
-        if len(near):
-            smooth[i] = np.median(near)
-    return smooth
+    """Return the median of the finite values in a centered window, shorter at the ends. [k] -> [k]."""
+    finite = pd.Series(np.where(np.isfinite(values), values, np.nan))
+    return finite.rolling(window, center=True, min_periods=1).median().to_numpy()
 
 
 def moving_average(rounds: npt.NDArray[np.int64], values: Array, memory: float) -> Array:
     """Exponential moving average over rounds that need not be evenly spaced. [k], [k, ...] -> [k, ...].
 
-    It starts at the first value; what is `memory` rounds old counts 1/e of what is new. From a NaN on, all
-    is NaN.
+    It starts at the first value; a value `memory` rounds ago counts 1/e of a new one. From a NaN on, all
+    is NaN (the reason why this is not `DataFrame.ewm`, which leaves NaN out).
     """
     smooth = values.copy()
     kept = np.exp(-np.diff(rounds) / memory)
@@ -89,7 +91,7 @@ def moving_average(rounds: npt.NDArray[np.int64], values: Array, memory: float) 
 
 
 def spread_rounds(rounds: Sequence[int], count: int = 5) -> list[int]:
-    """At most `count` of the logged rounds: first, last, and geometrically spread ones between."""
+    """Return at most `count` of the logged rounds: first, last, and geometrically spread ones."""
     if len(rounds) <= count:
         return list(rounds)
     chosen = {rounds[0], rounds[-1]}
@@ -101,7 +103,7 @@ def spread_rounds(rounds: Sequence[int], count: int = 5) -> list[int]:
     return sorted(chosen)
 
 
-def telling_rounds(rounds: Sequence[int], count: int) -> list[int]:
-    """`spread_rounds` without round 0 where enough others were logged: W^0 is known beforehand."""
+def rounds_to_draw(rounds: Sequence[int], count: int) -> list[int]:
+    """Return `spread_rounds` without round 0 if enough others were logged: W^0 is always the same."""
     later = [number for number in rounds if number > 0]
     return spread_rounds(later if len(later) >= count else rounds, count)

@@ -14,7 +14,7 @@ from problems import QUIET, models, rows, train
 from cobo_dist.cli.report import main as report
 from cobo_dist.errors import ConfigError
 from cobo_dist.phase_timer import KINDS, PhaseTimer
-from cobo_dist.reports.reading.run import read_run
+from cobo_dist.reports.reading import read_run
 
 RUN = [
     "run.rounds=14", "run.eval_every=0", "task.test_size=80", "model.hidden=[8]", "log.profile=true",

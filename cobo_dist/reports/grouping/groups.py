@@ -1,11 +1,21 @@
-"""Groups runs that differ only in their seed, and names the groups by what tells them apart."""
+"""Groups runs that differ only in their seed, and names the groups by the settings that differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from cobo_dist.reports.reading.run import Run
+from cobo_dist.reports.grouping.settings import (
+    Settings,
+    differing,
+    identity,
+    rank,
+    settings_of,
+    short_keys,
+    show_settings,
+    sort_key,
+)
+from cobo_dist.reports.reading import Run
 
 METHODS = {
     "local": "Local",
@@ -18,31 +28,26 @@ METHODS = {
     "cobo": "CoBo",
     "oracle": "Oracle",
 }
-"""The methods under the paper's names, in the order of its Table 2; others follow by name."""
+"""The methods with the paper's names, in the order of its Table 2; others follow by name."""
 
-# Where a run lies, how it is resumed, what it measures, and how its work is laid on machines: these
-# change its numbers by rounding at most.
-_NO_SETTING = {
-    *("run.seed", "run.dir", "run.overwrite", "run.resume", "run.checkpoint_every"),
-    *("run.eval_every", "run.eval_splits", "run.log_weights_every"),
-    *("run.device", "run.engine", "run.threads"),
-    *("data.root", "data.eval_examples", "data.eval_batch_size"),
+SAMPLING = "algorithm.sampling.name"
+STRATEGIES = {
+    "constant": "Constant (O(1/n))",
+    "time": "Time-dependent (O(1/t))",
+    "mixed": "Mixed",
+    "all": "No sampling (all pairs)",
 }
-_NO_SECTIONS = ("log.", "comm.")
-_PROBLEM = "task."
-# Values that have an order of their own, the paper's.
-_ORDERS = {"algorithm.sampling.name": ("constant", "time", "mixed", "all")}
+"""The sampling strategies in the order and the words of the paper's Table 1."""
 
-Settings = Mapping[str, object]
-"""Config keys and their values."""
+_PROBLEM = "task."
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: the runs hold arrays
 class Group:
     """The seeds of one method with one set of settings on one problem, in order of their seeds.
 
-    `settings` (short key -> value) tells it from the other groups of its algorithm; it is empty
-    where there is no other. `variant` counts those `variants` from 0.
+    `settings` (short key -> value) are those that differ from other groups of the same algorithm, so they
+    are empty for a single group. `variant` numbers the `variants` groups of an algorithm from 0.
     """
 
     algorithm: str
@@ -53,12 +58,12 @@ class Group:
 
     @property
     def label(self) -> str:
-        """`cobo`, or `cobo (rho=0.1)` beside another cobo: the name in CSV files."""
+        """The name in CSV files: `cobo`, or `cobo (rho=0.1)` beside another cobo."""
         return _label(self.algorithm, self.settings)
 
     @property
     def title(self) -> str:
-        """`CoBo`, or `CoBo (rho=0.1)`: the name in figures and in the paper's tables."""
+        """The name in figures and in the paper's tables: `CoBo`, or `CoBo (rho=0.1)`."""
         return _label(METHODS.get(self.algorithm, self.algorithm), self.settings)
 
     @property
@@ -77,19 +82,10 @@ class Group:
         return {k: v for k, v in settings_of(self.runs[0]).items() if k.startswith(_PROBLEM)}
 
 
-def settings_of(run: Run) -> dict[str, object]:
-    """The config of a run without its seed, its folder, and what changes none of its numbers."""
-    return {
-        key: value
-        for key, value in run.config.items()
-        if key not in _NO_SETTING and not key.startswith(_NO_SECTIONS)
-    }
-
-
 def join_seeds(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
     """Join runs that differ only in their seed.
 
-    Returns the groups, unnamed and in no order, and notes on runs left out as repetitions.
+    Returns the groups, unnamed and in no order, and notes on runs that are left out as repetitions.
     """
     notes: list[str] = []
     members: dict[object, dict[int, Run]] = {}
@@ -99,106 +95,56 @@ def join_seeds(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
         if twin is None:
             seeds[run.seed] = run
             continue
-        # Two runs of one seed are one sample, not two: counting both would shrink the ± falsely.
+        # Two runs of one seed are one sample: counting both would make the deviation too small.
         better = twin.summary is None and run.summary is not None
         keep, drop = (run, twin) if better else (twin, run)
         seeds[run.seed] = keep
         notes.append(f"{drop.path} repeats the settings and seed of {keep.path}; it is left out")
-    groups = []
-    for seeds in members.values():
-        ordered = tuple(seeds[seed] for seed in sorted(seeds))
-        groups.append(Group(ordered[0].algorithm, ordered, {}))
-    return groups, notes
+    ordered = [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in members.values()]
+    return [Group(runs_[0].algorithm, runs_, {}) for runs_ in ordered], notes
 
 
 def name_groups(groups: Iterable[Group]) -> list[Group]:
-    """Give each group of a task the settings that tell it from the others of its algorithm.
+    """Give each group of a task the settings in which it differs from others of its algorithm.
 
-    Settings of the problem do not count: one method on two problems has one name. Returns the
-    groups in the order of tables: by method, then by their settings.
+    Settings of the problem do not count: one method on two problems has one name. Returns the groups in
+    the order of tables: by method, then by their settings.
     """
-    families: dict[str, list[Group]] = {}
-    for group in groups:
-        families.setdefault(group.algorithm, []).append(group)
-    ordered = sorted(families, key=_rank)
+    families = by_algorithm(groups)
+    ordered = sorted(families, key=lambda algorithm: rank(algorithm, METHODS))
     return [named for algorithm in ordered for named in _name_family(families[algorithm])]
 
 
-def identity(settings: Settings) -> tuple[tuple[str, str], ...]:
-    """Settings as a key of a dict: equal for equal settings."""
-    return tuple(sorted((key, repr(value)) for key, value in settings.items()))
-
-
-def differing(settings: Sequence[Settings]) -> list[str]:
-    """The keys whose values are not the same in all of the settings."""
-    keys = sorted(set().union(*settings))
-    return [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
-
-
-def short_keys(keys: Iterable[str], config: Iterable[str]) -> dict[str, str]:
-    """`algorithm.rho` -> `rho`, unless another key of the config ends the same way."""
-    leaves = [key.rsplit(".", 1)[-1] for key in config]
-    return {
-        key: leaf
-        if leaves.count(leaf := key.rsplit(".", 1)[-1]) <= 1
-        else key.removeprefix("algorithm.")
-        for key in keys
-    }
-
-
-def show_settings(settings: Settings) -> str:
-    """`rho=0.1, start=zeros`."""
-    return ", ".join(f"{key}={show_value(value)}" for key, value in settings.items())
-
-
-def show_value(value: object) -> str:
-    """A setting as text."""
-    if value is None:
-        return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def by_value(values: Iterable[object]) -> tuple[tuple[int, float, str], ...]:
-    """A sorting key for settings: numbers by size, then text, then what is not set."""
-    return tuple(
-        (0, float(value), "")
-        if isinstance(value, (int, float))
-        else (1 + (value is None), 0.0, str(value))
-        for value in values
-    )
+def by_algorithm(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """Return the groups of each algorithm, in the order of their first groups."""
+    families: dict[str, list[Group]] = {}
+    for group in groups:
+        families.setdefault(group.algorithm, []).append(group)
+    return families
 
 
 def _name_family(family: Sequence[Group]) -> list[Group]:
     configs = {identity(group.method_settings): group.method_settings for group in family}
     differ = differing(list(configs.values()))
-    every = set().union(*(settings_of(group.runs[0]) for group in family))
-    short = short_keys(differ, every)
-    order = sorted(configs, key=lambda one: by_value(_placed(configs[one], key) for key in differ))
+    short = short_keys(differ, set().union(*(settings_of(group.runs[0]) for group in family)))
+    order = sorted(
+        configs, key=lambda one: sort_key(_sort_value(configs[one], key) for key in differ)
+    )
     named = []
     for group in family:
-        mine = group.method_settings
-        named.append(
-            replace(
-                group,
-                settings={short[key]: mine.get(key) for key in differ},
-                variant=order.index(identity(mine)),
-                variants=len(order),
-            )
-        )
+        own = group.method_settings
+        settings = {short[key]: own.get(key) for key in differ}
+        variant = order.index(identity(own))
+        named.append(replace(group, settings=settings, variant=variant, variants=len(order)))
     return sorted(named, key=lambda group: group.variant)
 
 
-def _placed(settings: Settings, key: str) -> object:
-    """A value, or its place where such values have an order of their own."""
+def _sort_value(settings: Settings, key: str) -> object:
+    """A value to sort by: of a sampling strategy its place in the paper's order."""
     value = settings.get(key)
-    places = _ORDERS.get(key, ())
-    return places.index(value) if value in places else value
+    known = list(STRATEGIES)
+    return known.index(value) if key == SAMPLING and value in known else value
 
 
 def _label(name: str, settings: Settings) -> str:
     return f"{name} ({show_settings(settings)})" if settings else name
-
-
-def _rank(algorithm: str) -> tuple[int, str]:
-    names = list(METHODS)
-    return names.index(algorithm) if algorithm in names else len(names), algorithm

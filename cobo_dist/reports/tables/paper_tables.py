@@ -4,42 +4,52 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from cobo_dist.reports.grouping.groups import METHODS, Group, show_settings, show_value
-from cobo_dist.reports.grouping.problems import Problem
-from cobo_dist.reports.selection import RATE, SAMPLING, STRATEGIES, sampling_families
-from cobo_dist.reports.tables.scores import Row, columns, improvement_note
-from cobo_dist.reports.tables.table import Table, score_numbers, show, show_score
+import pandas as pd
 
-_TABLE_1 = {
+from cobo_dist.reports.grouping import METHODS, Group, Problem
+from cobo_dist.reports.grouping.groups import SAMPLING, STRATEGIES
+from cobo_dist.reports.grouping.settings import Settings, show_settings, show_value
+from cobo_dist.reports.metrics import shown_metrics
+from cobo_dist.reports.selection import RATE, sampling_families
+from cobo_dist.reports.tables.results import csv_name
+from cobo_dist.reports.tables.scores import GroupResult, improvement_note
+from cobo_dist.reports.tables.table import Table
+
+Results = Mapping[Problem, Sequence[GroupResult]]
+
+# metric -> heading, number format
+_COLUMNS_1 = {
     "accuracy": ("Accuracy (%)", ".2f"),
     "perplexity": ("Perplexity", ".2f"),
     "loss": ("Loss", ".3f"),
 }
-_TABLE_2 = {
+_COLUMNS_2 = {
     "accuracy": ("acc. %", ".1f"),
     "perplexity": ("perplexity", ".2f"),
     "loss": ("loss", ".2f"),
 }
-# The paper gives losses beside accuracies alone: a perplexity is its loss.
-_COLUMNS_2 = {"accuracy": ("accuracy", "loss"), "perplexity": ("perplexity",), "loss": ("loss",)}
+# The paper gives losses beside accuracies only: a perplexity is a function of its loss.
+_METRICS_2 = {"accuracy": ("accuracy", "loss"), "perplexity": ("perplexity",), "loss": ("loss",)}
 _OVER_SEEDS = "Mean ± sample standard deviation over seeds, of the mean over clients."
 _IMPROVED = "Imp.%: share of clients that do better than with Local and the same seed."
 
 
-def table_1(results: Mapping[Problem, Sequence[Row]]) -> list[Table]:
-    """The sampling strategies of CoBo: a table for each setting that was run with two or more.
+def table_1(results: Results) -> list[Table]:
+    """Return a table for each setting of CoBo that was run with two sampling strategies or more.
 
     Strategies are in the paper's order; one that was not run has a row of `-` and a note.
     """
     tables = []
-    for problem, rows in results.items():
+    for problem, own in results.items():
         families = sampling_families(problem.groups)
-        by_group = {id(row.group): row for row in rows}
+        by_group = {result.group: result for result in own}
         for family in families:
-            found = {name: [by_group[id(group)] for group in own] for name, own in family.items()}
-            caption = f"Table 1: sampling strategies of {_family_title(family, len(families) > 1)}"
-            tables.append(_strategies(f"{caption}, {problem.label}", problem.label, found))
+            found = {name: [by_group[group] for group in groups] for name, groups in family.items()}
+            title = _family_title(family, len(families) > 1)
+            caption = f"Table 1: sampling strategies of {title}, {problem.label}"
+            tables.append(_strategy_table(caption, problem.label, found))
     return tables
 
 
@@ -51,111 +61,105 @@ def _family_title(family: Mapping[str, Sequence[Group]], several: bool) -> str:
     return f"{name} ({show_settings(rest)})" if several and rest else name
 
 
-def _strategies(caption: str, task: str, found: Mapping[str, Sequence[Row]]) -> Table:
-    metric = next(iter(found.values()))[0].metric
-    names = columns(metric)
-    rows: list[tuple[str, ...]] = []
-    numbers: list[tuple[object, ...]] = []
+def _strategy_table(caption: str, task: str, found: Mapping[str, Sequence[GroupResult]]) -> Table:
+    metrics = shown_metrics(next(iter(found.values()))[0].metric)
+    headings = ["Sampling strategy", *(_COLUMNS_1[name][0] for name in metrics), "Seeds"]
+    rates = {str(_rate(result)) for own in found.values() for result in own}
     notes = [_OVER_SEEDS]
-    rates = {str(row.group.method_settings.get(RATE)) for own in found.values() for row in own}
     if len(rates) > 1:
         notes.append("rate: factor on 1/n or 1/t (algorithm.sampling.rate).")
+    text: list[list[str]] = []
+    numbers: list[dict[str, object]] = []
     for strategy in dict.fromkeys((*STRATEGIES, *sorted(found))):
         title = STRATEGIES.get(strategy, strategy)
         if strategy not in found:
-            rows.append((title, *["-"] * (len(names) + 1)))
+            text.append([title, *["-"] * (len(metrics) + 1)])
             notes.append(f"{title}: no run with {SAMPLING}={strategy} among these.")
-        for row in found.get(strategy, ()):
-            same = len(found[strategy]) > 1
-            name = f"{title}, {show_settings(row.group.settings)}" if same else title
-            if not same and len(rates) > 1:
-                name = f"{title}, rate {show_value(row.group.method_settings.get(RATE))}"
-            cells = [show_score(row.scores[one], _TABLE_1[one][1]) for one in names]
-            rows.append((name, *cells, row.seeds))
-            scores = [number for one in names for number in score_numbers(_score(row, one))]
-            numbers.append((task, row.group.label, strategy, *scores, len(row.group.scored)))
-    statistics = [f"{_csv_name(name)}_{what}" for name in names for what in ("mean", "std")]
+        for result in found.get(strategy, ()):
+            name = title
+            if len(found[strategy]) > 1:
+                name = f"{title}, {show_settings(result.group.settings)}"
+            elif len(rates) > 1:
+                name = f"{title}, rate {show_value(_rate(result))}"
+            cells = [result.show(one, _COLUMNS_1[one][1]) for one in metrics]
+            text.append([name, *cells, result.seeds])
+            line: dict[str, object] = {"task": task, "method": result.group.label}
+            line["strategy"] = strategy
+            for one in metrics:
+                line |= result.csv_fields(one, csv_name(one))
+            numbers.append(line | {"seeds": len(result.group.scored)})
     return Table(
         caption=caption,
-        headings=("Sampling strategy", *(_TABLE_1[name][0] for name in names), "Seeds"),
-        rows=tuple(rows),
+        text=pd.DataFrame(text, columns=headings),
         notes=tuple(notes),
-        csv_header=("task", "method", "strategy", *statistics, "seeds"),
-        csv_rows=tuple(numbers),
+        numbers=pd.DataFrame(numbers, dtype=object),
     )
 
 
-def table_2(results: Mapping[Problem, Sequence[Row]]) -> Table | None:
-    """All methods on the main problems of all tasks, or None where there is nothing to compare.
+def _rate(result: GroupResult) -> object:
+    return result.group.method_settings.get(RATE)
+
+
+class _Entry(NamedTuple):
+    """One result in Table 2: the title of its row, and its problem, which gives the columns."""
+
+    title: str
+    problem: Problem
+    result: GroupResult
+
+
+def table_2(results: Results) -> Table | None:
+    """Return the table of all methods on the main problems of all tasks, None if that is a single result.
 
     `results` are those of the problems without the sampling variants that Table 1 holds.
     """
-    mains = {problem: rows for problem, rows in results.items() if problem.main}
-    places = _place(mains)
-    if len(places) < 2 and len(mains) < 2:
+    mains = {problem: own for problem, own in results.items() if problem.main}
+    entries = _entries(mains)
+    titles = list(dict.fromkeys(entry.title for entry in entries))
+    if len(titles) < 2 and len(mains) < 2:
         return None
-    spans, headings, header = [], ["Method"], ["method"]
-    for problem, rows in mains.items():
-        names = _COLUMNS_2[rows[0].metric]
-        spans.append((_problem_title(problem, rows), len(names) + 1))
-        headings += [*(_TABLE_2[name][0] for name in names), "Imp.%"]
-        for name in names:
-            header += [f"{problem.task}_{_csv_name(name)}_{what}" for what in ("mean", "std")]
-        header += [f"{problem.task}_imp_percent", f"{problem.task}_seeds"]
-    lines: list[tuple[str, ...]] = []
-    numbers: list[tuple[object, ...]] = []
-    for title, own in places.items():
-        cells: list[str] = [title]
-        line: list[object] = [title]
-        for problem, rows in mains.items():
-            cells += _cells(own.get(id(problem)), rows[0].metric)
-            line += _numbers(own.get(id(problem)), rows[0].metric)
-        lines.append(tuple(cells))
-        numbers.append(tuple(line))
+    text = {"": pd.DataFrame({"Method": titles}, index=titles)}
+    numbers = [pd.DataFrame({"method": titles}, index=titles, dtype=object)]
+    for problem, own in mains.items():
+        found = {entry.title: entry.result for entry in entries if entry.problem is problem}
+        cells = pd.DataFrame({title: _cells(one) for title, one in found.items()}).T
+        text[_problem_title(problem, own)] = cells.reindex(titles, fill_value="-")
+        fields = pd.DataFrame({title: _fields(problem.task, one) for title, one in found.items()})
+        numbers.append(fields.T.astype(object).reindex(titles, fill_value=""))
     return Table(
         caption="Table 2: all methods",
-        headings=tuple(headings),
-        rows=tuple(lines),
+        text=pd.concat(text, axis=1),
         notes=tuple(_notes(results, mains)),
-        spans=(("", 1), *spans),
-        csv_header=tuple(header),
-        csv_rows=tuple(numbers),
+        numbers=pd.concat(numbers, axis=1),
     )
 
 
-def _place(mains: Mapping[Problem, Sequence[Row]]) -> dict[str, dict[int, Row]]:
-    """Title of a row -> its results by problem, in the order of the methods.
+def _entries(mains: Results) -> list[_Entry]:
+    """The results of all tasks, in the order of the methods.
 
-    A method that has one setting on a task, and several on another, stands in the row of that
-    setting if it is one of them.
+    A method may have one setting on one task and several on another. Then the one stands in the row of
+    the same setting, if it is among the several.
     """
-    order = [*METHODS, *sorted({row.group.algorithm for rows in mains.values() for row in rows})]
-    places: dict[str, dict[int, Row]] = {}
+    entries = []
+    order = [*METHODS, *sorted({one.group.algorithm for own in mains.values() for one in own})]
     for algorithm in dict.fromkeys(order):
         own = [
-            (problem, row)
-            for problem, rows in mains.items()
-            for row in rows
-            if row.group.algorithm == algorithm
+            (problem, result)
+            for problem, found in mains.items()
+            for result in found
+            if result.group.algorithm == algorithm
         ]
-        for problem, row in sorted(own, key=lambda pair: bool(pair[1].group.settings)):
-            title = row.group.title
-            if not row.group.settings:
-                config = row.group.method_settings
-                title = next(
-                    (other for other, at in _settings_of(own) if _agrees(config, at)), title
-                )
-            places.setdefault(title, {})[id(problem)] = row
-    return places
+        groups = [result.group for _, result in own if result.group.settings]
+        for problem, result in sorted(own, key=lambda pair: bool(pair[1].group.settings)):
+            title, config = result.group.title, result.group.method_settings
+            if not result.group.settings:
+                same = (other.title for other in groups if _has_settings(config, other.settings))
+                title = next(same, title)
+            entries.append(_Entry(title, problem, result))
+    return entries
 
 
-def _settings_of(own: Sequence[tuple[Problem, Row]]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    for _, row in own:
-        if row.group.settings:
-            yield row.group.title, row.group.settings
-
-
-def _agrees(config: Mapping[str, object], settings: Mapping[str, object]) -> bool:
+def _has_settings(config: Settings, settings: Settings) -> bool:
     """Whether a full config has these short keys at these values."""
     return all(
         any((k == key or k.endswith(f".{key}")) and v == value for k, v in config.items())
@@ -163,69 +167,56 @@ def _agrees(config: Mapping[str, object], settings: Mapping[str, object]) -> boo
     )
 
 
-def _problem_title(problem: Problem, rows: Sequence[Row]) -> str:
+def _problem_title(problem: Problem, results: Sequence[GroupResult]) -> str:
     clients = {
         len(run.summary.per_client)
-        for row in rows
-        for run in row.group.runs
+        for result in results
+        for run in result.group.runs
         if run.summary is not None
     }
     return f"{problem.title} ({clients.pop()} clients)" if len(clients) == 1 else problem.title
 
 
-def _cells(row: Row | None, metric: str) -> list[str]:
-    names = _COLUMNS_2[metric]
-    if row is None:
-        return ["-"] * (len(names) + 1)
-    scores = [show_score(row.scores[name], _form(row, name)) for name in names]
-    return [*scores, show(row.improved, ".0f")]
+def _cells(result: GroupResult) -> dict[str, str]:
+    """The cells of one result in Table 2, by heading."""
+    cells = {}
+    for name in _METRICS_2[result.metric]:
+        heading, form = _COLUMNS_2[name]
+        mean = result.mean(name)
+        small = name == "loss" and mean is not None and 0 < abs(mean) < 0.05
+        cells[heading] = result.show(name, ".1e" if small else form)
+    return cells | {"Imp.%": result.show("improved", ".0f", deviation=False)}
 
 
-def _form(row: Row, name: str) -> str:
-    score = _score(row, name)
-    small = name == "loss" and score is not None and 0 < abs(score[0]) < 0.05
-    return ".1e" if small else _TABLE_2[name][1]
+def _fields(task: str, result: GroupResult) -> dict[str, object]:
+    """The numbers of one result in the CSV of Table 2, by column."""
+    fields: dict[str, object] = {}
+    for name in _METRICS_2[result.metric]:
+        fields |= result.csv_fields(name, f"{task}_{csv_name(name)}")
+    fields[f"{task}_imp_percent"] = result.csv_mean("improved")
+    return fields | {f"{task}_seeds": len(result.group.scored)}
 
 
-def _numbers(row: Row | None, metric: str) -> list[object]:
-    names = _COLUMNS_2[metric]
-    if row is None:
-        return [None] * (2 * len(names) + 2)
-    scores: list[object] = [number for one in names for number in score_numbers(_score(row, one))]
-    return [*scores, row.improved, len(row.group.scored)]
-
-
-def _notes(
-    results: Mapping[Problem, Sequence[Row]], mains: Mapping[Problem, Sequence[Row]]
-) -> Iterator[str]:
+def _notes(results: Results, mains: Results) -> Iterator[str]:
     yield f"{_OVER_SEEDS} {_IMPROVED} -: not run, or no such number."
-    counts = {row.seeds for rows in mains.values() for row in rows}
+    counts = {result.seeds for own in mains.values() for result in own}
     if len(counts) == 1:
         yield f"Seeds: {counts.pop()} each."
     else:
-        yield from (_seed_note(problem, rows) for problem, rows in mains.items())
-    for problem, rows in mains.items():
-        if note := improvement_note(rows):
+        yield from (_seed_note(problem, own) for problem, own in mains.items())
+    for problem, own in mains.items():
+        if note := improvement_note(own):
             yield f"{problem.title}: {note}"
     for problem in mains:
-        others = [other for other in results if other.task == problem.task and not other.main]
-        if others:
+        if any(other.task == problem.task and not other.main for other in results):
             yield (
                 f"{problem.title}: with {show_settings(problem.settings)}; runs with other task "
                 "settings have tables of their own."
             )
 
 
-def _seed_note(problem: Problem, rows: Sequence[Row]) -> str:
-    """How many seeds each method has: the usual number, and who differs."""
-    usual, _ = Counter(row.seeds for row in rows).most_common(1)[0]
-    others = [f"{row.group.title} {row.seeds}" for row in rows if row.seeds != usual]
+def _seed_note(problem: Problem, results: Sequence[GroupResult]) -> str:
+    """How many seeds the methods have: the most common number, and which methods differ."""
+    usual, _ = Counter(result.seeds for result in results).most_common(1)[0]
+    others = [f"{one.group.title} {one.seeds}" for one in results if one.seeds != usual]
     return f"{problem.title}, seeds: {usual}" + (f"; {', '.join(others)}." if others else ".")
-
-
-def _score(row: Row, metric: str) -> tuple[float, float] | None:
-    return row.scores.get(metric)
-
-
-def _csv_name(metric: str) -> str:
-    return "accuracy_percent" if metric == "accuracy" else metric

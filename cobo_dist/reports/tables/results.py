@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cobo_dist.reports.grouping.groups import Settings, show_settings, show_value
-from cobo_dist.reports.grouping.problems import Problem
+import numpy as np
+import pandas as pd
+
+from cobo_dist.reports.grouping import Problem
+from cobo_dist.reports.grouping.settings import Settings, show_settings, show_value
+from cobo_dist.reports.metrics import higher_is_better, shown_metrics
 from cobo_dist.reports.reading.events import METRICS
-from cobo_dist.reports.tables.scores import Row, columns, higher_is_better, improvement_note
-from cobo_dist.reports.tables.table import Table, score_numbers, show, show_score
+from cobo_dist.reports.tables.scores import GroupResult, improvement_note
+from cobo_dist.reports.tables.table import Table
 from cobo_dist.reports.writing import write_csv
 
 NOTE = (
@@ -23,99 +26,110 @@ _BEST = (
     "Bold: the best of a method's settings on validation data, the data on which to choose them."
 )
 _HEADINGS = {"accuracy": "accuracy %", "perplexity": "perplexity", "loss": "loss"}
-_COLUMNS = 4  # settings, beyond which they share one column
-_TOGETHER = "settings"
+_MAX_SETTING_COLUMNS = 4  # more settings than these share one column
+_JOINED = "settings"
 
 
-def results_table(problem: Problem, rows: Sequence[Row]) -> Table:
-    """The table of one problem. Settings that tell groups apart have a column each, if few."""
-    metric, split = rows[0].metric, rows[0].split
-    keys = setting_keys(rows)
-    if len(keys) > _COLUMNS:
-        keys = [_TOGETHER]
-    validated = any(row.validation is not None for row in rows)
+def results_table(problem: Problem, results: Sequence[GroupResult]) -> Table:
+    """Return the table of one problem. Settings that differ between groups have a column each, if few."""
+    metric, split = results[0].metric, results[0].split
+    keys = setting_keys(results)
+    if len(keys) > _MAX_SETTING_COLUMNS:
+        keys = [_JOINED]
+    validated = any(result.score("validation") is not None for result in results)
     on = "validation " if split == "validation" else ""
     headings = ["method", *keys, "seeds"]
     headings += [f"validation {_HEADINGS[metric]}"] * validated
-    headings += [on + _HEADINGS[name] for name in columns(metric)]
+    headings += [on + _HEADINGS[name] for name in shown_metrics(metric)]
     headings += ["Imp.%", "links right %", "MB sent a round", "seconds"]
-    best = _best(rows)
+    best = _best_on_validation(results)
+    cells = [_cells(one, keys, validated, i in best) for i, one in enumerate(results)]
     here = f"Here {show_settings(problem.settings)}." if problem.main and problem.settings else ""
-    notes = [note for note in (here, improvement_note(rows), _BEST if best else "") if note]
+    notes = (here, improvement_note(results), _BEST if best else "")
     return Table(
         caption=problem.label,
-        headings=tuple(headings),
-        rows=tuple(_cells(row, keys, validated, id(row) in best) for row in rows),
-        notes=tuple(notes),
+        text=pd.DataFrame(cells, columns=headings),
+        notes=tuple(note for note in notes if note),
         left=2 + len(keys),
     )
 
 
-def setting_keys(rows: Sequence[Row]) -> list[str]:
-    """The short keys that tell groups of one method apart, of all methods together."""
-    return list(dict.fromkeys(key for row in rows for key in row.group.settings))
+def setting_keys(results: Sequence[GroupResult]) -> list[str]:
+    """Return the short keys that differ between groups of one method, of all methods together."""
+    return list(dict.fromkeys(key for result in results for key in result.group.settings))
 
 
-def write_results_csv(path: Path, results: Mapping[Problem, Sequence[Row]]) -> Path:
-    """Write the rows of all problems with all digits; accuracies and shares in percent."""
-    every = [row for rows in results.values() for row in rows]
-    keys = setting_keys(every)
-    header = ["task", "method", *keys, "seeds", "unfinished_at_round"]
-    for name in ("accuracy_percent", "perplexity", "loss", "validation"):
-        header += [f"{name}_mean", f"{name}_std"]
-    header += ["imp_percent", "links_right_percent", "mb_per_round", "seconds"]
-    lines: list[list[object]] = []
-    for problem, rows in results.items():
-        for row in rows:
-            stopped = [run.last_round for run in row.group.scored if run.summary is None]
-            line: list[object] = [problem.label, row.group.label]
-            line += [row.group.settings.get(key) for key in keys]
-            line += [len(row.group.scored), max(stopped, default=None)]
-            for score in (*(row.scores.get(name) for name in METRICS), row.validation):
-                line += score_numbers(score)
-            line += [row.improved, row.links_right, row.megabytes, row.seconds]
-            lines.append(line)
-    return write_csv(path, header, lines)
+def write_results_csv(path: Path, results: Mapping[Problem, Sequence[GroupResult]]) -> Path:
+    """Write the results of all problems with all digits; accuracies and shares in percent."""
+    keys = setting_keys([one for own in results.values() for one in own])
+    labels: list[dict[str, object]] = []
+    settings: list[list[object]] = []
+    numbers: list[dict[str, object]] = []
+    for problem, own in results.items():
+        for result in own:
+            group = result.group
+            labels.append({"task": problem.label, "method": group.label})
+            values = [group.settings.get(key) for key in keys]
+            settings.append(["" if value is None else value for value in values])
+            stopped = [run.last_round for run in group.scored if run.summary is None]
+            line: dict[str, object] = {"seeds": len(group.scored)}
+            line["unfinished_at_round"] = max(stopped, default="")
+            for name in (*METRICS, "validation"):
+                line |= result.csv_fields(name, csv_name(name))
+            line["imp_percent"] = result.csv_mean("improved")
+            line["links_right_percent"] = result.csv_mean("links_right")
+            line["mb_per_round"] = result.csv_mean("megabytes")
+            line["seconds"] = result.csv_mean("seconds")
+            numbers.append(line)
+    # Three frames side by side, because a setting may have the name of another column.
+    parts = [
+        pd.DataFrame(labels, dtype=object),
+        pd.DataFrame(settings, columns=keys, dtype=object),
+        pd.DataFrame(numbers, dtype=object),
+    ]
+    return write_csv(path, pd.concat(parts, axis=1))
 
 
-def _cells(row: Row, keys: Sequence[str], validated: bool, best: bool) -> tuple[str, ...]:
-    settings = row.group.settings
-    score = show_score(row.validation, score_form(row.metric, row.validation))
-    return (
-        row.group.algorithm,
+def csv_name(metric: str) -> str:
+    """Return the name of a metric in CSV files, which have accuracies in percent."""
+    return "accuracy_percent" if metric == "accuracy" else metric
+
+
+def _cells(result: GroupResult, keys: Sequence[str], validated: bool, best: bool) -> list[str]:
+    settings = result.group.settings
+    score = result.show("validation", _score_format(result, "validation"))
+    return [
+        result.group.algorithm,
         *(_setting(settings, key) for key in keys),
-        row.seeds,
+        result.seeds,
         *([f"**{score}**" if best else score] if validated else []),
-        *(
-            show_score(row.scores.get(name), score_form(name, row.scores.get(name)))
-            for name in columns(row.metric)
-        ),
-        show(row.improved, ".1f"),
-        show(row.links_right, ".1f"),
-        show(row.megabytes, ".3g"),
-        show(row.seconds, ".1f"),
-    )
+        *(result.show(n, _score_format(result, n)) for n in shown_metrics(result.metric)),
+        result.show("improved", ".1f", deviation=False),
+        result.show("links_right", ".1f", deviation=False),
+        result.show("megabytes", ".3g", deviation=False),
+        result.show("seconds", ".1f", deviation=False),
+    ]
 
 
 def _setting(settings: Settings, key: str) -> str:
-    if key == _TOGETHER and key not in settings:
+    if key == _JOINED and key not in settings:
         return show_settings(settings)
     return show_value(settings[key]) if key in settings else ""
 
 
-def score_form(metric: str, score: tuple[float, float] | None) -> str:
-    """The format of a metric's values."""
-    if metric == "loss" and score is not None and 0 < abs(score[0]) < 0.01:
+def _score_format(result: GroupResult, quantity: str) -> str:
+    metric = result.metric if quantity == "validation" else quantity
+    mean = result.mean(quantity)
+    if metric == "loss" and mean is not None and 0 < abs(mean) < 0.01:
         return ".2e"  # the quadratic's losses fall below any fixed number of decimals
     return {"accuracy": ".1f", "perplexity": ".2f"}.get(metric, ".3f")
 
 
-def _best(rows: Sequence[Row]) -> set[int]:
-    """The ids of the rows that do best on validation data among the settings of their method."""
-    families: dict[str, list[tuple[float, Row]]] = {}
-    for row in rows:
-        if row.validation is not None and not math.isnan(row.validation[0]):
-            worth = row.validation[0] if higher_is_better(row.metric) else -row.validation[0]
-            families.setdefault(row.group.algorithm, []).append((worth, row))
-    choices = [pairs for pairs in families.values() if len(pairs) > 1]
-    return {id(max(pairs, key=lambda pair: pair[0])[1]) for pairs in choices}
+def _best_on_validation(results: Sequence[GroupResult]) -> set[int]:
+    """The positions of the results that are best on validation data among the settings of their method."""
+    sign = 1.0 if higher_is_better(results[0].metric) else -1.0
+    methods = [result.group.algorithm for result in results]
+    means = [result.mean("validation") for result in results]
+    worth = pd.Series([np.nan if mean is None else sign * mean for mean in means]).dropna()
+    families = worth.groupby([methods[i] for i in worth.index])
+    return {int(i) for i in families.idxmax()[families.size() > 1]}

@@ -1,44 +1,82 @@
-"""The results of each group: last values over seeds, and who does better than alone."""
+"""The results of each group: final values over seeds, and the share of clients that beat Local."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cobo_dist.reports.grouping.groups import Group
-from cobo_dist.reports.grouping.problems import Problem
-from cobo_dist.reports.reading.events import METRICS
-from cobo_dist.reports.reading.run import Run
-from cobo_dist.reports.reading.series import Series
-from cobo_dist.reports.statistics import mean_std
+import numpy as np
+import pandas as pd
+
+from cobo_dist.reports.grouping import Group, Problem
+from cobo_dist.reports.metrics import (
+    higher_is_better,
+    last_value,
+    percent,
+    problem_metric,
+    problem_split,
+    shown_metrics,
+)
+from cobo_dist.reports.reading import Run
+from cobo_dist.reports.statistics import statistics_over_seeds
 
 Score = tuple[float, float]
 """Mean and sample standard deviation over seeds; the latter is NaN for a single seed."""
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
-    """One group's results. Shares and accuracies are in percent; None: there is no such number.
+class GroupResult:
+    """The results of one group.
 
-    `scores` are on the split that the problem is judged by, `validation` is its metric on
-    validation data where that is another. `missing` lists the seeds that Imp.% lacks.
+    `statistics` has a row for each quantity that the group has, with its mean and deviation over seeds:
+    `accuracy`, `perplexity`, `loss`, `validation` (the metric on validation data, if the problem is judged
+    by test data), `improved` (clients that beat Local), `links_right`, `megabytes` (a round, all ranks) and
+    `seconds` (the whole run). Accuracies and shares are in percent. `missing` lists the seeds without
+    `improved`.
     """
 
     group: Group
     metric: str
     split: str
-    scores: Mapping[str, Score | None]  # metric -> mean, std over seeds
-    validation: Score | None
-    improved: float | None
+    statistics: pd.DataFrame
     missing: tuple[int, ...]
-    links_right: float | None
-    megabytes: float | None  # sent a round, all ranks
-    seconds: float | None  # of the whole run
+
+    def score(self, quantity: str) -> Score | None:
+        """Return mean and deviation of a quantity, None if the group does not have it."""
+        if quantity not in self.statistics.index:
+            return None
+        mean, std = self.statistics.loc[[quantity], ["mean", "std"]].to_numpy(np.float64)[0]
+        return float(mean), float(std)
+
+    def mean(self, quantity: str) -> float | None:
+        """Return the mean of a quantity over seeds, None if the group does not have it."""
+        score = self.score(quantity)
+        return None if score is None else score[0]
+
+    def show(self, quantity: str, form: str, deviation: bool = True) -> str:
+        """Return `73.1 ± 0.2`, the mean alone for a single seed, or `-` if there is none."""
+        mean, std = self.score(quantity) or (None, math.nan)
+        if mean is None:
+            return "-"
+        text = format(mean, form)
+        return text if math.isnan(std) or not deviation else f"{text} ± {std:{form}}"
+
+    def csv_mean(self, quantity: str) -> object:
+        """Return the mean for a CSV, empty if there is no such number."""
+        mean = self.mean(quantity)
+        return "" if mean is None else mean
+
+    def csv_fields(self, quantity: str, name: str) -> dict[str, object]:
+        """Return the fields `NAME_mean` and `NAME_std` of a CSV, empty if there is no such number."""
+        mean, std = self.score(quantity) or ("", "")
+        # NaN for both is a run that diverged; NaN for the deviation alone is a single seed.
+        single = isinstance(std, float) and math.isnan(std) and not math.isnan(float(mean))
+        return {f"{name}_mean": mean, f"{name}_std": "" if single else std}
 
     @property
     def seeds(self) -> str:
-        """How many seeds count, and what has not finished: `2 (seed 3 unfinished, round 40 ...)`."""
+        """How many seeds count, and which are unfinished: `2 (left out: seed 3 unfinished, round 40)`."""
         stopped = [run for run in self.group.runs if run.summary is None]
         counted = str(len(self.group.scored))
         if not stopped:
@@ -59,129 +97,81 @@ class Row:
         )
 
 
-def problem_metric(groups: Sequence[Group]) -> str:
-    """What a problem is judged by: accuracy, perplexity, or loss where there is neither."""
-    for metric in METRICS:
-        for run in (run for group in groups for run in group.runs):
-            logged = any(name == metric for _, name in run.evals)
-            if logged or (run.summary is not None and metric in run.summary.final):
-                return metric
-    return "loss"
-
-
-def problem_split(groups: Sequence[Group]) -> str:
-    """`test`, or `validation` where no run was tested: splits are never mixed."""
-    splits = {split for group in groups for run in group.runs for split, _ in run.evals}
-    return "validation" if "validation" in splits and "test" not in splits else "test"
-
-
-def mean_over_clients(run: Run, split: str, metric: str) -> Series:
-    """The metric of the average client by round: as logged, else averaged from the clients."""
-    clients = run.evals.get((split, metric), {})
-    if None in clients:
-        return clients[None]
-    columns: dict[int, list[float]] = {}
-    for series in clients.values():
-        for number, value in series.items():
-            columns.setdefault(number, []).append(value)
-    return {number: sum(values) / len(values) for number, values in sorted(columns.items())}
-
-
-def columns(metric: str) -> list[str]:
-    """The metrics of a problem's table: its own, and the loss."""
-    return [metric] if metric == "loss" else [metric, "loss"]
-
-
-def percent(metric: str) -> float:
-    """The factor from logged to shown values: accuracies are logged as fractions."""
-    return 100.0 if metric == "accuracy" else 1.0
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is better."""
-    return metric == "accuracy"
-
-
-def make_rows(problem: Problem) -> list[Row]:
-    """The results of the groups of one problem."""
+def group_results(problem: Problem) -> list[GroupResult]:
+    """Return the results of the groups of one problem."""
     metric, split = problem_metric(problem.groups), problem_split(problem.groups)
     local = [run for group in problem.groups if group.algorithm == "local" for run in group.runs]
-    return [_make_row(group, metric, split, local) for group in problem.groups]
+    return [_group_result(group, metric, split, local) for group in problem.groups]
 
 
-def validation_score(group: Group, metric: str) -> Score | None:
-    """The metric at the last round evaluated on validation data, over the runs that count."""
-    found = [mean_over_clients(run, "validation", metric) for run in group.scored]
-    return _score([series[max(series)] if series else None for series in found], metric)
-
-
-def improvement_note(rows: Sequence[Row]) -> str | None:
-    """One sentence on where Imp.% is missing and why, or None where it is complete."""
-    lacking = [row for row in rows if row.missing]
+def improvement_note(results: Sequence[GroupResult]) -> str | None:
+    """Return one sentence on where Imp.% is missing and why, None if it is complete."""
+    lacking = [result for result in results if result.missing]
     if not lacking:
         return None
-    if not any(row.group.algorithm == "local" for row in rows):
+    if not any(result.group.algorithm == "local" for result in results):
         return "No Imp.%: there is no run of Local on this problem to compare with."
-    parts = "; ".join(
-        f"{row.group.title}, {_list_seeds(row.missing)}"
-        + ("" if row.improved is None else " left out")
-        for row in lacking
-    )
-    return f"Imp.% lacks a run of Local with the same seed, rounds and clients for: {parts}."
+    parts = [
+        f"{result.group.title}, seed{'s' * (len(result.missing) > 1)} "
+        f"{', '.join(map(str, result.missing))}"
+        + ("" if result.mean("improved") is None else " left out")
+        for result in lacking
+    ]
+    return f"Imp.% lacks a run of Local with the same seed, rounds and clients for: {'; '.join(parts)}."
 
 
-def _list_seeds(seeds: Sequence[int]) -> str:
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+def _group_result(group: Group, metric: str, split: str, local: Sequence[Run]) -> GroupResult:
+    found: list[tuple[str, float | None]] = []
+    missing = []
+    for run in group.scored:
+        found += _final_values(run, metric, split).items()
+        if group.algorithm != "local":
+            improved = _improved(run, metric, split, local)
+            found.append(("improved", improved))
+            missing += [run.seed] if improved is None else []
+    factors = {"accuracy": 100.0, "validation": percent(metric), "megabytes": 1e-6}
+    factors |= {"improved": 100.0, "links_right": 100.0}
+    # A quantity that a run does not have has no entry, so that NaN always means a run that diverged.
+    known = [(name, value * factors.get(name, 1.0)) for name, value in found if value is not None]
+    index, values = [name for name, _ in known], [value for _, value in known]
+    statistics = statistics_over_seeds(pd.Series(values, index=index, dtype=np.float64))
+    return GroupResult(group, metric, split, statistics, tuple(missing))
 
 
-def _make_row(group: Group, metric: str, split: str, local: Sequence[Run]) -> Row:
-    scored = group.scored
-    compared = () if group.algorithm == "local" else scored
-    shares = {run.seed: _improved(run, metric, split, local) for run in compared}
-    matches = [run.summary.cluster_match for run in scored if run.summary is not None]
-    return Row(
-        group=group,
-        metric=metric,
-        split=split,
-        scores={
-            name: _score([_final(run, split, name) for run in scored], name)
-            for name in columns(metric)
-        },
-        validation=validation_score(group, metric) if split != "validation" else None,
-        improved=_mean(list(shares.values()), 100.0),
-        missing=tuple(seed for seed, share in shares.items() if share is None),
-        links_right=_mean(matches, 100.0),
-        megabytes=_mean([_bytes_a_round(run) for run in scored], 1e-6),
-        seconds=_mean([_seconds(run) for run in scored]),
-    )
-
-
-def _score(values: Sequence[float | None], metric: str) -> Score | None:
-    known = [value * percent(metric) for value in values if value is not None]
-    return mean_std(known) if known else None
-
-
-def _final(run: Run, split: str, metric: str) -> float | None:
-    if run.summary is not None and metric in run.summary.final:
-        return run.summary.final[metric]
-    series = mean_over_clients(run, split, metric)
-    return series[max(series)] if series else None
+def _final_values(run: Run, metric: str, split: str) -> dict[str, float | None]:
+    """The quantities of one run as it logged them; None if there is no such number."""
+    summary = run.summary
+    values = {name: last_value(run, split, name) for name in shown_metrics(metric)}
+    if split != "validation":
+        values["validation"] = last_value(run, "validation", metric)
+    if summary is None:
+        sent, seconds = (
+            list(run.rounds.get(name, {}).values()) for name in ("bytes_sent", "seconds")
+        )
+        values["megabytes"] = sum(sent) / len(sent) if sent else None
+        values["seconds"] = sum(seconds) if seconds else None
+        return values
+    values |= {name: final for name, final in summary.final.items() if name in values}
+    values["megabytes"] = summary.bytes_sent / summary.rounds if summary.rounds else None
+    values["seconds"] = summary.seconds
+    values["links_right"] = summary.cluster_match
+    return values
 
 
 def _last_round(run: Run, split: str) -> int | None:
     """The last round at which the split was evaluated."""
     rounds = {
-        number
+        round_
         for (name, _), clients in run.evals.items()
         if name == split
         for series in clients.values()
-        for number in series
+        for round_ in series
     }
     return max(rounds, default=None)
 
 
-def _clients(run: Run, split: str, metric: str) -> tuple[object, dict[int, float]]:
-    """When and on what the clients were measured last, and those values."""
+def _client_values(run: Run, split: str, metric: str) -> tuple[object, dict[int, float]]:
+    """The last values of the clients, and when and on how much of the data they were measured."""
     if run.summary is not None:
         finals = run.summary.per_client
         return (run.summary.rounds, True), {i: f[metric] for i, f in finals.items() if metric in f}
@@ -193,40 +183,22 @@ def _clients(run: Run, split: str, metric: str) -> tuple[object, dict[int, float
 
 
 def _improved(run: Run, metric: str, split: str, local: Sequence[Run]) -> float | None:
-    """Share of the clients of `run` that beat the same client in the Local run beside it."""
-    when, mine = _clients(run, split, metric)
-    best: tuple[int, dict[int, float]] | None = None
+    """The share of clients of `run` that beat the same client in the Local run of the same seed."""
+    measured, own = _client_values(run, split, metric)
+    candidates = []
     for other in local:
-        theirs_at, theirs = _clients(other, split, metric)
-        if other.seed == run.seed and theirs_at == when and theirs.keys() == mine.keys():
-            # Several Locals may fit (another model, another rate): take the likeliest setting.
-            distance = _distance(other, run)
-            best = min(best or (distance, theirs), (distance, theirs), key=lambda pair: pair[0])
-    if best is None or not mine:
+        other_measured, values = _client_values(other, split, metric)
+        if (other.seed, other_measured, values.keys()) == (run.seed, measured, own.keys()):
+            candidates.append((_distance(other, run), values))
+    if not candidates or not own:
         return None
+    # Several runs of Local may fit (another model, another rate): take the one with the closest config.
+    _, alone = min(candidates, key=lambda pair: pair[0])
     sign = 1.0 if higher_is_better(metric) else -1.0
-    return sum(sign * value > sign * best[1][client] for client, value in mine.items()) / len(mine)
+    return sum(sign * value > sign * alone[i] for i, value in own.items()) / len(own)
 
 
 def _distance(one: Run, other: Run) -> int:
+    """In how many keys two configs differ, without those of the algorithm."""
     keys = {key for key in one.config.keys() | other.config.keys() if key[:10] != "algorithm."}
     return sum(one.config.get(key) != other.config.get(key) for key in keys)
-
-
-def _bytes_a_round(run: Run) -> float | None:
-    if run.summary is not None:
-        return run.summary.bytes_sent / run.summary.rounds if run.summary.rounds else None
-    sent = run.rounds.get("bytes_sent")
-    return sum(sent.values()) / len(sent) if sent else None
-
-
-def _seconds(run: Run) -> float | None:
-    if run.summary is not None:
-        return run.summary.seconds
-    spent = run.rounds.get("seconds")
-    return sum(spent.values()) if spent else None
-
-
-def _mean(values: Sequence[float | None], scale: float = 1.0) -> float | None:
-    known = [value * scale for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None

@@ -1,52 +1,56 @@
-"""A table of text, and how it looks as Markdown and on the terminal."""
+"""A table of text: as Markdown, on the terminal, and the numbers behind it."""
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 
-Line = Sequence[object]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """Text in rows and columns, and the numbers behind it for a CSV.
 
-    The first `left` columns hold words, the others numbers. `spans` are headings above the
-    headings, each with the columns it covers; there may be none.
+    The columns of `text` are headings, or pairs of a heading above and a heading. The first `left` columns
+    hold words, the others numbers.
     """
 
     caption: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    text: pd.DataFrame
     notes: tuple[str, ...] = ()
     left: int = 1
-    spans: tuple[tuple[str, int], ...] = ()
-    csv_header: tuple[str, ...] = ()
-    csv_rows: tuple[Line, ...] = ()
+    numbers: pd.DataFrame | None = None
 
-    def flat_headings(self) -> tuple[str, ...]:
-        """The headings with what spans them in front, for where there is but one line of them."""
-        above = [title for title, width in self.spans for _ in range(width)]
-        if not above:
+    @property
+    def headings(self) -> list[str]:
+        """The headings of the columns."""
+        return [str(name) for name in self.text.columns.get_level_values(-1)]
+
+    @property
+    def spans(self) -> list[tuple[str, int]]:
+        """The headings above the headings, each with the number of columns that it covers."""
+        if self.text.columns.nlevels == 1:
+            return []
+        above = self.text.columns.get_level_values(0)
+        return [(str(name), len(list(columns))) for name, columns in itertools.groupby(above)]
+
+    @property
+    def flat_headings(self) -> list[str]:
+        """The headings on one line: each with the one above it in front."""
+        columns = self.text.columns
+        if columns.nlevels == 1:
             return self.headings
-        pairs = zip(above, self.headings, strict=True)
-        return tuple(f"{title} {heading}".strip() for title, heading in pairs)
+        return [" ".join(map(str, names)).strip() for names in columns]
 
-
-def markdown(table: Table) -> list[str]:
-    """The lines of a Markdown table with its notes, without its caption."""
-    right = len(table.headings) - table.left
-    lines = [_line(table.flat_headings()), "|" + "---|" * table.left + "---:|" * right]
-    lines += [_line(row) for row in table.rows]
-    for note in table.notes:
-        lines += ["", note]
-    return [*lines, ""]
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells, row by row."""
+        return [list(cells) for cells in self.text.itertuples(index=False, name=None)]
 
 
 def write_markdown(path: Path, title: str, tables: Sequence[Table], note: str = "") -> Path:
@@ -55,16 +59,29 @@ def write_markdown(path: Path, title: str, tables: Sequence[Table], note: str = 
     for table in tables:
         if table.caption and table.caption != title:
             lines += [f"## {table.caption}", ""]
-        lines += markdown(table)
+        lines += _markdown(table)
     lines.append(note)
     path.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
     return path
 
 
+def _markdown(table: Table) -> list[str]:
+    right = len(table.headings) - table.left
+    lines = [_line(table.flat_headings), "|" + "---|" * table.left + "---:|" * right]
+    lines += [_line(row) for row in table.rows]
+    for note in table.notes:
+        lines += ["", note]
+    return [*lines, ""]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
 def print_table(table: Table, console: Console) -> None:
     """Print a table and its notes."""
     shown = RichTable(title=table.caption, title_justify="left")
-    for position, title in enumerate(table.flat_headings()):
+    for position, title in enumerate(table.flat_headings):
         words = position < table.left
         shown.add_column(title, justify="left" if words else "right", no_wrap=position == 0)
     for row in table.rows:
@@ -72,29 +89,3 @@ def print_table(table: Table, console: Console) -> None:
     console.print(shown)
     for note in table.notes:
         console.print(note, highlight=False, markup=False)
-
-
-def show(value: float | None, form: str) -> str:
-    """A number as text; `-` where there is none."""
-    return "-" if value is None else format(value, form)
-
-
-def show_score(score: tuple[float, float] | None, form: str) -> str:
-    """`73.1 ± 0.2`; the deviation is left out where there is none."""
-    if score is None:
-        return "-"
-    mean, std = score
-    return format(mean, form) if math.isnan(std) else f"{mean:{form}} ± {std:{form}}"
-
-
-def score_numbers(score: tuple[float, float] | None) -> tuple[float | None, float | None]:
-    """Mean and deviation for a CSV: empty where there is none."""
-    if score is None:
-        return None, None
-    mean, std = score
-    # A NaN mean is a run that diverged, and stays; a NaN deviation alone is a single seed.
-    return mean, None if math.isnan(std) and not math.isnan(mean) else std
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

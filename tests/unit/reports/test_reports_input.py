@@ -16,8 +16,8 @@ from report_runs import N, Report, markdown_row, write_run
 
 from cobo_dist.cli.report import main
 from cobo_dist.reports.grouping.problems import group_runs
-from cobo_dist.reports.reading.run import read_run
-from cobo_dist.reports.tables.scores import make_rows
+from cobo_dist.reports.reading import read_run
+from cobo_dist.reports.tables.scores import group_results
 
 NAN = float("nan")
 
@@ -67,9 +67,9 @@ def test_unfinished_seed_does_not_dilute_finished_ones(tmp_path: Path) -> None:
     runs = [read_run(write_run(tmp_path / "1", seed=1))]
     runs.append(read_run(write_run(tmp_path / "2", seed=2, finished=False, last=10)))
     (problem,), _ = group_runs(runs)
-    (row,) = make_rows(problem)
+    (row,) = group_results(problem)
     assert row.seeds == "1 (left out: seed 2 unfinished, round 10)"
-    assert row.scores["accuracy"] == (pytest.approx(70.0), pytest.approx(NAN, nan_ok=True))
+    assert row.score("accuracy") == (pytest.approx(70.0), pytest.approx(NAN, nan_ok=True))
 
 
 def test_unfinished_run_measured_on_a_part_says_so(tmp_path: Path) -> None:
@@ -77,14 +77,14 @@ def test_unfinished_run_measured_on_a_part_says_so(tmp_path: Path) -> None:
     local = write_run(tmp_path / "local", "local", part=50, finished=False, last=10)
     cobo = write_run(tmp_path / "cobo", part=50, finished=False, last=10)
     (problem,), _ = group_runs([read_run(local), read_run(cobo)])
-    _, row = make_rows(problem)
+    _, row = group_results(problem)
     assert row.seeds == "1 (unfinished, round 10, part of the test data)"
     # Both were measured at round 10 on such a part, so the clients do compare: 7 of 8 are better.
-    assert row.improved == pytest.approx(87.5)
+    assert row.mean("improved") == pytest.approx(87.5)
     whole = read_run(write_run(tmp_path / "whole", finished=False, last=10))
     (problem,), _ = group_runs([read_run(local), whole])
-    _, row = make_rows(problem)
-    assert (row.improved, row.missing) == (None, (1,))
+    _, row = group_results(problem)
+    assert (row.mean("improved"), row.missing) == (None, (1,))
 
 
 def test_resumed_run_may_measure_a_part_and_then_all(tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_lower_is_better_without_accuracy(tmp_path: Path) -> None:
     local = write_run(tmp_path / "l", "local", task="quadratic", finals=[0.5] * N)
     cobo = write_run(tmp_path / "c", task="quadratic", finals=[0.6] * 2 + [0.4] * 6)
     (problem,), _ = group_runs([read_run(local), read_run(cobo)])
-    _, row = make_rows(problem)
-    assert row.improved == pytest.approx(25.0)
+    _, row = group_results(problem)
+    assert row.mean("improved") == pytest.approx(25.0)
 
 
 def test_nan_gaps_and_repeated_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,11 @@ from report_runs import N, Report, assert_drawn, markdown_row, write_run
 from cobo_dist.cli.report import main
 from cobo_dist.reports.figures.client_selection import PAIRS, Pair
 from cobo_dist.reports.grouping.problems import Problem, group_runs
-from cobo_dist.reports.reading.run import read_run
+from cobo_dist.reports.reading import read_run
 from cobo_dist.reports.selection import representatives, without_sampling_variants
 from cobo_dist.reports.tables.paper_tables import table_1, table_2
 from cobo_dist.reports.tables.results import results_table
-from cobo_dist.reports.tables.scores import Row, make_rows
+from cobo_dist.reports.tables.scores import GroupResult, group_results
 
 PAPER = {"data_fraction": 0.5, "clusters": 4, "clients_per_cluster": 2}
 
@@ -82,10 +82,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return Report(root, out, "")
 
 
-def results(runs: list[Path]) -> dict[Problem, list[Row]]:
+def results(runs: list[Path]) -> dict[Problem, list[GroupResult]]:
     """The rows of some runs by problem."""
     problems, _ = group_runs(map(read_run, runs))
-    return {problem: make_rows(problem) for problem in problems}
+    return {problem: group_results(problem) for problem in problems}
 
 
 # --- tables ------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_sampling_families_keep_to_their_settings(tmp_path: Path) -> None:
         for name in ("all", "mixed")
     ]
     found = results(runs)
-    assert [len(table.csv_rows) for table in table_1(found)] == [2, 2]
+    assert [table.numbers is not None and len(table.numbers) for table in table_1(found)] == [2, 2]
     assert "CoBo (rho=0.1)" in table_1(found)[0].caption
     (problem,) = without_sampling_variants(list(found))
     assert [group.label for group in problem.groups] == ["cobo (rho=0.1)", "cobo (rho=0.5)"]
@@ -254,7 +254,7 @@ def test_validation_data_choose_among_many_settings(tmp_path: Path) -> None:
     ]
     ((problem, rows),) = results(runs).items()
     table = results_table(problem, rows)
-    assert table.headings[:4] == ("method", "rho", "seeds", "validation accuracy %")
+    assert table.headings[:4] == ["method", "rho", "seeds", "validation accuracy %"]
     assert [row[3] for row in table.rows] == ["50.0", "60.0", "**80.0**", "70.0"]
     assert [group.title for group in representatives(problem)] == ["CoBo (rho=0.3)"]
     # Without validation data the test data must not choose: all are shown.

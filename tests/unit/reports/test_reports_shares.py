@@ -15,7 +15,7 @@ from report_runs import N, Report, assert_drawn, give_shares, write_run
 
 from cobo_dist.cli.report import main
 from cobo_dist.errors import ConfigError
-from cobo_dist.reports.reading.run import read_run
+from cobo_dist.reports.reading import read_run
 from cobo_dist.reports.statistics import moving_average
 
 NAMES = ("ca", "es", "de", "nl")
