@@ -126,8 +126,6 @@ def _parser() -> argparse.ArgumentParser:
         help="where to write (default: RUN_DIR/figures for one run, ./report for several)",
     )
     parser.add_argument(
-        "--figure-1",
-        action="store_true",
-        help="draw the paper's Figure 1 too; needs no run folder",
+        "--figure-1", action="store_true", help="draw the paper's Figure 1 too; needs no run folder"
     )
     return parser

@@ -57,12 +57,7 @@ def _draw_decay_panel(axes: Axes, curves: Mapping[Group, tuple[Curve, Curve]]) -
         raw = np.where(each.mean > 0, each.mean, np.nan)
         bold = np.where(mean.mean > 0, mean.mean, np.nan)
         axes.plot(each.rounds, raw, color=style.color, linewidth=0.7, alpha=0.45)
-        axes.plot(
-            mean.rounds,
-            bold,
-            marker="o" if len(bold) == 1 else None,
-            **style.line,
-        )
+        axes.plot(mean.rounds, bold, marker="o" if len(bold) == 1 else None, **style.line)
     _draw_guide(axes, [mean for _, mean in curves.values() if mean.last > 0])
     axes.set_xlabel("round T")
     for axis in (axes.xaxis, axes.yaxis):

@@ -10,13 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from cobo_dist.reports.figures.style import (
-    METRIC_LABELS,
-    canvas,
-    group_style,
-    save,
-    shared_legend,
-)
+from cobo_dist.reports.figures.style import METRIC_LABELS, canvas, group_style, save, shared_legend
 from cobo_dist.reports.grouping import Group, Problem
 from cobo_dist.reports.grouping.settings import differing
 from cobo_dist.reports.metrics import percent

@@ -32,11 +32,7 @@ TASKS = {
 """Tasks with their titles, in the order of the paper's Table 2; others follow by name."""
 
 # The paper's own problem: it decides which problem is the main one if nothing else does.
-_PAPER: Settings = {
-    "task.data_fraction": 1.0,
-    "task.clusters": 4,
-    "task.clients_per_cluster": 2,
-}
+_PAPER: Settings = {"task.data_fraction": 1.0, "task.clusters": 4, "task.clients_per_cluster": 2}
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,9 +61,7 @@ class _Image:
 def write_page(path: Path, sections: Sequence[Section]) -> Path:
     """Write the sections into one file with the images inside."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters["images"] = _images
