@@ -21,7 +21,7 @@ from cobo_dist.reports.reading import Weights
 from cobo_dist.reports.statistics import Array, moving_average
 
 MAX_CLIENTS = 12
-"""Clients up to which there is a panel for each; nobody could tell more lines apart."""
+"""The most clients that have a panel each; more lines could not be told apart."""
 _MEMORY_SHARE = 25  # the moving average remembers one part in so many of the rounds
 _MAX_NAME_LETTERS = 16
 

@@ -20,10 +20,10 @@ _CAPTIONS = {
     "graph": "How the graph of links forms. A link is a weight of at least 0.5 or, where a client's "
     "weights sum to 1, of more than an equal share.",
     "weights_all": "Collaboration weights of the methods that learn them, beside the true clusters "
-    "where these are known; diagonals are masked out. Where a client's weights sum to 1, colours reach "
+    "where these are known; diagonals are masked out. Where a client's weights sum to 1, colors reach "
     "up to the largest weight logged. The first seed of each method.",
     "weights": "Collaboration weights beside the true clusters where these are known; diagonals are "
-    "masked out. Where a client's weights sum to 1, colours reach up to the largest weight logged.",
+    "masked out. Where a client's weights sum to 1, colors reach up to the largest weight logged.",
     "shares": "The weights that each client gives the others, against rounds (Figure 4). Faint: as "
     "logged; bold: their exponential moving average; grey: an equal share.",
     "profile": "Where a round's time goes on each rank, mean over rounds after the first 10. Each second "
