@@ -1,4 +1,4 @@
-"""What the report makes of awkward runs, and how it refuses what is no run."""
+"""Unusual runs in the report, and the refusal of folders that are no runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cobo_dist.reports.tables.scores import group_results
 NAN = float("nan")
 
 
-# --- naming, grouping, awkward but legal input -------------------------------------------------
+# --- naming, grouping, unusual but valid input -------------------------------------------------
 
 
 def test_settings_name_the_rows_that_differ(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_settings_name_the_rows_that_differ(tmp_path: Path) -> None:
 
 
 def test_many_settings_fit_names_and_tables(tmp_path: Path) -> None:
-    """Ten settings tell two CoBos apart: one column for them all, and file names that can be."""
+    """Two CoBos differ in ten settings: these share one column, and file names stay short."""
     out, runs = tmp_path / "out", []
     for value in (1, 2):
         settings = {f"a_setting_with_a_long_name_{i}": value for i in range(10)}
@@ -73,7 +73,7 @@ def test_unfinished_seed_does_not_dilute_finished_ones(tmp_path: Path) -> None:
 
 
 def test_unfinished_run_measured_on_a_part_says_so(tmp_path: Path) -> None:
-    """Its last evaluation was on 50 examples: no number to hold against a finished one's."""
+    """Its last evaluation was on 50 examples, so it does not compare with a finished run."""
     local = write_run(tmp_path / "local", "local", part=50, finished=False, last=10)
     cobo = write_run(tmp_path / "cobo", part=50, finished=False, last=10)
     (problem,), _ = group_runs([read_run(local), read_run(cobo)])

@@ -110,7 +110,7 @@ def test_slider_holds_every_snapshot(page: str) -> None:
         assert places == ([(3, 0, 2)] if run is runs[0] else [])
         if places:
             assert stored[3, 0, 2] == 255
-    # A W that never moves is told by its first and last snapshot.
+    # Of a W that never moves the page has the first and the last snapshot.
     assert runs[2]["rounds"] == [0, 20]
 
 
@@ -155,7 +155,7 @@ def test_long_runs_are_thinned(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     weights = rng.integers(0, 2, (1000, 80, 80)).astype(np.float32)
     np.savez(run / "W.npz", rounds=np.arange(1000), weights=weights)
-    for name in ("summary.json", "metrics.jsonl"):  # which tell of 8 clients
+    for name in ("summary.json", "metrics.jsonl"):  # which are of 8 clients
         (run / name).write_text("")
     (run / "summary.json").unlink()
     assert main([str(run), "--out", str(tmp_path / "out")]) == 0

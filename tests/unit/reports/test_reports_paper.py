@@ -147,7 +147,7 @@ def test_every_problem_has_its_table(report: Report) -> None:
 
 
 def test_one_setting_finds_its_row_among_several(tmp_path: Path) -> None:
-    """A task with rho=0.5 alone stands in the row of CoBo (rho=0.5); another rho has its own."""
+    """A task with only rho=0.5 is in the row of CoBo (rho=0.5); another rho has its own row."""
     runs = [write_run(tmp_path / f"digits-{rho}", rho=rho) for rho in (0.1, 0.5)]
     runs.append(write_run(tmp_path / "device", "cobo", 1, "cross_device", rho=0.5))
     runs.append(write_run(tmp_path / "silo", "cobo", 1, "cross_silo", rho=0.7))
@@ -169,7 +169,7 @@ def test_one_method_on_one_task_is_no_table_2(tmp_path: Path) -> None:
 
 
 def test_sampling_families_keep_to_their_settings(tmp_path: Path) -> None:
-    """Two rho times two strategies are two tables; without a constant run mixed stands for both."""
+    """Two rho times two strategies are two tables; without a constant run Table 2 shows mixed."""
     runs = [
         write_run(tmp_path / f"{rho}-{name}", rho=rho, **sampling(name))
         for rho in (0.1, 0.5)
@@ -246,7 +246,7 @@ def test_factors_hold_the_final_values(report: Report) -> None:
 
 
 def test_validation_data_choose_among_many_settings(tmp_path: Path) -> None:
-    """rho=0.3 is best on validation data, rho=0.2 on the test data: 0.3 stands for CoBo."""
+    """rho=0.3 is best on validation data, rho=0.2 on the test data: CoBo is shown with 0.3."""
     values = {0.1: (0.5, 0.70), 0.2: (0.6, 0.75), 0.3: (0.8, 0.71), 0.4: (0.7, 0.72)}
     runs = [
         write_run(tmp_path / f"{rho}", rho=rho, validation=validation, finals=[test] * N)
