@@ -1,20 +1,20 @@
-"""Where the report is written: the folder, and CSV files whose numbers read back unchanged."""
+"""Output folders, file names, and CSV files whose numbers read back unchanged."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from cobo_dist.errors import ConfigError
 
-_LONGEST = 90  # letters; file systems take 255 bytes with all that is added
+_MAX_SLUG_LETTERS = 90  # file systems take 255 bytes, with all that is added
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder for the report. Raises `ConfigError` where that is impossible."""
+    """Create a folder for the report. Raises `ConfigError` if that is impossible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -25,21 +25,23 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    """Write rows under a header. Floats keep all their digits; None is an empty field."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+def write_csv(path: Path, frame: pd.DataFrame) -> Path:
+    """Write a frame without its index. Floats keep all their digits.
+
+    NaN is written as `nan`: a run that diverged. A number that does not exist is the empty text in the
+    frame and an empty field in the file.
+    """
+    frame.to_csv(path, index=False, na_rep="nan", lineterminator="\n", encoding="utf-8")
     return path
 
 
 def slug(text: str) -> str:
-    """A label as part of a file name: `cobo (rho=0.1)` -> `cobo_rho=0.1`.
+    """Return a label as part of a file name. A long one is cut and ends in a digest that keeps it unique.
 
-    A long one is cut, and ends in letters that keep it apart from others that begin alike.
+    >>> slug("cobo (rho=0.1)")
+    'cobo_rho=0.1'
     """
     name = re.sub(r"[^A-Za-z0-9._=-]+", "_", text).strip("_.")
-    if len(name) <= _LONGEST:
+    if len(name) <= _MAX_SLUG_LETTERS:
         return name
-    return f"{name[:_LONGEST]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{name[:_MAX_SLUG_LETTERS]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"

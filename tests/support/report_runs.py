@@ -167,7 +167,7 @@ def round_event(number: int, algorithm: str, quadratic: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Report:
-    """What one call of the door left."""
+    """The output of one call of the command."""
 
     runs: Path
     out: Path
@@ -197,7 +197,7 @@ def markdown_row(report: Report, method: str, name: str = "table.md") -> list[st
 
 
 def assert_drawn(image: Path) -> np.ndarray:
-    """A PNG with ink in it, neither blank nor full, and a CSV beside it. Returns it, [h, w, 3]."""
+    """Check that a PNG is neither blank nor full and has a CSV beside it. Returns its pixels, [h, w, 3]."""
     pixels = matplotlib.image.imread(image)[..., :3]  # in [0, 1]
     assert min(pixels.shape[:2]) > 250, image
     assert len(np.unique(pixels.sum(axis=-1))) > 20, image

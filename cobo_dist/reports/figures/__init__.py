@@ -1,14 +1,14 @@
-"""Groups -> PNG figures with the drawn numbers as CSV beside it. Only this room loads matplotlib.
+"""Draws groups as PNG figures, with the drawn numbers as CSV beside each. Only this package uses matplotlib.
 
-style     colours, sizes, the canvas
-curves    accuracy, perplexity, loss over rounds (Figures 2b and 6)
-decay     consensus distance and gradient norm (Theorem 1)
-factors   final accuracy against a factor of the problem (Figure 2a)
-matrices  heat maps of the weights (Figures 3 and 5)
-shares    what each client gives the others, where weights sum to 1 (Figure 4)
-links     the graph of links
-profile   where a round's time goes
-selection two clients and their midpoint (Figure 1)
+style             colors, sizes, the canvas
+curves            accuracy, perplexity, loss over rounds (Figures 2b and 6)
+decay             consensus distance and gradient norm (Theorem 1)
+factors           final accuracy against a factor of the problem (Figure 2a)
+matrices          heat maps of the weights (Figures 3 and 5)
+shares            what each client gives the others, where weights sum to 1 (Figure 4)
+links             the graph of links
+profile           where a round's time goes
+client_selection  two clients and their midpoint (Figure 1)
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cobo_dist.reports.choosing import learning
+from cobo_dist.reports.figures.client_selection import draw_client_selection
 from cobo_dist.reports.figures.curves import draw_metric
 from cobo_dist.reports.figures.decay import draw_decay
 from cobo_dist.reports.figures.factors import draw_factors
 from cobo_dist.reports.figures.links import draw_graph
 from cobo_dist.reports.figures.matrices import draw_all_weights, draw_weights
 from cobo_dist.reports.figures.profile import draw_profile
-from cobo_dist.reports.figures.selection import draw_selection
 from cobo_dist.reports.figures.shares import draw_shares, left_out
 from cobo_dist.reports.grouping import METHODS, Group
-from cobo_dist.reports.scores import problem_metric
+from cobo_dist.reports.metrics import problem_metric
+from cobo_dist.reports.selection import learning
 from cobo_dist.reports.writing import slug
 
 __all__ = [
+    "draw_client_selection",
     "draw_factors",
     "draw_over_rounds",
-    "draw_selection",
     "draw_settings",
     "draw_single",
     "left_out",
@@ -42,21 +42,21 @@ __all__ = [
 def draw_over_rounds(groups: Sequence[Group], out: Path) -> list[Path]:
     """Draw what compares the methods on one problem: curves, decay, and W of those that learn it.
 
-    Where weights sum to 1, also each client's over the rounds; and where the time went, if it was measured.
+    Where weights sum to 1, this includes each client's weights over the rounds, and where a run was
+    profiled, its time.
     """
     metric = problem_metric(groups)
     files = [] if metric == "loss" else draw_metric(groups, metric, out / f"{metric}.png")
     files += draw_metric(groups, "loss", out / "loss.png")
     files += draw_decay(groups, out / "decay.png")
-    entries = []
-    for group in learning(groups):
-        weights = next(run.weights for run in group.runs if run.weights is not None)
-        assert weights is not None
-        entries.append((group, weights))
+    entries = [
+        (group, next(run.weights for run in group.runs if run.weights is not None))
+        for group in learning(groups)
+    ]
     if len(entries) > 1:
         files += draw_all_weights(entries, out / "weights_all.png")
-    sharing = [group for group, weights in entries if weights.share]
     files += draw_profile(groups, out / "profile.png")
+    sharing = [group for group, weights in entries if weights.share]
     for group in sharing:
         name = "shares" if len(sharing) == 1 else f"shares_{slug(group.label)}"
         files += draw_shares(group, out / f"{name}.png")
@@ -64,7 +64,7 @@ def draw_over_rounds(groups: Sequence[Group], out: Path) -> list[Path]:
 
 
 def draw_settings(groups: Sequence[Group], out: Path) -> list[Path]:
-    """Draw all settings of one method, where the figures that compare methods show but one."""
+    """Draw all settings of one method, of which the figures that compare methods show only one."""
     metric = problem_metric(groups)
     name = groups[0].algorithm
     path = out / f"{metric}_{slug(name)}.png"
@@ -76,7 +76,11 @@ def draw_single(groups: Sequence[Group], out: Path) -> list[Path]:
     files: list[Path] = []
     single = sum(len(group.runs) for group in groups) == 1
     changing = learning(groups)
-    moving = [group for group in changing if any(_moves(group))]
+    moving = [
+        group
+        for group in changing
+        if any(run.weights is not None and run.weights.moves for run in group.runs)
+    ]
     for group in moving:
         name = "graph" if len(moving) == 1 else f"graph_{slug(group.label)}"
         files += draw_graph(group, out / f"{name}.png")
@@ -84,11 +88,6 @@ def draw_single(groups: Sequence[Group], out: Path) -> list[Path]:
         for run in group.runs:
             if run.weights is not None and (single or run.weights.moves):
                 name = "weights" if single else f"weights_{slug(group.label)}_s{run.seed}"
-                files += draw_weights(
-                    run.weights, out / f"{name}.png", "" if single else group.title
-                )
+                title = "" if single else group.title
+                files += draw_weights(run.weights, out / f"{name}.png", title)
     return files
-
-
-def _moves(group: Group) -> list[bool]:
-    return [run.weights is not None and run.weights.moves for run in group.runs]

@@ -6,108 +6,113 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.artist import Artist
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from cobo_dist.reports.figures.style import canvas, look, save
-from cobo_dist.reports.grouping import Group, differing
-from cobo_dist.reports.problems import Problem
-from cobo_dist.reports.scores import Row, Score, percent
-from cobo_dist.reports.writing import write_csv
+from cobo_dist.reports.figures.style import METRIC_LABELS, canvas, group_style, save, shared_legend
+from cobo_dist.reports.grouping import Group, Problem
+from cobo_dist.reports.grouping.settings import differing
+from cobo_dist.reports.metrics import percent
+from cobo_dist.reports.tables.scores import GroupResult
 
 FACTORS = {
     "task.data_fraction": "fraction of the data",
     "task.clusters": "number of clusters",
     "task.clients_per_cluster": "clients per cluster",
 }
-# A seed for each cluster's permutation: the list grows with the number of clusters.
-_FOLLOWS = {"task.clusters": "task.label_seeds"}
-_NAMES = {"accuracy": "accuracy (%)", "perplexity": "perplexity", "loss": "loss"}
-
-Points = dict[float, tuple[Group, Score, int]]
-"""Value of the factor -> the group there, its score, and its number of seeds."""
+"""The factors of the paper's Figure 2a, with the labels of their axes."""
+# There is a seed for each cluster's permutation, so this list grows with the number of clusters.
+_CHANGES_TOO = {"task.clusters": "task.label_seeds"}
+_LOG_RATIO = 4  # of the largest to the smallest value, from which on the axis is logarithmic
 
 
-def draw_factors(results: Mapping[Problem, Sequence[Row]], path: Path) -> list[Path]:
+def draw_factors(results: Mapping[Problem, Sequence[GroupResult]], path: Path) -> list[Path]:
     """Draw the final metric of one task's problems against each factor that varies among them.
 
-    A panel holds the main problem and those that differ from it in that factor alone. Returns the
-    files written: none where no factor varies.
+    A panel shows the main problem and those that differ from it in that factor only. Returns the files
+    written: none if no factor varies.
     """
-    panels = {factor: found for factor in FACTORS if (found := _panel(results, factor))}
+    groups: dict[str, Group] = {}
+    panels = {}
+    for factor in FACTORS:
+        points = _points(results, factor, groups)
+        if not points.empty:
+            panels[factor] = points
     if not panels:
         return []
-    row = next(iter(results.values()))[0]
+    first = next(iter(results.values()))[0]
     with canvas(1.9 * len(panels) + 1.5, 2.2) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for axes, (factor, lines) in zip(grid, panels.items(), strict=True):
-            _draw_panel(axes, lines)
+        for axes, (factor, points) in zip(grid, panels.items(), strict=True):
+            _draw_panel(axes, points, groups)
             axes.set_xlabel(FACTORS[factor])
-        grid[0].set_ylabel(f"{row.split} {_NAMES[row.metric]}")
-        handles: dict[str, Artist] = {}
-        for axes in grid:
-            found, labels = axes.get_legend_handles_labels()
-            handles |= dict(zip(labels, found, strict=True))
-        figure.legend(list(handles.values()), list(handles), loc="outside right center")
-        image = save(figure, path)
-    # As in the other CSVs, accuracies are the fractions they were logged as.
-    scale = percent(row.metric)
-    rows = [
-        (label, row.metric, factor, value, mean / scale, std / scale if seeds > 1 else None, seeds)
-        for factor, lines in panels.items()
-        for label, points in lines.items()
-        for value, (_, (mean, std), seeds) in points.items()
-    ]
-    header = ("method", "quantity", "factor", "value", "mean", "std", "seeds")
-    return [image, write_csv(path.with_suffix(".csv"), header, rows)]
+        grid[0].set_ylabel(f"{first.split} {METRIC_LABELS[first.metric]}")
+        shared_legend(figure, grid)
+        return save(figure, path, _table(panels, groups, percent(first.metric)))
 
 
-def _panel(results: Mapping[Problem, Sequence[Row]], factor: str) -> dict[str, Points]:
-    """The lines of one panel by method, or none where the factor has a single value."""
+def _points(
+    results: Mapping[Problem, Sequence[GroupResult]], factor: str, groups: dict[str, Group]
+) -> pd.DataFrame:
+    """The points of one panel by value of the factor, empty if there are no two values.
+
+    Enters the first group of each method into `groups`: it gives the style of the method's line.
+    """
     main = next(problem for problem in results if problem.main)
     family = {
         problem: float(value)
         for problem in results
         if isinstance(value := problem.values.get(factor), (int, float))
-        and {*differing([problem.values, main.values])} <= {factor, _FOLLOWS.get(factor)}
+        and {*differing([problem.values, main.values])} <= {factor, _CHANGES_TOO.get(factor)}
     }
-    if len(family) < 2:
-        return {}
-    lines: dict[str, Points] = {}
+    points = []
     for problem, value in sorted(family.items(), key=lambda pair: pair[1]):
-        for row in results[problem]:
-            score = row.scores.get(row.metric)
+        for result in results[problem]:
+            score = result.score(result.metric)
             if score is not None and np.isfinite(score[0]):
-                points = lines.setdefault(row.group.label, {})
-                points[value] = (row.group, score, len(row.group.scored))
-    # A single point says nothing of the factor, and the table has it.
-    return {label: points for label, points in lines.items() if len(points) > 1}
+                groups.setdefault(result.group.label, result.group)
+                seeds = len(result.group.scored)
+                points.append((result.group.label, result.metric, factor, value, *score, seeds))
+    frame = pd.DataFrame(
+        points, columns=["method", "quantity", "factor", "value", "mean", "std", "seeds"]
+    )
+    # A single point does not show the effect of the factor, and the table has it.
+    return frame[frame.groupby("method")["value"].transform("size") > 1]
 
 
-def _draw_panel(axes: Axes, lines: Mapping[str, Points]) -> None:
-    values = sorted({value for points in lines.values() for value in points})
-    # Numbers of clusters double from run to run: equal steps on a logarithmic axis.
-    if values[0] > 0 and values[-1] / values[0] >= 4:
+def _table(
+    panels: Mapping[str, pd.DataFrame], groups: Mapping[str, Group], scale: float
+) -> pd.DataFrame:
+    """The points of all panels as rows of a CSV, accuracies as fractions as in the other CSV files."""
+    order = list(groups).index
+    table = pd.concat(
+        points.sort_values("method", kind="stable", key=lambda column: column.map(order))
+        for points in panels.values()
+    )
+    table[["mean", "std"]] /= scale
+    table["std"] = table["std"].astype(object).where(table["seeds"] > 1, "")
+    return table
+
+
+def _draw_panel(axes: Axes, points: pd.DataFrame, groups: Mapping[str, Group]) -> None:
+    values = sorted(set(points["value"]))
+    # Numbers of clusters usually double from run to run: equal steps on a logarithmic axis.
+    if values[0] > 0 and values[-1] / values[0] >= _LOG_RATIO:
         axes.set_xscale("log")
-    for points in lines.values():
-        group = next(iter(points.values()))[0]
-        style = look(group)
-        stds = [std for _, (_, std), _ in points.values()]
+    for method, line in points.groupby("method", sort=False):
+        group = groups[str(method)]
+        style = group_style(group)
         axes.errorbar(
-            list(points),
-            [mean for _, (mean, _), _ in points.values()],
-            yerr=None if np.isnan(stds).all() else np.nan_to_num(stds),
-            label=style.title,
-            color=style.colour,
-            linestyle=style.dashes,
-            linewidth=style.width,
+            line["value"],
+            line["mean"],
+            yerr=None if line["std"].isna().all() else line["std"].fillna(0.0),
             elinewidth=0.9,
             capsize=2.0,
             marker=style.marker,
             markersize=3.8,
             markerfacecolor="none" if group.algorithm == "oracle" else None,
-            zorder=style.layer,
+            **style.line,
         )
     axes.xaxis.set_major_locator(FixedLocator(values))
     axes.xaxis.set_minor_locator(NullLocator())

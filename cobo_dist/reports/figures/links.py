@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from cobo_dist.reports.figures.curves import HEADER, curve_rows, draw_curve
-from cobo_dist.reports.figures.style import Look, canvas, round_axis, save
+from cobo_dist.reports.figures.curves import curve_frame, draw_curve
+from cobo_dist.reports.figures.style import DARK_GREY, LineStyle, canvas, round_axis, save
 from cobo_dist.reports.grouping import Group
-from cobo_dist.reports.series import Curve, over_seeds, running_median
-from cobo_dist.reports.writing import write_csv
+from cobo_dist.reports.statistics import Curve, over_seeds, running_median
 
 _BLUE, _RED, _GREEN = (0.0, 0.447, 0.698), (0.835, 0.369, 0.0), (0.0, 0.5, 0.38)
 
-# Panel title -> the quantities in it, with their names in the legend and their colours.
+# Panel title -> the quantities in it, with their names in the legend and their colors.
 _PANELS = {
     "mean weight": {
         "within": ("within clusters", _BLUE),
@@ -32,7 +32,7 @@ _PANELS = {
 def draw_graph(group: Group, path: Path) -> list[Path]:
     """Draw how the graph of links forms, averaged over the seeds of one group, with the CSV.
 
-    Returns the files written: none where there is nothing to draw.
+    Returns the files written: none if there is nothing to draw.
     """
     curves = _curves(group)
     panels = [
@@ -42,14 +42,14 @@ def draw_graph(group: Group, path: Path) -> list[Path]:
     panels = [(title, found) for title, found in panels if found]
     if not panels:
         return []
-    # The axis of weights ends where their scale of colours does.
+    # The axis of weights ends where their color scale does.
     top = max((run.weights.top for run in group.runs if run.weights is not None), default=1.0)
     with canvas(3.5, 0.95 * len(panels) + 0.35) as figure:
         grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
         for axes, (title, found) in zip(grid, panels, strict=True):
             _draw_panel(axes, title, found, top)
             if title == "components":
-                _draw_truth(axes, group)
+                _draw_true_clusters(axes, group)
             handles, labels = axes.get_legend_handles_labels()
             axes.legend(
                 handles,
@@ -62,49 +62,42 @@ def draw_graph(group: Group, path: Path) -> list[Path]:
             )
         round_axis(grid[-1])
         figure.align_ylabels(list(grid))
-        rows = [row for name in curves for row in curve_rows(group.label, name, curves[name])]
-        return [save(figure, path), write_csv(path.with_suffix(".csv"), HEADER, rows)]
+        frames = [curve_frame(group.label, name, curve) for name, curve in curves.items()]
+        return save(figure, path, pd.concat(frames))
 
 
 def _curves(group: Group) -> dict[str, Curve]:
     """The quantities of all panels that have a finite value, averaged over seeds."""
-    strengths = [
+    sources = [
         run.weights.links
         for run in group.runs
-        # The mean over all pairs of weights that sum to 1 is an equal share, whatever they do.
+        # The mean over all pairs of weights that sum to 1 is always an equal share.
         if run.weights is not None and not (run.weights.share and run.weights.clusters is None)
     ]
-    curves: dict[str, Curve] = {}
-    for name in (name for quantities in _PANELS.values() for name in quantities):
-        series = [
-            found[name] for found in (*strengths, *(r.rounds for r in group.runs)) if name in found
-        ]
-        curve = over_seeds(series)
-        if curve.drawable:
-            curves[name] = curve
-    return curves
+    sources += [run.rounds for run in group.runs]
+    names = [name for quantities in _PANELS.values() for name in quantities]
+    curves = {name: over_seeds([one[name] for one in sources if name in one]) for name in names}
+    return {name: curve for name, curve in curves.items() if curve.drawable}
 
 
 def _draw_panel(axes: Axes, title: str, curves: dict[str, Curve], top: float) -> None:
     for name, curve in curves.items():
-        label, colour = _PANELS[title][name]
-        style = Look(label, colour, "-", 1.4, 3.0)
+        label, color = _PANELS[title][name]
         if title != "alignment":
-            draw_curve(axes, curve, style, label)
+            draw_curve(axes, curve, LineStyle(label, color, "-", 1.4, 3.0))
             continue
-        # One pair's inner product is noise: the line to read is its running median.
-        window = max(5, len(curve.mean) // 40) | 1  # odd, so that it has a centre
-        axes.plot(curve.rounds, curve.mean, color=colour, linewidth=0.6, alpha=0.3)
-        smooth = running_median(curve.mean, window)
+        # The inner product of one pair is noise, so a running median is drawn in bold.
+        window = max(5, len(curve.mean) // 40) | 1  # odd, so that it has a center
+        axes.plot(curve.rounds, curve.mean, color=color, linewidth=0.6, alpha=0.3)
         axes.plot(
             curve.rounds,
-            smooth,
-            color=colour,
+            running_median(curve.mean, window),
+            color=color,
             linewidth=1.4,
             label=f"{label} (running median of {window})",
         )
-        axes.axhline(0.0, color="#555555", linewidth=0.6, zorder=2)
-        _scale_alignment(axes, curve)
+        axes.axhline(0.0, color=DARK_GREY, linewidth=0.6, zorder=2)
+        _limit_alignment(axes, curve)
     if title == "share of weights" or (title == "mean weight" and top == 1.0):
         axes.set_ylim(-0.05, 1.05)
         axes.set_yticks([0.0, 0.5, 1.0])
@@ -116,16 +109,16 @@ def _draw_panel(axes: Axes, title: str, curves: dict[str, Curve], top: float) ->
     axes.set_ylabel(title.replace(" of ", " of\n"))
 
 
-def _scale_alignment(axes: Axes, curve: Curve) -> None:
-    """Cut the axis at the middle 98% of the values: one outlier would flatten all the rest."""
+def _limit_alignment(axes: Axes, curve: Curve) -> None:
+    """Limit the axis to the middle 98% of the values: with an outlier, all others would look flat."""
     known = curve.mean[np.isfinite(curve.mean)]
     low, high = (float(edge) for edge in np.percentile(known, [1.0, 99.0]))
     margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     axes.set_ylim(min(low, 0.0) - margin, max(high, 0.0) + margin)
 
 
-def _draw_truth(axes: Axes, group: Group) -> None:
-    """The number of true clusters, where the runs know them and agree."""
+def _draw_true_clusters(axes: Axes, group: Group) -> None:
+    """Draw the number of true clusters, if the runs know it and agree."""
     counts = {
         len(np.unique(run.weights.clusters))
         for run in group.runs
@@ -133,6 +126,6 @@ def _draw_truth(axes: Axes, group: Group) -> None:
     }
     if len(counts) == 1:
         axes.axhline(
-            counts.pop(), color="#555555", linewidth=0.9, linestyle=":", label="true clusters"
+            counts.pop(), color=DARK_GREY, linewidth=0.9, linestyle=":", label="true clusters"
         )
     axes.set_ylim(0.0, 1.12 * axes.get_ylim()[1])

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from cobo_dist.reports.figures.style import canvas, client_look, round_axis, save
+from cobo_dist.reports.figures.style import DARK_GREY, canvas, client_style, round_axis, save
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.reading import Weights
-from cobo_dist.reports.series import Array, moving_average
-from cobo_dist.reports.writing import write_csv
+from cobo_dist.reports.statistics import Array, moving_average
 
-FEW = 12
-"""Clients up to which there is a panel for each; more lines than this are told apart by nobody."""
-
-_SPAN = 25  # the moving average remembers this part of the rounds
-_LONGEST = 16  # letters of a client's name
-_HEADER = ("method", "client", "partner", "round", "weight", "smoothed", "seeds")
+MAX_CLIENTS = 12
+"""The most clients that have a panel each; more lines could not be told apart."""
+_MEMORY_SHARE = 25  # the moving average remembers one part in so many of the rounds
+_MAX_NAME_LETTERS = 16
 
 
 @dataclass(frozen=True)
 class _Shares:
-    """The weights of the seeds of one group, averaged, at the rounds that all of them logged."""
+    """The weights of one group, averaged over its seeds, at the rounds that all of them logged."""
 
     labels: list[str]  # of the n clients
     share: float  # an equal share
@@ -50,16 +48,26 @@ class _Shares:
         return f"as logged, {'every' if gaps.min() == most else 'at most every'} {most} rounds"
 
     @property
-    def own(self) -> bool:
+    def own_included(self) -> bool:
         """Whether a client's weight for itself is a part of what sums to 1."""
         return round(1.0 / self.share) == len(self.labels)
+
+    def name(self, client: int) -> str:
+        """The client's name, or `client 3` if it has none."""
+        label = self.labels[client]
+        return f"client {label}" if label == str(client) else label
+
+    def partners(self, client: int) -> list[int]:
+        """All other clients."""
+        return [partner for partner in range(len(self.labels)) if partner != client]
 
 
 def draw_shares(group: Group, path: Path) -> list[Path]:
     """Draw the weights of every client for every other one against rounds, with the CSV beside it.
 
-    One panel a client; bold is an exponential moving average of what was logged, which is faint. Returns the
-    files written: none where rows of W do not sum to 1, where W stands still, or beyond `FEW` clients.
+    There is a panel for each client. The bold lines are exponential moving averages of what was logged,
+    which is faint. Returns the files written: none if rows of W do not sum to 1, if W never moves, or if
+    there are more than `MAX_CLIENTS`.
     """
     found = _average(group)
     if found is None:
@@ -85,19 +93,18 @@ def draw_shares(group: Group, path: Path) -> list[Path]:
         note = textwrap.fill(_note(group, found), int(15 * width))
         figure.suptitle(note, fontsize=6.5, color="#444444", x=0.01, ha="left")
         _draw_legend(figure, found)
-        image = save(figure, path)
-    return [image, write_csv(path.with_suffix(".csv"), _HEADER, _rows(group, found))]
+        return save(figure, path, _frame(group, found))
 
 
 def left_out(groups: Sequence[Group]) -> list[str]:
-    """Say for which groups there is no figure because they have too many clients."""
+    """Return a sentence for each group that has too many clients for this figure."""
     found = []
     for group in groups:
         logged = _logged(group)
-        if logged and logged[0].clients > FEW:
+        if logged and logged[0].clients > MAX_CLIENTS:
             found.append(
-                f"Weights over rounds, client by client, are drawn for up to {FEW} clients, and "
-                f"{group.title} has {logged[0].clients}: see its heat maps."
+                f"Weights over rounds, client by client, are drawn for up to {MAX_CLIENTS} clients, "
+                f"and {group.title} has {logged[0].clients}: see its heat maps."
             )
     return found
 
@@ -111,55 +118,58 @@ def _logged(group: Group) -> list[Weights]:
 
 def _average(group: Group) -> _Shares | None:
     logged = _logged(group)
-    if not logged or logged[0].clients > FEW:
+    if not logged or logged[0].clients > MAX_CLIENTS:
         return None
     rounds = sorted(set.intersection(*(set(one.rounds.tolist()) for one in logged)))
     each = [one.weights[np.isin(one.rounds, rounds)].astype(np.float64) for one in logged]
     weights = np.mean(each, axis=0)  # [k, n, n]
-    # Before its first average a client of `validation_based` has all of its own model: nothing was
-    # weighed yet, and a line from 0 would read as if it had been.
-    weighed = (weights != np.eye(logged[0].clients)).any(axis=(1, 2))
-    first = int(weighed.argmax())
+    # Before its first average a client of `validation_based` has a weight of 1 for itself. It has weighed
+    # nothing yet, so lines begin after that.
+    averaged = (weights != np.eye(logged[0].clients)).any(axis=(1, 2))
+    first = int(averaged.argmax())
     kept, weights = np.asarray(rounds[first:], dtype=np.int64), weights[first:]
     if len(kept) < 2:
         return None
-    # Of what was logged seldom, too, more than one value counts.
-    memory = max(round((kept[-1] - kept[0]) / _SPAN), 2 * int(np.diff(kept).max()))
-    labels = [
-        name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in logged[0].labels
-    ]
+    # The average covers more than one value, even if W was seldom logged.
+    memory = max(round((kept[-1] - kept[0]) / _MEMORY_SHARE), 2 * int(np.diff(kept).max()))
+    most = _MAX_NAME_LETTERS
+    labels = [name if len(name) <= most else f"{name[: most - 1]}…" for name in logged[0].labels]
     smooth = moving_average(kept, weights, memory)
     return _Shares(labels, logged[0].share, kept, weights, smooth, memory, len(logged))
 
 
 def _draw_panel(axes: Axes, found: _Shares, client: int) -> None:
-    sparse = len(found.rounds) <= 2 * _SPAN
-    partners = _others(found, client)
+    marked = len(found.rounds) <= 2 * _MEMORY_SHARE
+    partners = found.partners(client)
     faint = min(0.3, 1.2 / len(partners))  # many of them together must not hide the bold lines
     for partner in partners:
-        colour, dashes = client_look(partner)
-        raw, smooth = found.weights[:, client, partner], found.smooth[:, client, partner]
+        color, dashes = client_style(partner)
         axes.plot(
             found.rounds,
-            raw,
-            color=colour,
+            found.weights[:, client, partner],
+            color=color,
             alpha=faint,
             linewidth=0.6,
             zorder=2.5,
-            marker="o" if sparse else None,
+            marker="o" if marked else None,
             markersize=1.8,
         )
         axes.plot(
-            found.rounds, smooth, color=colour, linestyle=dashes, linewidth=1.5, zorder=3 + partner
+            found.rounds,
+            found.smooth[:, client, partner],
+            color=color,
+            linestyle=dashes,
+            linewidth=1.5,
+            zorder=3 + partner,
         )
-    axes.axhline(found.share, color="#555555", linewidth=0.6, zorder=2)
-    colour, _ = client_look(client)
-    title = axes.set_title(f"{_name(found, client)} gives", pad=3.0)
-    title.set_color(colour)
+    axes.axhline(found.share, color=DARK_GREY, linewidth=0.6, zorder=2)
+    color, _ = client_style(client)
+    title = axes.set_title(f"{found.name(client)} gives", pad=3.0)
+    title.set_color(color)
 
 
 def _set_limits(axes: Axes, found: _Shares) -> None:
-    """Cut the common axis to the smoothed lines and nearly all of the logged values around them."""
+    """Limit the common axis to the smoothed lines and to nearly all of the logged values."""
     off = ~np.eye(len(found.labels), dtype=bool)
     smooth, raw = found.smooth[:, off], found.weights[:, off]
     smooth, raw = smooth[np.isfinite(smooth)], raw[np.isfinite(raw)]
@@ -175,18 +185,14 @@ def _set_limits(axes: Axes, found: _Shares) -> None:
 
 
 def _draw_legend(figure: Figure, found: _Shares) -> None:
-    handles = []
+    handles, names = [], []
     for client in range(len(found.labels)):
-        colour, dashes = client_look(client)
-        handles.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=1.5))
-    handles.append(Line2D([], [], color="#555555", linewidth=0.6))
-    share = f"equal share, 1/{round(1.0 / found.share)}"
-    figure.legend(
-        handles,
-        [*(f"to {_name(found, client)}" for client in range(len(found.labels))), share],
-        loc="outside right center",
-        handlelength=2.2,
-    )
+        color, dashes = client_style(client)
+        handles.append(Line2D([], [], color=color, linestyle=dashes, linewidth=1.5))
+        names.append(f"to {found.name(client)}")
+    handles.append(Line2D([], [], color=DARK_GREY, linewidth=0.6))
+    names.append(f"equal share, 1/{round(1.0 / found.share)}")
+    figure.legend(handles, names, loc="outside right center", handlelength=2.2)
 
 
 def _note(group: Group, found: _Shares) -> str:
@@ -195,26 +201,21 @@ def _note(group: Group, found: _Shares) -> str:
     parts.append(f"faint: {found.logged}")
     if found.seeds > 1:
         parts.append(f"mean of {found.seeds} seeds")
-    if found.own:
+    if found.own_included:
         parts.append("what is left of 1 is its own")
     return f"{group.title}; " + "; ".join(parts)
 
 
-def _name(found: _Shares, client: int) -> str:
-    label = found.labels[client]
-    return f"client {label}" if label == str(client) else label
-
-
-def _others(found: _Shares, client: int) -> list[int]:
-    return [partner for partner in range(len(found.labels)) if partner != client]
-
-
-def _rows(group: Group, found: _Shares) -> Iterator[tuple[object, ...]]:
-    for client in range(len(found.labels)):
-        for partner in _others(found, client):
-            pair = (group.label, found.labels[client], found.labels[partner])
-            columns = (found.weights[:, client, partner], found.smooth[:, client, partner])
-            for number, *values in zip(
-                found.rounds.tolist(), *(column.tolist() for column in columns), strict=True
-            ):
-                yield *pair, number, *values, found.seeds
+def _frame(group: Group, found: _Shares) -> pd.DataFrame:
+    """The drawn lines as rows of a CSV."""
+    n = len(found.labels)
+    places = pd.MultiIndex.from_product(
+        [range(n), range(n), found.rounds], names=["client", "partner", "round"]
+    )
+    columns = {"weight": found.weights, "smoothed": found.smooth}
+    flat = {name: values.transpose(1, 2, 0).ravel() for name, values in columns.items()}
+    frame = pd.DataFrame(flat, index=places).reset_index().query("client != partner")
+    for column in ("client", "partner"):
+        frame[column] = frame[column].map(dict(enumerate(found.labels)))
+    frame.insert(0, "method", group.label)
+    return frame.assign(seeds=found.seeds)

@@ -1,16 +1,18 @@
-"""The look of every figure: sizes for a paper's column, one colour per method throughout."""
+"""The look of every figure: sizes for a column of a paper, one color per method throughout."""
 
 from __future__ import annotations
 
 import colorsys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,9 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.writing import write_csv
 
-# Colours after Okabe and Ito, told apart with any colour vision; CoBo has the warmest one.
-_COLOURS = {
+# Colors after Okabe and Ito, which differ for any color vision; CoBo has the warmest one.
+_COLORS = {
     "local": "#7f7f7f",
     "fedavg": "#56b4e9",
     "finetuned_fedavg": "#0072b2",
@@ -32,15 +35,16 @@ _COLOURS = {
     "cobo": "#d55e00",
     "oracle": "#000000",
 }
-# A shape for each method too: lines that cross are told apart in print without colour.
-_MARKERS = dict(zip(_COLOURS, "sv^DPXhoo", strict=True))
+_OTHER_COLOR = "#8c6d1f"  # of methods that are not listed
+# Each method has a shape too, for prints without color.
+_MARKERS = dict(zip(_COLORS, "sv^DPXhoo", strict=True))
 _DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
     "-",
     (0, (5.0, 1.5)),
     (0, (1.2, 1.2)),
     (0, (5.0, 1.2, 1.2, 1.2)),
 )
-# Untyped: what matplotlib's stubs ask for here differs between its versions.
+# Untyped, because the type in matplotlib's stubs differs between its versions.
 _SETTINGS: Any = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -64,59 +68,67 @@ _SETTINGS: Any = {
     "lines.solid_capstyle": "round",
     "mathtext.fontset": "dejavusans",
 }
+METRIC_LABELS = {"accuracy": "accuracy (%)", "perplexity": "perplexity", "loss": "loss"}
 GREY = "#d9d9d9"
-# Clients: the same family of colours, in an order in which neighbours differ most.
-_CLIENTS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e6a700", "#56b4e9")
-_WIDE, _NARROW = 40, 18  # letters of a title in one line of a legend, beside a matrix
+DARK_GREY = "#555555"
+# Colors of clients, from the same family, in an order in which neighbors differ most.
+_CLIENT_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e6a700", "#56b4e9")
+_LEGEND_LETTERS = 40  # of a title in one line of a legend
+_MATRIX_LETTERS = 18  # of a title in one line beside a matrix
+_DPI = 220
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a group is drawn."""
+class LineStyle:
+    """How a line is drawn, and its name in the legend."""
 
     title: str
-    colour: tuple[float, float, float]
+    color: tuple[float, float, float]
     dashes: str | tuple[int, tuple[float, ...]]
     width: float
     layer: float
     marker: str = "o"
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """Keyword arguments of matplotlib for a line with this name and look."""
+        look = {"color": self.color, "linestyle": self.dashes, "linewidth": self.width}
+        return {"label": self.title, "zorder": self.layer, **look}
 
-def look(group: Group, crowded: bool = False, narrow: bool = False) -> Look:
-    """The look of a group: colour and marker by method, lightness and dashes by its settings.
 
-    `crowded` is for figures of one method alone: colours then tell its settings apart. `narrow`
-    breaks the title into short lines.
+def group_style(group: Group, alone: bool = False, narrow: bool = False) -> LineStyle:
+    """Return the style of a group: color and marker by method, lightness and dashes by its settings.
+
+    `alone` is for figures of one method: its settings then differ in color. `narrow` breaks the title into
+    short lines.
     """
-    colour = to_rgb(_COLOURS.get(group.algorithm, "#8c6d1f"))
-    crowded = crowded or group.variants > len(_DASHES)
-    if crowded:
-        # More settings than lightnesses can tell: the colours of a scale that all eyes can order.
+    color = to_rgb(_COLORS.get(group.algorithm, _OTHER_COLOR))
+    scaled = alone or group.variants > len(_DASHES)
+    if scaled:
+        # There are more settings than lightnesses that an eye can tell apart, so a color scale orders them.
         scale = matplotlib.colormaps["viridis"]
-        colour = to_rgb(scale(0.92 * group.variant / max(1, group.variants - 1)))
+        color = to_rgb(scale(0.92 * group.variant / max(1, group.variants - 1)))
     else:
-        hue, light, saturation = colorsys.rgb_to_hls(*colour)
+        hue, light, saturation = colorsys.rgb_to_hls(*color)
         light += (0.8 - light) * min(group.variant * 0.3, 0.75)
-        colour = colorsys.hls_to_rgb(hue, light, saturation)
+        color = colorsys.hls_to_rgb(hue, light, saturation)
     dashes = _DASHES[(group.variant + (group.algorithm == "oracle")) % len(_DASHES)]
     # CoBo is thick and in front; the oracle, thin and dashed, stays visible where they coincide.
     width, layer = {"cobo": (2.0, 4.0), "oracle": (1.2, 5.0)}.get(group.algorithm, (1.2, 3.0))
-    if crowded:
-        width = 1.4
     title = _broken_title(group.title, narrow)
     marker = _MARKERS.get(group.algorithm, "o")
-    return Look(title, colour, dashes, width, layer, marker)
+    return LineStyle(title, color, dashes, 1.4 if scaled else width, layer, marker)
 
 
-def client_look(client: int) -> tuple[str, Any]:
-    """Colour and dashes of a client's line, wherever it is drawn: no two alike up to 24 clients."""
-    turn, place = divmod(client, len(_CLIENTS))
-    return _CLIENTS[place], _DASHES[turn % len(_DASHES)]
+def client_style(client: int) -> tuple[str, Any]:
+    """Return color and dashes of a client's line, the same in all panels; 24 clients all differ."""
+    turn, place = divmod(client, len(_CLIENT_COLORS))
+    return _CLIENT_COLORS[place], _DASHES[turn % len(_DASHES)]
 
 
 def _broken_title(title: str, narrow: bool) -> str:
-    """A title over several lines where it is long; beside a matrix there is room for three."""
-    letters = _NARROW if narrow else _WIDE
+    """A title over several lines if it is long, over three at most if it is narrow."""
+    letters = _MATRIX_LETTERS if narrow else _LEGEND_LETTERS
     name, _, settings = title.partition(" (")
     if len(title) <= letters or not settings:
         return title
@@ -128,7 +140,7 @@ def _broken_title(title: str, narrow: bool) -> str:
 
 @contextmanager
 def canvas(width: float, height: float, square: bool = False) -> Iterator[Figure]:
-    """A figure of the given inches in the house style. No window and no global state.
+    """Give a figure of the given inches in the common style. It opens no window and has no global state.
 
     `square` keeps axes of equal aspect, such as matrices, close together.
     """
@@ -138,10 +150,19 @@ def canvas(width: float, height: float, square: bool = False) -> Iterator[Figure
         yield figure
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as PNG, cropped to what is drawn."""
-    figure.savefig(path, dpi=220, bbox_inches="tight", pad_inches=0.03)
-    return path
+def save(figure: Figure, path: Path, table: pd.DataFrame) -> list[Path]:
+    """Write the figure as PNG, cropped to what is drawn, and its numbers as CSV beside it."""
+    figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.03)
+    return [path, write_csv(path.with_suffix(".csv"), table)]
+
+
+def shared_legend(figure: Figure, grid: Iterable[Axes]) -> None:
+    """Draw one legend beside several panels, with each label once."""
+    handles: dict[str, Artist] = {}
+    for axes in grid:
+        found, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, found, strict=True))
+    figure.legend(list(handles.values()), list(handles), loc="outside right center")
 
 
 def round_axis(axes: Axes) -> None:
@@ -155,7 +176,7 @@ def round_axis(axes: Axes) -> None:
 
 
 def log_axis(axis: Axis) -> None:
-    """Ticks that can be read on a logarithmic axis: plain 1-2-5 numbers, or powers if it is long."""
+    """Set the ticks of a logarithmic axis: plain 1-2-5 numbers, or powers if it is long."""
     low, high = axis.get_view_interval()
     if high / low < 1e3:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

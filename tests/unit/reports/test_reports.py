@@ -130,7 +130,7 @@ def test_decay_csv_holds_the_running_mean(report: Report) -> None:
 
 
 def test_every_figure_is_drawn_and_listed(report: Report) -> None:
-    """Each PNG has ink in it and a CSV beside it, is printed, and lies inside index.html."""
+    """Each PNG shows something, has a CSV beside it, is listed in the output, and is part of index.html."""
     images = sorted(report.out.rglob("*.png"))
     names = {str(image.relative_to(report.out)) for image in images}
     digits = {"accuracy", "loss", "graph_cobo", "graph_ditto", "weights_all", "weights_ditto_s1"}
@@ -149,7 +149,7 @@ def test_every_figure_is_drawn_and_listed(report: Report) -> None:
 
 
 def test_cobo_has_its_colour_in_the_curves(report: Report) -> None:
-    """The thick CoBo line is there in its own colour, in both figures of curves."""
+    """Both figures of curves have a thick line in CoBo's color."""
     for name in ("accuracy", "loss"):
         pixels = matplotlib.image.imread(report.out / "digits" / f"{name}.png")[..., :3]
         cobo = np.abs(pixels - np.array([0xD5, 0x5E, 0x00]) / 255).max(axis=-1) < 0.02

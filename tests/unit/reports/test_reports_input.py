@@ -1,4 +1,4 @@
-"""What the report makes of awkward runs, and how it refuses what is no run."""
+"""Unusual runs in the report, and the refusal of folders that are no runs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 from report_runs import N, Report, markdown_row, write_run
 
 from cobo_dist.cli.report import main
-from cobo_dist.reports.problems import group_runs
+from cobo_dist.reports.grouping.problems import group_runs
 from cobo_dist.reports.reading import read_run
-from cobo_dist.reports.scores import make_rows
+from cobo_dist.reports.tables.scores import group_results
 
 NAN = float("nan")
 
 
-# --- naming, grouping, awkward but legal input -------------------------------------------------
+# --- naming, grouping, unusual but valid input -------------------------------------------------
 
 
 def test_settings_name_the_rows_that_differ(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_settings_name_the_rows_that_differ(tmp_path: Path) -> None:
 
 
 def test_many_settings_fit_names_and_tables(tmp_path: Path) -> None:
-    """Ten settings tell two CoBos apart: one column for them all, and file names that can be."""
+    """Two CoBos differ in ten settings: these share one column, and file names stay short."""
     out, runs = tmp_path / "out", []
     for value in (1, 2):
         settings = {f"a_setting_with_a_long_name_{i}": value for i in range(10)}
@@ -67,24 +67,24 @@ def test_unfinished_seed_does_not_dilute_finished_ones(tmp_path: Path) -> None:
     runs = [read_run(write_run(tmp_path / "1", seed=1))]
     runs.append(read_run(write_run(tmp_path / "2", seed=2, finished=False, last=10)))
     (problem,), _ = group_runs(runs)
-    (row,) = make_rows(problem)
+    (row,) = group_results(problem)
     assert row.seeds == "1 (left out: seed 2 unfinished, round 10)"
-    assert row.scores["accuracy"] == (pytest.approx(70.0), pytest.approx(NAN, nan_ok=True))
+    assert row.score("accuracy") == (pytest.approx(70.0), pytest.approx(NAN, nan_ok=True))
 
 
 def test_unfinished_run_measured_on_a_part_says_so(tmp_path: Path) -> None:
-    """Its last evaluation was on 50 examples: no number to hold against a finished one's."""
+    """Its last evaluation was on 50 examples, so it does not compare with a finished run."""
     local = write_run(tmp_path / "local", "local", part=50, finished=False, last=10)
     cobo = write_run(tmp_path / "cobo", part=50, finished=False, last=10)
     (problem,), _ = group_runs([read_run(local), read_run(cobo)])
-    _, row = make_rows(problem)
+    _, row = group_results(problem)
     assert row.seeds == "1 (unfinished, round 10, part of the test data)"
     # Both were measured at round 10 on such a part, so the clients do compare: 7 of 8 are better.
-    assert row.improved == pytest.approx(87.5)
+    assert row.mean("improved") == pytest.approx(87.5)
     whole = read_run(write_run(tmp_path / "whole", finished=False, last=10))
     (problem,), _ = group_runs([read_run(local), whole])
-    _, row = make_rows(problem)
-    assert (row.improved, row.missing) == (None, (1,))
+    _, row = group_results(problem)
+    assert (row.mean("improved"), row.missing) == (None, (1,))
 
 
 def test_resumed_run_may_measure_a_part_and_then_all(tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_lower_is_better_without_accuracy(tmp_path: Path) -> None:
     local = write_run(tmp_path / "l", "local", task="quadratic", finals=[0.5] * N)
     cobo = write_run(tmp_path / "c", task="quadratic", finals=[0.6] * 2 + [0.4] * 6)
     (problem,), _ = group_runs([read_run(local), read_run(cobo)])
-    _, row = make_rows(problem)
-    assert row.improved == pytest.approx(25.0)
+    _, row = group_results(problem)
+    assert row.mean("improved") == pytest.approx(25.0)
 
 
 def test_nan_gaps_and_repeated_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,11 +321,23 @@ def test_out_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert taken.read_text() == "mine"
 
 
-def test_refusing_needs_no_matplotlib(tmp_path: Path) -> None:
-    """A wrong path is answered before the slow import, and importing the door does no work."""
-    code = (
-        "import sys; from cobo_dist.report import main; code = main([sys.argv[1]]); "
-        "sys.exit(code if 'matplotlib' not in sys.modules else 99)"
+IMPORTED = """
+import sys
+from cobo_dist.report import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as stopped:
+    code = stopped.code
+slow = [name for name in ("torch", "matplotlib", "pandas", "jinja2", "numpy") if name in sys.modules]
+print(code, *slow, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(("argument", "loaded"), [("--help", "0"), ("nowhere", "2 numpy")])
+def test_help_and_refusals_import_nothing_slow(argument: str, loaded: str, tmp_path: Path) -> None:
+    """Help and the refusal of a wrong path come before the imports that take seconds."""
+    command = [sys.executable, "-c", IMPORTED, argument]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "nowhere")]
-    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 2
+    assert done.stderr.splitlines()[-1] == loaded

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import configparser
+import importlib.resources
 import json
 import re
 import shutil
@@ -12,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_runs import CLUSTERS, SAME, N, blocks, write_run
+from report_runs import CLUSTERS, SAME, N, blocks, give_shares, write_run
 
 from cobo_dist.cli.report import main
-from cobo_dist.reports.player import quantise
+from cobo_dist.reports.page.weights_slider import quantize
 
 LOGGED = [0, 1, 2, 4, 7, 10, 15, 20]
 VOID = {"meta", "img", "input"}
@@ -64,8 +66,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (root / "out" / "index.html").read_text(encoding="utf-8")
 
 
-def players(page: str) -> list[list[dict[str, object]]]:
-    """The data of the players on a page."""
+def sliders(page: str) -> list[list[dict[str, object]]]:
+    """The data of the sliders on a page."""
     pattern = r"<script type='application/json'>(.*?)</script>"
     return [json.loads(text) for text in re.findall(pattern, page, re.DOTALL)]
 
@@ -89,9 +91,9 @@ def test_page_is_whole_and_alone(page: str) -> None:
     assert "hidden" in elements.all("section")[0]  # until there is JavaScript
 
 
-def test_player_holds_every_snapshot(page: str) -> None:
+def test_slider_holds_every_snapshot(page: str) -> None:
     """Bytes of W, clients sorted by cluster, to within half a step of 1/254; NaN is 255."""
-    (runs,) = players(page)
+    (runs,) = sliders(page)
     titles = [run["title"] for run in runs]
     assert titles == ["CoBo, seed 1", "CoBo, seed 2", "IFCA, seed 1"]
     order = [0, 4, 1, 5, 2, 6, 3, 7]
@@ -108,13 +110,42 @@ def test_player_holds_every_snapshot(page: str) -> None:
         assert places == ([(3, 0, 2)] if run is runs[0] else [])
         if places:
             assert stored[3, 0, 2] == 255
-    # A W that never moves is told by its first and last snapshot.
+    # Of a W that never moves the page has the first and the last snapshot.
     assert runs[2]["rounds"] == [0, 20]
 
 
-def test_quantise() -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
+    """Names of methods, clients and settings reach the page as text, never as elements or script."""
+    evil = "</script><script>alert(1)</script>"
+    runs = [
+        write_run(tmp_path / str(rho), f"{evil}&'", seed=1, finals=[0.5] * N, rho=rho)
+        for rho in (0.1, 0.5)
+    ]
+    give_shares(runs[0], (evil, "b", "c", "d"), rounds=10)
+    assert main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    elements = Elements(page)
+    assert elements.open == []
+    assert len(elements.all("script")) == 2  # the slider's data and its program
+    assert "&lt;/script&gt;&lt;script&gt;alert(1)" in page
+    ((first, _),) = sliders(page)
+    assert str(first["title"]).startswith(f"{evil}&'")
+
+
+def test_the_template_is_package_data() -> None:
+    """An installed package has the files that the page is made of."""
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[3] / "setup.cfg")
+    assert config["options.package_data"]["cobo_dist.reports.page"] == "templates/*"
+    folder = importlib.resources.files("cobo_dist.reports.page") / "templates"
+    names = {entry.name for entry in folder.iterdir()}
+    assert names == {"report.html.j2", "style.css", "weights_slider.js"}
+
+
+def test_quantize() -> None:
     """Halfway, beyond the ends, not a number."""
-    found = quantise(np.array([0.0, 0.5, 1.0, 1.5, -0.2, np.nan], np.float32))
+    found = quantize(np.array([0.0, 0.5, 1.0, 1.5, -0.2, np.nan], np.float32))
     assert found.tolist() == [0, 127, 254, 254, 0, 255]
 
 
@@ -124,12 +155,12 @@ def test_long_runs_are_thinned(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     weights = rng.integers(0, 2, (1000, 80, 80)).astype(np.float32)
     np.savez(run / "W.npz", rounds=np.arange(1000), weights=weights)
-    for name in ("summary.json", "metrics.jsonl"):  # which tell of 8 clients
+    for name in ("summary.json", "metrics.jsonl"):  # which are of 8 clients
         (run / name).write_text("")
     (run / "summary.json").unlink()
     assert main([str(run), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    ((entry,),) = players(page)
+    ((entry,),) = sliders(page)
     rounds = entry["rounds"]
     assert isinstance(rounds, list)
     assert (rounds[0], rounds[-1], entry["n"], entry["clusters"]) == (0, 999, 80, None)
@@ -156,7 +187,7 @@ function element() {
   };
 }
 const parts = Object.fromEntries(
-  ["script", "select", "input", "button", "output", ".learnt", ".oracle", ".truth", ".end", ".per"]
+  ["script", "select", "input", "button", "output", ".learned", ".oracle", ".truth", ".end", ".per"]
     .map((name) => [name, element()]));
 parts.script.textContent = data;
 const root = Object.assign(element(), { querySelector: (name) => parts[name] });
@@ -165,8 +196,8 @@ eval(page.match(/<script>([\\s\\S]*?)<\\/script>/)[1]);
 const states = [];
 function note() {
   states.push({
-    text: parts.output.textContent, learnt: parts[".learnt"].image, max: parts.input.max,
-    oracle: parts[".oracle"].image, hidden: root.hidden, name: parts[".learnt"].attributes,
+    text: parts.output.textContent, learned: parts[".learned"].image, max: parts.input.max,
+    oracle: parts[".oracle"].image, hidden: root.hidden, name: parts[".learned"].attributes,
   });
 }
 note();
@@ -189,8 +220,8 @@ def test_script_draws_what_the_slider_says(page: str, tmp_path: Path) -> None:
     assert last["text"] == "round 20, mean weight within clusters 1.00, across 0.00"
     assert (last["hidden"], last["max"]) == (False, len(LOGGED) - 1)
     assert tenth["text"].startswith("round 10,")
-    assert tenth["learnt"] == tenth["oracle"]
-    pixels = np.array(tenth["learnt"]).reshape(N, N, 4)
+    assert tenth["learned"] == tenth["oracle"]
+    pixels = np.array(tenth["learned"]).reshape(N, N, 4)
     sorted_same = SAME[np.ix_([0, 4, 1, 5, 2, 6, 3, 7], [0, 4, 1, 5, 2, 6, 3, 7])]
     dark = (pixels[..., :3] == [8, 48, 107]).all(axis=-1)
     np.testing.assert_array_equal(dark, sorted_same & ~np.eye(N, dtype=bool))

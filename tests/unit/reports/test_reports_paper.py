@@ -12,13 +12,13 @@ import pytest
 from report_runs import N, Report, assert_drawn, markdown_row, write_run
 
 from cobo_dist.cli.report import main
-from cobo_dist.reports.choosing import representatives, without_sampling_variants
-from cobo_dist.reports.figures.selection import PAIRS, Pair
-from cobo_dist.reports.paper_tables import table_1, table_2
-from cobo_dist.reports.problems import Problem, group_runs
+from cobo_dist.reports.figures.client_selection import PAIRS, Pair
+from cobo_dist.reports.grouping.problems import Problem, group_runs
 from cobo_dist.reports.reading import read_run
-from cobo_dist.reports.results import results_table
-from cobo_dist.reports.scores import Row, make_rows
+from cobo_dist.reports.selection import representatives, without_sampling_variants
+from cobo_dist.reports.tables.paper_tables import table_1, table_2
+from cobo_dist.reports.tables.results import results_table
+from cobo_dist.reports.tables.scores import GroupResult, group_results
 
 PAPER = {"data_fraction": 0.5, "clusters": 4, "clients_per_cluster": 2}
 
@@ -82,10 +82,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return Report(root, out, "")
 
 
-def results(runs: list[Path]) -> dict[Problem, list[Row]]:
+def results(runs: list[Path]) -> dict[Problem, list[GroupResult]]:
     """The rows of some runs by problem."""
     problems, _ = group_runs(map(read_run, runs))
-    return {problem: make_rows(problem) for problem in problems}
+    return {problem: group_results(problem) for problem in problems}
 
 
 # --- tables ------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_every_problem_has_its_table(report: Report) -> None:
 
 
 def test_one_setting_finds_its_row_among_several(tmp_path: Path) -> None:
-    """A task with rho=0.5 alone stands in the row of CoBo (rho=0.5); another rho has its own."""
+    """A task with only rho=0.5 is in the row of CoBo (rho=0.5); another rho has its own row."""
     runs = [write_run(tmp_path / f"digits-{rho}", rho=rho) for rho in (0.1, 0.5)]
     runs.append(write_run(tmp_path / "device", "cobo", 1, "cross_device", rho=0.5))
     runs.append(write_run(tmp_path / "silo", "cobo", 1, "cross_silo", rho=0.7))
@@ -169,14 +169,14 @@ def test_one_method_on_one_task_is_no_table_2(tmp_path: Path) -> None:
 
 
 def test_sampling_families_keep_to_their_settings(tmp_path: Path) -> None:
-    """Two rho times two strategies are two tables; without a constant run mixed stands for both."""
+    """Two rho times two strategies are two tables; without a constant run Table 2 shows mixed."""
     runs = [
         write_run(tmp_path / f"{rho}-{name}", rho=rho, **sampling(name))
         for rho in (0.1, 0.5)
         for name in ("all", "mixed")
     ]
     found = results(runs)
-    assert [len(table.csv_rows) for table in table_1(found)] == [2, 2]
+    assert [table.numbers is not None and len(table.numbers) for table in table_1(found)] == [2, 2]
     assert "CoBo (rho=0.1)" in table_1(found)[0].caption
     (problem,) = without_sampling_variants(list(found))
     assert [group.label for group in problem.groups] == ["cobo (rho=0.1)", "cobo (rho=0.5)"]
@@ -246,7 +246,7 @@ def test_factors_hold_the_final_values(report: Report) -> None:
 
 
 def test_validation_data_choose_among_many_settings(tmp_path: Path) -> None:
-    """rho=0.3 is best on validation data, rho=0.2 on the test data: 0.3 stands for CoBo."""
+    """rho=0.3 is best on validation data, rho=0.2 on the test data: CoBo is shown with 0.3."""
     values = {0.1: (0.5, 0.70), 0.2: (0.6, 0.75), 0.3: (0.8, 0.71), 0.4: (0.7, 0.72)}
     runs = [
         write_run(tmp_path / f"{rho}", rho=rho, validation=validation, finals=[test] * N)
@@ -254,7 +254,7 @@ def test_validation_data_choose_among_many_settings(tmp_path: Path) -> None:
     ]
     ((problem, rows),) = results(runs).items()
     table = results_table(problem, rows)
-    assert table.headings[:4] == ("method", "rho", "seeds", "validation accuracy %")
+    assert table.headings[:4] == ["method", "rho", "seeds", "validation accuracy %"]
     assert [row[3] for row in table.rows] == ["50.0", "60.0", "**80.0**", "70.0"]
     assert [group.title for group in representatives(problem)] == ["CoBo (rho=0.3)"]
     # Without validation data the test data must not choose: all are shown.

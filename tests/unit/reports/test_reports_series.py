@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from cobo_dist.reports.series import (
+from cobo_dist.reports.statistics import (
     over_seeds,
+    rounds_to_draw,
     running_mean,
     running_median,
     spread_rounds,
-    telling_rounds,
 )
 
 NAN = float("nan")
@@ -56,6 +56,6 @@ def test_spread_rounds(logged: list[int], shown: list[int]) -> None:
         ([0, 300, 1000, 5000, 15000, 20000], [300, 1000, 5000, 20000]),
     ],
 )
-def test_telling_rounds(logged: list[int], shown: list[int]) -> None:
+def test_rounds_to_draw(logged: list[int], shown: list[int]) -> None:
     """W^0, which is known beforehand, is left out where four other rounds were logged."""
-    assert telling_rounds(logged, 4) == shown
+    assert rounds_to_draw(logged, 4) == shown

@@ -1,4 +1,4 @@
-"""Weights that sum to 1 in reports: Figure 4, scales of colours that fit them, and names of clients."""
+"""Weights that sum to 1 in reports: Figure 4, color scales that fit them, and names of clients."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from report_runs import N, Report, assert_drawn, give_shares, write_run
 from cobo_dist.cli.report import main
 from cobo_dist.errors import ConfigError
 from cobo_dist.reports.reading import read_run
-from cobo_dist.reports.series import moving_average
+from cobo_dist.reports.statistics import moving_average
 
 NAMES = ("ca", "es", "de", "nl")
-DARK = np.array([8, 48, 107]) / 255  # the end of the scale of colours
+DARK = np.array([8, 48, 107]) / 255  # the end of the color scale
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +105,14 @@ def test_no_panel_of_the_mean_of_all_weights(tmp_path: Path) -> None:
     assert drawn == {"weights_at_0", "weights_at_1", "components", "alignment"}
 
 
-def test_colours_reach_up_to_the_largest_weight(folders: dict[str, Path], alone: Report) -> None:
-    """A run's largest weight is dark in its heat map, and 254 in the player."""
+def test_colors_reach_up_to_the_largest_weight(folders: dict[str, Path], alone: Report) -> None:
+    """A run's largest weight is dark in its heat map, and 254 in the slider."""
     run = read_run(folders["cobo1"]).weights
     assert run is not None
     assert run.share == pytest.approx(1 / 3)
     assert run.top == pytest.approx(float(run.weights.max()))
     pixels = matplotlib.image.imread(alone.out / "weights.png")[..., :3]
-    # The bar of colours at least ends in it.
+    # At least the color bar ends in it.
     assert (np.abs(pixels - DARK) < 0.01).all(axis=-1).any()
     (entry,) = entries(alone)
     stored_bytes = np.frombuffer(base64.b64decode(entry["weights"]), np.uint8)
@@ -123,7 +123,7 @@ def test_colours_reach_up_to_the_largest_weight(folders: dict[str, Path], alone:
 
 
 def entries(report: Report) -> list[dict[str, Any]]:
-    """What the player on the page holds."""
+    """The data of the slider on the page."""
     page = (report.out / "index.html").read_text(encoding="utf-8")
     data = re.findall(r"<script type='application/json'>(.*?)</script>", page, re.DOTALL)
     found: list[dict[str, Any]] = json.loads(data[0])

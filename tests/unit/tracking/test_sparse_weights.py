@@ -19,8 +19,8 @@ from safetensors.numpy import load, save
 from cobo_dist.cli.report import main
 from cobo_dist.comm.session import Session
 from cobo_dist.maths.weights import Weights
-from cobo_dist.reports.large import CELLS, read_listed
-from cobo_dist.reports.series import link_strengths
+from cobo_dist.reports.reading.series import link_strengths
+from cobo_dist.reports.reading.sparse_weights import CELLS, read_listed
 from cobo_dist.storage.array_schema import check_logger_arrays
 from cobo_dist.storage.checkpoint_format import Damaged
 from cobo_dist.storage.reading import SchemaError

@@ -1,7 +1,8 @@
-"""W of many clients, which W.npz keeps as lists, brought to a picture's size: the means of cells of clients.
+"""Reads the sparse W of many clients, and reduces it to the size of a picture: means of cells of clients.
 
-A snapshot says what a weight is where nothing is listed (`level` where two clients are of one of its groups,
-0 elsewhere and in rows that stand `apart`), and lists the others row by row. Nothing here is n x n.
+W.npz keeps it as lists: a snapshot lists the weights that differ from the default, row by row. The default
+is `level` between two clients of one of its groups, and 0 elsewhere and in rows marked `apart`. No array
+here is n x n.
 
 Shapes: n clients, k snapshots, m entries of one, b cells.
 """
@@ -15,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from cobo_dist.reports.series import Series
+from cobo_dist.reports.reading.series import Series
 from cobo_dist.storage.array_schema import (
     OF_CLIENTS,
     WEIGHT_LISTS,
@@ -33,10 +34,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Cells:
-    """How pictures of W stand for more clients than they have pixels.
+    """The assignment of clients to cells, for pictures of W that have fewer pixels than clients.
 
-    `of` [n] is each client's cell; clients of one cluster follow each other. `links` are the mean weights
-    that `series.link_strengths` gives of a W that is written out, of all weights one by one.
+    `of` [n] is each client's cell; clients of one cluster are next to each other. `links` are the mean
+    weights over single clients, as `series.link_strengths` computes them for a dense W.
     """
 
     of: Ints
@@ -65,7 +66,7 @@ class _Snapshot:
     apart: npt.NDArray[np.bool_]  # [n]
     rows: Ints  # [m], like the others
     columns: Ints
-    more: Floats  # by what a weight differs from what is meant where it is not listed
+    more: Floats  # the difference of a listed weight from the default
 
 
 def read_listed(

@@ -1,8 +1,8 @@
 """Problems: a task with one set of task settings, and the groups that were trained on it.
 
-Every problem has a table of its own, for accuracies on different problems do not compare. One
-problem of each task is the main one: Table 2 and the figures over rounds show it, and the others
-show how the methods fare as a factor of the problem varies (Figure 2a).
+Every problem has its own table, because accuracies on different problems do not compare. One problem of
+each task is the main one: Table 2 and the figures over rounds show it. The others show how the methods
+fare as a factor of the problem varies (Figure 2a).
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cobo_dist.reports.grouping import (
-    Group,
+from cobo_dist.reports.grouping.groups import Group, join_seeds, name_groups
+from cobo_dist.reports.grouping.settings import (
     Settings,
-    by_value,
     differing,
     identity,
-    join_seeds,
-    name_groups,
+    rank,
     short_keys,
     show_settings,
+    sort_key,
 )
 from cobo_dist.reports.reading import Run
 
@@ -30,23 +29,18 @@ TASKS = {
     "digits": "Digits",
     "quadratic": "Quadratic",
 }
-"""Tasks in the order of the paper's Table 2, with their titles; others follow by name."""
+"""Tasks with their titles, in the order of the paper's Table 2; others follow by name."""
 
-# The paper's own problem, where nothing else says which is the main one.
-_PAPER: Settings = {
-    "task.data_fraction": 1.0,
-    "task.clusters": 4,
-    "task.clients_per_cluster": 2,
-}
+# The paper's own problem: it decides which problem is the main one if nothing else does.
+_PAPER: Settings = {"task.data_fraction": 1.0, "task.clusters": 4, "task.clients_per_cluster": 2}
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """One task with one set of task settings.
 
-    `settings` (short key -> value) tells it from the other problems of its task and is empty where
-    there is no other; `apart` are those of them in which it differs from the main problem.
-    `values` are all its settings under their full keys.
+    `settings` (short key -> value) are those that vary among the problems of the task; `apart` are those
+    of them in which this problem differs from the main one. `values` are all its settings with full keys.
     """
 
     task: str
@@ -58,7 +52,7 @@ class Problem:
 
     @property
     def label(self) -> str:
-        """`cross_silo`, or `cross_silo (clusters=8)` for one that is not the main problem."""
+        """`cross_silo`, or `cross_silo (clusters=8)` if it is not the main problem."""
         return f"{self.task} ({show_settings(self.apart)})" if self.apart else self.task
 
     @property
@@ -68,10 +62,10 @@ class Problem:
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[list[Problem], list[str]]:
-    """Sort runs into groups and problems, and say what is odd about them.
+    """Sort runs into groups and problems.
 
-    Returns the problems, tasks in the paper's order and each task's main problem first, and notes
-    on runs left out as repetitions and on W of several sizes in one problem.
+    Returns the problems (tasks in the paper's order, each task's main problem first) and notes to the user:
+    on runs that are left out as repetitions, and on W of several sizes in one problem.
     """
     groups, notes = join_seeds(runs)
     tasks: dict[str, list[Group]] = {}
@@ -79,10 +73,10 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Problem], list[str]]:
         tasks.setdefault(group.runs[0].task, []).append(group)
     problems = [
         problem
-        for task in sorted(tasks, key=_task_rank)
+        for task in sorted(tasks, key=lambda task: rank(task, TASKS))
         for problem in _problems_of(task, name_groups(tasks[task]))
     ]
-    return problems, notes + [note for problem in problems for note in _sizes(problem)]
+    return problems, notes + [note for problem in problems for note in _size_notes(problem)]
 
 
 def _problems_of(task: str, groups: Sequence[Group]) -> list[Problem]:
@@ -90,26 +84,24 @@ def _problems_of(task: str, groups: Sequence[Group]) -> list[Problem]:
     for group in groups:
         members.setdefault(identity(group.problem_settings), []).append(group)
     values = [own[0].problem_settings for own in members.values()]
-    # The paper's factors come first and in its order, as in Figure 2a.
-    differ = sorted(
-        differing(values), key=lambda key: (key not in _PAPER, [*_PAPER, key].index(key))
-    )
+    # The paper's factors come first, in the order of Figure 2a.
+    differ = sorted(differing(values), key=lambda key: rank(key, _PAPER))
     short = short_keys(differ, {key for one in values for key in one})
-    best = max(range(len(values)), key=lambda i: _importance(i, list(members.values()), values))
+    main = max(range(len(values)), key=lambda i: _importance(i, list(members.values()), values))
     problems = []
     for i, (one, own) in enumerate(zip(values, members.values(), strict=True)):
         settings = {short[key]: one.get(key) for key in differ}
         apart = {
-            short[key]: one.get(key) for key in differ if one.get(key) != values[best].get(key)
+            short[key]: one.get(key) for key in differ if one.get(key) != values[main].get(key)
         }
-        problems.append(Problem(task, settings, apart, one, i == best, tuple(own)))
+        problems.append(Problem(task, settings, apart, one, i == main, tuple(own)))
     order = list(short.values())
     return sorted(
         problems,
         key=lambda one: (
             not one.main,
             [order.index(key) for key in one.apart],
-            by_value(one.apart.values()),
+            sort_key(one.apart.values()),
         ),
     )
 
@@ -117,15 +109,15 @@ def _problems_of(task: str, groups: Sequence[Group]) -> list[Problem]:
 def _importance(
     i: int, groups: Sequence[Sequence[Group]], values: Sequence[Settings]
 ) -> tuple[int, int, int, int]:
-    """Methods trained on problem i, problems one setting away, likeness to the paper's, runs."""
+    """Of problem i: methods, problems that differ in one setting, settings as in the paper, runs."""
     near = sum(len(differing([values[i], other])) == 1 for other in values)
     paper = sum(values[i].get(key) == value for key, value in _PAPER.items())
     runs = sum(len(group.runs) for group in groups[i])
     return len({group.algorithm for group in groups[i]}), near, paper, runs
 
 
-def _sizes(problem: Problem) -> list[str]:
-    """A note where runs of one problem have W of different sizes."""
+def _size_notes(problem: Problem) -> list[str]:
+    """A note if runs of one problem have W of different sizes."""
     sizes = {
         run.weights.clients: run.path
         for group in problem.groups
@@ -139,8 +131,3 @@ def _sizes(problem: Problem) -> list[str]:
         f"runs of {problem.label} differ in their number of clients with the same task settings "
         f"({found}); their means do not compare, so report them apart"
     ]
-
-
-def _task_rank(task: str) -> tuple[int, str]:
-    names = list(TASKS)
-    return names.index(task) if task in names else len(names), task

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import yaml
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.reports.events import Profile, or_nan, read_metrics
-from cobo_dist.reports.large import Cells, read_listed
-from cobo_dist.reports.series import Series, link_strengths
+from cobo_dist.reports.reading.events import Profile, or_nan, read_metrics
+from cobo_dist.reports.reading.series import Series, link_strengths
+from cobo_dist.reports.reading.sparse_weights import Cells, read_listed
 from cobo_dist.settings import flatten
 from cobo_dist.storage import schema
 from cobo_dist.storage.array_schema import DENSE_WEIGHTS, OF_CLIENTS, check_arrays, listed_rounds

@@ -1,0 +1,60 @@
+"""What a problem is judged by, and the values of the average client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.reading import Run
+from cobo_dist.reports.reading.series import Series
+from cobo_dist.storage.schema import METRICS
+
+
+def problem_metric(groups: Sequence[Group]) -> str:
+    """Return accuracy, perplexity, or loss where there is neither."""
+    found = {name for group in groups for run in group.runs for name in _metrics_of(run)}
+    return next((metric for metric in METRICS if metric in found), "loss")
+
+
+def _metrics_of(run: Run) -> Iterator[str]:
+    yield from (name for _, name in run.evals)
+    yield from run.summary.final if run.summary is not None else ()
+
+
+def problem_split(groups: Sequence[Group]) -> str:
+    """Return `test`, or `validation` where no run was tested: splits are never mixed."""
+    splits = {split for group in groups for run in group.runs for split, _ in run.evals}
+    return "validation" if "validation" in splits and "test" not in splits else "test"
+
+
+def shown_metrics(metric: str) -> list[str]:
+    """Return the metrics of a problem's table: its own, and the loss."""
+    return [metric] if metric == "loss" else [metric, "loss"]
+
+
+def percent(metric: str) -> float:
+    """Return the factor from logged to shown values: accuracies are logged as fractions."""
+    return 100.0 if metric == "accuracy" else 1.0
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a metric is better."""
+    return metric == "accuracy"
+
+
+def mean_over_clients(run: Run, split: str, metric: str) -> Series:
+    """Return the metric of the average client by round: as logged, else the mean of the clients."""
+    clients = run.evals.get((split, metric), {})
+    if None in clients:
+        return clients[None]
+    values: dict[int, list[float]] = {}
+    for series in clients.values():
+        for round_, value in series.items():
+            values.setdefault(round_, []).append(value)
+    return {round_: sum(found) / len(found) for round_, found in sorted(values.items())}
+
+
+def last_value(run: Run, split: str, metric: str) -> float | None:
+    """Return the metric of the average client at the last evaluated round, None if there is none."""
+    series = mean_over_clients(run, split, metric)
+    return series[max(series)] if series else None

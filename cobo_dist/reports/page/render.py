@@ -1,0 +1,84 @@
+"""Renders the report as one HTML page that needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+
+from cobo_dist.reports.page.weights_slider import WeightsSlider
+from cobo_dist.reports.tables.table import Table
+
+_CAPTIONS = {
+    "accuracy": "Accuracy, mean over clients; band: ± one standard deviation over seeds.",
+    "perplexity": "Perplexity, mean over clients; band: ± one standard deviation over seeds.",
+    "loss": "Loss, mean over clients; band: ± one standard deviation over seeds.",
+    "decay": "Theorem 1: bold lines are means over rounds 1..T; without noise they fall as 1/T.",
+    "graph": "How the graph of links forms. A link is a weight of at least 0.5 or, where a client's "
+    "weights sum to 1, of more than an equal share.",
+    "weights_all": "Collaboration weights of the methods that learn them, beside the true clusters "
+    "where these are known; diagonals are masked out. Where a client's weights sum to 1, colors reach "
+    "up to the largest weight logged. The first seed of each method.",
+    "weights": "Collaboration weights beside the true clusters where these are known; diagonals are "
+    "masked out. Where a client's weights sum to 1, colors reach up to the largest weight logged.",
+    "shares": "The weights that each client gives the others, against rounds (Figure 4). Faint: as "
+    "logged; bold: their exponential moving average; grey: an equal share.",
+    "profile": "Where a round's time goes on each rank, mean over rounds after the first 10. Each second "
+    "counts once, to the innermost kind of work.",
+    "factors": "Final values against one factor of the problem at a time; bars: ± one standard "
+    "deviation over seeds.",
+    "figure1": "Client selection: gradients at the midpoint of two models decide whether their "
+    "clients collaborate.",
+}
+"""Captions by file name, without what follows the first underscore (a method, a run)."""
+
+
+@dataclass
+class Section:
+    """One heading of the page, with its tables, notes, figures and slider.
+
+    `figures` and `folded` are files: the PNGs among them are shown, those of `folded` only on a click.
+    """
+
+    title: str
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    figures: list[Path] = field(default_factory=list)
+    slider: WeightsSlider | None = None
+    folded: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Image:
+    name: str
+    caption: str
+    png: str  # in base64
+
+
+def write_page(path: Path, sections: Sequence[Section]) -> Path:
+    """Write the sections into one file with the images inside."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.filters["images"] = _images
+    page = environment.get_template("report.html.j2").render(sections=sections)
+    path.write_text(page + "\n", encoding="utf-8")
+    return path
+
+
+def _images(files: Sequence[Path]) -> list[_Image]:
+    images = []
+    for path in files:
+        if path.suffix != ".png":
+            continue
+        kind, _, name = path.stem.partition("_")
+        if path.stem in _CAPTIONS:
+            kind, name = path.stem, ""
+        caption = _CAPTIONS.get(kind, "") + (f" ({name.replace('_', ' ')})" if name else "")
+        png = base64.b64encode(path.read_bytes()).decode("ascii")
+        images.append(_Image(path.stem, caption, png))
+    return images
