@@ -115,9 +115,11 @@ class MpiPool(RankPool):
         """Start the workers under mpirun; each calls back and says its rank."""
         key = secrets.token_hex()
         with Listener(None, "AF_UNIX", backlog=size, authkey=key.encode()) as listener:
+            # Workers import the functions that they run from the test files, as this process does.
+            path = os.pathsep.join(sys.path)
             self.mpirun = subprocess.Popen(
                 [*self.command, str(Path(__file__)), str(listener.address)],
-                env={**self.env, "POOL_KEY": key},
+                env={**self.env, "POOL_KEY": key, "PYTHONPATH": path},
             )
             listener._listener._socket.settimeout(TIMEOUT)  # type: ignore[attr-defined]  # or wait for ever
             pipes = {}
