@@ -115,11 +115,9 @@ class MpiPool(RankPool):
         """Start the workers under mpirun; each calls back and says its rank."""
         key = secrets.token_hex()
         with Listener(None, "AF_UNIX", backlog=size, authkey=key.encode()) as listener:
-            # Workers import the functions that they run from the test files, as this process does.
-            path = os.pathsep.join(sys.path)
             self.mpirun = subprocess.Popen(
                 [*self.command, str(Path(__file__)), str(listener.address)],
-                env={**self.env, "POOL_KEY": key, "PYTHONPATH": path},
+                env={**self.env, "POOL_KEY": key},
             )
             listener._listener._socket.settimeout(TIMEOUT)  # type: ignore[attr-defined]  # or wait for ever
             pipes = {}

@@ -473,7 +473,6 @@ sections = st.dictionaries(st.sampled_from(list(Config.model_fields)), trees, ma
 texts = st.one_of(junk, (trees | sections).map(lambda tree: yaml.safe_dump(tree)))
 
 
-@pytest.mark.slow
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(text=texts, arguments=arguments_)
 @example(text="algorithm: {rho: 1}", arguments=["algorithm.name={}"])
