@@ -1,13 +1,23 @@
 #!/usr/bin/env bash
-# The whole test suite, with lint and type checks first. Installs SLURM where it can (root with apt-get).
-#   bash launch/test.sh [pytest arguments]
+# Lint, formatting, types, import contracts and the test suite.
+#   bash launch/test.sh [pytest arguments]           everything; installs SLURM where it can (root with apt-get)
+#   bash launch/test.sh --quick [pytest arguments]   a first answer in about two minutes: the unit tests and docstring
+#                                                    examples, without those marked slow, mpi or slurm
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
 ensure_venv dev
-bash launch/slurm_for_tests.sh
+quick=""
+if [ "${1:-}" = --quick ]; then
+  quick=yes
+  shift
+fi
 ruff check .
 ruff format --check --quiet .
 mypy
 lint-imports
-python -m pytest -q "$@"
+if [ -n "$quick" ]; then
+  exec python -m pytest -q -m "not slow and not mpi and not slurm" tests/unit cobo_dist "$@"
+fi
+bash launch/slurm_for_tests.sh
+exec python -m pytest -q "$@"

@@ -5,14 +5,14 @@
 # NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   for several hosts: run it on each, NODE_RANK 0, 1, ...
 set -euo pipefail
 venv="$(dirname "${BASH_SOURCE[0]}")/../.venv/bin"
-if [ -x "$venv/torchrun" ]; then PATH="$(cd "$venv" && pwd):$PATH"; fi  # as the quickstart made it
+if [ -x "$venv/torchrun" ]; then PATH="$(cd "$venv" && pwd):$PATH"; fi  # made by the quickstart
 gpus=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
 cores=$(nproc)
 RANKS="${RANKS:-$((gpus > 0 ? gpus : (cores < 4 ? cores : 4)))}"
 # cobo_dist sets the threads of each rank itself (run.threads); this silences torchrun's advice.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# glibc hands large freed blocks back to the system and gets them again page by page; kept, activations cost no
-# page faults (docs/PERFORMANCE.md). 32 MiB is the most that every glibc takes.
+# By default glibc returns large freed blocks to the system, so activations cost page faults in every round; these
+# thresholds keep the blocks (docs/PERFORMANCE.md). 32 MiB is the largest value that every glibc accepts.
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-33554432}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-17179869184}"
 if [ "${NNODES:-1}" -gt 1 ]; then

@@ -24,6 +24,7 @@ from cobo_dist.comm.transports.base import LostContact
 from cobo_dist.comm.transports.mpi_transport import open_mpi
 from cobo_dist.errors import ConfigError, HostConfigError
 
+pytestmark = pytest.mark.mpi
 MPI = "comm.backend=mpi"
 DIGITS = ("run.rounds=12", "run.eval_every=0", "run.engine=one_by_one", "run.threads=1",
           "algorithm.sampling.name=all", "run.dir=out")  # fmt: skip

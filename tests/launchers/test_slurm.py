@@ -37,13 +37,13 @@ ROUNDS = 40
 # A python whose ranks take a quarter of a second for every round, so that a signal comes in the middle.
 SLOW = """\
 import sys, time
-from cobo_dist.run.recorder import Recorder
+from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 from cobo_dist.train import main
-keep = Recorder.round
+keep = MetricsBuffer.round
 def slow(self, *rest):
     keep(self, *rest)
     time.sleep(0.25)
-Recorder.round = slow
+MetricsBuffer.round = slow
 sys.exit(main(sys.argv[1:]))
 """
 SLOW_PYTHON = """\

@@ -26,6 +26,7 @@ def checked_run(session: Session, arguments: list[str]) -> tuple[int, int, int]:
     return code, transport.checked, len(transport._batches)
 
 
+@pytest.mark.slow
 def test_a_good_run_is_checked_to_the_end_and_nothing_is_kept(
     pool: RankPool, tmp_path: Path
 ) -> None:

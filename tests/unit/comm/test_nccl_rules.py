@@ -28,6 +28,7 @@ def recorded_run(session: Session, arguments: list[str]) -> list[list[Operation]
     return metrics.batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("strategy", ["constant", "all"])
 @pytest.mark.parametrize("domain", ["box", "simplex"])
@@ -52,6 +53,7 @@ def test_real_rounds_keep_the_rules(
         check_schedule(broken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_visits_and_averages_of_validation_based_weights_keep_the_rules(
     pool: RankPool, tmp_path: Path, ranks: int

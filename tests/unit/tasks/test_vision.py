@@ -104,6 +104,7 @@ def test_cross_device_splits_are_disjoint_by_class_and_by_client(images: Path, s
             assert classes == {2 * cluster, 2 * cluster + 1}
 
 
+@pytest.mark.slow
 def test_the_real_data_give_the_papers_experiments() -> None:
     root = cifar_root()
     silo = task_of("cross_silo", f"data.root={root}", "task.validation_fraction=0")
@@ -366,6 +367,7 @@ def test_own_starts_differ_and_common_ones_do_not(images: Path) -> None:
 # -- whole runs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -389,6 +389,7 @@ def warnings_of(
     return run
 
 
+@pytest.mark.slow
 def test_the_quickstart_gives_no_warning(warnings_of: Any) -> None:
     assert warnings_of("run.rounds=400") == {}
 

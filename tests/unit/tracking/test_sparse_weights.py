@@ -148,6 +148,7 @@ def as_if_large(session: Session, arguments: list[str]) -> int:
         return train(session, arguments)
 
 
+@pytest.mark.slow
 def test_a_large_run_goes_on_on_other_ranks(pool: RankPool, tmp_path: Path) -> None:
     """Stopped after half of its rounds on two ranks, it goes on on three, bit by bit."""
     problem = write_quadratic(tmp_path / "problem.npz")
