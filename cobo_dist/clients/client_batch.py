@@ -301,7 +301,7 @@ class ClientBatch:
         self._validation = {}
 
     def _buffers(self) -> dict[str, Tensor]:
-        return {**self.buffer_layout.batched_views(self.b_cd), **self.counters}
+        return {**self.buffer_layout.views(self.b_cd), **self.counters}
 
     def _row_buffers(self, row: int) -> dict[str, Tensor]:
         return {name: buffer[row] for name, buffer in self._buffers().items()}

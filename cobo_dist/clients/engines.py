@@ -188,7 +188,7 @@ class Vectorized:
             return points_md.new_empty(0)
         if gradients_md is points_md and self.parts > 1:  # later parts need the points
             points_md = points_md.clone()
-        views = self.layout.batched_views(points_md)
+        views = self.layout.views(points_md)
         parameters = {name: view.detach().requires_grad_() for name, view in views.items()}
 
         # BatchNorm under vmap updates its statistics in place only where they are contiguous; otherwise the
@@ -203,7 +203,7 @@ class Vectorized:
                 tensors_of[key] = tensors[name]
             return self.loss(self.model, *batch)
 
-        gradient_views = self.layout.batched_views(gradients_md).values()
+        gradient_views = self.layout.views(gradients_md).values()
         total = torch.zeros_like(points_md[:, 0])
         own = [tensors_of[key] for _, tensors_of, key in self._slots]
         for number, part in enumerate(parts_of(batch, self.parts, dim=1)):

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from cobo_dist.maths import seeds
 from cobo_dist.maths.weights import Floats, Ints, Weights
 
 Hashes = NDArray[np.uint64]
@@ -187,9 +189,7 @@ def _hash(senders: Hashes, values: Floats) -> tuple[Hashes, Hashes]:
     return one, other
 
 
-def _mix(x: Hashes) -> Hashes:
+def _mix(numbers: Hashes) -> Hashes:
     """Apply SplitMix64's step and finalizer."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed = seeds.mix(torch.from_numpy(numbers.view(np.int64)) + seeds.signed(seeds.STEP))
+    return mixed.numpy().view(np.uint64)

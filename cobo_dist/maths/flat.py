@@ -53,29 +53,19 @@ class Layout:
         """Length d of a row."""
         return sum(self.lengths)
 
-    def views(self, row_d: Tensor) -> dict[str, Tensor]:
-        """Return named views of one row [d], each in its tensor's shape."""
-        pieces = torch.split(row_d, self.lengths)
+    def views(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return named views [*shape] of one row [d], or [m, *shape] of m rows [m, d]."""
+        pieces = torch.split(rows, self.lengths, dim=-1)
         return {
-            name: self._shaped(name, piece, (), shape)
+            name: self._shaped(name, piece, rows.shape[:-1], shape)
             for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
         }
 
-    def batched_views(self, rows_md: Tensor) -> dict[str, Tensor]:
-        """Return named views [m, *shape] of m rows at once."""
-        pieces = torch.split(rows_md, self.lengths, dim=1)
-        return {
-            name: self._shaped(name, piece, (len(rows_md),), shape)
-            for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
-        }
-
-    def _shaped(
-        self, name: str, piece: Tensor, front: tuple[int, ...], shape: torch.Size
-    ) -> Tensor:
+    def _shaped(self, name: str, piece: Tensor, rows: torch.Size, shape: torch.Size) -> Tensor:
         if name not in self.channels_last:
-            return piece.view(*front, *shape)
+            return piece.view(*rows, *shape)
         outputs, inputs, height, width = shape
-        return piece.view(*front, outputs, height, width, inputs).movedim(-1, -3)
+        return piece.view(*rows, outputs, height, width, inputs).movedim(-1, -3)
 
 
 def _has_channels_last(tensor: Tensor) -> bool:

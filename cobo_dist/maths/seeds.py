@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+STEP = 0x9E3779B97F4A7C15
 _MUL_1 = 0xBF58476D1CE4E5B9
 _MUL_2 = 0x94D049BB133111EB
 
@@ -30,7 +30,7 @@ def key(seed: int, purpose: str, *counters: int) -> int:
     """
     mixed = _mix_int(seed & _MASK)
     for word in (zlib.crc32(purpose.encode()), *counters):
-        mixed = _mix_int((mixed ^ (word & _MASK)) + _GOLDEN)
+        mixed = _mix_int((mixed ^ (word & _MASK)) + STEP)
     return mixed
 
 
@@ -41,7 +41,7 @@ def keys(seed: int, purpose: str, *counters: Tensor) -> Tensor:
     """
     mixed = torch.tensor(signed(key(seed, purpose)), device=counters[0].device)
     for counter in counters:
-        mixed = _mix((mixed ^ counter) + signed(_GOLDEN))
+        mixed = mix((mixed ^ counter) + signed(STEP))
     return mixed
 
 
@@ -49,15 +49,17 @@ def uniforms(
     name: int, count: int, *, start: int = 0, device: str | torch.device = "cpu"
 ) -> Tensor:
     """Return `count` float64 numbers in the open interval (0, 1): elements start.. of key `name`."""
-    bits = _shift_right(words(signed(name), count, start, device), 11)
-    return (bits.to(torch.float64) + 0.5) * 2.0**-53
+    return _to_unit_interval(words(signed(name), count, start, device))
 
 
 def uniform_rows(names: Sequence[int], count: int, *, device: str | torch.device = "cpu") -> Tensor:
     """Return `uniforms` of several keys at once, float64 [len(names), count]."""
     keys = torch.tensor([signed(name) for name in names], dtype=torch.int64, device=device)
-    bits = _shift_right(words(keys[:, None], count, 0, device), 11)
-    return (bits.to(torch.float64) + 0.5) * 2.0**-53
+    return _to_unit_interval(words(keys[:, None], count, 0, device))
+
+
+def _to_unit_interval(words: Tensor) -> Tensor:
+    return (_shift_right(words, 11).to(torch.float64) + 0.5) * 2.0**-53
 
 
 def normals(name: int, count: int, *, device: str | torch.device = "cpu") -> Tensor:
@@ -85,10 +87,10 @@ def words(name: int | Tensor, count: int, start: int, device: str | torch.device
     A column of keys gives one row for each.
     """
     state = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
-    return _mix(state * signed(_GOLDEN) + name)  # int64 wraps around, as the stream requires
+    return mix(state * signed(STEP) + name)  # int64 wraps around, as the stream requires
 
 
-def _mix(state: Tensor) -> Tensor:
+def mix(state: Tensor) -> Tensor:
     """Apply the finalizer to each word, in place."""
     state ^= _shift_right(state, 30)
     state *= signed(_MUL_1)

@@ -87,15 +87,23 @@ class Weights:
 
     def copy(self) -> Weights:
         """Return an independent copy."""
-        other = Weights(self.ids_c, self.groups_n, self.level, self.dtype.type)
-        other._set_ungrouped(self.ungrouped_c.copy())
-        other._keys, other._values = self._keys.copy(), self._values.copy()
-        return other
+        return self._with(
+            self.ids_c, self.ungrouped_c.copy(), self._keys.copy(), self._values.copy()
+        )
 
     def entries(self) -> tuple[Ints, Ints, Floats]:
         """Return rows, columns and values of the stored entries, [m] each, row by row."""
         rows, columns = np.divmod(self._keys, self.shape[1])
         return rows, columns, self._values
+
+    def _with(
+        self, ids: Ints, ungrouped_c: NDArray[np.bool_], keys: Ints, values: Floats
+    ) -> Weights:
+        """Return the rows of some clients with the same groups and these entries."""
+        other = Weights(ids, self.groups_n, self.level, self.dtype.type)
+        other._set_ungrouped(ungrouped_c)
+        other._keys, other._values = keys, values
+        return other
 
     def _set_ungrouped(self, ungrouped_c: NDArray[np.bool_]) -> None:
         self.ungrouped_c = ungrouped_c
@@ -270,12 +278,9 @@ class Weights:
 
     def with_arrays(self, ids: Ints, arrays: dict[str, NDArray[Any]]) -> Weights:
         """Return the rows of other clients with the same groups, in ascending order, from their `arrays`."""
-        other = Weights(ids, self.groups_n, self.level, self.dtype.type)
-        other._set_ungrouped(arrays["apart"].astype(bool))
-        rows = np.repeat(np.arange(len(other.ids_c)), arrays["counts"])
-        other._keys = rows * self.shape[1] + arrays["columns"]
-        other._values = arrays["values"].astype(self.dtype)
-        return other
+        keys = np.repeat(np.arange(len(ids)), arrays["counts"]) * self.shape[1] + arrays["columns"]
+        values = arrays["values"].astype(self.dtype)
+        return self._with(ids, arrays["apart"].astype(bool), keys, values)
 
 
 def join(parts: Sequence[Weights]) -> Weights:
@@ -284,19 +289,17 @@ def join(parts: Sequence[Weights]) -> Weights:
     order = np.argsort(ids, kind="stable")
     place = np.empty(len(ids), dtype=np.int64)  # of each row among all
     place[order] = np.arange(len(ids))
-    first, n = parts[0], parts[0].shape[1]
-    whole = Weights(ids[order], first.groups_n, first.level, first.dtype.type)
-    whole._set_ungrouped(np.concatenate([part.ungrouped_c for part in parts])[order])
+    n = parts[0].shape[1]
     begin, keys = 0, []
     for part in parts:
         rows, columns, _ = part.entries()
         keys.append(place[begin + rows] * n + columns)
         begin += part.shape[0]
     all_keys = np.concatenate(keys)
-    at = np.argsort(all_keys, kind="stable")
-    whole._keys = all_keys[at]
-    whole._values = np.concatenate([part._values for part in parts])[at]
-    return whole
+    ascending = np.argsort(all_keys, kind="stable")
+    ungrouped_n = np.concatenate([part.ungrouped_c for part in parts])[order]
+    values = np.concatenate([part._values for part in parts])[ascending]
+    return parts[0]._with(ids[order], ungrouped_n, all_keys[ascending], values)
 
 
 def _pieces(numbers: Ints, n: int) -> Iterator[Ints]:

@@ -1,4 +1,4 @@
-"""Models that travel as bfloat16: half the bytes, as planned, and an error of that type's size."""
+"""Models that travel as bfloat16: half the bytes, as planned, and the rounding error of that type."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def runs(gloo_pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_models_differ_by_its_rounding_and_no_more(runs: Path, name: str) -> None:
-    """bfloat16 keeps 8 bits: 12 rounds of sums of 8 models stay within a few of its steps."""
+def test_models_differ_by_rounding_errors_only(runs: Path, name: str) -> None:
+    """bfloat16 has 8 bits: 12 rounds of sums of 8 models stay within 12 rounding steps."""
     exact, rounded = models(runs / name / "model"), models(runs / name / "bfloat16")
     differ = False
     for key, value in exact.items():
         step = 2.0**-8 * np.abs(value).max()
         assert np.abs(rounded[key] - value).max() <= 12 * step, key
         differ |= bool((rounded[key] != value).any())
-    assert differ or name == "ifca"  # whose clients all pick one centre that rank 0 may hold alone
+    assert differ or name == "ifca"  # all its clients may pick one center that rank 0 alone has
 
 
 @pytest.mark.parametrize("name", ["cobo", "fedavg", "ditto"])
@@ -58,7 +58,7 @@ def test_bytes_are_halved_and_as_planned(runs: Path, name: str) -> None:
     config = load_config(None, [*RUN, *METHODS[name], "comm.dtype=bfloat16"])
     task = build_task(config.task, config.model, config.data, config.run.seed, torch.float32)
     dry_run_of = DryRun(config, task, 3)
-    if name == "cobo":  # the products of halves stay what they are: 2 numbers of 8 bytes an end
+    if name == "cobo":  # inner products do not shrink: 2 numbers of 8 bytes an end
         pairs = [row["pairs"] for row in rows(runs / name / "model", "round")]
         crossing = 28 - 3 - 3 - 1  # of 8 clients on ranks of 3, 3 and 2
         assert set(pairs) == {28}
@@ -68,16 +68,16 @@ def test_bytes_are_halved_and_as_planned(runs: Path, name: str) -> None:
 
 
 def test_all_ranks_keep_the_same_global_model(runs: Path) -> None:
-    """What `reduce` delivers is rounded on its owner's rank too: IFCA's clients hold equal centres."""
-    held = models(runs / "ifca" / "bfloat16")
-    clients = {key.split("/")[0] for key in held}
+    """The result of `all_reduce` is rounded on its owner's rank too: IFCA's clients have equal centers."""
+    found = models(runs / "ifca" / "bfloat16")
+    clients = {key.split("/")[0] for key in found}
     weights = np.load(runs / "ifca" / "bfloat16" / "W.npz")["weights"][-1]
     for i in range(len(clients)):
         for j in np.flatnonzero(weights[i]):
-            for key in [key for key in held if key.startswith(f"client_{i:05d}/")]:
-                assert np.array_equal(held[key], held[key.replace(f"{i:05d}", f"{int(j):05d}")])
+            for key in [key for key in found if key.startswith(f"client_{i:05d}/")]:
+                assert np.array_equal(found[key], found[key.replace(f"{i:05d}", f"{int(j):05d}")])
 
 
-def test_it_does_not_go_with_deterministic_runs() -> None:
+def test_deterministic_runs_refuse_it() -> None:
     with pytest.raises(ConfigError, match=r"leave comm\.dtype at model"):
         load_config(None, ["comm.dtype=bfloat16", "comm.deterministic=true"])

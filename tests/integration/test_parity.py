@@ -70,7 +70,7 @@ def test_all_pairs_equal_the_reference(
     np.testing.assert_allclose(stacked(folder), x, rtol=0, atol=1e-10)
     np.testing.assert_allclose(w_run, w, rtol=0, atol=1e-10)
     np.testing.assert_allclose(np.load(folder / "W.npz")["weights"][-1], w, atol=1e-6)
-    assert 0.0 < w.mean() < 1.0, "a problem in which W moves"
+    assert 0.0 < w.mean() < 1.0, "a problem in which W changes"
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

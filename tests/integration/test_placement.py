@@ -1,4 +1,4 @@
-"""Clients that move to their collaborators: proposals are sound, and a run with moves is the run without."""
+"""Migration of clients to their collaborators: the search is sound, and migration changes no number."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from cobo_dist.training.migration import ClientMigrator
 
 
 def blocks(labels: Sequence[int]) -> np.ndarray:
-    """Return W that is 1 inside clusters and 0 across."""
+    """Return W that is 1 within clusters and 0 between them."""
     label_n = np.asarray(labels)
     return np.asarray(label_n[:, None] == label_n[None, :], dtype=np.float32)
 
 
 def rows_of(weights: np.ndarray) -> Weights:
-    """Return all rows of W, which may be any."""
+    """Return all rows of any W."""
     return Weights.of_rows(range(len(weights)), weights)
 
 
@@ -50,7 +50,7 @@ def sizes(placement: Placement) -> list[int]:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[np.ndarray, Placement]:
-    """W of some clusters with strays of any weight, and any placement, of equal shares or not."""
+    """Draw W of some clusters with stray weights, and any placement."""
     labels = draw(st.lists(st.integers(0, 5), min_size=2, max_size=24))
     n = len(labels)
     owners = draw(st.permutations([k % draw(st.integers(1, min(n, 5))) for k in range(n)]))
@@ -76,7 +76,7 @@ def test_a_proposal_is_balanced_and_sends_less(
         assert again is None
         return
     assert again is not None
-    assert again.placement == found.placement, "the same from the same"
+    assert again.placement == found.placement, "deterministic"
     assert sizes(found.placement) == sizes(placement), "as many clients on each rank"
     assert sorted(np.concatenate(found.placement.by_rank)) == list(range(placement.clients))
     moved = np.flatnonzero(found.placement.owner_n != placement.owner_n)
@@ -86,16 +86,16 @@ def test_a_proposal_is_balanced_and_sends_less(
     assert found.after == after < before
     assert sums != "none"
     price = (found.before - found.after) / len(found.clients)
-    dear = propose(
+    expensive = propose(
         rows_of(weights), placement, 0.5, sums, price=1.01 * price, deterministic=deterministic
     )
-    # Only what moves fewer clients may pay then.
-    assert dear is None or len(dear.clients) < len(found.clients)
+    # At that price only a move of fewer clients may pay.
+    assert expensive is None or len(expensive.clients) < len(found.clients)
 
 
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.booleans())
-def test_models_are_those_that_the_plans_of_the_exchange_send(
+def test_models_sent_equal_the_plans_of_the_exchange(
     case: tuple[np.ndarray, Placement], deterministic: bool
 ) -> None:
     weights, placement = case
@@ -114,10 +114,10 @@ def test_models_are_those_that_the_plans_of_the_exchange_send(
     ("labels", "owners", "after", "moved"),
     [
         ([0, 1] * 4, [0] * 4 + [1] * 4, 0, 4),  # every other client
-        ([0, 0, 0, 1, 0, 1, 1, 1], [0] * 4 + [1] * 4, 0, 2),  # two change places
-        ([0, 1, 2, 3, 0, 4, 5, 6], [0] * 4 + [1] * 4, 0, 2),  # most are alone and stay
+        ([0, 0, 0, 1, 0, 1, 1, 1], [0] * 4 + [1] * 4, 0, 2),  # two are swapped
+        ([0, 1, 2, 3, 0, 4, 5, 6], [0] * 4 + [1] * 4, 0, 2),  # most are in no group and stay
         ([0, 1, 2, 0, 1, 2, 0], [0, 0, 0, 1, 1, 2, 2], 0, 4),  # ranks of 3, 2 and 2
-        ([0] * 5 + [1] * 3, [1, 0] * 4, 2, 2),  # one of five must be cut off
+        ([0] * 5 + [1] * 3, [1, 0] * 4, 2, 2),  # one of five must be on the other rank
         ([0, 1] * 6, [0] * 4 + [1] * 4 + [2] * 4, 4, 4),  # clusters of 6 on ranks of 4
     ],
 )
@@ -139,8 +139,8 @@ def test_nothing_moves_where_nothing_is_saved(weights: np.ndarray) -> None:
     assert propose(rows_of(weights), placement, 0.5, "mix") is None
 
 
-def test_stray_links_join_nobody() -> None:
-    """80 clients in 10 clusters; one pair across in a hundred is still linked."""
+def test_stray_links_join_no_clusters() -> None:
+    """80 clients in 10 clusters; one in a hundred pairs between clusters is linked."""
     n, label_n = 80, np.arange(80) % 10
     stray_nn = np.triu(seeds.uniforms(seeds.key(0, "stray"), n * n).view(n, n).numpy() < 0.01, k=1)
     weights = np.where(stray_nn | stray_nn.T, np.float32(0.7), blocks(label_n.tolist()))
@@ -170,17 +170,17 @@ CASES = {
     "validation": ["algorithm.name=validation_based", "algorithm.temperature=0.001"],
 }  # fmt: skip
 STATE = {"box, momentum": D * 4, "simplex, adam": 2 * D * 4 + 8, "oracle": D * 4}
-"""Bytes of a client on its way, beside its model and its row of W: moments and steps."""
+"""Bytes of a migrating client beside its model and its row of W: moments and steps."""
 
 
 def arguments(case: str) -> list[str]:
-    """Return a case's settings: those of CoBo go with CoBo only."""
+    """Return a case's settings, those of CoBo with CoBo only."""
     own = any(one.startswith("algorithm.name") for one in CASES[case])
     return [one for one in RUN if not (own and one.startswith("algorithm."))] + CASES[case]
 
 
-def told(case: str, ranks: int) -> int:
-    """Return the bytes of a round's mixing that no placement changes: blocks of W, models that visit."""
+def fixed_bytes(case: str, ranks: int) -> int:
+    """Return the bytes of a round's mixing that no placement changes: blocks of W, models for validation."""
     across = N * N - sum(c * c for c in sizes(Placement.contiguous(N, ranks)))
     visits = N * (ranks - 1) * D if case == "validation" else 0
     return 4 * (visits + across * (case in ("simplex, adam", "validation")))
@@ -192,8 +192,8 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_quadratic(tmp_path_factory.mktemp("problem") / "problem.npz", clients=N, size=D)
 
 
-def train_and_ledger(session: Session, settings: list[str]) -> dict[str, int]:
-    """Train; return this rank's ledger."""
+def train_and_count(session: Session, settings: list[str]) -> dict[str, int]:
+    """Train; return the bytes that this rank sent, by purpose."""
     movers = []
     build = ClientMigrator.__init__
 
@@ -228,13 +228,13 @@ def assert_same(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_moving_changes_no_number(pool: RankPool, problem: Path, tmp_path: Path, case: str) -> None:
-    """Bitwise, on 1, 2 and 3 ranks; what mixing sends falls to the plan, and the ledger is the plan's."""
+    """Bitwise, on 1, 2 and 3 ranks; the bytes of mixing fall to those planned, and are counted as planned."""
     run = [*arguments(case), f"task.file={problem}", "comm.deterministic=true"]
     pool.run(1, train, [*run, f"run.dir={tmp_path / 'static'}"])
     for ranks in (1, 2, 3):
         folder = tmp_path / f"run{ranks}"
         adaptive = [*run, "comm.placement=adaptive", f"run.dir={folder}"]
-        sent = pool.run(ranks, train_and_ledger, adaptive)
+        sent = pool.run(ranks, train_and_count, adaptive)
         assert_same(tmp_path / "static", folder)
         moves = rows(folder, "placement")
         assert bool(moves) == (ranks > 1)
@@ -250,7 +250,7 @@ def test_moving_changes_no_number(pool: RankPool, problem: Path, tmp_path: Path,
         placement = summary["placement"]
         assert placement["bytes_moving"] == traffic["bytes_moving"]
         last = rows(folder, "round")[-1]["bytes_mixing"]
-        assert last == placement["models"] * D * 4 + told(case, ranks)
+        assert last == placement["models"] * D * 4 + fixed_bytes(case, ranks)
         if moves:
             assert placement["models"] < placement["models_static"]
         if case in ("oracle", "box") and ranks == 3:
@@ -277,7 +277,7 @@ DIGITS = [
 
 @pytest.mark.parametrize("engine", ["one_by_one", "vectorised"])
 def test_digits_in_any_order(pool: RankPool, tmp_path: Path, engine: str) -> None:
-    """BatchNorm's statistics and counters travel too; without determinism up to the rounding of sums."""
+    """BatchNorm's statistics and counters migrate too; without determinism up to the rounding of sums."""
     run = [*DIGITS, f"run.engine={engine}"]
     pool.run(1, train, [*run, "comm.placement=static", f"run.dir={tmp_path / 'static'}"])
     pool.run(3, train, [*run, f"run.dir={tmp_path / 'moved'}"])
@@ -289,9 +289,9 @@ def test_digits_in_any_order(pool: RankPool, tmp_path: Path, engine: str) -> Non
 
 
 def test_ifca_sends_fewer_sums(pool: RankPool, problem: Path, tmp_path: Path) -> None:
-    """Two of three centres are picked: a rank sends a sum for each centre that a client of it picked.
+    """Clients pick two of three centers: a rank sends a sum for each center that one of its clients picked.
 
-    Centres, who picked which, and the last losses go on as they were.
+    Centers, the clients' choices and the last losses stay unchanged.
     """
     run = [one for one in RUN if not one.startswith("algorithm.")]
     run += [f"task.file={problem}", "algorithm.name=ifca", "run.seed=1", "algorithm.client_share=0.7",
@@ -299,7 +299,7 @@ def test_ifca_sends_fewer_sums(pool: RankPool, problem: Path, tmp_path: Path) ->
     pool.run(1, train, [*run, f"run.dir={tmp_path / 'static'}"])
     pool.run(3, train, [*run, "comm.placement=adaptive", f"run.dir={tmp_path / 'moved'}"])
     (move,) = rows(tmp_path / "moved", "placement")
-    # A sum of each for two others from 3 ranks; then each rank has clients of one centre.
+    # A sum for each of 2 centers, from 3 ranks to 2 peers; then each rank has clients of one center.
     assert (move["models_before"], move["models_after"]) == (2 * 2 * 3, 2 * 3)
     # Model and momentum, the row of W, the last loss.
     assert move["bytes"] == move["clients"] * (2 * D * 8 + -(-N * 4 // 8) * 8 + 8)

@@ -67,7 +67,7 @@ def test_all_pairs_equal_the_dense_cobo(
     uniform = (1 - np.eye(N)) / (N - 1) if own == "excluded" else np.full((N, N), 1 / N)
     np.testing.assert_allclose(first, uniform, atol=1e-7)
     np.testing.assert_allclose(last, w, atol=1e-6)
-    # The coordinator follows W from round to round: the last figures are those of W.
+    # The coordinator updates its statistics of W every round: the last ones are those of W.
     off, row = ~np.eye(N, dtype=bool), rows(folder, "round")[-1]
     assert row["weights_at_0"] == (w[off] <= 1e-12).mean()
 

@@ -1,4 +1,4 @@
-"""Failed starts end with one line, from the rank that knows the cause, soon after the time-out."""
+"""Starts that fail end with one line, from the rank that knows the reason, soon after the time-out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 SECONDS = 2.0
 
 
-# -- in processes that run already ---------------------------------------------------------------
+# -- in the processes of the pool --------------------------------------------------------------------
 
 
 def start_up(
@@ -45,7 +45,7 @@ def start_up(
     env: list[dict[str, str]] | None = None,
     seconds: float = SECONDS,
 ) -> tuple[str, bool, float]:
-    """Connect this process as in `launches`; return the message, whether it is printed, and the seconds."""
+    """Connect this process by `launches`; return its error, whether it reports it, and after how long."""
     launch = launches[session.transport.rank]
     mine = (env or [{} for _ in launches])[session.transport.rank]
     if launch is None:
@@ -56,13 +56,13 @@ def start_up(
     try:
         store = connect(launch, seconds, CPU)
         store.add("done", 1)
-        with suppress(RuntimeError):  # rank 0 takes the store along
+        with suppress(RuntimeError):  # the store ends with rank 0
             while int(store.add("done", 0)) < launch.world_size:
                 time.sleep(0.01)
         return "", False, time.monotonic() - began
     except ConfigError as refusal:
-        prints = launch.rank == 0 or isinstance(refusal, HostConfigError)
-        return str(refusal), prints, time.monotonic() - began
+        reports = launch.rank == 0 or isinstance(refusal, HostConfigError)
+        return str(refusal), reports, time.monotonic() - began
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -73,12 +73,12 @@ def by_hand(rank: int, size: int, port: int, address: str = "127.0.0.1") -> Laun
 
 
 def only_line(answers: list[tuple[str, bool, float]], limit: float) -> str:
-    """Return the message; one rank prints it, in one line, and all end within the limit."""
-    printed = [line for line, prints, _ in answers if prints]
-    assert len(printed) == 1, answers
-    assert "\n" not in printed[0]
+    """Return the one line that the ranks report; all of them end within the limit."""
+    reported = [line for line, reports, _ in answers if reports]
+    assert len(reported) == 1, answers
+    assert "\n" not in reported[0]
     assert all(seconds < limit for _, _, seconds in answers), answers
-    return printed[0]
+    return reported[0]
 
 
 def test_ranks_that_agree_connect_at_once(pool: RankPool) -> None:
@@ -107,7 +107,7 @@ def test_a_missing_rank_is_named(pool: RankPool) -> None:
     assert "comm.connect_timeout" in line
 
 
-def test_rank_0_missing_is_reported_by_the_rank_that_waited_for_it(pool: RankPool) -> None:
+def test_a_missing_rank_0_is_reported_by_another_rank(pool: RankPool) -> None:
     port = free_port()
     line = only_line(pool.run(2, start_up, [None, by_hand(1, 2, port)]), SECONDS + 5)
     assert f"rank 0 of 2 was not found at 127.0.0.1:{port}" in line
@@ -116,7 +116,7 @@ def test_rank_0_missing_is_reported_by_the_rank_that_waited_for_it(pool: RankPoo
 
 
 def test_rank_0_missing_under_torchrun_whose_store_is_there(pool: RankPool) -> None:
-    """The agent serves the store, so all other ranks connect to it; one of them prints the message."""
+    """The agent serves the store, so all ranks but rank 0 connect to it; one of them reports."""
     with torchruns_store() as port:
         agent = {
             "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -131,7 +131,7 @@ def test_rank_0_missing_under_torchrun_whose_store_is_there(pool: RankPool) -> N
         everyone = [Launch("torchrun", r, 3, r, 3, "127.0.0.1", port, 1, 1) for r in range(3)]
         answers = pool.run(3, start_up, everyone, [agent] * 3, 60.0)
         assert [line for line, _, _ in answers] == [""] * 3
-        # A node has gone and its rank with it: torchrun starts the others again, and does not count it.
+        # A node has left with its rank: torchrun restarts the others, and does not count that restart.
         fewer = [
             *(Launch("torchrun", r, 2, r, 2, "127.0.0.1", port, 1, 1 - r) for r in range(2)),
             None,
@@ -163,13 +163,13 @@ def test_a_port_in_use_is_named_with_the_remedy(pool: RankPool) -> None:
     )
     assert "MASTER_PORT" in answers[0][0]
     assert answers[0][2] < 1, "at once"
-    # Rank 1, if no launcher ends it, finds something that is no store: torch would wait without end.
+    # If no launcher ends rank 1, it connects to something that is no store: torch would wait for ever.
     assert "what listens there is no run's rank 0" in answers[1][0]
     assert answers[1][2] < SECONDS + 5
 
 
-def test_rank_0_listens_only_at_its_given_address() -> None:
-    """All of 127.x.y.z is this host: a rank that listens everywhere would also answer at 127.0.0.2."""
+def test_rank_0_listens_only_at_the_address_it_was_told() -> None:
+    """All of 127.x.y.z is this host: a store that listens at all addresses would answer at 127.0.0.2."""
     port = free_port()
     store = connect(by_hand(0, 1, port), 10.0, CPU)
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
@@ -198,7 +198,7 @@ def test_a_process_of_another_run_is_refused(pool: RankPool) -> None:
 
 
 def late_third(session: Session, launches: list[Launch]) -> tuple[str, bool, float]:
-    """The first two connect; the third comes after that."""
+    """The first two connect; the third starts after them."""
     rank = session.transport.rank
     if rank == 2:
         session.transport.broadcast(b"")
@@ -207,17 +207,17 @@ def late_third(session: Session, launches: list[Launch]) -> tuple[str, bool, flo
     session.transport.broadcast(b"")
     if rank == 0:
         time.sleep(2.0)
-    del store  # not before the third has asked
+    del store  # not before the third has connected
     return "", False, 0.0
 
 
 def test_a_loopback_address_for_another_host_is_named(pool: RankPool) -> None:
-    """No process listens there; but two nodes of one machine may share the address."""
+    """No process listens there. (Two nodes on one machine may share the address.)"""
     second = Launch("srun", 2, 4, 0, 2, "127.0.0.1", free_port())
-    line, prints, seconds = pool.run(1, start_up, [second])[0]
+    line, reports, seconds = pool.run(1, start_up, [second])[0]
     assert "itself: rank 0 must run here" in line
     assert "MASTER_ADDR" in line
-    assert prints
+    assert reports
     assert seconds < SECONDS + 5
 
 
@@ -228,51 +228,65 @@ def test_an_unknown_name_of_rank_0s_host(pool: RankPool) -> None:
     assert seconds < 6
 
 
-# -- consistency, without processes -----------------------------------------------------------------
+# -- the consistency check ----------------------------------------------------------------------------
 
 
-def view(rank: int, size: int = 4, host: str = "a", **more: object) -> ProcessInfo:
+def process(rank: int, size: int = 4, host: str = "a", **more: object) -> ProcessInfo:
     address = {"a": "10.0.0.1", "b": "10.0.0.2"}.get(host, "")
     known = {"lo": "127.0.0.1", "eth0": address}
     given = {"address": address, "interface": "eth0", "interfaces": known, "network": host}
     return ProcessInfo(rank, size, "torchrun", host, 100 + rank, f"t{rank}", **{**given, **more})  # type: ignore[arg-type]
 
 
-GOOD = [view(0), view(1), view(2, host="b"), view(3, host="b")]
+GOOD = [process(0), process(1), process(2, host="b"), process(3, host="b")]
 
 BAD = {
-    "sizes": ([view(0), view(1, 3)], "4 say rank(s) 0 on a; 3 say rank(s) 1 on a"),
-    "twice": ([view(0), view(1), view(1)], "rank 1 was started 2 times: process 101 on a and"),
-    "backends": ([view(0), view(2, host="b", backend="nccl")], "gloo for 0 on a; nccl for 2 on b"),
-    "one GPU": ([view(0, gpu="g1"), view(1, gpu="g1")], "ranks 0 and 1 share one GPU of a (g1)"),
+    "sizes": ([process(0), process(1, 3)], "4 say rank(s) 0 on a; 3 say rank(s) 1 on a"),
+    "twice": (
+        [process(0), process(1), process(1)],
+        "rank 1 was started 2 times: process 101 on a and",
+    ),
+    "backends": (
+        [process(0), process(2, host="b", backend="nccl")],
+        "gloo for 0 on a; nccl for 2 on b",
+    ),
+    "one GPU": (
+        [process(0, gpu="g1"), process(1, gpu="g1")],
+        "ranks 0 and 1 share one GPU of a (g1)",
+    ),
     "loopback": (
-        [view(0), view(2, host="b", address="127.0.1.1")],
+        [process(0), process(2, host="b", address="127.0.1.1")],
         "rank 2 on b would listen at 127.0.1.1, which other hosts cannot reach",
     ),
     "one address": (
-        [view(0, interface="docker0"), view(2, host="b", address="10.0.0.1", interface="docker0")],
+        [
+            process(0, interface="docker0"),
+            process(2, host="b", address="10.0.0.1", interface="docker0"),
+        ],
         "rank 0 on a and rank 2 on b would both listen at 10.0.0.1 (interface docker0)",
     ),
-    "own problem": ([view(0), view(1, problem="no interface")], "rank 1 on a: no interface"),
+    "own problem": ([process(0), process(1, problem="no interface")], "rank 1 on a: no interface"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_inconsistent_views(name: str) -> None:
-    views, words = BAD[name]
-    line = find_conflict(views)
+def test_conflicting_processes(name: str) -> None:
+    processes, words = BAD[name]
+    line = find_conflict(processes)
     assert words in line
     assert "\n" not in line
     assert name in ("sizes", "twice", "own problem", "backends", "one GPU") or "eth0" in line
 
 
-def test_consistent_views() -> None:
+def test_consistent_processes() -> None:
     assert find_conflict(GOOD) == ""
     assert find_conflict(GOOD[:2]) == "", "not all are there yet"
-    assert find_conflict([view(0, gpu="g"), view(2, host="b", gpu="g")]) == "", "another host's GPU"
+    assert find_conflict([process(0, gpu="g"), process(2, host="b", gpu="g")]) == "", (
+        "another host's GPU"
+    )
     shared = [
-        view(0, address="127.0.0.1", network="n"),
-        view(2, host="b", address="127.0.0.1", network="n"),
+        process(0, address="127.0.0.1", network="n"),
+        process(2, host="b", address="127.0.0.1", network="n"),
     ]
     assert find_conflict(shared) == "", "containers of two names that share one network"
     assert [one.rank for one in host_leaders(GOOD)] == [0, 2]
@@ -332,7 +346,7 @@ def ranks() -> Iterator[list[subprocess.Popen[str]]]:
 def test_a_run_with_a_wrong_interface_on_one_rank(
     tmp_path: Path, ranks: list[subprocess.Popen[str]]
 ) -> None:
-    """Only rank 1 knows its fault, but rank 0 prints it and rank 1 does not; both end with 2."""
+    """Only rank 1 knows its error; rank 0 reports it and rank 1 prints nothing; both exit with 2."""
     port = str(free_port())
     for rank, more in enumerate(({}, {"GLOO_SOCKET_IFNAME": "ib7"})):
         launched = {

@@ -1,6 +1,6 @@
 """Ranks that are started once and reused by every test: four processes that connect as needed.
 
-`RankPool` connects them by gloo; the ranks of `MpiPool` live under a real mpirun and talk by MPI.
+`RankPool` connects them by gloo; the ranks of `MpiPool` are started by a real mpirun and use MPI.
 """
 
 from __future__ import annotations
@@ -51,9 +51,8 @@ class RankPool:
     ) -> list[Any]:
         """Call `function(session, *args)` on every rank; return the results by rank.
 
-        What the ranks exchanged is recorded, and held against NCCL's rules where none of them raised:
-        so every test that runs in the pool is one of those rules too. `run_broken` is for the others.
-        `timeout` is the ranks' own (comm.timeout), in seconds.
+        What the ranks post is recorded, and checked against NCCL's rules if none of them raised: so every
+        test that uses the pool tests those rules too. `timeout` is comm.timeout, in seconds.
 
         Raises:
             AssertionError: with the tracebacks of all ranks that raised.
@@ -68,7 +67,7 @@ class RankPool:
     def run_broken(
         self, ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 60.0
     ) -> list[Any]:
-        """As `run`, without a look at NCCL's rules."""
+        """As `run`, without the check of NCCL's rules."""
         return [value for value, _ in self._run(ranks, function, args, timeout)]
 
     def _run(
@@ -81,7 +80,7 @@ class RankPool:
         results, failures = [], []
         for rank, pipe in enumerate(self.pipes[:ranks]):
             job = -1
-            while job != self.jobs:  # an answer to an earlier job came too late to count
+            while job != self.jobs:  # a late answer to an earlier job
                 if not pipe.poll(TIMEOUT):
                     break
                 job, fine, value = pipe.recv()
@@ -105,14 +104,14 @@ class RankPool:
 
 
 class MpiPool(RankPool):
-    """The same over MPI: one mpirun; the first R of its ranks talk over a communicator of their own."""
+    """The same over MPI: one mpirun; the first R of its ranks use their own communicator."""
 
     def __init__(self, mpirun: list[str], env: dict[str, str], size: int = 4) -> None:
         self.command, self.env = mpirun, env
         super().__init__(size)
 
     def start(self, size: int) -> None:
-        """Start the workers under mpirun; each calls back and says its rank."""
+        """Start the workers by mpirun; each connects back and sends its rank."""
         key = secrets.token_hex()
         with Listener(None, "AF_UNIX", backlog=size, authkey=key.encode()) as listener:
             self.mpirun = subprocess.Popen(
@@ -120,7 +119,7 @@ class MpiPool(RankPool):
                 # The workers unpickle functions of test modules, so they need pytest's sys.path.
                 env={**self.env, "POOL_KEY": key, "PYTHONPATH": os.pathsep.join(sys.path)},
             )
-            listener._listener._socket.settimeout(TIMEOUT)  # type: ignore[attr-defined]  # or wait for ever
+            listener._listener._socket.settimeout(TIMEOUT)  # type: ignore[attr-defined]  # not for ever
             pipes = {}
             for _ in range(size):
                 pipe = listener.accept()
@@ -128,7 +127,7 @@ class MpiPool(RankPool):
         self.pipes = [pipes[rank] for rank in range(size)]
 
     def close(self) -> None:
-        """End the workers; messages that tests have left under way make them end by MPI's Abort."""
+        """End the workers; if tests left messages in flight, they end by MPI_Abort."""
         for pipe in self.pipes:
             pipe.send(None)
         try:
@@ -193,7 +192,7 @@ def _serve_mpi(address: str) -> None:
 
 
 def free_port() -> int:
-    """Return a port of this host that nobody listens at."""
+    """Return a free port of this host."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Batches, engines, optimizers and the group of clients."""
+"""Batches, engines, optimizers and the clients of a rank."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_batch_depends_on_seed_client_and_round_only() -> None:
     own = [torch.arange(50), torch.arange(50, 200), torch.arange(200, 260)]
     together = BatchIndices(3, "local", [5, 6, 7], own, 16)
     alone = BatchIndices(3, "local", [6], own[1:2], 16)
-    for t in (700, 0, 65, 64, 63, 1):  # any order, with or without company
+    for t in (700, 0, 65, 64, 63, 1):  # in any order, with or without other clients
         assert torch.equal(alone.batch(t)[0], together.batch(t)[1])
     for seed, purpose, client in ((4, "local", 6), (3, "midpoint", 6), (3, "local", 8)):
         other = BatchIndices(seed, purpose, [client], own[1:2], 16)
@@ -51,7 +51,7 @@ def test_a_batch_depends_on_seed_client_and_round_only() -> None:
 
 
 def test_known_batches_never_change() -> None:
-    """Shares of 7 and 40 examples, in rounds 0, 64 and 1000: a release must not change old runs."""
+    """For 7 and 40 examples, in rounds 0, 64 and 1000: a release must not change old runs."""
     batches = BatchIndices(3, "local", [5, 9], [torch.arange(7), torch.arange(100, 140)], 5)
     assert [batches.batch(t).tolist() for t in (0, 64, 1000)] == [
         [[4, 0, 2, 6, 1], [113, 139, 109, 125, 133]],
@@ -80,9 +80,9 @@ def problem(norm: str) -> tuple[nn.Module, torch.Tensor, dict[str, torch.Tensor]
     points = empty_rows(5, layout.size, dtype=torch.float64)
     points.copy_(torch.randn(5, layout.size, generator=rng, dtype=torch.float64))
     floating = Layout.of((n, b) for n, b in model.named_buffers() if b.is_floating_point())
-    rows = empty_rows(5, floating.size, dtype=torch.float64)  # as the clients hold them: strided
+    rows = empty_rows(5, floating.size, dtype=torch.float64)  # strided, as in `ClientBatch`
     rows.copy_(torch.rand(5, floating.size, generator=rng, dtype=torch.float64))
-    buffers = floating.batched_views(rows)
+    buffers = floating.views(rows)
     buffers |= {n: b.repeat(5) for n, b in model.named_buffers() if not b.is_floating_point()}
     batch = (
         torch.randn(5, 10, 6, generator=rng, dtype=torch.float64),
@@ -96,7 +96,7 @@ def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch
 
 
 def strided_copy(buffers: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copy buffers so that a client's do not lie beside the next client's, as in its row."""
+    """Copy buffers so that those of two clients are not adjacent, as in rows."""
     copies = {}
     for name, held in buffers.items():
         copies[name] = held.new_empty(len(held), 2, *held.shape[1:])[:, 0]
@@ -121,13 +121,13 @@ def test_engines_equal_plain_autograd(name: str, norm: str) -> None:
         expected_buffers.append({n: b.clone() for n, b in plain.named_buffers()})
     before = points.clone()
     gradients = empty_rows(5, layout.size, dtype=torch.float64)
-    for _ in range(2):  # what stood in the gradient rows before does not matter
+    for _ in range(2):  # the old content of the gradient rows does not matter
         moved = strided_copy(buffers)
         losses = ENGINES[name](model, loss).gradients(points, gradients.fill_(9.0), moved, batch)
     torch.testing.assert_close(losses, torch.stack(expected_losses))
     torch.testing.assert_close(gradients, torch.stack(expected_gradients), rtol=1e-9, atol=1e-12)
     assert torch.equal(points, before)
-    # In place of the models, and handed over as they come, which is when they may be changed.
+    # In place of the models. `done` may change each row as soon as it is computed.
     places, seen = before.clone(), torch.full_like(gradients, torch.nan)
     taken = places
 
@@ -191,7 +191,7 @@ def test_engines_agree_where_layers_share_a_parameter_and_leave_the_module_alone
     torch.testing.assert_close(found["vectorised"], found["one_by_one"])
 
 
-def test_the_timing_moves_nothing_and_names_an_engine() -> None:
+def test_timing_changes_nothing_and_names_an_engine() -> None:
     model, points, buffers, batch = problem("batch")
     before = points.clone(), {n: b.clone() for n, b in buffers.items()}
     engines = [build(model, loss) for build in ENGINES.values()]
@@ -262,7 +262,7 @@ def test_adamw_under_one_cycle_is_torchs() -> None:
             scheduler.step()
         x_cd.add_(optimizer.direction(g_cd), alpha=-step_size(config, t, 50))
         torch.testing.assert_close(x_cd, parameter.data, rtol=1e-12, atol=1e-13)
-    assert (x_cd - x_cd[:1]).abs().max() > 0.1, "rows went their own ways"
+    assert (x_cd - x_cd[:1]).abs().max() > 0.1, "rows differ"
 
 
 @pytest.mark.parametrize("rounds", [1, 7, 100, 500])
@@ -290,10 +290,10 @@ def test_a_constant_step_and_a_warm_up_of_one_round() -> None:
     assert step_size(cycle, 0, 50) == 0.2 > step_size(cycle, 1, 50)
 
 
-# -- the group -----------------------------------------------------------------------------------------
+# -- clients -------------------------------------------------------------------------------------------
 
 
-def group(ids: list[int], norm: str = "batch", engine: str = "one_by_one") -> ClientBatch:
+def client_batch(ids: list[int], norm: str = "batch", engine: str = "one_by_one") -> ClientBatch:
     task = Classification(DigitsConfig(), MlpConfig(norm=norm), DataConfig(), 0, torch.float32)
     clients = ClientBatch(ids, task, OptimizerConfig(), dtype=torch.float32, device=CPU)
     clients.use_engine(engine)
@@ -301,7 +301,7 @@ def group(ids: list[int], norm: str = "batch", engine: str = "one_by_one") -> Cl
 
 
 def test_parameters_and_gradients_are_views_of_the_rows() -> None:
-    clients = group([0, 1, 2])
+    clients = client_batch([0, 1, 2])
     clients.gradients(0)
     last = clients.engine.model
     for matrix, tensors in (
@@ -314,8 +314,8 @@ def test_parameters_and_gradients_are_views_of_the_rows() -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_visits_to_midpoints_leave_the_clients_own_statistics_alone(engine: str) -> None:
-    clients = group([0, 1, 2], engine=engine)
+def test_midpoint_gradients_leave_the_clients_own_statistics_unchanged(engine: str) -> None:
+    clients = client_batch([0, 1, 2], engine=engine)
     clients.gradients(0)
     before = clients.b_cd.clone(), {n: b.clone() for n, b in clients.counters.items()}
     points = clients.x_cd[[0, 2, 2]].clone()
@@ -323,13 +323,13 @@ def test_visits_to_midpoints_leave_the_clients_own_statistics_alone(engine: str)
     assert torch.equal(clients.b_cd, before[0])
     assert all(torch.equal(clients.counters[n], b) for n, b in before[1].items())
     clients.gradients(1)
-    assert not torch.equal(clients.b_cd, before[0]), "training steps do move them"
+    assert not torch.equal(clients.b_cd, before[0]), "training steps do change them"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_midpoint_gradients_use_the_owners_data(engine: str) -> None:
     """At its own model and on the shared stream, a midpoint gradient is the local gradient."""
-    clients = group([3, 4, 5], norm="none", engine=engine)
+    clients = client_batch([3, 4, 5], norm="none", engine=engine)
     clients.gradients(7)
     rows = np.array([2, 0])
     found = clients.gradients_at(clients.x_cd[rows].clone(), rows, 7, "local")
@@ -339,7 +339,7 @@ def test_midpoint_gradients_use_the_owners_data(engine: str) -> None:
 
 
 def test_state_dict_loads_into_a_plain_model_and_scores_the_same() -> None:
-    clients = group([0, 1])
+    clients = client_batch([0, 1])
     for t in range(5):
         clients.gradients(t)
         clients.x_cd.add_(clients.direction(), alpha=-0.1)
@@ -402,10 +402,10 @@ class OnFrozenBase(Classification):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_rows_hold_what_is_trained_and_the_base_stays_as_it_lies(engine: str) -> None:
+def test_rows_have_the_trained_parameters_and_the_base_is_unchanged(engine: str) -> None:
     task = OnFrozenBase(DigitsConfig(), MlpConfig(), DataConfig(), 0, torch.float32)
     base = task.model()[1]
-    lies, table = base.weight.data_ptr(), base.table
+    address, table = base.weight.data_ptr(), base.table
     before = base.weight.clone()
     clients = ClientBatch([0, 1, 4], task, OptimizerConfig(), dtype=torch.float32, device=CPU)
     clients.use_engine(engine)
@@ -419,7 +419,7 @@ def test_rows_hold_what_is_trained_and_the_base_stays_as_it_lies(engine: str) ->
     assert clients.buffer_layout.size == 0
     assert not clients.counters
     assert clients.model[1] is base
-    assert base.weight.data_ptr() == lies
+    assert base.weight.data_ptr() == address
     assert base.table is table
     assert torch.equal(base.weight, before)
     assert not any(name.startswith("1.") for name in clients.state_dict(0))

@@ -1,4 +1,4 @@
-"""`comm.check`: a run that breaks NCCL's rules ends with the rank, the peer and the batch; others go on."""
+"""`comm.check`: a run that breaks NCCL's rules ends with rank, peer and batch; a correct run goes on."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from cobo_dist.errors import RunFailure
 
 
 def checked_run(session: Session, arguments: list[str]) -> tuple[int, int, int]:
-    """Train with checks; return the exit code, how many batches were checked, how many are still held."""
+    """Train with checks; return the exit code, and how many batches were checked and are still kept."""
     transport = CheckedTransport(session.transport)
     code = train(dataclasses.replace(session, transport=transport), arguments)
     return code, transport.checked, len(transport._batches)
 
 
 @pytest.mark.slow
-def test_a_good_run_is_checked_to_the_end_and_nothing_is_kept(
+def test_a_correct_run_is_checked_to_the_end_and_nothing_is_kept(
     pool: RankPool, tmp_path: Path
 ) -> None:
     problem = write_quadratic(tmp_path / "problem.npz")
@@ -38,11 +38,11 @@ def test_a_good_run_is_checked_to_the_end_and_nothing_is_kept(
     answers = pool.run(2, checked_run, arguments)
     assert [code for code, _, _ in answers] == [0, 0]
     assert answers[0][1] > 12 * 2 * 3, "every rank's models, halves, scalars and mixing"
-    assert [held for _, _, held in answers] == [0, 0]
+    assert [kept for _, _, kept in answers] == [0, 0]
 
 
 class Distorted:
-    """Passes on to a transport; rank 1 takes its fifth batch for one number longer than it is."""
+    """Passes on to a transport; rank 1 expects one number too many in its fifth batch."""
 
     def __init__(self, inner: CheckedTransport) -> None:
         self.inner, self.rank, self.world_size = inner, inner.rank, inner.world_size
@@ -68,7 +68,7 @@ def distorted_run(session: Session, arguments: list[str]) -> str:
 def test_a_broken_rule_ends_the_run_with_one_line_on_all_ranks(
     pool: RankPool, tmp_path: Path
 ) -> None:
-    """Gloo lets a message pass that is shorter than the receiver's buffer; NCCL would hang."""
+    """Gloo accepts a message that is shorter than the receiver's buffer; NCCL would hang."""
     problem = write_quadratic(tmp_path / "problem.npz")
     arguments = [
         "task.name=quadratic", f"task.file={problem}", f"run.dir={tmp_path / 'run'}",
@@ -84,7 +84,7 @@ def test_a_broken_rule_ends_the_run_with_one_line_on_all_ranks(
 
 
 class Silent:
-    """Posts nothing, and finds after a while that nothing came."""
+    """Posts nothing, and loses contact when it waits."""
 
     def __init__(self, session: Session) -> None:
         self.rank, self.world_size = session.transport.rank, session.transport.world_size
@@ -98,14 +98,14 @@ class Silent:
 
 
 def wait_in_vain(session: Session, port: int, count: int) -> str:
-    """Rank 0 receives three numbers; rank 1 sends `count`, or nothing (0), and dies of it."""
+    """Rank 0 receives three numbers; rank 1 sends `count` numbers, or nothing (0); return rank 0's error."""
     from torch.distributed import TCPStore
 
     rank = session.transport.rank
     store = TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
     transport = CheckedTransport(Silent(session), store)
     transport.gather(b"")
-    told = ""
+    message = ""
     if rank == 1 and count:
         transport.exchange({0: torch.ones(count)}, {}, "mixing")
     session.transport.broadcast(b"")
@@ -113,25 +113,25 @@ def wait_in_vain(session: Session, port: int, count: int) -> str:
         try:
             transport.exchange({}, {1: torch.ones(3)}, "mixing").wait()
         except (LostContact, RuleBroken) as error:
-            told = str(error)
-    session.transport.broadcast(b"")  # rank 0 has the store
-    return told
+            message = str(error)
+    session.transport.broadcast(b"")  # rank 0 serves the store
+    return message
 
 
 @pytest.mark.parametrize("count", [0, 3, 4])
-def test_where_contact_is_lost_the_ranks_notes_tell_why(pool: RankPool, count: int) -> None:
-    """A message that is too long makes gloo abort the receiver; rank 1 may have died of something else."""
-    told = pool.run_broken(2, wait_in_vain, free_port(), count)[0]
+def test_the_store_explains_why_contact_was_lost(pool: RankPool, count: int) -> None:
+    """A message that is too long makes gloo abort the receiver; rank 1 may have died for another reason."""
+    message = pool.run_broken(2, wait_in_vain, free_port(), count)[0]
     if count == 4:
-        assert told == (
+        assert message == (
             "comm.check: rank 0, batch 0 (mixing) has recv [(3, torch.float32)] with rank 1, whose "
             "batch 0 (mixing) has send [(4, torch.float32)]: the two do not mirror"
         )
     else:
-        assert told == "rank 0 lost contact"
+        assert message == "rank 0 lost contact"
 
 
-def test_what_can_be_said_where_a_rank_is_missing() -> None:
+def test_mirrors_are_checked_where_a_rank_is_missing() -> None:
     def op(kind: str, peer: int, count: int) -> Operation:
         return Operation(kind, peer, count, torch.float32, purpose="pairs")
 

@@ -1,6 +1,6 @@
 """Transports and the exchange: one contract for every transport and number of ranks.
 
-Inputs depend on the rank; the answers are computed densely beside.
+Inputs depend on the rank; the expected results are computed from dense arrays.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def pool(request: pytest.FixtureRequest) -> RankPool:
 
 
 def transport_contract(session: Session, recorded: bool) -> None:
-    """Every rank r sends r + peer + 1 numbers, all r, to each peer: every box holds the peer's number.
+    """Every rank r sends r + peer + 1 numbers, all equal to r, to each peer, and receives the peer's.
 
-    Records of any length, also none, reach rank 0 in rank order; rank 0's record reaches all.
+    Records of any length, even empty, reach rank 0 in rank order; rank 0's record reaches all.
     """
     transport: Transport = session.transport
     if recorded:
@@ -65,17 +65,17 @@ def transport_contract(session: Session, recorded: bool) -> None:
     peers = [peer for peer in range(ranks) if peer != rank]
     for dtype in (torch.float32, torch.int64, torch.uint8, torch.bfloat16):
         sends = {p: torch.full((rank + p + 1,), rank, dtype=dtype) for p in peers}
-        boxes = {p: torch.full((rank + p + 1,), 77, dtype=dtype) for p in peers}
-        transport.exchange(sends, boxes, "pairs").wait()
-        for peer, box in boxes.items():
-            assert (box == peer).all()
+        received = {p: torch.full((rank + p + 1,), 77, dtype=dtype) for p in peers}
+        transport.exchange(sends, received, "pairs").wait()
+        for peer, tensor in received.items():
+            assert (tensor == peer).all()
     transport.exchange({}, {}, "pairs").wait()  # nothing to do is fine
     if rank < ranks - 1:  # one way only
         transport.exchange({rank + 1: torch.tensor([rank])}, {}, "pairs").wait()
     if rank > 0:
-        box = torch.zeros(1, dtype=torch.int64)
-        transport.exchange({}, {rank - 1: box}, "pairs").wait()
-        assert int(box) == rank - 1
+        number = torch.zeros(1, dtype=torch.int64)
+        transport.exchange({}, {rank - 1: number}, "pairs").wait()
+        assert int(number) == rank - 1
     records = transport.gather(b"x" * (3 * rank))
     assert records == ([b"x" * (3 * r) for r in range(ranks)] if rank == 0 else [])
     assert transport.broadcast(f"from {rank}".encode()) == b"from 0"
@@ -92,7 +92,7 @@ def transport_contract(session: Session, recorded: bool) -> None:
             transport.exchange(sends, {}, "pairs")
         except ValueError:
             continue
-        raise AssertionError(f"{what} was let through")
+        raise AssertionError(f"{what} was accepted")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
@@ -102,7 +102,7 @@ def test_transports_keep_the_contract(pool: RankPool, ranks: int, recorded: bool
 
 
 def leave_early(session: Session) -> str:
-    """Rank 1 leaves; rank 0, waiting for its message, is told whom it lost and what for."""
+    """Rank 1 leaves; rank 0, which waits for its message, learns which peer it lost in which exchange."""
     if session.transport.rank == 1:
         return ""
     try:
@@ -114,10 +114,10 @@ def leave_early(session: Session) -> str:
 
 def test_a_lost_peer_is_named(gloo_pool: RankPool) -> None:
     """Gloo sees connections close. To MPI a rank that leaves in order is a silent one, as below."""
-    told = gloo_pool.run_broken(2, leave_early)[0]
-    assert "rank 0" in told
-    assert "mixing with rank(s) 1" in told
-    assert "\n" not in told
+    message = gloo_pool.run_broken(2, leave_early)[0]
+    assert "rank 0" in message
+    assert "mixing with rank(s) 1" in message
+    assert "\n" not in message
 
 
 WAITS = {
@@ -128,7 +128,7 @@ WAITS = {
 
 
 def keep_silent(session: Session, what: str, seconds: float) -> tuple[str, float]:
-    """Rank `silent` is there and says nothing; return what the others hear, and after how long."""
+    """Rank `silent` posts nothing; return the other ranks' error, and after how many seconds."""
     transport, silent = session.transport, 0 if what == "broadcast" else 1
     started = time.monotonic()
     if transport.rank == silent:
@@ -137,8 +137,8 @@ def keep_silent(session: Session, what: str, seconds: float) -> tuple[str, float
     try:
         if what == "exchange":
             peers = [peer for peer in range(3) if peer != transport.rank]
-            boxes = {peer: torch.ones(3) for peer in peers}
-            transport.exchange({p: torch.ones(3) for p in peers}, boxes, "pairs").wait()
+            received = {peer: torch.ones(3) for peer in peers}
+            transport.exchange({p: torch.ones(3) for p in peers}, received, "pairs").wait()
         elif what == "gather":
             transport.gather(b"here")
         else:
@@ -160,15 +160,15 @@ def keep_silent(session: Session, what: str, seconds: float) -> tuple[str, float
 def test_a_silent_rank_is_lost_after_the_time_out(
     request: pytest.FixtureRequest, carrier: str, what: str, timeout: float
 ) -> None:
-    """A root that waits for all must notice; others may have passed on what they had."""
+    """The root waits for all, so it must notice; other ranks may have sent all they had."""
     pool, waiting = request.getfixturevalue(f"{carrier}_pool"), 1 if what == "broadcast" else 0
-    told, seconds = pool.run_broken(3, keep_silent, what, 2 * timeout, timeout=timeout)[waiting]
-    assert f"rank {waiting} lost contact while {WAITS[what]}" in told
+    message, seconds = pool.run_broken(3, keep_silent, what, 2 * timeout, timeout=timeout)[waiting]
+    assert f"rank {waiting} lost contact while {WAITS[what]}" in message
     assert 0.9 * timeout < seconds < 2 * timeout
 
 
 def fail_on_rank_1(session: Session) -> tuple[str, float]:
-    """Rank 1 raises while the others wait for it; return what they hear, and after how long."""
+    """Rank 1 raises while the others wait for it; raise their error and after how many seconds."""
     if session.transport.rank == 1:
         time.sleep(0.2)
         raise ArithmeticError("planted")
@@ -176,18 +176,18 @@ def fail_on_rank_1(session: Session) -> tuple[str, float]:
     try:
         session.transport.exchange({}, {1: torch.ones(3)}, "mixing").wait()
     except LostContact as lost:
-        raise AssertionError(f"heard {lost} after {time.monotonic() - started:.1f} s") from lost
+        raise AssertionError(f"got {lost} after {time.monotonic() - started:.1f} s") from lost
     return "nothing noticed", 0.0
 
 
-def test_who_waits_for_a_rank_that_fails_hears_of_it_at_once(pool: RankPool) -> None:
+def test_ranks_that_wait_for_a_failed_rank_notice_at_once(pool: RankPool) -> None:
     with pytest.raises(AssertionError) as caught:
         pool.run(3, fail_on_rank_1)
-    told = str(caught.value)
-    assert "ArithmeticError: planted" in told
+    text = str(caught.value)
+    assert "ArithmeticError: planted" in text
     for rank in (0, 2):
-        assert f"heard rank {rank} lost contact while exchanging mixing with rank(s) 1" in told
-    waited = [float(one) for one in re.findall(r" after (\d+\.\d) s$", told, re.MULTILINE)]
+        assert f"got rank {rank} lost contact while exchanging mixing with rank(s) 1" in text
+    waited = [float(one) for one in re.findall(r" after (\d+\.\d) s$", text, re.MULTILINE)]
     assert len(waited) == 2
     assert max(waited) < 5, "not after the 60 s of comm.timeout"
 
@@ -197,7 +197,7 @@ def test_who_waits_for_a_rank_that_fails_hears_of_it_at_once(pool: RankPool) -> 
 
 @settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**20))
-def test_meeting_plans_of_all_ranks_fit_together(ranks: int, extra: int, seed: int) -> None:
+def test_pair_plans_of_all_ranks_fit_together(ranks: int, extra: int, seed: int) -> None:
     n = ranks + extra
     rng = np.random.default_rng(seed)
     pairs = np.argwhere(np.triu(rng.random((n, n)) < rng.random(), k=1))
@@ -259,7 +259,7 @@ def partners_and_alignment(session: Session, kind: str, measure: str, determinis
     ends, z_ed = exchange.midpoints(some_pairs(kind))
     x_nd = every_model()
     torch.testing.assert_close(z_ed, (x_nd[ends.ids] + x_nd[ends.partners]) / 2, rtol=0, atol=0)
-    z_ed.add_(1.0)  # the rows are the caller's to change
+    z_ed.add_(1.0)  # the caller may change the rows
     assert torch.equal(x_cd, before)
 
     def gradient(i: int, j: int) -> np.ndarray:
@@ -279,8 +279,8 @@ def partners_and_alignment(session: Session, kind: str, measure: str, determinis
     ]
     records = session.transport.gather(repr(both).encode())
     if records:  # the two ends of a pair got the same bits
-        told = [entry for record in records for entry in eval(record)]
-        assert len(set(told)) * 2 == len(told) == 2 * len(some_pairs(kind))
+        entries = [entry for record in records for entry in eval(record)]
+        assert len(set(entries)) * 2 == len(entries) == 2 * len(some_pairs(kind))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
@@ -308,7 +308,7 @@ def symmetric(kind: str) -> np.ndarray:
 def mixed_in_parts(
     exchange: Exchange, weights: Weights, x_cd: torch.Tensor, symmetric: bool = True
 ) -> torch.Tensor:
-    """Return all of `mix`, two columns at a time, of models and sums that are spoiled as they come."""
+    """Return all of `mix`, two columns at a time; overwrite models and sums as soon as they are read."""
     x_cd, whole_cd = x_cd.clone(), torch.full_like(x_cd, torch.nan)
     with mock.patch.multiple("cobo_dist.maths.flat", _MAX_NUMBERS=1, _MIN_COLUMNS=2):
         for at, mixed in exchange.mix(weights, x_cd, symmetric=symmetric):
@@ -319,7 +319,7 @@ def mixed_in_parts(
 
 
 def mixing(session: Session, kind: str, deterministic: bool) -> None:
-    """`mix` is W X; the ledger shows what the plans say, and the least of them."""
+    """`mix` is W X; the bytes counted are those of the cheapest plans."""
     exchange, x_cd = open_exchange(session.transport, deterministic)
     w_nn = symmetric(kind)
     weights = Weights(exchange.ids, (0,) * N, 1.0, np.float64)
@@ -357,7 +357,7 @@ def asymmetric(kind: str) -> np.ndarray:
 
 
 def mixing_by_rows(session: Session, kind: str, deterministic: bool) -> bytes:
-    """Senders learn W[its, mine] from the receivers: `mix` is W X by the plans of least models."""
+    """Receivers send their blocks of W: `mix` is W X by the plans that send the fewest models."""
     exchange, x_cd = open_exchange(session.transport, deterministic)
     w_nn = asymmetric(kind)
     weights = Weights.of_rows(exchange.ids, w_nn[exchange.ids])
@@ -390,7 +390,7 @@ def test_deterministic_mixing_by_rows_is_bitwise_the_same(pool: RankPool, kind: 
 
 
 def reducing(session: Session, deterministic: bool) -> bytes:
-    """`reduce` gives every rank the same bits of the same combinations of all clients' rows."""
+    """`all_reduce` returns the same combinations of all clients' rows, with the same bits, on every rank."""
     exchange, x_cd = open_exchange(session.transport, deterministic)
     rng = np.random.default_rng(1)
     weights_kn = np.stack([np.full(N, 1 / N), np.eye(N)[4], np.zeros(N), rng.random(N)])
@@ -422,7 +422,7 @@ def test_gathering(pool: RankPool, ranks: int) -> None:
 
 
 def pair_bytes(session: Session) -> tuple[int, int]:
-    """Move the models and gradients of all pairs once; return the bytes sent for each."""
+    """Exchange the models and gradients of all pairs once; return the bytes sent for each."""
     exchange, x_cd = open_exchange(session.transport)
     exchange.send_models(x_cd, some_pairs("all"))
     exchange.receive_models()
@@ -443,7 +443,7 @@ def test_bytes_of_pairs_are_the_planned_ones(pool: RankPool) -> None:
     assert sum(gradients for _, gradients in sent) == remote * (D + 4) * 8
 
 
-def test_one_rank_has_no_one_to_send_to() -> None:
+def test_one_rank_sends_nothing() -> None:
     exchange, x_cd = open_exchange(SoloTransport())
     exchange.send_models(x_cd, some_pairs("all"))
     exchange.receive_models()

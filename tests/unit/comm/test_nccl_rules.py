@@ -1,4 +1,4 @@
-"""A real round's sends and receives keep NCCL's rules, and the checker refuses what breaks them."""
+"""The sends and receives of real rounds keep NCCL's rules, and the checker refuses what breaks them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from cobo_dist.comm.transports.nccl_rules import (
 
 def recorded_run(session: Session, arguments: list[str]) -> list[list[Operation]]:
     """Train through a recording transport; return this rank's batches."""
-    metrics = RecordingTransport(session.transport)
-    train(dataclasses.replace(session, transport=metrics), arguments)
-    return metrics.batches
+    transport = RecordingTransport(session.transport)
+    train(dataclasses.replace(session, transport=transport), arguments)
+    return transport.batches
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_real_rounds_keep_the_rules(
     kinds = {op.dtype for batches in schedule.values() for batch in batches for op in batch}
     assert kinds == {torch.float32, torch.float64}, "models and halves, and the scalars"
     assert sum(len(batches) for batches in schedule.values()) > 12 * ranks
-    # The record is the whole truth: with one operation less, the same schedule is refused.
+    # The record is complete: with one operation less, the same schedule is refused.
     broken = {rank: [list(batch) for batch in batches] for rank, batches in schedule.items()}
     del broken[1][5][0]
     with pytest.raises(NcclRuleBroken):
@@ -55,10 +55,8 @@ def test_real_rounds_keep_the_rules(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_visits_and_averages_of_validation_based_weights_keep_the_rules(
-    pool: RankPool, tmp_path: Path, ranks: int
-) -> None:
-    """Statistics of BatchNorm visit beside the models; blocks of W go ahead of the averages."""
+def test_validation_based_rounds_keep_the_rules(pool: RankPool, tmp_path: Path, ranks: int) -> None:
+    """BatchNorm's statistics travel with the models; blocks of W are sent before the averages."""
     arguments = [
         "algorithm.name=validation_based", f"run.dir={tmp_path / 'run'}", "run.rounds=3",
         "run.eval_every=0", "model.norm=batch", "algorithm.buffers=averaged",
@@ -72,7 +70,7 @@ def test_visits_and_averages_of_validation_based_weights_keep_the_rules(
 
 
 class Checksums:
-    """Passes on to a transport, and looks whether a buffer under way is touched before `wait`."""
+    """Passes on to a transport, and checks that no buffer in flight is changed before `wait`."""
 
     def __init__(self, inner: Transport) -> None:
         self.inner, self.rank, self.world_size = inner, inner.rank, inner.world_size
@@ -87,7 +85,7 @@ class Checksums:
 
         def wait() -> None:
             for tensor, copy in before:
-                assert torch.equal(tensor, copy), f"a {purpose} message changed on its way"
+                assert torch.equal(tensor, copy), f"a {purpose} message changed in flight"
             pending.wait()
             self.checked += len(before)
 
@@ -95,13 +93,13 @@ class Checksums:
 
 
 def checked_run(session: Session, arguments: list[str]) -> int:
-    """Train with checksums of all messages under way; return how many were checked."""
+    """Train with copies of all messages in flight; return how many were compared."""
     transport = Checksums(session.transport)
     train(dataclasses.replace(session, transport=transport), arguments)
     return transport.checked
 
 
-def test_no_message_changes_on_its_way(pool: RankPool, tmp_path: Path) -> None:
+def test_no_message_changes_in_flight(pool: RankPool, tmp_path: Path) -> None:
     arguments = ["run.rounds=10", f"run.dir={tmp_path / 'run'}", "algorithm.sampling.name=all"]
     assert all(checked > 10 * 2 * 3 for checked in pool.run(3, checked_run, arguments))
 

@@ -1,4 +1,4 @@
-"""Rows cut into pieces, and rows taken out of rows."""
+"""Parts of columns, and copies of some rows."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def test_columns_come_once_each_on_boundaries_and_never_too_many(count: int, siz
     assert [one.start for one in parts] == [0, *(one.stop for one in parts[:-1])]
     assert parts[-1].stop == size
     assert max(one.stop - one.start for one in parts) == widest(count, size)
-    assert all(one.start % 16 == 0 for one in parts), "as rows begin"
+    assert all(one.start % 16 == 0 for one in parts), "like rows"
     assert widest(count, size) * count <= max(1 << 20, 4096 * count)
 
 
-def test_no_columns_come_from_rows_of_nothing() -> None:
-    """As of models without BatchNorm, whose buffers are [c, 0]."""
+def test_rows_without_columns_have_no_parts() -> None:
+    """Such as the buffers [c, 0] of models without BatchNorm."""
     assert list(columns_at_once(3, 0)) == []
     assert widest(3, 0) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_are_taken_in_the_type_they_are_wanted_in(dtype: torch.dtype) -> None:
+def test_rows_are_copied_in_the_type_of_the_output(dtype: torch.dtype) -> None:
     rows, index = torch.randn(5, 7), torch.tensor([4, 0, 4])
     out = torch.empty(3, 7, dtype=dtype)
     take_rows(rows, index, out)

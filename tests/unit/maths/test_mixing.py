@@ -37,7 +37,7 @@ def plan_sums(block: np.ndarray) -> BlockPlan:
 
 
 def least(block: np.ndarray) -> int:
-    """Models of the best of rows, sums and total, counted place by place; a correction of a total too."""
+    """Return the models of the best of rows, sums and total, from the dense block; also sums in a total."""
 
     def both(one: np.ndarray) -> int:
         rows = {row.tobytes() for row in one if row.any()}
@@ -50,7 +50,7 @@ def deliver(plan: BlockPlan, x_sd: torch.Tensor, receivers: int) -> torch.Tensor
     payload = torch.empty(plan.models, x_sd.shape[1], dtype=x_sd.dtype)
     if plan.models:
         pack(plan, x_sd, payload)
-    into = torch.ones(receivers, x_sd.shape[1], dtype=x_sd.dtype)  # adds to what is there
+    into = torch.ones(receivers, x_sd.shape[1], dtype=x_sd.dtype)  # `unpack` adds
     if plan.models:
         unpack(plan, payload, into)
     return into - 1.0
@@ -78,7 +78,7 @@ def test_all_plans_deliver_the_product_and_the_chosen_one_is_cheapest(block: np.
 
 @st.composite
 def collaborations(draw: st.DrawFn) -> tuple[list[int], np.ndarray, list[Weights]]:
-    """Draw a placement on two or three ranks, a symmetric W that grew from groups, and each rank's rows."""
+    """Draw a placement on up to three ranks, a symmetric W that began as groups, and each rank's rows."""
     n = draw(st.integers(2, 9))
     owners = draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))
     groups = draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))
@@ -102,8 +102,8 @@ def collaborations(draw: st.DrawFn) -> tuple[list[int], np.ndarray, list[Weights
 
 @settings(deadline=None, max_examples=200)
 @given(collaborations())
-def test_both_ends_of_a_block_plan_alike_and_no_more_than_its_matrix(case: tuple) -> None:
-    """Each from its own rows; the plan is exact and sends no more than any plan of the matrix."""
+def test_both_ranks_make_the_same_plan_of_a_block(case: tuple) -> None:
+    """Each from its own rows; the plan is exact and sends no more than any plan of the dense matrix."""
     ranks, dense, parts = case
     size = 3
     x_nd = torch.from_numpy(np.random.default_rng(1).normal(size=(len(dense), size)))
@@ -128,7 +128,7 @@ def test_both_ends_of_a_block_plan_alike_and_no_more_than_its_matrix(case: tuple
 @settings(deadline=None, max_examples=60)
 @given(case=collaborations())
 def test_a_product_of_large_pieces_and_of_small_ones(pieces: int, case: tuple) -> None:
-    """However listed, and whichever way a product goes: by matrices, or by groups and single weights."""
+    """A product is the same by dense matrices as by groups and stored entries."""
     ranks, dense, parts = case
     x_nd = torch.from_numpy(np.random.default_rng(2).normal(size=(len(dense), 4)))
     for dense_from in (1, 10_000):
@@ -199,22 +199,22 @@ def test_a_cluster_cut_by_a_rank_border_sends_one_sum_each_way(ranks: int, model
     assert traffic(w_nn, ranks) == sum(p * (p - 1) for p in pieces.values()) == models
 
 
-def test_only_what_changed_is_planned_again() -> None:
+def test_only_changed_blocks_are_planned_again() -> None:
     placement = Placement.contiguous(8, 4)
     weights = Weights(placement.by_rank[1], (0,) * 8)
-    routes = MixingPlans(placement, 1, False)
+    plans = MixingPlans(placement, 1, False)
 
     def same_as(before: list[RankMixing]) -> list[bool]:
         return [
-            one is other for one, other in zip(routes.for_symmetric(weights), before, strict=True)
+            one is other for one, other in zip(plans.for_symmetric(weights), before, strict=True)
         ]
 
-    before = routes.for_symmetric(weights)
-    assert [route.incoming.models for route in before] == [1, 2, 1, 1], "its own lie where they are"
+    before = plans.for_symmetric(weights)
+    assert [plan.incoming.models for plan in before] == [1, 2, 1, 1], "its own models are not sent"
     assert same_as(before) == [True] * 4
     weights.put(np.array([0, 1]), np.array([4, 6]), np.array([0.5, 1.0]))  # the latter is no change
     assert same_as(before) == [True, True, False, True]
-    assert [route.incoming.models for route in routes.for_symmetric(weights)] == [1, 2, 2, 1]
+    assert [plan.incoming.models for plan in plans.for_symmetric(weights)] == [1, 2, 2, 1]
     weights = weights.copy()
     assert same_as(before) == [False] * 4
 
@@ -222,14 +222,14 @@ def test_only_what_changed_is_planned_again() -> None:
 def test_ordered_sum_is_the_product_in_client_order() -> None:
     rng = np.random.default_rng(3)
     w_cn, x_nd = rng.uniform(size=(2, 5)), torch.from_numpy(rng.normal(size=(5, 4)))
-    w_cn[0, 2] = 0.0  # a client without weight is not asked for
+    w_cn[0, 2] = 0.0  # a model without weight is not read
 
     def model(client: int) -> torch.Tensor:
-        asked.append(client)
+        read.append(client)
         return x_nd[client]
 
-    asked: list[int] = []
+    read: list[int] = []
     into, term = torch.empty(2, 4, dtype=torch.float64), torch.empty(4, dtype=torch.float64)
     ordered_sum(w_cn, model, into, term)
     torch.testing.assert_close(into, torch.from_numpy(w_cn) @ x_nd)
-    assert asked == [0, 1, 3, 4, 0, 1, 2, 3, 4]
+    assert read == [0, 1, 3, 4, 0, 1, 2, 3, 4]

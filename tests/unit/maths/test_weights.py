@@ -1,4 +1,4 @@
-"""Rows of W kept small hold the same numbers as rows written out."""
+"""Compressed rows of W have the same numbers as dense rows."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def moves(
     return ids, groups, draw(st.sampled_from(LEVELS)), draw(st.lists(change, max_size=6))
 
 
-def written_out(ids: list[int], groups: np.ndarray, level: float) -> np.ndarray:
+def dense_rows(ids: list[int], groups: np.ndarray, level: float) -> np.ndarray:
     return np.where(groups[ids, None] == groups[None, :], level, 0.0).astype(np.float32)
 
 
 @settings(deadline=None, max_examples=200)
 @given(moves())
-def test_they_are_the_matrix_that_they_stand_for(case: tuple) -> None:
+def test_compressed_rows_equal_the_dense_matrix(case: tuple) -> None:
     ids, groups, level, changes = case
-    weights, dense = Weights(ids, groups, level), written_out(ids, groups, level)
+    weights, dense = Weights(ids, groups, level), dense_rows(ids, groups, level)
     for change in changes:
         places = list(change)
         rows = np.array([row for row, _ in places], dtype=np.int64)
@@ -44,12 +44,12 @@ def test_they_are_the_matrix_that_they_stand_for(case: tuple) -> None:
         np.testing.assert_array_equal(weights.dense(), dense)
         np.testing.assert_array_equal(weights.at(rows, columns), values)
         np.testing.assert_allclose(weights.sums(), dense.sum(axis=1, dtype=np.float64))
-        differing = (dense != written_out(ids, groups, level)).sum(axis=1)
+        differing = (dense != dense_rows(ids, groups, level)).sum(axis=1)
         assert weights.stored == np.minimum(differing, (dense != 0).sum(axis=1)).sum()
         again = Weights(ids, groups, level)
         again.put_rows(np.arange(len(ids)), dense)
         for one, other in zip(again.entries(), weights.entries(), strict=True):
-            np.testing.assert_array_equal(one, other, "the same lists, however it came to be so")
+            np.testing.assert_array_equal(one, other, "the entries depend on the weights alone")
         np.testing.assert_array_equal(again.ungrouped_c, weights.ungrouped_c)
     other = weights.copy()
     some = np.arange(len(ids))[::2]
@@ -58,11 +58,11 @@ def test_they_are_the_matrix_that_they_stand_for(case: tuple) -> None:
     dense[some] = 0.5
     np.testing.assert_array_equal(other.dense(), dense)
     np.testing.assert_array_equal(Weights.of_rows(ids, dense).dense(), dense)
-    told = weights.with_arrays(weights.ids_c, weights.arrays())
-    np.testing.assert_array_equal(told.dense(), weights.dense())
+    copy = weights.with_arrays(weights.ids_c, weights.arrays())
+    np.testing.assert_array_equal(copy.dense(), weights.dense())
 
 
-def test_what_changed_is_known_by_column() -> None:
+def test_changes_are_known_by_column() -> None:
     weights = Weights(range(3), (0,) * 4)
     before, columns = weights.version, np.arange(4)
     weights.put(np.array([0, 2]), np.array([1, 3]), np.array([1.0, 0.5]))
@@ -84,7 +84,7 @@ def test_ranks_rows_join(owners: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(join(parts).dense(), dense)
 
 
-def test_a_matrix_of_ones_takes_as_much_as_its_clients_and_its_moves() -> None:
+def test_the_bytes_of_ones_grow_with_clients_and_changes_alone() -> None:
     n = 10_000
     weights = Weights(range(5_000), np.zeros(n))
     few = weights.nbytes
@@ -96,7 +96,7 @@ def test_a_matrix_of_ones_takes_as_much_as_its_clients_and_its_moves() -> None:
     np.testing.assert_allclose(weights.sums(), n - 2.5)
 
 
-def test_when_most_have_moved_to_zero_those_left_are_listed() -> None:
+def test_a_row_of_mostly_zeros_stores_its_other_weights() -> None:
     weights = Weights(range(4), np.zeros(4))
     rows, columns = np.nonzero(~np.eye(4, dtype=bool))
     weights.put(rows, columns, np.zeros(12))
