@@ -7,7 +7,7 @@ help       the text of `train --help`
 """
 
 from cobo_dist.config.help import describe_keys
-from cobo_dist.config.loading import load_config
+from cobo_dist.config.loading import load_config, variant_names
 from cobo_dist.config.schema import VARIANTS, Config, all_keys
 
-__all__ = ["VARIANTS", "Config", "all_keys", "describe_keys", "load_config"]
+__all__ = ["VARIANTS", "Config", "all_keys", "describe_keys", "load_config", "variant_names"]

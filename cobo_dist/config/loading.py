@@ -40,6 +40,21 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
     return config
 
 
+def variant_names(file: str | None, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the variant that each section has with `{"algorithm": "local", ...}` typed over a YAML file.
+
+    Nothing else is checked.
+
+    Raises:
+        ConfigError: the file cannot be read, or a section is no group of keys.
+    """
+    arguments = _read_arguments([f"{section}.name={name}" for section, name in names.items()])
+    merged = _merge({} if file is None else _read_yaml(file), arguments)
+    _name_variants(merged)
+    groups = {section: merged[section] for section in VARIANTS}
+    return {name: str(one["name"]) for name, one in groups.items() if isinstance(one, dict)}
+
+
 def _name_variants(merged: dict[str, Any]) -> None:
     """Fill in names that are not given: the quickstart's, and for the paper's tasks the paper's models."""
     for section, default in (("task", "digits"), ("algorithm", "cobo"), ("model", "mlp")):

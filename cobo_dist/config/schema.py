@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, get_args, get_origin
 
@@ -61,11 +61,10 @@ class Config(Section):
         default = f"runs/{self.task.name}-{self.algorithm.name}-s{self.run.seed}"
         return Path(self.run.dir or default).expanduser()
 
-    def to_yaml(self) -> str:
-        """Return the resolved config as YAML that `--config` takes."""
-        return yaml.dump(
-            self.model_dump(mode="json", by_alias=True), Dumper=Dumper, sort_keys=False
-        )
+    def to_yaml(self, exclude: Mapping[str, set[str]] | None = None) -> str:
+        """Return the resolved config, without some keys of its sections, as YAML that `--config` takes."""
+        content = self.model_dump(mode="json", by_alias=True, exclude=dict(exclude or {}))
+        return yaml.dump(content, Dumper=Dumper, sort_keys=False)
 
 
 VARIANTS: dict[str, dict[str, type[Section]]] = {
