@@ -8,6 +8,14 @@ help       the text of `train --help`
 
 from cobo_dist.config.help import describe_keys
 from cobo_dist.config.loading import load_config, variant_names
-from cobo_dist.config.schema import VARIANTS, Config, all_keys
+from cobo_dist.config.schema import VARIANTS, Config, all_keys, owners_of
 
-__all__ = ["VARIANTS", "Config", "all_keys", "describe_keys", "load_config", "variant_names"]
+__all__ = [
+    "VARIANTS",
+    "Config",
+    "all_keys",
+    "describe_keys",
+    "load_config",
+    "owners_of",
+    "variant_names",
+]

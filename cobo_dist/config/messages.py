@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cobo_dist.config.schema import VARIANTS, Config, all_keys, keys_of
+from cobo_dist.config.schema import VARIANTS, Config, all_keys, owners_of
 
 
 def explain(error: ValidationError, given: Mapping[str, Any]) -> str:
@@ -61,18 +61,12 @@ def must_be_group(key: str, value: object) -> str:
 def _unknown_key(path: list[str], given: Mapping[str, Any]) -> str:
     key = ".".join(path)
     section = path[0]
-    if section in VARIANTS and len(path) > 1:
-        owners = [
-            name
-            for name, kind in VARIANTS[section].items()
-            if any(f"{known}.".startswith(".".join(path[1:]) + ".") for known, _ in keys_of(kind))
-        ]
-        if owners:
-            chosen = given[section]["name"]
-            return (
-                f"{key} is no key of {section}.name={chosen}; it belongs to {', '.join(owners)}: "
-                f"drop it or set {section}.name={owners[0]}"
-            )
+    owners = owners_of(section, ".".join(path[1:])) if section in VARIANTS else []
+    if owners:
+        return (
+            f"{key} is no key of {section}.name={given[section]['name']}; it belongs to "
+            f"{', '.join(owners)}: drop it or set {section}.name={owners[0]}"
+        )
     known_keys = [known for known, _ in all_keys()]
     near = difflib.get_close_matches(key, known_keys, n=1, cutoff=0.5)
     if not near:  # the last step may be right, and the section wrong

@@ -95,6 +95,19 @@ def keys_of(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldI
             yield f"{prefix}{name}", field
 
 
+def owners_of(section: str, key: str) -> list[str]:
+    """Return the variants of a section that have a key or group of keys.
+
+    >>> owners_of("algorithm", "sampling.rate")
+    ['cobo']
+    """
+    return [
+        name
+        for name, kind in VARIANTS[section].items()
+        if any(f"{known}.".startswith(f"{key}.") for known, _ in keys_of(kind))
+    ]
+
+
 def all_keys() -> list[tuple[str, FieldInfo]]:
     """Return every dotted key with its field; a key of several variants appears once for each."""
     return list(keys_of(Config))
