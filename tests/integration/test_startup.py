@@ -1,4 +1,4 @@
-"""Failed starts end with one line, from the rank that knows the cause, soon after the time-out."""
+"""Starts that go wrong end in one line, from the rank that knows, soon after the time-out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 SECONDS = 2.0
 
 
-# -- in processes that run already ---------------------------------------------------------------
+# -- in processes that are there already -------------------------------------------------------------
 
 
 def start_up(
@@ -45,7 +45,7 @@ def start_up(
     env: list[dict[str, str]] | None = None,
     seconds: float = SECONDS,
 ) -> tuple[str, bool, float]:
-    """Connect this process as in `launches`; return the message, whether it is printed, and the seconds."""
+    """Connect this process as `launches` says; return what it was told, whether to say it, and when."""
     launch = launches[session.transport.rank]
     mine = (env or [{} for _ in launches])[session.transport.rank]
     if launch is None:
@@ -61,8 +61,8 @@ def start_up(
                 time.sleep(0.01)
         return "", False, time.monotonic() - began
     except ConfigError as refusal:
-        prints = launch.rank == 0 or isinstance(refusal, HostConfigError)
-        return str(refusal), prints, time.monotonic() - began
+        speaks = launch.rank == 0 or isinstance(refusal, HostConfigError)
+        return str(refusal), speaks, time.monotonic() - began
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -73,12 +73,12 @@ def by_hand(rank: int, size: int, port: int, address: str = "127.0.0.1") -> Laun
 
 
 def only_line(answers: list[tuple[str, bool, float]], limit: float) -> str:
-    """Return the message; one rank prints it, in one line, and all end within the limit."""
-    printed = [line for line, prints, _ in answers if prints]
-    assert len(printed) == 1, answers
-    assert "\n" not in printed[0]
+    """Return what is said; it is said once, in one line, within the limit, by a rank that ends."""
+    spoken = [line for line, speaks, _ in answers if speaks]
+    assert len(spoken) == 1, answers
+    assert "\n" not in spoken[0]
     assert all(seconds < limit for _, _, seconds in answers), answers
-    return printed[0]
+    return spoken[0]
 
 
 def test_ranks_that_agree_connect_at_once(pool: RankPool) -> None:
@@ -107,7 +107,7 @@ def test_a_missing_rank_is_named(pool: RankPool) -> None:
     assert "comm.connect_timeout" in line
 
 
-def test_rank_0_missing_is_reported_by_the_rank_that_waited_for_it(pool: RankPool) -> None:
+def test_rank_0_missing_is_said_by_the_rank_that_looked_for_it(pool: RankPool) -> None:
     port = free_port()
     line = only_line(pool.run(2, start_up, [None, by_hand(1, 2, port)]), SECONDS + 5)
     assert f"rank 0 of 2 was not found at 127.0.0.1:{port}" in line
@@ -116,7 +116,7 @@ def test_rank_0_missing_is_reported_by_the_rank_that_waited_for_it(pool: RankPoo
 
 
 def test_rank_0_missing_under_torchrun_whose_store_is_there(pool: RankPool) -> None:
-    """The agent serves the store, so all other ranks connect to it; one of them prints the message."""
+    """The agent serves the store, so all ranks but rank 0 meet there; one of them speaks."""
     with torchruns_store() as port:
         agent = {
             "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -141,7 +141,7 @@ def test_rank_0_missing_under_torchrun_whose_store_is_there(pool: RankPool) -> N
 
 
 class torchruns_store:
-    """A store like that of torchrun's agent, in the tests' process."""
+    """What torchrun's agent has: a store of its own, here in the tests' process."""
 
     def __enter__(self) -> int:
         from torch.distributed import TCPStore
@@ -168,8 +168,8 @@ def test_a_port_in_use_is_named_with_the_remedy(pool: RankPool) -> None:
     assert answers[1][2] < SECONDS + 5
 
 
-def test_rank_0_listens_only_at_its_given_address() -> None:
-    """All of 127.x.y.z is this host: a rank that listens everywhere would also answer at 127.0.0.2."""
+def test_rank_0_listens_only_at_the_address_it_was_told() -> None:
+    """All of 127.x.y.z leads to this host: what listens everywhere would answer at 127.0.0.2, too."""
     port = free_port()
     store = connect(by_hand(0, 1, port), 10.0, CPU)
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
@@ -188,8 +188,8 @@ def test_a_wrong_interface_on_one_rank_ends_all_at_once_with_the_list(pool: Rank
     assert answers[1][0] == line
 
 
-def test_a_process_of_another_run_is_refused(pool: RankPool) -> None:
-    """Two runs on one port by mistake: the third process's run has three ranks, this one has two."""
+def test_a_process_of_another_run_is_turned_away(pool: RankPool) -> None:
+    """Two runs by mistake on one port: the third process's run counts three ranks, this one two."""
     port = free_port()
     launches = [by_hand(0, 2, port), by_hand(1, 2, port), by_hand(2, 3, port)]
     answers = pool.run(3, late_third, launches)
@@ -198,7 +198,7 @@ def test_a_process_of_another_run_is_refused(pool: RankPool) -> None:
 
 
 def late_third(session: Session, launches: list[Launch]) -> tuple[str, bool, float]:
-    """The first two connect; the third comes after that."""
+    """The first two connect; the third comes when they have."""
     rank = session.transport.rank
     if rank == 2:
         session.transport.broadcast(b"")
@@ -212,12 +212,12 @@ def late_third(session: Session, launches: list[Launch]) -> tuple[str, bool, flo
 
 
 def test_a_loopback_address_for_another_host_is_named(pool: RankPool) -> None:
-    """No process listens there; but two nodes of one machine may share the address."""
+    """Nobody listens there; but two nodes of one machine may well share the address."""
     second = Launch("srun", 2, 4, 0, 2, "127.0.0.1", free_port())
-    line, prints, seconds = pool.run(1, start_up, [second])[0]
+    line, speaks, seconds = pool.run(1, start_up, [second])[0]
     assert "itself: rank 0 must run here" in line
     assert "MASTER_ADDR" in line
-    assert prints
+    assert speaks
     assert seconds < SECONDS + 5
 
 
@@ -228,7 +228,7 @@ def test_an_unknown_name_of_rank_0s_host(pool: RankPool) -> None:
     assert seconds < 6
 
 
-# -- consistency, without processes -----------------------------------------------------------------
+# -- the judgement, without processes ----------------------------------------------------------------
 
 
 def view(rank: int, size: int = 4, host: str = "a", **more: object) -> View:
@@ -258,7 +258,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_inconsistent_views(name: str) -> None:
+def test_views_that_do_not_go_together(name: str) -> None:
     views, words = BAD[name]
     line = disagreement(views)
     assert words in line
@@ -266,7 +266,7 @@ def test_inconsistent_views(name: str) -> None:
     assert name in ("sizes", "twice", "own problem", "backends", "one GPU") or "eth0" in line
 
 
-def test_consistent_views() -> None:
+def test_views_that_do() -> None:
     assert disagreement(GOOD) == ""
     assert disagreement(GOOD[:2]) == "", "not all are there yet"
     assert disagreement([view(0, gpu="g"), view(2, host="b", gpu="g")]) == "", "another host's GPU"
@@ -332,7 +332,7 @@ def ranks() -> Iterator[list[subprocess.Popen[str]]]:
 def test_a_run_with_a_wrong_interface_on_one_rank(
     tmp_path: Path, ranks: list[subprocess.Popen[str]]
 ) -> None:
-    """Only rank 1 knows its fault, but rank 0 prints it and rank 1 does not; both end with 2."""
+    """Rank 1's fault is known to it alone; rank 0 says it, rank 1 keeps quiet; both end with 2."""
     port = str(free_port())
     for rank, more in enumerate(({}, {"GLOO_SOCKET_IFNAME": "ib7"})):
         launched = {
