@@ -171,7 +171,7 @@ def job_script(request: Request, folder: Path, run: Path, env: Any) -> str:
     """Return the job script: the launcher's, with the flags, environment and config written into it."""
     flags: dict[str, str | None] = {"job-name": f"cobo-{run.name}", **request.flags}
     flags |= {"chdir": str(folder / "code")}
-    flags.setdefault("output", f"{_escaped(run)}/logs/job_%j.log")
+    flags.setdefault("output", f"{str(run).replace('%', '%%')}/logs/job_%j.log")
     exports = {name: env[name] for name in _PASSED_ON if env.get(name)}
     if env.get("COBO_PYTHON") or "COBO_CONTAINER" not in exports:
         exports["COBO_PYTHON"] = env.get("COBO_PYTHON") or sys.executable
@@ -198,10 +198,6 @@ def _flag_of(line: str) -> str:
 
 def _quoted(value: str) -> str:
     return f'"{value}"' if re.search(r"\s", value) else value
-
-
-def _escaped(path: Path) -> str:
-    return str(path).replace("%", "%%")
 
 
 def _earlier(run: Path) -> Iterator[str]:

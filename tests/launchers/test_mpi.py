@@ -40,7 +40,7 @@ def test_digits_by_mpi_are_bitwise_those_by_gloo(
     done = start([*mpirun(ranks), "-m", TRAIN, *QUIET, *DIGITS, MPI], tmp_path)
     assert done.returncode == 0, done.stderr
     assert said(done.stderr) == []
-    assert done.stdout.count("run folder") == 1, "only rank 0 prints"
+    assert done.stdout.count("run folder") == 1, "only rank 0 speaks"
     gloo_pool.run(ranks, train, [*DIGITS, f"run.dir={tmp_path / 'gloo'}"])
     mpi, gloo = tmp_path / "out", tmp_path / "gloo"
     found, expected = models(mpi), models(gloo)
@@ -63,7 +63,7 @@ def test_digits_by_mpi_are_bitwise_those_by_gloo(
 
 
 def test_one_rank_needs_no_mpi(tmp_path: Path) -> None:
-    """One rank sends nothing, so mpi4py is not loaded."""
+    """It has no one to send to, so mpi4py is not loaded."""
     probe = (
         "import sys; from cobo_dist.train import main; code = main(sys.argv[1:]);"
         "sys.exit(code or 'mpi4py' in sys.modules)"
@@ -79,7 +79,7 @@ def test_one_rank_needs_no_mpi(tmp_path: Path) -> None:
 
 def odd_messages(session: Session) -> list[str]:
     """Rank 1 sends 3 numbers where rank 0 has a box of 5, then 5 where it has 3."""
-    transport, errors = session.transport, []
+    transport, told = session.transport, []
     for sent, due in ((3, 5), (5, 3)):
         if transport.rank == 1:
             transport.exchange({0: torch.ones(sent)}, {}, "pairs").wait()
@@ -87,8 +87,8 @@ def odd_messages(session: Session) -> list[str]:
         try:
             transport.exchange({}, {1: torch.ones(due)}, "pairs").wait()
         except (ValueError, LostContact) as error:
-            errors.append(str(error))
-    return errors
+            told.append(str(error))
+    return told
 
 
 def test_a_message_of_another_size_is_refused(mpi_pool: RankPool) -> None:
@@ -200,7 +200,7 @@ def test_an_old_mpi4py_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ranks_that_mpi_counts_differently_are_refused(
     monkeypatch: pytest.MonkeyPatch, rank: int, size: int, kind: type[ConfigError]
 ) -> None:
-    """For example srun without --mpi: MPI takes each process for a run of one rank."""
+    """For one, srun without a word to MPI: MPI takes each process for a run of one."""
     comm = SimpleNamespace(rank=rank, size=size)
     monkeypatch.setattr(mpi_world, "_world", mpi_world.MpiWorld(None, comm, None))
     with pytest.raises(ConfigError) as caught, open_mpi(launched("srun"), 1.0):
@@ -211,7 +211,7 @@ def test_ranks_that_mpi_counts_differently_are_refused(
 
 
 def test_a_refusal_that_all_ranks_agree_on_ends_in_order(tmp_path: Path) -> None:
-    """Too many ranks for the clients shows only after the ranks have connected; no Abort is needed."""
+    """Too many ranks for the clients shows only after the ranks have met; no Abort is needed."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "metrics.jsonl").touch()
     done = start([*mpirun(2), "-m", TRAIN, *QUIET, "run.dir=out", MPI], tmp_path)
@@ -292,7 +292,7 @@ def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_hangs_is_lost_after_the_time_out(tmp_path: Path) -> None:
-    """Rank 1 never returns, so rank 0 reports that and aborts the job."""
+    """Rank 1 never comes back, so rank 0, having spoken, ends it."""
     done, seconds = planted(tmp_path, "hangs", "comm.timeout=3")
     assert done.returncode == 1, done.stderr
     assert seconds < 20
@@ -303,7 +303,7 @@ def test_a_rank_that_hangs_is_lost_after_the_time_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("how", "code"), [("refuses", 2), ("crashes", 1)])
-def test_a_rank_that_exits_before_the_ranks_are_connected_ends_the_run(
+def test_a_rank_that_leaves_before_the_ranks_have_met_ends_the_run(
     tmp_path: Path, how: str, code: int
 ) -> None:
     """No other rank enters the exit barrier; Abort keeps the exit code, and the others end."""
