@@ -19,26 +19,26 @@ USAGE = (
     "[--dry-run | --only K | --tables] [key.path=value[,value...] ...]"
 )
 ABOUT = """\
-Run a grid of trainings one after another, each by torchrun in a folder of its own.
+Run a grid of trainings one after another, each by torchrun in its own folder.
 key=v1,v2 is an axis, key=v a setting of all runs; commas inside brackets or quotes belong to the
-value; seed means run.seed. Several config files are an axis too. A key that only another algorithm
-(or task) has is left out there, and what is then equal is run once."""
+value; seed means run.seed. Several config files are an axis too. A key that the algorithm (or task)
+of a run does not have is left out there, and runs that are then equal are run once."""
 EPILOG = """\
-A run that is done is skipped; the same command after an interruption goes on from there. A run
-that fails is reported and the sweep goes on.
+Finished runs are skipped, so the same command continues an interrupted sweep. A run that fails is
+reported, and the sweep continues with the next one.
 
 With an axis other than seed, algorithm.name and task.name, clients are evaluated on validation data
 too (run.eval_splits=[validation,test], unless you set it), and for each method the setting with the
-best mean over seeds of the last validation figures is chosen. Test figures are only shown.
+best mean over seeds of the last validation scores is chosen. Test scores are only shown.
 
 written into --out:
-  NAME/                  a run folder for each run, as python -m cobo_dist.report takes them
-  logs/NAME.log          what the run printed
-  sweep.csv, sweep.md    a row for each run; a row for each setting, and what was chosen
+  NAME/                  a run folder for each run, for python -m cobo_dist.report
+  logs/NAME.log          the output of the run
+  sweep.csv, sweep.md    a row for each run; a row for each setting, and the chosen settings
   best/METHOD.yaml       the chosen setting of each method, for --config
 
-On a cluster each run can be a job of its own (slurm/sweep.sbatch): --only K runs the K-th run of those
-that --dry-run lists, and writes no tables; --tables writes them from what is done by then.
+On a cluster each run can be a separate job (slurm/sweep.sbatch): --only K runs the K-th run in the list
+of --dry-run and writes no tables; --tables writes the tables of the finished runs.
 
 exit codes: 0 all done; 1 a run failed; 2 refused before anything started, with one line why;
 75 with --only: stopped by a signal with a checkpoint saved; 130, 143 ended by Ctrl-C, SIGTERM
@@ -54,7 +54,7 @@ _SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Sweep as the command line says; return the exit code."""
+    """Run the sweep of the command line; return the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         parsed = _parse(arguments)
@@ -99,14 +99,28 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace | None:
         add_help=False,
     )
     add = parser.add_argument
-    add("--config", nargs="+", action="extend", metavar="FILE.yaml", default=[], help="as train's")
-    add("--set", nargs="+", action="extend", metavar="KEY=VALUE", default=[], help="or without")
+    add(
+        "--config",
+        nargs="+",
+        action="extend",
+        metavar="FILE.yaml",
+        default=[],
+        help="configs, as for train",
+    )
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        default=[],
+        help="settings; --set may be left out",
+    )
     add("--ranks", metavar="R", default="1", help="ranks of each run, on this host (default 1)")
-    add("--out", metavar="DIR", default="runs/sweep", help="where all goes (default runs/sweep)")
-    add("--dry-run", action="store_true", help="print the runs and what would be skipped")
-    add("--only", metavar="K", help="run the K-th run alone, beside others that do the same")
-    add("--tables", action="store_true", help="start nothing; write the tables of what is done")
-    add("-h", "--help", action="store_true", help="show this text and leave")
+    add("--out", metavar="DIR", default="runs/sweep", help="output folder (default runs/sweep)")
+    add("--dry-run", action="store_true", help="print the runs, and which would be skipped")
+    add("--only", metavar="K", help="run only the K-th run; other jobs may run others")
+    add("--tables", action="store_true", help="start no run; write the tables of finished runs")
+    add("-h", "--help", action="store_true", help="show this text and exit")
     try:
         known, rest = parser.parse_known_args(arguments)
     except (argparse.ArgumentError, SystemExit) as error:
