@@ -20,26 +20,26 @@ USAGE = (
     "[--dry-run | --only K | --tables] [key.path=value[,value...] ...]"
 )
 ABOUT = """\
-Run a grid of trainings one after another, each by torchrun in a folder of its own.
+Run a grid of trainings one after another, each by torchrun in its own folder.
 key=v1,v2 is an axis, key=v a setting of all runs; commas inside brackets or quotes belong to the
-value; seed means run.seed. Several config files are an axis too. A key is left out of runs whose
-algorithm (or task) does not have it; runs that are then equal are run once."""
+value; seed means run.seed. Several config files are an axis too. A key that the algorithm (or task)
+of a run does not have is left out there, and runs that are then equal are run once."""
 EPILOG = """\
-A run that is done is skipped; the same command after an interruption goes on from there. A run
-that fails is reported and the sweep goes on.
+Finished runs are skipped, so the same command continues an interrupted sweep. A run that fails is
+reported, and the sweep continues with the next one.
 
 With an axis other than seed, algorithm.name and task.name, clients are evaluated on validation data
-too (run.eval_splits=[validation,test], unless you set it). For each method the sweep chooses the setting
-with the best mean over seeds of the last validation figures. Test figures are only shown.
+too (run.eval_splits=[validation,test], unless you set it), and for each method the setting with the
+best mean over seeds of the last validation scores is chosen. Test scores are only shown.
 
 written into --out:
-  NAME/                  a run folder for each run, as python -m cobo_dist.report takes them
-  logs/NAME.log          what the run printed
-  sweep.csv, sweep.md    a row for each run; a row for each setting, and what was chosen
+  NAME/                  a run folder for each run, for python -m cobo_dist.report
+  logs/NAME.log          the output of the run
+  sweep.csv, sweep.md    a row for each run; a row for each setting, and the chosen settings
   best/METHOD.yaml       the chosen setting of each method, for --config
 
-On a cluster each run can be a job of its own (slurm/sweep.sbatch): --only K runs the K-th run of those
-that --dry-run lists, and writes no tables; --tables writes the tables of all runs done so far.
+On a cluster each run can be a separate job (slurm/sweep.sbatch): --only K runs the K-th run in the list
+of --dry-run and writes no tables; --tables writes the tables of the finished runs.
 
 exit codes: 0 all done; 1 a run failed; 2 refused before anything started, with one line why;
 75 with --only: stopped by a signal with a checkpoint saved; 130, 143 ended by Ctrl-C, SIGTERM
@@ -55,7 +55,7 @@ _SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Sweep as the command line says; return the exit code."""
+    """Run the sweep of the command line; return the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         options = _read(arguments)

@@ -1,4 +1,4 @@
-"""Every baseline equals a dense twin on 1, 2 and 3 ranks, and its extremes are what its page says."""
+"""Every baseline equals a dense version on 1, 2 and 3 ranks, and has the extremes of its docstring."""
 
 from __future__ import annotations
 
@@ -173,8 +173,8 @@ def test_ifca(pool: RankPool, problem: Path, tmp_path: Path, ranks: int, share: 
     assert np.array_equal(w, same)
 
 
-def test_ifca_computes_gradients_of_those_taking_part_alone(problem: Path) -> None:
-    """One of seven takes part: one gradient a round, and its loss is the only one that moves."""
+def test_ifca_computes_gradients_of_participating_clients_only(problem: Path) -> None:
+    """One of seven takes part: one gradient a round, and only its loss changes."""
     config = load_config(
         None,
         ["task.name=quadratic", f"task.file={problem}", "algorithm.name=ifca",
@@ -202,7 +202,7 @@ def test_ifca_computes_gradients_of_those_taking_part_alone(problem: Path) -> No
     assert counted == [1] * 6
 
 
-def test_ifca_with_one_centre_is_fedavg(pool: RankPool, problem: Path, tmp_path: Path) -> None:
+def test_ifca_with_one_center_is_fedavg(pool: RankPool, problem: Path, tmp_path: Path) -> None:
     x, _ = trained(pool, problem, tmp_path / "run", 2, "algorithm.name=ifca", "algorithm.centers=1")
     close(x, Dense(problem).fedavg(ROUNDS))
 
@@ -239,7 +239,7 @@ def test_federated_clustering_with_clusters_of_one_is_local(pool: RankPool, tmp_
 def test_validation_based(
     pool: RankPool, problem: Path, tmp_path: Path, ranks: int, temperature: float, every: int
 ) -> None:
-    """Scores and averages are the dense ones, and the ledger shows models visiting one at a time."""
+    """Scores and averages equal the dense ones, and the traffic shows one model at a time."""
     folder = tmp_path / "run"
     x, w = trained(
         pool, problem, folder, ranks, "algorithm.name=validation_based",
@@ -267,7 +267,7 @@ def test_validation_based(
 
 
 def test_validation_based_at_the_extremes(pool: RankPool, problem: Path, tmp_path: Path) -> None:
-    """A very large temperature is FedAvg; one near 0 gives each client the model that suits it best."""
+    """A very large temperature is FedAvg; one near 0 gives each client the model with the least loss."""
     name = "algorithm.name=validation_based"
     x, _ = trained(pool, problem, tmp_path / "hot", 2, name, "algorithm.temperature=1e12")
     close(x, Dense(problem).fedavg(ROUNDS))
@@ -276,7 +276,7 @@ def test_validation_based_at_the_extremes(pool: RankPool, problem: Path, tmp_pat
     assert (w.sum(axis=1) == 1.0).all()
 
 
-def test_validation_scores_are_on_validation_examples_alone() -> None:
+def test_validation_scores_use_only_validation_examples() -> None:
     """Digits: the seeded batch of a round lies in the client's validation split; the loss is its mean."""
     config = load_config(None, ["task.name=digits", "model.norm=batch"])
     task = build_task(config.task, config.model, config.data, 0, torch.float32)
@@ -305,7 +305,7 @@ def test_validation_scores_are_on_validation_examples_alone() -> None:
     ["local", "fedavg", "finetuned_fedavg", "oracle", "ditto", "ifca", "federated_clustering",
      "validation_based"],
 )  # fmt: skip
-def test_adamw_is_alike_on_any_number_of_ranks(
+def test_adamw_is_the_same_on_any_number_of_ranks(
     pool: RankPool, problem: Path, tmp_path: Path, algorithm: str
 ) -> None:
     """Moments of clients and of global models: one rank and three give the same models."""

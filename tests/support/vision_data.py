@@ -1,4 +1,4 @@
-"""Small image files for tests, and where the real CIFAR-100 lies."""
+"""Small image files for tests, and the folder of the real CIFAR-100."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 def write_images(
     path: Path, train: int = 400, test: int = 80, size: int = 16, classes: int = 10, seed: int = 0
 ) -> Path:
-    """Write an npz of coloured noise whose mean colour tells the class; labels go round all classes."""
+    """Write an npz of noise whose mean brightness depends on the class; labels cycle through all classes."""
     rng = np.random.default_rng(seed)
     arrays: dict[str, np.ndarray] = {}
     for name, count in (("train", train), ("test", test)):

@@ -1,4 +1,4 @@
-"""What benchmarks/peers.py hands to other simulators is what cobo_dist trains on."""
+"""benchmarks/peers.py gives other simulators the start and the batches of cobo_dist."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORKS = {
 
 
 @pytest.mark.parametrize("kind", WORKS)
-def test_start_and_batches_are_ours(kind: str, tmp_path: Path) -> None:
+def test_peers_get_the_start_and_batches_of_cobo_dist(kind: str, tmp_path: Path) -> None:
     """All of 4 clients' batches of 3 rounds, and how images lie in memory."""
     work, images = WORKS[kind], make_images(tmp_path / "images.npz", 600, 100)
     problem = Problem(write_problem(work, images, work.rounds, tmp_path / "problem.pt"))
@@ -44,7 +44,7 @@ def test_start_and_batches_are_ours(kind: str, tmp_path: Path) -> None:
         assert torch.equal(found[name], value), name
 
 
-def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     """4 times are 3 rounds."""
     model = {"w": torch.arange(6.0).view(2, 3).T}
     write_result(tmp_path, [1.0, 2.0, 4.0, 4.5], model, {"package": "1.0"})

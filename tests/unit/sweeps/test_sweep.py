@@ -1,4 +1,4 @@
-"""Sweeps: which runs a grid has, which are skipped, what is chosen and on which data, and real ones."""
+"""Sweeps: the runs of a grid, skipped runs, the selection of settings, tables, and real sweeps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Plain python however the tests were started; what is written by default goes to tmp_path."""
+    """Remove a launcher's variables; default outputs go to tmp_path."""
     for name in LAUNCH:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -86,7 +86,7 @@ def test_commas_inside_brackets_and_quotes_belong_to_a_value(
 
 
 @pytest.mark.parametrize("text", ["[64,64", "{a: 1, b", "'a,b", "[1],[2,3"])
-def test_what_is_not_closed_is_refused_where_commas_are_in_doubt(text: str) -> None:
+def test_an_open_bracket_or_quote_with_commas_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"model\.hidden=.* not closed"):
         split_values("model.hidden", text)
 
@@ -174,7 +174,7 @@ def test_nested_keys_and_other_sections_are_dropped_too(tmp_path: Path) -> None:
     ] * 3
 
 
-def test_the_default_model_of_a_task_decides_too() -> None:
+def test_keys_are_dropped_by_the_default_model_of_the_task() -> None:
     """ResNet-9 has a width, and cross_silo takes it by itself; the MLP of digits has hidden layers."""
     runs = grid("task.name=digits,cross_silo", "model.width=32,64", "model.hidden=[8],[9]")
     assert [run.name for run in runs] == [
@@ -185,7 +185,7 @@ def test_the_default_model_of_a_task_decides_too() -> None:
     ]
 
 
-def test_a_key_that_nobody_has_is_refused_before_anything() -> None:
+def test_an_unknown_key_is_refused() -> None:
     assert "algorithm.rhoo is not a known key" in refusal_of(
         "algorithm.name=local,cobo", "algorithm.rhoo=0.1"
     )
@@ -193,7 +193,7 @@ def test_a_key_that_nobody_has_is_refused_before_anything() -> None:
 
 
 def test_a_key_that_no_run_of_the_sweep_has_is_refused() -> None:
-    """Left out everywhere, the sweep would be another than the one typed."""
+    """If it were dropped from all runs, the sweep would not be the one that was typed."""
     message = refusal_of("algorithm.name=local,fedavg", "algorithm.rho=0.1,0.2")
     assert "algorithm.rho is no key of algorithm.name=local" in message
     # Of two keys left out here and there, the one that has no place anywhere is named.
@@ -222,7 +222,7 @@ def test_config_files_are_the_outermost_axis() -> None:
     assert runs[0].config.algorithm.model_dump()["gamma"] == 0.1
 
 
-def test_files_of_the_same_method_are_told_apart_by_name() -> None:
+def test_files_of_the_same_method_have_different_names() -> None:
     files = [
         write_config("weak.yaml", "algorithm: {name: cobo, rho: 0.1}\n"),
         write_config("strong.yaml", "algorithm: {name: cobo, rho: 0.9}\n"),
@@ -295,7 +295,7 @@ def leave_run(
     scores: Mapping[tuple[str, str], float] = {("test", "accuracy"): 0.5},
     status: str = "done",
 ) -> None:
-    """What a run of the config leaves, as far as a sweep reads it."""
+    """Write the files of a run that a sweep reads."""
     (folder).mkdir(parents=True)
     run = config.run.model_copy(update={"dir": str(folder), "engine": "vectorised"})
     (folder / "config.yaml").write_text(config.model_copy(update={"run": run}).to_yaml())
@@ -367,7 +367,7 @@ def test_a_done_run_that_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         look(tmp_path / "a", load_config(None, []))
 
 
-def test_only_the_last_round_counts(tmp_path: Path) -> None:
+def test_the_result_is_that_of_the_last_round(tmp_path: Path) -> None:
     """A run writes 0.99 at round 0 and 0.98 for a client; the final mean is what is read."""
     config = load_config(None, ["run.rounds=5"])
     scores = {("validation", "accuracy"): 0.25, ("test", "accuracy"): 0.5}
@@ -388,7 +388,7 @@ def selection_of(
     test: Mapping[str, float] | None = None,
     metric: str = "accuracy",
 ) -> Selection:
-    """The selection of the one method, from validation figures by run name; None: not done."""
+    """The selection of the only method, from validation scores by run name; None: not done."""
     axes = read_axes(arguments)
     runs = expand([], axes)
     assert {run.name for run in runs} == set(validation)
@@ -430,7 +430,7 @@ def test_accuracy_is_highest_and_the_others_lowest(metric: str, best: str) -> No
 
 
 @pytest.mark.parametrize(("values", "end"), [((3, 2, 1), "smallest"), ((1, 2, 3), "largest")])
-def test_the_edge_is_pointed_out(values: Sequence[float], end: str) -> None:
+def test_a_best_value_at_the_boundary_is_noted(values: Sequence[float], end: str) -> None:
     selection = selection_of([LR], dict(zip(THREE, values, strict=True)))
     (note,) = selection.notes
     assert f"is the {end} value tried; the optimum may lie outside" in note
@@ -450,7 +450,7 @@ def test_the_mean_over_seeds_decides_and_unfinished_settings_are_left_out() -> N
     assert selection.notes == ("left out: optimizer.lr=0.4: 1 of 2 seeds done",)
 
 
-def test_figures_that_are_no_numbers_and_ties() -> None:
+def test_scores_that_are_not_finite_and_ties() -> None:
     nan = float("nan")
     selection = selection_of([LR], dict(zip(THREE, (nan, 0.6, 0.6), strict=True)))
     assert selection.best is not None
@@ -482,7 +482,7 @@ def test_without_validation_data_nothing_is_chosen(tmp_path: Path) -> None:
         assert words in selection.notes[0]
 
 
-def test_methods_choose_apart_and_seeds_and_methods_are_no_choice() -> None:
+def test_each_method_has_its_own_choice_and_never_a_seed_or_method() -> None:
     axes = read_axes(["algorithm.name=local,cobo", "algorithm.rho=0.1,0.2", "seed=0,1"])
     runs = expand([], axes)
     results = {
@@ -508,7 +508,7 @@ SETTINGS = ["algorithm.name=local,cobo", "algorithm.rho=0.05,0.5,5", "seed=0,1",
 
 @pytest.fixture
 def done_before(tmp_path: Path) -> Path:
-    """All runs of SETTINGS done: validation likes rho=0.5 best, test rho=5 and then 0.05."""
+    """All runs of SETTINGS are done: rho=0.5 is best on validation data, rho=5 and then 0.05 on test data."""
     likes = {0.05: (0.5, 0.8), 0.5: (0.7, 0.1), 5: (0.6, 0.9)}
     for run in grid(*SETTINGS):
         validation, test = likes.get(run.varied.get("algorithm.rho"), (0.4, 0.4))  # type: ignore[call-overload]
@@ -557,7 +557,7 @@ def test_what_is_done_is_skipped_and_the_tables_are_written(
 
 @pytest.mark.usefixtures("no_training")
 def test_the_chosen_settings_are_a_config_file(done_before: Path) -> None:
-    """Chosen on validation although test likes every other setting better; local had no choice."""
+    """The setting with the best validation score is the worst on test data; local has one setting."""
     assert main([*SETTINGS, "--out", str(done_before)]) == 0
     alone, file = sorted((done_before / "best").iterdir(), reverse=True)
     assert (alone.name, file.name) == ("digits-local.yaml", "digits-cobo.yaml")
@@ -574,7 +574,7 @@ def test_the_chosen_settings_are_a_config_file(done_before: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_training")
-def test_a_choice_that_no_longer_stands_is_removed(done_before: Path) -> None:
+def test_an_outdated_choice_is_removed(done_before: Path) -> None:
     assert main([*SETTINGS, "--out", str(done_before)]) == 0
     stale = done_before / "best" / "digits-cobo.yaml"
     assert stale.exists()
@@ -654,7 +654,7 @@ def test_settings_may_follow_config_and_set(
 
 
 @pytest.mark.usefixtures("no_training")
-def test_started_by_a_launcher_it_refuses(
+def test_a_start_by_a_launcher_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -686,7 +686,7 @@ def test_two_sweeps_do_not_share_a_folder(
 
 @pytest.mark.usefixtures("no_training")
 def test_tables_alone_start_nothing(done_before: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They are written of what is done by now, beside tasks that are at work."""
+    """They contain the finished runs, while other jobs still run."""
     (done_before / "digits-cobo-rho5-s1" / "summary.json").unlink()
     with locked(done_before / ".lock", shared=True):
         assert main([*SETTINGS, "--out", str(done_before), "--tables"]) == 0
@@ -695,10 +695,10 @@ def test_tables_alone_start_nothing(done_before: Path, capsys: pytest.CaptureFix
     assert (done_before / "sweep.csv").exists()
 
 
-def test_one_run_of_a_sweep_beside_others(
+def test_one_run_of_a_sweep_in_a_job_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--only: done, stopped with a checkpoint or without, failed; no tables; never one run twice."""
+    """--only: done, stopped with a checkpoint or without, failed; no tables; no run twice at once."""
     out = Path("out")
     outcomes = iter([(0, 0), (75, signal.SIGUSR1), (-9, signal.SIGTERM), (1, 0)])
 
@@ -812,7 +812,7 @@ sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
 print(subprocess.Popen(sleep, start_new_session=True).pid, flush=True)
 time.sleep(60)
 """
-"""Ends at once when asked to, and leaves a process in a session of its own, as torchrun may."""
+"""Ends at once on SIGTERM, and leaves a process in another session, as torchrun may."""
 
 
 def alive(pid: int) -> bool:
@@ -866,7 +866,7 @@ def table(out: Path) -> dict[str, dict[str, str]]:
 def test_a_sweep_goes_on_past_a_failure_and_then_does_only_what_is_left(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """On two ranks a run diverges and one replaces a torn one; then, on one rank, one is new."""
+    """On two ranks a run diverges and one replaces an unfinished run; then, on one rank, one is new."""
     out, good = Path("out"), "digits-cobo-lr0.1-s0"
     (out / good).mkdir(parents=True)
     (out / good / "metrics.jsonl").write_text('{"event": "torn')

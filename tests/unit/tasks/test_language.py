@@ -121,7 +121,7 @@ def test_blocks_are_documents_between_blank_lines() -> None:
     assert list(lines.documents()) == ["a\n", "b\n", "c\n"]
 
 
-def test_every_token_is_foretold_once_and_training_reads_training_only(
+def test_every_token_is_predicted_once_and_training_reads_training_only(
     base_settings: tuple[str, ...],
 ) -> None:
     task = task_of(base_settings)
@@ -142,7 +142,7 @@ def test_every_token_is_foretold_once_and_training_reads_training_only(
         assert len({bytes(w[1:].tolist()) for w in torch.cat(seen)}) == len(span) // 24
 
 
-def test_batches_and_keys_depend_on_seed_client_and_round_alone(
+def test_batches_and_keys_depend_only_on_seed_client_and_round(
     base_settings: tuple[str, ...],
 ) -> None:
     task = task_of(base_settings)
@@ -163,7 +163,7 @@ def test_batches_and_keys_depend_on_seed_client_and_round_alone(
         )
 
 
-def test_tokens_are_kept_and_a_damaged_file_is_made_anew(
+def test_tokens_are_cached_and_a_damaged_cache_is_rewritten(
     base_settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = (*base_settings, f"data.root={tmp_path}")
@@ -184,7 +184,7 @@ def test_tokens_are_kept_and_a_damaged_file_is_made_anew(
 # -- one base, many adapters -------------------------------------------------------------------------
 
 
-def test_one_base_serves_all_clients_and_never_moves(base_settings: tuple[str, ...]) -> None:
+def test_all_clients_share_one_base_that_never_changes(base_settings: tuple[str, ...]) -> None:
     task = task_of(base_settings)
     clients = clients_of(task)
     base = {n: p for n, p in task.model().named_parameters() if not p.requires_grad}
@@ -284,7 +284,7 @@ def test_perplexity_and_bits_per_byte_by_hand(base_settings: tuple[str, ...]) ->
 # -- dropout, parts, precision -----------------------------------------------------------------------
 
 
-def test_masks_drop_their_share_by_seed_stream_client_round_place_and_layer() -> None:
+def test_masks_depend_on_seed_stream_client_round_position_and_layer() -> None:
     keys = example_keys(0, "local", 3, [5, 9], 4)
     kept = kept_lanes(keys.flatten(), 4001, 0.1)
     assert kept.shape == (8, 4001)
@@ -311,7 +311,7 @@ def test_masks_drop_their_share_by_seed_stream_client_round_place_and_layer() ->
 @pytest.mark.parametrize(
     "how", [["data.batch_size=2", "data.accumulation=3"], ["model.gradient_checkpointing=true"]]
 )
-def test_parts_and_checkpointing_leave_gradients_as_they_are(
+def test_accumulation_and_checkpointing_do_not_change_gradients(
     base_settings: tuple[str, ...], how: list[str]
 ) -> None:
     """Dropout is on: masks belong to examples, not to passes."""
@@ -420,7 +420,7 @@ def refusal(settings: tuple[str, ...], *more: str) -> str:
         ),
     ],
 )
-def test_settings_that_cannot_be(
+def test_invalid_settings_are_refused(
     base_settings: tuple[str, ...], settings: list[str], words: str
 ) -> None:
     plain = [s for s in base_settings if not s.startswith("model.")]
@@ -432,7 +432,7 @@ def test_settings_that_cannot_be(
     assert re.search(words, found := refusal((*plain, *own), *settings)), found
 
 
-def test_texts_that_cannot_be(base_settings: tuple[str, ...], tmp_path: Path) -> None:
+def test_invalid_texts_are_refused(base_settings: tuple[str, ...], tmp_path: Path) -> None:
     settings = (*base_settings, f"data.text_dir={tmp_path / 'texts'}")
     assert "is no folder" in refusal(settings)
     (tmp_path / "texts").mkdir()
@@ -445,7 +445,7 @@ def test_texts_that_cannot_be(base_settings: tuple[str, ...], tmp_path: Path) ->
     assert re.search(r"wiki40b is no folder; run python -m cobo_dist\.prepare", refusal(wiki))
 
 
-def test_a_tokenizer_that_does_not_fit_and_a_context_that_is_too_long(
+def test_an_unsuitable_tokenizer_and_a_too_long_context_are_refused(
     base_settings: tuple[str, ...], tmp_path: Path
 ) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -465,7 +465,7 @@ def test_a_tokenizer_that_does_not_fit_and_a_context_that_is_too_long(
     assert clients_of(task).gradients(0).isfinite().all()
 
 
-def test_engines_and_algorithms_that_do_not_serve(base_settings: tuple[str, ...]) -> None:
+def test_unsupported_engines_and_algorithms_are_refused(base_settings: tuple[str, ...]) -> None:
     alone = Launch("python", 0, 1, 0, 1, "127.0.0.1", 0)
     for more, words in (
         ("run.engine=vectorised", "run.engine=vectorised does not serve task.name=language"),
@@ -475,7 +475,7 @@ def test_engines_and_algorithms_that_do_not_serve(base_settings: tuple[str, ...]
         assert words in (found.refusal or "")
 
 
-def test_a_missing_library_is_refused_by_the_name_of_its_extra(
+def test_a_missing_library_names_its_extra(
     base_settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(name: str) -> None:
@@ -488,7 +488,7 @@ def test_a_missing_library_is_refused_by_the_name_of_its_extra(
 # -- prepare -----------------------------------------------------------------------------------------
 
 
-def test_prepare_fetches_wiki40b_and_says_what_there_is(
+def test_prepare_fetches_and_describes_wiki40b(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = []
@@ -520,7 +520,7 @@ def test_prepare_fetches_wiki40b_and_says_what_there_is(
     assert len(error.strip().splitlines()) == 1
 
 
-def test_plan_says_what_language_models_send_and_hold(
+def test_plan_shows_bytes_and_memory_of_language_models(
     base_settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """2,048 trained numbers: 2 ranks of 2 clients, all 6 pairs, 4 of them across."""
@@ -555,7 +555,7 @@ def test_smollm2_from_its_package(base_settings: tuple[str, ...], tmp_path: Path
     assert (tmp_path / "client" / "adapter_config.json").is_file()
 
 
-def test_validation_windows_lie_in_the_validation_text(base_settings: tuple[str, ...]) -> None:
+def test_validation_windows_are_inside_the_validation_text(base_settings: tuple[str, ...]) -> None:
     task = task_of(base_settings)
     source = task.validation(range(task.clients), CPU, 5)
     length = task.config.context + 1

@@ -25,7 +25,7 @@ def digits(seed: int = 0, **config: object) -> Classification:
 @pytest.mark.parametrize(
     "config", [{}, {"clusters": 3, "clients_per_cluster": 5}, {"test_size": 97}]
 )
-def test_no_image_is_in_two_places(config: dict[str, int]) -> None:
+def test_no_image_is_in_two_splits_or_clients(config: dict[str, int]) -> None:
     task = digits(**config)
     own = [*task.split_of["train"], *task.split_of["validation"], task.split_of["test"][0]]
     for a, b in combinations(own, 2):
@@ -53,7 +53,7 @@ def test_more_clients_than_images_draw_their_own() -> None:
     assert torch.equal(few.split_of["train"][3], task.split_of["train"][3]), "a client's own draw"
 
 
-def test_the_quickstart_is_the_prototypes_size() -> None:
+def test_the_quickstart_has_8_clients_in_4_clusters() -> None:
     task = digits()
     assert task.clients == 8
     assert task.clusters == (0, 0, 1, 1, 2, 2, 3, 3)
@@ -93,7 +93,7 @@ def test_the_seed_decides_split_labels_and_start() -> None:
     assert not torch.equal(start[0], start[2])
 
 
-def test_models_are_as_wide_as_asked_and_started_within_bounds() -> None:
+def test_models_have_the_given_widths_and_start_within_bounds() -> None:
     model = build_model(MlpConfig(hidden=(64, 64)), torch.Size([64]), 10, seed=0)
     assert sum(p.numel() for p in model.parameters()) == 64 * 64 + 64 + 64 * 64 + 64 + 640 + 10
     first = model[1].weight.detach()
@@ -124,7 +124,7 @@ def test_quadratic_gives_example_2(tmp_path: Path) -> None:
     assert found["gradient_norm"] == pytest.approx((1 + 36 + 4) / 3)
 
 
-def test_quadratic_noise_is_fresh_and_has_its_size(tmp_path: Path) -> None:
+def test_quadratic_noise_is_independent_and_has_its_deviation(tmp_path: Path) -> None:
     file = write(
         tmp_path / "p.npz", centers=np.zeros((3, 4000)), curvature=np.ones(3), start=np.zeros(4000)
     )
@@ -141,7 +141,7 @@ def test_quadratic_noise_is_fresh_and_has_its_size(tmp_path: Path) -> None:
     assert torch.equal(alone, source.batch(1, "local")[2][1])
 
 
-def test_clusters_given_or_seen_or_unknown(tmp_path: Path) -> None:
+def test_clusters_are_given_or_from_equal_centers_or_unknown(tmp_path: Path) -> None:
     base = {"curvature": np.ones(3), "start": np.zeros(2)}
     apart = np.arange(6.0).reshape(3, 2)
 

@@ -124,7 +124,7 @@ def test_the_real_data_give_the_papers_experiments() -> None:
     assert device.examples.inputs.numel() == 60_000 * 32 * 32 * 3, "the data lie here once"
 
 
-def test_clusters_permute_labels_by_seeds_of_their_own(images: Path) -> None:
+def test_each_cluster_permutes_labels_by_its_own_seed(images: Path) -> None:
     task = task_of("cross_silo", f"data.file={images}")
     maps = task.examples.labels_of
     for i, j in combinations(range(8), 2):
@@ -159,7 +159,7 @@ def test_superclasses(images: Path) -> None:
     assert task.examples.targets[:6].tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_the_part_for_evaluation_is_fixed_and_inside_the_whole(images: Path) -> None:
+def test_the_evaluated_part_is_fixed_and_inside_the_split(images: Path) -> None:
     task = task_of("cross_silo", f"data.file={images}", "data.eval_examples=30")
 
     def seen(client: int, whole: bool) -> torch.Tensor:
@@ -179,7 +179,7 @@ def test_the_part_for_evaluation_is_fixed_and_inside_the_whole(images: Path) -> 
 # -- views -------------------------------------------------------------------------------------------
 
 
-def test_views_are_crops_of_the_reflected_image() -> None:
+def test_augmented_images_are_crops_of_the_reflected_image() -> None:
     generator = np.random.default_rng(0)
     stored = torch.from_numpy(generator.integers(0, 256, size=(5, 12, 9, 3), dtype=np.uint8))
     views = Augmentation(3, "local", [4, 7], stored)
@@ -209,7 +209,7 @@ def test_views_are_crops_of_the_reflected_image() -> None:
     assert flips == {False, True}
 
 
-def test_views_depend_on_seed_round_and_client_alone() -> None:
+def test_augmentation_depends_only_on_seed_round_and_client() -> None:
     stored = torch.arange(4 * 16 * 16 * 3).remainder(251).to(torch.uint8).view(4, 16, 16, 3)
     numbers = torch.arange(4).repeat(2, 1)
     both = Augmentation(3, "local", [4, 7], stored)(numbers, 5)
@@ -464,7 +464,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_a_bad_file_is_refused_in_words(tmp_path: Path, case: str) -> None:
+def test_a_malformed_file_is_refused(tmp_path: Path, case: str) -> None:
     changes, words = BAD_FILES[case]
     path = mend(write_images(tmp_path / "bad.npz"), **changes)
     with pytest.raises(ConfigError, match=words) as caught:
@@ -473,7 +473,7 @@ def test_a_bad_file_is_refused_in_words(tmp_path: Path, case: str) -> None:
     assert "bad.npz" in str(caught.value)
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_missing_and_unreadable_files_are_refused(tmp_path: Path) -> None:
     torn = tmp_path / "torn.npz"
     torn.write_bytes(b"PK\x03\x04 no zip")
     bare = tmp_path / "bare.npz"
@@ -508,14 +508,14 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("cross_silo", ["model.norm=group", "model.groups=3"], r"groups=3 .*width=4"),
     ],
 )
-def test_splits_and_models_that_cannot_be(
+def test_impossible_splits_and_models_are_refused(
     images: Path, name: str, settings: list[str], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         task_of(name, f"data.file={images}", *settings)
 
 
-def test_images_too_small_and_numbers_that_are_no_images(tmp_path: Path) -> None:
+def test_models_refuse_small_images_and_other_inputs(tmp_path: Path) -> None:
     tiny = write_images(tmp_path / "tiny.npz", size=6)
     with pytest.raises(ConfigError, match=r"at least 8 x 8 pixels, and these have 6 x 6.*mlp"):
         task_of("cross_silo", f"data.file={tiny}")
@@ -530,7 +530,7 @@ def test_images_too_small_and_numbers_that_are_no_images(tmp_path: Path) -> None
     assert clients_of(task).gradients(0).isfinite().all()
 
 
-def test_prepare_checks_the_data_and_says_how_they_are_split(
+def test_prepare_checks_the_data_and_prints_the_splits(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare(["task.name=cross_silo", f"data.file={images}", *SMALL]) == 0
