@@ -83,32 +83,51 @@ def find(
     Raises:
         ConfigError: the same on all ranks: checkpoints of another run, or none that is good.
     """
+    path, warnings = _newest_good(run, folder, session, placement)
+    if path is None:
+        return None
+    transport, manifest = session.transport, checkpoint.read_manifest(path)
+    refusal, engine, done = None, "", False
+    if transport.rank == 0:
+        old = checkpoint.read_config(path, manifest)
+        engine = old["run"]["engine"]
+        refusal = _refusal(path, manifest, run.rounds, differences(old), data)
+        own = _run_of(path).resolve() == folder.path.resolve()
+        done = own and manifest.round == run.rounds and is_finished(folder.path)
+    session.agree(refusal)
+    engine, done = json.loads(transport.broadcast(json.dumps([engine, done]).encode()))
+    return Done() if done else Resumption(path, manifest, engine, tuple(warnings))
+
+
+def _newest_good(
+    run: RunConfig, folder: RunDir, session: Session, placement: Placement
+) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint that is good on all ranks, and why newer ones are not."""
     transport = session.transport
     mode, refusal = "", None
-    folders: list[str] = []
+    paths: list[str] = []
     if transport.rank == 0:  # other hosts may not share the run folder
         mode = resume_mode(run, folder, session.launch)
         try:
-            folders = [str(path) for path in _candidates(folder, mode)]
+            paths = [str(path) for path in _candidates(folder, mode)]
         except ConfigError as error:
             refusal = str(error)
     session.agree(refusal)
-    mode, folders = json.loads(transport.broadcast(json.dumps([mode, folders]).encode()))
     warnings: list[str] = []
-    for path in map(Path, folders):
+    for path in map(Path, json.loads(transport.broadcast(json.dumps(paths).encode()))):
         why = _check(path, placement, transport.rank)
         answers = [record.decode() for record in transport.gather(why.encode())]
         bad = next((f"{one} (rank {k})" for k, one in enumerate(answers) if one), "")
         bad = transport.broadcast(bad.encode()).decode()
         if not bad:
-            return _accept(path, run, folder, differences, session, data, warnings)
+            return path, warnings
         warnings.append(f"checkpoint {path.name} is not used: {bad}")
-    if folders:
+    if warnings:
         session.agree(
             f"run.resume={mode}: no checkpoint is good; {warnings[0].removeprefix('checkpoint ')}; "
             "set run.resume=never with another run.dir to start again"
-        )
-    return None
+        )  # the words of rank 0 count, which knows the mode
+    return None, warnings
 
 
 def resume_mode(run: RunConfig, folder: RunDir, launch: Launch) -> str:
@@ -222,31 +241,6 @@ def _check_metrics(path: Path, written: FileDigest) -> None:
             raise Damaged(f"{path} is not as it was at that checkpoint")
     except OSError as error:
         raise Damaged(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _accept(
-    path: Path,
-    run: RunConfig,
-    folder: RunDir,
-    differences: Differences,
-    session: Session,
-    data: str,
-    warnings: list[str],
-) -> Resumption | Done:
-    """Compare a good checkpoint with this run's config and data."""
-    manifest = checkpoint.read_manifest(path)
-    refusal, engine = None, ""
-    if session.transport.rank == 0:
-        old = checkpoint.read_config(path, manifest)
-        engine = old["run"]["engine"]
-        refusal = _refusal(path, manifest, run.rounds, differences(old), data)
-    session.agree(refusal)
-    engine = session.transport.broadcast(engine.encode()).decode()
-    own = _run_of(path).resolve() == folder.path.resolve()
-    done = own and manifest.round == run.rounds and is_finished(folder.path)
-    if session.transport.broadcast(json.dumps(done).encode()) == b"true":
-        return Done()
-    return Resumption(path, manifest, engine, tuple(warnings))
 
 
 def _refusal(

@@ -7,12 +7,13 @@ reports and sweeps can use them.
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 FORMAT = 2
-"""Version of the run folder and of checkpoints. 2: standard names for what 1 called ledger and book."""
+"""Version of run folders and checkpoints; `storage/reading.py` says how 1 differed."""
 
 CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE = "config.yaml", "env.json", "metrics.jsonl"
 WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE = "W.npz", "summary.json", "status.json"
@@ -41,7 +42,9 @@ class Record(BaseModel):
 
     def to_json(self, indent: int | None = None) -> str:
         """Return the fields that were set, NaN and infinities as null."""
-        return self.model_dump_json(indent=indent, exclude_unset=True, by_alias=True)
+        # pydantic turns NaN into null; json writes the spaces by which scripts find `"round": 3`.
+        content = json.loads(self.model_dump_json(exclude_unset=True, by_alias=True))
+        return json.dumps(content, indent=indent)
 
 
 def client_name(client: int) -> str:

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it never had been: the same models, W and rows, on any ranks."""
+"""A run that is stopped and resumed gives the same models, W and rows, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_log_that_lost_rows_makes_an_older_checkpoint_count(
 
 
 def test_rows_after_the_checkpoint_are_written_once(done: Path, copy: Path) -> None:
-    """A run killed long after its last checkpoint leaves rows, torn ones too, that come again."""
+    """A run that was killed has rows after its last checkpoint, the last one cut; they are replaced."""
     shutil.rmtree(copy / "checkpoints" / "round-000000024")
     with (copy / "metrics.jsonl").open("ab") as file:
         file.write(b'{"event": "round", "rou')
@@ -230,7 +230,7 @@ def test_a_finished_run_is_left_alone(done: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_run_goes_on_for_more_rounds_and_from_another_folder(tmp_path: Path) -> None:
-    """N rounds, and N more in a folder of their own, are 2 N; the first folder stays as it is."""
+    """N rounds and N more in another folder equal 2 N rounds; the first folder is unchanged."""
     common = [*QUIET, *DIGITS, *MOMENTUM, "run.eval_every=4", "run.log_weights_every=4"]
     assert main([*common, f"run.dir={tmp_path / 'whole'}"]) == 0
     assert main([*common, f"run.dir={tmp_path / 'half'}", "run.rounds=12"]) == 0
@@ -274,7 +274,7 @@ def test_a_launchers_restart_goes_on_by_itself(
 @pytest.mark.parametrize(
     ("key", "value"), [("versions", []), ("round", True), ("data", 5), ("ranks", "2")]
 )
-def test_a_manifest_with_other_types_is_none_even_if_it_is_sealed(
+def test_a_manifest_with_other_types_is_refused_even_with_its_digest(
     copy: Path, key: str, value: object
 ) -> None:
     folder = copy / "checkpoints" / "round-000000024"
@@ -291,7 +291,7 @@ def test_a_manifest_with_other_types_is_none_even_if_it_is_sealed(
 def test_ranks_that_torchrun_starts_again_as_nodes_come_and_go_go_on_by_themselves(
     done: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It does not count these starts; the run folder remembers which torchrun it was."""
+    """Torchrun does not count these starts; env.json names the torchrun that started the run."""
     torchrun = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in torchrun.items():
         monkeypatch.setenv(name, value)
@@ -332,7 +332,7 @@ def test_only_the_newest_are_kept(done: Path) -> None:
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The file system says no from round 12 on: the run goes on with a warning, or ends, as asked."""
+    """The disk is full from round 12 on: the run continues with a warning, or ends, as configured."""
     real = checkpoint.write
 
     def full(path: Path, content: bytes) -> FileDigest:
@@ -373,7 +373,7 @@ def test_sigterm_twice_at_once_is_one_and_later_ends_the_process() -> None:
 
 
 def test_a_sigterm_while_a_failure_is_written_down_is_survived(tmp_path: Path) -> None:
-    """Launchers end the other ranks at once when one has died: rank 0 still says what was wrong."""
+    """Launchers end all ranks at once when one has died: rank 0 still reports the reason."""
 
     def dies(self: MetricsBuffer, *rest: Any) -> None:
         raise LostContact("rank 0 lost contact with rank 1")

@@ -44,7 +44,7 @@ ROWS: list[schema.Row] = [
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.event)
 def test_a_row_reads_as_it_was_written(row: schema.Row) -> None:
     line = row.to_json()
-    assert line.startswith('{"event":')
+    assert line.startswith(f'{{"event": "{row.event}"')
     again = read_row(line)
     assert type(again) is type(row)
     assert again.to_json() == line

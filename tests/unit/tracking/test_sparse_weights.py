@@ -1,4 +1,4 @@
-"""W of many clients: kept as lists in W.npz and in checkpoints, read back, and drawn by cells of clients."""
+"""W of many clients: stored as lists in W.npz and checkpoints, read, and drawn by cells of clients."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def learned(moves: int, seed: int = 0) -> Weights:
 
 
 def kept(folder: Path, moves: tuple[int, ...]) -> tuple[WeightSnapshots, list[np.ndarray]]:
-    """Log some W in rounds 0, 10, ...; return them written out."""
+    """Log some W in rounds 0, 10, ...; return them as matrices."""
     folder.mkdir(exist_ok=True)
     log = WeightSnapshots(RunDir(folder), tuple(CLUSTERS.tolist()), ())
     for number, count in enumerate(moves):
@@ -143,14 +143,14 @@ def test_a_row_is_kept_exactly_and_small() -> None:
 
 
 def as_if_large(session: Session, arguments: list[str]) -> int:
-    """Train as beyond the number of clients whose W is written out."""
+    """Train as with too many clients for a W that is stored as a matrix."""
     with mock.patch.object(snapshots, "MAX_DENSE_CLIENTS", 3):
         return train(session, arguments)
 
 
 @pytest.mark.slow
 def test_a_large_run_goes_on_on_other_ranks(pool: RankPool, tmp_path: Path) -> None:
-    """Stopped after half of its rounds on two ranks, it goes on on three, bit by bit."""
+    """Stopped after half of its rounds on two ranks and resumed on three, it gives the same bits."""
     problem = write_quadratic(tmp_path / "problem.npz")
     common = [
         "task.name=quadratic", f"task.file={problem}", "run.log_weights_every=5", "run.eval_every=5",
