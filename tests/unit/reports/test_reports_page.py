@@ -133,14 +133,21 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert str(first["title"]).startswith(f"{evil}&'")
 
 
-def test_the_template_is_package_data() -> None:
-    """An installed package has the files that the page is made of."""
+@pytest.mark.parametrize(
+    ("package", "files"),
+    [
+        ("page", {"report.html.j2", "style.css", "weights_slider.js"}),
+        ("figures", {"report.mplstyle"}),
+    ],
+)
+def test_files_that_are_no_modules_are_installed(package: str, files: set[str]) -> None:
+    """setup.cfg names each of them as package data."""
     config = configparser.ConfigParser()
     config.read(Path(__file__).parents[3] / "setup.cfg")
-    assert config["options.package_data"]["cobo_dist.reports.page"] == "templates/*"
-    folder = importlib.resources.files("cobo_dist.reports.page") / "templates"
-    names = {entry.name for entry in folder.iterdir()}
-    assert names == {"report.html.j2", "style.css", "weights_slider.js"}
+    pattern = config["options.package_data"][f"cobo_dist.reports.{package}"]
+    folder = importlib.resources.files(f"cobo_dist.reports.{package}")
+    with importlib.resources.as_file(folder) as path:
+        assert {file.name for file in path.glob(pattern)} == files
 
 
 def test_quantize() -> None:
