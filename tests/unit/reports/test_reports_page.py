@@ -116,7 +116,7 @@ def test_slider_holds_every_snapshot(page: str) -> None:
 
 def test_names_are_escaped(tmp_path: Path) -> None:
     """Names of methods, clients and settings reach the page as text, never as elements or script."""
-    evil = "</script><script>alert(1)</script>"
+    evil = "</script><script>1"
     runs = [
         write_run(tmp_path / str(rho), f"{evil}&'", seed=1, finals=[0.5] * N, rho=rho)
         for rho in (0.1, 0.5)
@@ -124,11 +124,11 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     give_shares(runs[0], (evil, "b", "c", "d"), rounds=10)
     assert main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert "<script>alert" not in page
+    assert "<script>1" not in page
     elements = Elements(page)
     assert elements.open == []
     assert len(elements.all("script")) == 2  # the slider's data and its program
-    assert "&lt;/script&gt;&lt;script&gt;alert(1)" in page
+    assert "&lt;/script&gt;&lt;script&gt;1" in page
     ((first, _),) = sliders(page)
     assert str(first["title"]).startswith(f"{evil}&'")
 
