@@ -77,7 +77,7 @@ def _report(folders: list[Path], out: Path | None, figure_1: bool) -> None:
 
     from cobo_dist.reports.figures import draw_client_selection
     from cobo_dist.reports.report import Report
-    from cobo_dist.reports.tables import print_table
+    from cobo_dist.reports.tables.table import print_table
     from cobo_dist.reports.writing import make_folder
 
     make_folder(out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,21 +12,12 @@ from cobo_dist.reports.grouping import Problem
 from cobo_dist.reports.grouping.groups import by_algorithm
 from cobo_dist.reports.page import Section, make_slider, write_page
 from cobo_dist.reports.selection import learning, representatives, without_sampling_variants
-from cobo_dist.reports.tables import (
-    NOTE,
-    GroupResult,
-    Table,
-    group_results,
-    results_table,
-    rounds_to_target_table,
-    table_1,
-    table_2,
-    write_markdown,
-    write_results_csv,
-)
+from cobo_dist.reports.tables.paper_tables import Results, table_1, table_2
+from cobo_dist.reports.tables.results import NOTE, results_table, write_results_csv
+from cobo_dist.reports.tables.rounds_to_target import rounds_to_target_table
+from cobo_dist.reports.tables.scores import group_results
+from cobo_dist.reports.tables.table import Table, write_markdown
 from cobo_dist.reports.writing import make_folder, slug, write_csv
-
-Results = Mapping[Problem, Sequence[GroupResult]]
 
 
 class Report:

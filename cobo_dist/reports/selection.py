@@ -102,10 +102,11 @@ def _validation_mean(group: Group, metric: str) -> float | None:
 
 def _rename(problems: Sequence[Problem]) -> list[Problem]:
     """Name the groups again, task by task, among those that are left."""
-    owner = {group.runs[0].path: problem for problem in problems for group in problem.groups}
-    named: dict[Problem, list[Group]] = {problem: [] for problem in problems}
+    named: list[Group] = []
     for task in dict.fromkeys(problem.task for problem in problems):
-        members = [group for one in problems if one.task == task for group in one.groups]
-        for group in name_groups(members):
-            named[owner[group.runs[0].path]].append(group)
-    return [replace(problem, groups=tuple(groups)) for problem, groups in named.items()]
+        named += name_groups(group for one in problems if one.task == task for group in one.groups)
+    owners = {group.runs[0].path: problem for problem in problems for group in problem.groups}
+    return [
+        replace(problem, groups=tuple(g for g in named if owners[g.runs[0].path] is problem))
+        for problem in problems
+    ]

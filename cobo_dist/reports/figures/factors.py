@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cobo_dist.reports.figures.style import METRIC_LABELS, canvas, group_style, save, shared_legend
-from cobo_dist.reports.grouping import Group, Problem
+from cobo_dist.reports.grouping import Problem
 from cobo_dist.reports.grouping.settings import differing
 from cobo_dist.reports.metrics import percent
 from cobo_dist.reports.tables.scores import GroupResult
@@ -33,32 +33,26 @@ def draw_factors(results: Mapping[Problem, Sequence[GroupResult]], path: Path) -
     A panel shows the main problem and those that differ from it in that factor only. Returns the files
     written: none if no factor varies.
     """
-    groups: dict[str, Group] = {}
-    panels = {}
-    for factor in FACTORS:
-        points = _points(results, factor, groups)
-        if not points.empty:
-            panels[factor] = points
+    panels = {factor: lines for factor in FACTORS if (lines := _lines(results, factor))}
     if not panels:
         return []
     first = next(iter(results.values()))[0]
     with canvas(1.9 * len(panels) + 1.5, 2.2) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for axes, (factor, points) in zip(grid, panels.items(), strict=True):
-            _draw_panel(axes, points, groups)
+        for axes, (factor, lines) in zip(grid, panels.items(), strict=True):
+            _draw_panel(axes, lines)
             axes.set_xlabel(FACTORS[factor])
         grid[0].set_ylabel(f"{first.split} {METRIC_LABELS[first.metric]}")
         shared_legend(figure, grid)
-        return save(figure, path, _table(panels, groups, percent(first.metric)))
+        table = pd.concat(line for lines in panels.values() for line in lines)
+        # As in the other CSV files, accuracies are the fractions they were logged as.
+        table[["mean", "std"]] /= percent(first.metric)
+        table["std"] = table["std"].astype(object).where(table["seeds"] > 1, "")
+        return save(figure, path, table.drop(columns="group"))
 
 
-def _points(
-    results: Mapping[Problem, Sequence[GroupResult]], factor: str, groups: dict[str, Group]
-) -> pd.DataFrame:
-    """The points of one panel by value of the factor, empty if there are no two values.
-
-    Enters the first group of each method into `groups`: it gives the style of the method's line.
-    """
+def _lines(results: Mapping[Problem, Sequence[GroupResult]], factor: str) -> list[pd.DataFrame]:
+    """The points of each method in one panel, by value of the factor; none if it has one value only."""
     main = next(problem for problem in results if problem.main)
     family = {
         problem: float(value)
@@ -66,42 +60,25 @@ def _points(
         if isinstance(value := problem.values.get(factor), (int, float))
         and {*differing([problem.values, main.values])} <= {factor, _CHANGES_TOO.get(factor)}
     }
-    points = []
-    for problem, value in sorted(family.items(), key=lambda pair: pair[1]):
-        for result in results[problem]:
-            score = result.score(result.metric)
-            if score is not None and np.isfinite(score[0]):
-                groups.setdefault(result.group.label, result.group)
-                seeds = len(result.group.scored)
-                points.append((result.group.label, result.metric, factor, value, *score, seeds))
-    frame = pd.DataFrame(
-        points, columns=["method", "quantity", "factor", "value", "mean", "std", "seeds"]
-    )
+    points = [
+        (one.group, one.group.label, one.metric, factor, value, *score, len(one.group.scored))
+        for problem, value in sorted(family.items(), key=lambda pair: pair[1])
+        for one in results[problem]
+        if (score := one.score(one.metric)) is not None and np.isfinite(score[0])
+    ]
+    columns = ["group", "method", "quantity", "factor", "value", "mean", "std", "seeds"]
+    frame = pd.DataFrame(points, columns=columns)
     # A single point does not show the effect of the factor, and the table has it.
-    return frame[frame.groupby("method")["value"].transform("size") > 1]
+    return [line for _, line in frame.groupby("method", sort=False) if len(line) > 1]
 
 
-def _table(
-    panels: Mapping[str, pd.DataFrame], groups: Mapping[str, Group], scale: float
-) -> pd.DataFrame:
-    """The points of all panels as rows of a CSV, accuracies as fractions as in the other CSV files."""
-    order = list(groups).index
-    table = pd.concat(
-        points.sort_values("method", kind="stable", key=lambda column: column.map(order))
-        for points in panels.values()
-    )
-    table[["mean", "std"]] /= scale
-    table["std"] = table["std"].astype(object).where(table["seeds"] > 1, "")
-    return table
-
-
-def _draw_panel(axes: Axes, points: pd.DataFrame, groups: Mapping[str, Group]) -> None:
-    values = sorted(set(points["value"]))
+def _draw_panel(axes: Axes, lines: Sequence[pd.DataFrame]) -> None:
+    values = sorted({value for line in lines for value in line["value"]})
     # Numbers of clusters usually double from run to run: equal steps on a logarithmic axis.
     if values[0] > 0 and values[-1] / values[0] >= _LOG_RATIO:
         axes.set_xscale("log")
-    for method, line in points.groupby("method", sort=False):
-        group = groups[str(method)]
+    for line in lines:
+        group = line["group"].iloc[0]
         style = group_style(group)
         axes.errorbar(
             line["value"],

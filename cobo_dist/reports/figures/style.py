@@ -44,30 +44,7 @@ _DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
     (0, (1.2, 1.2)),
     (0, (5.0, 1.2, 1.2, 1.2)),
 )
-# Untyped, because the type in matplotlib's stubs differs between its versions.
-_SETTINGS: Any = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "legend.handlelength": 1.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "lines.solid_capstyle": "round",
-    "mathtext.fontset": "dejavusans",
-}
+_STYLE_FILE = Path(__file__).with_name("report.mplstyle")
 METRIC_LABELS = {"accuracy": "accuracy (%)", "perplexity": "perplexity", "loss": "loss"}
 GREY = "#d9d9d9"
 DARK_GREY = "#555555"
@@ -144,7 +121,7 @@ def canvas(width: float, height: float, square: bool = False) -> Iterator[Figure
 
     `square` keeps axes of equal aspect, such as matrices, close together.
     """
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(fname=_STYLE_FILE):
         figure = Figure(figsize=(width, height), layout="compressed" if square else "constrained")
         FigureCanvasAgg(figure)
         yield figure

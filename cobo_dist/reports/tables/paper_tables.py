@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -100,28 +99,20 @@ def _rate(result: GroupResult) -> object:
     return result.group.method_settings.get(RATE)
 
 
-class _Entry(NamedTuple):
-    """One result in Table 2: the title of its row, and its problem, which gives the columns."""
-
-    title: str
-    problem: Problem
-    result: GroupResult
-
-
 def table_2(results: Results) -> Table | None:
     """Return the table of all methods on the main problems of all tasks, None if that is a single result.
 
     `results` are those of the problems without the sampling variants that Table 1 holds.
     """
     mains = {problem: own for problem, own in results.items() if problem.main}
-    entries = _entries(mains)
-    titles = list(dict.fromkeys(entry.title for entry in entries))
+    places = _places(mains)
+    titles = list(dict.fromkeys(title for title, _, _ in places))
     if len(titles) < 2 and len(mains) < 2:
         return None
     text = {"": pd.DataFrame({"Method": titles}, index=titles)}
     numbers = [pd.DataFrame({"method": titles}, index=titles, dtype=object)]
     for problem, own in mains.items():
-        found = {entry.title: entry.result for entry in entries if entry.problem is problem}
+        found = {title: result for title, place, result in places if place is problem}
         cells = pd.DataFrame({title: _cells(one) for title, one in found.items()}).T
         text[_problem_title(problem, own)] = cells.reindex(titles, fill_value="-")
         fields = pd.DataFrame({title: _fields(problem.task, one) for title, one in found.items()})
@@ -134,13 +125,13 @@ def table_2(results: Results) -> Table | None:
     )
 
 
-def _entries(mains: Results) -> list[_Entry]:
-    """The results of all tasks, in the order of the methods.
+def _places(mains: Results) -> list[tuple[str, Problem, GroupResult]]:
+    """The results of all tasks with the titles of their rows, in the order of the methods.
 
     A method may have one setting on one task and several on another. Then the one stands in the row of
     the same setting, if it is among the several.
     """
-    entries = []
+    places = []
     order = [*METHODS, *sorted({one.group.algorithm for own in mains.values() for one in own})]
     for algorithm in dict.fromkeys(order):
         own = [
@@ -155,8 +146,8 @@ def _entries(mains: Results) -> list[_Entry]:
             if not result.group.settings:
                 same = (other.title for other in groups if _has_settings(config, other.settings))
                 title = next(same, title)
-            entries.append(_Entry(title, problem, result))
-    return entries
+            places.append((title, problem, result))
+    return places
 
 
 def _has_settings(config: Settings, settings: Settings) -> bool:

@@ -26,6 +26,12 @@ _BEST = (
     "Bold: the best of a method's settings on validation data, the data on which to choose them."
 )
 _HEADINGS = {"accuracy": "accuracy %", "perplexity": "perplexity", "loss": "loss"}
+_CSV_MEANS = {
+    "imp_percent": "improved",
+    "links_right_percent": "links_right",
+    "mb_per_round": "megabytes",
+    "seconds": "seconds",
+}
 _MAX_SETTING_COLUMNS = 4  # more settings than these share one column
 _JOINED = "settings"
 
@@ -61,33 +67,24 @@ def setting_keys(results: Sequence[GroupResult]) -> list[str]:
 
 def write_results_csv(path: Path, results: Mapping[Problem, Sequence[GroupResult]]) -> Path:
     """Write the results of all problems with all digits; accuracies and shares in percent."""
-    keys = setting_keys([one for own in results.values() for one in own])
-    labels: list[dict[str, object]] = []
-    settings: list[list[object]] = []
-    numbers: list[dict[str, object]] = []
+    keys = setting_keys([result for own in results.values() for result in own])
+    rows: list[list[tuple[str, object]]] = []
     for problem, own in results.items():
         for result in own:
             group = result.group
-            labels.append({"task": problem.label, "method": group.label})
+            row: list[tuple[str, object]] = [("task", problem.label), ("method", group.label)]
             values = [group.settings.get(key) for key in keys]
-            settings.append(["" if value is None else value for value in values])
+            row += [(key, "" if v is None else v) for key, v in zip(keys, values, strict=True)]
             stopped = [run.last_round for run in group.scored if run.summary is None]
-            line: dict[str, object] = {"seeds": len(group.scored)}
-            line["unfinished_at_round"] = max(stopped, default="")
+            row.append(("seeds", len(group.scored)))
+            row.append(("unfinished_at_round", max(stopped, default="")))
             for name in (*METRICS, "validation"):
-                line |= result.csv_fields(name, csv_name(name))
-            line["imp_percent"] = result.csv_mean("improved")
-            line["links_right_percent"] = result.csv_mean("links_right")
-            line["mb_per_round"] = result.csv_mean("megabytes")
-            line["seconds"] = result.csv_mean("seconds")
-            numbers.append(line)
-    # Three frames side by side, because a setting may have the name of another column.
-    parts = [
-        pd.DataFrame(labels, dtype=object),
-        pd.DataFrame(settings, columns=keys, dtype=object),
-        pd.DataFrame(numbers, dtype=object),
-    ]
-    return write_csv(path, pd.concat(parts, axis=1))
+                row += result.csv_fields(name, csv_name(name)).items()
+            row += [(column, result.csv_mean(name)) for column, name in _CSV_MEANS.items()]
+            rows.append(row)
+    # The names are apart from the values, because a setting may be called like another column.
+    frame = pd.DataFrame([[value for _, value in row] for row in rows], dtype=object)
+    return write_csv(path, frame.set_axis([name for name, _ in rows[0]], axis=1))
 
 
 def csv_name(metric: str) -> str:
