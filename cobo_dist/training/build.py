@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from cobo_dist.algorithms.registry import needs_clusters, needs_validation
 from cobo_dist.checkpoint import resume
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
@@ -120,7 +119,7 @@ def refuse_unfit(config: Config, task: Task) -> None:
     Raises:
         ConfigError: the task does not have it.
     """
-    if needs_clusters(config.algorithm) and task.clusters is None:
+    if config.algorithm.needs_clusters and task.clusters is None:
         why = (
             "in task.file no two clients share a centre; add the array clusters [n] to the file"
             if task.name == "quadratic"
@@ -134,7 +133,7 @@ def refuse_unfit(config: Config, task: Task) -> None:
             f"run.engine={config.run.engine} does not serve task.name={task.name}, which has "
             f"{', '.join(task.engines)}; leave run.engine at auto"
         )
-    if needs_validation(config.algorithm) and "validation" not in task.splits:
+    if config.algorithm.needs_validation and "validation" not in task.splits:
         raise ConfigError(
             f"algorithm.name={config.algorithm.name} scores models on validation data, and this "
             f"task has only {', '.join(task.splits)}; set task.validation_fraction above 0"

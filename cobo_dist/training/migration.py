@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from cobo_dist.algorithms.base import Algorithm
-from cobo_dist.algorithms.registry import equal_share
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
@@ -88,7 +87,7 @@ class ClientMigrator:
         """Move `clients`; `rebuild` returns a new algorithm over those that are here at that time."""
         self.config, self.clients, self.exchange = config, clients, exchange
         self.rebuild, self.run_logger = rebuild, run_logger
-        self.level = link_level(equal_share(config.algorithm, exchange.placement.clients))
+        self.level = link_level(config.algorithm.equal_share(exchange.placement.clients))
         wire = (
             clients.x_cd if config.comm.dtype == "model" else torch.empty(0, dtype=torch.bfloat16)
         )

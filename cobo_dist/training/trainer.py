@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cobo_dist.algorithms.base import RunContext
-from cobo_dist.algorithms.registry import build_algorithm, equal_share
+from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import ClientBatch
@@ -199,7 +199,7 @@ class Trainer:
         health = HealthMonitor(moving, task.clients, config.run.rounds, config.optimizer.lr)
         first = 0 if self.found is None else self.found.round
         display = open_display(config.log, config.run.rounds, first)
-        share = equal_share(config.algorithm, task.clients)
+        share = config.algorithm.equal_share(task.clients)
         run_logger = RunLogger(
             self.folder, display, health, task.clusters, task.metrics, share, task.names
         )
