@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = settings_parser("plan", ABOUT, EPILOG, usage)
     parser.add_argument("--try", metavar="N", dest="tried", help="run N rounds; measure seconds")
     command = list(sys.argv[1:] if argv is None else argv)
-    arguments = parser.parse_args(command)
+    arguments = parser.parse_intermixed_args(command)  # settings before and after --try
     rank = 0
     try:
         launch = read_launch(os.environ)

@@ -17,11 +17,11 @@ _NAME, _CELL = 28, 11  # columns of a row's name and of each number
 def plan_text(dry_run: DryRun) -> str:
     """Return the run, what its ranks send, and what the fullest of them keeps in memory."""
     traffic = dry_run.traffic()
-    mean = list(traffic)[1]
+    mean = list(traffic.values())[1]
     sections = [
         _facts(dry_run),
         _all_ranks(dry_run, traffic),
-        _each_rank(dry_run, mean, traffic[mean]),
+        _each_rank(dry_run, mean),
         _memory(dry_run),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections)
@@ -88,14 +88,14 @@ def _all_ranks(dry_run: DryRun, traffic: dict[str, RoundTraffic]) -> list[str]:
     return rows
 
 
-def _each_rank(dry_run: DryRun, name: str, mean: RoundTraffic) -> list[str]:
-    counted = "" if dry_run.counts_all_ranks else f" of {len(dry_run.counted)}"
+def _each_rank(dry_run: DryRun, mean: RoundTraffic) -> list[str]:
+    counted = "rank" if dry_run.counts_all_ranks else f"of {len(dry_run.counted)} ranks"
     messages_s = mean.messages_ps.sum(axis=0)
     bytes_ps = np.vstack([mean.bytes_ps, mean.bytes_ps.sum(axis=0)])
-    rows = [_row(f"sent by one rank{counted}", "", *_HEADS)]
+    rows = [_row(f"sent by one {counted}", "", *_HEADS)]
     for word, statistic in (("least", np.min), ("median", np.median), ("most", np.max)):
         sent = [human_bytes(float(statistic(bytes_s))) for bytes_s in bytes_ps]
-        rows.append(_row(f"{word}, {name}", "", _count(float(statistic(messages_s))), *sent))
+        rows.append(_row(f"mean round, {word}", "", _count(float(statistic(messages_s))), *sent))
     return rows
 
 

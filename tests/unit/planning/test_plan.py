@@ -241,7 +241,7 @@ def test_the_command_prints_all_and_writes_nothing(
     said = capsys.readouterr().out
     for words in (
         "8 in 4 clusters", "1,360 parameters", "130 examples a client", "4, with 2 clients each",
-        "round 1 ", "mean of 4 rounds ", "most, mean of 4 rounds ", "W = true clusters ",
+        "round 1 ", "mean of 4 rounds ", "mean round, most ", "W = true clusters ",
         "any W, at most ", "counted ",
     ):  # fmt: skip
         assert words in said, words
