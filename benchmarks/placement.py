@@ -10,8 +10,6 @@ Settings are those of `cobo_dist.train`.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from runs import train
 
 CLUSTERS, EACH, LAST = 10, 8, 30
 COMMON = ["run.eval_every=0", "run.checkpoint_every=0", "run.threads=1",
@@ -50,8 +49,7 @@ def main() -> None:
                 for kind in ("static", "adaptive"):
                     folder = Path(place) / f"{name}-{count}-{kind}"
                     own = [*COMMON, *run, *more, *settings, f"comm.placement={kind}"]
-                    train(count, [*own, f"run.dir={folder}"])
-                    report(f"{name}, {count} ranks, {kind}", folder)
+                    report(f"{name}, {count} ranks, {kind}", train(own, count, folder))
 
 
 def write_problem(path: Path, size: int = 4000) -> Path:
@@ -66,20 +64,8 @@ def write_problem(path: Path, size: int = 4000) -> Path:
     return path
 
 
-def train(ranks: int, settings: list[str]) -> None:
-    """Train on some ranks of this machine."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}",
-        "-m", "cobo_dist.train", *settings,
-    ]  # fmt: skip
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-def report(name: str, folder: Path) -> None:
+def report(name: str, lines: list[dict[str, Any]]) -> None:
     """Print one line: medians of the last rounds, and what moved."""
-    lines: list[dict[str, Any]] = [
-        json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
-    ]
     last = [line for line in lines if line["event"] == "round"][-LAST:]
     mixing, sent, seconds = (
         median(line[key] for line in last) for key in ("bytes_mixing", "bytes_sent", "seconds")

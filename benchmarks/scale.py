@@ -11,10 +11,8 @@ one and checkpoints are written one client after the other, unless they say othe
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,14 +20,9 @@ from statistics import median
 
 import numpy as np
 import torch
-from memory import rehearsed
+from runs import MIB, bare_bytes, counted, peaks, train
 
 ROUNDS, FIRST = 16, 4
-MIB = 1024 * 1024
-BARE = (
-    "import torch, torch.distributed, sklearn.datasets, scipy.sparse.csgraph, cobo_dist.train;"
-    "from cobo_dist.training.shutdown import peak_memory; print(peak_memory(torch.device('cpu')))"
-)
 
 
 def settings_of(algorithm: str, clients: int) -> list[str]:
@@ -46,27 +39,6 @@ def settings_of(algorithm: str, clients: int) -> list[str]:
     ]  # fmt: skip
 
 
-def train(settings: list[str], ranks: int, folder: Path) -> tuple[float, int]:
-    """Train; return the median seconds of a round, and the most bytes that a rank has held."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}",
-        "-m", "cobo_dist.train", *settings, f"run.dir={folder}",
-    ]  # fmt: skip
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    seconds = [line["seconds"] for line in lines if line["event"] == "round"][FIRST:]
-    (traffic,) = [line for line in lines if line["event"] == "traffic"]
-    return median(seconds), max(traffic["peak_bytes"])
-
-
-def counted(settings: list[str], ranks: int) -> dict[str, int]:
-    """Return what the fullest rank holds, by kind, as it is counted."""
-    dry_run_of = rehearsed(settings, ranks)
-    for weights in dry_run_of.other_weights().values():  # messages are longest where weights differ
-        dry_run_of.mixing_at(weights)
-    return {part.name: part.bytes for part in dry_run_of.memory()}
-
-
 def main() -> None:
     """Measure and print."""
     given = dict(one.split("=", 1) for one in sys.argv[1:])
@@ -74,7 +46,7 @@ def main() -> None:
     algorithms = given.pop("algorithms", "fedavg,cobo").split(",")
     ranks = int(given.pop("ranks", "2"))
     more = [f"{key}={value}" for key, value in given.items()]
-    bare = int(subprocess.run([sys.executable, "-c", BARE], capture_output=True).stdout)
+    bare = bare_bytes()
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, numpy {np.__version__}"
     )
@@ -84,7 +56,9 @@ def main() -> None:
         for clients in sizes:
             settings = [*settings_of(algorithm, clients), *more]
             with tempfile.TemporaryDirectory() as place:
-                seconds, peak = train(settings, ranks, Path(place) / "run")
+                rows = train(settings, ranks, Path(place) / "run")
+            peak = max(peaks(rows))
+            seconds = median([row["seconds"] for row in rows if row["event"] == "round"][FIRST:])
             each = seconds / clients
             least = least or each
             parts = counted(settings, ranks)

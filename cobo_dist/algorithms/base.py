@@ -15,6 +15,63 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist.maths.weights import Weights
+from cobo_dist.settings import Section
+
+
+class AlgorithmSection(Section):
+    """The config of an algorithm, and what others ask of it before the algorithm is built.
+
+    The defaults suit an algorithm that does the same in every round.
+    """
+
+    @property
+    def needs_clusters(self) -> bool:
+        """Whether the task must know the true clusters."""
+        return False
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether clients score models on validation data."""
+        return False
+
+    @property
+    def batch_streams(self) -> int:
+        """How many streams of batches a client reads."""
+        return 1
+
+    def equal_share(self, clients: int) -> float:
+        """Return one client's equal share of a row of W where rows sum to 1, and 0 where they do not."""
+        return 0.0
+
+    def comparisons(self, t: int, context: RunContext) -> float:
+        """Return how often round t = 0 .. T-1 compares a client with another client or model, on average.
+
+        The memory and time of a round grow with it, so `cobo_dist.plan` refuses rounds with too many.
+        """
+        return 0.0
+
+    def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
+        """Return rounds t = 0 .. T-1, ascending, and how many of the T rounds each one stands for.
+
+        Rounds that send the same number of bytes need one representative.
+        """
+        return [(0, rounds)]
+
+
+def sampled_rounds(rounds: int) -> list[tuple[int, int]]:
+    """Return about 100 representative rounds for an algorithm whose rounds are random.
+
+    Early rounds stand for fewer others, because time-dependent sampling changes fastest there.
+
+    >>> sampled_rounds(12)
+    [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1), (9, 1), (10, 1), (11, 1)]
+    """
+    found, begin = [], 0
+    while begin < rounds:
+        count = min(rounds - begin, max(1, min(begin // 8, rounds // 40)))
+        found.append((begin + count // 2, count))
+        begin += count
+    return found
 
 
 class Clients(Protocol):
@@ -193,6 +250,7 @@ class Algorithm(Protocol):
     # Which method of the exchange computes the sums with W; none: what is sent does not depend on W.
     sums: Literal["mix", "all_reduce", "none"] = "mix"
     user_notice: str  # what a user should know before it starts; mostly nothing
+    symmetric: bool = True  # whether W is symmetric, so that a sender knows the receiver's weights
 
     def round(self, t: int) -> RoundResult:
         """Go from x^t to x^(t+1)."""
@@ -200,6 +258,13 @@ class Algorithm(Protocol):
     def state(self) -> AlgorithmState:
         """Return what a resumed run needs beside the clients and `weights`."""
         return AlgorithmState()
+
+    def possible_weights(self) -> dict[str, Weights | None]:
+        """Return W that the run may reach and that change what `mix` sends, by a name for people.
+
+        None stands for a W with no two equal weights. Asked where `clients` are all n clients.
+        """
+        return {}
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,14 @@ from torch import Tensor
 
 from cobo_dist.algorithms.base import (
     Algorithm,
+    AlgorithmSection,
     Clients,
     Exchange,
     PairEnds,
     RoundResult,
     RunContext,
     WeightUpdates,
+    sampled_rounds,
 )
 from cobo_dist.maths import projections, seeds
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
@@ -51,8 +53,14 @@ class SamplingConfig(Section):
         0.002, ge=0, le=1, description="mixed: share of the rounds before 1/t (paper: 0.2%)"
     )
 
+    def probability(self, t: int, clients: int, rounds: int) -> float:
+        """Return the probability of one unordered pair in round t."""
+        return pair_probability(
+            self.name, t, clients, rounds, rate=self.rate, switch_fraction=self.switch_fraction
+        )
 
-class CoBoConfig(Section):
+
+class CoBoConfig(AlgorithmSection):
     """Learns models and collaboration weights together."""
 
     name: Literal["cobo"] = "cobo"
@@ -113,6 +121,30 @@ class CoBoConfig(Section):
             )
         return ""
 
+    @property
+    def batch_streams(self) -> int:
+        """Midpoints may have a stream of their own."""
+        return 1 + (self.midpoint_data == "fresh")
+
+    def equal_share(self, clients: int) -> float:
+        """Return a simplex's equal weights."""
+        if self.domain == "box":
+            return 0.0
+        return 1.0 / max(1, clients - (self.own_weight == "excluded"))
+
+    def comparisons(self, t: int, context: RunContext) -> float:
+        """Return the expected number of pairs; on a simplex every weight of W is kept by itself."""
+        n = context.clients
+        if self.domain == "simplex":
+            return float(n * n)
+        return self.sampling.probability(t, n, context.rounds) * n * (n - 1) / 2
+
+    def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
+        """Rounds differ unless all pairs meet in each."""
+        if self.sampling.name == "all" and self.sampling.rate >= 1:
+            return [(0, rounds)]
+        return sampled_rounds(rounds)
+
 
 class CoBo(Algorithm):
     """Alternates client selection and model training; both read x^t, and selection comes first.
@@ -128,6 +160,7 @@ class CoBo(Algorithm):
         self, config: CoBoConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
         self.config, self.clients, self.exchange, self.context = config, clients, exchange, context
+        self.symmetric = config.domain == "box"
         # This rank's rows of W only.
         self.weights = self.first_weights()
 
@@ -164,15 +197,8 @@ class CoBo(Algorithm):
 
     def draw(self, t: int) -> Tensor:
         """Return the pairs of round t, int64 [m, 2]: the same on every rank."""
-        n, sampling = self.context.clients, self.config.sampling
-        probability = pair_probability(
-            sampling.name,
-            t,
-            n,
-            self.context.rounds,
-            rate=sampling.rate,
-            switch_fraction=sampling.switch_fraction,
-        )
+        n = self.context.clients
+        probability = self.config.sampling.probability(t, n, self.context.rounds)
         return draw_pairs(seeds.key(self.context.seed, "pairs", t), n, probability)
 
     def client_selection(self, t: int, pairs_k2: Tensor) -> WeightUpdates:
@@ -228,15 +254,33 @@ class CoBo(Algorithm):
         """
         x_cd, eta, rho = self.clients.x_cd, self.clients.eta(t), self.config.rho
         pull_c1 = torch.from_numpy(rho * weights.sums())[:, None]
-        symmetric = self.config.domain == "box"
         if self.config.penalty == "scheduled":
             direction_cd, kept_c1 = self.clients.direction(), (1.0 - eta * pull_c1).to(x_cd)
-            for at, mixed in self.exchange.mix(weights, x_cd, symmetric=symmetric):
+            for at, mixed in self.exchange.mix(weights, x_cd, symmetric=self.symmetric):
                 step = mixed.mul_(rho).sub_(direction_cd[:, at]).mul_(eta)
                 x_cd[:, at].mul_(kept_c1).add_(step)
         else:
             x_cd.add_(self.clients.direction(), alpha=-eta)
             lr = self.clients.lr
             kept_c1 = (1.0 - lr * pull_c1).to(x_cd)
-            for at, mixed in self.exchange.mix(weights, x_cd, symmetric=symmetric):
+            for at, mixed in self.exchange.mix(weights, x_cd, symmetric=self.symmetric):
                 x_cd[:, at].mul_(kept_c1).add_(mixed.mul_(lr * rho))
+
+    def possible_weights(self) -> dict[str, Weights | None]:
+        """Return W of the true clusters, if the task knows them, and a W with no two equal weights."""
+        found: dict[str, Weights | None] = {}
+        if self.context.clusters is not None:
+            same = Weights(self.clients.ids, self.context.clusters, dtype=self.weights.dtype.type)
+            if self.config.domain == "simplex":
+                same = self.shared_within(same.dense() > 0)
+            found["W = true clusters"] = same
+        return found | {"any W, at most": None}
+
+    def shared_within(self, linked_nn: NDArray[np.bool_]) -> Weights:
+        """Return rows that share 1 equally among linked clients, or among all where none is linked."""
+        allowed_nn = self.first_weights().dense() > 0
+        linked_nn = linked_nn & allowed_nn
+        linked_nn = np.where(linked_nn.any(axis=1, keepdims=True), linked_nn, allowed_nn)
+        # A client that is alone in the run has no other to share with.
+        w_nn = linked_nn / np.maximum(linked_nn.sum(axis=1, keepdims=True), 1.0)
+        return Weights.of_rows(self.clients.ids, w_nn.astype(self.weights.dtype))

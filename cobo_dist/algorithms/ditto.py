@@ -9,6 +9,7 @@ from pydantic import Field
 
 from cobo_dist.algorithms.base import (
     Algorithm,
+    AlgorithmSection,
     AlgorithmState,
     Clients,
     Exchange,
@@ -16,10 +17,9 @@ from cobo_dist.algorithms.base import (
     RunContext,
 )
 from cobo_dist.maths.weights import Weights
-from cobo_dist.settings import Section
 
 
-class DittoConfig(Section):
+class DittoConfig(AlgorithmSection):
     """Personal models near a global one."""
 
     name: Literal["ditto"] = "ditto"

@@ -8,13 +8,19 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.algorithms.base import (
+    Algorithm,
+    AlgorithmSection,
+    Clients,
+    Exchange,
+    RoundResult,
+    RunContext,
+)
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.maths.weights import Weights
-from cobo_dist.settings import Section
 
 
-class AveragingConfig(Section):
+class AveragingConfig(AlgorithmSection):
     """What every averaging algorithm can be told."""
 
     buffers: Literal["local", "averaged"] = Field(

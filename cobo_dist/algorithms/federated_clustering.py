@@ -7,12 +7,18 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.algorithms.base import (
+    Algorithm,
+    AlgorithmSection,
+    Clients,
+    Exchange,
+    RoundResult,
+    RunContext,
+)
 from cobo_dist.maths.weights import Weights
-from cobo_dist.settings import Section
 
 
-class FederatedClusteringConfig(Section):
+class FederatedClusteringConfig(AlgorithmSection):
     """Averages of the gradients that lie near a client's own."""
 
     name: Literal["federated_clustering"] = "federated_clustering"
@@ -22,6 +28,15 @@ class FederatedClusteringConfig(Section):
         le=10_000,
         description="threshold clustering steps M around each client (paper: not given)",
     )
+
+    @property
+    def needs_clusters(self) -> bool:
+        """Yes: their sizes are given."""
+        return True
+
+    def comparisons(self, t: int, context: RunContext) -> float:
+        """Around each client, all clients send a gradient and M distances."""
+        return context.clients**2 * (1.0 + self.inner_rounds)
 
 
 class FederatedClustering(Algorithm):
@@ -67,7 +82,8 @@ class FederatedClustering(Algorithm):
 
     def cluster_around(self, i: int, t: int) -> None:
         """Put v_i into the gradient row of client i, where its owner's direction finds it."""
-        only_i = np.eye(self.n)[[i]]
+        only_i = np.zeros((1, self.n))
+        only_i[0, i] = 1.0
         x_1d = self.exchange.all_reduce(only_i, self.clients.x_cd)
         visited_cd = x_1d.clone().expand_as(self.clients.x_cd)
         g_cd = self.clients.gradients_at(visited_cd, self.every_c, t, "local")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -23,6 +24,12 @@ class FinetunedFedAvgConfig(AveragingConfig):
         description="share of the rounds that are FedAvg; the rest are local steps (the paper does "
         "not say how many)",
     )
+
+    def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
+        """One round of FedAvg and one of local steps."""
+        together = min(rounds, math.ceil(self.fedavg_share * rounds))
+        parts = [(0, together), (rounds - 1, rounds - together)]
+        return [(t, count) for t, count in parts if count]
 
 
 class FinetunedFedAvg(FedAvg):

@@ -11,18 +11,19 @@ from pydantic import Field
 
 from cobo_dist.algorithms.base import (
     Algorithm,
+    AlgorithmSection,
     AlgorithmState,
     Clients,
     Exchange,
     RoundResult,
     RunContext,
+    sampled_rounds,
 )
 from cobo_dist.maths import seeds
 from cobo_dist.maths.weights import Weights
-from cobo_dist.settings import Section
 
 
-class IfcaConfig(Section):
+class IfcaConfig(AlgorithmSection):
     """Centres that clients choose by their loss."""
 
     name: Literal["ifca"] = "ifca"
@@ -39,6 +40,23 @@ class IfcaConfig(Section):
         description="share of the clients that take part in a round, at least one (paper: 1 in "
         "cross-silo, 0.1 in cross-device)",
     )
+
+    @property
+    def needs_clusters(self) -> bool:
+        """Whether the number of centres is that of the clusters."""
+        return self.centers == 0
+
+    def center_count(self, context: RunContext) -> int:
+        """Return the number K of centres."""
+        return self.centers or len(set(context.clusters or ()))
+
+    def comparisons(self, t: int, context: RunContext) -> float:
+        """Clients that take part score all centres."""
+        return self.center_count(context) * context.clients * self.client_share
+
+    def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
+        """Rounds differ where clients are drawn."""
+        return sampled_rounds(rounds) if self.client_share < 1 else [(0, rounds)]
 
 
 class Ifca(Algorithm):
@@ -58,7 +76,7 @@ class Ifca(Algorithm):
         self, config: IfcaConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
         self.config, self.clients, self.exchange, self.context = config, clients, exchange, context
-        count = config.centers or len(set(context.clusters or ()))
+        count = config.center_count(context)
         if not count:
             raise ValueError("IFCA needs algorithm.centers or a task with known clusters")
         self.centers_kd, self.buffers_kd = clients.start_rows(count), clients.start_buffers(count)
@@ -113,9 +131,11 @@ class Ifca(Algorithm):
 
     def hand_out(self) -> None:
         """Give every client the centre that it picked last."""
-        for row, client in enumerate(self.clients.ids):
-            self.clients.x_cd[row].copy_(self.centers_kd[self.choice_n[client]])
-            self.clients.b_cd[row].copy_(self.buffers_kd[self.choice_n[client]])
+        choice_c = self.choice_n[list(self.clients.ids)]
+        for k in np.unique(choice_c).tolist():
+            rows = torch.from_numpy(np.flatnonzero(choice_c == k)).to(self.clients.x_cd.device)
+            self.clients.x_cd[rows] = self.centers_kd[k]
+            self.clients.b_cd[rows] = self.buffers_kd[k]
 
     def state(self) -> AlgorithmState:
         """Return the centers with their buffers and moments, the clients' choices and last losses."""

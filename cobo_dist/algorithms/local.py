@@ -6,12 +6,18 @@ from typing import Literal
 
 from torch import Tensor
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.algorithms.base import (
+    Algorithm,
+    AlgorithmSection,
+    Clients,
+    Exchange,
+    RoundResult,
+    RunContext,
+)
 from cobo_dist.maths.weights import Weights
-from cobo_dist.settings import Section
 
 
-class LocalConfig(Section):
+class LocalConfig(AlgorithmSection):
     """Every client on its own."""
 
     name: Literal["local"] = "local"

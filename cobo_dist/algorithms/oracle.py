@@ -13,6 +13,11 @@ class OracleConfig(AveragingConfig):
 
     name: Literal["oracle"] = "oracle"
 
+    @property
+    def needs_clusters(self) -> bool:
+        """Yes: each is averaged by itself."""
+        return True
+
 
 class Oracle(FedAvg):
     """x_C <- mean over i in C of (x_C - eta g_i(x_C)) for each true cluster C. W is block diagonal.

@@ -40,27 +40,6 @@ ALGORITHMS: dict[str, Any] = {
 }
 
 
-def needs_clusters(config: AlgorithmConfig) -> bool:
-    """Return whether the algorithm must be told the true clusters."""
-    if isinstance(config, IfcaConfig):
-        return config.centers == 0
-    return isinstance(config, (OracleConfig, FederatedClusteringConfig))
-
-
-def needs_validation(config: AlgorithmConfig) -> bool:
-    """Return whether clients score models on validation data."""
-    return isinstance(config, ValidationBasedConfig)
-
-
-def equal_share(config: AlgorithmConfig, clients: int) -> float:
-    """Return one client's equal share of a row of W where rows sum to 1, and 0 where they do not."""
-    if isinstance(config, CoBoConfig) and config.domain == "simplex":
-        return 1.0 / max(1, clients - (config.own_weight == "excluded"))
-    if isinstance(config, ValidationBasedConfig):
-        return 1.0 / clients
-    return 0.0
-
-
 def build_algorithm(
     config: AlgorithmConfig, clients: Clients, exchange: Exchange, context: RunContext
 ) -> Algorithm:

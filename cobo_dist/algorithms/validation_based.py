@@ -32,6 +32,25 @@ class ValidationBasedConfig(AveragingConfig):
         1, ge=1, description="rounds from one average to the next; clients train alone in between"
     )
 
+    @property
+    def needs_validation(self) -> bool:
+        """Yes: scores are losses on it."""
+        return True
+
+    def equal_share(self, clients: int) -> float:
+        """Return 1/n: a client's own weight counts."""
+        return 1.0 / clients
+
+    def comparisons(self, t: int, context: RunContext) -> float:
+        """Every client scores every model when it is time."""
+        return 0.0 if (t + 1) % self.every else float(context.clients**2)
+
+    def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
+        """One round of local steps and one with an average."""
+        averaged = rounds // self.every
+        parts = [(0, rounds - averaged), (self.every - 1, averaged)]
+        return [(t, count) for t, count in parts if count]
+
 
 class ValidationBased(Algorithm):
     """A local step, then x_i <- sum_j w_ij x_j with w_i = softmax_j(-score_ij / temperature).
@@ -42,6 +61,8 @@ class ValidationBased(Algorithm):
     near 0 gives every client the model with the least loss. W holds the weights last used, at first the
     identity.
     """
+
+    symmetric = False
 
     def __init__(
         self,
@@ -77,7 +98,8 @@ class ValidationBased(Algorithm):
         """Return the loss [c, n] of every model on each client's validation batch of round t."""
         scores_cn = np.empty((len(self.clients.ids), self.n))
         for j in range(self.n):
-            only_j = np.eye(self.n)[[j]]
+            only_j = np.zeros((1, self.n))
+            only_j[0, j] = 1.0
             x_1d = self.exchange.all_reduce(only_j, self.clients.x_cd)
             b_1b = self.clients.b_cd[:1]  # of a model without buffers, [1, 0]
             if b_1b.shape[1]:
@@ -97,5 +119,5 @@ class ValidationBased(Algorithm):
 
     def average(self, rows_cd: torch.Tensor) -> None:
         """Replace every client's row by the weighted sum of all rows."""
-        for at, mixed_cd in self.exchange.mix(self.weights, rows_cd, symmetric=False):
+        for at, mixed_cd in self.exchange.mix(self.weights, rows_cd, symmetric=self.symmetric):
             rows_cd[:, at].copy_(mixed_cd)

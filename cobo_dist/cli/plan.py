@@ -1,172 +1,183 @@
-"""`python -m cobo_dist.plan`: what a run would send, hold and take, without running it."""
+"""The command `python -m cobo_dist.plan`: what a run would send and keep in memory, without running it."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from cobo_dist.cli.parser import settings_parser
-from cobo_dist.cli.plan_output import PlanPage
-from cobo_dist.comm.startup.launch_env import read_launch
+from cobo_dist.cli.parser import report_error, settings_parser
+from cobo_dist.cli.plan_output import plan_text, tried_text
+from cobo_dist.comm.startup.launch_env import Launch, read_launch
 from cobo_dist.config import Config, load_config
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, ConfigError, RunFailure
-from cobo_dist.planning.constants import Constants, read_constants, subject_of, write_constants
+from cobo_dist.errors import (
+    EXIT_DONE,
+    EXIT_REFUSED,
+    ConfigError,
+    RunFailure,
+)
 from cobo_dist.planning.dry_run import DryRun
-from cobo_dist.planning.measure import measure_constants
-from cobo_dist.planning.on_paper import OnPaper, is_regular
-from cobo_dist.tasks.base import Task
+from cobo_dist.planning.try_rounds import try_rounds
 from cobo_dist.tasks.registry import build_task
 
 ABOUT = """\
-A dry run: say what the ranks of a run would send a round, what the fullest of them would hold and how long a
-round would take. Takes the config and settings of the run, and the ranks it is for. Data and model are read;
-nothing is trained.
+Say what the ranks of a run would send in a round and what the fullest of them would keep in memory. Takes the
+config and settings of the run. Data and model are read; nothing is trained or written.
 
-Bytes and messages come from the plans that the run itself makes: with W at W^0 they are what its metrics
-will say. Pairs are those that the run will draw; "true clusters" is W when every client has found its own
-("moved": and clients are where comm.placement=adaptive brings them, where the run is not made up or large),
-and no W sends more than "any W". IFCA's clients are taken to pick their true clusters, and federated
-clustering to find them. What logging and moving send is left out.
+The real algorithm runs its rounds with fake clients, and messages and bytes are counted by the transfer plans
+of a real run. So they equal those in metrics.jsonl as long as W keeps its initial value. The pairs are those
+that the run will draw. "true clusters" is W when every client has found its cluster ("moved": after clients
+migrated, comm.placement=adaptive). No W sends more than "any W". An algorithm that looks for clusters is
+taken to find the true ones. Logging and migration are left out.
 
-Seconds need a dozen constants of the machine: --measure finds them in a few seconds, here or, under a
-launcher, on a cluster's nodes; --constants FILE keeps them, or takes them from there. docs/SCALING.md says
-what they mean and how far they carry."""
+Of more than 32 ranks a sample is counted; sums over all ranks are then estimates.
+
+--try N also runs the first N rounds and measures their seconds. Under a launcher its ranks run them. Without
+one, torchrun starts ranks=R ranks on this machine. docs/SCALING.md says more."""
 EPILOG = """\
-ranks=R: for how many ranks. Default: as many as launch/torchrun.sh would start here, one for each GPU or for
-each core (at most 4), and no more than there are clients.
-clients=N: for so many clients, made up: model, batches and data are the task's, its clusters grow in
-proportion. Counted in closed form, so that a million clients on a thousand ranks take seconds.
-hosts=H: on how many hosts the ranks are. Default: as many as give each rank cores of its own.
+ranks=R     number of ranks. Default: as many as launch/torchrun.sh would start here, one for each GPU or for
+            each core (at most 4), and no more than there are clients
+clients=N   number of clients, made up: model, batches and data are the task's, and its clusters grow in
+            proportion. Default: the task's own clients
 
-exit codes: 0 done; 2 refused, with one line on standard error
+exit codes: 0 done; 2 refused, with one line on standard error; 1 --try failed while running
 
 examples:
   python -m cobo_dist.plan ranks=4
   python -m cobo_dist.plan --config configs/paper/language.yaml data.root=DIR ranks=2
-  python -m cobo_dist.plan --measure --constants here.json ranks=2
-  srun -N2 --ntasks-per-node=1 python -m cobo_dist.plan --measure --constants node.json run.threads=1
-  python -m cobo_dist.plan --constants node.json ranks=1000 clients=1000000"""
-_COUNTS = ("ranks", "clients", "hosts")
-MOST = 10**9
-LARGE = 2000, 16
-"""Clients and ranks beyond which a regular run is counted in closed form: a rehearsal takes minutes."""
+  python -m cobo_dist.plan clients=1000000 ranks=1000
+  python -m cobo_dist.plan ranks=2 --try 20
+  srun -N2 --ntasks-per-node=4 python -m cobo_dist.plan --config my.yaml --try 20"""
+MAX_COUNT = 10**9  # of ranks= and clients=
+MAX_RANKS_PER_CORE = 8
+"""Ranks on a core up to which --try starts ranks by itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan what the command line names. Returns 0, 2 after one line on standard error, 1 on lost contact."""
-    usage = "[--config FILE.yaml] [ranks=R] [clients=N] [hosts=H] [key.path=value ...]"
+    usage = "[--config FILE.yaml] [--try N] [ranks=R] [clients=N] [key.path=value ...]"
     parser = settings_parser("plan", ABOUT, EPILOG, usage)
-    parser.add_argument("--measure", action="store_true", help="measure seconds on this machine")
-    parser.add_argument(
-        "--constants", metavar="FILE", help="with --measure: write them; else: read them"
-    )
+    parser.add_argument("--try", metavar="N", dest="tried", help="run N rounds; measure seconds")
     command = list(sys.argv[1:] if argv is None else argv)
+    rank = 0
     try:
-        arguments = parser.read(command)
+        launch = read_launch(os.environ)
+        rank = launch.rank
+        arguments = parser.read(command, rank)
         if arguments is None:
             return EXIT_DONE
-        asked, settings = _split(arguments.settings)
+        counts, settings = _split(arguments.settings)
         config = load_config(arguments.config, settings)
-        dtype = getattr(torch, config.run.dtype)
-        task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
-        plan = _plan(config, task, asked)  # may refuse: before anything is printed
-        if "hosts" in asked and not (arguments.measure or arguments.constants):
-            raise ConfigError(
-                "hosts= says where seconds are spent; give --measure or --constants too"
-            )
-        constants = None
-        file = Path(arguments.constants) if arguments.constants else None
-        if arguments.measure:
-            constants = _measured(config, task, plan, command, file)
-            if constants is None:
-                return EXIT_DONE  # rank 0 speaks
-        elif file is not None:
-            constants = read_constants(file, subject_of(config, plan.model.size))
-        page = PlanPage(plan, constants, asked.get("hosts", 0))
+        dry_run = _dry_run(config, counts, launch)
+        tries = _number_of_tries(arguments.tried, dry_run)
+        ranks = dry_run.placement.ranks
+        if tries and launch.world_size < ranks:
+            return _start_ranks(command, ranks)
+        text = plan_text(dry_run) if rank == 0 else ""
+        if tries:
+            tried = try_rounds(config, launch, tries)
+            text += "\n\n" + tried_text(tried, config.run.rounds) if tried else ""
+        if rank == 0:
+            print(text)
+        return EXIT_DONE
     except (ConfigError, RunFailure) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED if isinstance(error, ConfigError) else EXIT_FAILED
-    print(page.text())
-    return EXIT_DONE
+        return report_error(error, rank)
 
 
 def _split(settings: Sequence[str]) -> tuple[dict[str, int], list[str]]:
-    """Return what is asked of the plan, by name (the last one counts), and the run's own settings.
+    """Return ranks= and clients= by name (the last one counts), and the run's own settings.
 
     Raises:
-        ConfigError: no number of ranks, clients or hosts.
+        ConfigError: no number of ranks or clients.
     """
-    asked, rest = {}, []
+    counts, rest = {}, []
     for one in settings:
         name, equals, text = one.partition("=")
-        if not equals or name not in _COUNTS:
+        if not equals or name not in ("ranks", "clients"):
             rest.append(one)
-        elif not text.isdecimal() or not 1 <= int(text) <= MOST:
-            raise ConfigError(f"{one} is no number of {name}; give 1 to {MOST:,}")
+        elif not text.isdecimal() or not 1 <= int(text) <= MAX_COUNT:
+            raise ConfigError(f"{one} is no number of {name}; give 1 to {MAX_COUNT:,}")
         else:
-            asked[name] = int(text)
-    return asked, rest
+            counts[name] = int(text)
+    return counts, rest
 
 
-def _plan(config: Config, task: Task, asked: dict[str, int]) -> DryRun | OnPaper:
-    """Rehearse the run, or count it in closed form where it is large or made up."""
-    clients = asked.get("clients", task.clients)
-    ranks = asked.get("ranks", min(clients, torch.cuda.device_count() or min(4, _cores())))
-    large = clients > LARGE[0] or ranks > LARGE[1]
-    if "clients" in asked or (large and is_regular(config, task)):
-        return OnPaper(config, task, ranks, clients)
-    return DryRun(config, task, ranks)
+def _dry_run(config: Config, counts: dict[str, int], launch: Launch) -> DryRun:
+    dtype = getattr(torch, config.run.dtype)
+    task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
+    clients = counts.get("clients", task.clients)
+    ranks = min(clients, torch.cuda.device_count() or min(4, _cores()))
+    if launch.launcher != "python":
+        ranks = launch.world_size
+    return DryRun(config, task, counts.get("ranks", ranks), clients)
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-# -- measuring ---------------------------------------------------------------------------------------
+# -- --try -------------------------------------------------------------------------------------------
 
 
-def _measured(
-    config: Config, task: Task, plan: DryRun | OnPaper, command: Sequence[str], file: Path | None
-) -> Constants | None:
-    """Return what the launched ranks measure, on rank 0; python alone starts two ranks for it.
+def _number_of_tries(text: str | None, dry_run: DryRun) -> int:
+    """Return N of --try N; 0 where it is not given.
 
     Raises:
-        ConfigError: they cannot start, or the file cannot be written.
+        ConfigError: N is no number of the run's rounds, clients are made up, or the ranks are not those of
+            the launcher or too many for this machine.
     """
+    if text is None:
+        return 0
+    rounds, ranks = dry_run.config.run.rounds, dry_run.placement.ranks
+    if not text.isdecimal() or not 1 <= int(text) <= rounds:
+        raise ConfigError(f"--try {text} is no number of rounds; give 1 to run.rounds={rounds:,}")
+    if dry_run.n != dry_run.task.clients:
+        raise ConfigError(
+            f"--try trains the task's own {dry_run.task.clients:,} clients, but clients={dry_run.n} are "
+            "made up; drop clients= or --try"
+        )
     launch = read_launch(os.environ)
-    on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
-    if launch.launcher == "python" and not (on_gpu and torch.cuda.device_count() < 2):
-        with tempfile.TemporaryDirectory() as folder:
-            kept = Path(folder) / "constants.json"
-            own = [one for one in command if one.partition("=")[0] not in _COUNTS]
-            _start_two([*own, "--constants", str(kept)])
-            constants = read_constants(kept, subject_of(config, plan.model.size))
-    else:
-        found = measure_constants(config, task, launch)
-        if found is None:
-            return None
-        constants = found
-    if file is not None:
-        write_constants(constants, file)
-    return constants
+    if launch.launcher != "python":
+        if launch.world_size != ranks:
+            raise ConfigError(
+                f"ranks={ranks}, but {launch.launcher} started {launch.world_size} ranks, which --try "
+                "uses; drop ranks= or start as many"
+            )
+    elif ranks > MAX_RANKS_PER_CORE * _cores():
+        raise ConfigError(
+            f"--try would start ranks={ranks} on {_cores()} cores; give at most "
+            f"{MAX_RANKS_PER_CORE * _cores()}, or start the ranks by a launcher"
+        )
+    elif ranks > _cores() and not torch.cuda.is_available():
+        print(
+            f"warning: {ranks} ranks take turns on {_cores()} cores; on cores of their own rounds are "
+            "shorter",
+            file=sys.stderr,
+        )
+    return int(text)
 
 
-def _start_two(command: Sequence[str]) -> None:
-    """Measure by two ranks of this host."""
+def _start_ranks(command: Sequence[str], ranks: int) -> int:
+    """Run the same command on ranks of this machine.
+
+    Raises:
+        ConfigError: they refused.
+        RunFailure: they failed.
+    """
     started = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-        *("-m", "cobo_dist.plan", *command),
-    ]
-    done = subprocess.run(
-        started, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        said = [one for one in done.stderr.splitlines() if one.startswith("error: ")]
-        why = said[0].removeprefix("error: ") if said else "two ranks of this host did not start"
-        raise ConfigError(f"{why} (--measure; under a launcher of your own, its ranks measure)")
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"),
+        *("-m", "cobo_dist.plan", *command, f"ranks={ranks}"),
+    ]  # fmt: skip
+    done = subprocess.run(started, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if not done.returncode:
+        return EXIT_DONE
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    why = said[0].removeprefix("error: ") if said else done.stderr.strip().rpartition("\n")[2]
+    # torchrun itself ends with 1, and lists the codes of its ranks.
+    if re.search(rf"exitcode +: {EXIT_REFUSED} ", done.stderr):
+        raise ConfigError(why)
+    raise RunFailure(f"--try on {ranks} ranks of this machine: {why}")

@@ -1,143 +1,121 @@
-"""What `python -m cobo_dist.plan` prints: who, what is sent, how long it takes, what is held."""
+"""What `python -m cobo_dist.plan` prints: the run, its traffic, its memory, and seconds where measured."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.formatting import human_bytes
-from cobo_dist.planning.constants import Constants
-from cobo_dist.planning.dry_run import DryRun
-from cobo_dist.planning.on_paper import OnPaper
-from cobo_dist.planning.round_cost import (
-    TERMS,
-    Load,
-    Seconds,
-    Sent,
-    Told,
-    choose_engine,
-    fewest_hosts,
-    mean_sent,
-    seconds_of,
-    share_of_core,
-)
+from cobo_dist.planning.dry_run import DryRun, RoundTraffic
+from cobo_dist.planning.try_rounds import TriedRounds
 from cobo_dist.tasks.describe import facts_of
 
-_LEFT_OUT = "and beside it the activations of a batch, evaluation, and the program itself"
+_HEADS = ("messages", "models", "gradients", "mixing", "total")
+_NAME, _CELL = 28, 11  # columns of a row's name and of each number
 
 
-class PlanPage:
-    """A plan in words."""
-
-    def __init__(self, plan: DryRun | OnPaper, constants: Constants | None, hosts: int = 0) -> None:
-        """Plan all rounds; `hosts`: 0 for as many as give every rank cores of its own.
-
-        Raises:
-            ConfigError: rounds too long to be counted, or constants that do not serve these ranks.
-        """
-        self.plan, self.constants = plan, constants
-        self.ranks = plan.ranks()
-        self.count = len(self.ranks.clients_r)
-        first = plan.load(0)
-        told = plan.told()
-        self.lines: dict[str, Told] = {"round 1": [(first, 1)], f"mean of {plan.rounds:,}": told}
-        for name, mixing in plan.other_mixings().items():
-            self.lines[f"  {name}"] = [(load.with_mixing(mixing), count) for load, count in told]
-        self.parts = plan.memory()
-        self.hosts = min(hosts or self.count, self.count)
-        self.seconds: dict[str, Seconds] = {}
-        if constants is not None:
-            self.hosts = min(hosts or fewest_hosts(constants, self.count), self.count)
-            wanted = plan.config.run.engine
-            most = int(self.ranks.clients_r[0])
-            self.engine = choose_engine(constants, wanted, most)
-            self.seconds = {
-                name: mean_seconds([self._seconds(load) for load, _ in told], told)
-                for name, told in self.lines.items()
-            }
-
-    def _seconds(self, load: Load) -> Seconds:
-        assert self.constants is not None
-        return seconds_of(load, self.ranks, self.constants, self.engine, self.hosts)
-
-    def text(self) -> str:
-        """Return the page."""
-        return "\n".join(
-            [*self._facts(), "", *self._traffic(), "", *self._time(), "", *self._memory()]
-        )
-
-    def _facts(self) -> list[str]:
-        plan = self.plan
-        facts = facts_of(plan.task)
-        if isinstance(plan, OnPaper) and plan.n != plan.task.clients:
-            facts["clients"] = f"{plan.n:,}" + (
-                f" in {plan.groups:,} clusters" if plan.groups else ""
-            )
-            facts["clients"] += f", made up in proportion to the task's {plan.task.clients:,}"
-            facts = {k: v for k, v in facts.items() if not v.endswith("a client")}
-        facts["algorithm"] = f"{plan.config.algorithm.name}, {plan.rounds:,} rounds"
-        owned = " or ".join(f"{one:,}" for one in np.unique(self.ranks.clients_r))
-        facts["ranks"] = f"{self.count:,}, with {owned} clients each"
-        return [f"{name:<12}{value}" for name, value in facts.items()]
-
-    def _traffic(self) -> list[str]:
-        heads = ("pairs", "messages", "models", "gradients", "mixing", "total")
-        return [
-            f"{'sent a round, by all ranks':<28}" + "".join(f"{head:>11}" for head in heads),
-            *(
-                f"{name:<28}" + "".join(f"{cell:>11}" for cell in _cells(mean_sent(told)))
-                for name, told in self.lines.items()
-            ),
-        ]
-
-    def _time(self) -> list[str]:
-        if self.constants is None:
-            return [
-                "seconds a round: not foretold without constants of a machine; measure this one with "
-                "--measure"
-            ]
-        heads = ("total", *TERMS)
-        rows = [f"{'seconds a round':<28}" + "".join(f"{head:>11}" for head in heads)]
-        for name, one in self.seconds.items():
-            cells = (one.total, *(one.terms[term] for term in TERMS))
-            rows.append(f"{name:<28}" + "".join(f"{cell:>11.3g}" for cell in cells))
-        share = share_of_core(self.constants, self.count, self.hosts)
-        turns = f"; {share:g} ranks take turns on a core" if share > 1 else ""
-        threads = f"{self.constants.threads} thread{'s' * (self.constants.threads > 1)}"
-        rows.append(
-            f"(of the slowest rank; engine {self.engine}, {threads} a rank, {self.hosts:,} "
-            f"host{'s' * (self.hosts > 1)} of {self.constants.cores} cores{turns})"
-        )
-        return rows
-
-    def _memory(self) -> list[str]:
-        rows = [(part.name, part.bytes) for part in self.parts]
-        rows.append(("counted", sum(part.bytes for part in self.parts)))
-        where = ", with W at W^0" if isinstance(self.plan, OnPaper) else ""
-        return [
-            f"held by a rank, the fullest{where}",
-            *(f"{name:<48}{human_bytes(nbytes):>12}" for name, nbytes in rows),
-            f"({_LEFT_OUT})",
-        ]
-
-
-def mean_seconds(each: Sequence[Seconds], told: Told) -> Seconds:
-    """Return the mean over rounds of their seconds, each weighed by the rounds it stands for."""
-    total = sum(count for _, count in told)
-    return Seconds(
-        {
-            term: sum(one.terms[term] * count for one, (_, count) in zip(each, told, strict=True))
-            / total
-            for term in TERMS
-        }
-    )
-
-
-def _cells(sent: Sent) -> list[str]:
-    counts = [
-        f"{count:,.0f}" if count >= 10_000 else f"{count:,.1f}".removesuffix(".0")
-        for count in (sent.pairs, sum(sent.messages.values()))
+def plan_text(dry_run: DryRun) -> str:
+    """Return the run, what its ranks send, and what the fullest of them keeps in memory."""
+    traffic = dry_run.traffic()
+    mean = list(traffic.values())[1]
+    sections = [
+        _facts(dry_run),
+        _all_ranks(dry_run, traffic),
+        _each_rank(dry_run, mean),
+        _memory(dry_run),
     ]
-    return [*counts, *(human_bytes(sent.bytes[one]) for one in TRAINING), human_bytes(sent.total)]
+    return "\n\n".join("\n".join(lines) for lines in sections)
+
+
+def tried_text(tried: TriedRounds, rounds: int) -> str:
+    """Return the seconds of a round, their parts, and the total of all rounds."""
+    last = tried.first + len(tried.seconds) - 1
+    which = f"rounds {tried.first} to {last}" if last > tried.first else f"round {last}"
+    lines = [
+        f"{'seconds a round, measured':<{_NAME}}{'seconds':>{_CELL}}{'share':>{_CELL}}",
+        f"{'median round':<{_NAME}}{tried.median:>{_CELL}.4g}",
+    ]
+    lines += [
+        f"{'  ' + kind:<{_NAME}}{part:>{_CELL}.3g}{part / tried.median:>{_CELL}.0%}"
+        for kind, part in tried.parts.items()
+    ]
+    lines += [
+        f"{f'all {rounds:,} rounds':<{_NAME}}{rounds * tried.median:>{_CELL}.4g}",
+        f"({which}, slowest of {tried.ranks:,} rank{'s' * (tried.ranks > 1)} on {tried.device}, engine "
+        f"{tried.engine}; evaluation, logging and checkpoints come on top)",
+    ]
+    return "\n".join(lines)
+
+
+def _facts(dry_run: DryRun) -> list[str]:
+    task, counted = dry_run.task, len(dry_run.counted)
+    facts = facts_of(task)
+    if dry_run.n != task.clients:
+        clusters = len(set(dry_run.clusters or ()))
+        facts["clients"] = (
+            f"{dry_run.n:,}" + (f" in {clusters:,} clusters" if clusters else "")
+        ) + f", made up in proportion to the task's {task.clients:,}"
+        facts = {name: text for name, text in facts.items() if not text.endswith("a client")}
+    facts["algorithm"] = f"{dry_run.config.algorithm.name}, {dry_run.rounds:,} rounds"
+    sizes = np.unique([len(clients) for clients in dry_run.placement.by_rank])
+    facts["ranks"] = f"{dry_run.placement.ranks:,}, with " + (
+        " or ".join(f"{size:,}" for size in sizes) + " clients each"
+    )
+    if not dry_run.counts_all_ranks:
+        facts["counted"] = (
+            f"{counted} ranks, drawn from (run.seed, ranks); sums over all ranks are estimates"
+        )
+    return [f"{name:<12}{text}" for name, text in facts.items()]
+
+
+def _all_ranks(dry_run: DryRun, traffic: dict[str, RoundTraffic]) -> list[str]:
+    estimated = "" if dry_run.counts_all_ranks else ", est."
+    rows = [_row(f"sent by all ranks{estimated}", "pairs", *_HEADS)]
+    for name, one in traffic.items():
+        sent = [one.bytes[purpose] for purpose in TRAINING]
+        rows.append(
+            _row(
+                name,
+                _count(one.pairs),
+                _count(sum(one.messages.values())),
+                *map(human_bytes, (*sent, sum(sent))),
+            )
+        )
+    if len(dry_run.representatives) < dry_run.rounds and len(dry_run.representatives) > 1:
+        rows.append(
+            f"(the mean is taken over {len(dry_run.representatives)} representative rounds)"
+        )
+    return rows
+
+
+def _each_rank(dry_run: DryRun, mean: RoundTraffic) -> list[str]:
+    counted = "rank" if dry_run.counts_all_ranks else f"of {len(dry_run.counted)} ranks"
+    messages_s = mean.messages_ps.sum(axis=0)
+    bytes_ps = np.vstack([mean.bytes_ps, mean.bytes_ps.sum(axis=0)])
+    rows = [_row(f"sent by one {counted}", "", *_HEADS)]
+    for word, statistic in (("least", np.min), ("median", np.median), ("most", np.max)):
+        sent = [human_bytes(float(statistic(bytes_s))) for bytes_s in bytes_ps]
+        rows.append(_row(f"mean round, {word}", "", _count(float(statistic(messages_s))), *sent))
+    return rows
+
+
+def _memory(dry_run: DryRun) -> list[str]:
+    items = dry_run.memory()
+    rows = [(item.name, item.bytes) for item in items]
+    rows.append(("counted", sum(item.bytes for item in items)))
+    which = "the fullest rank"
+    if not dry_run.counts_all_ranks:
+        which = f"the fullest of {len(dry_run.counted)} ranks"
+    return [
+        f"memory of {which}, with W at its initial value",
+        *(f"{name:<48}{human_bytes(nbytes):>{_CELL}}" for name, nbytes in rows),
+        "(activations of a batch, evaluation and the program itself come on top)",
+    ]
+
+
+def _row(name: str, *cells: str) -> str:
+    return f"{name:<{_NAME}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10_000 else f"{number:,.1f}".removesuffix(".0")

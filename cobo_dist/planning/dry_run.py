@@ -1,248 +1,270 @@
-"""What a run would send and hold, told without running it.
+"""A dry run: what a run would send and keep in memory, without running it.
 
-The algorithm itself goes through rounds over stand-ins for its clients, and `comm.counting` works out from
-the exchange's own plans what the ranks would send: nothing here knows how an algorithm communicates. The
-pairs are those that the run will draw. W stays at W^0, since no gradient moves it; what other W cost is asked
-apart.
+The real algorithm runs its rounds with fake clients, and a counting exchange takes the place of the real
+one. So this module knows nothing of how an algorithm communicates. The drawn pairs are those of the run. W
+keeps its initial value, because alignments are 0; what `mix` sends at other W is counted apart.
 
-Shapes: n clients, c clients of a rank, d parameters that a client trains, R ranks.
+Up to `MAX_COUNTED_RANKS` ranks are all counted. Of more ranks a random sample is counted, by the same code.
+
+Shapes: n clients, R ranks, S of them counted, T rounds.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.algorithms.base import RunContext
-from cobo_dist.algorithms.cobo import CoBo, CoBoConfig
-from cobo_dist.algorithms.finetuned_fedavg import FinetunedFedAvgConfig
-from cobo_dist.algorithms.ifca import IfcaConfig
-from cobo_dist.algorithms.registry import build_algorithm, equal_share
-from cobo_dist.algorithms.validation_based import ValidationBasedConfig
+from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.placement_search import propose
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import Config
+from cobo_dist.errors import ConfigError
+from cobo_dist.maths import seeds
 from cobo_dist.maths.graph import link_threshold
 from cobo_dist.maths.weights import Weights
 from cobo_dist.planning.counting_exchange import CountingExchange
 from cobo_dist.planning.fake_clients import BUFFERS, MODEL, FakeClients
-from cobo_dist.planning.memory_estimate import Held, Model, Part, parts_of, state_rows
-from cobo_dist.planning.round_cost import Ints, Load, Mixing, Ranks, Sent, Told
+from cobo_dist.planning.memory_estimate import MemoryItem, MemoryUse, ModelSize, memory_items
 from cobo_dist.tasks.base import Task
 from cobo_dist.training.preparation import refuse_unfit
 
+MAX_COUNTED_RANKS = 32
+"""Ranks that are counted; of more ranks so many are sampled."""
+MAX_COMPARISONS = 5_000_000
+"""Comparisons of clients in one round, on average, that a dry run takes on."""
+MAX_WORK = 6_000_000
+"""Clients and comparisons over all representative rounds; beyond it fewer rounds are counted."""
+
+
+@dataclass(frozen=True)
+class RoundTraffic:
+    """What ranks send in one round, or in a mean round: [purposes, S], purposes as in `TRAINING`."""
+
+    ranks: int  # R
+    pairs: float
+    messages_ps: NDArray[np.float64]
+    bytes_ps: NDArray[np.float64]
+
+    @property
+    def messages(self) -> dict[str, float]:
+        """Messages of all R ranks by purpose: exact where all are counted, else estimated."""
+        return self._of_all_ranks(self.messages_ps)
+
+    @property
+    def bytes(self) -> dict[str, float]:
+        """Bytes of all R ranks by purpose: exact where all are counted, else estimated."""
+        return self._of_all_ranks(self.bytes_ps)
+
+    @property
+    def total(self) -> float:
+        """Bytes of all R ranks."""
+        return sum(self.bytes.values())
+
+    def _of_all_ranks(self, counts_ps: NDArray[np.float64]) -> dict[str, float]:
+        scale = self.ranks / counts_ps.shape[1]
+        return dict(zip(TRAINING, (scale * counts_ps.sum(axis=1)).tolist(), strict=True))
+
+    def with_mixing(self, other: RoundTraffic) -> RoundTraffic:
+        """Return the same round with the mixing of another."""
+        mixing = np.array([purpose == "mixing" for purpose in TRAINING])[:, None]
+        return replace(
+            self,
+            messages_ps=np.where(mixing, other.messages_ps, self.messages_ps),
+            bytes_ps=np.where(mixing, other.bytes_ps, self.bytes_ps),
+        )
+
 
 class DryRun:
-    """A run on R ranks, rehearsed."""
+    """A dry run of a config on R ranks."""
 
-    def __init__(self, config: Config, task: Task, ranks: int) -> None:
-        """Build the algorithm over stand-ins for the task's clients.
+    def __init__(self, config: Config, task: Task, ranks: int, clients: int = 0) -> None:
+        """Build the algorithm with fake clients.
+
+        Args:
+            config: the config of the run.
+            task: its task; model, batches and data are taken from it.
+            ranks: number R of ranks.
+            clients: number n of clients; 0 for the task's own. The task's clusters grow in proportion.
 
         Raises:
-            ConfigError: more ranks than clients, or a task that does not fit the config.
+            ConfigError: more ranks than clients, a task that does not fit the config, or rounds with too
+                many comparisons to count.
         """
         refuse_unfit(config.algorithm, config.run, task)
         self.config, self.task = config, task
-        self.rounds = max(1, config.run.rounds)
-        self.placement = Placement.contiguous(task.clients, ranks)
-        self.model = Model.of(config, task)
+        self.n, self.rounds = clients or task.clients, max(1, config.run.rounds)
+        self.clusters = task.clusters
+        if self.clusters is not None and self.n != task.clients:
+            like_n = np.arange(self.n) * task.clients // self.n
+            self.clusters = tuple(np.asarray(task.clusters)[like_n].tolist())
+        context = RunContext(self.n, self.clusters, config.run.seed, self.rounds)
+        self.representatives = self._choose_rounds(context)
+        self.placement = Placement.contiguous(self.n, ranks)
+        self.counted = sample_ranks(config.run.seed, ranks)
+        self.model = ModelSize.of(config, task)
         self.clients = FakeClients(
-            self.placement, task.clusters, self.model.buffers > 0, self.model.dtype
+            self.placement, self.counted, self.clusters, self.model.buffers > 0, self.model.dtype
         )
-        self.exchange = self._counting(self.placement)
-        context = RunContext(task.clients, task.clusters, config.run.seed, self.rounds)
+        self.exchange = self._exchange(self.placement)
         self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, context)
 
-    def _counting(self, placement: Placement) -> CountingExchange:
+    def _choose_rounds(self, context: RunContext) -> list[tuple[int, int]]:
+        """Return the representative rounds; fewer where there are many clients."""
+        algorithm = self.config.algorithm
+        rounds = algorithm.representative_rounds(self.rounds)
+        comparisons = [algorithm.comparisons(t, context) for t, _ in rounds]
+        most = int(np.argmax(comparisons))
+        if comparisons[most] > MAX_COMPARISONS:
+            raise ConfigError(
+                f"round {rounds[most][0] + 1} of algorithm.name={algorithm.name} compares "
+                f"{self.n:,} clients about {comparisons[most]:,.0f} times, and a plan counts up to "
+                f"{MAX_COMPARISONS:,} times; lower clients=, or let fewer pairs of clients meet"
+            )
+        work = len(rounds) * self.n + sum(comparisons)
+        parts = np.array_split(
+            np.arange(len(rounds)), max(1, min(len(rounds), int(len(rounds) * MAX_WORK / work)))
+        )
+        return [
+            (rounds[part[len(part) // 2]][0], sum(rounds[k][1] for k in part)) for part in parts
+        ]
+
+    def _exchange(self, placement: Placement) -> CountingExchange:
         return CountingExchange(
             placement,
             {MODEL: self.model.size, BUFFERS: self.model.buffers},
             self.model.dtype,
+            ranks=self.counted,
             deterministic=self.config.comm.deterministic,
             wire=self.model.wire,
         )
 
-    # -- what ranks do ----------------------------------------------------------------------------
+    @property
+    def counts_all_ranks(self) -> bool:
+        """Whether counts are exact for all ranks."""
+        return len(self.counted) == self.placement.ranks
 
-    def load(self, t: int) -> Load:
-        """Return what every rank does in round t = 0 .. T-1; rounds are asked for in ascending order.
+    # -- traffic ----------------------------------------------------------------------------------
 
-        With W at W^0 messages and bytes are what the ledgers of the run will say. IFCA's clients are taken
-        to pick their true clusters, and federated clustering to find them.
+    def round(self, r: int) -> RoundTraffic:
+        """Return what round r = 1 .. T sends; rounds are asked for in ascending order.
+
+        As long as the run's W keeps its initial value, these are the counts of the run. An algorithm that
+        looks for clusters is taken to find the true ones.
         """
-        before, begun = _ledger(self.exchange), _worked(self.exchange)
-        self.clients.passes, self.clients.forwards = [], np.zeros_like(self.clients.forwards)
-        pairs = self.algorithm.round(t).pairs
-        messages, nbytes = _since(before, self.exchange)
-        worked = _worked(self.exchange) - begun
-        mixing = Mixing(messages.pop("mixing"), nbytes.pop("mixing"), *worked)
-        passes, forwards = self.clients.passes, self.clients.forwards
-        return Load(pairs, messages, nbytes, mixing, passes, forwards)
+        return self._count(self.exchange, lambda: self.algorithm.round(r - 1).pairs)
 
-    def round(self, r: int) -> Sent:
-        """Return what round r = 1 .. T sends."""
-        return self.load(r - 1).sent()
+    def traffic(self) -> dict[str, RoundTraffic]:
+        """Return round 1, the mean round, and the mean round with models mixed at other W, by name."""
+        first = self.round(1)
+        found = [
+            (first if t == 0 else self.round(t + 1), count / self.rounds)
+            for t, count in self.representatives
+        ]
+        mean = RoundTraffic(
+            self.placement.ranks,
+            sum(one.pairs * share for one, share in found),
+            sum((one.messages_ps * share for one, share in found), np.zeros_like(first.bytes_ps)),
+            sum((one.bytes_ps * share for one, share in found), np.zeros_like(first.bytes_ps)),
+        )
+        others = {f"  {name}": mean.with_mixing(at) for name, at in self.other_mixing().items()}
+        return {"round 1": first, f"mean of {self.rounds:,} rounds": mean, **others}
 
-    def told(self) -> Told:
-        """Return the rounds that stand for all."""
-        return [(self.load(t), count) for t, count in telling_rounds(self.config)]
+    def other_mixing(self) -> dict[str, RoundTraffic]:
+        """Return what `mix` sends at other W that the run may reach, and after clients migrate."""
+        found = {}
+        for name, weights in self.algorithm.possible_weights().items():
+            found[name] = self.mixing_at(weights)
+            if placement := self._migrated(weights):
+                found[f"{name}, moved"] = self.mixing_at(weights, placement)
+        return found
 
-    def mixing_at(self, weights: Weights | None, placement: Placement | None = None) -> Mixing:
-        """Return what CoBo's penalty term alone costs at some W, with clients where they are or elsewhere.
+    def mixing_at(
+        self, weights: Weights | None, placement: Placement | None = None
+    ) -> RoundTraffic:
+        """Return what one `mix` sends at some W, or, if None, at a W with no two equal weights."""
+        exchange = self._exchange(placement or self.placement)  # whose buffers are not the run's
+        x_nd, symmetric = self.clients.x_cd, self.algorithm.symmetric
 
-        None: a W with no two weights alike.
+        def mix() -> float:
+            if weights is None:
+                itemsize = self.algorithm.weights.dtype.itemsize
+                exchange.mix_unlike(x_nd, itemsize, symmetric=symmetric)
+            else:
+                exchange.mix(weights, x_nd, symmetric=symmetric)
+            return 0.0
+
+        return self._count(exchange, mix)
+
+    def _migrated(self, weights: Weights | None) -> Placement | None:
+        """Return where clients would migrate at some W (comm.placement); None if they stay.
+
+        The search looks at all pairs of ranks, so it needs a run whose ranks are all counted.
         """
-        exchange = self._counting(placement) if placement else self.exchange
-        before, begun = _ledger(exchange), _worked(exchange)
-        x_nd, symmetric = self.clients.x_cd, not self._simplex
-        if weights is None:
-            itemsize = self.algorithm.weights.dtype.itemsize
-            exchange.mix_unlike(x_nd, itemsize, symmetric=symmetric)
-        else:
-            exchange.mix(weights, x_nd, symmetric=symmetric)
-        messages, nbytes = _since(before, exchange)
-        return Mixing(messages["mixing"], nbytes["mixing"], *(_worked(exchange) - begun))
-
-    def moved(self, weights: Weights | None) -> Placement | None:
-        """Return where clients would move at some W; None if they stay (comm.placement)."""
-        if weights is None or self.config.comm.placement == "static":
+        adaptive = self.config.comm.placement == "adaptive"
+        if weights is None or not adaptive or not self.counts_all_ranks:
             return None
-        level = link_threshold(equal_share(self.config.algorithm, self.task.clients))
+        level = link_threshold(self.config.algorithm.equal_share(self.n))
         found = propose(
             weights, self.placement, level, self.algorithm.sums,
             deterministic=self.config.comm.deterministic,
         )  # fmt: skip
         return found.placement if found else None
 
-    def other_mixings(self) -> dict[str, Mixing]:
-        """Return what CoBo's penalty term costs at other W that it may come to."""
-        found = {}
-        for name, weights in self.other_weights().items():
-            found[name] = self.mixing_at(weights)
-            if placement := self.moved(weights):
-                found[f"{name}, moved"] = self.mixing_at(weights, placement)
-        return found
-
-    def other_weights(self) -> dict[str, Weights | None]:
-        """Return W that CoBo may come to, by what to call them; none for other algorithms."""
-        if not isinstance(self.algorithm, CoBo):
-            return {}
-        found: dict[str, Weights | None] = {}
-        every, dtype = range(self.task.clients), self.algorithm.weights.dtype.type
-        if self.task.clusters is not None:
-            same = Weights(every, self.task.clusters, dtype=dtype)
-            if self._simplex:
-                shared_nn = self._shared_out(same.dense().astype(np.float64))
-                same = Weights.of_rows(every, shared_nn.astype(dtype))
-            found["W = true clusters"] = same
-        return found | {"any W, at most": None}
-
-    def _shared_out(self, links_nn: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return rows that sum to 1 over the links of each client, or over all where it has none."""
-        # Of W^0: all, or all others.
-        allowed_nn = (self.algorithm.weights.dense() > 0).astype(np.float64)
-        links_nn = links_nn * allowed_nn
-        alone_n1 = links_nn.sum(axis=1, keepdims=True) == 0
-        links_nn = np.where(alone_n1, allowed_nn, links_nn)
-        # A client alone in the world has no other to give anything to.
-        return np.asarray(links_nn / np.maximum(links_nn.sum(axis=1, keepdims=True), 1.0))
-
-    @property
-    def _simplex(self) -> bool:
-        algorithm = self.config.algorithm
-        return isinstance(algorithm, CoBoConfig) and algorithm.domain == "simplex"
-
-    def ranks(self) -> Ranks:
-        """Return what does not change from round to round."""
-        counts = [len(clients) for clients in self.placement.by_rank]
-        return Ranks(
-            np.array(counts),
-            self.config.algorithm.name,
-            self.model.row,
-            self.model.dtype.itemsize,
-            state_rows(self.config.optimizer, 1, self.model.dtype),
-            np.array([self.algorithm.weights.bytes_of(count) for count in counts]),
+    def _count(self, exchange: CountingExchange, act: Callable[[], float]) -> RoundTraffic:
+        before = exchange.traffic()
+        pairs = act()
+        sent = exchange.traffic() - before
+        messages_ps, bytes_ps = (
+            one.astype(np.float64) for one in (sent.messages_ps, sent.bytes_ps)
         )
+        return RoundTraffic(self.placement.ranks, pairs, messages_ps, bytes_ps)
 
     # -- memory -----------------------------------------------------------------------------------
 
-    def memory(self) -> list[Part]:
-        """Return what the fullest rank holds after the rounds asked for so far.
+    def memory(self) -> list[MemoryItem]:
+        """Return what the fullest of the counted ranks keeps after the rounds asked for so far.
 
-        Left out is what depends on the machine: activations of a batch, evaluation, and the program itself.
+        What depends on the machine is left out: activations of a batch, evaluation, and the program itself.
         """
-        ranks = [self.memory_of(rank) for rank in range(self.placement.ranks)]
-        return max(ranks, key=lambda parts: sum(part.bytes for part in parts))
+        ranks = [self.memory_of(int(rank)) for rank in self.counted]
+        return max(ranks, key=lambda items: sum(item.bytes for item in items))
 
-    def memory_of(self, rank: int) -> list[Part]:
-        """Return what one rank holds after the rounds asked for so far."""
-        count, kept = len(self.placement.by_rank[rank]), self.exchange.room[rank]
+    def memory_of(self, rank: int) -> list[MemoryItem]:
+        """Return what one counted rank keeps after the rounds asked for so far."""
+        s = int(np.flatnonzero(self.counted == rank)[0])
+        kept: Mapping[str, int] = {
+            name: int(held[s].sum()) for name, held in self.exchange.buffers.items()
+        }
+        count, midpoints = len(self.placement.by_rank[rank]), kept.get("midpoints", 0)
         mixed = sum(
             held for name, held in kept.items() if name.startswith(("mixed ", "sums ", "term"))
         )
-        held = Held(
+        use = MemoryUse(
             clients=count,
             others=self.clients.others,
-            taken=int(self.clients.gradients_r[rank]),
-            apart=int(self.clients.apart_r[rank]),
-            midpoints=kept["midpoints"],
-            mixed=mixed,
-            messages=sum(kept.values()) - mixed - kept["midpoints"],
-            weights=self.algorithm.weights.bytes_of(count),
-            weights_row=self.task.clients * self.algorithm.weights.dtype.itemsize,
+            gradients_elsewhere=int(self.clients.gradients_s[s]),
+            rows_elsewhere=int(self.clients.apart_s[s]),
+            midpoint_bytes=midpoints,
+            mixed_bytes=mixed,
+            message_bytes=sum(kept.values()) - mixed - midpoints,
+            weight_bytes=self.algorithm.weights.bytes_of(count),
+            weight_row_bytes=self.n * self.algorithm.weights.dtype.itemsize,
         )
-        return parts_of(held, self.model, self.config, self.task)
+        return memory_items(use, self.model, self.config, self.task)
 
 
-def _ledger(exchange: CountingExchange) -> Ints:
-    """Return messages and bytes so far of each purpose and rank, [2, purposes, R]."""
-    traffic = exchange.traffic
-    return np.array(
-        [
-            [[held[purpose] for held in kind] for purpose in TRAINING]
-            for kind in ([one.messages for one in traffic], [one.bytes for one in traffic])
-        ],
-        dtype=np.int64,
-    )
+def sample_ranks(seed: int, ranks: int) -> NDArray[np.int64]:
+    """Return the ranks that are counted, ascending: all, or a sample that depends on the seed alone.
 
-
-def _since(before: Ints, exchange: CountingExchange) -> tuple[dict[str, Ints], dict[str, Ints]]:
-    """Return messages and bytes since then, [R] by purpose."""
-    messages, nbytes = _ledger(exchange) - before
-    return dict(zip(TRAINING, messages, strict=True)), dict(zip(TRAINING, nbytes, strict=True))
-
-
-def _worked(exchange: CountingExchange) -> Ints:
-    """Return additions, numbers added and numbers multiplied so far, [3, R]."""
-    kinds = ("additions", "added", "multiplied")
-    return np.array([[one[k] for one in exchange.work] for k in kinds], dtype=np.int64)
-
-
-def telling_rounds(config: Config) -> list[tuple[int, int]]:
-    """Return rounds t = 0 .. T-1 and for how many rounds each stands: all that differ, or T // 40 at once.
-
-    Where pairs are drawn, the early rounds, in which time-dependent sampling changes fastest, stand for
-    fewer.
+    >>> sample_ranks(0, 3)
+    array([0, 1, 2])
     """
-    algorithm, rounds = config.algorithm, max(1, config.run.rounds)
-    if isinstance(algorithm, FinetunedFedAvgConfig):
-        together = min(rounds, math.ceil(algorithm.fedavg_share * rounds))
-        kinds = [(0, together), (rounds - 1, rounds - together)]
-    elif isinstance(algorithm, ValidationBasedConfig):
-        averaged = rounds // algorithm.every
-        kinds = [(0, rounds - averaged), (algorithm.every - 1, averaged)]
-    elif (
-        isinstance(algorithm, CoBoConfig)
-        and (algorithm.sampling.name != "all" or algorithm.sampling.rate < 1)
-    ) or (isinstance(algorithm, IfcaConfig) and algorithm.client_share < 1):
-        kinds, begin = [], 0
-        while begin < rounds:
-            count = min(rounds - begin, max(1, min(begin // 8, rounds // 40)))
-            kinds.append((begin + count // 2, count))
-            begin += count
-    else:
-        kinds = [(0, rounds)]
-    return [(t, count) for t, count in kinds if count]
+    if ranks <= MAX_COUNTED_RANKS:
+        return np.arange(ranks)
+    order = seeds.permutation(seeds.key(seed, "ranks", ranks), ranks).numpy()
+    return np.sort(order[:MAX_COUNTED_RANKS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.language.task import Language
+from cobo_dist.tasks.quadratic import Quadratic
 from cobo_dist.tasks.supervised import Classification
 
 
@@ -23,3 +24,23 @@ def facts_of(task: Task) -> dict[str, str]:
             least, most = min(map(len, numbers)), max(map(len, numbers))
             facts[name] = f"{least} examples a client" + (f" to {most}" if most > least else "")
     return facts | {"digest": task.fingerprint()}
+
+
+def data_in_memory(task: Task) -> tuple[str, int]:
+    """Return what a rank keeps of the examples, in words, and its bytes."""
+    if isinstance(task, Language):
+        return "tokens of all clients, files mapped", sum(
+            stream.tokens.nbytes for stream in task.streams
+        )
+    if isinstance(task, Classification):
+        examples = task.examples
+        parts = (examples.inputs, examples.targets, examples.labels_of)
+        return "data, once", sum(one.nbytes for one in parts)
+    if isinstance(task, Quadratic):
+        return "data, once", 2 * int(task.centers_nd.nbytes)  # as it was read, and in run.dtype
+    return "data, once", 0
+
+
+def reads_in_random_order(task: Task) -> bool:
+    """Return whether clients read their examples by shuffled indices."""
+    return isinstance(task, (Classification, Language))

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from cobo_dist.algorithms.base import RunContext
-from cobo_dist.algorithms.registry import build_algorithm, equal_share
+from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import ClientBatch
@@ -150,7 +150,7 @@ def open_trainer(
             startup.announce(
                 run_logger, learner, session, config.algorithm.name, environment, found
             )
-        threshold = link_threshold(equal_share(config.algorithm, problem.task.clients))
+        threshold = link_threshold(config.algorithm.equal_share(problem.task.clients))
         migrator = ClientMigrator(comm, run.rounds, threshold, learner, run_logger)
         about = Manifest(
             round=0,
@@ -184,7 +184,7 @@ def _open_run_logger(
         keys if "gamma" in keys else {}, task.clients, config.run.rounds, config.optimizer.lr
     )
     display = open_display(config.log, config.run.rounds, first)
-    share = equal_share(config.algorithm, task.clients)
+    share = config.algorithm.equal_share(task.clients)
     run_logger = RunLogger(folder, display, health, task.clusters, task.metrics, share, task.names)
     if config.log.tensorboard:
         run_logger.open_board(first)

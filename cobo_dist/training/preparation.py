@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from cobo_dist.algorithms.registry import AlgorithmConfig, needs_clusters, needs_validation
+from cobo_dist.algorithms.registry import AlgorithmConfig
 from cobo_dist.checkpoint import resume
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
@@ -90,7 +90,7 @@ def refuse_unfit(algorithm: AlgorithmConfig, run: RunConfig, task: Task) -> None
     Raises:
         ConfigError: it lacks clusters, validation data, the engine or a split.
     """
-    if needs_clusters(algorithm) and task.clusters is None:
+    if algorithm.needs_clusters and task.clusters is None:
         why = (
             "in task.file no two clients share a centre; add the array clusters [n] to the file"
             if task.name == "quadratic"
@@ -104,7 +104,7 @@ def refuse_unfit(algorithm: AlgorithmConfig, run: RunConfig, task: Task) -> None
             f"run.engine={run.engine} does not serve task.name={task.name}, which has "
             f"{', '.join(task.engines)}; leave run.engine at auto"
         )
-    if needs_validation(algorithm) and "validation" not in task.splits:
+    if algorithm.needs_validation and "validation" not in task.splits:
         raise ConfigError(
             f"algorithm.name={algorithm.name} scores models on validation data, and this "
             f"task has only {', '.join(task.splits)}; set task.validation_fraction above 0"

@@ -1,4 +1,4 @@
-"""The plan of a run against the run itself: bytes and messages of every round, and the room it keeps."""
+"""The plan of a run against the run itself: bytes and messages of every round, and the buffers it keeps."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.phase_timer import PhaseTimer
-from cobo_dist.planning.dry_run import DryRun, telling_rounds
-from cobo_dist.planning.round_cost import mean_sent
+from cobo_dist.planning.dry_run import DryRun, RoundTraffic
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.training.build import build_learner
-from cobo_dist.training.preparation import prepare
+from cobo_dist.training import build as loop
+from cobo_dist.training.signals import Signals
+from cobo_dist.training.trainer import Trainer
 
 # d = 64 * 18 + 18 + 18 * 10 + 10 = 1360: rows without padding, and halves that are not equal.
 SMALL = ("model.hidden=[18]", "run.rounds=4", "run.eval_every=0", "run.threads=1")
 NORM = "model.norm=batch"
 
 
-def dry_run_of(settings: list[str], ranks: int) -> DryRun:
+def dry_run_of(settings: list[str], ranks: int, clients: int = 0) -> DryRun:
     config = load_config(None, settings)
     dtype = getattr(torch, config.run.dtype)
     task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
-    return DryRun(config, task, ranks)
+    return DryRun(config, task, ranks, clients)
+
+
+def mean_of(dry_run: DryRun) -> RoundTraffic:
+    return list(dry_run.traffic().values())[1]
 
 
 # -- traffic -----------------------------------------------------------------------------------------
@@ -99,12 +102,9 @@ def test_what_other_weights_cost() -> None:
     d = 1360
     for domain, told in (("box", 0), ("simplex", 12 * 4 * 4)):
         dry_run = dry_run_of([*SMALL, f"algorithm.domain={domain}"], 4)
-        sent = {
-            name: int(dry_run.mixing_at(weights).bytes.sum())
-            for name, weights in dry_run.other_weights().items()
-        }
+        sent = {name: mixing.total for name, mixing in dry_run.other_mixing().items()}
         assert sent == {"W = true clusters": told, "any W, at most": 12 * 2 * d * 4 + told}
-    assert dry_run_of(["algorithm.name=oracle", *SMALL], 4).other_weights() == {}
+    assert dry_run_of(["algorithm.name=oracle", *SMALL], 4).other_mixing() == {}
 
 
 @pytest.mark.parametrize(
@@ -121,23 +121,24 @@ def test_what_other_weights_cost() -> None:
 )
 def test_rounds_stand_for_all_rounds(settings: list[str]) -> None:
     config: Config = load_config(None, settings)
-    told, rounds = telling_rounds(config), max(1, config.run.rounds)
-    assert sum(count for _, count in told) == rounds
-    assert all(0 <= t < rounds for t, _ in told)
-    assert [t for t, _ in told] == sorted({t for t, _ in told})
-    assert len(told) < 120
+    rounds = max(1, config.run.rounds)
+    found = config.algorithm.representative_rounds(rounds)
+    assert sum(count for _, count in found) == rounds
+    assert all(0 <= t < rounds for t, _ in found)
+    assert [t for t, _ in found] == sorted({t for t, _ in found})
+    assert len(found) < 120
 
 
 def test_the_mean_over_rounds() -> None:
     """Time-dependent: 28 pairs with probability 1/t in round t; FedAvg in 3 of 10 rounds; 1 of 4."""
     time = dry_run_of(["algorithm.sampling.name=time", "run.rounds=400", *SMALL[:1]], 2)
     expected = 28 * sum(1 / t for t in range(1, 401)) / 400  # 0.46
-    assert mean_sent(time.told()).pairs == pytest.approx(expected, rel=0.4)
+    assert mean_of(time).pairs == pytest.approx(expected, rel=0.4)
     short = dry_run_of(["run.rounds=40", *SMALL[:1]], 2)
     every = [short.round(r).pairs for r in range(1, 41)]
-    assert mean_sent(short.told()).pairs == np.mean(every), "so few rounds are all asked"
+    assert mean_of(short).pairs == pytest.approx(np.mean(every)), "so few rounds are all counted"
     averaging = ["algorithm.name=finetuned_fedavg", "algorithm.fedavg_share=0.3", "run.rounds=10"]
-    some = mean_sent(dry_run_of([*averaging, *SMALL[:1]], 2).told())
+    some = mean_of(dry_run_of([*averaging, *SMALL[:1]], 2))
     assert some.total == pytest.approx(0.3 * 2 * 1360 * 4)
     assert some.messages["mixing"] == pytest.approx(0.6)
 
@@ -145,7 +146,7 @@ def test_the_mean_over_rounds() -> None:
 # -- memory ------------------------------------------------------------------------------------------
 
 
-NARROW = mock.patch.multiple("cobo_dist.maths.flat", _MAX_NUMBERS=1, _MIN_COLUMNS=16)
+NARROW = mock.patch.multiple("cobo_dist.maths.flat", _AT_ONCE=1, _NARROWEST=16)
 """Sums of few columns at a time, as models of millions of parameters have."""
 
 
@@ -153,8 +154,12 @@ NARROW = mock.patch.multiple("cobo_dist.maths.flat", _MAX_NUMBERS=1, _MIN_COLUMN
 def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
     """Go some rounds; return the bytes that this rank's clients and exchange keep."""
     config = load_config(None, [*QUIET, *settings])
-    problem = prepare(config, session.launch).agree(session)
-    parts = build_learner(config, session, problem, PhaseTimer.off())
+    prepared = loop.prepare(config, session.launch)
+    assert prepared.task is not None
+    assert prepared.placement is not None
+    parts = Trainer(
+        config, session, prepared.task, prepared.placement, prepared.data, None, Signals()
+    )
     parts.clients.use_engine("one_by_one")
     for t in range(rounds):
         parts.algorithm.round(t)
@@ -163,12 +168,8 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
     def total(*tensors: torch.Tensor) -> int:
         return sum(one.untyped_storage().nbytes() for one in tensors)
 
-    optimizer = [one for one in clients.optimizer.state().values() if one.is_floating_point()]
-    scratch, wire, scalars = (
-        exchange._channel.scratch,
-        exchange._channel.wire,
-        exchange._pairwise_dot._scalars,
-    )
+    optimizer = [one for one in clients.optimizer.memory().values() if one.is_floating_point()]
+    scratch, wire, scalars = exchange._scratch, exchange._wire, exchange._pairwise_dot._scalars
     return {
         "models": total(clients.x_cd, clients.b_cd),
         "optimizer": total(*optimizer),
@@ -214,8 +215,8 @@ def test_every_rank_holds_what_was_planned(pool: RankPool, settings: list[str]) 
             "models": planned("models, "),
             "optimizer": planned("optimizer"),
             "gradients": parts["gradients"],
-            "gradients elsewhere": planned("gradients there"),
-            "exchange": planned("midpoints", "what mixing", "messages"),
+            "gradients elsewhere": planned("gradients at midpoints"),
+            "exchange": planned("midpoints", "sums of models", "messages"),
             "weights": planned("weights"),
         }, rank
 
@@ -229,10 +230,10 @@ def test_what_else_a_rank_holds() -> None:
     assert parts["batches"] == 2 * 32 * (64 * 4 + 8)
 
 
-# -- the door ----------------------------------------------------------------------------------------
+# -- the command -------------------------------------------------------------------------------------
 
 
-def test_the_door_says_all_and_writes_nothing(
+def test_the_command_prints_all_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -240,9 +241,12 @@ def test_the_door_says_all_and_writes_nothing(
     said = capsys.readouterr().out
     for words in (
         "8 in 4 clusters", "1,360 parameters", "130 examples a client", "4, with 2 clients each",
-        "round 1 ", "mean of 4 ", "W = true clusters ", "any W, at most ", "counted ",
+        "round 1 ", "mean of 4 rounds ", "mean round, most ", "W = true clusters ",
+        "any W, at most ", "counted ",
     ):  # fmt: skip
         assert words in said, words
+    assert "drawn" not in said
+    assert "est." not in said
     # W^0 = 1: one model for each ordered pair of ranks, 12 * 5440 bytes.
     (line,) = (line for line in said.splitlines() if line.startswith("round 1 "))
     assert line.split()[-4:-2] == ["65.3", "kB"]
@@ -259,6 +263,14 @@ def test_the_door_says_all_and_writes_nothing(
         (["ranks=0"], "ranks=0 is no number of ranks"),
         (["ranks=two"], "ranks=two is no number of ranks"),
         (["ranks=9"], "9 ranks for 8 clients"),
+        (["clients=3", "ranks=4"], "4 ranks for 3 clients"),
+        (["clients=0"], "clients=0 is no number of clients; give 1 to"),
+        (["clients=20000", "algorithm.sampling.name=all"], "about 199,990,000 times"),
+        (["clients=20000", "algorithm.domain=simplex"], "about 400,000,000 times"),
+        (
+            ["clients=20000", "algorithm.name=federated_clustering"],
+            "algorithm.name=federated_clustering",
+        ),
         (["rank=2"], "rank"),
         (["task.name=quadratic"], "task.file is not set"),
         (["algorithm.name=validation_based", "task.validation_fraction=0"], "validation"),
@@ -274,7 +286,7 @@ def test_what_cannot_be_planned(
     assert captured.out == ""
 
 
-def test_a_task_that_does_not_fit_is_refused_before_it_is_rehearsed(tmp_path: Path) -> None:
+def test_a_task_that_does_not_fit_is_refused_first(tmp_path: Path) -> None:
     problem = write_quadratic(tmp_path / "problem.npz", clients=3)
     settings = ["task.name=quadratic", f"task.file={problem}", "algorithm.name=oracle"]
     with pytest.raises(ConfigError, match="needs a task with known clusters"):
