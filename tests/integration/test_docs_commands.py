@@ -54,7 +54,8 @@ SMALLER = {
     r"launch/quickstart\.sh": "run.rounds=20",
     r"cross_(silo|device)": TINY_IMAGES,
     r"configs/cpu/language|task\.name=language": TINY_TEXT,
-    r"slurm/submit\.py": "--dry-run",
+    r"slurm/submit\.py": "--dry-run run.dir=runs/submitted",
+    r"cobo_dist\.doctor": "run.dir=runs/checked",
 }
 REPLACED = {
     # Made-up data in place of downloads; two rows of a table in place of all.
