@@ -148,7 +148,7 @@ def test_every_figure_is_drawn_and_listed(report: Report) -> None:
     assert "73.0 ± 3.0" in report.printed
 
 
-def test_cobo_has_its_colour_in_the_curves(report: Report) -> None:
+def test_cobo_has_its_color_in_the_curves(report: Report) -> None:
     """Both figures of curves have a thick line in CoBo's color."""
     for name in ("accuracy", "loss"):
         pixels = matplotlib.image.imread(report.out / "digits" / f"{name}.png")[..., :3]
