@@ -234,7 +234,7 @@ def test_moving_changes_no_number(pool: RankPool, problem: Path, tmp_path: Path,
     for ranks in (1, 2, 3):
         folder = tmp_path / f"run{ranks}"
         adaptive = [*run, "comm.placement=adaptive", f"run.dir={folder}"]
-        traffic = pool.run(ranks, train_and_count, adaptive)
+        sent_by_rank = pool.run(ranks, train_and_count, adaptive)
         assert_same(tmp_path / "static", folder)
         moves = rows(folder, "placement")
         assert bool(moves) == (ranks > 1)
@@ -244,7 +244,7 @@ def test_moving_changes_no_number(pool: RankPool, problem: Path, tmp_path: Path,
             assert move["mixing_before"] == move["models_before"] * D * 4
             assert move["mixing_after"] == move["models_after"] * D * 4 < move["mixing_before"]
         (traffic,) = rows(folder, "ledger")
-        assert traffic["bytes_moving"] == sum(one.get("moving", 0) for one in traffic)
+        assert traffic["bytes_moving"] == sum(one.get("moving", 0) for one in sent_by_rank)
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["bytes_sent"] == sum(traffic[f"bytes_{p}"] for p in (*TRAINING, "moving"))
         placement = summary["placement"]
