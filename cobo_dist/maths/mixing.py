@@ -122,11 +122,6 @@ class Product:
         size = self.shape[0] * self.shape[1]
         return size > 0 and bool(is_written_out(len(self._more), size))
 
-    @property
-    def additions(self) -> int:
-        """How many rows are added to receivers' rows, where matrix products are not used."""
-        return int((self._rows >= 0).sum()) + len(self._more)
-
     def add(self, x_kd: Tensor, into_rd: Tensor) -> None:
         """Add sum_k b_rk x_k to every row of `into_rd` [r, d]."""
         if self.is_written_out:

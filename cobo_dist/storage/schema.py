@@ -193,7 +193,7 @@ class Summary(Record):
     final: dict[str, Number] = Field(description="mean over clients of each metric on test data")
     per_client: list[ClientResult] = Field([], description="the same of each client")
     cluster_match: float | None = Field(
-        None, description="share of pairs that W links rightly; null: true clusters unknown"
+        None, description="link accuracy of the last W; null: true clusters unknown"
     )
     placement: PlacementSummary | None = Field(
         None, description="only with `comm.placement=adaptive`"

@@ -249,7 +249,7 @@ class RunLogger:
     # -- the end ----------------------------------------------------------------------------------
 
     def match(self) -> float | None:
-        """Return the share of pairs that the last W links rightly; None if the truth is unknown."""
+        """Return the link accuracy of the last W; None if the truth is unknown."""
         if self.clusters is None or self.graph is None:
             return None
         return cluster_match(self.graph.weights, self.clusters, link_threshold(self.share))

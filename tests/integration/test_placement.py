@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pool import RankPool
 from problems import models, rows, train, write_quadratic
-from test_resume import stopped
+from resuming import stopped
 
 from cobo_dist.cli import plan
 from cobo_dist.comm.placement import Placement

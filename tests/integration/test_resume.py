@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -16,9 +15,9 @@ import pytest
 import yaml
 from pool import RankPool
 from problems import QUIET, models, rows, train
+from resuming import assert_same, log, stopped
 
 from cobo_dist.cli.train import main
-from cobo_dist.comm.session import Session
 from cobo_dist.comm.transports.base import LostContact
 from cobo_dist.config import load_config
 from cobo_dist.config.differences import resume_differences
@@ -49,42 +48,6 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     "validation_based": ("algorithm.name=validation_based", "algorithm.every=3", *ADAM),
     "oracle": ("algorithm.name=oracle", *MOMENTUM),
 }
-
-
-def stopped(session: Session, arguments: list[str], rank: int, r: int, number: int) -> int:
-    """Train; one rank gets a signal in round r."""
-    keep = MetricsBuffer.round
-
-    def round_with_signal(self: MetricsBuffer, now: int, *rest: Any) -> None:
-        keep(self, now, *rest)
-        if now == r and session.transport.rank == rank:
-            os.kill(os.getpid(), number)
-
-    with mock.patch.object(MetricsBuffer, "round", round_with_signal):
-        return train(session, arguments)
-
-
-def log(folder: Path) -> list[dict[str, Any]]:
-    """Return all rows but the last, without what time and the number of ranks change."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    return [
-        {k: v for k, v in row.items() if k != "seconds" and not k.startswith(("bytes", "messages"))}
-        for row in found
-        if row["event"] != "traffic"
-    ]
-
-
-def assert_same(one: Path, other: Path) -> None:
-    """Compare models, W and rows, bit by bit."""
-    mine, theirs = models(one), models(other)
-    assert mine.keys() == theirs.keys()
-    for name, value in mine.items():
-        assert np.array_equal(value, theirs[name]), name
-    a, b = np.load(one / "W.npz"), np.load(other / "W.npz")
-    assert np.array_equal(a["rounds"], b["rounds"])
-    assert np.array_equal(a["weights"], b["weights"])
-    assert log(one) == log(other)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

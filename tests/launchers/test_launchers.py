@@ -65,6 +65,7 @@ def test_torchrun(tmp_path: Path, one_rank: dict[str, np.ndarray]) -> None:
     check_run(tmp_path, "torchrun", one_rank)
 
 
+@pytest.mark.mpi
 def test_mpirun(tmp_path: Path, one_rank: dict[str, np.ndarray]) -> None:
     done = start([*mpirun(2), "-m", TRAIN, *quadratic(tmp_path)], tmp_path)
     assert done.returncode == 0, done.stderr
@@ -84,6 +85,7 @@ def test_a_refusal_under_torchrun_is_printed_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.mpi
 def test_a_refusal_under_mpirun_is_printed_once_and_keeps_its_code(tmp_path: Path) -> None:
     done = start([*mpirun(2), "-m", TRAIN, "task.name=quadratic", "run.dir=out"], tmp_path)
     assert done.returncode == 2, done.stderr

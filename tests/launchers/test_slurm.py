@@ -16,17 +16,17 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from launching import environment
 from problems import QUIET, rows
+from resuming import assert_same
 from slurm_cluster import Cluster, wait_for, why_not
-from test_launchers import environment
-from test_resume import assert_same
 
 from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SLURM = ROOT / "slurm"
-PATIENCE = float(os.environ.get("COBO_TEST_PATIENCE", "120"))
+STATE_TIMEOUT_SECONDS = float(os.environ.get("COBO_TEST_PATIENCE", "120"))
 """Time limit in seconds for a job to reach a state: many times what it takes on an idle machine."""
 DIGITS = [
     *QUIET, "run.rounds=12", "run.eval_every=6", "run.log_weights_every=6", "task.test_size=80",
@@ -226,7 +226,7 @@ def wait_for_round(cluster: Cluster, job: str, run: Path, r: int) -> None:
         log = run / "metrics.jsonl"
         return log.exists() and f'"event": "round", "round": {r},' in log.read_text()
 
-    wait_for(there, PATIENCE, f"round {r}")
+    wait_for(there, STATE_TIMEOUT_SECONDS, f"round {r}")
 
 
 def words(folder: Path) -> str:
@@ -255,7 +255,7 @@ def test_two_nodes_with_frozen_code_and_config(cluster: Cluster, tmp_path: Path)
     assert second.returncode == 2
     assert f"job {job} in run.dir={run} is " in second.stderr
 
-    ended = cluster.wait(job, "COMPLETED", "FAILED", seconds=PATIENCE)
+    ended = cluster.wait(job, "COMPLETED", "FAILED", seconds=STATE_TIMEOUT_SECONDS)
     assert ended["JobState"] == "COMPLETED", words(tmp_path)
     assert status(run)["exit_code"] == 0
     env_json = json.loads((run / "env.json").read_text())
@@ -282,14 +282,16 @@ def test_a_signal_requeues_and_the_next_start_goes_on(
     job = sbatch(cluster, tmp_path, *shape, str(SLURM / script), *arguments, slow=True)
     wait_for_round(cluster, job, run, 3)
     cluster.call("scancel", "--signal=USR1", job)
-    waits = cluster.wait(job, "PENDING", "FAILED", "COMPLETED", "CANCELLED", seconds=PATIENCE)
+    waits = cluster.wait(
+        job, "PENDING", "FAILED", "COMPLETED", "CANCELLED", seconds=STATE_TIMEOUT_SECONDS
+    )
     assert (waits["JobState"], waits["Restarts"]) == ("PENDING", "1"), words(tmp_path)
     assert status(run)["exit_code"] == 75
     assert "SIGUSR1" in status(run)["reason"]
     assert not (run / "summary.json").exists()
 
     cluster.start_now(job)
-    ended = cluster.wait(job, "COMPLETED", "FAILED", seconds=PATIENCE)
+    ended = cluster.wait(job, "COMPLETED", "FAILED", seconds=STATE_TIMEOUT_SECONDS)
     assert ended["JobState"] == "COMPLETED", words(tmp_path)
     assert_same(whole, run)
     resumed = json.loads((run / "env.json").read_text())["resumed"]
@@ -307,12 +309,14 @@ def test_a_pre_empted_job_is_requeued_and_goes_on(
     job = sbatch(cluster, tmp_path, *shape, str(SLURM / "train.sbatch"), *arguments, slow=True)
     wait_for_round(cluster, job, run, 3)
     wins = sbatch(cluster, tmp_path, "--partition=high", "--nodes=3", "--exclusive", "--wrap=true")
-    cluster.wait(wins, "COMPLETED", seconds=PATIENCE)
-    waits = cluster.wait(job, "PENDING", "FAILED", "COMPLETED", "CANCELLED", seconds=PATIENCE)
+    cluster.wait(wins, "COMPLETED", seconds=STATE_TIMEOUT_SECONDS)
+    waits = cluster.wait(
+        job, "PENDING", "FAILED", "COMPLETED", "CANCELLED", seconds=STATE_TIMEOUT_SECONDS
+    )
     assert (waits["JobState"], waits["Restarts"]) == ("PENDING", "1"), words(tmp_path)
     assert "SIGTERM" in status(run)["reason"]
     cluster.start_now(job)
-    ended = cluster.wait(job, "COMPLETED", "FAILED", seconds=PATIENCE)
+    ended = cluster.wait(job, "COMPLETED", "FAILED", seconds=STATE_TIMEOUT_SECONDS)
     assert ended["JobState"] == "COMPLETED", words(tmp_path)
     assert_same(whole, run)
 
@@ -327,12 +331,16 @@ def test_an_array_runs_a_grid_point_each_and_one_goes_on(cluster: Cluster, tmp_p
     runs = [tmp_path / "sweep" / f"digits-cobo-s{seed}" for seed in (0, 1)]
     wait_for_round(cluster, f"{array}_1", runs[0], 3)
     cluster.call("scancel", "--signal=USR1", f"{array}_1")
-    waits = cluster.wait(f"{array}_1", "PENDING", "FAILED", "COMPLETED", seconds=PATIENCE)
+    waits = cluster.wait(
+        f"{array}_1", "PENDING", "FAILED", "COMPLETED", seconds=STATE_TIMEOUT_SECONDS
+    )
     assert (waits["JobState"], waits["Restarts"]) == ("PENDING", "1"), words(tmp_path)
     assert status(runs[0])["exit_code"] == 75
     cluster.start_now(f"{array}_1")
     for task in (1, 2):
-        ended = cluster.wait(f"{array}_{task}", "COMPLETED", "FAILED", seconds=PATIENCE)
+        ended = cluster.wait(
+            f"{array}_{task}", "COMPLETED", "FAILED", seconds=STATE_TIMEOUT_SECONDS
+        )
         assert ended["JobState"] == "COMPLETED", words(tmp_path)
     assert cluster.job(f"{array}_2")["Restarts"] == "0"
     assert [status(run)["exit_code"] for run in runs] == [0, 0]
@@ -348,9 +356,9 @@ def test_scancel_ends_the_job_with_a_checkpoint(cluster: Cluster, tmp_path: Path
     job = sbatch(cluster, tmp_path, *shape, str(SLURM / "train.sbatch"), *arguments, slow=True)
     wait_for_round(cluster, job, run, 3)
     cluster.call("scancel", job)
-    ended = cluster.wait(job, "CANCELLED", "FAILED", "COMPLETED", seconds=PATIENCE)
+    ended = cluster.wait(job, "CANCELLED", "FAILED", "COMPLETED", seconds=STATE_TIMEOUT_SECONDS)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), words(tmp_path)
-    wait_for(lambda: status(run), PATIENCE, "status.json")
+    wait_for(lambda: status(run), STATE_TIMEOUT_SECONDS, "status.json")
     assert status(run)["exit_code"] == 75
     assert "SIGTERM" in status(run)["reason"]
     assert list((run / "checkpoints").glob("round-*/manifest.json"))
@@ -365,7 +373,9 @@ def test_a_rank_that_dies_ends_the_job(cluster: Cluster, tmp_path: Path) -> None
     wait_for_round(cluster, job, run, 3)
     os.kill(rank_process(job, 1), signal.SIGKILL)
     killed = time.monotonic()
-    ended = cluster.wait(job, "FAILED", "COMPLETED", "CANCELLED", "PENDING", seconds=PATIENCE)
+    ended = cluster.wait(
+        job, "FAILED", "COMPLETED", "CANCELLED", "PENDING", seconds=STATE_TIMEOUT_SECONDS
+    )
     took = time.monotonic() - killed
     assert took < 30, words(tmp_path)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), words(tmp_path)

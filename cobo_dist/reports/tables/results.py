@@ -19,7 +19,7 @@ from cobo_dist.storage.schema import METRICS
 NOTE = (
     "Last values of the mean over clients; mean ± sample standard deviation over seeds. "
     "Imp.%: share of clients that do better than with Local (same task, seed and rounds). "
-    "Links right: client pairs whose final link agrees with the true clusters, in %. "
+    "Link accuracy: client pairs whose final link agrees with the true clusters, in %. "
     "MB = 10^6 bytes, all ranks together."
 )
 _BEST = (
@@ -47,7 +47,7 @@ def results_table(problem: Problem, results: Sequence[GroupResult]) -> Table:
     headings = ["method", *keys, "seeds"]
     headings += [f"validation {_HEADINGS[metric]}"] * validated
     headings += [on + _HEADINGS[name] for name in shown_metrics(metric)]
-    headings += ["Imp.%", "links right %", "MB sent a round", "seconds"]
+    headings += ["Imp.%", "link accuracy %", "MB sent a round", "seconds"]
     best = _best_on_validation(results)
     cells = [_cells(one, keys, validated, i in best) for i, one in enumerate(results)]
     here = f"Here {show_settings(problem.settings)}." if problem.main and problem.settings else ""

@@ -910,6 +910,8 @@ def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, seen = tmp_path / "out", []
+    # A shell that starts the tests in the background makes them ignore SIGINT, as a sweep then would.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def is_training() -> bool:
         seen.extend(processes_of(out))
@@ -917,7 +919,10 @@ def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
 
     arguments = ["seed=0,1", "run.rounds=1000000", "model.hidden=[8]", "--out", str(out)]
     thread = in_a_moment(is_training, signal.SIGINT)
-    assert main(arguments) == 130
+    try:
+        assert main(arguments) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     assert len(set(seen)) >= 2, "torchrun and its rank"
     assert processes_of(out) == []
