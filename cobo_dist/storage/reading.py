@@ -43,12 +43,13 @@ def read_row(line: bytes | str) -> Row | None:
     try:
         row = _ROW.validate_json(line)
     except ValidationError as error:
-        kind = error.errors()[0]["type"]
+        first = error.errors()[0]
+        kind = first["type"]
         if kind == "union_tag_invalid":  # an old name, or a new one
             old = json.loads(line)
             new = upgrade_row(old)
             return None if new == old else read_row(json.dumps(new))
-        if kind in ("union_tag_not_found", "dict_type", "model_type", "model_attributes_type"):
+        if kind != "json_invalid" and not first["loc"]:
             raise SchemaError("it is not an object with an `event`") from None
         # The first name of each place is the event.
         raise (NotJson if kind == "json_invalid" else SchemaError)(explain(error, 1)) from None

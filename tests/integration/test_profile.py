@@ -99,7 +99,11 @@ def test_malformed_profile_rows_are_refused(tmp_path: Path) -> None:
     assert main([*QUIET, *RUN, "run.rounds=1", f"run.dir={tmp_path / 'run'}"]) == 0
     path = tmp_path / "run" / "metrics.jsonl"
     good = path.read_text()
-    for seconds in ('{"gradients": 1.0}', '{"gradients": [1], "mixing": [1, 2]}', "[1]"):
+    for seconds, why in (
+        ('{"gradients": 1.0}', r"seconds\.gradients is 1\.0"),
+        ('{"gradients": [1], "mixing": [1, 2]}', "one list of all ranks for each kind"),
+        ("[1]", r"seconds is \[1\]"),
+    ):
         path.write_text(good + f'{{"event": "profile", "round": 1, "seconds": {seconds}}}\n')
-        with pytest.raises(ConfigError, match="one list of all ranks for each kind"):
+        with pytest.raises(ConfigError, match=rf"metrics\.jsonl, line \d+: .*{why}"):
             read_run(tmp_path / "run")

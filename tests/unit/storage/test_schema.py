@@ -72,6 +72,7 @@ def test_other_events_are_left_to_versions_that_know_them() -> None:
         ({"event": "round", "round": 1, "news": "x"}, "news is 'x'"),
         ({"event": "eval", "round": 1, "accuracy": "high"}, "accuracy is 'high'"),
         ({"event": "profile", "round": 1, "seconds": {"mixing": 1}}, "seconds.mixing is 1"),
+        ({"event": "profile", "round": 1, "seconds": [1]}, r"seconds is \[1\]"),
     ],
 )
 def test_a_malformed_row_is_refused_with_key_and_value(row: object, words: str) -> None:
