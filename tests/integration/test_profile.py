@@ -90,7 +90,7 @@ def test_the_figure_has_a_bar_for_each_rank(
     lines = (tmp_path / "profile.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * len(PHASES)
     assert lines[1].endswith(",4")  # rounds 11 to 14
-    assert "Where a round&#x27;s time goes" in (tmp_path / "index.html").read_text()
+    assert "Where a round&#39;s time goes" in (tmp_path / "index.html").read_text()
 
 
 def test_malformed_profile_rows_are_refused(tmp_path: Path) -> None:
