@@ -344,25 +344,25 @@ def checkpoint(rng: random.Random, folder: Path) -> list[str]:
         key = rng.choice(sorted(manifest))
         manifest[key] = rng.choice((None, 5, -1, "x", [], {}, {"a": 1}, 10**30, 1.5, True, 2))
     elif kind == 5:
-        run_logger = json.loads((newest / "book.json").read_text())
+        run_logger = json.loads((newest / "logger.json").read_text())
         inside = rng.choice(
-            (run_logger, run_logger["metrics"], run_logger["now"], run_logger["watch"])
+            (run_logger, run_logger["metrics"], run_logger["progress"], run_logger["health"])
         )
         inside[rng.choice(sorted(inside))] = rng.choice(
             (None, 5, -1, "x", [], {}, 10**30, {"a": 5})
         )
-        path, name, content = newest / "book.json", "book.json", json.dumps(run_logger).encode()
+        path, name, content = newest / "logger.json", "logger.json", json.dumps(run_logger).encode()
     if content is not None:
         path.write_bytes(content)
         manifest["files"][name] = {
             "size": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-    del manifest["seal"]
+    del manifest["sha256"]
     if isinstance(manifest.get("files"), dict):
         manifest["files"] = dict(sorted(manifest["files"].items()))
-    seal = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
-    (newest / "manifest.json").write_text(json.dumps(manifest | {"seal": seal}, indent=1) + "\n")
+    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    (newest / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest}, indent=1) + "\n")
     return [*sound_run(folder), "run.rounds=2", "run.resume=auto"]
 
 

@@ -112,7 +112,7 @@ def elastic(folder: Path, rounds: int = 400) -> list[Outcome]:
     told = [line for line in text.splitlines() if line.startswith("goes on after round")]
     wrong = [shorten(text, 3000)]
     if code == 0:
-        wrong = differences(whole, cut, rounds, RANK_KEYS, ("ledger", "warning"))
+        wrong = differences(whole, cut, rounds, RANK_KEYS, ("traffic", "warning"))
     if len(told) != 2 or not all(came):
         wrong.append(f"it went on {len(told)} times: {told}; it came this far: {came}")
     return [

@@ -55,7 +55,7 @@ def differences(
     other: Path,
     rounds: int,
     but: Sequence[str] = TIME_KEYS,
-    leave_out: Sequence[str] = ("ledger",),
+    leave_out: Sequence[str] = ("traffic",),
 ) -> list[str]:
     """Return the differences of two finished runs: models and W bit by bit, and every row of the log.
 

@@ -28,7 +28,7 @@ def resuming(folder: Path, counts: Sequence[int] = (1, 2, 3), half: int = 40) ->
             shutil.copytree(begun, both)
             finished(second, [*run, f"run.dir={both}", "run.resume=auto"], logs)
             # Warnings about W at the end of a run differ between the half run and the whole one.
-            found = differences(whole, both, 2 * half, RANK_KEYS, ("ledger", "warning"))
+            found = differences(whole, both, 2 * half, RANK_KEYS, ("traffic", "warning"))
             wrong += [f"{first} ranks, then {second}: {one}" for one in found]
     return [
         Outcome(
