@@ -16,6 +16,7 @@ RUN_RECORDS: Mapping[str, tuple[type[Record], ...]] = {
     schema.SUMMARY_FILE: (schema.Summary, schema.ClientResult, schema.PlacementSummary),
     schema.STATUS_FILE: (schema.Status,),
     schema.ENVIRONMENT_FILE: (schema.Environment, schema.Resumed),
+    f"{schema.OWNER_DIR}/NNNNNN.json": (schema.Owner,),
 }
 CHECKPOINT_RECORDS: Mapping[str, tuple[type[Record], ...]] = {
     schema.MANIFEST_FILE: (schema.Manifest, schema.FileDigest),

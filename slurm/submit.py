@@ -17,10 +17,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # read the config with the code that is frozen, beside this file
 
-from cobo_dist.checkpoint.resume import refuse_unusable  # noqa: E402
 from cobo_dist.comm.startup.launch_env import read_launch  # noqa: E402
 from cobo_dist.config import Config, load_config  # noqa: E402
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError  # noqa: E402
+from cobo_dist.training.preparation import refuse_unusable_folder  # noqa: E402
 
 USAGE = (
     "python slurm/submit.py [--launcher=srun|torchrun] [--dry-run] [--FLAG=VALUE for sbatch ...] "
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(script)
             print(f"--dry-run: nothing was written; this would be {folder / 'job.sbatch'}")
             return EXIT_DONE
-        refuse_unusable(config, read_launch({}))
+        refuse_unusable_folder(config, read_launch({}))
         _refuse_second_job(run)
         submit(config, folder, script, arguments)
         return EXIT_DONE

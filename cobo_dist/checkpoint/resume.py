@@ -21,6 +21,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage.checkpoint_format import Damaged
+from cobo_dist.storage.files import MAX_CONFIG_BYTES, MAX_METRICS_BYTES, read_file
 from cobo_dist.storage.reading import is_finished
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.storage.schema import CONFIG_FILE, METRICS_FILE, SHARED_FILE, FileDigest, Manifest
@@ -157,7 +158,7 @@ def refuse_unusable(
     if run.overwrite or not old.exists():
         return
     try:
-        changed = differences(yaml.safe_load(old.read_text(encoding="utf-8")))
+        changed = differences(yaml.safe_load(read_file(old, MAX_CONFIG_BYTES).decode()))
     except (OSError, ValueError, yaml.YAMLError, LookupError, AttributeError, RecursionError):
         changed = ["its config.yaml cannot be read"]
     if changed or is_finished(folder.path):
@@ -234,9 +235,13 @@ def _check_metrics(path: Path, written: FileDigest) -> None:
         Damaged: it does not.
     """
     try:
-        size = path.stat().st_size
+        size = path.lstat().st_size
         if size < written.size:
             raise Damaged(f"{path} has {size} bytes and had {written.size} at that checkpoint")
+        if written.size > MAX_METRICS_BYTES:
+            raise Damaged(
+                f"{path} had {written.size} bytes at that checkpoint, which no run writes"
+            )
         if digest_of(path, written.size).hexdigest() != written.sha256:
             raise Damaged(f"{path} is not as it was at that checkpoint")
     except OSError as error:
@@ -263,10 +268,13 @@ def _refusal(
 # -- restoring -----------------------------------------------------------------------------------------
 
 
-def reopen(folder: RunDir, found: Resumption) -> None:
-    """Make a run folder hold the checkpoint's rows and nothing later; only rank 0 calls this."""
+def reopen(folder: RunDir, found: Resumption) -> list[str]:
+    """Make a run folder hold the checkpoint's rows and nothing later; only rank 0 calls this.
+
+    Returns warnings: old checkpoints that stay where they are.
+    """
     state, _ = checkpoint.read_logger(found.folder, found.manifest)
-    folder.reopen(found.run / METRICS_FILE, state.metrics.size, found.folder)
+    return folder.reopen(found.run / METRICS_FILE, state.metrics.size, found.folder)
 
 
 def restore(found: Resumption, clients: ClientBatch, algorithm: Algorithm) -> None:

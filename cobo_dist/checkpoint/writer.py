@@ -22,6 +22,7 @@ from cobo_dist.errors import RunFailure
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage import disk, schema
+from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.storage.schema import FileDigest, Manifest
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.weight_snapshots import row_tensors
@@ -44,7 +45,7 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        root: Path,
+        folder: RunDir,
         run: RunConfig,
         config_text: str,
         about: Manifest,
@@ -53,10 +54,10 @@ class CheckpointWriter:
         algorithm: Algorithm,
         run_logger: RunLogger | None,
     ) -> None:
-        """Write checkpoints into the folder `root`.
+        """Write checkpoints into the run folder.
 
         Args:
-            root: holds one folder for each checkpoint.
+            folder: the run folder; its owner decides whether a checkpoint is committed.
             run: when to write them, how many to keep, what a full disk means.
             config_text: the resolved config, as YAML.
             about: what all manifests have in common.
@@ -65,10 +66,11 @@ class CheckpointWriter:
             algorithm: has state of its own, and rows of W.
             run_logger: the logs; None on all ranks but 0.
         """
-        self.root, self.run, self.config_text, self.about = root, run, config_text, about
+        self.folder, self.run, self.config_text, self.about = folder, run, config_text, about
         self.clients, self.exchange, self.algorithm = clients, exchange, algorithm
         self.run_logger = run_logger
         self._pending: PendingCheckpoint | None = None
+        self._stuck: set[Path] = set()  # old checkpoints that cannot be removed, and were warned of
 
     def is_due(self, r: int) -> bool:
         """Return whether a checkpoint is due after round r."""
@@ -91,7 +93,7 @@ class CheckpointWriter:
         self.wait()
         needed = self._bytes()
         self._pending = PendingCheckpoint(
-            checkpoint.folder_of(self.root, r).with_suffix(".part"), r, needed
+            checkpoint.draft_of(self.folder.checkpoints, r, self.folder.epoch), r, needed
         )
         files = self._files(seconds)
         has_room = needed < MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
@@ -107,6 +109,7 @@ class CheckpointWriter:
 
         Raises:
             RunFailure: the same on all ranks, if run.on_failed_checkpoint=stop and there is none.
+            TakenOver: on rank 0: another run took the run folder.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -142,15 +145,30 @@ class CheckpointWriter:
         }
         manifest = self.about.model_copy(update={"round": pending.round, "files": digests})
         try:
-            checkpoint.complete(pending.folder, manifest)
-            for old in checkpoint.checkpoints(self.root)[self.run.keep_checkpoints :]:
-                checkpoint.remove(old)
+            checkpoint.complete(pending.folder, manifest, self.folder.check_owner)
         except OSError as error:
             return pending.explain(error)
+        self._remove_old(pending.round)
         return ""
 
+    def _remove_old(self, r: int) -> None:
+        """Remove checkpoints beyond those to keep; one that cannot be removed is warned of once."""
+        assert self.run_logger is not None, "rank 0 has the logs"
+        self.folder.check_owner()
+        for old in checkpoint.checkpoints(self.folder.checkpoints)[self.run.keep_checkpoints :]:
+            try:
+                checkpoint.remove(old)
+            except OSError as error:
+                if old not in self._stuck:
+                    self._stuck.add(old)
+                    self.run_logger.warn(
+                        r, "checkpoint",
+                        f"the old checkpoint {old} cannot be removed: {error.strerror}; the run goes on, "
+                        "remove it by hand",
+                    )  # fmt: skip
+
     def _last_good(self) -> str:
-        found = checkpoint.checkpoints(self.root)
+        found = checkpoint.checkpoints(self.folder.checkpoints)
         return f"the last good one is {found[0]}" if found else "there is none yet"
 
     def _files(self, seconds: float) -> Iterator[tuple[str, bytes]]:

@@ -7,7 +7,8 @@
         logger.json logger.safetensors    the state of rank 0's logs
         manifest.json                     round, data, versions; size and SHA-256 of every other file
 
-While a checkpoint is written, its folder has the suffix `.part`. Reading it cannot execute code.
+While a checkpoint is written, its folder is `round-NNNNNNNNN.EPOCH.part`; EPOCH is that of the run
+folder's owner. Reading a checkpoint cannot execute code.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from cobo_dist.storage import schema
 from cobo_dist.storage.array_schema import check_logger_arrays
+from cobo_dist.storage.files import free_memory, read_file
 from cobo_dist.storage.reading import (
     SchemaError,
     check_format,
@@ -60,6 +62,21 @@ def folder_of(root: Path, r: int) -> Path:
     return root / f"round-{r:09d}"
 
 
+def draft_of(root: Path, r: int, epoch: int) -> Path:
+    """Return the folder in which the owner of that epoch writes round r's checkpoint."""
+    return root / f"round-{r:09d}.{epoch}.part"
+
+
+def unused_name(folder: Path, suffix: str) -> Path:
+    """Return `round-NNNNNNNNN` with the suffix; with a number before it if that is taken."""
+    stem = folder.with_name(folder.name.partition(".")[0])
+    name, k = stem.with_name(f"{stem.name}{suffix}"), 0
+    while os.path.lexists(name):
+        k += 1
+        name = stem.with_name(f"{stem.name}.{k}{suffix}")
+    return name
+
+
 def round_of(folder: Path) -> int | None:
     """Return the round in a checkpoint folder's name; None if it is no such name."""
     found = _NAME.fullmatch(folder.name)
@@ -70,7 +87,11 @@ def checkpoints(root: Path) -> list[Path]:
     """Return the checkpoint folders in `root`, newest first, whatever state they are in."""
     if not root.is_dir():
         return []
-    found = [path for path in root.iterdir() if round_of(path) is not None and path.is_dir()]
+    found = [
+        path
+        for path in root.iterdir()
+        if round_of(path) is not None and path.is_dir() and not path.is_symlink()
+    ]
     return sorted(found, key=lambda path: path.name, reverse=True)
 
 
@@ -96,25 +117,35 @@ def write(path: Path, content: bytes) -> FileDigest:
     return FileDigest(size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def complete(draft: Path, manifest: Manifest) -> Path:
-    """Write the manifest into a draft whose other files are complete, and rename it; return the folder."""
-    target = draft.with_suffix("")
+def complete(draft: Path, manifest: Manifest, check_owner: Callable[[], None]) -> Path:
+    """Write the manifest into a draft whose other files are complete, and rename it; return the folder.
+
+    Raises:
+        TakenOver: by `check_owner`: another run took the run folder, so the draft stays one.
+        OSError: the file system refused.
+    """
+    target = folder_of(draft.parent, manifest.round)
     content = manifest.model_dump(exclude={"sha256"})
     content["files"] = dict(sorted(content["files"].items()))
     write(draft / schema.MANIFEST_FILE, _render(content | {"sha256": _digest(content)}))
     _sync(draft)
-    if target.exists():  # a damaged one that this run did not use
-        remove(target)
-    draft.rename(target)
+    check_owner()
+    try:
+        draft.rename(target)
+    except OSError:
+        check_owner()  # a new owner removes drafts
+        if not target.exists():
+            raise
+        # A damaged one that this run did not use, and that could not be set aside before.
+        target.rename(unused_name(target, ".aside"))
+        draft.rename(target)
     _sync(target.parent)
     return target
 
 
 def remove(folder: Path) -> None:
     """Remove a checkpoint; if this is interrupted, what is left does not look like a checkpoint."""
-    doomed = folder.with_suffix(".old.part")  # not the draft of a new one of this round
-    if doomed.exists():
-        shutil.rmtree(doomed)
+    doomed = unused_name(folder, ".old.part")  # not the draft of a new one of this round
     folder.rename(doomed)
     shutil.rmtree(doomed)
 
@@ -150,7 +181,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / schema.MANIFEST_FILE
     damaged = Damaged(f"{path} is not as it was written")
     try:
-        text = path.read_bytes()
+        text = read_file(path)
         content = json.loads(text)
         check_format(content["format"])
         if _render(content) != text:
@@ -191,7 +222,7 @@ def read(folder: Path, manifest: Manifest, name: str) -> bytes:
         size = path.stat().st_size
         if size != written.size:
             raise Damaged(f"{path} has {size} bytes and should have {written.size}")
-        content = path.read_bytes()
+        content = read_file(path, free_memory())
     except FileNotFoundError:
         raise Damaged(f"{path} is missing") from None
     except OSError as error:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from cobo_dist.storage import schema
+from cobo_dist.storage.files import read_file
 from cobo_dist.storage.schema import FORMAT, Record, Row, Status
 
 Content = dict[str, Any]
@@ -65,8 +66,17 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
         OSError: it cannot be read.
         SchemaError: it is not JSON, a key is missing, or a value has another type.
     """
+    return parse_record(read_file(path), kind)
+
+
+def parse_record(content: bytes, kind: type[AnyRecord]) -> AnyRecord:
+    """Return the content of a JSON file as an object of the schema.
+
+    Raises:
+        SchemaError: as `read_record`.
+    """
     try:
-        record = kind.model_validate_json(path.read_bytes())
+        record = kind.model_validate_json(content)
     except ValidationError as error:
         raise SchemaError(explain(error)) from None
     check_format(getattr(record, "format", FORMAT))

@@ -4,24 +4,61 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage import schema
 from cobo_dist.storage.disk import disk_guard
+from cobo_dist.storage.files import MAX_METRICS_BYTES, kind_of, open_file
+from cobo_dist.storage.owner import Ownership, TakenOver
+from cobo_dist.storage.owner_record import refuse_living
 from cobo_dist.storage.reading import SchemaError, read_record
-from cobo_dist.storage.schema import METRICS_FILE, RUN_FILES, Environment, Record, Status
+from cobo_dist.storage.schema import (
+    METRICS_FILE,
+    OWNER_DIR,
+    RUN_FILES,
+    RUN_FOLDERS,
+    Environment,
+    Record,
+    Status,
+)  # fmt: skip
 
 
 class RunDir:
-    """One run's folder. Only rank 0 writes into it, except for models and error reports."""
+    """One run's folder. Only rank 0 writes into it, except for models and error reports.
+
+    While a run owns the folder, everything is written under a draft's name that holds the owner's epoch. It
+    gets its real name only if the run still owns the folder. The next owner removes drafts first.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.claimed = False  # whether it is this run's: only then is a failure written into it
+        self.owner: Ownership | None = (
+            None  # None: it is not this run's, so no failure is written into it
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The number of this run's start in the folder; 0 if it does not own the folder."""
+        return self.owner.owner.epoch if self.owner else 0
+
+    def taken_over(self) -> TakenOver | None:
+        """Return an error if this run owned the folder and another run took it; else None."""
+        return self.owner.taken_over() if self.owner else None
+
+    def check_owner(self) -> None:
+        """Check that no other run took the folder.
+
+        Raises:
+            TakenOver: one did.
+        """
+        if self.owner:
+            self.owner.check()
 
     def refuse_unusable(self, overwrite: bool) -> None:
         """Check, without writing, whether a run can be written here.
@@ -47,6 +84,8 @@ class RunDir:
         for part in (self.path, *self.path.parents):
             if part.exists() and not part.is_dir():
                 raise ConfigError(f"run.dir={self.path}: {part} is a file; name another run.dir")
+        self._refuse_irregular()
+        refuse_living(self.path)
         held = [name for name in RUN_FILES if (self.path / name).exists()]
         if held and METRICS_FILE not in held:
             raise ConfigError(
@@ -64,6 +103,21 @@ class RunDir:
                 f"run.dir={self.path}: no permission to write in {nearest}; name another run.dir"
             )
 
+    def _refuse_irregular(self) -> None:
+        """Refuse what a run would follow out of its folder, or would wait for: links, pipes, devices."""
+        for name in (*RUN_FILES, OWNER_DIR):
+            try:
+                mode = (self.path / name).lstat().st_mode
+            except FileNotFoundError:
+                continue
+            if (kind := kind_of(mode)) and (
+                name not in (*RUN_FOLDERS, OWNER_DIR) or not stat.S_ISDIR(mode)
+            ):
+                raise ConfigError(
+                    f"run.dir={self.path}: {name} is {kind}, and a run writes only into its own folder; "
+                    "remove it, or name another run.dir"
+                )
+
     def create(self) -> None:
         """Create the folder, and remove the files of an earlier run (`RUN_FILES`, nothing else).
 
@@ -71,37 +125,47 @@ class RunDir:
             ConfigError: the file system refused.
         """
         try:
+            self._remove_drafts()
             for name in RUN_FILES:
                 _remove(self.path / name)
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / METRICS_FILE).touch()  # marks the folder as a run's
         except OSError as error:
-            raise ConfigError(f"run.dir={self.path} cannot be made: {error.strerror}") from None
+            raise ConfigError(
+                f"run.dir={self.path} cannot be made: {error.filename or self.path}: {error.strerror}; "
+                "remove it, or name another run.dir"
+            ) from None
+
+    def _remove_drafts(self) -> None:
+        """Remove what earlier owners were writing: one that wakes up cannot give it its name any more."""
+        for draft in self.path.glob("*.part"):
+            if draft.name.startswith(tuple(f"{name}." for name in RUN_FILES)):
+                _remove(draft)
 
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / schema.CHECKPOINTS_DIR
 
-    def reopen(self, metrics: Path, size: int, found: Path) -> None:
+    def reopen(self, metrics: Path, size: int, found: Path) -> list[str]:
         """Prepare the folder to continue from the checkpoint `found`, of this run or of another.
 
-        metrics.jsonl gets the first `size` bytes of `metrics`. Later checkpoints are renamed to `.aside`:
+        metrics.jsonl gets the first `size` bytes of `metrics`. It is a new file, so that an earlier owner
+        that still has the old one open appends no row to it. Later checkpoints are renamed to `.aside`:
         they are damaged, or of rounds that are now repeated. Files of a finished run are removed.
+
+        Returns warnings: old checkpoints that stay where they are.
 
         Raises:
             ConfigError: the file system refused.
         """
-        own = self.path / METRICS_FILE
         try:
-            if metrics.resolve() == own.resolve():
-                os.truncate(own, size)
-            else:
-                draft = own.with_suffix(".part")
-                with metrics.open("rb") as source, draft.open("wb") as target:
-                    target.write(source.read(size))
-                draft.replace(own)
-            self._set_aside_after(checkpoint.round_of(found) or 0)
+            self._remove_drafts()
+            own = self.path / METRICS_FILE
+            draft = self._draft(METRICS_FILE)
+            with open_file(metrics) as source, draft.open("wb") as target:
+                _copy(source, target, min(size, MAX_METRICS_BYTES))
+            draft.replace(own)
             for name in (
                 schema.SUMMARY_FILE,
                 schema.STATUS_FILE,
@@ -111,16 +175,30 @@ class RunDir:
                 _remove(self.path / name)
         except OSError as error:
             raise ConfigError(
-                f"run.dir={self.path} cannot be made ready: {error.strerror}"
+                f"run.dir={self.path} cannot be made ready: {error.filename or self.path}: "
+                f"{error.strerror}; remove it, or resume into another run.dir with run.resume={found}"
             ) from None
+        return self._set_aside_after(checkpoint.round_of(found) or 0)
 
-    def _set_aside_after(self, r: int) -> None:
-        for draft in self.checkpoints.glob("*.part"):
-            _remove(draft)
-        for later in checkpoint.checkpoints(self.checkpoints):
-            if (checkpoint.round_of(later) or 0) > r:
-                _remove(later.with_suffix(".aside"))
-                later.rename(later.with_suffix(".aside"))
+    def _set_aside_after(self, r: int) -> list[str]:
+        """Rename the checkpoints after round r, and remove unfinished ones; return what could not be done."""
+        warnings = []
+        later = [
+            one
+            for one in checkpoint.checkpoints(self.checkpoints)
+            if (checkpoint.round_of(one) or 0) > r
+        ]
+        for one in (*self.checkpoints.glob("*.part"), *later):
+            try:
+                if one in later:
+                    one.rename(checkpoint.unused_name(one, ".aside"))
+                elif one.is_symlink() or not one.is_dir():
+                    one.unlink()
+                else:
+                    checkpoint.remove(one)
+            except OSError as error:
+                warnings.append(f"{one} is of no use and cannot be removed: {error.strerror}")
+        return warnings
 
     def environment(self) -> Environment:
         """Return env.json; one without entries where there is none that can be read."""
@@ -129,18 +207,59 @@ class RunDir:
         except (OSError, SchemaError):
             return Environment()
 
+    def _draft(self, name: str) -> Path:
+        return self.path / f"{name}.{self.epoch}.part"
+
+    def publish(self, draft: Path, target: Path) -> None:
+        """Give a draft its real name, if this run still owns the folder.
+
+        Raises:
+            TakenOver: another run took it.
+            OSError: the file system refused.
+        """
+        try:
+            self.check_owner()
+            draft.replace(target)
+        except TakenOver:
+            _remove(draft)
+            raise
+        except FileNotFoundError:
+            self.check_owner()  # the new owner removed the draft after the check
+            raise
+
     @contextmanager
     def replacing(self, name: str, nbytes: int) -> Iterator[Path]:
         """Yield the path to write a file of about `nbytes` bytes to; at the end it gets its name.
 
         Raises:
-            RunFailure: the file system refused; the file is as it was.
+            RunFailure: the file system refused, or another run took the folder; the file is as it was.
         """
-        target = self.path / name
-        draft = target.with_name(f"{name}.part")
+        target, draft = self.path / name, self._draft(name)
         with disk_guard(target, nbytes):
             yield draft
-            draft.replace(target)
+            self.publish(draft, target)
+
+    @contextmanager
+    def saving_model(self, client: int, rank: int, nbytes: int) -> Iterator[Path]:
+        """Yield where to write a client's model, to which the task adds a suffix, or makes it a folder.
+
+        Raises:
+            RunFailure: as `replacing`.
+        """
+        target = self.path / schema.MODELS_DIR / schema.client_name(client)
+        with disk_guard(target, nbytes):
+            drafts = self._draft(f"{schema.MODELS_DIR}.{rank}")  # one for each rank
+            self.check_owner()
+            # Rank 0 made the run folder on its own host: without a shared disk it is missing here.
+            drafts.mkdir(exist_ok=True, parents=True)
+            try:
+                yield drafts / target.name
+                self.check_owner()
+                target.parent.mkdir(exist_ok=True)
+                for saved in drafts.iterdir():
+                    self.publish(saved, target.with_name(saved.name))
+            finally:
+                _remove(drafts)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file.
@@ -165,9 +284,9 @@ class RunDir:
         """Write the traceback of one rank."""
         path = self.path / schema.ERRORS_DIR / f"rank_{rank:05d}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".part")  # rank 0 may be reading the folder
+        draft = path.with_suffix(f".{self.epoch}.part")  # rank 0 may be reading the folder
         draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        self.publish(draft, path)
         return path
 
     def error_reports(self) -> dict[int, Path]:
@@ -175,9 +294,14 @@ class RunDir:
         found = (self.path / schema.ERRORS_DIR).glob("rank_*.txt")
         return {int(path.stem.removeprefix("rank_")): path for path in sorted(found)}
 
-    def model_path(self, client: int) -> Path:
-        """Return where a client's last model goes; the task adds a suffix, or makes it a folder."""
-        return self.path / schema.MODELS_DIR / schema.client_name(client)
+
+def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    """Copy the first `size` bytes through to the disk."""
+    while size > 0 and (piece := source.read(min(size, 1 << 20))):
+        target.write(piece)
+        size -= len(piece)
+    target.flush()
+    os.fsync(target.fileno())
 
 
 def _remove(path: Path) -> None:

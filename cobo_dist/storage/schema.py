@@ -19,11 +19,15 @@ CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE = "config.yaml", "env.json", "metric
 WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE = "W.npz", "summary.json", "status.json"
 MODELS_DIR, CHECKPOINTS_DIR, FIGURES_DIR, ERRORS_DIR = "models", "checkpoints", "figures", "errors"
 TENSORBOARD_DIR, TRACES_DIR = "tensorboard", "profile"
-RUN_FILES = (
-    CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE,
+OWNER_DIR = "owner"
+RUN_FOLDERS = (
     MODELS_DIR, FIGURES_DIR, TENSORBOARD_DIR, ERRORS_DIR, CHECKPOINTS_DIR, TRACES_DIR,
 )  # fmt: skip
-"""All that a run may leave in its folder; only these are removed by run.overwrite."""
+RUN_FILES = (
+    CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE,
+    *RUN_FOLDERS,
+)  # fmt: skip
+"""What run.overwrite removes: all that a run may leave in its folder, but for the record of its owner."""
 
 MANIFEST_FILE, SHARED_FILE = "manifest.json", "shared.safetensors"
 LOGGER_FILE, LOGGER_ARRAYS_FILE = "logger.json", "logger.safetensors"
@@ -206,6 +210,25 @@ class Status(Record):
     exit_code: int = Field(description="0 done, 1 failed, 75 stopped with a checkpoint")
     status: str = Field("", description="`done`, `failed` or `stopped`")
     reason: str = Field("", description="one line: why it failed or stopped")
+
+
+class Owner(Record):
+    """The process that may write into the run folder: one file for each start, the highest number counts.
+
+    The modification time of the file is the owner's heartbeat.
+    """
+
+    epoch: int = Field(ge=1, description="number of the start; the number in the file's name")
+    host: str = Field(description="host of rank 0")
+    pid: int = Field(description="process id of rank 0")
+    job: str = Field("", description="the batch system's or launcher's name for the job")
+    since: str = Field(description="when it took the folder, in local time")
+    ended: str | None = Field(
+        None, description="when it gave the folder back; null: it did not yet"
+    )
+    machine: str = Field(description="boot id and process namespace, in which the pid counts")
+    started: int | None = Field(description="start time of the process in clock ticks after boot")
+    token: str = Field(description="random; tells apart two folders of one name")
 
 
 class Resumed(Record):

@@ -11,6 +11,7 @@ from typing import Literal
 from cobo_dist.config import Config, load_config
 from cobo_dist.config.differences import STORAGE_KEYS, differences
 from cobo_dist.errors import ConfigError
+from cobo_dist.storage.files import MAX_CONFIG_BYTES, open_file, read_file
 from cobo_dist.storage.reading import SchemaError, is_finished, read_record, read_row
 from cobo_dist.storage.schema import (
     CHECKPOINTS_DIR,
@@ -46,7 +47,7 @@ def look(folder: Path, wanted: Config) -> State:
         return "resume" if _can_resume(folder, wanted) else "again"
     remedy = f"give another --out, or remove {folder}"
     try:
-        found = load_config(str(folder / CONFIG_FILE), [])
+        found = _config_of(folder)
     except ConfigError as refusal:
         raise ConfigError(
             f"{folder} holds a finished run whose settings cannot be compared: {refusal}; {remedy}"
@@ -66,9 +67,18 @@ def _can_resume(folder: Path, wanted: Config) -> bool:
     if not any((folder / CHECKPOINTS_DIR).glob("round-*[0-9]")):
         return False
     try:
-        return not different_keys(load_config(str(folder / CONFIG_FILE), []), wanted)
+        return not different_keys(_config_of(folder), wanted)
     except ConfigError:
         return False
+
+
+def _config_of(folder: Path) -> Config:
+    path = folder / CONFIG_FILE
+    try:
+        read_file(path, MAX_CONFIG_BYTES)  # a pipe or a link is not opened as a config
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    return load_config(str(path), [])
 
 
 def different_keys(found: Config, wanted: Config) -> dict[str, tuple[object, object]]:
@@ -87,7 +97,7 @@ def read_result(folder: Path) -> Result:
     scores = {}
     try:
         summary = read_record(folder / SUMMARY_FILE, Summary)
-        with (folder / METRICS_FILE).open("rb") as lines:
+        with open_file(folder / METRICS_FILE) as lines:
             for line in lines:
                 # Most rows are of rounds and single clients: only those of means are parsed.
                 row = read_row(line) if b"null" in line and b"eval" in line else None

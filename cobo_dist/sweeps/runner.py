@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError
+from cobo_dist.storage.files import open_file
 from cobo_dist.storage.reading import read_status
 from cobo_dist.storage.schema import METRICS
 from cobo_dist.sweeps import process
@@ -157,9 +158,11 @@ def locked(path: Path, shared: bool = False) -> Iterator[None]:
     """Hold a lock: a second sweep would take this one's running trainings for unfinished ones.
 
     Jobs of one run each (`--only`) share the lock of the folder, which a whole sweep holds exclusively.
+    The lock holds between hosts if their file system passes on locks; NFS mounted with `nolock` or
+    `local_lock=flock` does not. Then the owner of each run folder still refuses a second run in it.
     """
     try:
-        lock = path.open("w")
+        lock = open_file(path, append=True)
     except OSError as error:
         raise ConfigError(
             f"--out: {path} cannot be written ({error.strerror}); give another"

@@ -18,6 +18,7 @@ from cobo_dist.formatting import human_bytes
 from cobo_dist.maths.graph import cluster_match, link_threshold, means_by_truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.disk import disk_guard
+from cobo_dist.storage.files import open_file
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.storage.schema import (
     FORMAT,
@@ -44,7 +45,7 @@ from cobo_dist.tracking.weight_snapshots import WeightSnapshots
 def digest_of(path: Path, size: int) -> hashlib._Hash:
     """Return the SHA-256 so far of a file's first `size` bytes."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while size and (piece := file.read(min(size, 1 << 20))):
             digest.update(piece)
             size -= len(piece)
@@ -84,7 +85,7 @@ class RunLogger:
         self.last_evaluation: list[dict[str, float]] = []
         self.seconds_before = 0.0  # of training, before the run was resumed
         self._path = folder.path / METRICS_FILE
-        self._file = self._path.open("ab")
+        self._file = open_file(self._path, append=True)
         self._written, self._digest = 0, hashlib.sha256()
         self._unflushed = 0  # bytes of rows that may not be in the file yet
         self._board: Any = None
@@ -240,8 +241,9 @@ class RunLogger:
         """Hand all rows to the file system, where a reader sees them.
 
         Raises:
-            RunFailure: the disk is full.
+            RunFailure: the disk is full, or another run took the folder.
         """
+        self.folder.check_owner()
         with disk_guard(self._path, self._unflushed):
             self._file.flush()
         self._unflushed = 0

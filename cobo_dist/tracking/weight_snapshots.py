@@ -31,6 +31,7 @@ from cobo_dist.storage.array_schema import (
     check_arrays,
 )
 from cobo_dist.storage.checkpoint_format import Damaged
+from cobo_dist.storage.files import free_memory, read_file
 from cobo_dist.storage.reading import SchemaError
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.storage.schema import WEIGHTS_FILE
@@ -95,7 +96,8 @@ class WeightSnapshots:
         """Return what a checkpoint stores: all snapshots, and W as rank 0 has it now."""
         if weights.shape[1] <= MAX_DENSE_CLIENTS:
             return self._dense_arrays() | {"graph": weights.dense()}
-        file = np.fromfile(self.folder.path / WEIGHTS_FILE, dtype=np.uint8)
+        content = read_file(self.folder.path / WEIGHTS_FILE, free_memory())
+        file = np.frombuffer(content, dtype=np.uint8)
         return {"file": file} | {f"graph.{name}": one for name, one in _lists(weights).items()}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> Weights:

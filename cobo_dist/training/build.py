@@ -78,7 +78,7 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
                     )
                 return EXIT_DONE
             reached = 0 if found is None else found.round
-            with open_trainer(config, session, problem, found, folder) as trainer:
+            with open_trainer(config, session, problem, found, folder, prepared.epoch) as trainer:
                 if signal := trainer.fit(signals):
                     return stop(trainer, session, folder, signal)
                 return finish(trainer, session, folder, config.algorithm.name)
@@ -87,6 +87,9 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
         except BaseException as error:
             r = reached if trainer is None else trainer.round
             raise failure(error, session, folder, r) from error
+        finally:
+            if folder.owner is not None:
+                folder.owner.release()
 
 
 def build_learner(config: Config, session: Session, problem: Problem, timer: PhaseTimer) -> Learner:
@@ -122,8 +125,12 @@ def open_trainer(
     problem: Problem,
     found: resume.Resumption | None,
     folder: RunDir,
+    epoch: int,
 ) -> Iterator[Trainer]:
-    """Build all parts of a run that starts, or goes on from the checkpoint `found`; close the logs after."""
+    """Build all parts of a run that starts, or goes on from the checkpoint `found`; close the logs after.
+
+    `epoch`: on rank 0, that of the run folder's last owner, which is gone.
+    """
     run, log, comm = config.run, config.log, config.comm
     first = 0 if found is None else found.round
     on = log.profile or log.trace
@@ -137,7 +144,7 @@ def open_trainer(
     environment.engine, environment.engine_choice = engine, why
     if found is not None:
         startup.restore(found, learner, session)  # before anything in the run folder is changed
-    startup.claim(folder, session, found)
+    found = startup.claim(folder, session, found, epoch)
     startup.write_head(folder, session, config_yaml, environment, found)
 
     with (
@@ -160,7 +167,7 @@ def open_trainer(
             versions=environment.versions,
         )
         checkpoint_writer = CheckpointWriter(
-            folder.checkpoints, run, config_yaml, about,
+            folder, run, config_yaml, about,
             learner.clients, learner.exchange, learner.algorithm, run_logger,
         )  # fmt: skip
         metrics = MetricsBuffer(

@@ -18,6 +18,7 @@ from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import ConfigError
 from cobo_dist.run_config import RunConfig
+from cobo_dist.storage.owner_record import await_verdict, refuse_living
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
@@ -39,6 +40,7 @@ class Prepared:
 
     problem: Problem | None = None
     fingerprint: str = ""  # of config and data
+    epoch: int = 0  # on rank 0, of the run folder's last owner, which is gone
     refusal: str | None = None
 
     def agree(self, session: Session) -> Problem:
@@ -59,15 +61,19 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
     Rank 0 also checks whether the run folder can be used, unless `with_folder` is false.
     """
     try:
+        checks_folder = launch.rank == 0 and with_folder
+        epoch = await_verdict(config.run_dir) if checks_folder else 0
+        if checks_folder:
+            refuse_living(config.run_dir)  # before the data are read
         dtype = getattr(torch, config.run.dtype)
         task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
         placement = Placement.contiguous(task.clients, launch.world_size)
         refuse_unfit(config.algorithm, config.run, task)
-        if launch.rank == 0 and with_folder:
+        if checks_folder:
             refuse_unusable_folder(config, launch)
         data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
         fingerprint = hashlib.sha256((config.to_yaml() + data).encode()).hexdigest()
-        return Prepared(Problem(task, placement, data), fingerprint)
+        return Prepared(Problem(task, placement, data), fingerprint, epoch)
     except ConfigError as error:
         return Prepared(refusal=str(error))
     except Exception as error:  # of any kind: the other ranks wait for this one in `agree`

@@ -19,7 +19,8 @@ from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.comm.transports.base import LostContact
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError, RunFailure
 from cobo_dist.formatting import human_bytes
-from cobo_dist.storage.disk import disk_guard
+from cobo_dist.storage.files import read_file
+from cobo_dist.storage.owner import TakenOver
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.storage.schema import FORMAT, SUMMARY_FILE, ClientResult, Summary
 from cobo_dist.tracking.progress import final_table
@@ -44,7 +45,7 @@ _REPORT_POLL_SECONDS = 0.1
 def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -> int:
     """Write models and summary, print the table, return the exit code. All ranks call this."""
     learner, run_logger = trainer.learner, trainer.metrics.run_logger
-    _save_models(learner, folder)
+    _save_models(learner, folder, session.transport.rank)
     placement = trainer.migrator.summary()
     # The summary comes last: all models are written, and all bytes that logging sent are counted.
     mine = f"{learner.exchange.traffic.bytes['logging']} {peak_memory(session.device)}"
@@ -87,14 +88,12 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
     return EXIT_DONE
 
 
-def _save_models(learner: Learner, folder: RunDir) -> None:
+def _save_models(learner: Learner, folder: RunDir, rank: int) -> None:
     for row, client in enumerate(learner.clients.ids):
-        path = folder.model_path(client)
         state = learner.clients.state_dict(row)
-        with disk_guard(path, sum(one.nbytes for one in state.values())):
-            # Rank 0 made the run folder on its own host: without a shared disk it is missing here.
-            path.parent.mkdir(exist_ok=True, parents=True)
-            learner.task.save(state, path)
+        nbytes = sum(one.nbytes for one in state.values())
+        with folder.saving_model(client, rank, nbytes) as draft:
+            learner.task.save(state, draft)
 
 
 def _table(
@@ -165,9 +164,12 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
     head = (
         LOST_CONTACT_MARK if lost else f"rank {rank} on {os.uname().nodename} failed in round {r}: "
     )
+    taken_over = error if isinstance(error, TakenOver) else folder.taken_over()
+    if taken_over is not None:
+        return taken_over
     reported = False
-    with suppress(OSError):
-        if folder.claimed:
+    with suppress(OSError, TakenOver):
+        if folder.owner is not None:
             stack = "".join(traceback.format_exception(error))
             folder.error_report(rank, f"{head}{line}\n\n{stack}")
             reported = True
@@ -204,7 +206,7 @@ def one_line(error: BaseException) -> str:
 
 def _write_status(folder: RunDir, line: str) -> None:
     with suppress(RunFailure):  # a full disk may be what ended the run
-        if folder.claimed:
+        if folder.owner is not None:
             folder.write_status(EXIT_FAILED, "failed", line)
 
 
@@ -233,7 +235,8 @@ def _cause_by_reports(folder: RunDir, line: str, rank: int, peers: Set[int], r: 
         if rank == 0 or is_late:
             for other in sorted(reports.keys() - lost_contact):
                 with suppress(OSError):
-                    first = reports[other].read_text(encoding="utf-8").partition("\n")[0]
+                    text = read_file(reports[other]).decode(errors="replace")
+                    first = text.partition("\n")[0]
                     if not first.startswith(LOST_CONTACT_MARK):
                         return f"{first} (traceback in {reports[other]})"
                     lost_contact.add(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 import torch
 
@@ -13,8 +14,10 @@ from cobo_dist.comm.session import Session
 from cobo_dist.errors import ConfigError
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage.checkpoint_format import Damaged
+from cobo_dist.storage.owner import Ownership
+from cobo_dist.storage.reading import parse_record
 from cobo_dist.storage.run_dir import RunDir
-from cobo_dist.storage.schema import CONFIG_FILE, ENVIRONMENT_FILE, Environment, Resumed
+from cobo_dist.storage.schema import CONFIG_FILE, ENVIRONMENT_FILE, Environment, Owner, Resumed
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
 
@@ -58,23 +61,38 @@ def restore(found: Resumption, learner: Learner, session: Session) -> None:
     session.agree(refusal)
 
 
-def claim(folder: RunDir, session: Session, found: Resumption | None) -> None:
-    """Make the run folder, or make it ready to go on; from here on a failure is reported in it.
+def claim(
+    folder: RunDir, session: Session, found: Resumption | None, epoch: int
+) -> Resumption | None:
+    """Take the run folder and make it ready; from here on, failures are reported in it.
+
+    `epoch`: on rank 0, that of the folder's last owner. Returns `found` with what there is to warn of.
 
     Raises:
-        ConfigError: the same on all ranks: rank 0 cannot write it.
+        ConfigError: the same on all ranks: rank 0 cannot write it, or another run took it meanwhile.
     """
-    refusal = None
+    refusal, record = None, b""
     if session.transport.rank == 0:
         try:
+            folder.owner = Ownership.acquire(folder.path, epoch, session.launch.batch_job)
+            record = folder.owner.owner.to_json().encode()
             if found is None or found.run.resolve() != folder.path.resolve():
                 folder.create()
             if found is not None:
-                resume.reopen(folder, found)
+                warnings = resume.reopen(folder, found)
+                found = replace(found, warnings=(*found.warnings, *warnings))
         except ConfigError as error:
             refusal = str(error)
+        except OSError as error:
+            refusal = (
+                f"run.dir={folder.path} cannot be made: {error.filename or folder.path}: "
+                f"{error.strerror}; name another run.dir"
+            )
     session.agree(refusal)
-    folder.claimed = True
+    record = session.transport.broadcast(record)
+    if session.transport.rank:
+        folder.owner = Ownership(folder.path, parse_record(record, Owner), is_rank_0=False)
+    return found
 
 
 def write_head(

@@ -89,6 +89,7 @@ def test_all_files_and_nothing_else(folder: Path) -> None:
     expected += [f"models/{name}" for name in clients]
     kept = ["manifest.json", "config.yaml", "logger.json", "logger.safetensors", *clients]
     expected += [f"checkpoints/round-{ROUNDS:09d}/{name}" for name in kept]
+    expected += ["owner/000001.json"]
     assert files == sorted(expected)
 
 

@@ -16,6 +16,7 @@ from cobo_dist.errors import ConfigError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
+BATCH_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Launch:
     cores: int = 1  # CPU cores for this rank
     restarts: int = 0  # how often the launcher has started this run again
     job: str = ""  # torchrun's name of the run, the same at all its starts; empty: it has none
+    batch_job: str = ""  # the batch system's id of the job, else `job`: names the run for people
 
     @property
     def place(self) -> str:
@@ -54,7 +56,8 @@ def read_launch(env: Mapping[str, str]) -> Launch:
     job = env.get("TORCHELASTIC_RUN_ID", "")
     if job == "none":  # its default without --rdzv-id
         job = ""
-    return replace(_read_launch(env), restarts=sum(counts), job=job)
+    batch_job = next((env[name] for name in BATCH_JOBS if env.get(name)), job)
+    return replace(_read_launch(env), restarts=sum(counts), job=job, batch_job=batch_job)
 
 
 def _read_launch(env: Mapping[str, str]) -> Launch:

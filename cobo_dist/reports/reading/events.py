@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.reports.reading.series import Series
+from cobo_dist.storage.files import free_memory, read_file
 from cobo_dist.storage.reading import NotJson, SchemaError, read_row
 from cobo_dist.storage.schema import METRICS, EvalRow, ProfileRow, RoundRow, Row
 
@@ -72,7 +73,7 @@ def read_metrics(path: Path) -> Metrics:
         ConfigError: a line is malformed; the message names it.
     """
     metrics = Metrics()
-    lines = path.read_bytes().split(b"\n")
+    lines = read_file(path, free_memory()).split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
     for index, line in enumerate(lines, start=1):

@@ -23,6 +23,7 @@ from cobo_dist.reports.reading.sparse_weights import Cells, read_listed
 from cobo_dist.settings import flatten
 from cobo_dist.storage import schema
 from cobo_dist.storage.array_schema import DENSE_WEIGHTS, OF_CLIENTS, check_arrays, listed_rounds
+from cobo_dist.storage.files import MAX_CONFIG_BYTES, open_file, read_file
 from cobo_dist.storage.reading import SchemaError, read_record
 
 
@@ -202,7 +203,7 @@ def _check_clients(run: Run) -> None:
 
 def _read_config(path: Path) -> dict[str, object]:
     try:
-        nested = yaml.safe_load(path.read_text(encoding="utf-8"))
+        nested = yaml.safe_load(read_file(path, MAX_CONFIG_BYTES).decode())
     # The last three: PyYAML's own, of tags that do not fit their values and of endless nesting.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {_one_line(error)}; restore the file") from None
@@ -221,7 +222,7 @@ def _read_weights(path: Path, config: Mapping[str, object]) -> Weights | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as stored:
             of_clients = {one.name: stored[one.name] for one in OF_CLIENTS if one.name in stored}
             cells = None
             if listed_rounds(stored):
