@@ -69,11 +69,15 @@ def core_value(text: str) -> Any:
 
 
 def read_yaml(
-    text: str, is_text: IsText = lambda key: False, at: str = "", whole: bool = False
+    text: str,
+    is_text: IsText = lambda key: False,
+    at: str = "",
+    whole: bool = False,
+    lines: dict[str, int] | None = None,
 ) -> Any:
     """Return the value of a YAML text; with `whole`, nothing may follow it, not even a comment.
 
-    `at` is the dotted key that it belongs to.
+    `at` is the dotted key that it belongs to. `lines` receives the line of every dotted key.
 
     >>> read_yaml("run: {dir: 0123, seed: 0123}", lambda key: key == "run.dir")
     {'run': {'dir': '0123', 'seed': 123}}
@@ -99,7 +103,7 @@ def read_yaml(
         return None
     if whole and (rest := text[node.end_mark.index :].strip()):
         raise YamlError(f"{rest[:40]!r} follows the value; remove it, or quote the value")
-    return _Builder(is_text).value(node, at)
+    return _Builder(is_text, {} if lines is None else lines).value(node, at)
 
 
 _TOO_MANY = f"it has more than {MAX_VALUES:,} keys and values, with aliases written out; shorten it"
@@ -128,8 +132,8 @@ class _Loader(yaml.SafeLoader):
 class _Builder:
     """Makes values of composed nodes. An alias gives a copy, so the number of values is bounded."""
 
-    def __init__(self, is_text: IsText) -> None:
-        self.is_text = is_text
+    def __init__(self, is_text: IsText, lines: dict[str, int]) -> None:
+        self.is_text, self.lines = is_text, lines
         self.left = MAX_VALUES
         self.open: list[yaml.Node] = []  # the groups and lists around a value
 
@@ -158,7 +162,7 @@ class _Builder:
 
     def _group(self, node: yaml.Node, at: str) -> dict[str, Any]:
         made: dict[str, Any] = {}
-        lines: dict[str, int] = {}
+        first: dict[str, int] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
@@ -167,9 +171,9 @@ class _Builder:
             full = f"{at}.{key}" if at else key
             if key in made:
                 raise YamlError(
-                    f"{full} is given twice, on lines {lines[key]} and {line}; keep one", line
+                    f"{full} is given twice, on lines {first[key]} and {line}; keep one", line
                 )
-            lines[key] = line
+            first[key] = self.lines[full] = line
             self.left -= 1
             made[key] = self.value(value_node, full)
         return made

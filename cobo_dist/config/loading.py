@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cobo_dist.config.messages import explain, is_group, must_be_group
+from cobo_dist.config.messages import explain, is_group, must_be_group, place_of
 from cobo_dist.config.schema import VARIANTS, Config, all_keys, check_across, text_keys
 from cobo_dist.errors import ConfigError
+from cobo_dist.settings import flatten
 from cobo_dist.yaml_text import YamlError, core_value, read_yaml
 
 MAX_FILE_BYTES = 1 << 18
@@ -31,8 +32,13 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: anything wrong with either, in one line.
     """
-    from_file = {} if file is None else _read_file(file)
+    lines: dict[str, int] = {}
+    from_file = {} if file is None else _read_file(file, lines)
     from_arguments = _read_arguments(arguments)
+    for key in flatten(from_arguments):  # where an argument is wrong, no line of the file is
+        while key:
+            lines.pop(key, None)
+            key = key.rpartition(".")[0]
     for section in VARIANTS:
         _drop_other_variant(section, from_file, from_arguments)
     merged = _merge(from_file, from_arguments)
@@ -40,7 +46,9 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(explain(error, merged)) from None
+        line = lines.get(place_of(error))
+        where = f"--config {file}, line {line}: " if line else ""
+        raise ConfigError(where + explain(error, merged)) from None
     check_across(config)
     return config
 
@@ -54,7 +62,7 @@ def variant_names(file: str | None, names: Mapping[str, str]) -> dict[str, str]:
         ConfigError: the file cannot be read, or a section is no group of keys.
     """
     arguments = _read_arguments([f"{section}.name={name}" for section, name in names.items()])
-    merged = _merge({} if file is None else _read_file(file), arguments)
+    merged = _merge({} if file is None else _read_file(file, {}), arguments)
     _name_variants(merged)
     groups = {section: merged[section] for section in VARIANTS}
     return {name: str(one["name"]) for name, one in groups.items() if isinstance(one, dict)}
@@ -72,8 +80,8 @@ def _name_variants(merged: dict[str, Any]) -> None:
             given.setdefault("name", default)
 
 
-def _read_file(file: str) -> dict[str, Any]:
-    """Return the sections of a YAML file."""
+def _read_file(file: str, lines: dict[str, int]) -> dict[str, Any]:
+    """Return the sections of a YAML file; `lines` receives the line of every dotted key."""
     where = f"--config {file}"
     try:
         # Without O_NONBLOCK a named pipe blocks until someone writes into it.
@@ -95,7 +103,7 @@ def _read_file(file: str) -> dict[str, Any]:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{where} cannot be read: not UTF-8 text") from None
-    sections = _parse(text, where)
+    sections = _parse(text, where, lines=lines)
     if sections is None:
         return {}
     if not isinstance(sections, dict):
@@ -106,9 +114,11 @@ def _read_file(file: str) -> dict[str, Any]:
     return sections
 
 
-def _parse(text: str, where: str, key: str = "", whole: bool = False) -> Any:
+def _parse(
+    text: str, where: str, key: str = "", whole: bool = False, lines: dict[str, int] | None = None
+) -> Any:
     try:
-        return read_yaml(text, text_keys().__contains__, key, whole)
+        return read_yaml(text, text_keys().__contains__, key, whole, lines)
     except YamlError as error:
         line = f", line {error.line}" if error.line and not key else ""
         raise ConfigError(f"{where}{line} is not valid YAML: {error.problem}") from None

@@ -20,12 +20,26 @@ def explain(error: ValidationError, given: Mapping[str, Any]) -> str:
     """Return one line for the first mistake, and how many more there are."""
     mistakes = error.errors(include_url=False)
     first = mistakes[0]
-    path = [str(step) for step in first["loc"]]
+    path = _path(first)
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return _message(path, first, given) + more
+
+
+def place_of(error: ValidationError) -> str:
+    """Return the dotted key that the first mistake is at; for an item of a list, that of the list."""
+    mistake = error.errors(include_url=False)[0]
+    path = _path(mistake)
+    if mistake["type"] == "union_tag_invalid":
+        path.append("name")
+    return ".".join(path[:-1] if isinstance(mistake["loc"][-1], int) else path)
+
+
+def _path(mistake: Any) -> list[str]:
+    path = [str(step) for step in mistake["loc"]]
     # pydantic puts a variant's name into the path: algorithm.cobo.rho means algorithm.rho.
     if len(path) > 1 and path[0] in VARIANTS and path[1] in VARIANTS[path[0]]:
         del path[1]
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    return _message(path, first, given) + more
+    return path
 
 
 def _message(path: Sequence[str], mistake: Any, given: Mapping[str, Any]) -> str:
