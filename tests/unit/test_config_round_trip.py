@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cobo_dist.config import Config, as_argument, load_config
+from cobo_dist.config import VARIANTS, Config, all_keys, as_argument, load_config, owners_of
+from cobo_dist.errors import ConfigError
 
-SURROGATES_AND_NUL = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
-any_text = st.text(SURROGATES_AND_NUL, max_size=60) | st.sampled_from(
+FIT_FOR_FILES = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
+any_text = st.text(FIT_FOR_FILES, max_size=60) | st.sampled_from(
     [
-        "",
-        "~",
-        "null",
-        "on",
-        "010",
-        "1:30",
-        "0o7",
-        "<<",
-        "=",
-        "a #1",
-        "'a'",
-        '"a"',
-        "''",
-        "'",
-        '"\\q"',
-        "- a",
-        "a: b",
+        "", "~", "null", "on", "010", "1:30", "0o7", "<<", "=", "a #1", "'a'", '"a"', "''", "'", '"\\q"',
+        "- a", "a: b",
     ]
-)
+)  # fmt: skip
 floats = st.floats(0, 1e15)
 configs = st.fixed_dictionaries(
     {
@@ -75,6 +63,27 @@ def test_any_config_reads_back_equal(
     assert load_config(str(path), []) == config
 
 
+def test_every_variant_and_every_name_of_a_key_reads_back_equal(tmp_path: Path) -> None:
+    path, tried = tmp_path / "f.yaml", 0
+    for key, field in all_keys():
+        section, _, rest = key.partition(".")
+        owners = owners_of(section, rest) if section in VARIANTS else [""]
+        for owner, option in itertools.product(owners, get_args(field.annotation)):
+            if not isinstance(option, str) or (
+                key.count(".") == 1 and rest == "name" and owner != option
+            ):
+                continue
+            name = [f"{section}.name={owner}"] if owner else []
+            try:
+                config = load_config(None, [*name, f"{key}={option}"])
+            except ConfigError:
+                continue  # not an option of this owner, or it needs other keys too
+            path.write_text(config.to_yaml(), encoding="utf-8")
+            assert load_config(str(path), []) == config
+            tried += 1
+    assert tried > 60
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(any_text, max_size=4), any_text)
 @example(["no", "sv"], "bytes")
@@ -90,7 +99,7 @@ def test_text_in_lists_reads_back_equal(
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.text(SURROGATES_AND_NUL).filter(lambda text: text[:1] not in "'\"" or not text))
+@given(st.text(FIT_FOR_FILES).filter(lambda text: text[:1] not in "'\"" or not text))
 def test_an_argument_takes_any_text_as_it_is(text: str) -> None:
     """Only text with quotes around all of it has to be quoted once more."""
     assert load_config(None, [f"run.dir={text}"]).run.dir == text
