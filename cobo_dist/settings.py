@@ -36,10 +36,7 @@ def flatten(nested: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     return flat
 
 
-def _as_text(value: Any) -> Any:
-    """Take a number for text: `run.dir=2024` reads as a number but means a name."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
+def _fit_for_files(value: Any) -> Any:
     if isinstance(value, str) and (
         "\0" in value or any("\ud800" <= one <= "\udfff" for one in value)
     ):
@@ -47,7 +44,8 @@ def _as_text(value: Any) -> Any:
     return value
 
 
-Text = Annotated[str, BeforeValidator(_as_text)]
+Text = Annotated[str, BeforeValidator(_fit_for_files)]
+"""Text that names something outside, such as a folder. A config takes it as it is written."""
 
 
 def as_tuple(value: Any) -> Any:

@@ -7,15 +7,17 @@ help       the text of `train --help`
 """
 
 from cobo_dist.config.help import describe_keys
-from cobo_dist.config.loading import load_config, variant_names
+from cobo_dist.config.loading import as_argument, load_config, read_value, variant_names
 from cobo_dist.config.schema import VARIANTS, Config, all_keys, owners_of
 
 __all__ = [
     "VARIANTS",
     "Config",
     "all_keys",
+    "as_argument",
     "describe_keys",
     "load_config",
     "owners_of",
+    "read_value",
     "variant_names",
 ]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import cache
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from cobo_dist.config.messages import explain, must_be_group
-from cobo_dist.config.schema import VARIANTS, Config, Loader, all_keys, check_across
+from cobo_dist.config.messages import explain, is_group, must_be_group, place_of
+from cobo_dist.config.schema import VARIANTS, Config, all_keys, check_across, text_keys
 from cobo_dist.errors import ConfigError
+from cobo_dist.settings import flatten
+from cobo_dist.yaml_text import YamlError, core_value, read_yaml
+
+MAX_FILE_BYTES = 1 << 18
+"""Bytes of a config file. Those of this repository have at most some thousand."""
+_YAML_SIGNS = ("[", "{", "'", '"', "&", "*", "!")
+"""YAML reads a value that begins with one of these; any other is a number, a boolean or a word."""
 
 
 def load_config(file: str | None, arguments: Sequence[str]) -> Config:
@@ -23,19 +32,23 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: anything wrong with either, in one line.
     """
-    from_file = {} if file is None else _read_yaml(file)
+    lines: dict[str, int] = {}
+    from_file = {} if file is None else _read_file(file, lines)
     from_arguments = _read_arguments(arguments)
+    for key in flatten(from_arguments):  # where an argument is wrong, no line of the file is
+        while key:
+            lines.pop(key, None)
+            key = key.rpartition(".")[0]
     for section in VARIANTS:
         _drop_other_variant(section, from_file, from_arguments)
-    try:
-        merged = _merge(from_file, from_arguments)
-    except RecursionError:
-        raise ConfigError("the config contains itself (a YAML alias inside its anchor)") from None
+    merged = _merge(from_file, from_arguments)
     _name_variants(merged)
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(explain(error, merged)) from None
+        line = lines.get(place_of(error))
+        where = f"--config {file}, line {line}: " if line else ""
+        raise ConfigError(where + explain(error, merged)) from None
     check_across(config)
     return config
 
@@ -49,7 +62,7 @@ def variant_names(file: str | None, names: Mapping[str, str]) -> dict[str, str]:
         ConfigError: the file cannot be read, or a section is no group of keys.
     """
     arguments = _read_arguments([f"{section}.name={name}" for section, name in names.items()])
-    merged = _merge({} if file is None else _read_yaml(file), arguments)
+    merged = _merge({} if file is None else _read_file(file, {}), arguments)
     _name_variants(merged)
     groups = {section: merged[section] for section in VARIANTS}
     return {name: str(one["name"]) for name, one in groups.items() if isinstance(one, dict)}
@@ -67,41 +80,101 @@ def _name_variants(merged: dict[str, Any]) -> None:
             given.setdefault("name", default)
 
 
-def _parse(text: str, where: str) -> Any:
+def _read_file(file: str, lines: dict[str, int]) -> dict[str, Any]:
+    """Return the sections of a YAML file; `lines` receives the line of every dotted key."""
+    where = f"--config {file}"
     try:
-        return yaml.load(text, Loader=Loader)
-    # PyYAML raises errors other than its own where a tag does not fit its value: `!!bool x`.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise ConfigError(f"{where}{line} is not valid YAML: {problem}") from None
-
-
-def _read_yaml(file: str) -> dict[str, Any]:
-    path = Path(file)
-    try:
-        text = path.read_text(encoding="utf-8")
+        # Without O_NONBLOCK a named pipe blocks until someone writes into it.
+        with open(
+            file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)
+        ) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise ConfigError(f"{where} is no regular file; save the config as a file")
+            content = stream.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError(f"--config {path} does not exist; give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"--config {path} cannot be read: {reason}") from None
-    content = _parse(text, f"--config {path}")
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
+        raise ConfigError(f"{where} does not exist; give the path of a YAML file") from None
+    except OSError as error:
+        raise ConfigError(f"{where} cannot be read: {error.strerror}") from None
+    if len(content) > MAX_FILE_BYTES:
         raise ConfigError(
-            f"--config {path} holds a {type(content).__name__}; it must hold sections such as "
+            f"{where} has more than {MAX_FILE_BYTES:,} bytes; give the path of a config"
+        )
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where} cannot be read: not UTF-8 text") from None
+    sections = _parse(text, where, lines=lines)
+    if sections is None:
+        return {}
+    if not isinstance(sections, dict):
+        raise ConfigError(
+            f"{where} holds a {type(sections).__name__}; it must hold sections such as "
             "`run:` and `algorithm:` with keys below them"
         )
-    return content
+    return sections
+
+
+def _parse(
+    text: str, where: str, key: str = "", whole: bool = False, lines: dict[str, int] | None = None
+) -> Any:
+    try:
+        return read_yaml(text, text_keys().__contains__, key, whole, lines)
+    except YamlError as error:
+        line = f", line {error.line}" if error.line and not key else ""
+        raise ConfigError(f"{where}{line} is not valid YAML: {error.problem}") from None
+
+
+def read_value(key: str, text: str) -> Any:
+    """Return what `text` means in an argument `key=text`.
+
+    A text key takes the text as it is; only quotes around all of it are removed. Other values are read
+    as in a file, but `#` begins no comment.
+
+    >>> read_value("run.dir", "runs/a #1"), read_value("run.seed", "010")
+    ('runs/a #1', 10)
+
+    Raises:
+        ConfigError: a list or group that is not valid YAML.
+    """
+    if key in _plain_text_keys():
+        return _unquoted(text)
+    text = text.strip()
+    if text.startswith(_YAML_SIGNS):
+        return _parse(text, f"argument {f'{key}={text}'!r}", key, whole=True)
+    return text if not text or key in text_keys() else core_value(text)
+
+
+def as_argument(key: str, text: str) -> str:
+    """Return the argument that sets a text key to a text: the inverse of `read_value`.
+
+    >>> print(as_argument("run.dir", "runs/a #1"), as_argument("run.dir", '"a"'))
+    run.dir=runs/a #1 run.dir='"a"'
+    """
+    quoted = "'" + text.replace("'", "''") + "'"
+    return f"{key}={text if _unquoted(text) == text else quoted}"
+
+
+@cache
+def _plain_text_keys() -> frozenset[str]:
+    """Return the keys that take any text: no list, and no choice among names."""
+    return frozenset(key for key, field in all_keys() if field.annotation is str)
+
+
+def _unquoted(text: str) -> str:
+    """Return a text without the quotes around it; text that is not quoted as a whole stays as it is."""
+    if re.fullmatch(r"'([^']|'')*'", text):
+        return text[1:-1].replace("''", "'")
+    if re.fullmatch(r'"([^"\\]|\\.)*"', text, re.DOTALL):
+        try:
+            return str(read_yaml(text))
+        except YamlError:
+            return text
+    return text
 
 
 def _read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return `key.path=value` arguments as nested dictionaries."""
+    """Return `key.path=value` arguments as nested dictionaries; the last of equal keys counts."""
     tree: dict[str, Any] = {}
-    texts = {key for key, field in all_keys() if field.annotation is str}
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not key or argument.startswith("-"):
@@ -114,10 +187,13 @@ def _read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         for step in path:
             branch = branch.setdefault(step, {})
             if not isinstance(branch, dict):
-                raise ConfigError(f"argument {argument!r}: {step} already has a value")
-        value = _parse(text, f"argument {argument!r}") if text else ""
-        # Text stays as typed: run.dir=0123 is no octal number, and run.dir=on no truth value.
-        branch[last] = text if key in texts and not isinstance(value, str) else value
+                raise ConfigError(
+                    f"argument {argument!r}: {step} already has a value; drop one of the two"
+                )
+        value, held = read_value(key, text), branch.get(last)
+        if isinstance(held, dict) and isinstance(value, dict):
+            value = _merge(held, value, f"{key}.")
+        branch[last] = value
     return tree
 
 
@@ -144,8 +220,9 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any], at: str = "") -> 
     for key, value in above.items():
         held = merged.get(key)
         if isinstance(value, dict) and held is not None:
-            if not isinstance(held, dict):
+            if isinstance(held, dict):
+                value = _merge(held, value, f"{at}{key}.")
+            elif is_group(f"{at}{key}"):
                 raise ConfigError(must_be_group(f"{at}{key}", held))
-            value = _merge(held, value, f"{at}{key}.")
         merged[key] = value
     return merged

@@ -4,42 +4,74 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from cobo_dist.config.schema import VARIANTS, Config, all_keys, owners_of
+from cobo_dist.config.schema import VARIANTS, all_keys, owners_of
+from cobo_dist.yaml_text import core_value
+
+MAX_SHOWN_CHARACTERS = 500
+"""Longer values are cut in messages."""
 
 
 def explain(error: ValidationError, given: Mapping[str, Any]) -> str:
     """Return one line for the first mistake, and how many more there are."""
     mistakes = error.errors(include_url=False)
     first = mistakes[0]
-    path = [str(step) for step in first["loc"]]
-    # pydantic puts a variant's name into the path: algorithm.cobo.rho means algorithm.rho.
-    if len(path) > 1 and path[0] in VARIANTS and path[1] in VARIANTS[path[0]]:
-        del path[1]
+    path = _path(first)
     more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
     return _message(path, first, given) + more
 
 
-def _message(path: list[str], mistake: Any, given: Mapping[str, Any]) -> str:
+def place_of(error: ValidationError) -> str:
+    """Return the dotted key that the first mistake is at; for an item of a list, that of the list."""
+    mistake = error.errors(include_url=False)[0]
+    path = _path(mistake)
+    if mistake["type"] == "union_tag_invalid":
+        path.append("name")
+    return ".".join(path[:-1] if isinstance(mistake["loc"][-1], int) else path)
+
+
+def _path(mistake: Any) -> list[str]:
+    path = [str(step) for step in mistake["loc"]]
+    # pydantic puts a variant's name into the path: algorithm.cobo.rho means algorithm.rho.
+    if len(path) > 1 and path[0] in VARIANTS and path[1] in VARIANTS[path[0]]:
+        del path[1]
+    return path
+
+
+def _message(path: Sequence[str], mistake: Any, given: Mapping[str, Any]) -> str:
     key, value, kind = ".".join(path), mistake.get("input"), mistake["type"]
     if kind == "extra_forbidden":
-        while isinstance(value, dict) and value and path[0] not in Config.model_fields:
-            path, value = [*path, str(next(iter(value)))], next(iter(value.values()))
-        return _unknown_key(path, given)
+        return _unknown_key(path, value, given)
     if kind in ("union_tag_invalid", "literal_error"):
         names = list(VARIANTS[key]) if kind == "union_tag_invalid" else _literals(mistake["ctx"])
         if kind == "union_tag_invalid":
             key, value = f"{key}.name", value.get("name") if isinstance(value, dict) else value
-        near = difflib.get_close_matches(str(value), names, n=1)
+        near = difflib.get_close_matches(str(value).lower(), names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{key}={value!r} is none of {', '.join(names)}{hint}"
+        return f"{key}={_show(value)} is none of {', '.join(names)}{hint}"
     if kind in ("model_attributes_type", "model_type", "dict_type"):
         return must_be_group(key, value)
-    return f"{key}={value!r} is refused: {_lower(mistake['msg'])}"
+    hint = _remedy(kind, key, value)
+    return f"{key}={_show(value)} is refused: {_lower(mistake['msg'])}{hint}"
+
+
+def _remedy(kind: str, key: str, value: object) -> str:
+    """Return what to write instead of a value of the wrong type; empty if that is not clear."""
+    plain = core_value(value) if isinstance(value, str) else None
+    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+        return f"; write {int(value)}"
+    numbers = {"int_type": (int,), "float_type": (int, float)}.get(kind, ())
+    if type(plain) in numbers:
+        return "; write it without quotes"
+    if kind == "tuple_type" and not isinstance(value, dict):
+        example = next((field.default for known, field in all_keys() if known == key), None)
+        if isinstance(example, tuple) and example:
+            return f", for example {key}=[{', '.join(map(str, example))}]"
+    return ""
 
 
 def _literals(context: Mapping[str, Any]) -> list[str]:
@@ -48,28 +80,71 @@ def _literals(context: Mapping[str, Any]) -> list[str]:
 
 def _lower(message: str) -> str:
     message = message.removeprefix("Value error, ").replace("Input should", "it must")
+    message = message.replace("valid tuple", "list").replace("a valid boolean", "true or false")
     return message[:1].lower() + message[1:]
+
+
+def _show(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= MAX_SHOWN_CHARACTERS else f"{shown[:MAX_SHOWN_CHARACTERS]}..."
+
+
+def is_group(key: str) -> bool:
+    """Return whether other keys stand below a key."""
+    return any(known.startswith(f"{key}.") for known, _ in all_keys())
 
 
 def must_be_group(key: str, value: object) -> str:
     """Return the message for a value where a section is needed."""
     inside = [known for known, _ in all_keys() if known.startswith(f"{key}.")]
-    example = f", for example {inside[0]}=..." if inside else ""
-    return f"{key}={value!r} must be a group of keys{example}"
+    first = f"{key}.name" if f"{key}.name" in inside else inside[0]
+    name = value if isinstance(value, str) and value in VARIANTS.get(key, ()) else "..."
+    return f"{key}={_show(value)} must be a group of keys, for example {first}={name}"
 
 
-def _unknown_key(path: list[str], given: Mapping[str, Any]) -> str:
+def _unknown_key(path: Sequence[str], value: object, given: Mapping[str, Any]) -> str:
+    while isinstance(value, dict) and value:  # the first key in a group says more
+        path, value = [*path, next(iter(value))], next(iter(value.values()))
     key = ".".join(path)
-    section = path[0]
+    if "<<" in path:
+        return f"{key}: there are no merge keys in YAML 1.2; write the keys themselves"
+    section, known_keys = path[0], list(dict.fromkeys(known for known, _ in all_keys()))
+    if any("." in step for step in path) and (key in known_keys or is_group(key)):
+        nested = ": {".join(key.split("."))
+        return f"{key} is written as one key; write {nested}: ...{'}' * key.count('.')}"
     owners = owners_of(section, ".".join(path[1:])) if section in VARIANTS else []
-    if owners:
+    if owners and given[section]["name"] not in owners:
         return (
             f"{key} is no key of {section}.name={given[section]['name']}; it belongs to "
             f"{', '.join(owners)}: drop it or set {section}.name={owners[0]}"
         )
-    known_keys = [known for known, _ in all_keys()]
-    near = difflib.get_close_matches(key, known_keys, n=1, cutoff=0.5)
-    if not near:  # the last step may be right, and the section wrong
-        near = [known for known in known_keys if known.split(".")[-1] == path[-1]][:1]
-    hint = f"did you mean {near[0]}?" if near else "see --help for all keys"
-    return f"{key} is not a known key; {hint}"
+    return f"{key[:MAX_SHOWN_CHARACTERS]} is not a known key; {_nearest(key, known_keys, given)}"
+
+
+def _nearest(key: str, known_keys: Sequence[str], given: Mapping[str, Any]) -> str:
+    """Return a hint at the known key that was probably meant."""
+    scores = {
+        known: (_likeness(key, known), _likeness(_last(key), _last(known))) for known in known_keys
+    }
+    near = [known for known, (whole, last) in scores.items() if whole >= 0.5 and last >= 0.6]
+    # The last step may be right, and the section wrong.
+    near = near or [known for known in known_keys if _last(known) == _last(key)]
+    if not near:
+        return "see --help for all keys"
+    best = max(near, key=lambda known: sum(scores[known]))
+    section, _, rest = best.partition(".")
+    owners = owners_of(section, rest) if section in VARIANTS else []
+    group = given.get(section)
+    if owners and isinstance(group, dict) and group.get("name") not in owners:
+        return f"did you mean {best}, a key of {section}.name={owners[0]}?"
+    return f"did you mean {best}?"
+
+
+def _likeness(one: str, other: str) -> float:
+    """Return how alike two words are, from 0 to 1."""
+    matcher = difflib.SequenceMatcher(None, one.lower(), other)
+    return matcher.ratio() if matcher.real_quick_ratio() >= 0.5 else 0.0
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import Field
@@ -22,21 +22,7 @@ from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import DigitsConfig
 from cobo_dist.tasks.models import MlpConfig
 from cobo_dist.tasks.registry import ModelConfig, TaskConfig
-
-
-class Loader(yaml.SafeLoader):
-    """Reads numbers as YAML 1.2 does: plain PyYAML reads 1e-3 as text."""
-
-
-class Dumper(yaml.SafeDumper):
-    """Quotes text that `Loader` would read as a number."""
-
-
-_FLOAT = re.compile(
-    r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN)$"
-)
-for _side in (Loader, Dumper):
-    _side.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+from cobo_dist.yaml_text import Dumper
 
 
 class Config(Section):
@@ -111,6 +97,18 @@ def owners_of(section: str, key: str) -> list[str]:
 def all_keys() -> list[tuple[str, FieldInfo]]:
     """Return every dotted key with its field; a key of several variants appears once for each."""
     return list(keys_of(Config))
+
+
+@cache
+def text_keys() -> frozenset[str]:
+    """Return the keys whose value, or whose list's items, are text or one of some names."""
+    return frozenset(key for key, field in all_keys() if _is_text(field.annotation))
+
+
+def _is_text(annotation: Any) -> bool:
+    if get_origin(annotation) in (Annotated, tuple):
+        return _is_text(get_args(annotation)[0])
+    return annotation is str or isinstance(next(iter(get_args(annotation)), None), str)
 
 
 def check_across(config: Config) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
-import yaml
-
+from cobo_dist.config import read_value
 from cobo_dist.errors import ConfigError
 
 SEED = "run.seed"
@@ -65,8 +63,9 @@ def read_axes(arguments: Sequence[str]) -> list[Axis]:
         if key in _SET_BY_SWEEP:
             raise ConfigError(f"{argument} is not for a sweep: {_SET_BY_SWEEP[key]}")
         if key in axes:
-            both = ",".join((*axes[key].values, text))
-            raise ConfigError(f"{key} is given twice; write {key}={both}")
+            both = axes[key].values
+            both += tuple(one for one in split_values(key, text) if not _find_same(key, one, both))
+            raise ConfigError(f"{key} is given twice; write {key}={','.join(both)}")
         axes[key] = Axis(key, _read_values(key, text))
     return list(axes.values())
 
@@ -75,16 +74,23 @@ def _read_values(key: str, text: str) -> tuple[str, ...]:
     values = split_values(key, text)
     if len(values) == 1:
         return values
-    seen: dict[str, str] = {}
-    for value in values:
-        if not value:
-            raise ConfigError(f"{key}={text} has an empty value; remove a comma, or write ''")
-        meaning = _meaning(value)
-        if meaning in seen:
-            same = value if seen[meaning] == value else f"{seen[meaning]} and {value}, the same,"
+    if "" in values:
+        raise ConfigError(f"{key}={text} has an empty value; remove a comma")
+    for second, value in enumerate(values):
+        if first := _find_same(key, value, values[:second]):
+            same = value if first == value else f"{first} and {value}, the same,"
             raise ConfigError(f"{key}={text} has {same} twice; give every value once")
-        seen[meaning] = value
     return values
+
+
+def _find_same(key: str, text: str, earlier: Sequence[str]) -> str:
+    """Return the first of these values that means the same: 0.1, 0.10 and 1e-1 are one number."""
+    value = read_value(key, text)
+    for other in earlier:
+        known = read_value(key, other)
+        if known == value and isinstance(known, bool) == isinstance(value, bool):
+            return other
+    return ""
 
 
 def split_values(key: str, text: str) -> tuple[str, ...]:
@@ -117,13 +123,3 @@ def split_values(key: str, text: str) -> tuple[str, ...]:
         )
     values.append(text[start:].strip())
     return tuple(values)
-
-
-def _meaning(text: str) -> str:
-    """The parsed value, by which 0.1, 0.10 and 1e-1 are the same."""
-    with suppress(ValueError):
-        return repr(float(text))
-    try:
-        return repr(yaml.safe_load(text))
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
-        return repr(text)  # loading the config says what is wrong with it

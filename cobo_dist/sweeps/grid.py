@@ -59,14 +59,28 @@ def expand(files: Sequence[str], axes: Sequence[Axis]) -> list[Run]:
         combinations = list(_combinations(files, axes, unused))
     choices = {axis.key for axis in axes if axis.is_choice}
     runs: dict[str, Run] = {}
+    values: dict[
+        tuple[str | None, str], dict[str, str]
+    ] = {}  # of the first of equal runs of a file
     for file, kept in combinations:
         arguments = tuple(f"{key}={value}" for key, value in kept.items())
         config = _load(file, arguments, several=len(files) > 1)
         if choices and (extended := _with_validation(file, arguments, config)):
             arguments, config = (*arguments, WITH_VALIDATION), extended
         varied = {key: _look_up(config, key) for key in kept if key in choices}
-        runs.setdefault(_identity(config), Run("", "", file, arguments, config, varied))
+        identity = _identity(config)
+        _refuse_same_values(values.setdefault((file, identity), kept), kept)
+        runs.setdefault(identity, Run("", "", file, arguments, config, varied))
     return _with_names(list(runs.values()), files)
+
+
+def _refuse_same_values(first: Mapping[str, str], second: Mapping[str, str]) -> None:
+    """Refuse two settings of the same keys that give the same run, such as two spellings of a value."""
+    for key in first:
+        if first.keys() == second.keys() and first[key] != second[key]:
+            raise ConfigError(
+                f"{key}={first[key]} and {key}={second[key]} are the same; give every value once"
+            )
 
 
 def _load(file: str | None, arguments: Sequence[str], several: bool) -> Config:

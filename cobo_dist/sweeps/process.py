@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -17,6 +16,7 @@ from types import FrameType
 
 import psutil
 
+from cobo_dist.config import as_argument
 from cobo_dist.storage.reading import is_finished, read_status
 from cobo_dist.storage.schema import STATUS_FILE
 from cobo_dist.sweeps.folders import State
@@ -77,7 +77,7 @@ def command(run: Run, folder: Path, ranks: int, state: State) -> list[str]:
         *([] if "figures" in run.config.log.model_fields_set else ["log.figures=false"]),
         f"run.overwrite={str(state == 'again').lower()}",
         f"run.resume={'auto' if state == 'resume' else 'never'}",
-        f"run.dir={json.dumps(str(folder), ensure_ascii=False)}",  # quoted: YAML reads # and :
+        as_argument("run.dir", str(folder)),
     ]
 
 
