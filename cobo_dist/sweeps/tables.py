@@ -143,7 +143,7 @@ def print_table(selections: Sequence[Selection], console: Console) -> None:
     for selection in selections:
         for setting in selection.settings:
             table.add_row(*_cells(selection, setting), style="bold" if setting.chosen else None)
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def _markdown(records: Sequence[RunRecord], selections: Sequence[Selection], command: str) -> str:

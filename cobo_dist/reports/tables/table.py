@@ -88,4 +88,4 @@ def print_table(table: Table, console: Console) -> None:
         shown.add_row(*row)
     console.print(shown)
     for note in table.notes:
-        console.print(note, highlight=False, markup=False)
+        console.print(note)
