@@ -81,6 +81,14 @@ def test_training_goes_on_without_a_reader(tmp_path: Path, redirection: str) -> 
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+def test_submitting_goes_on_without_a_reader(tmp_path: Path) -> None:
+    """An error of the terminal was taken for a refusal, exit code 2."""
+    script = Path(__file__).parents[3] / "slurm" / "submit.py"
+    command = [sys.executable, str(script), "--dry-run", f"run.dir={tmp_path / 'run'}"]
+    done = in_shell(command, "> /dev/full")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 class BrokenStream(io.StringIO):
     """A stream whose reader has left."""
 
