@@ -1,6 +1,10 @@
-"""Numbers in readable units."""
+"""Numbers in readable units, and text in Markdown."""
 
 from __future__ import annotations
+
+import re
+
+_MARKDOWN = re.compile(r"[\\|<$`]|(?<!\w)_|_(?!\w)")  # an underscore inside a word means nothing
 
 
 def human_bytes(count: float) -> str:
@@ -14,3 +18,12 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def markdown_text(text: str) -> str:
+    r"""Return text for a table or heading in Markdown, in which it shows as it is; `**bold**` stays bold.
+
+    >>> markdown_text("**_a_ | <b> $x_1$**")
+    '**\\_a\\_ \\| \\<b> \\$x_1\\$**'
+    """
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.splitlines()))

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))  # read the config with the code that is frozen, b
 from cobo_dist.comm.startup.launch_env import read_launch  # noqa: E402
 from cobo_dist.config import Config, load_config  # noqa: E402
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError  # noqa: E402
+from cobo_dist.terminal import safe_terminal  # noqa: E402
 from cobo_dist.training.preparation import refuse_unusable_folder  # noqa: E402
 
 USAGE = (
@@ -77,6 +78,7 @@ class Request:
     dry_run: bool
 
 
+@safe_terminal()
 def main(argv: Sequence[str] | None = None) -> int:
     """Submit as the command line says; return the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)

@@ -14,6 +14,7 @@ from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RunFailure
 from cobo_dist.preflight.diagnose import FINE, WARNING, WRONG, Finding
 from cobo_dist.preflight.probe import examine
+from cobo_dist.terminal import safe_terminal
 
 ABOUT = """\
 Check everything that a run needs, before the run does: the launcher, the ranks and their hosts, versions,
@@ -23,6 +24,7 @@ trains nothing, downloads nothing and leaves nothing behind. Rank 0 prints the f
 EXITS = "exit codes: 0 nothing is wrong (there may be warnings); 1 something is; 2 the ranks cannot start"
 
 
+@safe_terminal()
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine what the command line names; return 0, 1 where something is wrong, 2 where nothing starts."""
     rank, began = 0, time.monotonic()

@@ -23,6 +23,7 @@ from cobo_dist.errors import (
 from cobo_dist.planning.dry_run import DryRun
 from cobo_dist.planning.try_rounds import try_rounds
 from cobo_dist.tasks.registry import build_task
+from cobo_dist.terminal import safe_terminal
 
 ABOUT = """\
 Say what the ranks of a run would send in a round and what the fullest of them would keep in memory. Takes the
@@ -57,6 +58,7 @@ MAX_RANKS_PER_CORE = 8
 """Ranks on a core up to which --try starts ranks by itself."""
 
 
+@safe_terminal()
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan what the command line names. Returns 0, 2 after one line on standard error, 1 on lost contact."""
     usage = "[--config FILE.yaml] [--try N] [ranks=R] [clients=N] [key.path=value ...]"

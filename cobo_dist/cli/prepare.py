@@ -19,6 +19,7 @@ from cobo_dist.tasks.language.base import fetch_base
 from cobo_dist.tasks.language.config import Adapters, LanguageConfig, LanguageModelConfig
 from cobo_dist.tasks.language.texts import fetch_wiki40b
 from cobo_dist.tasks.registry import build_task
+from cobo_dist.terminal import safe_terminal
 
 ABOUT = """\
 Fetch the data that a run needs and lacks (CIFAR-100 or Wiki-40B into data.root, a language model into the
@@ -28,6 +29,7 @@ will send and hold."""
 EXITS = "exit codes: 0 the data are there and good; 2 they are not, with one line that says why"
 
 
+@safe_terminal()
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare what the command line names; return 0, or 2 after one line on standard error."""
     try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
+from cobo_dist.terminal import open_console, safe_terminal
 
 _EPILOG = """
 files written:
@@ -45,6 +45,7 @@ example:
 """
 
 
+@safe_terminal()
 def main(argv: list[str] | None = None) -> int:
     """Make the report. Returns 0, or 2 after one line on standard error."""
     parser = _parser()
@@ -73,8 +74,6 @@ def _report(folders: list[Path], out: Path | None, figure_1: bool) -> None:
     runs = [read_run(folder) for folder in unique.values()]
     problems, notes = group_runs(runs)
 
-    from rich.console import Console
-
     from cobo_dist.reports.figures import draw_client_selection
     from cobo_dist.reports.report import Report
     from cobo_dist.reports.tables.table import print_table
@@ -94,13 +93,10 @@ def _report(folders: list[Path], out: Path | None, figure_1: bool) -> None:
         raise ConfigError(
             f"{where} cannot be written: {error.strerror}; give another --out"
         ) from None
-    with suppress(
-        BrokenPipeError
-    ):  # the reader of the output may have left; the report is complete
-        console = Console(width=None if sys.stdout.isatty() else 140)
-        for table in report.all_tables() if report else ():
-            print_table(table, console)
-        _list_files(out, files)
+    console = open_console(plain_width=140)
+    for table in report.all_tables() if report else ():
+        print_table(table, console)
+    _list_files(out, files)
 
 
 def _list_files(out: Path, files: list[Path]) -> None:

@@ -14,6 +14,7 @@ from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from cobo_dist.sweeps.axes import read_axes
 from cobo_dist.sweeps.grid import expand
 from cobo_dist.sweeps.runner import open_sweep, print_dry_run, run_one, run_sweep
+from cobo_dist.terminal import safe_terminal
 
 USAGE = (
     "[--config FILE.yaml ...] [--ranks R] [--out DIR] "
@@ -54,6 +55,7 @@ examples:
 _SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
+@safe_terminal()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sweep of the command line; return the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)

@@ -12,6 +12,7 @@ from cobo_dist.cli.parser import report_error, settings_parser
 from cobo_dist.comm.startup.launch_env import read_launch
 from cobo_dist.config import Config, describe_keys, load_config
 from cobo_dist.errors import EXIT_DONE, ConfigError, RunFailure
+from cobo_dist.terminal import safe_terminal
 from cobo_dist.training.build import run
 
 USAGE = "[--config FILE.yaml] [--show-run-dir] [key.path=value ...]"
@@ -26,6 +27,7 @@ error; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved. But for 2, the 
 status.json says which and why."""
 
 
+@safe_terminal()
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; return the exit code."""
     rank = _rank(os.environ)

@@ -9,8 +9,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError
 from cobo_dist.storage.files import open_file
 from cobo_dist.storage.reading import read_status
@@ -21,6 +19,7 @@ from cobo_dist.sweeps.folders import look, read_result
 from cobo_dist.sweeps.grid import Run
 from cobo_dist.sweeps.selection import Selection, select
 from cobo_dist.sweeps.tables import RunRecord, print_table, remarks, tally, write_tables
+from cobo_dist.terminal import open_console
 
 _PLANNED = {
     "new": "run",
@@ -223,7 +222,7 @@ def _update_tables(sweep: Sweep) -> list[Selection]:
 def _finish(sweep: Sweep, selections: Sequence[Selection], stop: process.StopSignal) -> int:
     """Print the table, the choices and the failed runs; return the exit code."""
     print()
-    print_table(selections, Console(width=None if sys.stdout.isatty() else 120))
+    print_table(selections, open_console(plain_width=120))
     for note in remarks(selections):
         print(note)
     for selection in selections:

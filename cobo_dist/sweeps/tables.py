@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from cobo_dist.formatting import markdown_text
 from cobo_dist.storage.schema import METRICS
 from cobo_dist.sweeps.folders import Result, State
 from cobo_dist.sweeps.grid import Run, short_keys, show
@@ -143,7 +144,7 @@ def print_table(selections: Sequence[Selection], console: Console) -> None:
     for selection in selections:
         for setting in selection.settings:
             table.add_row(*_cells(selection, setting), style="bold" if setting.chosen else None)
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def _markdown(records: Sequence[RunRecord], selections: Sequence[Selection], command: str) -> str:
@@ -160,7 +161,7 @@ def _markdown(records: Sequence[RunRecord], selections: Sequence[Selection], com
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(markdown_text, cells)) + " |"
 
 
 def tally(records: Sequence[RunRecord]) -> str:

@@ -80,6 +80,7 @@ class Task(LearningTask, Protocol):
     clusters: tuple[int, ...] | None  # the true cluster of each client, if known
     splits: tuple[str, ...]  # what can be evaluated
     metrics: tuple[str, ...]  # of an evaluation: "loss" first, the one to compare runs by last
+    notices: tuple[str, ...] = ()  # what a user should know of the data, a line each
     diagnoses: bool = False  # whether `diagnose` returns figures every round
 
     def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
@@ -92,6 +93,10 @@ class Task(LearningTask, Protocol):
 
     def fingerprint(self) -> str:
         """Return a digest of the data, by which ranks check that they read the same data."""
+
+    def lack(self, split: str) -> str:
+        """Say why `split` is not among `splits`, and what helps."""
+        return f"task.name={self.name} has only {', '.join(self.splits)} data"
 
     def save(self, state: Mapping[str, Tensor], path: Path) -> None:
         """Write one client's model atomically at `path`, to which the task adds a suffix."""

@@ -62,7 +62,9 @@ class CrossDeviceConfig(ClassificationConfig):
             labels = labels % each
         clusters = [k for k, size in enumerate(sizes) for _ in range(size)]
         examples = images.examples(labels.expand(len(clusters), -1), data, dtype)
-        return ClientExamples(examples, split(self, images, each, seed), clusters)
+        counts = (torch.from_numpy(images.y_train) // each).bincount(minlength=len(sizes))
+        pools = counts[clusters].tolist()
+        return ClientExamples(examples, split(self, images, each, seed), clusters, pools)
 
 
 def split(

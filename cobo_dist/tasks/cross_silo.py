@@ -66,7 +66,8 @@ class CrossSiloConfig(ClassificationConfig):
         clusters = [k for k in range(self.clusters) for _ in range(self.clients_per_cluster)]
         labels = torch.stack([label_map(self, k, images.classes, seed) for k in clusters])
         examples = images.examples(labels, data, dtype)
-        return ClientExamples(examples, split(self, images, seed), clusters)
+        pools = [len(images.x_train)] * len(clusters)
+        return ClientExamples(examples, split(self, images, seed), clusters, pools)
 
 
 def label_map(config: CrossSiloConfig, cluster: int, classes: int, seed: int) -> Tensor:

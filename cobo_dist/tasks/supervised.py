@@ -19,6 +19,7 @@ from cobo_dist.maths import seeds
 from cobo_dist.settings import Section
 from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
 from cobo_dist.tasks.base import DataConfig, Task
+from cobo_dist.tasks.held_out import explain_lack
 from cobo_dist.tasks.models import ClassifierConfig, build_model, dropout_of
 
 Splits = Mapping[str, Sequence[Tensor]]
@@ -110,6 +111,7 @@ class ClientExamples:
     examples: Examples
     splits: Splits
     clusters: Sequence[int]  # [n], the cluster of each client
+    pools: Sequence[int] = ()  # [n], of which validation is a fraction; empty: each client's own
 
 
 class ExampleBatches:
@@ -189,15 +191,29 @@ class Classification(Task):
             split: [own[client] for client in order] for split, own in loaded.splits.items()
         }
         self.clusters: tuple[int, ...] | None = tuple(loaded.clusters[client] for client in order)
-        self.data, self.seed = data, seed
+        self.pools = loaded.pools and [loaded.pools[client] for client in order]
+        self.data, self.seed, self.dtype = data, seed, dtype
         self.model_config, self.clients = model, len(order)
         self.accumulation = data.accumulation
         self.channels_last = self.examples.are_images and self.examples.channels_last
-        # A split without examples cannot be evaluated.
-        self.splits: tuple[str, ...] = tuple(
-            name for name in ("validation", "test") if all(map(len, self.split_of[name]))
-        )
+        # A split in which a client has no examples cannot be evaluated.
+        self.splits = tuple(n for n in ("validation", "test") if all(map(len, self.split_of[n])))
         self.model()  # refuses a model that cannot take these inputs before training starts
+
+    def lack(self, split: str) -> str:
+        """Say which client has no validation examples, and what helps."""
+        fraction = self.config.model_dump().get("validation_fraction")
+        if split != "validation" or fraction is None:
+            return super().lack(split)
+
+        def sizes(fraction: float) -> list[int]:
+            config = self.config.model_copy(update={"validation_fraction": fraction})
+            return list(map(len, config.load(self.data, self.seed, self.dtype).splits[split]))
+
+        assert self.clusters is not None, "classification knows its clusters"
+        now, train = ([len(own) for own in self.split_of[name]] for name in (split, "train"))
+        pools = self.pools or [sum(pair) for pair in zip(now, train, strict=True)]
+        return explain_lack(fraction, pools, self.clusters, now, sizes)
 
     def model(self) -> nn.Module:
         """Return a classifier at x^0."""

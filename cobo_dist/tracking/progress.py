@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,6 +13,7 @@ from rich.table import Table
 from cobo_dist.formatting import human_bytes
 from cobo_dist.run_config import LogConfig
 from cobo_dist.storage.schema import ProgressState
+from cobo_dist.terminal import is_terminal, open_console
 
 
 def describe(now: ProgressState) -> str:
@@ -46,11 +46,13 @@ class ProgressBar:
     """A rich progress bar."""
 
     def __init__(self, rounds: int, console: Console) -> None:
+        self.rounds = rounds
+        self.last: ProgressState | None = None
         self.progress = Progress(
             TextColumn("round"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[words]}"),
+            TextColumn("{task.fields[words]}", markup=False),
             TimeRemainingColumn(),
             console=console,
         )
@@ -58,16 +60,24 @@ class ProgressBar:
         self.progress.start()
 
     def update(self, now: ProgressState) -> None:
-        """Move the bar."""
-        self.progress.update(self.task, completed=now.round, words=describe(now))
+        """Move the bar. The state after the last round is left to `close`, which draws it once."""
+        self.last = now
+        if now.round < self.rounds:
+            self._show(now)
 
     def print(self, line: str) -> None:
         """Print above the bar."""
-        self.progress.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self.progress.console.print(line, soft_wrap=True)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
-        self.progress.stop()
+        """Draw the last state once and leave it as it stands."""
+        if self.progress.live.is_started:
+            if self.last is not None:
+                self._show(self.last)
+            self.progress.stop()
+
+    def _show(self, now: ProgressState) -> None:
+        self.progress.update(self.task, completed=now.round, words=describe(now))
 
 
 class NullProgress:
@@ -107,9 +117,9 @@ def open_display(config: LogConfig, rounds: int, first: int = 0) -> ProgressDisp
     """Return the display for where standard output goes; the run starts after round `first`."""
     kind = config.progress
     if kind == "auto":
-        kind = "bar" if sys.stdout.isatty() else "plain"
+        kind = "bar" if is_terminal() else "plain"
     if kind == "bar":
-        return ProgressBar(rounds, Console())
+        return ProgressBar(rounds, open_console())
     return PlainProgress(rounds, config.interval, first) if kind == "plain" else NullProgress()
 
 
@@ -120,6 +130,6 @@ def final_table(rows: Sequence[tuple[str, ...]], headers: tuple[str, ...]) -> No
         table.add_column(header, justify="left" if header == headers[0] else "right")
     for row in rows:
         table.add_row(*row)
-    console = Console()
+    console = open_console()
     console.width = max(console.width, 80)
     console.print(table)

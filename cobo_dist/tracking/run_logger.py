@@ -135,10 +135,10 @@ class RunLogger:
 
     # -- rows -------------------------------------------------------------------------------------
 
-    def start(self, notice: str) -> None:
-        """Write the first row, the algorithm's notice to the user, and warnings about the settings."""
+    def start(self, notices: Sequence[str]) -> None:
+        """Write the first row, notices to the user but empty ones, and warnings about the settings."""
         self._write(StartRow(format=FORMAT))
-        if notice:
+        for notice in filter(None, notices):
             self.warn(0, "notice", notice)
         self._warn(self.health.before())
 

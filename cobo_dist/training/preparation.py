@@ -112,13 +112,14 @@ def refuse_unfit(algorithm: AlgorithmConfig, run: RunConfig, task: Task) -> None
         )
     if algorithm.needs_validation and "validation" not in task.splits:
         raise ConfigError(
-            f"algorithm.name={algorithm.name} scores models on validation data, and this "
-            f"task has only {', '.join(task.splits)}; set task.validation_fraction above 0"
+            f"algorithm.name={algorithm.name} scores models on validation data, and "
+            f"{task.lack('validation')}"
         )
     for split in run.eval_splits:
         if split not in task.splits:
             raise ConfigError(
-                f"run.eval_splits: this task has no {split} data; it has {', '.join(task.splits)}"
+                f"run.eval_splits={list(run.eval_splits)} names {split}, and {task.lack(split)}, or "
+                "run.eval_splits=[test]"
             )
 
 

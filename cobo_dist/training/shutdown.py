@@ -80,11 +80,10 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
     folder.write_record(SUMMARY_FILE, summary)
     folder.write_status(EXIT_DONE, "done")
     run_logger.display.close()
-    with suppress(BrokenPipeError):  # the reader of a pipe may have left; the run is complete
-        final_table(
-            _table(run_logger, summary, final, peaks), ("final (mean of clients, test)", "value")
-        )
-        print(f"run folder  {folder.path}", flush=True)
+    final_table(
+        _table(run_logger, summary, final, peaks), ("final (mean of clients, test)", "value")
+    )
+    print(f"run folder  {folder.path}", flush=True)
     return EXIT_DONE
 
 

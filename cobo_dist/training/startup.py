@@ -135,7 +135,7 @@ def announce(
     """Print what runs, and what a resumed run goes on from."""
     show = run_logger.display.print
     if found is None:
-        run_logger.start(learner.algorithm.user_notice)
+        run_logger.start((*learner.task.notices, learner.algorithm.user_notice))
     else:
         for warning in found.warnings:
             show(f"warning: {warning}")

@@ -12,10 +12,10 @@ from __future__ import annotations
 import atexit
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from cobo_dist import terminal
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError
 
 EXIT_BARRIER_SECONDS = 5.0
@@ -92,9 +92,7 @@ def _wait_for_all_ranks(world: MpiWorld) -> None:
 
     Runs as Python exits, after it prints tracebacks and before mpi4py calls MPI_Finalize.
     """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # the reader of a pipe may have closed it
-            stream.flush()
+    terminal.flush()
     # All ranks reach these two codes together, so all will arrive, however long the last files take.
     in_order = world.code in (EXIT_DONE, EXIT_STOPPED)
     # MPI_Finalize would wait as well, but with one core at full load.

@@ -1,5 +1,6 @@
 """Draws groups as PNG figures, with the drawn numbers as CSV beside each. Only this package uses matplotlib.
 
+backend           imports matplotlib
 style             colors, sizes, the canvas
 curves            accuracy, perplexity, loss over rounds (Figures 2b and 6)
 decay             consensus distance and gradient norm (Theorem 1)
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cobo_dist.reports.figures import backend  # isort: split  # before any import of matplotlib
 from cobo_dist.reports.figures.client_selection import draw_client_selection
 from cobo_dist.reports.figures.curves import draw_metric
 from cobo_dist.reports.figures.decay import draw_decay
@@ -30,6 +32,7 @@ from cobo_dist.reports.selection import learning
 from cobo_dist.reports.writing import slug
 
 __all__ = [
+    "backend",
     "draw_client_selection",
     "draw_factors",
     "draw_over_rounds",

@@ -82,7 +82,7 @@ def gradients(points: Array) -> Array:
 
 def draw_client_selection(path: Path, pairs: Sequence[Pair] = PAIRS) -> list[Path]:
     """Draw the pairs over the contours of (f_1 + f_2)/2, and write their numbers to the CSV."""
-    with canvas(5.6, 3.3) as figure:
+    with canvas(5.6, 3.3, formulas=True) as figure:
         axes = figure.add_subplot()
         _draw_landscape(axes)
         for pair in pairs:

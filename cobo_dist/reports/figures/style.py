@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ _CLIENT_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e6a700", "#56b4e
 _LEGEND_LETTERS = 40  # of a title in one line of a legend
 _MATRIX_LETTERS = 18  # of a title in one line beside a matrix
 _DPI = 220
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,15 @@ def _broken_title(title: str, narrow: bool) -> str:
 
 
 @contextmanager
-def canvas(width: float, height: float, square: bool = False) -> Iterator[Figure]:
+def canvas(
+    width: float, height: float, square: bool = False, formulas: bool = False
+) -> Iterator[Figure]:
     """Give a figure of the given inches in the common style. It opens no window and has no global state.
 
-    `square` keeps axes of equal aspect, such as matrices, close together.
+    The style starts from matplotlib's defaults, not from a user's matplotlibrc. `square` keeps axes of equal
+    aspect, such as matrices, close together. With `formulas`, text between $ is a formula.
     """
-    with matplotlib.rc_context(fname=_STYLE_FILE):
+    with matplotlib.rc_context({"text.parse_math": formulas}, fname=_STYLE_FILE):
         figure = Figure(figsize=(width, height), layout="compressed" if square else "constrained")
         FigureCanvasAgg(figure)
         yield figure
@@ -161,4 +166,14 @@ def log_axis(axis: Axis) -> None:
         axis.set_minor_formatter(NullFormatter())
     else:
         axis.set_major_locator(LogLocator(numticks=6))
+        axis.set_major_formatter(FuncFormatter(_power_of_ten))
     axis.set_minor_locator(NullLocator())
+
+
+def _power_of_ten(value: float, _: int | None = None) -> str:
+    """Return a label of a logarithmic axis.
+
+    >>> _power_of_ten(0.001)
+    '10⁻³'
+    """
+    return "10" + str(round(math.log10(value))).translate(_SUPERSCRIPTS)

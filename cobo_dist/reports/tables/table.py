@@ -11,6 +11,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from cobo_dist.formatting import markdown_text
+
 
 @dataclass(frozen=True, eq=False)
 class Table:
@@ -58,7 +60,7 @@ def write_markdown(path: Path, title: str, tables: Sequence[Table], note: str = 
     lines = [f"# {title}", ""]
     for table in tables:
         if table.caption and table.caption != title:
-            lines += [f"## {table.caption}", ""]
+            lines += [f"## {markdown_text(table.caption)}", ""]
         lines += _markdown(table)
     lines.append(note)
     path.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
@@ -75,7 +77,7 @@ def _markdown(table: Table) -> list[str]:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(markdown_text, cells)) + " |"
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -88,4 +90,4 @@ def print_table(table: Table, console: Console) -> None:
         shown.add_row(*row)
     console.print(shown)
     for note in table.notes:
-        console.print(note, highlight=False, markup=False)
+        console.print(note)

@@ -18,7 +18,7 @@ class LanguageConfig(Section):
     languages: Names = Field(
         ("ca", "es", "de", "nl"),
         description="the clients in order: NAME.txt in data.text_dir, or a language of Wiki-40B; "
-        "empty: every .txt file of data.text_dir",
+        "empty: every .txt file of data.text_dir that is not hidden",
     )
     documents: Literal["lines", "blocks"] = Field(
         "lines",
@@ -26,7 +26,10 @@ class LanguageConfig(Section):
         "(Wiki-40B: always an article)",
     )
     tokens: int = Field(
-        800_000, ge=1, description="tokens of each client in use at most, all splits together"
+        800_000,
+        ge=1,
+        description="tokens of each client in use at most, all splits together; a document longer than "
+        "what is left is skipped",
     )
     context: int = Field(512, ge=1, description="tokens in one example")
     validation_fraction: float = Field(

@@ -65,6 +65,12 @@ class Language(Task):
             ("validation", "test") if config.validation_fraction else ("test",)
         )
         self.adapted = Adapted(base, model)
+        self.notices = tuple(
+            f"{text.source}: {_skipped(stream.skipped)}={config.tokens:,} skipped; "
+            f"{len(stream.tokens):,} tokens are in use"
+            for text, stream in zip(texts, self.streams, strict=True)
+            if stream.skipped
+        )
 
     def model(self) -> nn.Module:
         """Return the only module: the base with the adapters that are loaded now."""
@@ -159,6 +165,13 @@ class Language(Task):
         """Write one client's adapters as a PEFT folder."""
         self.adapted.save(state, path)
 
+    def lack(self, split: str) -> str:
+        """Say that no text is kept for a split, and what helps."""
+        return (
+            f"this task has only {', '.join(self.splits)} data with task.validation_fraction="
+            f"{self.config.validation_fraction:g}; set task.validation_fraction=0.1"
+        )
+
     def facts(self) -> dict[str, str]:
         """Return a description of texts and model, by title."""
         own, frozen = self.adapted.size()
@@ -173,7 +186,13 @@ class Language(Task):
             )
             ratio = stream.ends_d2[-1, 1] / stream.ends_d2[-1, 0]
             facts[name] = f"{len(stream.tokens):,} tokens ({parts}), {ratio:.2f} bytes a token"
+            if stream.skipped:
+                facts[name] += f"; skipped {_skipped(stream.skipped)}"
         return facts
+
+
+def _skipped(documents: int) -> str:
+    return f"{documents:,} document(s) longer than what was left of task.tokens"
 
 
 class WindowBatches:

@@ -45,7 +45,7 @@ def read_texts(config: LanguageConfig, data: DataConfig) -> list[ClientText]:
     """Return the clients' texts in the clients' order.
 
     Raises:
-        ConfigError: no folder, no such file, a file without text.
+        ConfigError: no folder, no such file, two files of one client, a file without text.
     """
     if data.text_dir:
         folder, where = Path(data.text_dir).expanduser(), f"data.text_dir={data.text_dir}"
@@ -55,7 +55,8 @@ def read_texts(config: LanguageConfig, data: DataConfig) -> list[ClientText]:
         remedy = (
             "run python -m cobo_dist.prepare with the same settings first, or set data.text_dir"
         )
-    found = sorted(path.stem for path in folder.glob("*.txt")) if folder.is_dir() else []
+    files = _files(folder, where) if folder.is_dir() else {}
+    found = sorted(files)
     if not found:
         what = "has no .txt file" if folder.is_dir() else "is no folder"
         raise ConfigError(f"{where} {what}; {remedy}")
@@ -69,9 +70,7 @@ def read_texts(config: LanguageConfig, data: DataConfig) -> list[ClientText]:
         if name not in found:
             raise ConfigError(f"{where} has no {name}.txt; it has {', '.join(found)}: {remedy}")
         blocks = config.documents == "blocks" or not data.text_dir
-        text = ClientText(
-            name, _read(folder / f"{name}.txt", where), blocks, f"{where}: {name}.txt"
-        )
+        text = ClientText(name, _read(files[name], where), blocks, f"{where}: {files[name].name}")
         if not text.text.strip():
             raise ConfigError(
                 f"{text.source} is empty; give it text, or leave {name} out of task.languages"
@@ -80,9 +79,25 @@ def read_texts(config: LanguageConfig, data: DataConfig) -> list[ClientText]:
     return texts
 
 
+def _files(folder: Path, where: str) -> dict[str, Path]:
+    """Return the text files of a folder by the names of their clients; hidden files are none."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() != ".txt" or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stem in files:
+            raise ConfigError(
+                f"{where} has both {files[path.stem].name} and {path.name}, and a client can have only "
+                "one; rename or remove one"
+            )
+        files[path.stem] = path
+    return files
+
+
 def _read(path: Path, where: str) -> str:
+    """Return the text without byte order marks, which editors put before it and `cat` leaves inside."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8").replace("\ufeff", "")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(

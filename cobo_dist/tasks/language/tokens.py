@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from cobo_dist.tasks.language.config import LanguageConfig
 from cobo_dist.tasks.language.texts import ClientText
 
 _DOCUMENTS_PER_CALL = 256  # of a tokenizer
+_FULL = 0.99
+"""Share of `task.tokens` from which a text ends at the first document that does not fit."""
 
 
 class Tokenizer(Protocol):
@@ -32,14 +35,21 @@ class Tokenizer(Protocol):
     first: int  # the token that begins a text
     digest: str
 
+    def has_special(self, text: str) -> bool:
+        """Return whether the text holds the name of a special token."""
+
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        """Return the tokens of each text, without special tokens."""
+        """Return the tokens of each text, without special tokens: their names are text like any other."""
 
 
 class ByteTokenizer:
     """Tokens are bytes of UTF-8; 256 begins a text."""
 
     size, first, digest = 257, 256, "bytes"
+
+    def has_special(self, text: str) -> bool:
+        """Return False: no text has the token 256."""
+        return False
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
         """Return the bytes of each text."""
@@ -58,11 +68,26 @@ class LibraryTokenizer:
         rules = getattr(tokenizer, "backend_tokenizer", None)
         content = rules.to_str() if rules is not None else json.dumps(vocabulary, sort_keys=True)
         self.digest = hashlib.sha256(f"{self.first} {content}".encode()).hexdigest()
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        special = {*tokenizer.all_special_tokens, *(str(one) for one in added if one.special)}
+        # Matches after the first character of a special token's name.
+        places = [f"(?<={re.escape(one[0])})(?={re.escape(one[1:])})" for one in special if one[1:]]
+        self._inside_special = re.compile("|".join(sorted(places)) or r"(?!)")
+
+    def has_special(self, text: str) -> bool:
+        """Return whether the text holds the name of a special token."""
+        return self._inside_special.search(text) is not None
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        """Return the tokens of each text, without special tokens."""
-        found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return list(found)
+        """Return the tokens of each text, without special tokens.
+
+        The name of a special token is cut in two and each part encoded by itself: libraries differ in
+        whether and how they can be told that it is text.
+        """
+        parts = [self._inside_special.split(text) for text in texts]
+        flat = [part for some in parts for part in some]
+        found = iter(self.tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"])
+        return [[token for _ in some for token in next(found)] for some in parts]
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,7 @@ class Stream:
 
     tokens: NDArray[np.integer[Any]]  # [T], a memory map
     ends_d2: NDArray[np.int64]  # [D, 2]: where each document ends, in tokens and in bytes of text
+    skipped: int  # documents that were longer than what was left of the limit
     digest: str
 
 
@@ -96,6 +122,8 @@ def stream_of(text: ClientText, tokenizer: Tokenizer, limit: int, cache: Path) -
         ConfigError: the cache cannot be written.
     """
     name = f"{text.digest()} {tokenizer.digest} {limit}"
+    if tokenizer.has_special(text.text):  # earlier versions took their names for special tokens
+        name += " special tokens as text"
     digest = hashlib.sha256(name.encode()).hexdigest()[:24]
     files = cache / f"{text.name}-{digest}.npy", cache / f"{text.name}-{digest}.ends.npy"
     if (cached := _read_cache(files)) is None:
@@ -113,32 +141,43 @@ def stream_of(text: ClientText, tokenizer: Tokenizer, limit: int, cache: Path) -
                 f"({error.strerror}); set data.root to a folder that can"
             ) from None
         cached = _read_cache(files) or arrays
-    return Stream(*cached, digest)
+    tokens, ends = cached
+    skipped = int(ends[:, 2].sum())
+    # Earlier versions ended a text where this one skips a document: other data, so another digest.
+    digest += f" {skipped} skipped" if skipped else ""
+    return Stream(tokens, ends[1:, :2], skipped, digest)
 
 
 def _read_cache(files: tuple[Path, Path]) -> tuple[NDArray[Any], NDArray[np.int64]] | None:
-    """Return the cached arrays of an earlier run, if they are complete."""
+    """Return the cached arrays of an earlier run, if they are complete and of this version."""
     try:
-        tokens, ends_d2 = (np.load(file, mmap_mode="r") for file in files)
+        tokens, ends = (np.load(file, mmap_mode="r") for file in files)
     except (OSError, ValueError, EOFError):
         return None
-    whole = ends_d2.ndim == 2 and len(tokens) == (ends_d2[-1, 0] if len(ends_d2) else 0)
-    return (tokens, np.asarray(ends_d2)) if whole else None
+    whole = ends.ndim == 2 and ends.shape[1] == 3 and len(ends) and len(tokens) == ends[-1, 0]
+    return (tokens, np.asarray(ends)) if whole else None
 
 
 def _tokenize(
     text: ClientText, tokenizer: Tokenizer, limit: int
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the tokens of the documents that fit, and rows [D + 1, 3], the first one before all documents.
+
+    A row says where a document ends, in tokens and in bytes, and how many are skipped after it.
+    """
     dtype = np.uint16 if tokenizer.size <= 1 << 16 else np.uint32
-    pieces, ends, count, size = [], [], 0, 0
+    pieces, ends, count, size = [], [[0, 0, 0]], 0, 0
     for document, tokens in _encoded(text, tokenizer):
         if count + len(tokens) > limit:
-            break
+            if count >= _FULL * limit:
+                break
+            ends[-1][2] += 1
+            continue
         count, size = count + len(tokens), size + len(document.encode())
         pieces.append(np.asarray(tokens, dtype=dtype))
-        ends.append((count, size))
+        ends.append([count, size, 0])
     empty = np.empty(0, dtype=dtype)
-    return np.concatenate([empty, *pieces]), np.array(ends, dtype=np.int64).reshape(-1, 2)
+    return np.concatenate([empty, *pieces]), np.array(ends, dtype=np.int64)
 
 
 def _encoded(text: ClientText, tokenizer: Tokenizer) -> Iterator[tuple[str, Sequence[int]]]:
@@ -173,10 +212,16 @@ def split(stream: Stream, config: LanguageConfig, source: str) -> dict[str, Span
     least = {"train": config.context, "validation": validated, "test": 1}
     for name, span in spans.items():
         if len(span) < least[name]:
+            skipped = ""
+            if stream.skipped:
+                skipped = (
+                    f"; {stream.skipped} documents longer than what was left of task.tokens are skipped: "
+                    "raise task.tokens, or put line breaks into them"
+                )
             raise ConfigError(
                 f"{source} is too short: of its {count} tokens in {len(stream.ends_d2)} documents "
                 f"(task.tokens={config.tokens}), {len(span)} are for {name}, which needs "
                 f"{least[name]} (task.context={config.context}); give more text, or lower "
-                "task.context or the fractions"
+                f"task.context or the fractions{skipped}"
             )
     return spans
