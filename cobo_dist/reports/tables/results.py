@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cobo_dist.reports.grouping import Problem
+from cobo_dist.reports.grouping.groups import length_note
 from cobo_dist.reports.grouping.settings import Settings, show_settings, show_value
 from cobo_dist.reports.metrics import higher_is_better, shown_metrics
 from cobo_dist.reports.tables.scores import GroupResult, improvement_note
@@ -23,7 +24,8 @@ NOTE = (
     "MB = 10^6 bytes, all ranks together."
 )
 _BEST = (
-    "Bold: the best of a method's settings on validation data, the data on which to choose them."
+    "Bold: the best of a method's settings on validation data, the data on which to choose them, among "
+    "runs of equal length."
 )
 _HEADINGS = {"accuracy": "accuracy %", "perplexity": "perplexity", "loss": "loss"}
 _CSV_MEANS = {
@@ -34,6 +36,7 @@ _CSV_MEANS = {
 }
 _MAX_SETTING_COLUMNS = 4  # more settings than these share one column
 _JOINED = "settings"
+_LENGTH_KEYS = ("rounds", "run.rounds")  # have a column of their own in every table
 
 
 def results_table(problem: Problem, results: Sequence[GroupResult]) -> Table:
@@ -47,11 +50,13 @@ def results_table(problem: Problem, results: Sequence[GroupResult]) -> Table:
     headings = ["method", *keys, "seeds"]
     headings += [f"validation {_HEADINGS[metric]}"] * validated
     headings += [on + _HEADINGS[name] for name in shown_metrics(metric)]
-    headings += ["Imp.%", "links right %", "MB sent a round", "seconds"]
+    headings += ["Imp.%", "links right %", "rounds", "MB sent a round", "seconds"]
     best = _best_on_validation(results)
     cells = [_cells(one, keys, validated, i in best) for i, one in enumerate(results)]
     here = f"Here {show_settings(problem.settings)}." if problem.main and problem.settings else ""
-    notes = (here, improvement_note(results), _BEST if best else "")
+    length = length_note(result.group for result in results)
+    warning = f"Warning: {length}." if length else ""
+    notes = (warning, here, improvement_note(results), _BEST if best else "")
     return Table(
         caption=problem.label,
         text=pd.DataFrame(cells, columns=headings),
@@ -61,8 +66,12 @@ def results_table(problem: Problem, results: Sequence[GroupResult]) -> Table:
 
 
 def setting_keys(results: Sequence[GroupResult]) -> list[str]:
-    """Return the short keys that differ between groups of one method, of all methods together."""
-    return list(dict.fromkeys(key for result in results for key in result.group.settings))
+    """Return the short keys that differ between groups of one method, of all methods together.
+
+    Without the number of rounds, which is a column of every table.
+    """
+    keys = dict.fromkeys(key for result in results for key in result.group.settings)
+    return [key for key in keys if key not in _LENGTH_KEYS]
 
 
 def write_results_csv(path: Path, results: Mapping[Problem, Sequence[GroupResult]]) -> Path:
@@ -76,7 +85,7 @@ def write_results_csv(path: Path, results: Mapping[Problem, Sequence[GroupResult
             values = [group.settings.get(key) for key in keys]
             row += [(key, "" if v is None else v) for key, v in zip(keys, values, strict=True)]
             stopped = [run.last_round for run in group.scored if run.summary is None]
-            row.append(("seeds", len(group.scored)))
+            row += [("seeds", len(group.scored)), ("rounds", result.rounds)]
             row.append(("unfinished_at_round", max(stopped, default="")))
             for name in (*METRICS, "validation"):
                 row += result.csv_fields(name, csv_name(name)).items()
@@ -103,6 +112,7 @@ def _cells(result: GroupResult, keys: Sequence[str], validated: bool, best: bool
         *(result.show(n, _score_format(result, n)) for n in shown_metrics(result.metric)),
         result.show("improved", ".1f", deviation=False),
         result.show("links_right", ".1f", deviation=False),
+        result.rounds,
         result.show("megabytes", ".3g", deviation=False),
         result.show("seconds", ".1f", deviation=False),
     ]
@@ -123,9 +133,12 @@ def _score_format(result: GroupResult, quantity: str) -> str:
 
 
 def _best_on_validation(results: Sequence[GroupResult]) -> set[int]:
-    """The positions of the results that are best on validation data among the settings of their method."""
+    """The positions of the results that are best on validation data among the settings of their method.
+
+    Settings are compared between runs of equal length.
+    """
     sign = 1.0 if higher_is_better(results[0].metric) else -1.0
-    methods = [result.group.algorithm for result in results]
+    methods = [f"{result.group.algorithm}, {result.rounds} rounds" for result in results]
     means = [result.mean("validation") for result in results]
     worth = pd.Series([np.nan if mean is None else sign * mean for mean in means]).dropna()
     families = worth.groupby([methods[i] for i in worth.index])

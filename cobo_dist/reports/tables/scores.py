@@ -89,6 +89,11 @@ class GroupResult:
         return f"{counted} (left out: {'; '.join(parts)})"
 
     @property
+    def rounds(self) -> str:
+        """How many rounds the runs that count have done: `200`, or `40, 60` where they differ."""
+        return ", ".join(map(str, self.group.lengths))
+
+    @property
     def partial(self) -> bool:
         """Whether a score comes from an evaluation on a part of the data."""
         return any(
@@ -183,7 +188,10 @@ def _client_values(run: Run, split: str, metric: str) -> tuple[object, dict[int,
 
 
 def _improved(run: Run, metric: str, split: str, local: Sequence[Run]) -> float | None:
-    """The share of clients of `run` that beat the same client in the Local run of the same seed."""
+    """The share of clients of `run` that beat the same client in the Local run of the same seed.
+
+    None where no such run has trained as many rounds: a longer run of Local is no baseline.
+    """
     measured, own = _client_values(run, split, metric)
     candidates = []
     for other in local:
