@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cobo_dist.comm.traffic_counter import PURPOSES, TRAINING
 from cobo_dist.formatting import human_bytes
-from cobo_dist.maths.graph import cluster_match, link_threshold, means_by_truth
+from cobo_dist.maths.graph import means_by_truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.disk import disk_guard
 from cobo_dist.storage.run_dir import RunDir
@@ -247,12 +247,6 @@ class RunLogger:
         self._unflushed = 0
 
     # -- the end ----------------------------------------------------------------------------------
-
-    def match(self) -> float | None:
-        """Return the share of pairs that the last W links rightly; None if the truth is unknown."""
-        if self.clusters is None or self.graph is None:
-            return None
-        return cluster_match(self.graph.weights, self.clusters, link_threshold(self.share))
 
     def weights_by_truth(self) -> tuple[float, float] | None:
         """Return the last mean weights within and across the true clusters; None if unknown."""

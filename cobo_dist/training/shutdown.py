@@ -54,7 +54,9 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
     run_logger.bytes["logging"] += sum(int(logged) for logged, _ in records)
     peaks = [int(peak) for _, peak in records]
     seconds = trainer.seconds + run_logger.seconds_before
-    results = run_logger.last_evaluation
+    results, graph = run_logger.last_evaluation, run_logger.graph
+    assert graph is not None, "W is logged before round 1"
+    cluster_n = graph.clusters_found()
     final = {name: float(np.mean([one[name] for one in results])) for name in learner.task.metrics}
     summary = Summary(
         format=FORMAT,
@@ -68,11 +70,14 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
         bytes_sent=sum(run_logger.bytes[purpose] for purpose in (*TRAINING, "moving")),
         final=dict(final),
         per_client=[
-            ClientResult.model_validate({"client": client, **one})
+            ClientResult.model_validate(
+                {"client": client, "cluster": int(cluster_n[client]), **one}
+            )
             for client, one in enumerate(results)
         ],
-        cluster_match=run_logger.match(),
-    )
+        clusters_found=int(cluster_n.max()) + 1,
+        link_threshold=graph.link,
+    ).model_copy(update=graph.agreement(run_logger.clusters))
     if placement is not None:
         summary.placement = placement
     run_logger.traffic(peaks)
@@ -110,9 +115,13 @@ def _table(
         ("sent", f"{human_bytes(summary.bytes_sent)} by {len(peaks)} rank(s)"),
         ("memory", f"{human_bytes(max(peaks))} on a rank at most"),
     ]
-    match, means = summary.cluster_match, run_logger.weights_by_truth()
+    found = f"{summary.clusters_found} (components of W, weights of at least {summary.link_threshold:.2g})"
+    rows.append(("clusters found", found))
+    match, means = summary.link_accuracy, run_logger.weights_by_truth()
     if match is not None and means is not None and not any(map(math.isnan, means)):
         rows.append(("link accuracy", f"{100 * match:.1f}% of client pairs"))
+        scores = f"{summary.link_f1:.2f}, {summary.adjusted_rand:.2f}"
+        rows.append(("link F1, adjusted Rand", scores))
         rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
     return rows
 

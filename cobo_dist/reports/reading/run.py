@@ -92,7 +92,10 @@ class Summary:
     bytes_sent: float
     final: Mapping[str, float]
     per_client: Mapping[int, Mapping[str, float]]
-    cluster_match: float | None
+    link_accuracy: float | None
+    link_f1: float | None
+    adjusted_rand: float | None
+    clusters_found: int | None
 
 
 @dataclass(frozen=True)
@@ -274,7 +277,11 @@ def _read_summary(path: Path) -> Summary | None:
         bytes_sent=found.bytes_sent,
         final=_scores(found.final),
         per_client={one.client: _scores(one.model_dump()) for one in found.per_client},
-        cluster_match=found.cluster_match,
+        # Runs of earlier versions have the accuracy by its earlier name, and not the others.
+        link_accuracy=found.cluster_match if found.link_accuracy is None else found.link_accuracy,
+        link_f1=found.link_f1,
+        adjusted_rand=found.adjusted_rand,
+        clusters_found=found.clusters_found,
     )
 
 

@@ -20,7 +20,10 @@ from cobo_dist.storage.schema import METRICS
 NOTE = (
     "Last values of the mean over clients; mean ± sample standard deviation over seeds. "
     "Imp.%: share of clients that do better than with Local (same task, seed and rounds). "
-    "Links right: client pairs whose final link agrees with the true clusters, in %. "
+    "A link is a weight of at least 0.5 or, where a client's weights sum to 1, of more than an equal share. "
+    "Link accuracy: client pairs whose final link agrees with the true clusters, in %; link F1: harmonic "
+    "mean of precision and recall of the links; adjusted Rand: index of the connected components and the "
+    "true clusters. A method that links nobody has F1 and index 0. Clusters found: connected components. "
     "MB = 10^6 bytes, all ranks together."
 )
 _BEST = (
@@ -30,9 +33,19 @@ _BEST = (
 _HEADINGS = {"accuracy": "accuracy %", "perplexity": "perplexity", "loss": "loss"}
 _CSV_MEANS = {
     "imp_percent": "improved",
-    "links_right_percent": "links_right",
+    "link_accuracy_percent": "link_accuracy",
+    "link_f1": "link_f1",
+    "adjusted_rand": "adjusted_rand",
+    "clusters_found": "clusters_found",
     "mb_per_round": "megabytes",
     "seconds": "seconds",
+}
+# quantity -> heading, number format
+_LINK_COLUMNS = {
+    "link_accuracy": ("link accuracy %", ".1f"),
+    "link_f1": ("link F1", ".2f"),
+    "adjusted_rand": ("adjusted Rand", ".2f"),
+    "clusters_found": ("clusters found", ".3g"),
 }
 _MAX_SETTING_COLUMNS = 4  # more settings than these share one column
 _JOINED = "settings"
@@ -50,9 +63,11 @@ def results_table(problem: Problem, results: Sequence[GroupResult]) -> Table:
     headings = ["method", *keys, "seeds"]
     headings += [f"validation {_HEADINGS[metric]}"] * validated
     headings += [on + _HEADINGS[name] for name in shown_metrics(metric)]
-    headings += ["Imp.%", "links right %", "rounds", "MB sent a round", "seconds"]
+    links = [name for name in _LINK_COLUMNS if any(one.score(name) for one in results)]
+    headings += ["Imp.%", *(_LINK_COLUMNS[name][0] for name in links)]
+    headings += ["rounds", "MB sent a round", "seconds"]
     best = _best_on_validation(results)
-    cells = [_cells(one, keys, validated, i in best) for i, one in enumerate(results)]
+    cells = [_cells(one, keys, links, validated, i in best) for i, one in enumerate(results)]
     here = f"Here {show_settings(problem.settings)}." if problem.main and problem.settings else ""
     length = length_note(result.group for result in results)
     warning = f"Warning: {length}." if length else ""
@@ -101,7 +116,9 @@ def csv_name(metric: str) -> str:
     return "accuracy_percent" if metric == "accuracy" else metric
 
 
-def _cells(result: GroupResult, keys: Sequence[str], validated: bool, best: bool) -> list[str]:
+def _cells(
+    result: GroupResult, keys: Sequence[str], links: Sequence[str], validated: bool, best: bool
+) -> list[str]:
     settings = result.group.settings
     score = result.show("validation", _score_format(result, "validation"))
     return [
@@ -111,7 +128,7 @@ def _cells(result: GroupResult, keys: Sequence[str], validated: bool, best: bool
         *([f"**{score}**" if best else score] if validated else []),
         *(result.show(n, _score_format(result, n)) for n in shown_metrics(result.metric)),
         result.show("improved", ".1f", deviation=False),
-        result.show("links_right", ".1f", deviation=False),
+        *(result.show(name, _LINK_COLUMNS[name][1], deviation=False) for name in links),
         result.rounds,
         result.show("megabytes", ".3g", deviation=False),
         result.show("seconds", ".1f", deviation=False),

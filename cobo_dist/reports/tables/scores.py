@@ -25,15 +25,19 @@ Score = tuple[float, float]
 """Mean and sample standard deviation over seeds; the latter is NaN for a single seed."""
 
 
+LINK_SCORES = ("link_accuracy", "link_f1", "adjusted_rand", "clusters_found")
+"""How the graph of links agrees with the true clusters, and its connected components."""
+
+
 @dataclass(frozen=True, eq=False)
 class GroupResult:
     """The results of one group.
 
     `statistics` has a row for each quantity that the group has, with its mean and deviation over seeds:
     `accuracy`, `perplexity`, `loss`, `validation` (the metric on validation data, if the problem is judged
-    by test data), `improved` (clients that beat Local), `links_right`, `megabytes` (a round, all ranks) and
-    `seconds` (the whole run). Accuracies and shares are in percent. `missing` lists the seeds without
-    `improved`.
+    by test data), `improved` (clients that beat Local), those of `LINK_SCORES`, `megabytes` (a round, all
+    ranks) and `seconds` (the whole run). Accuracies and shares are in percent. `missing` lists the seeds
+    without `improved`.
     """
 
     group: Group
@@ -135,7 +139,7 @@ def _group_result(group: Group, metric: str, split: str, local: Sequence[Run]) -
             found.append(("improved", improved))
             missing += [run.seed] if improved is None else []
     factors = {"accuracy": 100.0, "validation": percent(metric), "megabytes": 1e-6}
-    factors |= {"improved": 100.0, "links_right": 100.0}
+    factors |= {"improved": 100.0, "link_accuracy": 100.0}
     # A quantity that a run does not have has no entry, so that NaN always means a run that diverged.
     known = [(name, value * factors.get(name, 1.0)) for name, value in found if value is not None]
     index, values = [name for name, _ in known], [value for _, value in known]
@@ -159,7 +163,7 @@ def _final_values(run: Run, metric: str, split: str) -> dict[str, float | None]:
     values |= {name: final for name, final in summary.final.items() if name in values}
     values["megabytes"] = summary.bytes_sent / summary.rounds if summary.rounds else None
     values["seconds"] = summary.seconds
-    values["links_right"] = summary.cluster_match
+    values |= {name: getattr(summary, name) for name in LINK_SCORES}
     return values
 
 

@@ -35,7 +35,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 def test_table_holds_hand_checked_numbers(report: Report) -> None:
     """cobo: 70, 73, 76 -> 73 ± 3; clients better than Local 7, 8, 6 of 8 -> 21/24 = 87.5%."""
-    # method, seeds, accuracy, loss = 2 - accuracy, Imp.%, links right, rounds, MB a round, seconds
+    # method, seeds, accuracy, loss = 2 - accuracy, Imp.%, link accuracy, rounds, MB a round, seconds
     cobo = ["cobo", "3", "73.0 ± 3.0", "1.270 ± 0.030", "87.5", "75.0", "20", "3", "20.0"]
     assert markdown_row(report, "cobo") == cobo
     local = ["local", "3", "62.0 ± 2.0", "1.380 ± 0.020", "-", "-", "20", "3", "20.0"]

@@ -130,6 +130,42 @@ def test_w_of_several_sizes_is_a_warning(
     assert (out / "weights_cobo_s2.csv").read_text().count("\n") == 1 + 2 * 3 * 3
 
 
+# --- links --------------------------------------------------------------------------------------
+
+
+def add_to_summary(run: Path, **values: Any) -> Path:
+    """Change the summary of a fabricated run."""
+    path = run / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return run
+
+
+def test_a_method_that_links_nobody_shows_it(tmp_path: Path) -> None:
+    """85.7% of Local's pairs are right, and F1 and adjusted Rand beside it are 0."""
+    scores = {"link_accuracy": 24 / 28, "link_f1": 0.0, "adjusted_rand": 0.0, "clusters_found": 8}
+    runs = [
+        add_to_summary(write_run(tmp_path / "local", "local"), **scores),
+        write_run(tmp_path / "cobo"),  # of an earlier version, which knew the accuracy only
+    ]
+    (problem,), _ = group_runs(map(read_run, runs))
+    table = results_table(problem, group_results(problem))
+    headings = ["link accuracy %", "link F1", "adjusted Rand", "clusters found"]
+    at = [table.headings.index(heading) for heading in headings]
+    assert [[row[k] for k in at] for row in table.rows] == [
+        ["85.7", "0.00", "0.00", "8"], ["75.0", "-", "-", "-"],
+    ]  # fmt: skip
+
+
+def test_clusters_found_where_the_truth_is_unknown(tmp_path: Path) -> None:
+    """No column for the agreement with unknown clusters."""
+    run = write_run(tmp_path / "run", "fedavg")
+    add_to_summary(run, cluster_match=None, link_accuracy=None, clusters_found=3)
+    (problem,), _ = group_runs([read_run(run)])
+    table = results_table(problem, group_results(problem))
+    assert table.headings[4:6] == ["Imp.%", "clusters found"]
+    assert table.rows[0][5] == "3"
+
+
 # --- runs of different lengths -----------------------------------------------------------------
 
 
