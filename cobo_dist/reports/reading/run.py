@@ -8,7 +8,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.reports.reading.events import Profile, or_nan, read_metrics
+from cobo_dist.reports.reading.seriation import seriate
 from cobo_dist.reports.reading.series import Series, link_strengths
 from cobo_dist.reports.reading.sparse_weights import Cells, read_listed
 from cobo_dist.settings import flatten
@@ -42,11 +43,16 @@ class Weights:
         """The number of clients n."""
         return self.cells.clients if self.cells else int(self.weights.shape[1])
 
-    @property
+    @cached_property
     def order(self) -> npt.NDArray[np.int64]:
-        """Rows of `weights` by cluster, so that the true links are blocks on the diagonal. [n] or [b]"""
-        if self.clusters is None or self.cells:  # cells are in order
+        """Rows of `weights` by cluster, so that links are blocks on the diagonal. [n] or [b]
+
+        Where the true clusters are unknown, the last logged W decides (`seriation.seriate`).
+        """
+        if self.cells:  # they are in order
             return np.arange(self.weights.shape[1])
+        if self.clusters is None:
+            return seriate(self.weights[-1])
         return np.argsort(self.clusters, kind="stable").astype(np.int64)
 
     @property
@@ -228,7 +234,7 @@ def _read_weights(path: Path, config: Mapping[str, object]) -> Weights | None:
             of_clients = {one.name: stored[one.name] for one in OF_CLIENTS if one.name in stored}
             cells = None
             if listed_rounds(stored):
-                rounds, weights, cells = read_listed(stored)  # one snapshot at a time
+                rounds, weights, cells = read_listed(stored, partial(_equal_share, config))
                 n = cells.clients
             else:
                 arrays = {name: stored[name] for name in ("rounds", "weights") if name in stored}
