@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 
 from cobo_dist.storage.record import Number
 from cobo_dist.storage.record import Record as Record
+from cobo_dist.storage.summary_schema import BytesPerClient as BytesPerClient
 from cobo_dist.storage.summary_schema import ClientResult as ClientResult
 from cobo_dist.storage.summary_schema import PlacementSummary as PlacementSummary
 from cobo_dist.storage.summary_schema import Summary as Summary
@@ -242,6 +243,9 @@ class LoggerState(_State):
 
     metrics: FileDigest = Field(description="the part of `metrics.jsonl` that belongs to it")
     bytes: dict[str, int] = Field(description="bytes sent so far, by purpose")
+    client_bytes: dict[str, int] | None = Field(
+        None, description="bytes up and down so far, all clients, each as a machine of its own"
+    )
     seconds: float = Field(description="duration of training so far")
     last_evaluation: list[dict[str, float]] = Field(description="test metrics of each client")
     progress: ProgressState = Field(description="what the progress line shows")

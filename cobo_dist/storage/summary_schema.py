@@ -26,6 +26,13 @@ class PlacementSummary(Record):
     owners: list[int] = Field(description="rank of each client at the end")
 
 
+class BytesPerClient(Record):
+    """What a client would send and receive in the whole run as a machine of its own, mean over clients."""
+
+    up: float = Field(description="bytes sent")
+    down: float = Field(description="bytes received")
+
+
 class Summary(Record):
     """Final results, written when the run is complete."""
 
@@ -38,6 +45,11 @@ class Summary(Record):
     ranks: int = Field(1, description="number of ranks")
     seconds: float = Field(description="duration of training, over all restarts")
     bytes_sent: int | float = Field(description="bytes sent for training and moves, all ranks")
+    bytes_per_client: BytesPerClient | None = Field(
+        None,
+        description="as if each client were a machine: the same on any number of ranks; null: unknown, the "
+        "run began with an earlier version",
+    )
     final: dict[str, Number] = Field(description="mean over clients of each metric on test data")
     per_client: list[ClientResult] = Field([], description="the same of each client")
     cluster_match: float | None = Field(

@@ -21,7 +21,7 @@ from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError, 
 from cobo_dist.formatting import human_bytes
 from cobo_dist.storage.disk import disk_guard
 from cobo_dist.storage.run_dir import RunDir
-from cobo_dist.storage.schema import FORMAT, SUMMARY_FILE, ClientResult, Summary
+from cobo_dist.storage.schema import FORMAT, SUMMARY_FILE, BytesPerClient, ClientResult, Summary
 from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
@@ -68,6 +68,7 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
         ranks=len(peaks),
         seconds=round(seconds, 3),
         bytes_sent=sum(run_logger.bytes[purpose] for purpose in (*TRAINING, "moving")),
+        bytes_per_client=_bytes_per_client(run_logger, len(results)),
         final=dict(final),
         per_client=[
             ClientResult.model_validate(
@@ -92,6 +93,13 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
     return EXIT_DONE
 
 
+def _bytes_per_client(run_logger: RunLogger, clients: int) -> BytesPerClient | None:
+    total = run_logger.client_bytes
+    if total is None:
+        return None
+    return BytesPerClient(up=total["up"] / clients, down=total["down"] / clients)
+
+
 def _save_models(learner: Learner, folder: RunDir) -> None:
     for row, client in enumerate(learner.clients.ids):
         path = folder.model_path(client)
@@ -113,9 +121,10 @@ def _table(
     rows += [
         ("rounds", f"{summary.rounds} in {summary.seconds:.1f} s"),
         ("sent", f"{human_bytes(summary.bytes_sent)} by {len(peaks)} rank(s)"),
+        *_client_row(summary),
         ("memory", f"{human_bytes(max(peaks))} on a rank at most"),
     ]
-    found = f"{summary.clusters_found} (components of W, weights of at least {summary.link_threshold:.2g})"
+    found = f"{summary.clusters_found} (components of W >= {summary.link_threshold:.2g})"
     rows.append(("clusters found", found))
     match, means = summary.link_accuracy, run_logger.weights_by_truth()
     if match is not None and means is not None and not any(map(math.isnan, means)):
@@ -124,6 +133,14 @@ def _table(
         rows.append(("link F1, adjusted Rand", scores))
         rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
     return rows
+
+
+def _client_row(summary: Summary) -> list[tuple[str, str]]:
+    each = summary.bytes_per_client
+    if each is None:
+        return []
+    up, down = human_bytes(each.up), human_bytes(each.down)
+    return [("a client, as a machine", f"{up} up, {down} down")]
 
 
 def peak_memory(device: torch.device) -> int:

@@ -10,21 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.reports.reading.events import Profile, or_nan, read_metrics
+from cobo_dist.reports.reading.events import Profile, read_metrics
 from cobo_dist.reports.reading.seriation import seriate
 from cobo_dist.reports.reading.series import Series, link_strengths
 from cobo_dist.reports.reading.sparse_weights import Cells, read_listed
+from cobo_dist.reports.reading.summary import Summary, read_summary
 from cobo_dist.settings import flatten
 from cobo_dist.storage import schema
 from cobo_dist.storage.array_schema import DENSE_WEIGHTS, OF_CLIENTS, check_arrays, listed_rounds
-from cobo_dist.storage.reading import SchemaError, read_record
+from cobo_dist.storage.reading import SchemaError
 
 
 @dataclass(frozen=True)
@@ -90,21 +90,6 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a finished run says of itself. Seconds and bytes are of the whole run, all ranks."""
-
-    rounds: int
-    seconds: float
-    bytes_sent: float
-    final: Mapping[str, float]
-    per_client: Mapping[int, Mapping[str, float]]
-    link_accuracy: float | None
-    link_f1: float | None
-    adjusted_rand: float | None
-    clusters_found: int | None
-
-
-@dataclass(frozen=True)
 class Run:
     """One run folder. `summary` is None while a run is unfinished, `weights` where it kept none.
 
@@ -166,7 +151,7 @@ def read_run(path: Path) -> Run:
         config = _read_config(path / schema.CONFIG_FILE)
         metrics = read_metrics(path / schema.METRICS_FILE)
         weights = _read_weights(path / schema.WEIGHTS_FILE, config)
-        summary = _read_summary(path / schema.SUMMARY_FILE)
+        summary = read_summary(path / schema.SUMMARY_FILE)
     except OSError as error:
         raise ConfigError(f"{error.filename or path} cannot be read: {error.strerror}") from None
     run = Run(
@@ -268,31 +253,6 @@ def _equal_share(config: Mapping[str, object], clients: int) -> float:
         own = config.get("algorithm.own_weight") == "included"
         return 1.0 / max(1, clients if own else clients - 1)
     return 0.0
-
-
-def _read_summary(path: Path) -> Summary | None:
-    if not path.exists():
-        return None
-    try:
-        found = read_record(path, schema.Summary)
-    except SchemaError as error:
-        raise ConfigError(f"{path}: {error}; remove it to report the run as unfinished") from None
-    return Summary(
-        rounds=found.rounds,
-        seconds=found.seconds,
-        bytes_sent=found.bytes_sent,
-        final=_scores(found.final),
-        per_client={one.client: _scores(one.model_dump()) for one in found.per_client},
-        # Runs of earlier versions have the accuracy by its earlier name, and not the others.
-        link_accuracy=found.cluster_match if found.link_accuracy is None else found.link_accuracy,
-        link_f1=found.link_f1,
-        adjusted_rand=found.adjusted_rand,
-        clusters_found=found.clusters_found,
-    )
-
-
-def _scores(results: Mapping[str, Any]) -> dict[str, float]:
-    return {name: or_nan(results[name]) for name in schema.METRICS if name in results}
 
 
 def _one_line(error: Exception) -> str:

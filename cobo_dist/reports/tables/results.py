@@ -24,7 +24,8 @@ NOTE = (
     "Link accuracy: client pairs whose final link agrees with the true clusters, in %; link F1: harmonic "
     "mean of precision and recall of the links; adjusted Rand: index of the connected components and the "
     "true clusters. A method that links nobody has F1 and index 0. Clusters found: connected components. "
-    "MB = 10^6 bytes, all ranks together."
+    "MB sent: 10^6 bytes between ranks, all together. MB a client: what a client would send (up) and receive "
+    "(down) as a machine of its own, the same on any number of ranks."
 )
 _BEST = (
     "Bold: the best of a method's settings on validation data, the data on which to choose them, among "
@@ -38,6 +39,8 @@ _CSV_MEANS = {
     "adjusted_rand": "adjusted_rand",
     "clusters_found": "clusters_found",
     "mb_per_round": "megabytes",
+    "mb_up_per_client_and_round": "megabytes_up",
+    "mb_down_per_client_and_round": "megabytes_down",
     "seconds": "seconds",
 }
 # quantity -> heading, number format
@@ -65,9 +68,13 @@ def results_table(problem: Problem, results: Sequence[GroupResult]) -> Table:
     headings += [on + _HEADINGS[name] for name in shown_metrics(metric)]
     links = [name for name in _LINK_COLUMNS if any(one.score(name) for one in results)]
     headings += ["Imp.%", *(_LINK_COLUMNS[name][0] for name in links)]
-    headings += ["rounds", "MB sent a round", "seconds"]
+    headings += ["rounds", "MB sent a round"]
+    counted = any(one.score("megabytes_up") for one in results)
+    headings += ["MB a client and round, up / down"] * counted + ["seconds"]
     best = _best_on_validation(results)
-    cells = [_cells(one, keys, links, validated, i in best) for i, one in enumerate(results)]
+    cells = [
+        _cells(one, keys, links, validated, counted, i in best) for i, one in enumerate(results)
+    ]
     here = f"Here {show_settings(problem.settings)}." if problem.main and problem.settings else ""
     length = length_note(result.group for result in results)
     warning = f"Warning: {length}." if length else ""
@@ -117,9 +124,17 @@ def csv_name(metric: str) -> str:
 
 
 def _cells(
-    result: GroupResult, keys: Sequence[str], links: Sequence[str], validated: bool, best: bool
+    result: GroupResult,
+    keys: Sequence[str],
+    links: Sequence[str],
+    validated: bool,
+    counted: bool,
+    best: bool,
 ) -> list[str]:
     settings = result.group.settings
+    up, down = (
+        result.show(name, ".3g", deviation=False) for name in ("megabytes_up", "megabytes_down")
+    )
     score = result.show("validation", _score_format(result, "validation"))
     return [
         result.group.algorithm,
@@ -131,6 +146,7 @@ def _cells(
         *(result.show(name, _LINK_COLUMNS[name][1], deviation=False) for name in links),
         result.rounds,
         result.show("megabytes", ".3g", deviation=False),
+        *(["-" if up == "-" else f"{up} / {down}"] if counted else []),
         result.show("seconds", ".1f", deviation=False),
     ]
 

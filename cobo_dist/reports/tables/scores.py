@@ -36,7 +36,8 @@ class GroupResult:
     `statistics` has a row for each quantity that the group has, with its mean and deviation over seeds:
     `accuracy`, `perplexity`, `loss`, `validation` (the metric on validation data, if the problem is judged
     by test data), `improved` (clients that beat Local), those of `LINK_SCORES`, `megabytes` (a round, all
-    ranks) and `seconds` (the whole run). Accuracies and shares are in percent. `missing` lists the seeds
+    ranks), `megabytes_up` and `megabytes_down` (a round, a client as a machine of its own) and `seconds` (the
+    whole run). Accuracies and shares are in percent. `missing` lists the seeds
     without `improved`.
     """
 
@@ -139,6 +140,7 @@ def _group_result(group: Group, metric: str, split: str, local: Sequence[Run]) -
             found.append(("improved", improved))
             missing += [run.seed] if improved is None else []
     factors = {"accuracy": 100.0, "validation": percent(metric), "megabytes": 1e-6}
+    factors |= {"megabytes_up": 1e-6, "megabytes_down": 1e-6}
     factors |= {"improved": 100.0, "link_accuracy": 100.0}
     # A quantity that a run does not have has no entry, so that NaN always means a run that diverged.
     known = [(name, value * factors.get(name, 1.0)) for name, value in found if value is not None]
@@ -161,7 +163,12 @@ def _final_values(run: Run, metric: str, split: str) -> dict[str, float | None]:
         values["seconds"] = sum(seconds) if seconds else None
         return values
     values |= {name: final for name, final in summary.final.items() if name in values}
-    values["megabytes"] = summary.bytes_sent / summary.rounds if summary.rounds else None
+    for name, total in (
+        ("megabytes", summary.bytes_sent),
+        ("megabytes_up", summary.bytes_up),
+        ("megabytes_down", summary.bytes_down),
+    ):
+        values[name] = total / summary.rounds if summary.rounds and total is not None else None
     values["seconds"] = summary.seconds
     values |= {name: getattr(summary, name) for name in LINK_SCORES}
     return values

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_runs import N, Report, markdown_row, write_run
+from report_runs import N, Report, T, markdown_row, write_run
 
 from cobo_dist.cli.report import main
 from cobo_dist.reports.grouping.problems import group_runs
@@ -164,6 +164,25 @@ def test_clusters_found_where_the_truth_is_unknown(tmp_path: Path) -> None:
     table = results_table(problem, group_results(problem))
     assert table.headings[4:6] == ["Imp.%", "clusters found"]
     assert table.rows[0][5] == "3"
+
+
+def test_bytes_of_a_client_stand_beside_those_between_ranks(tmp_path: Path) -> None:
+    """On one rank nothing is sent between ranks, and still a client would send 1 MB a round."""
+    run = write_run(tmp_path / "one")
+    each = {"up": 1e6 * T, "down": 2.5e6 * T}
+    add_to_summary(run, ranks=1, bytes_sent=0, bytes_per_client=each)
+    runs = [run, write_run(tmp_path / "local", "local")]  # the latter of an earlier version
+    assert main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    found = Report(tmp_path, tmp_path / "out", "")
+    assert markdown_row(found, "method")[-3:-1] == [
+        "MB sent a round", "MB a client and round, up / down",
+    ]  # fmt: skip
+    assert markdown_row(found, "cobo")[-3:-1] == ["0", "1 / 2.5"]
+    assert markdown_row(found, "local")[-3:-1] == ["3", "-"]
+    local, cobo = found.rows("table.csv")
+    names = [f"mb_{way}_per_client_and_round" for way in ("up", "down")]
+    assert [float(cobo[name]) for name in names] == [1.0, 2.5]
+    assert [local[name] for name in names] == ["", ""]
 
 
 # --- runs of different lengths -----------------------------------------------------------------
