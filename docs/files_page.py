@@ -13,7 +13,12 @@ from cobo_dist.storage.schema import Record
 
 RUN_RECORDS: Mapping[str, tuple[type[Record], ...]] = {
     schema.METRICS_FILE: get_args(schema.Row),
-    schema.SUMMARY_FILE: (schema.Summary, schema.ClientResult, schema.PlacementSummary),
+    schema.SUMMARY_FILE: (
+        schema.Summary,
+        schema.ClientResult,
+        schema.BytesPerClient,
+        schema.PlacementSummary,
+    ),
     schema.STATUS_FILE: (schema.Status,),
     schema.ENVIRONMENT_FILE: (schema.Environment, schema.Resumed),
     f"{schema.OWNER_DIR}/NNNNNN.json": (schema.Owner,),

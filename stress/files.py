@@ -362,7 +362,9 @@ def checkpoint(rng: random.Random, folder: Path) -> list[str]:
     if isinstance(manifest.get("files"), dict):
         manifest["files"] = dict(sorted(manifest["files"].items()))
     digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
-    (newest / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest}, indent=1) + "\n")
+    (newest / "manifest.json").write_text(
+        json.dumps(manifest | {"sha256": digest}, indent=1) + "\n"
+    )
     return [*sound_run(folder), "run.rounds=2", "run.resume=auto"]
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist.comm.channel import OUTGOING, Channel
+from cobo_dist.comm.client_traffic import ClientTraffic
 from cobo_dist.comm.mixing_exchange import MixingExchange
 from cobo_dist.comm.pair_plan import PairPlan, plan_pairs
 from cobo_dist.comm.pairwise_dot import PairwiseDot
@@ -45,7 +46,8 @@ class PairEnds:
 class Exchange:
     """The exchange of one rank over a transport.
 
-    `ids` are the clients of this rank, `traffic` counts what it sent.
+    `ids` are the clients of this rank. `traffic` counts what it sent, `client_traffic` what its clients
+    would have sent and received as machines of their own.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Exchange:
         self.transport, self.deterministic = transport, deterministic
         self._channel = Channel(transport, dtype, device, wire=wire, timer=timer)
         self.timer, self.traffic = self._channel.timer, self._channel.traffic
+        self.client_traffic = ClientTraffic(placement.clients, (wire or dtype).itemsize)
         self._pairwise_dot = PairwiseDot(self._channel, deterministic)
         self._in_flight: Pending = NothingPending()
         self._use(placement)
@@ -87,7 +90,9 @@ class Exchange:
         `receive_models`. `pairs_m2` int64 [m, 2], i < j, is the same on every rank.
         """
         size, channel = x_cd.shape[1], self._channel
-        transfers = self._plan(pairs_m2).transfers
+        plan = self._plan(pairs_m2)
+        self.client_traffic.send_models(plan, size)
+        transfers = plan.transfers
         sends = channel.messages(
             OUTGOING, {peer: len(one.send_clients) for peer, one in transfers.items()}, size
         )
@@ -129,6 +134,7 @@ class Exchange:
             gradients_ed: each end's own gradient at the midpoint.
             kind: `inner` or `cosine` (`maths.alignment.measure`).
         """
+        self.client_traffic.alignment(self._pair_plan, gradients_ed.shape[1])
         with self.timer.span("alignment"):
             return self._pairwise_dot.alignment(self._pair_plan, gradients_ed, kind)
 
@@ -156,6 +162,7 @@ class Exchange:
             symmetric: W is symmetric, so a sender reads the receiver's block W[receiver, sender] from
                 its own rows, transposed. Otherwise the receiver sends its block first.
         """
+        self.client_traffic.mix(weights, x_cd.shape[1], symmetric)
         return self._mixing.mix(weights, x_cd, symmetric)
 
     def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
@@ -163,10 +170,12 @@ class Exchange:
 
         `weights_kn` is the same on all ranks. All ranks get the same bits, in scratch rows.
         """
+        self.client_traffic.all_reduce(weights_kn, self.ids, x_cd.shape[1])
         return self._mixing.all_reduce(weights_kn, x_cd)
 
     def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return one number of every client, [n] in client order, on every rank."""
+        self.client_traffic.all_gather(len(numbers_c))
         with self.timer.span("waiting"):
             gathered_n = self.gather_rows(numbers_c.astype(np.float64), "mixing")
             # Rank 0 sends them to all, so that every rank decides by the same bits.

@@ -30,9 +30,15 @@ def link_threshold(share: float = 0.0) -> float:
 
 
 def components(weights: Weights, threshold: float = LINK_THRESHOLD) -> int:
-    """Return the number of connected components of the graph, links in either direction, n >= 1.
+    """Return the number of connected components of the graph (`component_labels`), n >= 1."""
+    return int(component_labels(weights, threshold).max()) + 1
 
-    `weights` are all n rows. W must be symmetric where groups have more than one client.
+
+def component_labels(weights: Weights, threshold: float = LINK_THRESHOLD) -> Ints:
+    """Return the connected component of each client, [n], numbered from 0 in the order of first clients.
+
+    A link in either direction joins two clients. `weights` are all n rows. W must be symmetric where
+    groups have more than one client.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -44,13 +50,17 @@ def components(weights: Weights, threshold: float = LINK_THRESHOLD) -> int:
     if weights.level >= threshold:
         cut = inside & ~linked & (rows != columns)
         links = _group_links(weights, threshold, rows[cut], columns[cut])
-        for side, found in zip(ends, links, strict=True):
-            side.append(found)
+        for side, more in zip(ends, links, strict=True):
+            side.append(more)
     first, second = (np.concatenate(side) for side in ends)
     n = weights.shape[1]
     graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(n, n))
-    count, _ = connected_components(graph, directed=False)
-    return int(count)
+    _, label_n = connected_components(graph, directed=False)
+    _, first, number_n = np.unique(label_n, return_index=True, return_inverse=True)
+    order = np.empty(len(first), dtype=np.int64)
+    order[np.argsort(first)] = np.arange(len(first))
+    found: Ints = order[number_n.reshape(-1)]
+    return found
 
 
 def _group_links(
@@ -145,6 +155,33 @@ def cluster_match(
     right = entries.count(lambda w: w >= threshold, True)
     right += entries.count(lambda w: w < threshold, False)
     return right / total
+
+
+def link_f1(
+    weights: Weights, clusters_n: Sequence[int], threshold: float = LINK_THRESHOLD
+) -> float:
+    """Return the F1 score of the links: the harmonic mean of their precision and recall, in [0, 1].
+
+    Over ordered pairs, as in `cluster_match`. 0 without a right link; 1 where there is none to find and W
+    has none. Unlike the link accuracy it is not raised by the many pairs that are rightly not linked.
+    """
+    entries = OffDiagonalWeights(weights, clusters_n)
+    right, wrong = (entries.count(lambda w: w >= threshold, within) for within in (True, False))
+    every = right + wrong + entries.all[True]
+    return 2 * right / every if every else 1.0
+
+
+def adjusted_rand(
+    weights: Weights, clusters_n: Sequence[int], threshold: float = LINK_THRESHOLD
+) -> float:
+    """Return the adjusted Rand index of the connected components and the true clusters, at most 1.
+
+    It is 1 for equal partitions and 0 on average for random ones; 0 also where nobody is linked, or
+    everybody, unless that is the truth.
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(clusters_n, component_labels(weights, threshold)))
 
 
 def means_by_truth(weights: Weights, clusters_n: Sequence[int]) -> tuple[float, float]:

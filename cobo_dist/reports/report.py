@@ -9,7 +9,7 @@ import pandas as pd
 
 from cobo_dist.reports import figures
 from cobo_dist.reports.grouping import Problem
-from cobo_dist.reports.grouping.groups import by_algorithm
+from cobo_dist.reports.grouping.groups import by_algorithm, length_note
 from cobo_dist.reports.page import Section, make_slider, write_page
 from cobo_dist.reports.selection import learning, representatives, without_sampling_variants
 from cobo_dist.reports.tables.paper_tables import Results, table_1, table_2
@@ -83,7 +83,10 @@ class Report:
             return compared
         task = {one: own for one, own in self.methods.items() if one.task == problem.task}
         section.notes += figures.left_out(chosen)
-        section.figures = [*figures.draw_factors(task, out / "factors.png"), *compared]
+        factors = figures.draw_factors(task, out / "factors.png")
+        if factors and (note := length_note(group for one in task for group in one.groups)):
+            section.notes.append(f"Warning, final values against a factor: {note}.")
+        section.figures = [*factors, *compared]
         for algorithm, family in by_algorithm(problem.groups).items():
             if sum(group.algorithm == algorithm for group in chosen) < len(family):
                 section.figures += figures.draw_settings(family, out)

@@ -7,10 +7,16 @@ reports and sweeps can use them.
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from cobo_dist.storage.record import Number
+from cobo_dist.storage.record import Record as Record
+from cobo_dist.storage.summary_schema import BytesPerClient as BytesPerClient
+from cobo_dist.storage.summary_schema import ClientResult as ClientResult
+from cobo_dist.storage.summary_schema import PlacementSummary as PlacementSummary
+from cobo_dist.storage.summary_schema import Summary as Summary
 
 FORMAT = 2
 """Version of run folders and checkpoints; `storage/reading.py` says how 1 differed."""
@@ -34,21 +40,6 @@ LOGGER_FILE, LOGGER_ARRAYS_FILE = "logger.json", "logger.safetensors"
 
 METRICS = ("accuracy", "perplexity", "loss")
 """Metrics that a task may be judged by; the first that a task has decides."""
-
-Number = int | float | None
-"""A measured number; null stands for NaN and infinities, which JSON does not have."""
-
-
-class Record(BaseModel):
-    """A JSON object of a run folder. Types are strict; unknown keys are kept, for plug-ins add metrics."""
-
-    model_config = ConfigDict(strict=True, extra="allow", populate_by_name=True)
-
-    def to_json(self, indent: int | None = None) -> str:
-        """Return the fields that were set, NaN and infinities as null."""
-        # pydantic turns NaN into null; json writes the spaces by which scripts find `"round": 3`.
-        content = json.loads(self.model_dump_json(exclude_unset=True, by_alias=True))
-        return json.dumps(content, indent=indent)
 
 
 def client_name(client: int) -> str:
@@ -161,47 +152,7 @@ class TrafficRow(_Row):
 Row = StartRow | EvalRow | RoundRow | WarningRow | ProfileRow | PlacementRow | TrafficRow
 
 
-# -- summary.json, status.json, env.json -------------------------------------------------------------
-
-
-class ClientResult(Record):
-    """The last evaluation of one client on its test data."""
-
-    __pydantic_extra__: dict[str, Number] = Field(init=False)
-
-    client: int = Field(description="client")
-    loss: Number = Field(None, description="as in `metrics.jsonl`; other metrics likewise")
-
-
-class PlacementSummary(Record):
-    """What moving clients between ranks cost and saved."""
-
-    bytes_moving: int = Field(description="bytes sent to move clients and to decide on it")
-    models_static: int = Field(description="models that mixing would send a round without moves")
-    models: int = Field(description="models that mixing sends a round")
-    owners: list[int] = Field(description="rank of each client at the end")
-
-
-class Summary(Record):
-    """Final results, written when the run is complete."""
-
-    format: int = Field(1, description="version of the run folder")
-    task: str = Field("", description="`task.name`")
-    algorithm: str = Field("", description="`algorithm.name`")
-    seed: int = Field(0, description="`run.seed`")
-    rounds: int = Field(ge=0, description="rounds done")
-    clients: int = Field(0, description="number of clients n")
-    ranks: int = Field(1, description="number of ranks")
-    seconds: float = Field(description="duration of training, over all restarts")
-    bytes_sent: int | float = Field(description="bytes sent for training and moves, all ranks")
-    final: dict[str, Number] = Field(description="mean over clients of each metric on test data")
-    per_client: list[ClientResult] = Field([], description="the same of each client")
-    cluster_match: float | None = Field(
-        None, description="link accuracy of the last W; null: true clusters unknown"
-    )
-    placement: PlacementSummary | None = Field(
-        None, description="only with `comm.placement=adaptive`"
-    )
+# -- status.json, env.json ----------------------------------------------------------------------------
 
 
 class Status(Record):
@@ -315,6 +266,9 @@ class LoggerState(_State):
 
     metrics: FileDigest = Field(description="the part of `metrics.jsonl` that belongs to it")
     bytes: dict[str, int] = Field(description="bytes sent so far, by purpose")
+    client_bytes: dict[str, int] | None = Field(
+        None, description="bytes up and down so far, all clients, each as a machine of its own"
+    )
     seconds: float = Field(description="duration of training so far")
     last_evaluation: list[dict[str, float]] = Field(description="test metrics of each client")
     progress: ProgressState = Field(description="what the progress line shows")

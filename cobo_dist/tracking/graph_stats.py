@@ -5,10 +5,20 @@ Rank 0 starts from a gathered W and applies the few weights that each round chan
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.maths.graph import OffDiagonalWeights, components, link_threshold
+from cobo_dist.maths.graph import (
+    OffDiagonalWeights,
+    adjusted_rand,
+    cluster_match,
+    component_labels,
+    components,
+    link_f1,
+    link_threshold,
+)
 from cobo_dist.maths.weights import Weights
 
 _ROUNDING = 1e-6  # error of the sum of a row of W
@@ -76,6 +86,22 @@ class GraphStats:
         """Return whether every client gives every other an equal share, up to rounding."""
         near = OffDiagonalWeights(self.weights).count(lambda w: np.abs(w / self.share - 1.0) < 1e-3)
         return near == 2 * self.pairs
+
+    def clusters_found(self) -> NDArray[np.int64]:
+        """Return the connected component of each client, [n]."""
+        return component_labels(self.weights, self.link)
+
+    def agreement(self, clusters_n: Sequence[int] | None) -> dict[str, float | None]:
+        """Return the keys of the summary that compare the links with the true clusters; None if unknown."""
+        scores = {
+            "cluster_match": cluster_match,
+            "link_accuracy": cluster_match,
+            "link_f1": link_f1,
+            "adjusted_rand": adjusted_rand,
+        }
+        if clusters_n is None:
+            return dict.fromkeys(scores)
+        return {name: score(self.weights, clusters_n, self.link) for name, score in scores.items()}
 
     def figures(self) -> dict[str, float | int]:
         """Return the keys of a round's row."""

@@ -71,15 +71,18 @@ class MetricsBuffer:
         self.algorithm, self.run_logger = algorithm, run_logger
         self._pending: list[tuple[dict[str, Any], Arrays]] = []
         self._seen = exchange.traffic.training()
+        self._seen_of_clients = exchange.client_traffic.totals()
 
     def round(self, r: int, outcome: RoundResult, seconds: float) -> None:
         """Add the results of round r."""
         sent = self.exchange.traffic.training()
+        of_clients = self.exchange.client_traffic.totals()
         arrays: Arrays = {
             "losses": outcome.losses_c.double().cpu().numpy(),
             "traffic": np.subtract(sent, self._seen),
+            "client_bytes": np.subtract(of_clients, self._seen_of_clients),
         }
-        self._seen = sent
+        self._seen, self._seen_of_clients = sent, of_clients
         for name in _MOVES:
             parts = [getattr(selection, name) for selection in outcome.selections]
             arrays[name] = np.concatenate(parts) if parts else np.empty(0)
@@ -184,6 +187,8 @@ class MetricsBuffer:
             if self.profiles:
                 profiles = np.array([rank[f"{number}.profile"] for rank in ranks]).T.tolist()
                 self.run_logger.profile(row["round"], dict(zip(PHASES, profiles, strict=True)))
+            up, down = np.sum([rank[f"{number}.client_bytes"] for rank in ranks], axis=0).tolist()
+            self.run_logger.add_client_bytes(up, down)
             rows.append(row)
             moves.append(
                 {"replaced": row.pop("replaced")}

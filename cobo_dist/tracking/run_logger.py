@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cobo_dist.comm.traffic_counter import PURPOSES, TRAINING
 from cobo_dist.formatting import human_bytes
-from cobo_dist.maths.graph import cluster_match, link_threshold, means_by_truth
+from cobo_dist.maths.graph import means_by_truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.disk import disk_guard
 from cobo_dist.storage.files import open_file
@@ -82,6 +82,8 @@ class RunLogger:
         self.snapshots = WeightSnapshots(folder, clusters, names)
         self.progress = ProgressState()
         self.bytes = dict.fromkeys(PURPOSES, 0)  # of the whole run, all ranks
+        # Of the whole run, all clients; None: begun by an earlier version, which did not count them.
+        self.client_bytes: dict[str, int] | None = {"up": 0, "down": 0}
         self.last_evaluation: list[dict[str, float]] = []
         self.seconds_before = 0.0  # of training, before the run was resumed
         self._path = folder.path / METRICS_FILE
@@ -111,6 +113,7 @@ class RunLogger:
         state = LoggerState(
             metrics=FileDigest(size=self._written, sha256=self._digest.hexdigest()),
             bytes=self.bytes,
+            client_bytes=self.client_bytes,
             seconds=self.seconds_before + seconds,
             last_evaluation=self.last_evaluation,
             progress=self.progress,
@@ -125,6 +128,7 @@ class RunLogger:
         self._written = state.metrics.size
         self._digest = digest_of(self._path, self._written)
         self.bytes |= state.bytes
+        self.client_bytes = state.client_bytes
         self.seconds_before = state.seconds
         self.last_evaluation = state.last_evaluation
         self.progress = state.progress
@@ -162,6 +166,12 @@ class RunLogger:
         self.progress.pairs = float(np.mean([row["pairs"] for row in rows]))
         self.progress.bytes = float(np.mean([row["bytes_sent"] for row in rows]))
         self.display.update(self.progress)
+
+    def add_client_bytes(self, up: int, down: int) -> None:
+        """Add what all clients would have sent and received in one round (`comm.client_traffic`)."""
+        if self.client_bytes is not None:
+            self.client_bytes["up"] += up
+            self.client_bytes["down"] += down
 
     def evaluation(
         self, r: int, split: str, results: Sequence[dict[str, float]], whole: bool
@@ -249,12 +259,6 @@ class RunLogger:
         self._unflushed = 0
 
     # -- the end ----------------------------------------------------------------------------------
-
-    def match(self) -> float | None:
-        """Return the link accuracy of the last W; None if the truth is unknown."""
-        if self.clusters is None or self.graph is None:
-            return None
-        return cluster_match(self.graph.weights, self.clusters, link_threshold(self.share))
 
     def weights_by_truth(self) -> tuple[float, float] | None:
         """Return the last mean weights within and across the true clusters; None if unknown."""

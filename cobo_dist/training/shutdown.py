@@ -22,7 +22,7 @@ from cobo_dist.formatting import human_bytes
 from cobo_dist.storage.files import read_file
 from cobo_dist.storage.owner import TakenOver
 from cobo_dist.storage.run_dir import RunDir
-from cobo_dist.storage.schema import FORMAT, SUMMARY_FILE, ClientResult, Summary
+from cobo_dist.storage.schema import FORMAT, SUMMARY_FILE, BytesPerClient, ClientResult, Summary
 from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
@@ -55,7 +55,9 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
     run_logger.bytes["logging"] += sum(int(logged) for logged, _ in records)
     peaks = [int(peak) for _, peak in records]
     seconds = trainer.seconds + run_logger.seconds_before
-    results = run_logger.last_evaluation
+    results, graph = run_logger.last_evaluation, run_logger.graph
+    assert graph is not None, "W is logged before round 1"
+    cluster_n = graph.clusters_found()
     final = {name: float(np.mean([one[name] for one in results])) for name in learner.task.metrics}
     summary = Summary(
         format=FORMAT,
@@ -67,13 +69,17 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
         ranks=len(peaks),
         seconds=round(seconds, 3),
         bytes_sent=sum(run_logger.bytes[purpose] for purpose in (*TRAINING, "moving")),
+        bytes_per_client=_bytes_per_client(run_logger, len(results)),
         final=dict(final),
         per_client=[
-            ClientResult.model_validate({"client": client, **one})
+            ClientResult.model_validate(
+                {"client": client, "cluster": int(cluster_n[client]), **one}
+            )
             for client, one in enumerate(results)
         ],
-        cluster_match=run_logger.match(),
-    )
+        clusters_found=int(cluster_n.max()) + 1,
+        link_threshold=graph.link,
+    ).model_copy(update=graph.agreement(run_logger.clusters))
     if placement is not None:
         summary.placement = placement
     run_logger.traffic(peaks)
@@ -85,6 +91,13 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
     )
     print(f"run folder  {folder.path}", flush=True)
     return EXIT_DONE
+
+
+def _bytes_per_client(run_logger: RunLogger, clients: int) -> BytesPerClient | None:
+    total = run_logger.client_bytes
+    if total is None:
+        return None
+    return BytesPerClient(up=total["up"] / clients, down=total["down"] / clients)
 
 
 def _save_models(learner: Learner, folder: RunDir, rank: int) -> None:
@@ -106,13 +119,26 @@ def _table(
     rows += [
         ("rounds", f"{summary.rounds} in {summary.seconds:.1f} s"),
         ("sent", f"{human_bytes(summary.bytes_sent)} by {len(peaks)} rank(s)"),
+        *_client_row(summary),
         ("memory", f"{human_bytes(max(peaks))} on a rank at most"),
     ]
-    match, means = summary.cluster_match, run_logger.weights_by_truth()
+    found = f"{summary.clusters_found} (components of W >= {summary.link_threshold:.2g})"
+    rows.append(("clusters found", found))
+    match, means = summary.link_accuracy, run_logger.weights_by_truth()
     if match is not None and means is not None and not any(map(math.isnan, means)):
         rows.append(("link accuracy", f"{100 * match:.1f}% of client pairs"))
+        scores = f"{summary.link_f1:.2f}, {summary.adjusted_rand:.2f}"
+        rows.append(("link F1, adjusted Rand", scores))
         rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
     return rows
+
+
+def _client_row(summary: Summary) -> list[tuple[str, str]]:
+    each = summary.bytes_per_client
+    if each is None:
+        return []
+    up, down = human_bytes(each.up), human_bytes(each.down)
+    return [("a client, as a machine", f"{up} up, {down} down")]
 
 
 def peak_memory(device: torch.device) -> int:

@@ -76,6 +76,8 @@ def test_it_resumes_bit_by_bit(name: str, dense: int, tmp_path: Path) -> None:
     assert losses[0] == losses[1]
     assert [row["format"] for row in rows(cut, "start")] == [2], "rows after it are of format 2"
     assert rows(cut, "traffic")
+    summary = json.loads((cut / "summary.json").read_text())
+    assert summary["bytes_per_client"] is None, "the first rounds were not counted"
     assert json.loads((cut / "env.json").read_text())["resumed"][0]["round"] == 8
     (folder,) = (
         one for one in checkpoint.checkpoints(cut / "checkpoints") if one.name[-2:] == "16"

@@ -70,6 +70,11 @@ def test_a_signal_and_then_resuming_changes_nothing(
     assert rounds == list(range(1, ROUNDS + 1))
     resumed = json.loads((tmp_path / "cut" / "env.json").read_text())["resumed"]
     assert [one["ranks_before"] for one in resumed] == [2, 3]
+    whole, cut = (
+        json.loads((tmp_path / which / "summary.json").read_text())["bytes_per_client"]
+        for which in ("whole", "cut")
+    )
+    assert cut == whole
 
 
 # -- on one rank: what can be wrong --------------------------------------------------------------------

@@ -15,6 +15,7 @@ import torch
 from pool import RankPool
 from problems import QUIET, models, rows, train, write_quadratic
 from safetensors.torch import load_file
+from sklearn.metrics import adjusted_rand_score
 
 from cobo_dist.cli.train import main
 from cobo_dist.comm.session import Session
@@ -260,7 +261,8 @@ def test_summary(folder: Path) -> None:
     assert summary["format"] == 2
     assert list(summary) == [
         "format", "task", "algorithm", "seed", "rounds", "clients", "ranks", "seconds", "bytes_sent",
-        "final", "per_client", "cluster_match",
+        "bytes_per_client", "final", "per_client", "cluster_match", "link_accuracy", "link_f1",
+        "adjusted_rand", "clusters_found", "link_threshold",
     ]  # fmt: skip
     assert (summary["task"], summary["algorithm"], summary["seed"]) == ("digits", "cobo", 5)
     assert (summary["rounds"], summary["clients"]) == (ROUNDS, CLIENTS)
@@ -292,7 +294,36 @@ def test_cluster_match_is_the_share_of_pairs_told_apart_rightly(folder: Path) ->
     right = sum(
         (weights[i, j] >= 0.5) == (i // 2 == j // 2) for i in range(8) for j in range(i + 1, 8)
     )
-    assert read(folder, "summary.json")["cluster_match"] == pytest.approx(right / 28)
+    summary = read(folder, "summary.json")
+    assert summary["cluster_match"] == summary["link_accuracy"] == pytest.approx(right / 28)
+
+
+def test_links_and_clusters_found_are_those_of_the_last_w(folder: Path) -> None:
+    weights, summary = np.load(folder / "W.npz")["weights"][-1], read(folder, "summary.json")
+    linked, truth = np.triu(weights >= 0.5, k=1), np.arange(8) // 2
+    right = (linked & (truth[:, None] == truth)).sum()
+    assert summary["link_f1"] == pytest.approx(2 * right / (linked.sum() + 4))
+    clusters = [one["cluster"] for one in summary["per_client"]]
+    assert summary["adjusted_rand"] == pytest.approx(adjusted_rand_score(truth, clusters))
+    assert (
+        summary["clusters_found"] == len(set(clusters)) == rows(folder, "round")[-1]["components"]
+    )
+    assert summary["link_threshold"] == 0.5
+
+
+def test_a_method_that_links_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Local on 8 clients in 4 clusters: the link accuracy is 85.7%, F1 and adjusted Rand are 0."""
+    run = tmp_path / "run"
+    assert (
+        main([*QUIET, *DIGITS[:1], "algorithm.name=local", f"run.dir={run}", "run.threads=1"]) == 0
+    )
+    summary = read(run, "summary.json")
+    assert summary["link_accuracy"] == pytest.approx(24 / 28)
+    assert (summary["link_f1"], summary["adjusted_rand"]) == (0, 0)
+    assert [one["cluster"] for one in summary["per_client"]] == list(range(8))
+    table = " ".join(capsys.readouterr().out.split())
+    assert "clusters found 8 (" in table
+    assert "link F1, adjusted Rand 0.00, 0.00" in table
 
 
 # -- repeating -----------------------------------------------------------------------------------------

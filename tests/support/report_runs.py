@@ -58,6 +58,7 @@ def write_run(
     *,
     finals: list[float] | None = None,
     last: int = T,
+    rounds: int = T,
     finished: bool = True,
     problem: dict[str, Any] | None = None,
     validation: float | None = None,
@@ -66,12 +67,14 @@ def write_run(
 ) -> Path:
     """Fabricate one run folder. `last` is the last round on record; `settings` are algorithm keys.
 
+    A run of other `rounds` than T says so in its config and summary; its log still ends at `last`.
+
     `problem` are task keys. With `validation` that split is evaluated too and ends at this accuracy.
     With `part`, evaluations before the last round are on so many examples, and 0.05 lower.
     """
     folder.mkdir(parents=True)
     config = {
-        "run": {"seed": seed, "dir": str(folder), "rounds": T, "eval_every": EVERY},
+        "run": {"seed": seed, "dir": str(folder), "rounds": rounds, "eval_every": EVERY},
         "task": {"name": task, "clients": N, **(problem or {})},
         "algorithm": {"name": algorithm, "rho": 0.01, **settings},
     }
@@ -115,7 +118,7 @@ def write_run(
     np.savez(folder / "W.npz", rounds=np.array(logged), weights=weights, clusters=CLUSTERS)
     if finished:
         summary = {
-            **{"task": task, "algorithm": algorithm, "seed": seed, "rounds": T, "clients": N},
+            **{"task": task, "algorithm": algorithm, "seed": seed, "rounds": rounds, "clients": N},
             **{"ranks": 2, "seconds": 10.0 * seed, "bytes_sent": 3_000_000 * T},
             "final": measured(T, None),
             "per_client": [{"client": i, **measured(T, i)} for i in range(N)],

@@ -1,6 +1,7 @@
 """Heat maps of the collaboration weights at a few rounds, beside the true clusters.
 
-W of many clients is drawn by cells of clients (`reading.sparse_weights`).
+Clients are in the order of the true clusters or, where these are unknown, of `reading.seriation`. W of many
+clients is drawn by cells of clients (`reading.sparse_weights`).
 """
 
 from __future__ import annotations
@@ -165,11 +166,12 @@ def _draw_matrix(axes: Axes, matrix: npt.NDArray[np.float32], top: float) -> Non
 
 def _axis_label(weights: Weights) -> str:
     order = weights.order
+    by = "clients, linked ones together" if weights.clusters is None else "clients, by cluster"
     if weights.cells:
-        by = "clients" if weights.clusters is None else "clients, by cluster"
         return f"{by} ({weights.cells.largest} to a pixel)"
-    sorted_ = len(order) > _MAX_NAMED_CLIENTS and not np.array_equal(order, np.arange(len(order)))
-    return "clients, by cluster" if sorted_ else "client"
+    if np.array_equal(order, np.arange(len(order))):
+        return "client"
+    return by if len(order) > _MAX_NAMED_CLIENTS or weights.clusters is None else "client"
 
 
 def _tick_clients(axes: Axes, weights: Weights) -> None:

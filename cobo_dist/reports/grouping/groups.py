@@ -72,6 +72,11 @@ class Group:
         return tuple(run for run in self.runs if run.summary is not None) or self.runs
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """The numbers of rounds done by the runs whose final values count, ascending."""
+        return tuple(sorted({run.last_round for run in self.scored}))
+
+    @property
     def method_settings(self) -> dict[str, object]:
         """All settings of the group but the problem's."""
         return {k: v for k, v in settings_of(self.runs[0]).items() if not k.startswith(_PROBLEM)}
@@ -113,6 +118,24 @@ def name_groups(groups: Iterable[Group]) -> list[Group]:
     families = by_algorithm(groups)
     ordered = sorted(families, key=lambda algorithm: rank(algorithm, METHODS))
     return [named for algorithm in ordered for named in _name_family(families[algorithm])]
+
+
+def length_note(groups: Iterable[Group]) -> str | None:
+    """Return a warning if finished runs of some groups have different numbers of rounds, else None.
+
+    Unfinished runs do not count: tables mark each of them.
+    """
+    found: dict[int, list[str]] = {}
+    for group in groups:
+        for rounds in {run.summary.rounds for run in group.runs if run.summary is not None}:
+            found.setdefault(rounds, []).append(group.title)
+    if len(found) < 2:
+        return None
+    parts = "; ".join(f"{rounds}: {', '.join(found[rounds])}" for rounds in sorted(found))
+    return (
+        f"these runs differ in their number of rounds ({parts}): values compare only between equal "
+        "numbers; set run.rounds alike"
+    )
 
 
 def by_algorithm(groups: Iterable[Group]) -> dict[str, list[Group]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cobo_dist.reports.grouping.groups import Group, join_seeds, name_groups
+from cobo_dist.reports.grouping.groups import Group, join_seeds, length_note, name_groups
 from cobo_dist.reports.grouping.settings import (
     Settings,
     differing,
@@ -65,7 +65,8 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Problem], list[str]]:
     """Sort runs into groups and problems.
 
     Returns the problems (tasks in the paper's order, each task's main problem first) and notes to the user:
-    on runs that are left out as repetitions, and on W of several sizes in one problem.
+    on runs that are left out as repetitions, and on W of several sizes and runs of several lengths in one
+    problem.
     """
     groups, notes = join_seeds(runs)
     tasks: dict[str, list[Group]] = {}
@@ -76,7 +77,11 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Problem], list[str]]:
         for task in sorted(tasks, key=lambda task: rank(task, TASKS))
         for problem in _problems_of(task, name_groups(tasks[task]))
     ]
-    return problems, notes + [note for problem in problems for note in _size_notes(problem)]
+    for problem in problems:
+        notes += _size_notes(problem)
+        if note := length_note(problem.groups):
+            notes.append(f"{problem.label}: {note}")
+    return problems, notes
 
 
 def _problems_of(task: str, groups: Sequence[Group]) -> list[Problem]:

@@ -12,6 +12,10 @@ import jinja2
 from cobo_dist.reports.page.weights_slider import WeightsSlider
 from cobo_dist.reports.tables.table import Table
 
+_ORDER = (
+    "Where the true clusters are unknown, clients are in a seriated order: the last W decides, and linked "
+    "clients are next to each other (single linkage; for W of many clients, connected components)."
+)
 _CAPTIONS = {
     "accuracy": "Accuracy, mean over clients; band: ± one standard deviation over seeds.",
     "perplexity": "Perplexity, mean over clients; band: ± one standard deviation over seeds.",
@@ -20,10 +24,11 @@ _CAPTIONS = {
     "graph": "How the graph of links forms. A link is a weight of at least 0.5 or, where a client's "
     "weights sum to 1, of more than an equal share.",
     "weights_all": "Collaboration weights of the methods that learn them, beside the true clusters "
-    "where these are known; diagonals are masked out. Where a client's weights sum to 1, colors reach "
-    "up to the largest weight logged. The first seed of each method.",
+    f"where these are known; diagonals are masked out. {_ORDER} Each method has its own order then. Where "
+    "a client's weights sum to 1, colors reach up to the largest weight logged. The first seed of each "
+    "method.",
     "weights": "Collaboration weights beside the true clusters where these are known; diagonals are "
-    "masked out. Where a client's weights sum to 1, colors reach up to the largest weight logged.",
+    f"masked out. {_ORDER} Where a client's weights sum to 1, colors reach up to the largest weight logged.",
     "shares": "The weights that each client gives the others, against rounds (Figure 4). Faint: as "
     "logged; bold: their exponential moving average; grey: an equal share.",
     "profile": "Where a round's time goes on each rank, mean over rounds after the first 10. Each second "

@@ -8,23 +8,24 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.reports.reading.events import Profile, or_nan, read_metrics
+from cobo_dist.reports.reading.events import Profile, read_metrics
+from cobo_dist.reports.reading.seriation import seriate
 from cobo_dist.reports.reading.series import Series, link_strengths
 from cobo_dist.reports.reading.sparse_weights import Cells, read_listed
+from cobo_dist.reports.reading.summary import Summary, read_summary
 from cobo_dist.settings import flatten
 from cobo_dist.storage import schema
 from cobo_dist.storage.array_schema import DENSE_WEIGHTS, OF_CLIENTS, check_arrays, listed_rounds
 from cobo_dist.storage.files import MAX_CONFIG_BYTES, open_file, read_file
-from cobo_dist.storage.reading import SchemaError, read_record
+from cobo_dist.storage.reading import SchemaError
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,16 @@ class Weights:
         """The number of clients n."""
         return self.cells.clients if self.cells else int(self.weights.shape[1])
 
-    @property
+    @cached_property
     def order(self) -> npt.NDArray[np.int64]:
-        """Rows of `weights` by cluster, so that the true links are blocks on the diagonal. [n] or [b]"""
-        if self.clusters is None or self.cells:  # cells are in order
+        """Rows of `weights` by cluster, so that links are blocks on the diagonal. [n] or [b]
+
+        Where the true clusters are unknown, the last logged W decides (`seriation.seriate`).
+        """
+        if self.cells:  # they are in order
             return np.arange(self.weights.shape[1])
+        if self.clusters is None:
+            return seriate(self.weights[-1])
         return np.argsort(self.clusters, kind="stable").astype(np.int64)
 
     @property
@@ -82,18 +88,6 @@ class Weights:
         """Whether any weight differs from its first value at some logged round."""
         first = np.broadcast_to(self.weights[:1], self.weights.shape)
         return not np.array_equal(first, self.weights, equal_nan=True)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a finished run says of itself. Seconds and bytes are of the whole run, all ranks."""
-
-    rounds: int
-    seconds: float
-    bytes_sent: float
-    final: Mapping[str, float]
-    per_client: Mapping[int, Mapping[str, float]]
-    cluster_match: float | None
 
 
 @dataclass(frozen=True)
@@ -158,7 +152,7 @@ def read_run(path: Path) -> Run:
         config = _read_config(path / schema.CONFIG_FILE)
         metrics = read_metrics(path / schema.METRICS_FILE)
         weights = _read_weights(path / schema.WEIGHTS_FILE, config)
-        summary = _read_summary(path / schema.SUMMARY_FILE)
+        summary = read_summary(path / schema.SUMMARY_FILE)
     except OSError as error:
         raise ConfigError(f"{error.filename or path} cannot be read: {error.strerror}") from None
     run = Run(
@@ -226,7 +220,7 @@ def _read_weights(path: Path, config: Mapping[str, object]) -> Weights | None:
             of_clients = {one.name: stored[one.name] for one in OF_CLIENTS if one.name in stored}
             cells = None
             if listed_rounds(stored):
-                rounds, weights, cells = read_listed(stored)  # one snapshot at a time
+                rounds, weights, cells = read_listed(stored, partial(_equal_share, config))
                 n = cells.clients
             else:
                 arrays = {name: stored[name] for name in ("rounds", "weights") if name in stored}
@@ -260,27 +254,6 @@ def _equal_share(config: Mapping[str, object], clients: int) -> float:
         own = config.get("algorithm.own_weight") == "included"
         return 1.0 / max(1, clients if own else clients - 1)
     return 0.0
-
-
-def _read_summary(path: Path) -> Summary | None:
-    if not path.exists():
-        return None
-    try:
-        found = read_record(path, schema.Summary)
-    except SchemaError as error:
-        raise ConfigError(f"{path}: {error}; remove it to report the run as unfinished") from None
-    return Summary(
-        rounds=found.rounds,
-        seconds=found.seconds,
-        bytes_sent=found.bytes_sent,
-        final=_scores(found.final),
-        per_client={one.client: _scores(one.model_dump()) for one in found.per_client},
-        cluster_match=found.cluster_match,
-    )
-
-
-def _scores(results: Mapping[str, Any]) -> dict[str, float]:
-    return {name: or_nan(results[name]) for name in schema.METRICS if name in results}
 
 
 def _one_line(error: Exception) -> str:

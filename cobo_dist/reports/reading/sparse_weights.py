@@ -9,13 +9,17 @@ Shapes: n clients, k snapshots, m entries of one, b cells.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cobo_dist.maths.graph import component_labels, link_threshold
+from cobo_dist.maths.weights import Weights
+from cobo_dist.reports.reading.seriation import by_component
 from cobo_dist.reports.reading.series import Series
 from cobo_dist.storage.array_schema import (
     OF_CLIENTS,
@@ -36,8 +40,9 @@ Floats = npt.NDArray[np.float64]
 class Cells:
     """The assignment of clients to cells, for pictures of W that have fewer pixels than clients.
 
-    `of` [n] is each client's cell; clients of one cluster are next to each other. `links` are the mean
-    weights over single clients, as `series.link_strengths` computes them for a dense W.
+    `of` [n] is each client's cell; clients of one cluster are next to each other or, where the true
+    clusters are unknown, those of one connected component of the last W, the largest first. `links` are
+    the mean weights over single clients, as `series.link_strengths` computes them for a dense W.
     """
 
     of: Ints
@@ -70,9 +75,11 @@ class _Snapshot:
 
 
 def read_listed(
-    stored: Mapping[str, npt.NDArray[np.generic]],
+    stored: Mapping[str, npt.NDArray[np.generic]], share_of: Callable[[int], float] = lambda _: 0.0
 ) -> tuple[Ints, npt.NDArray[np.float32], Cells]:
-    """Return the rounds [k], the mean weights of cells [k, b, b], and the cells.
+    """Return the rounds [k], the mean weights of cells [k, b, b], and the cells. Reads a snapshot at a time.
+
+    `share_of` gives one client's equal share of a row of W among n clients, 0 if rows do not sum to 1.
 
     Raises:
         SchemaError: arrays are missing or do not go together.
@@ -80,7 +87,10 @@ def read_listed(
     rounds = listed_rounds(stored)
     n = check_arrays(OF_CLIENTS, stored, n=len(stored[f"{rounds[0]}.groups"]))["n"]
     clusters = stored.get("clusters")
-    order = np.arange(n) if clusters is None else np.argsort(clusters, kind="stable")
+    if clusters is None:
+        order = by_component(_components(stored, rounds[-1], n, link_threshold(share_of(n))))
+    else:
+        order = np.argsort(clusters, kind="stable")
     of = np.empty(n, dtype=np.int64)
     of[order] = np.arange(n) * min(n, CELLS) // n
     truth = np.zeros(n, dtype=np.int64) if clusters is None else _numbers(clusters)
@@ -102,11 +112,27 @@ def read_listed(
     return np.asarray(rounds, dtype=np.int64), np.stack(means), Cells(of, oracle, found)
 
 
-def _read(stored: Mapping[str, npt.NDArray[np.generic]], number: int, n: int) -> _Snapshot:
+def _parts(
+    stored: Mapping[str, npt.NDArray[np.generic]], number: int, n: int
+) -> dict[str, npt.NDArray[Any]]:
+    """The lists of one snapshot, by name."""
     names = [f"{number}.{one.name}" for one in WEIGHT_LISTS]
     found = {name: np.asarray(stored[name]) for name in names if name in stored}
     check_lists(found, f"{number}.", n=n)
-    parts = {name.partition(".")[2]: array for name, array in found.items()}
+    return {name.partition(".")[2]: array for name, array in found.items()}
+
+
+def _components(
+    stored: Mapping[str, npt.NDArray[np.generic]], number: int, n: int, threshold: float
+) -> Ints:
+    """The connected component of each client in one snapshot. [n]"""
+    parts, ids = _parts(stored, number, n), np.arange(n)
+    empty = Weights(ids, parts["groups"], float(parts["level"][0]))
+    return component_labels(empty.with_arrays(ids, parts), threshold)
+
+
+def _read(stored: Mapping[str, npt.NDArray[np.generic]], number: int, n: int) -> _Snapshot:
+    parts = _parts(stored, number, n)
     columns = parts["columns"].astype(np.int64)
     rows = np.repeat(np.arange(n), parts["counts"].astype(np.int64))
     groups, apart = _numbers(parts["groups"]), parts["apart"].astype(bool)

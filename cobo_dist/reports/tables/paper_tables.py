@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 
 from cobo_dist.reports.grouping import METHODS, Group, Problem
-from cobo_dist.reports.grouping.groups import SAMPLING, STRATEGIES
+from cobo_dist.reports.grouping.groups import SAMPLING, STRATEGIES, length_note
 from cobo_dist.reports.grouping.settings import Settings, show_settings, show_value
 from cobo_dist.reports.metrics import shown_metrics
 from cobo_dist.reports.selection import RATE, sampling_families
@@ -37,6 +37,8 @@ _IMPROVED = "Imp.%: share of clients that do better than with Local and the same
 
 def table_1(results: Results) -> list[Table]:
     """Return a table for each setting of CoBo that was run with two sampling strategies or more.
+
+    The number of rounds is a setting, so the runs of one table are of equal length.
 
     Strategies are in the paper's order; one that was not run has a row of `-` and a note.
     """
@@ -86,7 +88,7 @@ def _strategy_table(caption: str, task: str, found: Mapping[str, Sequence[GroupR
             line["strategy"] = strategy
             for one in metrics:
                 line |= result.csv_fields(one, csv_name(one))
-            numbers.append(line | {"seeds": len(result.group.scored)})
+            numbers.append(line | {"rounds": result.rounds, "seeds": len(result.group.scored)})
     return Table(
         caption=caption,
         text=pd.DataFrame(text, columns=headings),
@@ -113,7 +115,8 @@ def table_2(results: Results) -> Table | None:
     numbers = [pd.DataFrame({"method": titles}, index=titles, dtype=object)]
     for problem, own in mains.items():
         found = {title: result for title, place, result in places if place is problem}
-        cells = pd.DataFrame({title: _cells(one) for title, one in found.items()}).T
+        differ = length_note(result.group for result in own) is not None
+        cells = pd.DataFrame({title: _cells(one, differ) for title, one in found.items()}).T
         text[_problem_title(problem, own)] = cells.reindex(titles, fill_value="-")
         fields = pd.DataFrame({title: _fields(problem.task, one) for title, one in found.items()})
         numbers.append(fields.T.astype(object).reindex(titles, fill_value=""))
@@ -168,7 +171,7 @@ def _problem_title(problem: Problem, results: Sequence[GroupResult]) -> str:
     return f"{problem.title} ({clients.pop()} clients)" if len(clients) == 1 else problem.title
 
 
-def _cells(result: GroupResult) -> dict[str, str]:
+def _cells(result: GroupResult, with_rounds: bool) -> dict[str, str]:
     """The cells of one result in Table 2, by heading."""
     cells = {}
     for name in _METRICS_2[result.metric]:
@@ -176,7 +179,8 @@ def _cells(result: GroupResult) -> dict[str, str]:
         mean = result.mean(name)
         small = name == "loss" and mean is not None and 0 < abs(mean) < 0.05
         cells[heading] = result.show(name, ".1e" if small else form)
-    return cells | {"Imp.%": result.show("improved", ".0f", deviation=False)}
+    cells["Imp.%"] = result.show("improved", ".0f", deviation=False)
+    return cells | ({"rounds": result.rounds} if with_rounds else {})
 
 
 def _fields(task: str, result: GroupResult) -> dict[str, object]:
@@ -185,6 +189,7 @@ def _fields(task: str, result: GroupResult) -> dict[str, object]:
     for name in _METRICS_2[result.metric]:
         fields |= result.csv_fields(name, f"{task}_{csv_name(name)}")
     fields[f"{task}_imp_percent"] = result.csv_mean("improved")
+    fields[f"{task}_rounds"] = result.rounds
     return fields | {f"{task}_seeds": len(result.group.scored)}
 
 
@@ -196,6 +201,8 @@ def _notes(results: Results, mains: Results) -> Iterator[str]:
     else:
         yield from (_seed_note(problem, own) for problem, own in mains.items())
     for problem, own in mains.items():
+        if length := length_note(result.group for result in own):
+            yield f"{problem.title}: warning: {length}."
         if note := improvement_note(own):
             yield f"{problem.title}: {note}"
     for problem in mains:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cobo_dist.reports.grouping import Problem
+from cobo_dist.reports.grouping.groups import length_note
 from cobo_dist.reports.grouping.settings import Settings, show_settings, show_value
 from cobo_dist.reports.metrics import higher_is_better, shown_metrics
 from cobo_dist.reports.tables.scores import GroupResult, improvement_note
@@ -19,21 +20,39 @@ from cobo_dist.storage.schema import METRICS
 NOTE = (
     "Last values of the mean over clients; mean ± sample standard deviation over seeds. "
     "Imp.%: share of clients that do better than with Local (same task, seed and rounds). "
-    "Link accuracy: client pairs whose final link agrees with the true clusters, in %. "
-    "MB = 10^6 bytes, all ranks together."
+    "A link is a weight of at least 0.5 or, where a client's weights sum to 1, of more than an equal share. "
+    "Link accuracy: client pairs whose final link agrees with the true clusters, in %; link F1: harmonic "
+    "mean of precision and recall of the links; adjusted Rand: index of the connected components and the "
+    "true clusters. A method that links nobody has F1 and index 0. Clusters found: connected components. "
+    "MB sent: 10^6 bytes between ranks, all together. MB a client: what a client would send (up) and receive "
+    "(down) as a machine of its own, the same on any number of ranks."
 )
 _BEST = (
-    "Bold: the best of a method's settings on validation data, the data on which to choose them."
+    "Bold: the best of a method's settings on validation data, the data on which to choose them, among "
+    "runs of equal length."
 )
 _HEADINGS = {"accuracy": "accuracy %", "perplexity": "perplexity", "loss": "loss"}
 _CSV_MEANS = {
     "imp_percent": "improved",
-    "links_right_percent": "links_right",
+    "link_accuracy_percent": "link_accuracy",
+    "link_f1": "link_f1",
+    "adjusted_rand": "adjusted_rand",
+    "clusters_found": "clusters_found",
     "mb_per_round": "megabytes",
+    "mb_up_per_client_and_round": "megabytes_up",
+    "mb_down_per_client_and_round": "megabytes_down",
     "seconds": "seconds",
+}
+# quantity -> heading, number format
+_LINK_COLUMNS = {
+    "link_accuracy": ("link accuracy %", ".1f"),
+    "link_f1": ("link F1", ".2f"),
+    "adjusted_rand": ("adjusted Rand", ".2f"),
+    "clusters_found": ("clusters found", ".3g"),
 }
 _MAX_SETTING_COLUMNS = 4  # more settings than these share one column
 _JOINED = "settings"
+_LENGTH_KEYS = ("rounds", "run.rounds")  # have a column of their own in every table
 
 
 def results_table(problem: Problem, results: Sequence[GroupResult]) -> Table:
@@ -47,11 +66,19 @@ def results_table(problem: Problem, results: Sequence[GroupResult]) -> Table:
     headings = ["method", *keys, "seeds"]
     headings += [f"validation {_HEADINGS[metric]}"] * validated
     headings += [on + _HEADINGS[name] for name in shown_metrics(metric)]
-    headings += ["Imp.%", "link accuracy %", "MB sent a round", "seconds"]
+    links = [name for name in _LINK_COLUMNS if any(one.score(name) for one in results)]
+    headings += ["Imp.%", *(_LINK_COLUMNS[name][0] for name in links)]
+    headings += ["rounds", "MB sent a round"]
+    counted = any(one.score("megabytes_up") for one in results)
+    headings += ["MB a client and round, up / down"] * counted + ["seconds"]
     best = _best_on_validation(results)
-    cells = [_cells(one, keys, validated, i in best) for i, one in enumerate(results)]
+    cells = [
+        _cells(one, keys, links, validated, counted, i in best) for i, one in enumerate(results)
+    ]
     here = f"Here {show_settings(problem.settings)}." if problem.main and problem.settings else ""
-    notes = (here, improvement_note(results), _BEST if best else "")
+    length = length_note(result.group for result in results)
+    warning = f"Warning: {length}." if length else ""
+    notes = (warning, here, improvement_note(results), _BEST if best else "")
     return Table(
         caption=problem.label,
         text=pd.DataFrame(cells, columns=headings),
@@ -61,8 +88,12 @@ def results_table(problem: Problem, results: Sequence[GroupResult]) -> Table:
 
 
 def setting_keys(results: Sequence[GroupResult]) -> list[str]:
-    """Return the short keys that differ between groups of one method, of all methods together."""
-    return list(dict.fromkeys(key for result in results for key in result.group.settings))
+    """Return the short keys that differ between groups of one method, of all methods together.
+
+    Without the number of rounds, which is a column of every table.
+    """
+    keys = dict.fromkeys(key for result in results for key in result.group.settings)
+    return [key for key in keys if key not in _LENGTH_KEYS]
 
 
 def write_results_csv(path: Path, results: Mapping[Problem, Sequence[GroupResult]]) -> Path:
@@ -76,7 +107,7 @@ def write_results_csv(path: Path, results: Mapping[Problem, Sequence[GroupResult
             values = [group.settings.get(key) for key in keys]
             row += [(key, "" if v is None else v) for key, v in zip(keys, values, strict=True)]
             stopped = [run.last_round for run in group.scored if run.summary is None]
-            row.append(("seeds", len(group.scored)))
+            row += [("seeds", len(group.scored)), ("rounds", result.rounds)]
             row.append(("unfinished_at_round", max(stopped, default="")))
             for name in (*METRICS, "validation"):
                 row += result.csv_fields(name, csv_name(name)).items()
@@ -92,8 +123,18 @@ def csv_name(metric: str) -> str:
     return "accuracy_percent" if metric == "accuracy" else metric
 
 
-def _cells(result: GroupResult, keys: Sequence[str], validated: bool, best: bool) -> list[str]:
+def _cells(
+    result: GroupResult,
+    keys: Sequence[str],
+    links: Sequence[str],
+    validated: bool,
+    counted: bool,
+    best: bool,
+) -> list[str]:
     settings = result.group.settings
+    up, down = (
+        result.show(name, ".3g", deviation=False) for name in ("megabytes_up", "megabytes_down")
+    )
     score = result.show("validation", _score_format(result, "validation"))
     return [
         result.group.algorithm,
@@ -102,8 +143,10 @@ def _cells(result: GroupResult, keys: Sequence[str], validated: bool, best: bool
         *([f"**{score}**" if best else score] if validated else []),
         *(result.show(n, _score_format(result, n)) for n in shown_metrics(result.metric)),
         result.show("improved", ".1f", deviation=False),
-        result.show("links_right", ".1f", deviation=False),
+        *(result.show(name, _LINK_COLUMNS[name][1], deviation=False) for name in links),
+        result.rounds,
         result.show("megabytes", ".3g", deviation=False),
+        *(["-" if up == "-" else f"{up} / {down}"] if counted else []),
         result.show("seconds", ".1f", deviation=False),
     ]
 
@@ -123,9 +166,12 @@ def _score_format(result: GroupResult, quantity: str) -> str:
 
 
 def _best_on_validation(results: Sequence[GroupResult]) -> set[int]:
-    """The positions of the results that are best on validation data among the settings of their method."""
+    """The positions of the results that are best on validation data among the settings of their method.
+
+    Settings are compared between runs of equal length.
+    """
     sign = 1.0 if higher_is_better(results[0].metric) else -1.0
-    methods = [result.group.algorithm for result in results]
+    methods = [f"{result.group.algorithm}, {result.rounds} rounds" for result in results]
     means = [result.mean("validation") for result in results]
     worth = pd.Series([np.nan if mean is None else sign * mean for mean in means]).dropna()
     families = worth.groupby([methods[i] for i in worth.index])

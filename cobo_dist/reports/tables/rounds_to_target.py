@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.grouping.groups import length_note
 from cobo_dist.reports.metrics import (
     higher_is_better,
     mean_over_clients,
@@ -128,6 +129,8 @@ def _note(groups: Sequence[Group], metric: str, split: str) -> str:
         f"First evaluated round at which the mean {split} {metric} over clients is at that level; "
         "mean ± sample standard deviation over seeds. -: not reached."
     )
+    if length_note(groups):
+        note += " Runs differ in their number of rounds, so one may just have been too short."
     if any(run.parts.get(split) for group in groups for run in group.runs):
         note += f" During training it is measured on a part of the {split} data."
     return note

@@ -25,15 +25,20 @@ Score = tuple[float, float]
 """Mean and sample standard deviation over seeds; the latter is NaN for a single seed."""
 
 
+LINK_SCORES = ("link_accuracy", "link_f1", "adjusted_rand", "clusters_found")
+"""How the graph of links agrees with the true clusters, and its connected components."""
+
+
 @dataclass(frozen=True, eq=False)
 class GroupResult:
     """The results of one group.
 
     `statistics` has a row for each quantity that the group has, with its mean and deviation over seeds:
     `accuracy`, `perplexity`, `loss`, `validation` (the metric on validation data, if the problem is judged
-    by test data), `improved` (clients that beat Local), `links_right`, `megabytes` (a round, all ranks) and
-    `seconds` (the whole run). Accuracies and shares are in percent. `missing` lists the seeds without
-    `improved`.
+    by test data), `improved` (clients that beat Local), those of `LINK_SCORES`, `megabytes` (a round, all
+    ranks), `megabytes_up` and `megabytes_down` (a round, a client as a machine of its own) and `seconds` (the
+    whole run). Accuracies and shares are in percent. `missing` lists the seeds
+    without `improved`.
     """
 
     group: Group
@@ -89,6 +94,11 @@ class GroupResult:
         return f"{counted} (left out: {'; '.join(parts)})"
 
     @property
+    def rounds(self) -> str:
+        """How many rounds the runs that count have done: `200`, or `40, 60` where they differ."""
+        return ", ".join(map(str, self.group.lengths))
+
+    @property
     def partial(self) -> bool:
         """Whether a score comes from an evaluation on a part of the data."""
         return any(
@@ -130,7 +140,8 @@ def _group_result(group: Group, metric: str, split: str, local: Sequence[Run]) -
             found.append(("improved", improved))
             missing += [run.seed] if improved is None else []
     factors = {"accuracy": 100.0, "validation": percent(metric), "megabytes": 1e-6}
-    factors |= {"improved": 100.0, "links_right": 100.0}
+    factors |= {"megabytes_up": 1e-6, "megabytes_down": 1e-6}
+    factors |= {"improved": 100.0, "link_accuracy": 100.0}
     # A quantity that a run does not have has no entry, so that NaN always means a run that diverged.
     known = [(name, value * factors.get(name, 1.0)) for name, value in found if value is not None]
     index, values = [name for name, _ in known], [value for _, value in known]
@@ -152,9 +163,14 @@ def _final_values(run: Run, metric: str, split: str) -> dict[str, float | None]:
         values["seconds"] = sum(seconds) if seconds else None
         return values
     values |= {name: final for name, final in summary.final.items() if name in values}
-    values["megabytes"] = summary.bytes_sent / summary.rounds if summary.rounds else None
+    for name, total in (
+        ("megabytes", summary.bytes_sent),
+        ("megabytes_up", summary.bytes_up),
+        ("megabytes_down", summary.bytes_down),
+    ):
+        values[name] = total / summary.rounds if summary.rounds and total is not None else None
     values["seconds"] = summary.seconds
-    values["links_right"] = summary.cluster_match
+    values |= {name: getattr(summary, name) for name in LINK_SCORES}
     return values
 
 
@@ -183,7 +199,10 @@ def _client_values(run: Run, split: str, metric: str) -> tuple[object, dict[int,
 
 
 def _improved(run: Run, metric: str, split: str, local: Sequence[Run]) -> float | None:
-    """The share of clients of `run` that beat the same client in the Local run of the same seed."""
+    """The share of clients of `run` that beat the same client in the Local run of the same seed.
+
+    None where no such run has trained as many rounds: a longer run of Local is no baseline.
+    """
     measured, own = _client_values(run, split, metric)
     candidates = []
     for other in local:

@@ -35,12 +35,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 def test_table_holds_hand_checked_numbers(report: Report) -> None:
     """cobo: 70, 73, 76 -> 73 ± 3; clients better than Local 7, 8, 6 of 8 -> 21/24 = 87.5%."""
-    # method, seeds, accuracy, loss = 2 - accuracy, Imp.%, links right, MB a round, seconds
-    cobo = ["cobo", "3", "73.0 ± 3.0", "1.270 ± 0.030", "87.5", "75.0", "3", "20.0"]
+    # method, seeds, accuracy, loss = 2 - accuracy, Imp.%, link accuracy, rounds, MB a round, seconds
+    cobo = ["cobo", "3", "73.0 ± 3.0", "1.270 ± 0.030", "87.5", "75.0", "20", "3", "20.0"]
     assert markdown_row(report, "cobo") == cobo
-    local = ["local", "3", "62.0 ± 2.0", "1.380 ± 0.020", "-", "-", "3", "20.0"]
+    local = ["local", "3", "62.0 ± 2.0", "1.380 ± 0.020", "-", "-", "20", "3", "20.0"]
     assert markdown_row(report, "local") == local
-    oracle = ["oracle", "3", "75.0 ± 1.0", "1.250 ± 0.010", "100.0", "-", "3", "20.0"]
+    oracle = ["oracle", "3", "75.0 ± 1.0", "1.250 ± 0.010", "100.0", "-", "20", "3", "20.0"]
     assert markdown_row(report, "oracle") == oracle
     # A single seed shows no deviation.
     assert markdown_row(report, "fedavg")[1:5] == ["1", "20.0", "1.800", "0.0"]
@@ -51,7 +51,7 @@ def test_unfinished_run_shows_its_last_evaluation(report: Report) -> None:
     ditto = markdown_row(report, "ditto")
     # No Imp.%: Local's clients are known at round 20 only by their last values.
     assert ditto[1:5] == ["1 (unfinished, round 12)", "30.0", "1.750", "-"]
-    assert ditto[7] == "6.0"  # seconds: 12 rounds of 0.5
+    assert (ditto[6], ditto[8]) == ("12", "6.0")  # seconds: 12 rounds of 0.5
     assert max(report.curve("digits/accuracy.csv", "ditto", "accuracy")) == 10
 
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_runs import N, Report, markdown_row, write_run
+from report_runs import N, Report, T, markdown_row, write_run
 
 from cobo_dist.cli.report import main
 from cobo_dist.reports.grouping.problems import group_runs
 from cobo_dist.reports.reading import read_run
+from cobo_dist.reports.tables.paper_tables import table_1
+from cobo_dist.reports.tables.results import results_table
 from cobo_dist.reports.tables.scores import group_results
 
 NAN = float("nan")
@@ -126,6 +128,138 @@ def test_w_of_several_sizes_is_a_warning(
     # Each is drawn in its own size.
     assert (out / "weights_cobo_s1.csv").read_text().count("\n") == 1 + 4 * N * N
     assert (out / "weights_cobo_s2.csv").read_text().count("\n") == 1 + 2 * 3 * 3
+
+
+# --- links --------------------------------------------------------------------------------------
+
+
+def add_to_summary(run: Path, **values: Any) -> Path:
+    """Change the summary of a fabricated run."""
+    path = run / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return run
+
+
+def test_a_method_that_links_nobody_shows_it(tmp_path: Path) -> None:
+    """85.7% of Local's pairs are right, and F1 and adjusted Rand beside it are 0."""
+    scores = {"link_accuracy": 24 / 28, "link_f1": 0.0, "adjusted_rand": 0.0, "clusters_found": 8}
+    runs = [
+        add_to_summary(write_run(tmp_path / "local", "local"), **scores),
+        write_run(tmp_path / "cobo"),  # of an earlier version, which knew the accuracy only
+    ]
+    (problem,), _ = group_runs(map(read_run, runs))
+    table = results_table(problem, group_results(problem))
+    headings = ["link accuracy %", "link F1", "adjusted Rand", "clusters found"]
+    at = [table.headings.index(heading) for heading in headings]
+    assert [[row[k] for k in at] for row in table.rows] == [
+        ["85.7", "0.00", "0.00", "8"], ["75.0", "-", "-", "-"],
+    ]  # fmt: skip
+
+
+def test_clusters_found_where_the_truth_is_unknown(tmp_path: Path) -> None:
+    """No column for the agreement with unknown clusters."""
+    run = write_run(tmp_path / "run", "fedavg")
+    add_to_summary(run, cluster_match=None, link_accuracy=None, clusters_found=3)
+    (problem,), _ = group_runs([read_run(run)])
+    table = results_table(problem, group_results(problem))
+    assert table.headings[4:6] == ["Imp.%", "clusters found"]
+    assert table.rows[0][5] == "3"
+
+
+def test_bytes_of_a_client_stand_beside_those_between_ranks(tmp_path: Path) -> None:
+    """On one rank nothing is sent between ranks, and still a client would send 1 MB a round."""
+    run = write_run(tmp_path / "one")
+    each = {"up": 1e6 * T, "down": 2.5e6 * T}
+    add_to_summary(run, ranks=1, bytes_sent=0, bytes_per_client=each)
+    runs = [run, write_run(tmp_path / "local", "local")]  # the latter of an earlier version
+    assert main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    found = Report(tmp_path, tmp_path / "out", "")
+    assert markdown_row(found, "method")[-3:-1] == [
+        "MB sent a round", "MB a client and round, up / down",
+    ]  # fmt: skip
+    assert markdown_row(found, "cobo")[-3:-1] == ["0", "1 / 2.5"]
+    assert markdown_row(found, "local")[-3:-1] == ["3", "-"]
+    local, cobo = found.rows("table.csv")
+    names = [f"mb_{way}_per_client_and_round" for way in ("up", "down")]
+    assert [float(cobo[name]) for name in names] == [1.0, 2.5]
+    assert [local[name] for name in names] == ["", ""]
+
+
+# --- runs of different lengths -----------------------------------------------------------------
+
+
+def test_runs_of_different_lengths_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CoBo ran 1,000 rounds, Local 200: rounds in each table, a warning, no Imp.% across lengths."""
+    out = tmp_path / "out"
+    runs = [
+        write_run(tmp_path / "cobo", "cobo", rounds=1000),
+        write_run(tmp_path / "local", "local", rounds=200),
+        write_run(tmp_path / "oracle", "oracle", rounds=200),
+        write_run(tmp_path / "silo", "oracle", task="cross_silo"),
+    ]
+    assert main([*map(str, runs), "--out", str(out)]) == 0
+    found = Report(tmp_path, out, "")
+    warning = "differ in their number of rounds (200: Local, Oracle; 1000: CoBo)"
+    printed = capsys.readouterr()
+    assert f"warning: digits: these runs {warning}" in printed.err
+    assert "cross_silo" not in printed.err
+    for name in ("table.md", "table2.md", "index.html"):
+        assert warning in (out / name).read_text(encoding="utf-8"), name
+    rows = {(row["task"], row["method"]): row for row in found.rows("table.csv")}
+    rounds = {method: rows["digits", method]["rounds"] for method in ("local", "cobo", "oracle")}
+    assert rounds == {"local": "200", "cobo": "1000", "oracle": "200"}
+    assert rows["digits", "cobo"]["imp_percent"] == ""
+    assert float(rows["digits", "oracle"]["imp_percent"]) == 100.0
+    assert markdown_row(found, "method")[-3] == "rounds"
+    head, cobo = (markdown_row(found, name, "table2.md") for name in ("Method", "CoBo"))
+    columns = dict(zip(head, cobo, strict=True))
+    assert [columns[f"Digits (8 clients) {name}"] for name in ("rounds", "Imp.%")] == ["1000", "-"]
+    assert not any(name.startswith("Cross-silo") and name.endswith("rounds") for name in head)
+    reached = (out / "digits" / "reached.md").read_text(encoding="utf-8")
+    assert "may just have been too short" in reached
+
+
+def test_lengths_of_one_method_are_one_column(tmp_path: Path) -> None:
+    """Four CoBos: two rates at two lengths. The best of its settings is that of each length."""
+    runs = [
+        write_run(tmp_path / f"{rounds}-{rho}", rho=rho, rounds=rounds, validation=rho)
+        for rounds in (200, 1000)
+        for rho in (0.1, 0.5)
+    ]
+    (problem,), notes = group_runs(map(read_run, runs))
+    assert len(notes) == 1
+    table = results_table(problem, group_results(problem))
+    assert table.headings[:4] == ["method", "rho", "seeds", "validation accuracy %"]
+    assert sorted((row[-3], row[1], row[3]) for row in table.rows) == [
+        ("1000", "0.1", "10.0"), ("1000", "0.5", "**50.0**"),
+        ("200", "0.1", "10.0"), ("200", "0.5", "**50.0**"),
+    ]  # fmt: skip
+
+
+def test_table_1_has_runs_of_one_length(tmp_path: Path) -> None:
+    """A strategy that was run for more rounds than the others is not in their table."""
+    runs = [
+        write_run(tmp_path / name, rounds=rounds, sampling={"name": name, "rate": 1})
+        for name, rounds in (("constant", 200), ("all", 300), ("mixed", 200))
+    ]
+    problems, _ = group_runs(map(read_run, runs))
+    tables = table_1({problem: group_results(problem) for problem in problems})
+    (table,) = tables
+    assert table.numbers is not None
+    assert table.numbers[["strategy", "rounds"]].values.tolist() == [
+        ["constant", "200"], ["mixed", "200"],
+    ]  # fmt: skip
+
+
+def test_an_unfinished_run_is_marked_and_no_warning(tmp_path: Path) -> None:
+    """A run under way has fewer rounds than a finished one, and its row says so."""
+    whole = write_run(tmp_path / "whole", "local")
+    cut = write_run(tmp_path / "cut", finished=False, last=10)
+    (problem,), notes = group_runs([read_run(whole), read_run(cut)])
+    assert notes == []
+    assert [one.rounds for one in group_results(problem)] == ["20", "10"]
 
 
 def test_lower_is_better_without_accuracy(tmp_path: Path) -> None:

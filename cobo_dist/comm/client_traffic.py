@@ -1,0 +1,105 @@
+"""What clients would send and receive if each were a machine of its own: the same on any number of ranks.
+
+A pure function of what the algorithm asks of the exchange:
+
+  send_models   up and down: a model for each drawn pair of the client
+  alignment     up and down: half a gradient and two numbers for each such pair
+  mix           up: its model to each client that gives it a weight; down: a model for each client that it
+                gives a weight; where W is not symmetric, both ways also one weight for each other client
+  all_reduce    up: its model, once, if any sum contains it; down: each sum that contains another client's
+  all_gather    up: one number; down: the numbers of all others
+
+With one client on each rank, ranks send just that for the first three. For `all_reduce` they send their part
+to every other rank, while here a sum arrives once, as from a server. Logging and migration do not count.
+
+Shapes: n clients in all, c of them on this rank, k sums.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobo_dist.comm.pair_plan import PairPlan
+from cobo_dist.maths.alignment import middle
+from cobo_dist.maths.weights import Weights
+
+_NUMBER_BYTES = 8  # a float64, in which inner products and gathered numbers travel
+
+
+class ClientTraffic:
+    """Counts for this rank's clients together; over all ranks, `up` and `down` are the sums over n clients.
+
+    >>> traffic = ClientTraffic(clients=3, wire_bytes=4)
+    >>> traffic.mix(Weights([0, 1, 2], groups_n=[0, 0, 1]), size=10, symmetric=True)
+    >>> traffic.up, traffic.down
+    (80, 80)
+    """
+
+    def __init__(self, clients: int, wire_bytes: int) -> None:
+        """Count among `clients` clients, whose models travel as numbers of `wire_bytes` bytes."""
+        self.clients, self.wire_bytes = clients, wire_bytes
+        self.up = self.down = 0
+        self._links: tuple[Weights, int, int] | None = None  # W, its version, its links
+
+    def send_models(self, plan: PairPlan, size: int) -> None:
+        """Count models of `size` numbers at this rank's ends of the drawn pairs."""
+        self._both_ways(len(plan.clients) * size * self.wire_bytes)
+
+    def alignment(self, plan: PairPlan, size: int) -> None:
+        """Count half gradients and two numbers: the pair's first client sends the second half."""
+        firsts = int(plan.first.sum())
+        seconds, cut = len(plan.first) - firsts, middle(size)
+        self.up += (firsts * (size - cut) + seconds * cut) * self.wire_bytes
+        self.down += (firsts * cut + seconds * (size - cut)) * self.wire_bytes
+        self._both_ways(2 * len(plan.first) * _NUMBER_BYTES)
+
+    def mix(self, weights: Weights, size: int, symmetric: bool) -> None:
+        """Count models for this rank's rows of W.
+
+        A model that a client receives is one that another sends, so over all ranks the sums are equal.
+        """
+        known = self._links
+        if known is None or known[0] is not weights or known[1] != weights.version:
+            known = self._links = weights, weights.version, count_links(weights)
+        self._both_ways(known[2] * size * self.wire_bytes)
+        if not symmetric:
+            self._both_ways(weights.shape[0] * (self.clients - 1) * weights.dtype.itemsize)
+
+    def all_reduce(
+        self, weights_kn: NDArray[np.floating], ids_c: NDArray[np.int64], size: int
+    ) -> None:
+        """Count the models of the clients `ids_c`, and the sums that they receive."""
+        if self.clients == 1:
+            return
+        there_kn = weights_kn != 0
+        mine_kc = there_kn[:, ids_c]
+        others_kc = there_kn.sum(axis=1, keepdims=True) - mine_kc
+        self.up += int(mine_kc.any(axis=0).sum()) * size * self.wire_bytes
+        self.down += int((others_kc > 0).sum()) * size * self.wire_bytes
+
+    def all_gather(self, count: int) -> None:
+        """Count one number of each of `count` clients, sent once and received from all others."""
+        self.up += count * _NUMBER_BYTES * (self.clients > 1)
+        self.down += count * _NUMBER_BYTES * (self.clients - 1)
+
+    def totals(self) -> tuple[int, int]:
+        """Return the bytes up and down so far."""
+        return self.up, self.down
+
+    def _both_ways(self, nbytes: int) -> None:
+        self.up += nbytes
+        self.down += nbytes
+
+
+def count_links(weights: Weights) -> int:
+    """Return how many weights of these rows are not 0, without clients' weights for themselves."""
+    rows, columns, values = weights.entries()
+    off = weights.ids_c[rows] != columns
+    stored = int(np.count_nonzero(values[off]))
+    stored -= int(np.count_nonzero(weights.base(rows, columns)[off]))
+    if not weights.level:
+        return stored
+    grouped_c = ~weights.ungrouped_c
+    sizes_c = np.bincount(weights.groups_n)[weights.groups_n[weights.ids_c]]
+    return stored + int((sizes_c - 1)[grouped_c].sum())
