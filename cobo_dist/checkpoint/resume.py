@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.checkpoint.writer import client_views
@@ -27,6 +26,7 @@ from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.storage.schema import CONFIG_FILE, METRICS_FILE, SHARED_FILE, FileDigest, Manifest
 from cobo_dist.tracking.run_logger import RunLogger, digest_of
 from cobo_dist.tracking.weight_snapshots import take_row
+from cobo_dist.yaml_text import read_yaml
 
 Differences = Callable[[Mapping[str, Any]], Sequence[str]]
 """Returns why this run cannot continue one of another config, which is given nested: `key old -> new`."""
@@ -158,8 +158,8 @@ def refuse_unusable(
     if run.overwrite or not old.exists():
         return
     try:
-        changed = differences(yaml.safe_load(read_file(old, MAX_CONFIG_BYTES).decode()))
-    except (OSError, ValueError, yaml.YAMLError, LookupError, AttributeError, RecursionError):
+        changed = differences(read_yaml(read_file(old, MAX_CONFIG_BYTES).decode()))
+    except (OSError, ValueError, LookupError, AttributeError):
         changed = ["its config.yaml cannot be read"]
     if changed or is_finished(folder.path):
         raise ConfigError(

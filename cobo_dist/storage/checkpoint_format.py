@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -44,6 +43,7 @@ from cobo_dist.storage.reading import (
     upgrade_manifest,
 )
 from cobo_dist.storage.schema import FileDigest, LoggerState, Manifest
+from cobo_dist.yaml_text import read_yaml
 
 _NAME = re.compile(r"round-(\d{9})")
 
@@ -284,10 +284,10 @@ def read_config(folder: Path, manifest: Manifest) -> dict[str, Any]:
         Damaged: it is not as it was written, or is no config.
     """
     try:
-        content = yaml.safe_load(read(folder, manifest, schema.CONFIG_FILE))
+        content = read_yaml(read(folder, manifest, schema.CONFIG_FILE).decode())
         if isinstance(content["run"]["engine"], str):
             return dict(content)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         pass
     raise Damaged(f"{folder / schema.CONFIG_FILE} is not what a run writes")
 

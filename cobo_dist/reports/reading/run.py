@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.reports.reading.events import Profile, read_metrics
@@ -26,6 +25,7 @@ from cobo_dist.storage import schema
 from cobo_dist.storage.array_schema import DENSE_WEIGHTS, OF_CLIENTS, check_arrays, listed_rounds
 from cobo_dist.storage.files import MAX_CONFIG_BYTES, open_file, read_file
 from cobo_dist.storage.reading import SchemaError
+from cobo_dist.yaml_text import read_yaml
 
 
 @dataclass(frozen=True)
@@ -197,9 +197,8 @@ def _check_clients(run: Run) -> None:
 
 def _read_config(path: Path) -> dict[str, object]:
     try:
-        nested = yaml.safe_load(read_file(path, MAX_CONFIG_BYTES).decode())
-    # The last three: PyYAML's own, of tags that do not fit their values and of endless nesting.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        nested = read_yaml(read_file(path, MAX_CONFIG_BYTES).decode())
+    except ValueError as error:
         raise ConfigError(f"{path} is not YAML: {_one_line(error)}; restore the file") from None
     if not isinstance(nested, dict):
         raise ConfigError(f"{path} holds no mapping of settings; restore the file")

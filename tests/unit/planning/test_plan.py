@@ -146,7 +146,7 @@ def test_the_mean_over_rounds() -> None:
 # -- memory ------------------------------------------------------------------------------------------
 
 
-NARROW = mock.patch.multiple("cobo_dist.maths.flat", _AT_ONCE=1, _NARROWEST=16)
+NARROW = mock.patch.multiple("cobo_dist.maths.flat", _MAX_NUMBERS=1, _MIN_COLUMNS=16)
 """Sums of few columns at a time, as models of millions of parameters have."""
 
 
