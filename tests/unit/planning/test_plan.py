@@ -16,11 +16,11 @@ from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import ConfigError
+from cobo_dist.phase_timer import PhaseTimer
 from cobo_dist.planning.dry_run import DryRun, RoundTraffic
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.training import build as loop
-from cobo_dist.training.signals import Signals
-from cobo_dist.training.trainer import Trainer
+from cobo_dist.training.build import build_learner
+from cobo_dist.training.preparation import prepare
 
 # d = 64 * 18 + 18 + 18 * 10 + 10 = 1360: rows without padding, and halves that are not equal.
 SMALL = ("model.hidden=[18]", "run.rounds=4", "run.eval_every=0", "run.threads=1")
@@ -154,12 +154,8 @@ NARROW = mock.patch.multiple("cobo_dist.maths.flat", _MAX_NUMBERS=1, _MIN_COLUMN
 def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
     """Go some rounds; return the bytes that this rank's clients and exchange keep."""
     config = load_config(None, [*QUIET, *settings])
-    prepared = loop.prepare(config, session.launch)
-    assert prepared.task is not None
-    assert prepared.placement is not None
-    parts = Trainer(
-        config, session, prepared.task, prepared.placement, prepared.data, None, Signals()
-    )
+    problem = prepare(config, session.launch).agree(session)
+    parts = build_learner(config, session, problem, PhaseTimer.off())
     parts.clients.use_engine("one_by_one")
     for t in range(rounds):
         parts.algorithm.round(t)
@@ -168,13 +164,17 @@ def held(session: Session, settings: list[str], rounds: int) -> dict[str, int]:
     def total(*tensors: torch.Tensor) -> int:
         return sum(one.untyped_storage().nbytes() for one in tensors)
 
-    optimizer = [one for one in clients.optimizer.memory().values() if one.is_floating_point()]
-    scratch, wire, scalars = exchange._scratch, exchange._wire, exchange._pairwise_dot._scalars
+    optimizer = [one for one in clients.optimizer.state().values() if one.is_floating_point()]
+    scratch, wire, scalars = (
+        exchange._channel.scratch,
+        exchange._channel.wire,
+        exchange._pairwise_dot._scalars,
+    )
     return {
         "models": total(clients.x_cd, clients.b_cd),
         "optimizer": total(*optimizer),
         "gradients": total(clients.g_cd),
-        "gradients elsewhere": total(*clients._scratch._rows.values(), clients.engine._apart_1d),
+        "gradients elsewhere": total(*clients._scratch._rows.values(), clients.engine._spare_1d),
         "exchange": total(
             *scratch._rows.values(),
             *scratch._flat.values(),
