@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from made_up import make_images
-from runs import MIB, bare_bytes, counted, peaks, train
+from measured_runs import MIB, bare_bytes, counted, peaks, train
 
 RANKS = 2
 

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from runs import train
+from measured_runs import train
 
 CLUSTERS, EACH, LAST = 10, 8, 30
 COMMON = ["run.eval_every=0", "run.checkpoint_every=0", "run.threads=1",

@@ -20,7 +20,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from runs import MIB, bare_bytes, counted, peaks, train
+from measured_runs import MIB, bare_bytes, counted, peaks, train
 
 ROUNDS, FIRST = 16, 4
 
