@@ -8,6 +8,7 @@ as much in a traced run, where PyTorch's profiler records the spans as well.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
@@ -85,6 +86,37 @@ class PhaseTimer:
         now = time.perf_counter()
         self._seconds[self._open_phases[-1]] += now - self._last_change
         self._last_change = now
+
+
+class RoundClock:
+    """Measures rounds. On a GPU by events in its stream, so that its work counts, without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._began: float | torch.cuda.Event = 0.0
+
+    def start(self) -> None:
+        """Begin a round."""
+        self._began = self._now()
+
+    def stop(self) -> Callable[[], float]:
+        """End the round; return what tells its seconds, and on a GPU waits until they are known."""
+        began, ended = self._began, self._now()
+
+        def seconds() -> float:
+            if isinstance(began, torch.cuda.Event) and isinstance(ended, torch.cuda.Event):
+                ended.synchronize()
+                return float(began.elapsed_time(ended)) / 1000
+            return float(ended) - float(began)  # type: ignore[arg-type]
+
+        return seconds
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self._on_gpu:
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
 
 class _Span(AbstractContextManager[None]):

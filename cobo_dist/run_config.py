@@ -60,6 +60,16 @@ class RunConfig(Section):
     start: Literal["common", "own"] = Field(
         "common", description="every client's first model: one x^0 for all (paper) or a random one"
     )
+    tf32: Literal["off", "on"] = Field(
+        "off",
+        description="GPU: compute float32 convolutions and matrix products with 10 bits of mantissa, which "
+        "is faster; sums of models stay exact",
+    )
+    cuda_graphs: Literal["auto", "off"] = Field(
+        "auto",
+        description="GPU, run.engine=one_by_one: auto records a pass once and replays it for every client, "
+        "which saves the time of launches; not with comm.deterministic",
+    )
     threads: int = Field(
         0, ge=0, le=4096, description="CPU threads of a rank; 0: its share of the cores"
     )

@@ -14,20 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cobo_dist.clients.engines import (
-    ENGINES,
-    Batch,
-    Engine,
-    OneByOne,
-    fastest,
-    state_buffers,
-    trained,
-    with_autocast,
-)
+from cobo_dist.clients.buffers import BufferRows, Buffers, integer_rows, state_buffers
+from cobo_dist.clients.engine_choice import build_engine, fastest
+from cobo_dist.clients.engines import Batch, Engine, OneByOne, trained, with_autocast
 from cobo_dist.clients.evaluation import Evaluator
+from cobo_dist.clients.graphs import GraphedPasses
 from cobo_dist.clients.learning_task import BatchSource, LearningTask
 from cobo_dist.clients.optimizers import Optimizer, OptimizerConfig, build_optimizer, step_size
-from cobo_dist.maths.flat import Layout, Scratch, empty_rows
+from cobo_dist.maths.flat import Layout, Scratch, empty_rows, to_device
 from cobo_dist.phase_timer import PhaseTimer
 
 
@@ -46,6 +40,7 @@ class ClientBatch:
         own_starts: bool = False,
         rounds: int = 1,
         skips_bad: bool = False,
+        graphs: bool = False,
         timer: PhaseTimer | None = None,
     ) -> None:
         """Start the clients `ids` at x^0, with models, gradients and sums of `dtype`.
@@ -55,6 +50,7 @@ class ClientBatch:
         `rounds`: the length of the run, for the schedule of the step size.
         `skips_bad`: replace a gradient that is not finite, or whose loss is not, by 0, set the loss to NaN
         and undo the update of BatchNorm's statistics.
+        `graphs`: on a GPU, record passes as CUDA graphs where the task allows it.
         """
         self.ids = tuple(int(client) for client in ids)
         self.task, self.device = task, device
@@ -62,13 +58,19 @@ class ClientBatch:
         self.layout = Layout.of(trained(self.model))
         frozen = [one.numel() for one in self.model.parameters() if not one.requires_grad]
         self.frozen = sum(frozen)  # parameters of the frozen base, the same for all clients
-        floating = [(n, b) for n, b in state_buffers(self.model) if b.is_floating_point()]
+        buffers = dict(state_buffers(self.model))
+        floating = [(name, one) for name, one in buffers.items() if one.is_floating_point()]
         self.buffer_layout = Layout.of(floating)
         count = len(self.ids)
         self._empty_rows = partial(empty_rows, dtype=dtype, device=device)
         self.x_cd = self._empty_rows(count, self.layout.size)
         self.g_cd = self._empty_rows(count, self.layout.size)
         self.b_cd = self._empty_rows(count, self.buffer_layout.size)
+        counters = integer_rows(buffers, count, device)  # algorithms do not average these
+        self.buffers = BufferRows(
+            (self.buffer_layout, *counters.layouts), (self.b_cd, *counters.rows)
+        )
+        self.counters = counters.views()
         self.skips_bad = skips_bad
         self.timer = timer or PhaseTimer.off()
         self.loss = with_autocast(task.loss, device, autocast)
@@ -77,7 +79,8 @@ class ClientBatch:
         self.lr, self._optimizer, self._rounds = optimizer.lr, optimizer, rounds
         self.source = task.training(self.ids, device)
         self._validation: dict[int, BatchSource] = {}  # by batch size, opened when first needed
-        self.engine: Engine = OneByOne(self.model, self.loss, task.accumulation)
+        self._graphs = graphs and device.type == "cuda" and task.loss_is_pure
+        self.engine = self._build_engine(OneByOne.name)
         self._loader = OneByOne(self.model, self.loss)
         self._evaluator = Evaluator(
             task, self._loader, with_autocast(task.score, device, autocast), device
@@ -98,24 +101,29 @@ class ClientBatch:
             views[name].copy_(buffer)
         self.b_cd.copy_(self._start_1b)
         self.g_cd.zero_()
-        # Counters (BatchNorm's num_batches_tracked) are integers, and algorithms do not average them.
-        self.counters = {
-            name: buffer.expand(len(self.ids), *buffer.shape).clone()
-            for name, buffer in state_buffers(self.model)
-            if not buffer.is_floating_point()
-        }
 
     # -- engines ----------------------------------------------------------------------------------
 
-    def use_engine(self, name: str) -> None:
-        """Compute gradients with this engine (`one_by_one` or `vectorised`) from now on."""
-        self.engine = ENGINES[name](self.model, self.loss, self.task.accumulation)
+    def use_engine(self, name: str) -> str:
+        """Compute gradients with this engine (`one_by_one` or `vectorised`) from now on.
+
+        Returns whether passes are recorded as CUDA graphs, in words; empty where they could not be.
+        """
+        self.engine = self._build_engine(name)
+        if not isinstance(self.engine, GraphedPasses) or not self.ids:
+            return ""
+        self.engine.find(self.x_cd, self.g_cd, self.buffers, self.source.batch(0, "local"))
+        refusal = self.engine.refusal
+        return f"no CUDA graphs: {refusal}" if refusal else "CUDA graphs"
+
+    def _build_engine(self, name: str) -> Engine:
+        parts = self.task.accumulation
+        return build_engine(name, self.model, self.loss, parts, graphs=self._graphs)
 
     def time_engines(self) -> tuple[str, dict[str, float]]:
         """Return the name of the fastest engine for this rank's models, and the seconds of each."""
-        parts = self.task.accumulation
-        engines = [ENGINES[name](self.model, self.loss, parts) for name in self.task.engines]
-        return fastest(engines, self.x_cd, self._buffers(), self.source.batch(0, "local"))
+        engines = [self._build_engine(name) for name in self.task.engines]
+        return fastest(engines, self.x_cd, self.buffers, self.source.batch(0, "local"))
 
     # -- gradients --------------------------------------------------------------------------------
 
@@ -132,18 +140,16 @@ class ClientBatch:
         computed, while gradients and models are in the cache; it may change both.
         """
         with self.timer.span("gradients"):
-            own = self._buffers()
             if rows_e is None:
                 batch = self.source.batch(t, "local")
-                return self._compute(self.x_cd, self.g_cd, own, batch, on_rows_ready)
-            rows = torch.from_numpy(rows_e).to(self.device)
+                return self._compute(self.x_cd, self.g_cd, self.buffers, batch, on_rows_ready)
+            rows = to_device(rows_e, self.device)
             gradients_ed = self._scratch.rows("gradients", len(rows), self.x_cd.shape[1])
-            buffers = {name: buffer[rows] for name, buffer in own.items()}
-            batch = self.source.batch(t, "local", rows)
+            buffers = self.buffers.take(rows)
+            batch = self.source.batch(t, "local", torch.from_numpy(rows_e))
             losses_e = self._compute(self.x_cd[rows], gradients_ed, buffers, batch)
             self.g_cd[rows] = gradients_ed
-            for name, buffer in own.items():
-                buffer[rows] = buffers[name]
+            self.buffers.put(rows, buffers)
             return losses_e
 
     def gradients_at(
@@ -161,32 +167,32 @@ class ClientBatch:
         and the client's own statistics stay unchanged, since this is no training step.
         """
         with self.timer.span("midpoints"):
-            rows = torch.from_numpy(rows_e).to(self.device)
             gradients_ed = points_ed
             if not in_place:
                 gradients_ed = self._scratch.rows("gradients", *points_ed.shape)
-            buffers = {name: buffer[rows] for name, buffer in self._buffers().items()}  # copies
-            self._compute(points_ed, gradients_ed, buffers, self.source.batch(t, stream, rows))
+            buffers = self.buffers.take(to_device(rows_e, self.device))
+            batch = self.source.batch(t, stream, torch.from_numpy(rows_e))
+            self._compute(points_ed, gradients_ed, buffers, batch)
             return gradients_ed
 
     def _compute(
         self,
         points_ed: Tensor,
         gradients_ed: Tensor,
-        buffers: dict[str, Tensor],
+        buffers: BufferRows,
         batch: Batch,
         on_rows_ready: Callable[[slice], None] | None = None,
     ) -> Tensor:
         """Compute gradients and skip bad ones; return the losses [e]."""
-        before = {name: buffer.clone() for name, buffer in buffers.items() if self.skips_bad}
+        before = [rows.clone() for rows in buffers.rows] if self.skips_bad else []
 
         def done(rows: slice, losses_e: Tensor) -> None:
             if self.skips_bad:
                 bad_k = ~(losses_e[rows].isfinite() & gradients_ed[rows].isfinite().all(dim=1))
                 if bad_k.any():
                     gradients_ed[rows][bad_k] = 0.0
-                    for name, buffer in buffers.items():
-                        buffer[rows][bad_k] = before[name][rows][bad_k]
+                    for current, old in zip(buffers.rows, before, strict=True):
+                        current[rows][bad_k] = old[rows][bad_k]
                     losses_e[rows][bad_k] = float("nan")
             if on_rows_ready is not None:
                 with self.timer.span("other"):
@@ -202,7 +208,7 @@ class ClientBatch:
 
         In evaluation mode, with the models' own buffers [k, b], which stay unchanged.
         """
-        batch = self.source.batch(t, "local", torch.from_numpy(rows_e).to(self.device))
+        batch = self.source.batch(t, "local", torch.from_numpy(rows_e))
         return self._losses(points_kd, buffers_kd, rows_e, batch)
 
     @torch.no_grad()
@@ -294,14 +300,10 @@ class ClientBatch:
         row_of = {client: row for row, client in enumerate(self.ids)}
         self.ids = tuple(int(client) for client in ids)
         rows = torch.tensor([row_of.get(client, 0) for client in self.ids], device=self.device)
-        others = (*self.counters.values(), *self.optimizer.state().values())
-        for tensor in (self.x_cd, self.b_cd, *others):
+        for tensor in (self.x_cd, *self.buffers.rows, *self.optimizer.state().values()):
             tensor.copy_(tensor[rows.to(tensor.device)])
         self.source = self.task.training(self.ids, self.device)
         self._validation = {}
 
-    def _buffers(self) -> dict[str, Tensor]:
-        return {**self.buffer_layout.views(self.b_cd), **self.counters}
-
-    def _row_buffers(self, row: int) -> dict[str, Tensor]:
-        return {name: buffer[row] for name, buffer in self._buffers().items()}
+    def _row_buffers(self, row: int) -> Buffers:
+        return {name: buffer[row] for name, buffer in self.buffers.views().items()}

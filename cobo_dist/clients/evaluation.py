@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cobo_dist.clients.engines import Batch, Buffers, OneByOne, parts_of
+from cobo_dist.clients.buffers import Buffers
+from cobo_dist.clients.engines import Batch, OneByOne, parts_of
 from cobo_dist.clients.learning_task import LearningTask
 
 

@@ -20,8 +20,8 @@ class BatchSource(Protocol):
     def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
         """Return the batch of round t, tensors [c, B, ...], or [e, B, ...] of the clients in `rows`.
 
-        `stream` names an independent order of the data: "local" or "midpoint" for training data,
-        "validation" for validation data.
+        `rows` int64 [e] is on the CPU. `stream` names an independent order of the data: "local" or
+        "midpoint" for training data, "validation" for validation data.
         """
 
 
@@ -30,6 +30,7 @@ class LearningTask(Protocol):
 
     engines: tuple[str, ...]  # the engines that can compute its gradients
     accumulation: int  # parts that a training batch is divided into, to need less memory
+    loss_is_pure: bool = True  # `loss` depends on the model and the tensors of a batch alone
 
     def model(self) -> nn.Module:
         """Return the module that serves all clients. Parameters without gradient are a frozen base.

@@ -25,7 +25,7 @@ from cobo_dist.comm.pairwise_dot import PairwiseDot
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.transports.base import NothingPending, Pending, Transport
 from cobo_dist.maths.alignment import midpoints
-from cobo_dist.maths.flat import take_rows
+from cobo_dist.maths.flat import take_rows, to_device
 from cobo_dist.maths.weights import Weights
 from cobo_dist.phase_timer import PhaseTimer
 
@@ -100,7 +100,7 @@ class Exchange:
             "models", {peer: len(one.receive_clients) for peer, one in transfers.items()}, size
         )
         for peer, transfer in transfers.items():
-            rows = torch.from_numpy(self.placement.row_n[transfer.send_clients]).to(x_cd.device)
+            rows = to_device(self.placement.row_n[transfer.send_clients], x_cd.device)
             with self.timer.span("packing"):
                 take_rows(x_cd, rows, sends[peer])
         self._in_flight = channel.post(sends, receives, "pairs")

@@ -59,8 +59,9 @@ class MixingExchange:
         self, weights: Weights, plans: list[RankMixing], models: dict[int, Tensor], size: int
     ) -> Iterator[tuple[slice, Tensor]]:
         count = weights.shape[0]
-        buffer_ck = self.channel.scratch.rows("mixed", count, widest(count, size))
-        for columns in columns_at_once(count, size):
+        scratch = self.channel.scratch
+        buffer_ck = scratch.rows("mixed", count, widest(count, size, scratch.device))
+        for columns in columns_at_once(count, size, scratch.device):
             with self.channel.timer.span("mixing"):
                 parts = {peer: rows_kd[:, columns] for peer, rows_kd in models.items()}
                 mixed_ck = buffer_ck[:, : columns.stop - columns.start]

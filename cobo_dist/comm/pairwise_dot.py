@@ -20,7 +20,7 @@ from cobo_dist.comm.channel import INCOMING, OUTGOING, Channel
 from cobo_dist.comm.pair_plan import Index, PairPlan
 from cobo_dist.comm.transports.base import Pending
 from cobo_dist.maths.alignment import measure, middle, row_dots
-from cobo_dist.maths.flat import Scratch, take_rows
+from cobo_dist.maths.flat import Scratch, take_rows, to_device
 
 Floats = NDArray[np.float64]
 
@@ -57,19 +57,26 @@ class PairwiseDot:
         cut = middle(gradients_ed.shape[1])
         halves, pending = self._exchange_halves(plan, gradients_ed, cut)
         # Meanwhile: the pairs within this rank, and this rank's own norms.
-        parts_e2 = np.zeros((len(plan.clients), 2))  # products of first and of second halves
-        self._local_products(plan, gradients_ed, cut, parts_e2)
-        every = np.arange(len(plan.clients))
-        squares_e = np.zeros(len(every))
+        here, every = np.flatnonzero(plan.local & plan.first), np.arange(len(plan.clients))
+        first_ed, second_ed = gradients_ed[:, :cut], gradients_ed[:, cut:]
+        # The ends that each list of products belongs to, and the half: 0, 1; 2 for squared norms.
+        wanted: list[tuple[Index, int, Tensor]] = [
+            (here, side, self._dots(half_ed, here, half_ed, here + 1))
+            for side, half_ed in enumerate((first_ed, second_ed))
+        ]
         if kind == "cosine":
-            squares_e = self._dots(gradients_ed, every, gradients_ed, every)
+            wanted.append((every, 2, self._dots(gradients_ed, every, gradients_ed, every)))
         self.channel.wait(pending)
         for peer, transfer in plan.transfers.items():
             seconds, firsts = halves[peer].unpack()
             ends = transfer.first_ends
-            parts_e2[ends, 0] = self._dots(gradients_ed[:, :cut], ends, firsts, every)
+            wanted.append((ends, 0, self._dots(first_ed, ends, firsts, every)))
             ends = transfer.second_ends
-            parts_e2[ends, 1] = self._dots(gradients_ed[:, cut:], ends, seconds, every)
+            wanted.append((ends, 1, self._dots(second_ed, ends, seconds, every)))
+        products_e3 = _read(wanted, len(every))
+        # The two ends of a pair within this rank are neighbors in the plan.
+        products_e3[here + 1, :2] = products_e3[here, :2]
+        parts_e2, squares_e = products_e3[:, :2], products_e3[:, 2]
         partner_squares_e = self._exchange_products(plan, parts_e2, squares_e)
         squares_e2 = np.stack([squares_e, partner_squares_e], axis=1)
         # The norm of the pair's first client comes first, at both ends.
@@ -101,26 +108,16 @@ class PairwiseDot:
             firsts, seconds = len(transfer.first_ends), len(transfer.second_ends)
             message = outgoing[peer]
             with channel.timer.span("packing"):
-                ends = torch.from_numpy(transfer.first_ends).to(message.device)
+                ends = to_device(transfer.first_ends, message.device)
                 out = message[: firsts * rest].view(firsts, rest)
                 take_rows(gradients_ed[:, cut:], ends, out)
-                ends = torch.from_numpy(transfer.second_ends).to(message.device)
+                ends = to_device(transfer.second_ends, message.device)
                 out = message[firsts * rest :].view(seconds, cut)
                 take_rows(gradients_ed[:, :cut], ends, out)
             halves[peer] = _PeerHalves(incoming[peer], copies[peer], (seconds, rest), (firsts, cut))
         sends = {peer: message for peer, message in outgoing.items() if len(message)}
         receives = {peer: message for peer, message in incoming.items() if len(message)}
         return halves, channel.post(sends, receives, "gradients")
-
-    def _local_products(
-        self, plan: PairPlan, gradients_ed: Tensor, cut: int, parts_e2: Floats
-    ) -> None:
-        """Fill in the pairs within this rank: their two ends are neighbors in the plan."""
-        here = np.flatnonzero(plan.local & plan.first)
-        for side, columns in enumerate((slice(None, cut), slice(cut, None))):
-            half_ed = gradients_ed[:, columns]
-            parts_e2[here, side] = self._dots(half_ed, here, half_ed, here + 1)
-        parts_e2[here + 1] = parts_e2[here]
 
     def _exchange_products(self, plan: PairPlan, parts_e2: Floats, squares_e: Floats) -> Floats:
         """Complete `parts_e2` with the peers' products; return the partners' squared norms [e]."""
@@ -147,5 +144,16 @@ class PairwiseDot:
             partner_squares_e[seconds], partner_squares_e[firsts] = got[2], got[3]
         return partner_squares_e
 
-    def _dots(self, a_md: Tensor, rows_a: Index, b_md: Tensor, rows_b: Index) -> Floats:
+    def _dots(self, a_md: Tensor, rows_a: Index, b_md: Tensor, rows_b: Index) -> Tensor:
         return row_dots(a_md, rows_a, b_md, rows_b, deterministic=self.deterministic)
+
+
+def _read(wanted: list[tuple[Index, int, Tensor]], ends: int) -> Floats:
+    """Return products by end and kind [e, 3], read from the device at once: each reading waits for it."""
+    values = torch.cat([dots for _, _, dots in wanted]).cpu().numpy()
+    products_e3 = np.zeros((ends, 3))
+    at = 0
+    for rows, kind, dots in wanted:
+        products_e3[rows, kind] = values[at : at + len(dots)]
+        at += len(dots)
+    return products_e3

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cobo_dist.maths.flat import numbers_at_once, to_device
+
 MEASURES = ("inner", "cosine")
 
 _BATCHED_BELOW = 1 << 14
@@ -36,35 +38,37 @@ def row_dots(
     rows_b: NDArray[np.int64],
     *,
     deterministic: bool = False,
-) -> NDArray[np.float64]:
-    """Return the inner products [k] of rows `rows_a` of `a_md` with rows `rows_b` of `b_md`.
+) -> Tensor:
+    """Return the inner products float64 [k] of rows `rows_a` of `a_md` with rows `rows_b` of `b_md`.
 
     The shorter list of rows decides k. `deterministic` sums every row by itself in one fixed order, so
-    that its result does not depend on the number of rows. Long rows are multiplied in place, without a
-    copy.
+    that its result does not depend on the number of rows. On a CPU, long rows are multiplied in place,
+    without a copy. On a GPU they are multiplied together, since every operation costs a launch.
     """
-    count = min(len(rows_a), len(rows_b))
+    count, size = min(len(rows_a), len(rows_b)), a_md.shape[1]
     if not count:
-        return np.empty(0)
-    if deterministic or a_md.shape[1] >= _BATCHED_BELOW:
+        return torch.empty(0, dtype=torch.float64, device=a_md.device)
+    if deterministic or (size >= _BATCHED_BELOW and not a_md.is_cuda):
         products = [
             torch.mul(a_md[a], b_md[b]).sum() if deterministic else torch.dot(a_md[a], b_md[b])
             for a, b in zip(rows_a[:count], rows_b[:count], strict=True)
         ]
         dots = torch.stack(products)
     else:
-        a, b = (torch.from_numpy(rows[:count]).to(a_md.device) for rows in (rows_a, rows_b))
+        a, b = (to_device(rows[:count], a_md.device) for rows in (rows_a, rows_b))
+        together = _BATCHED_ROWS
+        if a_md.is_cuda:
+            together = max(1, numbers_at_once(a_md.device) // size)
         # Plain indexing takes four times as long as `index_select` for rows of this length.
         dots = torch.cat(
             [
                 (a_md.index_select(0, some_a) * b_md.index_select(0, some_b)).sum(dim=1)
                 for some_a, some_b in zip(
-                    torch.split(a, _BATCHED_ROWS), torch.split(b, _BATCHED_ROWS), strict=True
+                    torch.split(a, together), torch.split(b, together), strict=True
                 )
             ]
         )
-    answer: NDArray[np.float64] = dots.double().cpu().numpy()
-    return answer
+    return dots.double()
 
 
 def measure(dots_m: Tensor, squares_m2: Tensor, kind: str) -> Tensor:
@@ -89,6 +93,11 @@ def midpoints(own_e: Sequence[Tensor], partner_e: Sequence[Tensor], z_ed: Tensor
 
     Both owners of a pair get the same bits.
     """
+    if z_ed.is_cuda and len(z_ed):
+        rows = list(z_ed.unbind())
+        torch._foreach_copy_(rows, list(own_e))
+        torch._foreach_add_(rows, list(partner_e))
+        return z_ed.mul_(0.5)
     long = z_ed.shape[1] >= _BATCHED_BELOW  # halve such a row while it is in the cache
     for x_i, x_j, z_d in zip(own_e, partner_e, z_ed.unbind(), strict=True):
         torch.add(x_i, x_j, out=z_d)

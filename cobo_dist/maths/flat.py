@@ -12,13 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 ALIGNMENT_BYTES = 64
 _MIN_COLUMNS = 1 << 12  # a multiple of the alignment
-_MAX_NUMBERS = 1 << 20  # in the columns taken at once: 4 MB of float32
+_MAX_NUMBERS = 1 << 20  # in the columns taken at once on a CPU: 4 MB of float32
+_MAX_NUMBERS_ON_GPU = 1 << 26  # 256 MB: a GPU has no cache to fit, and every part costs launches
 
 
 @dataclass(frozen=True)
@@ -94,20 +97,35 @@ def row_bytes(size: int, dtype: torch.dtype) -> int:
     return -(-size * dtype.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def columns_at_once(count: int, size: int) -> Iterator[slice]:
+def to_device(numbers: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """Return numbers of the CPU on `device`, without waiting for the device.
+
+    On the CPU the answer shares their memory, and so it may on a GPU until the copy is made: do not change
+    them.
+    """
+    tensor = numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers)
+    return tensor.to(device, non_blocking=True)
+
+
+def numbers_at_once(device: torch.device) -> int:
+    """Return how many numbers of X are worked on at a time where several passes go over them."""
+    return _MAX_NUMBERS_ON_GPU if device.type == "cuda" else _MAX_NUMBERS
+
+
+def columns_at_once(count: int, size: int, device: torch.device) -> Iterator[slice]:
     """Yield the columns of `count` rows of length `size`, in parts.
 
-    Where several passes go over long rows, each part is small enough to stay in the cache between them,
-    and a copy of it is small. Short rows are one part. Parts begin on 64-byte boundaries, as rows do.
+    Where several passes go over long rows, each part is small enough to stay in a CPU's cache between
+    them, and a copy of it is small. Short rows are one part. Parts begin on 64-byte boundaries, as rows do.
     """
-    width = widest(count, size)
+    width = widest(count, size, device)
     for start in range(0, size, width or 1):
         yield slice(start, min(size, start + width))
 
 
-def widest(count: int, size: int) -> int:
+def widest(count: int, size: int, device: torch.device) -> int:
     """Return the largest number of columns in a part of `columns_at_once`."""
-    width = _MAX_NUMBERS // max(1, count) // _MIN_COLUMNS * _MIN_COLUMNS
+    width = numbers_at_once(device) // max(1, count) // _MIN_COLUMNS * _MIN_COLUMNS
     return min(size, max(width, _MIN_COLUMNS))
 
 

@@ -13,7 +13,8 @@ Shapes: r receivers, s senders, k models that are sent, d parameters, m stored e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,12 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist.maths.blocks import Block, columns_of, rows_of
+from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.weights import Ints
 
 _DENSE = 32
 """A matrix product is faster than sums of single rows where at least one in this many weights is stored."""
 _MAX_NUMBERS = 1 << 20
 """Numbers of a dense factor or of copied models that a product has in memory at a time."""
+_MAX_FACTOR_ON_GPU = 1 << 24
+"""Numbers of the largest block that a GPU always multiplies as a matrix: 64 MB of float32."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class Product:
         if (np.diff(block.rows) < 0).any():
             order = np.argsort(block.rows, kind="stable")
             self._at, self._more = (block.rows[order], block.columns[order]), self._more[order]
+        self._on_gpu: Tensor | None = None  # the block as a matrix, once a GPU has multiplied by it
 
     @property
     def is_written_out(self) -> bool:
@@ -124,6 +129,13 @@ class Product:
 
     def add(self, x_kd: Tensor, into_rd: Tensor) -> None:
         """Add sum_k b_rk x_k to every row of `into_rd` [r, d]."""
+        if x_kd.is_cuda and 0 < self.shape[0] * self.shape[1] <= _MAX_FACTOR_ON_GPU:
+            if self._on_gpu is None:
+                factor = torch.from_numpy(self._dense(0, self.shape[0]))
+                self._on_gpu = to_device(factor.to(x_kd.dtype), x_kd.device)
+            with _full_precision():
+                into_rd.addmm_(self._on_gpu, x_kd)
+            return
         if self.is_written_out:
             self._add_dense(x_kd, into_rd)
             return
@@ -134,15 +146,21 @@ class Product:
 
     def _add_dense(self, x_kd: Tensor, into_rd: Tensor) -> None:
         """Multiply by dense pieces of B, some rows at a time."""
-        (rows, columns), (r, k) = self._at, self.shape
+        r, k = self.shape
         step = max(1, _MAX_NUMBERS // k)
         for begin in range(0, r, step):
             end = min(r, begin + step)
-            same = self._rows[begin:end, None] == self._columns[None, :]
-            factor = np.where(same & (self._columns >= 0), self.level, 0.0)
-            first, last = np.searchsorted(rows, (begin, end))
-            factor[rows[first:last] - begin, columns[first:last]] += self._more[first:last]
-            into_rd[begin:end].addmm_(torch.from_numpy(factor).to(x_kd), x_kd)
+            factor = torch.from_numpy(self._dense(begin, end)).to(x_kd)
+            into_rd[begin:end].addmm_(factor, x_kd)
+
+    def _dense(self, begin: int, end: int) -> NDArray[np.float64]:
+        """Return rows `begin` to `end` of B as a matrix."""
+        rows, columns = self._at
+        same = self._rows[begin:end, None] == self._columns[None, :]
+        factor = np.where(same & (self._columns >= 0), self.level, 0.0)
+        first, last = np.searchsorted(rows, (begin, end))
+        factor[rows[first:last] - begin, columns[first:last]] += self._more[first:last]
+        return factor
 
     def _add_groups(self, x_kd: Tensor, into_rd: Tensor) -> None:
         if self.groups == 1 and (self._columns == 0).all():
@@ -163,7 +181,8 @@ class Product:
     def _add_entries(self, x_kd: Tensor, into_rd: Tensor) -> None:
         """Add the terms of one receiver after the other, so that its row stays in the cache."""
         rows, columns = self._at
-        index, more = _index(columns, x_kd), torch.from_numpy(self._more).to(x_kd)
+        index = _index(columns, x_kd)
+        more = to_device(torch.from_numpy(self._more).to(x_kd.dtype), x_kd.device)
         step = max(1, _MAX_NUMBERS // max(1, x_kd.shape[1]))
         starts = np.flatnonzero(np.diff(rows, prepend=-1))
         ends = np.append(starts[1:], len(rows))
@@ -173,6 +192,17 @@ class Product:
                 last = min(end, at + step)
                 terms = x_kd.index_select(0, index[at:last])
                 into_d.addmv_(terms.t(), more[at:last])
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Multiply on a GPU without TF32, which would round the models to 10 bits (`run.tf32`)."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def is_written_out(listed: int | Ints, size: int | Ints) -> NDArray[np.bool_] | bool:
@@ -197,6 +227,10 @@ def unpack(plan: BlockPlan, payload_kd: Tensor, into_rd: Tensor) -> None:
     if plan.kind == "sums":
         if plan.models == 1 and len(plan.receivers) == len(into_rd):
             into_rd.add_(payload_kd)
+            return
+        if into_rd.is_cuda:
+            receivers, taken = _index(plan.receivers, into_rd), _index(plan.send, into_rd)
+            into_rd.index_add_(0, receivers, payload_kd.index_select(0, taken))
             return
         for receiver, number in zip(plan.receivers.tolist(), plan.send.tolist(), strict=True):
             into_rd[receiver].add_(payload_kd[number])
@@ -241,4 +275,4 @@ def _pieces(numbers: Ints, size: int) -> Iterable[Ints]:
 
 
 def _index(numbers: Ints, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(numbers)).to(like.device)
+    return to_device(np.ascontiguousarray(numbers), like.device)

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cobo_dist.maths.flat import to_device
+
 _MASK = (1 << 64) - 1
 STEP = 0x9E3779B97F4A7C15
 _MUL_1 = 0xBF58476D1CE4E5B9
@@ -54,7 +56,8 @@ def uniforms(
 
 def uniform_rows(names: Sequence[int], count: int, *, device: str | torch.device = "cpu") -> Tensor:
     """Return `uniforms` of several keys at once, float64 [len(names), count]."""
-    keys = torch.tensor([signed(name) for name in names], dtype=torch.int64, device=device)
+    keys = torch.tensor([signed(name) for name in names], dtype=torch.int64)
+    keys = to_device(keys, torch.device(device))
     return _to_unit_interval(words(keys[:, None], count, 0, device))
 
 

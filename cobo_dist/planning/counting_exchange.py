@@ -31,6 +31,7 @@ from cobo_dist.planning.crossing import CrossingModels, Ints
 
 _SCALAR_BYTES = 8  # a float64, in which inner products and gathered numbers travel
 _OUTGOING, _INCOMING = "outgoing", "incoming"
+_CPU = torch.device("cpu")  # whose buffers for sums are counted; a GPU takes more columns at once
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,9 @@ class CountingExchange:
             others_s = self.placement.clients - clients_s
             peers = self.placement.ranks - 1
             self._send("mixing", peers, clients_s * others_s * weight_bytes)
-        self._keep_sums("mixed", clients_s, np.array([widest(c, size) for c in clients_s.tolist()]))
+        self._keep_sums(
+            "mixed", clients_s, np.array([widest(c, size, _CPU) for c in clients_s.tolist()])
+        )
         sent_s = sent_sr.sum(axis=1) * size * self.wire.itemsize
         self._send("mixing", (sent_sr > 0).sum(axis=1), sent_s)
         self._keep(_OUTGOING, sent_s)

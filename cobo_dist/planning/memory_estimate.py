@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from cobo_dist.clients.batches import bytes_ahead
-from cobo_dist.clients.engines import state_buffers, trained
+from cobo_dist.clients.buffers import state_buffers
+from cobo_dist.clients.engines import trained
 from cobo_dist.clients.optimizers import OptimizerConfig, build_optimizer
 from cobo_dist.config import Config
 from cobo_dist.maths.flat import row_bytes

@@ -47,7 +47,7 @@ def try_rounds(config: Config, launch: Launch, rounds: int) -> TriedRounds | Non
     device = choose_device(config.run.device, config.comm.backend, launch)
     prepared = prepare(config, launch, with_folder=False)
     with open_session(launch, config.comm, device) as session:
-        set_up_torch(config.run.threads or launch.cores, config.comm.deterministic, device)
+        set_up_torch(config.run, launch.cores, config.comm.deterministic, device)
         problem = prepared.agree(session)
         timer = PhaseTimer(device)
         learner = build_learner(config, session, problem, timer)

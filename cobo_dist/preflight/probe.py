@@ -50,7 +50,7 @@ def examine(config: Config, launch: Launch) -> list[Finding]:
         except ConfigError as refusal:
             refusals.append(str(refusal))
     with open_session(launch, config.comm, device) as session:
-        set_up_torch(config.run.threads or launch.cores, config.comm.deterministic, device)
+        set_up_torch(config.run, launch.cores, config.comm.deterministic, device)
         needed = bytes_needed(prepared, config.run.dtype, config.run.keep_checkpoints)
         return probe(session, prepared, config.run_dir, needed, refusals)
 

@@ -53,9 +53,16 @@ def _window(draws_mb: Tensor, size: int, padding: int) -> Tensor:
 
 
 def dropout_mask(
-    seed: int, stream: str, clients: Sequence[int], t: int, shape: tuple[int, int], share: float
+    seed: int,
+    stream: str,
+    clients: Sequence[int],
+    t: int,
+    shape: tuple[int, int],
+    share: float,
+    device: str | torch.device = "cpu",
 ) -> Tensor:
     """Return factors [m, *shape]: 0 for the dropped `share` of the features, 1 / (1 - share) for the rest."""
     names = [seeds.key(seed, f"dropout {stream}", t, client) for client in clients]
-    draws = seeds.uniform_rows(names, shape[0] * shape[1]).view(len(names), *shape)
+    draws = seeds.uniform_rows(names, shape[0] * shape[1], device=device)
+    draws = draws.view(len(names), *shape)
     return (draws >= share).to(torch.float32) / (1.0 - share)

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from cobo_dist.clients.engines import ENGINES, Batch
+from cobo_dist.clients.engine_choice import ENGINES
+from cobo_dist.clients.engines import Batch
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
+from cobo_dist.maths.flat import to_device
 from cobo_dist.settings import Section, Text
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.npz import read_arrays
@@ -162,6 +164,7 @@ class QuadraticBatches:
         noise_cd = self._noise(t, stream) if self.noise else self.no_noise_cd
         if rows is None:
             return self.centers_cd, self.curvature_c, noise_cd
+        rows = to_device(rows, self.centers_cd.device)
         return self.centers_cd[rows], self.curvature_c[rows], noise_cd[rows]
 
     def _noise(self, t: int, stream: str) -> Tensor:

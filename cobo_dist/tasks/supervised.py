@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
-from cobo_dist.clients.engines import ENGINES, Batch
+from cobo_dist.clients.engine_choice import ENGINES
+from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.maths import seeds
+from cobo_dist.maths.flat import to_device
 from cobo_dist.settings import Section
 from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
 from cobo_dist.tasks.base import DataConfig, Task
@@ -145,7 +147,9 @@ class ExampleBatches:
         indices_mb, clients_m = self.streams[stream].batch(t), self.clients
         which = None if rows is None else rows.tolist()
         if rows is not None:
-            indices_mb, clients_m = indices_mb[rows], clients_m[rows]
+            there = to_device(rows, clients_m.device)
+            indices_mb = indices_mb.index_select(0, there)
+            clients_m = clients_m.index_select(0, there)
         examples = self.examples
         targets = examples.labels_of[clients_m[:, None], examples.targets[indices_mb]]
         if stream in self.views:
@@ -160,8 +164,8 @@ class ExampleBatches:
             return batch
         ids = self.ids if which is None else [self.ids[row] for row in which]
         shape = (indices_mb.shape[1], features)
-        mask = dropout_mask(self.seed, stream, ids, t, shape, share)
-        return (*batch, mask.to(batch[0]))
+        mask = dropout_mask(self.seed, stream, ids, t, shape, share, targets.device)
+        return (*batch, mask.to(batch[0].dtype))
 
 
 class Classification(Task):

@@ -6,12 +6,15 @@ There is one gather for `log.flush_every` rounds, so logging adds no message to 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
+from torch import Tensor
 
 from cobo_dist.algorithms.base import Algorithm, RoundResult
 from cobo_dist.clients.client_batch import ClientBatch
@@ -70,15 +73,20 @@ class MetricsBuffer:
         self.exchange, self.clients, self.task = exchange, clients, task
         self.algorithm, self.run_logger = algorithm, run_logger
         self._pending: list[tuple[dict[str, Any], Arrays]] = []
+        self._losses: list[Tensor] = []  # of the pending rounds, on the device
+        self._seconds: list[Callable[[], float]] = []
         self._seen = exchange.traffic.training()
         self._seen_of_clients = exchange.client_traffic.totals()
 
-    def round(self, r: int, outcome: RoundResult, seconds: float) -> None:
-        """Add the results of round r."""
+    def round(self, r: int, outcome: RoundResult, seconds: Callable[[], float]) -> None:
+        """Add the results of round r.
+
+        Losses stay on the device, and `seconds` is not asked, until the next flush: on a GPU both wait for
+        the round's work.
+        """
         sent = self.exchange.traffic.training()
         of_clients = self.exchange.client_traffic.totals()
         arrays: Arrays = {
-            "losses": outcome.losses_c.double().cpu().numpy(),
             "traffic": np.subtract(sent, self._seen),
             "client_bytes": np.subtract(of_clients, self._seen_of_clients),
         }
@@ -92,8 +100,10 @@ class MetricsBuffer:
         if self.task.diagnoses:
             # A copy: the models change before the next flush.
             arrays["models"] = self.clients.x_cd.double().cpu().numpy().copy()
-        row = {"round": r, "seconds": seconds, "pairs": outcome.pairs}
-        self._pending.append((row | {"replaced": outcome.weights_replaced}, arrays))
+        row = {"round": r, "pairs": outcome.pairs, "replaced": outcome.weights_replaced}
+        self._pending.append((row, arrays))
+        self._losses.append(outcome.losses_c.double())
+        self._seconds.append(seconds)
 
     def is_due(self, r: int) -> bool:
         """Return whether all ranks must flush after round r."""
@@ -114,6 +124,11 @@ class MetricsBuffer:
         """
         if not self._pending:
             return StepDecision()
+        losses = torch.stack(self._losses).cpu().numpy()
+        for (row, arrays), losses_c, seconds_of in zip(
+            self._pending, losses, self._seconds, strict=True
+        ):
+            arrays["losses"], row["seconds"] = losses_c, seconds_of()
         bundle = {
             f"{number}.{name}": np.ascontiguousarray(array)
             for number, (_, arrays) in enumerate(self._pending)
@@ -131,7 +146,7 @@ class MetricsBuffer:
         record = self.exchange.transport.broadcast(json.dumps(answer).encode())
         failure, signal, commit, rounds = json.loads(record)
         self._due = self._pending[-1][0]["round"] + rounds
-        self._pending = []
+        self._pending, self._losses, self._seconds = [], [], []
         if failure:
             raise RunFailure(failure)
         return StepDecision(signal, commit)

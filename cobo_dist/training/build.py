@@ -60,7 +60,7 @@ def run(config: Config, launch: Launch) -> int:
 def run_in_session(config: Config, session: Session, prepared: Prepared | None = None) -> int:
     """Train over ranks that are connected already; see `run`."""
     launch, folder, reached = session.launch, RunDir(config.run_dir), 0
-    set_up_torch(config.run.threads or launch.cores, config.comm.deterministic, session.device)
+    set_up_torch(config.run, launch.cores, config.comm.deterministic, session.device)
     prepared = prepared or prepare(config, launch)
     trainer: Trainer | None = None
     # Signals are caught while a failure is reported too: when a rank dies, launchers send SIGTERM to all.
@@ -106,6 +106,7 @@ def build_learner(config: Config, session: Session, problem: Problem, timer: Pha
         own_starts=run.start == "own",
         rounds=run.rounds,
         skips_bad=run.on_nan == "skip_client",
+        graphs=run.cuda_graphs == "auto" and not comm.deterministic,
         timer=timer,
     )
     exchange = Exchange(
@@ -137,7 +138,7 @@ def open_trainer(
     timer = PhaseTimer(session.device, bool(log.trace)) if on else PhaseTimer.off()
     learner = build_learner(config, session, problem, timer)
     engine, why = startup.choose_engine(run, comm.deterministic, learner, session, found)
-    learner.clients.use_engine(engine)
+    why = "; ".join(filter(None, (why, learner.clients.use_engine(engine))))
     settled = {"engine": engine, "dir": str(folder.path), "resume": "never"}
     config_yaml = config.model_copy(update={"run": run.model_copy(update=settled)}).to_yaml()
     environment = describe_environment()

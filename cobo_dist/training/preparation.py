@@ -123,8 +123,12 @@ def refuse_unfit(algorithm: AlgorithmConfig, run: RunConfig, task: Task) -> None
             )
 
 
-def set_up_torch(threads: int, deterministic: bool, device: torch.device) -> None:
-    """Set this process's CPU threads and whether PyTorch computes deterministically."""
+def set_up_torch(run: RunConfig, cores: int, deterministic: bool, device: torch.device) -> None:
+    """Set this process's CPU threads, the precision of a GPU, and whether PyTorch is deterministic.
+
+    `cores`: this rank's share of the host's cores, for `run.threads` 0.
+    """
+    threads = run.threads or cores
     if deterministic:
         # Kernels split their sums by the number of threads, and each rank would have its own number.
         threads = 1
@@ -133,4 +137,11 @@ def set_up_torch(threads: int, deterministic: bool, device: torch.device) -> Non
     if torch.are_deterministic_algorithms_enabled() != deterministic:
         # Even switching it off takes over a second: it imports torch's compiler.
         torch.use_deterministic_algorithms(deterministic)
+    if device.type == "cuda":
+        precision = "tf32" if run.tf32 == "on" else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = precision
+        convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        convolutions.fp32_precision = precision  # torch's own default is tf32
+        # Shapes stay the same all through a run, so the fastest kernels are worth a search.
+        torch.backends.cudnn.benchmark = not deterministic
     torch.set_num_threads(threads)

@@ -8,6 +8,7 @@ from torch.profiler import profile
 
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.errors import RunFailure
+from cobo_dist.phase_timer import RoundClock
 from cobo_dist.run_config import RunConfig
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 from cobo_dist.training.learner import Learner
@@ -49,15 +50,16 @@ class Trainer:
             RunFailure: a model diverged, the disk is full, or a stopped run could not be saved.
         """
         timer, last, stopped_by = self.metrics.timer, self.schedule.rounds, 0
+        clock = RoundClock(self.learner.clients.device)
         self._began = time.monotonic()
         if not self.first:
             self._log_start()
         timer.take()  # what came before belongs to no round
         for r in range(self.first + 1, last + 1):
             self.round = r
-            began = time.monotonic()
+            clock.start()
             result = self.learner.algorithm.round(r - 1)
-            self.metrics.round(r, result, time.monotonic() - began)
+            self.metrics.round(r, result, clock.stop())
             with timer.span("logging"):
                 if self.profiler is not None:
                     self.profiler.step()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
+from cobo_dist.clients.buffers import BufferRows
 from cobo_dist.clients.client_batch import ClientBatch
-from cobo_dist.clients.engines import ENGINES, fastest
+from cobo_dist.clients.engine_choice import ENGINES, fastest
+from cobo_dist.clients.engines import Engine, OneByOne
+from cobo_dist.clients.graphs import GraphedPasses
 from cobo_dist.clients.optimizers import OptimizerConfig, build_optimizer, step_size
 from cobo_dist.maths.flat import Layout, empty_rows
 from cobo_dist.tasks.base import DataConfig
@@ -95,16 +100,28 @@ def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch
     return F.cross_entropy(model(inputs), targets)
 
 
-def strided_copy(buffers: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copy buffers so that those of two clients are not adjacent, as in rows."""
-    copies = {}
+def strided_copy(buffers: dict[str, torch.Tensor]) -> BufferRows:
+    """Copy buffers so that those of two clients are not adjacent."""
+    layouts, rows = [], []
     for name, held in buffers.items():
-        copies[name] = held.new_empty(len(held), 2, *held.shape[1:])[:, 0]
-        copies[name].copy_(held)
-    return copies
+        layouts.append(Layout((name,), (held.shape[1:],)))
+        rows.append(empty_rows(len(held), layouts[-1].size + 1, dtype=held.dtype)[:, :-1])
+        layouts[-1].views(rows[-1])[name].copy_(held)
+    return BufferRows(tuple(layouts), tuple(rows))
 
 
-@pytest.mark.parametrize("name", ENGINES)
+NO_BUFFERS = BufferRows((), ())
+
+
+def replayed(model: nn.Module, loss: Callable[..., torch.Tensor], parts: int = 1) -> Engine:
+    """Passes as CUDA graphs replay them, where a replay is the step itself."""
+    return GraphedPasses(OneByOne(model, loss, parts), record=lambda step: step)
+
+
+BUILDERS = {**ENGINES, "replayed": replayed}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_engines_equal_plain_autograd(name: str, norm: str) -> None:
     model, points, buffers, batch = problem(norm)
@@ -123,7 +140,7 @@ def test_engines_equal_plain_autograd(name: str, norm: str) -> None:
     gradients = empty_rows(5, layout.size, dtype=torch.float64)
     for _ in range(2):  # the old content of the gradient rows does not matter
         moved = strided_copy(buffers)
-        losses = ENGINES[name](model, loss).gradients(points, gradients.fill_(9.0), moved, batch)
+        losses = BUILDERS[name](model, loss).gradients(points, gradients.fill_(9.0), moved, batch)
     torch.testing.assert_close(losses, torch.stack(expected_losses))
     torch.testing.assert_close(gradients, torch.stack(expected_gradients), rtol=1e-9, atol=1e-12)
     assert torch.equal(points, before)
@@ -137,28 +154,30 @@ def test_engines_equal_plain_autograd(name: str, norm: str) -> None:
         seen[rows] = taken[rows]
         places[rows] = torch.nan
 
-    ENGINES[name](model, loss).gradients(places, places, strided_copy(buffers), batch, done)
+    BUILDERS[name](model, loss).gradients(places, places, strided_copy(buffers), batch, done)
     assert torch.equal(seen, gradients)
     assert places.isnan().all()
     places, taken = before.clone(), gradients
     gradients, seen = gradients.clone(), seen.fill_(torch.nan)
     taken.fill_(9.0)
-    ENGINES[name](model, loss).gradients(places, taken, strided_copy(buffers), batch, done)
+    BUILDERS[name](model, loss).gradients(places, taken, strided_copy(buffers), batch, done)
     assert torch.equal(seen, gradients)
     assert places.isnan().all()
     for row in range(5):
         for n, value in expected_buffers[row].items():
-            torch.testing.assert_close(moved[n][row], value, rtol=1e-9, atol=1e-12)
-    assert norm == "none" or not torch.equal(moved["2.running_mean"], buffers["2.running_mean"])
+            torch.testing.assert_close(moved.views()[n][row], value, rtol=1e-9, atol=1e-12)
+    assert norm == "none" or not torch.equal(
+        moved.views()["2.running_mean"], buffers["2.running_mean"]
+    )
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", BUILDERS)
 def test_engines_take_no_models_at_all(name: str) -> None:
     model, points, buffers, batch = problem("batch")
     none = tuple(part[:0] for part in batch)
-    empty = {n: b[:0] for n, b in buffers.items()}
+    empty = strided_copy({n: b[:0] for n, b in buffers.items()})
     assert (
-        len(ENGINES[name](model, loss).gradients(points[:0], points[:0].clone(), empty, none)) == 0
+        len(BUILDERS[name](model, loss).gradients(points[:0], points[:0].clone(), empty, none)) == 0
     )
 
 
@@ -183,7 +202,7 @@ def test_engines_agree_where_layers_share_a_parameter_and_leave_the_module_alone
     for name in ("vectorised", "one_by_one"):  # the latter leaves its last client's views behind
         before = {key: value.clone() for key, value in model.state_dict().items()}
         found[name] = torch.empty_like(points)
-        ENGINES[name](model, loss).gradients(points, found[name], {}, batch)
+        ENGINES[name](model, loss).gradients(points, found[name], NO_BUFFERS, batch)
         if name == "vectorised":
             assert all(torch.equal(before[key], now) for key, now in model.state_dict().items())
             assert isinstance(model.second.weight, nn.Parameter)
@@ -195,11 +214,12 @@ def test_timing_changes_nothing_and_names_an_engine() -> None:
     model, points, buffers, batch = problem("batch")
     before = points.clone(), {n: b.clone() for n, b in buffers.items()}
     engines = [build(model, loss) for build in ENGINES.values()]
-    winner, seconds = fastest(engines, points, buffers, batch, repeats=3)
+    held = strided_copy(buffers)
+    winner, seconds = fastest(engines, points, held, batch, repeats=3)
     assert seconds.keys() == ENGINES.keys()
     assert seconds[winner] == min(seconds.values()) > 0
     assert torch.equal(points, before[0])
-    assert all(torch.equal(buffers[n], b) for n, b in before[1].items())
+    assert all(torch.equal(held.views()[n], b) for n, b in before[1].items())
 
 
 # -- optimizers ----------------------------------------------------------------------------------------

@@ -7,22 +7,24 @@ import torch
 
 from cobo_dist.maths.flat import columns_at_once, take_rows, widest
 
+CPU = torch.device("cpu")
+
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 3_000_000])
 @pytest.mark.parametrize("count", [0, 1, 3, 10_000])
 def test_columns_come_once_each_on_boundaries_and_never_too_many(count: int, size: int) -> None:
-    parts = list(columns_at_once(count, size))
+    parts = list(columns_at_once(count, size, CPU))
     assert [one.start for one in parts] == [0, *(one.stop for one in parts[:-1])]
     assert parts[-1].stop == size
-    assert max(one.stop - one.start for one in parts) == widest(count, size)
+    assert max(one.stop - one.start for one in parts) == widest(count, size, CPU)
     assert all(one.start % 16 == 0 for one in parts), "like rows"
-    assert widest(count, size) * count <= max(1 << 20, 4096 * count)
+    assert widest(count, size, CPU) * count <= max(1 << 20, 4096 * count)
 
 
 def test_rows_without_columns_have_no_parts() -> None:
     """Such as the buffers [c, 0] of models without BatchNorm."""
-    assert list(columns_at_once(3, 0)) == []
-    assert widest(3, 0) == 0
+    assert list(columns_at_once(3, 0, CPU)) == []
+    assert widest(3, 0, CPU) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
