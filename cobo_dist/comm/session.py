@@ -21,11 +21,13 @@ import torch.distributed.nn.functional
 from pydantic import Field
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from cobo_dist.comm.startup.devices import wire_device
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.rendezvous import connect
 from cobo_dist.comm.transports.base import SoloTransport, Transport
 from cobo_dist.comm.transports.checked_transport import CheckedTransport
 from cobo_dist.comm.transports.mpi_transport import open_mpi
+from cobo_dist.comm.transports.staged_transport import through_cpu
 from cobo_dist.comm.transports.torch_transport import TorchTransport
 from cobo_dist.errors import ConfigError, HostConfigError
 from cobo_dist.settings import Section
@@ -37,7 +39,8 @@ class CommConfig(Section):
     backend: Literal["auto", "nccl", "gloo", "mpi"] = Field(
         "auto",
         description="nccl for CUDA devices, gloo for CPUs; auto takes the one that fits the device. "
-        "mpi: CPU tensors over the MPI of the mpirun that starts the ranks (extra mpi)",
+        "mpi: the MPI of the mpirun that starts the ranks (extra mpi). gloo and mpi carry models of CUDA "
+        "devices through memory of the CPU, so ranks may share a GPU",
     )
     dtype: Literal["model", "bfloat16"] = Field(
         "model",
@@ -131,60 +134,6 @@ def check_backend(backend: str, launch: Launch) -> None:
         )
 
 
-def choose_device(wanted: str, backend: str, launch: Launch) -> torch.device:
-    """Return this rank's device: `auto`, `cpu`, `cuda` (one GPU a local rank) or `cuda:N`.
-
-    `auto` takes GPUs where each local rank can have its own, and the CPU otherwise.
-
-    Raises:
-        ConfigError: there is no such device, or the backend does not fit it.
-        HostConfigError: this host has too few GPUs.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if launch.launcher == "srun" and gpus == 1:
-        gpus = launch.local_world_size  # srun shows each task its own GPU, always as number 0
-    if wanted == "auto":
-        enough = gpus >= launch.local_world_size
-        wanted = "cuda" if gpus and (backend == "nccl" or (enough and backend == "auto")) else "cpu"
-    name, colon, number = wanted.partition(":")
-    if name not in ("cpu", "cuda") or (colon and (name == "cpu" or not number.isdigit())):
-        raise ConfigError(f"run.device={wanted!r} is no device; use auto, cpu, cuda or cuda:N")
-    if backend == "nccl" and name != "cuda":
-        raise ConfigError(
-            f"comm.backend=nccl needs CUDA, but run.device is {wanted}; use gloo or auto"
-        )
-    if backend in ("gloo", "mpi") and name == "cuda":
-        raise ConfigError(
-            f"comm.backend={backend} moves CPU tensors, but run.device is cuda; use nccl or auto"
-        )
-    if name == "cpu":
-        return torch.device("cpu")
-    return _choose_gpu(wanted, int(number) if colon else None, gpus, launch)
-
-
-def _choose_gpu(wanted: str, number: int | None, gpus: int, launch: Launch) -> torch.device:
-    ranks = launch.local_world_size
-    if not gpus:
-        raise HostConfigError(
-            f"run.device={wanted} but torch sees no CUDA device (torch {torch.__version__}); "
-            "use run.device=cpu"
-        )
-    if number is not None and ranks > 1:
-        raise ConfigError(
-            f"run.device={wanted} would put {ranks} ranks of this host on one GPU, which NCCL refuses; "
-            "use run.device=cuda, one GPU for each rank"
-        )
-    if ranks > gpus:
-        raise HostConfigError(
-            f"{ranks} ranks on this host but {gpus} GPUs; start at most {gpus} ranks a host or use "
-            "run.device=cpu"
-        )
-    if number is not None and number >= gpus:
-        raise HostConfigError(f"run.device={wanted} but this host has {gpus} GPUs, numbered from 0")
-    visible = torch.cuda.device_count()
-    return torch.device("cuda", launch.local_rank % visible if number is None else number)
-
-
 @contextmanager
 def open_session(launch: Launch, config: CommConfig, device: torch.device) -> Iterator[Session]:
     """Connect the ranks and yield the session; disconnect however the body ends.
@@ -197,25 +146,29 @@ def open_session(launch: Launch, config: CommConfig, device: torch.device) -> It
             launcher; the same on all ranks.
         HostConfigError: the same, where only this rank knows the reason.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if launch.world_size == 1:
         yield Session(launch, device, SoloTransport(), "none: one rank")
         return
     if config.backend == "mpi":
         with open_mpi(launch, config.timeout) as mpi:
-            checked = CheckedTransport(mpi) if config.check else mpi
+            carrier = through_cpu(mpi, device)
+            checked = CheckedTransport(carrier) if config.check else carrier
             yield Session(launch, device, checked, mpi.world.library, mpi.announce_failure)
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    store = connect(launch, config.connect_timeout or config.timeout, device)
+    carrier_device = wire_device(device, config.backend)
+    store = connect(launch, config.connect_timeout or config.timeout, carrier_device)
     store.set_timeout(timedelta(seconds=config.timeout))
-    _init_process_group(launch, config.timeout, device, store)
+    _init_process_group(launch, config.timeout, carrier_device, store)
     transport: Transport = TorchTransport()
+    if carrier_device.type == "cpu":
+        transport = through_cpu(transport, device)
     if config.check:
         transport = CheckedTransport(transport, store)
     del store  # its threads end with its last reference
     try:
-        if device.type == "cuda":
+        if carrier_device.type == "cuda":
             yield Session(launch, device, transport, "nccl, and gloo for records")
         else:
             yield Session(launch, device, transport, "gloo", dist.destroy_process_group)

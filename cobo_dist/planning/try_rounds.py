@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 from statistics import median_low
 
-from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
+from cobo_dist.comm.session import Session, check_backend, open_session
+from cobo_dist.comm.startup.devices import choose_device
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
 from cobo_dist.phase_timer import PHASES, PhaseTimer

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
+from cobo_dist.comm.session import Session, check_backend, open_session
+from cobo_dist.comm.startup.devices import choose_device
 from cobo_dist.comm.startup.interfaces import gloo_endpoint
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.link_benchmark import measure

@@ -19,8 +19,11 @@ LIBRARIES = (
 GIT_TIMEOUT_SECONDS = 5
 
 
-def describe_environment() -> Environment:
-    """Return versions, command line and revision. Environment variables stay out: they hold secrets."""
+def describe_environment(device: torch.device | None = None) -> Environment:
+    """Return versions, command line and revision. Environment variables stay out: they hold secrets.
+
+    `device`: a GPU whose name, driver and libraries are listed among the versions.
+    """
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:
@@ -28,6 +31,8 @@ def describe_environment() -> Environment:
         except metadata.PackageNotFoundError:
             continue
     versions["torch"] = torch.__version__  # with its build, which the metadata leave out
+    if device is not None and device.type == "cuda":
+        versions |= _gpu_versions(device)
     return Environment(
         format=FORMAT,
         versions=versions,
@@ -35,6 +40,36 @@ def describe_environment() -> Environment:
         command=sys.argv,
         git_revision=_git_revision(),
     )
+
+
+def _gpu_versions(device: torch.device) -> dict[str, str]:
+    """Return what a GPU's numbers depend on: itself, its driver and libraries, and the settings of both."""
+    cudnn = torch.backends.cudnn
+    found = {
+        "gpu": torch.cuda.get_device_properties(device).name,
+        "driver": _driver(),
+        "cuda": str(torch.version.cuda or torch.version.hip or ""),
+        "cudnn": str(cudnn.version() or ""),  # type: ignore[no-untyped-call]
+        "nccl": _nccl(),
+        "float32": str(torch.backends.cuda.matmul.fp32_precision),
+        "cudnn.benchmark": "on" if cudnn.benchmark else "off",
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _nccl() -> str:
+    if not hasattr(torch._C, "_nccl_version"):  # a build without it
+        return ""
+    return ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+
+
+def _driver() -> str:
+    """Return the version of NVIDIA's driver, if it says so."""
+    try:
+        first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError):
+        return ""
+    return next((word for word in first.split() if word[:1].isdigit() and "." in word), "")
 
 
 def _git_revision() -> str | None:

@@ -18,7 +18,8 @@ from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
-from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
+from cobo_dist.comm.session import Session, check_backend, open_session
+from cobo_dist.comm.startup.devices import choose_device, why_cpu
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
@@ -141,7 +142,7 @@ def open_trainer(
     why = "; ".join(filter(None, (why, learner.clients.use_engine(engine))))
     settled = {"engine": engine, "dir": str(folder.path), "resume": "never"}
     config_yaml = config.model_copy(update={"run": run.model_copy(update=settled)}).to_yaml()
-    environment = describe_environment()
+    environment = describe_environment(session.device)
     environment.engine, environment.engine_choice = engine, why
     if found is not None:
         startup.restore(found, learner, session)  # before anything in the run folder is changed
@@ -155,8 +156,9 @@ def open_trainer(
         if run_logger is not None:
             if found is not None:
                 resume.restore_run_logger(found, run_logger)
+            notice = why_cpu(run.device, comm.backend, session.launch)
             startup.announce(
-                run_logger, learner, session, config.algorithm.name, environment, found
+                run_logger, learner, session, config.algorithm.name, environment, found, notice
             )
         threshold = link_threshold(config.algorithm.equal_share(problem.task.clients))
         migrator = ClientMigrator(comm, run.rounds, threshold, learner, run_logger)

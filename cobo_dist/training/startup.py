@@ -131,9 +131,12 @@ def announce(
     algorithm: str,
     environment: Environment,
     found: Resumption | None,
+    notice: str = "",
 ) -> None:
-    """Print what runs, and what a resumed run goes on from."""
+    """Print what runs, and what a resumed run goes on from; first, the notice of the device."""
     show = run_logger.display.print
+    if notice:
+        show(notice)
     if found is None:
         run_logger.start((*learner.task.notices, learner.algorithm.user_notice))
     else:

@@ -17,7 +17,8 @@ from launching import TRAIN, mpirun, said, start, torchrun
 from pool import RankPool
 from problems import QUIET, models, train
 
-from cobo_dist.comm.session import CommConfig, Session, check_backend, choose_device, open_session
+from cobo_dist.comm.session import CommConfig, Session, check_backend, open_session
+from cobo_dist.comm.startup.devices import choose_device
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.transports import mpi_world
 from cobo_dist.comm.transports.base import LostContact
@@ -163,13 +164,10 @@ def test_under_torchrun_it_is_refused_in_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mpi_takes_a_gpu_only_where_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(
-        ConfigError, match=r"backend=mpi moves CPU tensors, but run\.device is cuda"
-    ):
-        choose_device("cuda", "mpi", launched("mpirun"))
+    assert choose_device("cuda", "mpi", launched("mpirun")).type == "cuda"
     assert choose_device("auto", "mpi", launched("mpirun")) == torch.device("cpu")
 
 

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from cobo_dist.comm.session import choose_device
 from cobo_dist.comm.startup import launch_env as launching
+from cobo_dist.comm.startup.devices import choose_device, why_cpu, wire_device
 from cobo_dist.comm.startup.launch_env import Launch, read_launch
 from cobo_dist.errors import ConfigError, HostConfigError
 
@@ -257,7 +257,10 @@ def rank_of(local_rank: int, local_world_size: int) -> Launch:
     return Launch("torchrun", local_rank, local_world_size, local_rank, local_world_size, "h", 1)
 
 
-def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int, masked: bool = False) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if masked:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a1e")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
@@ -274,7 +277,9 @@ def device_refusal(wanted: str, backend: str, launch: Launch) -> str:
 def test_cpu(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     gpus(monkeypatch, count)
     assert choose_device("cpu", "auto", rank_of(1, 2)) == torch.device("cpu")
-    assert choose_device("auto", "gloo", rank_of(1, 2)) == torch.device("cpu")
+    assert choose_device("auto", "mpi", rank_of(1, 2)) == torch.device("cpu")
+    assert bool(why_cpu("auto", "mpi", rank_of(1, 2))) == (count > 0)
+    assert not why_cpu("cpu", "auto", rank_of(1, 2)), "as asked"
 
 
 def test_auto_takes_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,12 +322,20 @@ def test_a_launcher_that_shows_one_gpu_to_each_rank(monkeypatch: pytest.MonkeyPa
     srun = dataclasses.replace(rank_of(3, 4), launcher="srun")
     assert choose_device("cuda", "auto", srun) == torch.device("cuda", 0)
     assert choose_device("auto", "auto", srun) == torch.device("cuda", 0)
+    gpus(monkeypatch, 1, masked=True)  # such as by a script around each rank of torchrun or mpirun
+    assert choose_device("cuda", "auto", rank_of(3, 4)) == torch.device("cuda", 0)
+    assert choose_device("auto", "auto", rank_of(3, 4)) == torch.device("cuda", 0)
 
 
 def test_auto_takes_the_cpu_where_ranks_would_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 1)
     assert choose_device("auto", "auto", rank_of(3, 4)) == torch.device("cpu")
+    why = why_cpu("auto", "auto", rank_of(3, 4))
+    assert "4 ranks on this host but 1 GPU(s)" in why
+    assert "run.device=cuda comm.backend=gloo" in why
+    assert choose_device("cuda", "gloo", rank_of(3, 4)) == torch.device("cuda", 0), "as it advises"
     assert choose_device("auto", "auto", rank_of(0, 1)) == torch.device("cuda", 0)
+    assert not why_cpu("auto", "auto", rank_of(0, 1))
     assert "4 ranks on this host but 1 GPUs" in device_refusal("cuda", "auto", rank_of(3, 4))
 
 
@@ -349,6 +362,10 @@ def test_one_numbered_gpu_for_two_ranks_is_refused(monkeypatch: pytest.MonkeyPat
     message = device_refusal("cuda:1", "auto", rank_of(0, 2))
     assert "cuda:1" in message
     assert "2 ranks" in message
+    assert "comm.backend=gloo" in message
+    assert choose_device("cuda:1", "gloo", rank_of(0, 2)) == torch.device("cuda", 1), (
+        "as it advises"
+    )
 
 
 def test_a_backend_that_does_not_fit_the_device_is_refused(
@@ -359,7 +376,11 @@ def test_a_backend_that_does_not_fit_the_device_is_refused(
     assert "comm.backend=nccl" in message
     assert "run.device" in message
     assert "comm.backend=nccl" in device_refusal("auto", "nccl", rank_of(0, 1))
+
+
+def test_gloo_carries_models_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 2)
-    message = device_refusal("cuda", "gloo", rank_of(0, 1))
-    assert "comm.backend=gloo" in message
-    assert "run.device" in message
+    cuda = choose_device("cuda", "gloo", rank_of(1, 2))
+    assert cuda == torch.device("cuda", 1)
+    assert wire_device(cuda, "gloo") == torch.device("cpu")
+    assert wire_device(cuda, "auto") == cuda
