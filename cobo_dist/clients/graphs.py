@@ -49,12 +49,13 @@ class CudaRecorder:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One recorded pass, and the tensors that it reads and writes."""
+    """One recorded pass, and the tensors that it reads and writes beside models, gradients and buffers."""
 
     replay: Step
     row_1: Tensor  # int64, the model whose turn it is
     batch: Batch  # that the graph reads
     losses_m: Tensor
+    kept: tuple[Tensor, ...]  # other memory of the graph, which knows addresses only
 
     @property
     def capacity(self) -> int:
@@ -155,7 +156,7 @@ class GraphedPasses:
             losses_m.index_copy_(0, row_1, loss.to(losses_m.dtype)[None])
             row_1.add_(1)
 
-        engine.load(point_1d[0], {name: held[0] for name, held in own.views().items()})
+        engine.load(point_1d[0], {name: one[0] for name, one in own.views().items()})
         # The passes before recording work on the first model, which is put back after each.
         first = [one[:1].clone() for one in (points_md, *buffers.rows)]
 
@@ -172,4 +173,4 @@ class GraphedPasses:
             replay = self._record(step)
         finally:
             put_back()
-        return Recorded(replay, row_1, kept_batch, losses_m)
+        return Recorded(replay, row_1, kept_batch, losses_m, (point_1d, gradient_1d, *own.rows))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -179,6 +181,31 @@ def test_engines_take_no_models_at_all(name: str) -> None:
     assert (
         len(BUILDERS[name](model, loss).gradients(points[:0], points[:0].clone(), empty, none)) == 0
     )
+
+
+def test_a_recorded_pass_keeps_the_memory_that_it_uses() -> None:
+    """A graph knows addresses only: memory that is freed would be overwritten by others."""
+    model, points, buffers, batch = problem("batch")
+    used: list[weakref.ref[torch.Tensor]] = []
+    own = {id(points), id(batch[0]), id(batch[1])}
+
+    def record(step: Callable[[], None]) -> Callable[[], None]:
+        for cell in step.__closure__ or ():
+            held = cell.cell_contents
+            tensors = held if isinstance(held, tuple | list) else [held]
+            rows = held.rows if isinstance(held, BufferRows) else ()
+            for one in (*tensors, *rows):
+                if isinstance(one, torch.Tensor) and id(one) not in own:
+                    used.append(weakref.ref(one.untyped_storage()))
+        return lambda: None
+
+    engine = GraphedPasses(OneByOne(model, loss), record)
+    gradients, held = points.clone(), strided_copy(buffers)
+    engine.gradients(points, gradients, held, batch)
+    engine.engine.load(points[0], {name: one[0] for name, one in held.views().items()})
+    gc.collect()
+    assert used
+    assert all(one() is not None for one in used)
 
 
 class _Tied(nn.Module):
