@@ -96,7 +96,9 @@ def authors_like(device: torch.device, width: int, batch: int, clients: int, rou
     As research code does it: one module for each client, midpoints as copies of a module, alignments read
     one by one, the penalty as a loop over clients and parameters. Batches are made once.
     """
-    use_tf32(False)
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # as PyTorch has it where nothing is set
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.backends.cudnn.benchmark = False
     models = [_problem(device, width, batch)[0] for _ in range(clients)]
     _, inputs, targets = _problem(device, width, batch)
     middle = _problem(device, width, batch)[0]
