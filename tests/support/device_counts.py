@@ -25,7 +25,7 @@ def train_alone(device: str, arguments: Sequence[str]) -> None:
 
 
 def counts_of_run(arguments: Sequence[str]) -> tuple[list[Counts], list[Counts]]:
-    """Train on the virtual device; return the counts of each round of the algorithm and of each checkpoint."""
+    """Train on the virtual device; return the counts of each round and of each checkpoint."""
     rounds: list[Counts] = []
     checkpoints: list[Counts] = []
 

@@ -1,6 +1,6 @@
 """Ranks that are started once and reused by every test: four processes that connect as needed.
 
-`RankPool` connects them by gloo; those of `VirtualCudaPool` believe that they have GPUs; the ranks of `MpiPool` are
+`RankPool` connects them by gloo; `VirtualCudaPool` gives them virtual GPUs; the ranks of `MpiPool` are
 started by a real mpirun and use MPI.
 """
 
@@ -109,7 +109,7 @@ class RankPool:
 
 
 class VirtualCudaPool(RankPool):
-    """The same on virtual GPUs: models travel as by NCCL, and one rank is enough to need one."""
+    """The same on virtual GPUs: models travel under NCCL's rules."""
 
     device = "cuda:0"
 

@@ -47,6 +47,6 @@ def virtual_cuda(gpus: int = 1) -> Iterator[None]:
         get_device_properties=_properties,
         Event=streams.Event,
     )
-    with cuda, mock.patch.object(torch, "autocast", Autocast), nccl.patched():
-        with kernels, Functions(kernels):
-            yield
+    autocast = mock.patch.object(torch, "autocast", Autocast)
+    with cuda, autocast, nccl.patched(), kernels, Functions(kernels):
+        yield
