@@ -82,11 +82,11 @@ def host_sync(why: str) -> None:
 
 
 def upload(nbytes: int, *, blocks: bool) -> None:
-    """Note a copy to the device; from pageable memory it holds up the host."""
+    """Note a copy to the device; unless it runs behind the program, the host waits for it."""
     if _open:
         _add("to_device", site(), nbytes)
         if blocks:
-            host_sync("pageable copy to the device")
+            host_sync("copy to the device")
 
 
 def download(nbytes: int, *, blocks: bool) -> None:

@@ -132,7 +132,7 @@ class Functions(TorchFunctionMode):
             if origin == to:
                 return tensor.to(dtype, copy=copy, **how)
             if to:
-                counts.upload(tensor.nbytes, blocks=not (non_blocking and is_pinned(tensor)))
+                counts.upload(tensor.nbytes, blocks=not non_blocking)
             else:
                 counts.download(tensor.nbytes, blocks=False)
                 if not non_blocking:

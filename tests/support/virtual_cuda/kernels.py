@@ -113,7 +113,7 @@ class Kernels(TorchDispatchMode):
         if to and origin:
             counts.kernel()
         elif to:
-            counts.upload(source.nbytes, blocks=not (behind and is_pinned(source)))
+            counts.upload(source.nbytes, blocks=not behind)
         elif origin and behind and is_pinned(target):
             counts.download(target.nbytes, blocks=False)
             streams.copy_later(target, source)

@@ -27,7 +27,7 @@ class Autocast(_autocast):  # type: ignore[misc, valid-type]
 
 def _properties(device: Any = None) -> SimpleNamespace:
     uuid = f"GPU-virtual-{os.environ.get('LOCAL_RANK', 0)}-{os.getpid()}"
-    return SimpleNamespace(uuid=uuid, name="virtual", total_memory=1 << 37)
+    return SimpleNamespace(uuid=uuid, name="virtual", total_memory=1 << 37, major=9, minor=0)
 
 
 @contextmanager
@@ -45,6 +45,7 @@ def virtual_cuda(gpus: int = 1) -> Iterator[None]:
         max_memory_allocated=lambda device=None: 0,
         empty_cache=lambda: None,
         get_device_properties=_properties,
+        current_stream=streams.Stream,
         Event=streams.Event,
     )
     autocast = mock.patch.object(torch, "autocast", Autocast)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,11 +61,15 @@ class Event:
     """In place of torch.cuda.Event: marks what was issued before `record`."""
 
     def __init__(self, **options: Any) -> None:
-        self._last = 0
+        self._last, self._seconds = 0, 0.0
 
     def record(self, stream: Any = None) -> None:
         """Mark the copies issued so far."""
-        self._last = _issued
+        self._last, self._seconds = _issued, time.monotonic()
+
+    def elapsed_time(self, end: Event) -> float:
+        """Return the milliseconds from this event to another."""
+        return 1000 * (end._seconds - self._seconds)
 
     def query(self) -> bool:
         """Return whether they are done; this completes them, as time would."""
@@ -75,3 +80,14 @@ class Event:
         """Wait for them; another thread may do this while training goes on."""
         counts.host_sync("event")
         _finish(self._last)
+
+
+class Stream:
+    """In place of torch.cuda.Stream: all work is issued in one order."""
+
+    def __init__(self, device: Any = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        """Let the host wait for all work."""
+        wait_for_device("stream")

@@ -129,7 +129,7 @@ SYNCS: dict[str, tuple[Callable[[Tensor, Tensor], object], int]] = {
     "mask": (lambda g, c: g[g > 3], 1),
     "equal": (lambda g, c: torch.equal(g, g), 1),
     "upload": (lambda g, c: c.to("cuda"), 1),
-    "upload behind, from pageable memory": (lambda g, c: c.to("cuda", non_blocking=True), 1),
+    "upload behind": (lambda g, c: c.to("cuda", non_blocking=True), 0),
     "list to the device": (lambda g, c: torch.tensor([1, 2], device="cuda"), 1),
     "index of the CPU": (lambda g, c: g[torch.tensor([0])], 1),
     "synchronize": (lambda g, c: torch.cuda.synchronize(), 1),
