@@ -58,6 +58,20 @@ class AlgorithmSection(Section):
         return [(0, rounds)]
 
 
+_MAX_NUMBERS = 1 << 24
+"""Numbers of models that a round works on at once, beside the clients' own: 64 MB of float32."""
+
+
+def models_at_once(count: int, size: int) -> Iterator[list[int]]:
+    """Yield 0 .. count-1 in groups whose models, of `size` numbers each, are few enough to hold at once.
+
+    >>> list(models_at_once(5, 8_000_000))
+    [[0, 1], [2, 3], [4]]
+    """
+    step = max(1, _MAX_NUMBERS // max(1, size))
+    return (list(range(count))[at : at + step] for at in range(0, count, step))
+
+
 def sampled_rounds(rounds: int) -> list[tuple[int, int]]:
     """Return about 100 representative rounds for an algorithm whose rounds are random.
 
@@ -78,6 +92,7 @@ class Clients(Protocol):
     """This rank's clients."""
 
     ids: tuple[int, ...]
+    size: int  # d
     x_cd: Tensor
     g_cd: Tensor  # the gradients just computed
     b_cd: Tensor  # floating buffers (BatchNorm's statistics)
@@ -114,13 +129,16 @@ class Clients(Protocol):
 
     def losses_at(
         self, points_kd: Tensor, buffers_kd: Tensor, rows_e: NDArray[np.int64], t: int
-    ) -> NDArray[np.float64]:
-        """Return the losses [e, k] of k models on round t's batches of some clients, in evaluation mode."""
+    ) -> Tensor:
+        """Return the losses [e, k] of k models on round t's batches of some clients, in evaluation mode.
+
+        float64, on the device of the models: reading them waits for it, so read many at once.
+        """
 
     def validation_losses_at(
         self, points_kd: Tensor, buffers_kd: Tensor, t: int, batch_size: int
-    ) -> NDArray[np.float64]:
-        """Return the losses [c, k] of k models on validation batches of all clients, in evaluation mode."""
+    ) -> Tensor:
+        """Return the losses [c, k] of k models on validation batches of all clients, as `losses_at`."""
 
     def direction(self, rows: slice = slice(None)) -> Tensor:
         """Return the local optimizer's direction [c, d] for the gradients just computed, or for some.

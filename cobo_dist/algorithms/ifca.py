@@ -20,6 +20,7 @@ from cobo_dist.algorithms.base import (
     sampled_rounds,
 )
 from cobo_dist.maths import seeds
+from cobo_dist.maths.flat import take_rows, to_device
 from cobo_dist.maths.weights import Weights
 
 
@@ -86,7 +87,7 @@ class Ifca(Algorithm):
         # A client that does not take part keeps its last loss; at first, that of the first center.
         every_c = np.arange(len(clients.ids))
         first_c1 = clients.losses_at(self.centers_kd[:1], self.buffers_kd[:1], every_c, 0)
-        self.losses_c = torch.from_numpy(first_c1[:, 0]).to(clients.x_cd)
+        self.losses_c = first_c1[:, 0].to(clients.x_cd.dtype)
 
     def round(self, t: int) -> RoundResult:
         """Let the clients choose centers, then move the centers."""
@@ -110,32 +111,32 @@ class Ifca(Algorithm):
         choice_c = self.choice_n[mine]
         rows = np.flatnonzero(part_n[mine])
         scores_ek = self.clients.losses_at(self.centers_kd, self.buffers_kd, rows, t)
-        choice_c[rows] = scores_ek.argmin(axis=1)
+        choice_c[rows] = scores_ek.cpu().numpy().argmin(axis=1)
         self.choice_n = self.exchange.all_gather(choice_c.astype(np.float64)).astype(np.int64)
 
     def train_centers(self, t: int, part_n: NDArray[np.bool_]) -> None:
         """Move every center by the mean gradient of the clients that picked it; others compute nothing."""
         self.hand_out()
         rows = np.flatnonzero(part_n[list(self.clients.ids)])
-        self.losses_c[torch.from_numpy(rows)] = self.clients.gradients(t, rows)
+        here = to_device(rows, self.losses_c.device)
+        self.losses_c[here] = self.clients.gradients(t, rows)
         picked_kn = (self.choice_n == np.arange(len(self.centers_kd))[:, None]) & part_n
         counts_k = picked_kn.sum(axis=1)
         mean_kn = picked_kn / np.maximum(counts_k, 1)[:, None]
         mean_kd = self.exchange.all_reduce(mean_kn, self.clients.g_cd)
         self.centers_kd.add_(self.optimizer.direction(mean_kd), alpha=-self.clients.eta(t))
         if self.buffers_kd.shape[1]:
-            trained = torch.from_numpy(counts_k > 0).to(self.buffers_kd.device)
+            trained_k1 = to_device(counts_k[:, None] > 0, self.buffers_kd.device)
             mean_kb = self.exchange.all_reduce(mean_kn, self.clients.b_cd)
-            self.buffers_kd[trained] = mean_kb[trained]
+            self.buffers_kd.copy_(torch.where(trained_k1, mean_kb, self.buffers_kd))
         self.hand_out()
 
     def hand_out(self) -> None:
         """Give every client the centre that it picked last."""
-        choice_c = self.choice_n[list(self.clients.ids)]
-        for k in np.unique(choice_c).tolist():
-            rows = torch.from_numpy(np.flatnonzero(choice_c == k)).to(self.clients.x_cd.device)
-            self.clients.x_cd[rows] = self.centers_kd[k]
-            self.clients.b_cd[rows] = self.buffers_kd[k]
+        x_cd = self.clients.x_cd
+        choice_c = to_device(self.choice_n[list(self.clients.ids)], x_cd.device)
+        take_rows(self.centers_kd, choice_c, x_cd)
+        take_rows(self.buffers_kd, choice_c, self.clients.b_cd)
 
     def state(self) -> AlgorithmState:
         """Return the centers with their buffers and moments, the clients' choices and last losses."""

@@ -9,7 +9,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.algorithms.base import (
+    Algorithm,
+    Clients,
+    Exchange,
+    RoundResult,
+    RunContext,
+    models_at_once,
+)
 from cobo_dist.algorithms.fedavg import AveragingConfig
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.maths.weights import Weights
@@ -56,8 +63,8 @@ class ValidationBased(Algorithm):
     """A local step, then x_i <- sum_j w_ij x_j with w_i = softmax_j(-score_ij / temperature).
 
     score_ij is the loss of model j on a batch of client i's validation data, its own model included; test
-    data are never used. Models are sent to all ranks one after another, so a rank holds one other model
-    while it scores, with that model's own BatchNorm statistics. A very large temperature is FedAvg; one
+    data are never used. Models are sent to all ranks a few at a time, so a rank holds few others while it
+    scores, each with that model's own BatchNorm statistics. A very large temperature is FedAvg; one
     near 0 gives every client the model with the least loss. W holds the weights last used, at first the
     identity.
     """
@@ -96,19 +103,16 @@ class ValidationBased(Algorithm):
 
     def scores(self, t: int) -> NDArray[np.float64]:
         """Return the loss [c, n] of every model on each client's validation batch of round t."""
-        scores_cn = np.empty((len(self.clients.ids), self.n))
-        for j in range(self.n):
-            only_j = np.zeros((1, self.n))
-            only_j[0, j] = 1.0
-            x_1d = self.exchange.all_reduce(only_j, self.clients.x_cd)
-            b_1b = self.clients.b_cd[:1]  # of a model without buffers, [1, 0]
-            if b_1b.shape[1]:
-                x_1d = x_1d.clone()  # the second `all_reduce` may reuse the memory of the first
-                b_1b = self.exchange.all_reduce(only_j, self.clients.b_cd)
-            scores_cn[:, [j]] = self.clients.validation_losses_at(
-                x_1d, b_1b, t, self.config.batch_size
-            )
-        return scores_cn
+        clients, parts = self.clients, []
+        for models in models_at_once(self.n, clients.size):
+            only_kn = np.eye(self.n)[models]
+            x_kd = self.exchange.all_reduce(only_kn, clients.x_cd)
+            b_kb = x_kd[:, :0]  # of models without buffers
+            if clients.b_cd.shape[1]:
+                x_kd = x_kd.clone()  # the second `all_reduce` may reuse the memory of the first
+                b_kb = self.exchange.all_reduce(only_kn, clients.b_cd)
+            parts.append(clients.validation_losses_at(x_kd, b_kb, t, self.config.batch_size))
+        return torch.cat(parts, dim=1).cpu().numpy()
 
     def weigh(self, scores_cn: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the softmax [c, n] of the negative scores."""

@@ -56,6 +56,7 @@ class ClientBatch:
         self.task, self.device = task, device
         self.model = task.model().to(device=device, dtype=dtype)
         self.layout = Layout.of(trained(self.model))
+        self.size = self.layout.size
         frozen = [one.numel() for one in self.model.parameters() if not one.requires_grad]
         self.frozen = sum(frozen)  # parameters of the frozen base, the same for all clients
         buffers = dict(state_buffers(self.model))
@@ -216,18 +217,18 @@ class ClientBatch:
     @torch.no_grad()
     def losses_at(
         self, points_kd: Tensor, buffers_kd: Tensor, rows_e: NDArray[np.int64], t: int
-    ) -> NDArray[np.float64]:
+    ) -> Tensor:
         """Return the losses [e, k] of k models on round t's local batches of the clients in `rows_e`.
 
-        In evaluation mode, with the models' own buffers [k, b], which stay unchanged.
+        In evaluation mode, with the models' own buffers [k, b], which stay unchanged. float64, on the device.
         """
         batch = self.source.batch(t, "local", torch.from_numpy(rows_e))
-        return self._losses(points_kd, buffers_kd, rows_e, batch)
+        return self._losses(points_kd, buffers_kd, batch)
 
     @torch.no_grad()
     def validation_losses_at(
         self, points_kd: Tensor, buffers_kd: Tensor, t: int, batch_size: int
-    ) -> NDArray[np.float64]:
+    ) -> Tensor:
         """Return the losses [c, k] of k models on round t's `batch_size` validation examples.
 
         As `losses_at`, for all clients, each on its own validation data.
@@ -235,19 +236,20 @@ class ClientBatch:
         if batch_size not in self._validation:
             self._validation = {batch_size: self.task.validation(self.ids, self.device, batch_size)}
         batch = self._validation[batch_size].batch(t, "validation")
-        return self._losses(points_kd, buffers_kd, np.arange(len(self.ids)), batch)
+        return self._losses(points_kd, buffers_kd, batch)
 
-    def _losses(
-        self, points_kd: Tensor, buffers_kd: Tensor, rows_e: NDArray[np.int64], batch: Batch
-    ) -> NDArray[np.float64]:
-        losses_ek = torch.empty(len(rows_e), len(points_kd), dtype=torch.float64)
-        for k, point_d in enumerate(points_kd):
-            own = self.buffer_layout.views(buffers_kd[k])
-            for e, row in enumerate(rows_e):
-                buffers = own | {name: counter[row] for name, counter in self.counters.items()}
-                one = tuple(tensor[e] for tensor in batch)
-                losses_ek[e, k] = self._evaluator.batch_loss(point_d, buffers, one)
-        return losses_ek.numpy()
+    def _losses(self, points_kd: Tensor, buffers_kd: Tensor, batch: Batch) -> Tensor:
+        counters = {  # evaluation reads none of them, so those of any client serve
+            name: counter[:1].expand(len(points_kd), *counter.shape[1:])
+            for name, counter in self.counters.items()
+        }
+        buffers = self.buffer_layout.views(buffers_kd) | counters
+        count = len(batch[0])
+        if not count or not len(points_kd) or self.engine.name == OneByOne.name:
+            return self._evaluator.losses(points_kd, buffers, batch)
+        # As many forward passes at once as a round of gradients has, which need more memory.
+        at_once = max(1, len(self.ids) // count)
+        return self._evaluator.losses_together(points_kd, buffers, batch, at_once)
 
     def start_rows(self, count: int) -> Tensor:
         """Return starting models [count, d]: the first is x^0, the others have other seeds."""

@@ -1,11 +1,15 @@
-"""Losses and metrics of single models in evaluation mode."""
+"""Losses and metrics of models in evaluation mode.
+
+Shapes: k models, e clients with a batch each, d parameters, b floating-point buffers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from cobo_dist.clients.buffers import Buffers
 from cobo_dist.clients.engines import Batch, OneByOne, parts_of
@@ -13,7 +17,7 @@ from cobo_dist.clients.learning_task import LearningTask
 
 
 class Evaluator:
-    """Evaluates models through the module that serves all clients, one after the other."""
+    """Evaluates models through the module that serves all clients."""
 
     def __init__(
         self,
@@ -24,9 +28,47 @@ class Evaluator:
     ) -> None:
         self.task, self.loader, self.score, self.device = task, loader, score, device
 
-    def batch_loss(self, point_d: Tensor, buffers: Buffers, batch: Batch) -> Tensor:
-        """Return the mean loss of one model on one client's batch."""
-        model = self.loader.load(point_d, buffers).eval()
+    def losses(self, points_kd: Tensor, buffers: Buffers, batch: Batch) -> Tensor:
+        """Return the losses float64 [e, k] of k models on e batches, one pair after the other.
+
+        `buffers` are [k, ...], `batch` is [e, ...]. The losses stay on the device.
+        """
+        count = len(batch[0])
+        losses_ek = torch.empty(count, len(points_kd), dtype=torch.float64, device=points_kd.device)
+        for k, point_d in enumerate(points_kd):
+            own = {name: held[k] for name, held in buffers.items()}
+            model = self.loader.load(point_d, own).eval()
+            for e in range(count):
+                losses_ek[e, k] = self._mean_loss(model, tuple(tensor[e] for tensor in batch))
+        return losses_ek
+
+    def losses_together(
+        self, points_kd: Tensor, buffers: Buffers, batch: Batch, at_once: int
+    ) -> Tensor:
+        """Return the same in few passes, each over all batches and `at_once` models.
+
+        Only for a task that has the engine `vectorised`.
+        """
+        model = _WithLoss(self.loader.model.eval(), self._mean_loss)
+
+        def one(tensors: Buffers, *one_batch: Tensor) -> Tensor:
+            loss: Tensor = functional_call(model, tensors, one_batch)
+            return loss
+
+        every = vmap(
+            vmap(one, in_dims=(None, *[0] * len(batch))), in_dims=(0, *[None] * len(batch))
+        )
+        named = {
+            f"model.{name}": held
+            for name, held in (self.loader.layout.views(points_kd) | buffers).items()
+        }
+        losses = [
+            every({name: held[at : at + at_once] for name, held in named.items()}, *batch)
+            for at in range(0, len(points_kd), at_once)
+        ]
+        return torch.cat(losses).t().double()
+
+    def _mean_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         losses = [
             self.loader.loss(model, *part) for part in parts_of(batch, self.task.accumulation)
         ]
@@ -46,3 +88,14 @@ class Evaluator:
                 sums[name] = sums[name] + value if name in sums else value
         means = self.task.means({name: float(value) for name, value in sums.items()}, count)
         return means | {"examples": count}
+
+
+class _WithLoss(nn.Module):
+    """A module that returns the mean loss of a batch, so that `functional_call` can replace its tensors."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.loss(self.model, batch)

@@ -58,7 +58,7 @@ def row_dots(
         a, b = (to_device(rows[:count], a_md.device) for rows in (rows_a, rows_b))
         together = _BATCHED_ROWS
         if a_md.is_cuda:
-            together = max(1, numbers_at_once(a_md.device) // size)
+            together = max(1, numbers_at_once(a_md.device) // max(1, size))
         # Plain indexing takes four times as long as `index_select` for rows of this length.
         dots = torch.cat(
             [

@@ -130,9 +130,12 @@ def widest(count: int, size: int, device: torch.device) -> int:
 
 
 def take_rows(rows_cd: Tensor, index_k: Tensor, out_kd: Tensor) -> None:
-    """Write the rows number `index_k` into `out_kd`, in its type, with no copy in between."""
+    """Write the rows number `index_k` into `out_kd`, in its type; on a CPU with no copy in between."""
     if out_kd.dtype == rows_cd.dtype:
         torch.index_select(rows_cd, 0, index_k, out=out_kd)
+        return
+    if rows_cd.is_cuda:  # to read the numbers would wait for the device
+        out_kd.copy_(rows_cd.index_select(0, index_k))
         return
     for out_d, row in zip(out_kd, index_k.tolist(), strict=True):
         out_d.copy_(rows_cd[row])

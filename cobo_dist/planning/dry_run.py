@@ -107,9 +107,7 @@ class DryRun:
         self.placement = Placement.contiguous(self.n, ranks)
         self.counted = sample_ranks(config.run.seed, ranks)
         self.model = ModelSize.of(config, task)
-        self.clients = FakeClients(
-            self.placement, self.counted, self.clusters, self.model.buffers > 0, self.model.dtype
-        )
+        self.clients = FakeClients(self.placement, self.counted, self.clusters, self.model)
         self.exchange = self._exchange(self.placement)
         self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, context)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cobo_dist.comm.placement import Placement
 from cobo_dist.maths import seeds
+from cobo_dist.planning.memory_estimate import ModelSize
 
 MODEL, BUFFERS = 1, 2
 """Numbers in a row that stands for a model, and in one that stands for its buffers."""
@@ -41,18 +42,18 @@ class FakeClients:
         placement: Placement,
         ranks: Ints,
         clusters: Sequence[int] | None,
-        buffers: bool,
-        dtype: torch.dtype,
+        model: ModelSize,
     ) -> None:
         """Make the clients of a placement. Where no clusters are known, each client is its own."""
         count = placement.clients
         labels = np.arange(count) if clusters is None else np.asarray(clusters)
         _, cluster_n = np.unique(labels, return_inverse=True)
         self.placement, self.ranks, self.ids = placement, ranks, tuple(range(count))
+        self.size, dtype = model.size, model.dtype
         self.cluster_n1 = torch.from_numpy(cluster_n.reshape(-1, 1)).to(dtype)
         self.x_cd = torch.zeros(count, MODEL, dtype=dtype)
         self.g_cd = self.cluster_n1.clone()
-        self.b_cd = torch.zeros(count, BUFFERS * buffers, dtype=dtype)
+        self.b_cd = torch.zeros(count, BUFFERS * (model.buffers > 0), dtype=dtype)
         self.gradients_s = np.zeros(len(ranks), dtype=np.int64)
         self.apart_s = np.zeros(len(ranks), dtype=np.int64)
         self.others = 0
@@ -97,22 +98,20 @@ class FakeClients:
         self.gradients_s = np.maximum(self.gradients_s, taken_s)
         return taken_s
 
-    def losses_at(
-        self, points_kd: Tensor, buffers_kd: Tensor, rows_e: Ints, t: int
-    ) -> NDArray[np.float64]:
+    def losses_at(self, points_kd: Tensor, buffers_kd: Tensor, rows_e: Ints, t: int) -> Tensor:
         """Return losses by which a client picks the model of its cluster."""
         count = len(points_kd)
-        own_e = self.cluster_n1[torch.from_numpy(rows_e), 0].numpy() % count
-        return np.asarray(own_e[:, None] != np.arange(count), dtype=np.float64)
+        own_e = self.cluster_n1[torch.from_numpy(rows_e), 0] % count
+        return (own_e[:, None] != torch.arange(count)).double()
 
     def validation_losses_at(
         self, points_kd: Tensor, buffers_kd: Tensor, t: int, batch_size: int
-    ) -> NDArray[np.float64]:
+    ) -> Tensor:
         """Return losses of which no two are equal, as in a real run."""
         self._scored += 1
         shape = len(self.ids), len(points_kd)
         name = seeds.key(0, "fake losses", self._scored)
-        return seeds.uniforms(name, shape[0] * shape[1]).view(shape).numpy()
+        return seeds.uniforms(name, shape[0] * shape[1]).view(shape)
 
     def direction(self, rows: slice = slice(None)) -> Tensor:
         """Return the rows of the gradients."""

@@ -1,6 +1,7 @@
 """Ranks that are started once and reused by every test: four processes that connect as needed.
 
-`RankPool` connects them by gloo; the ranks of `MpiPool` are started by a real mpirun and use MPI.
+`RankPool` connects them by gloo; `VirtualCudaPool` gives them virtual GPUs; the ranks of `MpiPool` are
+started by a real mpirun and use MPI.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from virtual_cuda import virtual_cuda
 
 if TYPE_CHECKING:
     from cobo_dist.comm.session import Session
@@ -30,6 +33,8 @@ Connect = Callable[["Launch", float], Any]
 class RankPool:
     """Long-lived worker processes; `run` makes the first R of them ranks of one process group."""
 
+    device = "cpu"
+
     def __init__(self, size: int = 4) -> None:
         self.pipes: list[Connection] = []
         self.jobs = 0
@@ -41,7 +46,7 @@ class RankPool:
         self.workers = []
         for _ in range(size):
             ours, theirs = context.Pipe()
-            worker = context.Process(target=_serve_gloo, args=(theirs,), daemon=True)
+            worker = context.Process(target=_serve_torch, args=(theirs, self.device), daemon=True)
             worker.start()
             self.pipes.append(ours)
             self.workers.append(worker)
@@ -103,6 +108,12 @@ class RankPool:
                 worker.kill()
 
 
+class VirtualCudaPool(RankPool):
+    """The same on virtual GPUs: models travel under NCCL's rules."""
+
+    device = "cuda:0"
+
+
 class MpiPool(RankPool):
     """The same over MPI: one mpirun; the first R of its ranks use their own communicator."""
 
@@ -156,15 +167,16 @@ def _serve(pipe: Connection, launcher: str, connect: Connect) -> None:
             pipe.send((number, False, traceback.format_exc()))
 
 
-def _serve_gloo(pipe: Connection) -> None:
+def _serve_torch(pipe: Connection, device: str) -> None:
     import torch
 
     from cobo_dist.comm.session import CommConfig, open_session
 
     def connect(launch: Launch, timeout: float) -> Any:
-        return open_session(launch, CommConfig(timeout=timeout), torch.device("cpu"))
+        return open_session(launch, CommConfig(timeout=timeout), torch.device(device))
 
-    _serve(pipe, "python", connect)
+    with nullcontext() if device == "cpu" else virtual_cuda():
+        _serve(pipe, "python", connect)
 
 
 def _serve_mpi(address: str) -> None:

@@ -469,9 +469,34 @@ def test_the_gradient_of_a_batch_in_parts_is_that_of_the_whole(engine: str) -> N
         assert clients.gradients_at(points, rows, 1, "midpoint", in_place=True) is points
         assert torch.equal(points, at)
         others = clients.losses_at(clients.x_cd, clients.b_cd, rows, 3)
-        found.append((losses, clients.g_cd.clone(), at, torch.from_numpy(others)))
+        found.append((losses, clients.g_cd.clone(), at, others))
     for whole, parted in zip(*found, strict=True):
         torch.testing.assert_close(whole, parted, rtol=1e-12, atol=1e-14)
+
+
+def test_both_engines_score_models_alike() -> None:
+    """Several models on several clients' batches, with each model's own BatchNorm statistics."""
+    task = Classification(
+        DigitsConfig(), MlpConfig(norm="batch"), DataConfig(batch_size=8), 0, torch.float64
+    )
+    clients = ClientBatch(
+        range(5), task, OptimizerConfig(), dtype=torch.float64, device=CPU, own_starts=True
+    )
+    clients.gradients(0)
+    before, found = clients.b_cd.clone(), []
+    for engine in ENGINES:
+        clients.use_engine(engine)
+        local = clients.losses_at(clients.x_cd[1:], clients.b_cd[1:], np.array([4, 2]), 1)
+        held_out = clients.validation_losses_at(clients.x_cd, clients.b_cd, 1, 16)
+        assert local.shape == (2, 4)
+        assert held_out.shape == (5, 5)
+        assert local.dtype == held_out.dtype == torch.float64
+        none = clients.losses_at(clients.x_cd, clients.b_cd, np.empty(0, dtype=np.int64), 1)
+        assert none.shape == (0, 5)
+        found.append((local, held_out))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+    assert torch.equal(clients.b_cd, before)
 
 
 # -- a frozen base -------------------------------------------------------------------------------------

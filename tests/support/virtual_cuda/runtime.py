@@ -1,0 +1,53 @@
+"""Switches the virtual CUDA on: the two modes, torch.cuda and torch.distributed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+
+from virtual_cuda import nccl, streams
+from virtual_cuda.functions import Functions
+from virtual_cuda.kernels import Kernels
+
+_autocast = torch.autocast
+
+
+class Autocast(_autocast):  # type: ignore[misc, valid-type]
+    """The CPU's lists of operations in place of CUDA's; they differ little."""
+
+    def __init__(self, device_type: str, dtype: torch.dtype | None = None, **how: Any) -> None:
+        super().__init__("cpu" if device_type == "cuda" else device_type, dtype, **how)
+
+
+def _properties(device: Any = None) -> SimpleNamespace:
+    uuid = f"GPU-virtual-{os.environ.get('LOCAL_RANK', 0)}-{os.getpid()}"
+    return SimpleNamespace(uuid=uuid, name="virtual", total_memory=1 << 37, major=9, minor=0)
+
+
+@contextmanager
+def virtual_cuda(gpus: int = 1) -> Iterator[None]:
+    """Let torch see `gpus` virtual GPUs of this host in this thread."""
+    kernels = Kernels()
+    cuda = mock.patch.multiple(
+        torch.cuda,
+        is_available=lambda: True,
+        device_count=lambda: gpus,
+        is_initialized=lambda: True,
+        set_device=lambda device: None,
+        current_device=lambda: 0,
+        synchronize=lambda device=None: streams.wait_for_device("torch.cuda.synchronize"),
+        max_memory_allocated=lambda device=None: 0,
+        empty_cache=lambda: None,
+        get_device_properties=_properties,
+        current_stream=streams.Stream,
+        Event=streams.Event,
+    )
+    autocast = mock.patch.object(torch, "autocast", Autocast)
+    with cuda, autocast, nccl.patched(), kernels, Functions(kernels):
+        yield
