@@ -17,6 +17,7 @@ from cobo_dist.algorithms.base import (
     RunContext,
 )
 from cobo_dist.algorithms.local import local_step
+from cobo_dist.maths.flat import upload
 from cobo_dist.maths.weights import Weights
 
 
@@ -67,7 +68,7 @@ class FedAvg(Algorithm):
         if self.one_group:  # one sum for all clients of a rank; `mix` would write it c times
             ones_1n = np.ones((1, self.weights.shape[1]), dtype=self.weights.dtype)
             sum_1d = self.exchange.all_reduce(ones_1n, rows_cd)
-            torch.mul(sum_1d, self.share_c1.to(sum_1d), out=rows_cd)
+            torch.mul(sum_1d, upload(self.share_c1, sum_1d), out=rows_cd)
             return
         for at, sum_cd in self.exchange.mix(self.weights, rows_cd):
-            torch.mul(sum_cd, self.share_c1.to(sum_cd), out=rows_cd[:, at])
+            torch.mul(sum_cd, upload(self.share_c1, sum_cd), out=rows_cd[:, at])
