@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
+from torch import Tensor
 
 from cobo_dist.algorithms.base import (
     Algorithm,
@@ -14,7 +15,9 @@ from cobo_dist.algorithms.base import (
     Exchange,
     RoundResult,
     RunContext,
+    models_at_once,
 )
+from cobo_dist.maths.flat import empty_rows, take_rows, to_device
 from cobo_dist.maths.weights import Weights
 
 
@@ -64,37 +67,64 @@ class FederatedClustering(Algorithm):
         _, cluster_n, sizes = np.unique(context.clusters, return_inverse=True, return_counts=True)
         self.sizes_n = sizes[cluster_n].tolist()
         self.weights = Weights(clients.ids, range(n))
-        self.every_c = np.arange(len(clients.ids))
         self.user_notice = (
             f"federated clustering computes n^2 = {n * n} gradients a round and moves every model and "
             f"{config.inner_rounds} centers for each client between all ranks"
         )
 
     def round(self, t: int) -> RoundResult:
-        """Cluster around every client in turn, then step."""
+        """Cluster around all clients, a group after the other, then step."""
         losses_c = self.clients.gradients(
             t
-        )  # updates BatchNorm's statistics; `gradients_at` does not
-        for i in range(self.n):
-            self.cluster_around(i, t)
+        )  # updates BatchNorm's statistics, unlike `gradients_at`
+        for group in models_at_once(self.n, self.n * self.clients.size):
+            self.cluster_around(group, t)
         self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta(t))
         return RoundResult(losses_c, weights_replaced=True)
 
-    def cluster_around(self, i: int, t: int) -> None:
-        """Put v_i into the gradient row of client i, where its owner's direction finds it."""
-        only_i = np.zeros((1, self.n))
-        only_i[0, i] = 1.0
-        x_1d = self.exchange.all_reduce(only_i, self.clients.x_cd)
-        visited_cd = x_1d.clone().expand_as(self.clients.x_cd)
-        g_cd = self.clients.gradients_at(visited_cd, self.every_c, t, "local")
-        v_1d = self.exchange.all_reduce(only_i, g_cd).clone()
+    def cluster_around(self, group: list[int], t: int) -> None:
+        """Put v_i of each client i in the group into its gradient row, where its owner's direction finds it.
+
+        A group is as many clients as the gradients at all their models leave memory for. Distances of a
+        whole group are read from the device at once.
+        """
+        clients, k, c = self.clients, len(group), len(self.clients.ids)
+        only_kn = np.eye(self.n)[group]
+        x_kd = self.exchange.all_reduce(only_kn, clients.x_cd)
+        points_ed = at_every_client(
+            x_kd, c
+        )  # e = kc: the first model at all clients, then the next
+        g_ed = clients.gradients_at(points_ed, np.tile(np.arange(c), k), t, "local")
+        g_kcd = g_ed.view(k, c, -1)
+        within_kn = np.zeros((k, self.n), dtype=bool)
+        v_kd = self.exchange.all_reduce(only_kn, self.own(group, g_ed)).clone()
         for _ in range(self.config.inner_rounds):
-            distances_n = self.exchange.all_gather((g_cd - v_1d).norm(dim=1).double().cpu().numpy())
-            tau = np.sort(distances_n)[self.sizes_n[i] - 1]
-            within_n = distances_n <= tau
-            near_1d = self.exchange.all_reduce(within_n[None] / self.n, g_cd)
-            v_1d.mul_(1.0 - within_n.mean()).add_(near_1d)
-        if i in self.clients.ids:
-            row = self.clients.ids.index(i)
-            self.clients.g_cd[row].copy_(v_1d[0])
-            self.weights.put_rows(np.array([row]), within_n[None].astype(np.float32))
+            distances_kc = (g_kcd - v_kd[:, None]).norm(dim=2).double().cpu().numpy()
+            for at, i in enumerate(group):
+                distances_n = self.exchange.all_gather(distances_kc[at])
+                tau = np.sort(distances_n)[self.sizes_n[i] - 1]
+                within_n = within_kn[at] = distances_n <= tau
+                near_1d = self.exchange.all_reduce(within_n[None] / self.n, g_kcd[at])
+                v_kd[at].mul_(1.0 - within_n.mean()).add_(near_1d[0])
+        here = {i: row for row, i in enumerate(clients.ids)}
+        mine = [at for at, i in enumerate(group) if i in here]
+        rows = np.array([here[group[at]] for at in mine], dtype=np.int64)
+        if mine:
+            taken = v_kd.index_select(0, to_device(np.array(mine), v_kd.device))
+            clients.g_cd.index_copy_(0, to_device(rows, v_kd.device), taken)
+            self.weights.put_rows(rows, within_kn[mine].astype(np.float32))
+
+    def own(self, group: list[int], g_ed: Tensor) -> Tensor:
+        """Return each client's gradient at its own model [c, d]; any for clients outside the group."""
+        ids, place = self.clients.ids, {i: at for at, i in enumerate(group)}
+        rows_c = [place.get(i, 0) * len(ids) + row for row, i in enumerate(ids)]
+        return g_ed.index_select(0, to_device(np.array(rows_c, dtype=np.int64), g_ed.device))
+
+
+def at_every_client(x_kd: Tensor, count: int) -> Tensor:
+    """Return each of k models `count` times, [k * count, d]; of a single model, which may be large, views."""
+    if len(x_kd) == 1:
+        return x_kd.clone().expand(count, -1)
+    points_ed = empty_rows(len(x_kd) * count, x_kd.shape[1], dtype=x_kd.dtype, device=x_kd.device)
+    take_rows(x_kd, to_device(np.arange(len(x_kd)).repeat(count), x_kd.device), points_ed)
+    return points_ed

@@ -44,6 +44,7 @@ def digits(algorithm: str, *more: str) -> list[str]:
         (digits("validation_based"), 1, 320),
         (digits("validation_based", "run.engine=one_by_one"), 1, 900),
         (digits("validation_based", "model.norm=batch", "algorithm.buffers=averaged"), 1, 590),
+        (digits("federated_clustering"), 3, 300),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
