@@ -144,7 +144,10 @@ class GraphedPasses:
         own = BufferRows(buffers.layouts, tuple(torch.empty_like(one[:1]) for one in buffers.rows))
         gradient_views = list(engine.layout.views(gradient_1d[0]).values())
 
+        own_views = {name: one[0] for name, one in own.views().items()}
+
         def step() -> None:
+            engine.load(point_1d[0], own_views)  # so that a step is whole where it is run, not replayed
             torch.index_select(points_md, 0, row_1, out=point_1d)
             for rows, row in zip(buffers.rows, own.rows, strict=True):
                 torch.index_select(rows, 0, row_1, out=row)
@@ -156,7 +159,6 @@ class GraphedPasses:
             losses_m.index_copy_(0, row_1, loss.to(losses_m.dtype)[None])
             row_1.add_(1)
 
-        engine.load(point_1d[0], {name: one[0] for name, one in own.views().items()})
         # The passes before recording work on the first model, which is put back after each.
         first = [one[:1].clone() for one in (points_md, *buffers.rows)]
 
