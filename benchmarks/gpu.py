@@ -51,9 +51,11 @@ QUIET = (
     "log.figures=false", "log.progress=none", "run.overwrite=true", "run.eval_every=0",
     "run.log_weights_every=0", "run.checkpoint_every=0", "data.eval_examples=1",
 )  # fmt: skip
-SMALL = (
-    "model.width=2", "data.batch_size=8", "task.clients_per_cluster=1", "task.clusters=2",
-)  # fmt: skip
+SMALL = ("model.width=2", "data.batch_size=2")
+SMALL_TASK = {
+    "cross_silo": ("task.clients_per_cluster=1", "task.clusters=2"),
+    "cross_device": ("algorithm.sampling.rate=0.1",),
+}
 WARM_ROUNDS = 5
 Figures = dict[str, Any]
 
@@ -66,8 +68,13 @@ class Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         count = (400, 100) if small else (50_000, 1_000)
         self.images = make_images(place / "images.npz", *count)
-        self.rounds = {"cross_silo": 8 if small else 60, "cross_device": 8 if small else 15}
+        self.rounds = {"cross_silo": 7 if small else 60, "cross_device": 6 if small else 15}
         self.runs = 0
+        self.best = () if small else PRECISIONS["bfloat16"]
+
+    def precisions(self) -> dict[str, tuple[str, ...]]:
+        """Return settings by precision; on CPUs that emulate bfloat16, it takes minutes."""
+        return {"float32": ()} if self.small else PRECISIONS
 
     def settings(self, *more: str) -> list[str]:
         """Return the settings of a run in a folder of its own; those in `more` come last."""
@@ -87,7 +94,7 @@ class Bench:
     def paper(self, task: str, *more: str) -> list[str]:
         """Return the settings of the paper's CoBo experiment on made-up images."""
         config = [f"--config=configs/paper/{task}_cobo.yaml", f"data.file={self.images}"]
-        small = [one for one in SMALL] if self.small else []
+        small = (*SMALL, *SMALL_TASK[task]) if self.small else ()
         return [*config, f"run.rounds={self.rounds[task]}", *small, *more]
 
 
@@ -114,7 +121,7 @@ def floor(bench: Bench) -> Iterator[tuple[str, Figures]]:
 def paper(bench: Bench) -> Iterator[tuple[str, Figures]]:
     """Seconds a round of CoBo, hours of the full length, memory."""
     for task, (length, published) in PAPER.items():
-        for name, precision in PRECISIONS.items():
+        for name, precision in bench.precisions().items():
             for graphs in ("auto", "off"):
                 if graphs == "off" and (task == "cross_device" or bench.device.type == "cpu"):
                     continue
@@ -138,7 +145,7 @@ def paper(bench: Bench) -> Iterator[tuple[str, Figures]]:
 
 def numbers(bench: Bench) -> Iterator[tuple[str, Figures]]:
     """The largest difference between models of the GPU and of the CPU, in float64."""
-    for algorithm in ALGORITHMS:
+    for algorithm in ("cobo",) if bench.small else ALGORITHMS:
         common = (
             f"algorithm.name={algorithm}", "run.dtype=float64", "run.rounds=10",
             "task.validation_fraction=0.2",
@@ -156,9 +163,7 @@ def shared(bench: Bench) -> Iterator[tuple[str, Figures]]:
     _torchrun(settings)
     two = bench.place / f"run-{bench.runs}"
     yield "two ranks, digits", {"largest difference": difference(bench.run(*common), two)}
-    settings = bench.settings(
-        *bench.paper("cross_silo", *PRECISIONS["bfloat16"]), "comm.backend=gloo"
-    )
+    settings = bench.settings(*bench.paper("cross_silo", *bench.best), "comm.backend=gloo")
     _torchrun(settings)
     two = bench.place / f"run-{bench.runs}"
     yield "two ranks, cross_silo, bfloat16", {"s a round": seconds_a_round(two)}
@@ -167,7 +172,12 @@ def shared(bench: Bench) -> Iterator[tuple[str, Figures]]:
 def trace(bench: Bench) -> Iterator[tuple[str, Figures]]:
     """The share of the time in which the GPU works."""
     rounds = 3 if bench.small else 10
-    more = (*PRECISIONS["bfloat16"], f"log.trace={rounds}", "run.rounds=25")
+    more = (
+        *PRECISIONS["bfloat16"],
+        f"log.trace={rounds}",
+        "run.rounds=25",
+        "run.engine=one_by_one",
+    )
     folder = bench.run(*bench.paper("cross_silo", *more))
     events = json.loads((folder / "profile" / "rank_00000.json").read_text())["traceEvents"]
     kinds = {"kernel", "gpu_memcpy", "gpu_memset"} if bench.device.type == "cuda" else {"cpu_op"}
