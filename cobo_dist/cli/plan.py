@@ -20,6 +20,7 @@ from cobo_dist.errors import (
     ConfigError,
     RunFailure,
 )
+from cobo_dist.host import raise_open_files_limit
 from cobo_dist.planning.dry_run import DryRun
 from cobo_dist.planning.try_rounds import try_rounds
 from cobo_dist.tasks.registry import build_task
@@ -55,7 +56,7 @@ examples:
   srun -N2 --ntasks-per-node=4 python -m cobo_dist.plan --config my.yaml --try 20"""
 MAX_COUNT = 10**9  # of ranks= and clients=
 MAX_RANKS_PER_CORE = 8
-"""Ranks on a core up to which --try starts ranks by itself."""
+"""Ranks on a core up to which --try starts ranks by itself, and this host's memory is compared."""
 
 
 @safe_terminal()
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = list(sys.argv[1:] if argv is None else argv)
     rank = 0
     try:
+        raise_open_files_limit()
         launch = read_launch(os.environ)
         rank = launch.rank
         arguments = parser.read(command, rank)
@@ -79,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ranks = dry_run.placement.ranks
         if tries and launch.world_size < ranks:
             return _start_ranks(command, ranks)
-        text = plan_text(dry_run) if rank == 0 else ""
+        here = launch.local_world_size
+        if launch.launcher == "python":
+            here = ranks if ranks <= MAX_RANKS_PER_CORE * _cores() else 0
+        text = plan_text(dry_run, here) if rank == 0 else ""
         if tries:
             tried = try_rounds(config, launch, tries)
             text += "\n\n" + tried_text(tried, config.run.rounds) if tried else ""

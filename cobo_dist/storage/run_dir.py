@@ -126,7 +126,8 @@ class RunDir:
         """
         try:
             self._remove_drafts()
-            for name in RUN_FILES:
+            # metrics.jsonl marks the folder as a run's. It goes last, so a start that fails can be repeated.
+            for name in sorted(RUN_FILES, key=lambda name: name == METRICS_FILE):
                 _remove(self.path / name)
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / METRICS_FILE).touch()  # marks the folder as a run's

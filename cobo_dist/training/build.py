@@ -19,7 +19,7 @@ from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
-from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.comm.startup.launch_env import Launch, check_open_files
 from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import EXIT_DONE, ConfigError
@@ -50,6 +50,7 @@ def run(config: Config, launch: Launch) -> int:
         ConfigError: nothing was started or written.
         RunFailure: the run started and failed; status.json says why.
     """
+    check_open_files(launch)
     check_backend(config.comm.backend, launch)
     device = choose_device(config.run.device, config.comm.backend, launch)
     prepared = prepare(config, launch)
@@ -169,6 +170,7 @@ def open_trainer(
         checkpoint_writer = CheckpointWriter(
             folder, run, config_yaml, about,
             learner.clients, learner.exchange, learner.algorithm, run_logger,
+            session.launch.local_world_size,
         )  # fmt: skip
         metrics = MetricsBuffer(
             learner.exchange, learner.clients, learner.task, learner.algorithm, run_logger,

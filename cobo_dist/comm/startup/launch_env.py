@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cobo_dist.comm.transports.mpi_world import start_mpi
-from cobo_dist.errors import ConfigError
+from cobo_dist.errors import ConfigError, HostConfigError
+from cobo_dist.host import open_files_limit
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
@@ -58,6 +59,28 @@ def read_launch(env: Mapping[str, str]) -> Launch:
         job = ""
     batch_job = next((env[name] for name in BATCH_JOBS if env.get(name)), job)
     return replace(_read_launch(env), restarts=sum(counts), job=job, batch_job=batch_job)
+
+
+def needed_open_files(ranks: int) -> int:
+    """Return how many files and connections a rank has open at most; measured on 4 and 8 ranks."""
+    return 24 + 3 * ranks
+
+
+def check_open_files(launch: Launch) -> None:
+    """Check that this rank may open a connection to every other one.
+
+    Raises:
+        ConfigError: `ulimit -n` allows too few; libraries that run into it often do not say so. A
+            HostConfigError on one rank of a host, which speaks for all of its ranks.
+    """
+    limit, needed = open_files_limit(), needed_open_files(launch.world_size)
+    if limit < needed:
+        kind = ConfigError if launch.local_rank else HostConfigError
+        raise kind(
+            f"`ulimit -n` lets a process open {limit:,} files and connections, and each of "
+            f"{launch.world_size:,} rank(s) needs up to {needed:,}; raise the hard limit "
+            "(`ulimit -Hn`), or start fewer ranks"
+        )
 
 
 def _read_launch(env: Mapping[str, str]) -> Launch:

@@ -9,7 +9,7 @@ import torch
 
 from cobo_dist.comm.session import choose_device
 from cobo_dist.comm.startup import launch_env as launching
-from cobo_dist.comm.startup.launch_env import Launch, read_launch
+from cobo_dist.comm.startup.launch_env import Launch, check_open_files, read_launch
 from cobo_dist.errors import ConfigError, HostConfigError
 
 TORCHRUN = {
@@ -363,3 +363,14 @@ def test_a_backend_that_does_not_fit_the_device_is_refused(
     message = device_refusal("cuda", "gloo", rank_of(0, 1))
     assert "comm.backend=gloo" in message
     assert "run.device" in message
+
+
+def test_too_few_open_files_for_the_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the ranks connect: gloo and the store often hide why they fail. One rank a host speaks."""
+    monkeypatch.setattr(launching, "open_files_limit", lambda: 40)
+    check_open_files(rank_of(0, 5))
+    with pytest.raises(HostConfigError, match=r"`ulimit -n` .* 40 files .* 6 rank\(s\) .* 42;"):
+        check_open_files(rank_of(0, 6))
+    with pytest.raises(ConfigError) as caught:
+        check_open_files(rank_of(1, 6))
+    assert type(caught.value) is ConfigError

@@ -11,6 +11,7 @@ import torch
 from pool import RankPool
 from problems import QUIET, rows, train, write_quadratic
 
+from cobo_dist.cli import plan_output
 from cobo_dist.cli.plan import main
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
@@ -250,6 +251,13 @@ def test_the_command_prints_all_and_writes_nothing(
     # W^0 = 1: one model for each ordered pair of ranks, 12 * 5440 bytes.
     (line,) = (line for line in said.splitlines() if line.startswith("round 1 "))
     assert line.split()[-4:-2] == ["65.3", "kB"]
+    assert "free on this host for each of 4 rank(s)" in said
+    assert "too little memory" not in said
+    monkeypatch.setattr(plan_output, "free_memory", lambda ranks: 1_000)
+    assert main(["ranks=4", *SMALL]) == 0
+    assert "warning: this host has too little memory" in capsys.readouterr().out
+    assert main(["ranks=1000", "clients=1000", *SMALL]) == 0
+    assert "on this host" not in capsys.readouterr().out, "so many ranks run elsewhere"
     assert main(["ranks=3", *SMALL, "algorithm.name=fedavg"]) == 0
     assert "2 or 3 clients each" in capsys.readouterr().out
     assert main(["task.clusters=1", "task.clients_per_cluster=1", *SMALL]) == 0
