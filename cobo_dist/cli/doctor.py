@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 
+from cobo_dist.cli.launch import start
 from cobo_dist.cli.parser import report_error, settings_parser
-from cobo_dist.comm.startup.launch_env import Launch, read_launch
+from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RunFailure
-from cobo_dist.host import raise_open_files_limit
 from cobo_dist.preflight.diagnose import FINE, WARNING, WRONG, Finding
 from cobo_dist.preflight.probe import examine
 from cobo_dist.terminal import safe_terminal
@@ -30,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Examine what the command line names; return 0, 1 where something is wrong, 2 where nothing starts."""
     rank, began = 0, time.monotonic()
     try:
-        raise_open_files_limit()
-        launch = read_launch(os.environ)
+        launch = start()
         rank = launch.rank
         options = settings_parser("doctor", ABOUT, EXITS).read(argv, rank)
         if options is None:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
+from cobo_dist.cli.launch import start
 from cobo_dist.cli.parser import report_error, settings_parser
 from cobo_dist.cli.plan_output import plan_text, tried_text
-from cobo_dist.comm.startup.launch_env import Launch, read_launch
+from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import (
     EXIT_DONE,
@@ -20,7 +21,6 @@ from cobo_dist.errors import (
     ConfigError,
     RunFailure,
 )
-from cobo_dist.host import raise_open_files_limit
 from cobo_dist.planning.dry_run import DryRun
 from cobo_dist.planning.try_rounds import try_rounds
 from cobo_dist.tasks.registry import build_task
@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = list(sys.argv[1:] if argv is None else argv)
     rank = 0
     try:
-        raise_open_files_limit()
-        launch = read_launch(os.environ)
+        launch = start()
         rank = launch.rank
         arguments = parser.read(command, rank)
         if arguments is None:
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         counts, settings = _split(arguments.settings)
         config = load_config(arguments.config, settings)
         dry_run = _dry_run(config, counts, launch)
-        tries = _number_of_tries(arguments.tried, dry_run)
+        tries = _number_of_tries(arguments.tried, dry_run, launch)
         ranks = dry_run.placement.ranks
         if tries and launch.world_size < ranks:
             return _start_ranks(command, ranks)
@@ -130,7 +129,7 @@ def _cores() -> int:
 # -- --try -------------------------------------------------------------------------------------------
 
 
-def _number_of_tries(text: str | None, dry_run: DryRun) -> int:
+def _number_of_tries(text: str | None, dry_run: DryRun, launch: Launch) -> int:
     """Return N of --try N; 0 where it is not given.
 
     Raises:
@@ -147,7 +146,6 @@ def _number_of_tries(text: str | None, dry_run: DryRun) -> int:
             f"--try trains the task's own {dry_run.task.clients:,} clients, but clients={dry_run.n} are "
             "made up; drop clients= or --try"
         )
-    launch = read_launch(os.environ)
     if launch.launcher != "python":
         if launch.world_size != ranks:
             raise ConfigError(

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from cobo_dist import __version__
+from cobo_dist.cli.launch import start
 from cobo_dist.cli.parser import report_error, settings_parser
-from cobo_dist.comm.startup.launch_env import read_launch
 from cobo_dist.config import Config, describe_keys, load_config
 from cobo_dist.errors import EXIT_DONE, ConfigError, RunFailure
-from cobo_dist.host import raise_open_files_limit
 from cobo_dist.terminal import safe_terminal
 from cobo_dist.training.build import run
 
@@ -50,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.show_run_dir:
             print(load_config(options.config, options.settings).run_dir.absolute())
             return EXIT_DONE
-        raise_open_files_limit()
-        launch = read_launch(os.environ)
+        launch = start()
         rank = launch.rank
         config = load_config(options.config, options.settings)
         code = run(config, launch)
