@@ -6,7 +6,7 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 
@@ -43,8 +43,10 @@ from cobo_dist.training.signals import Signals
 from cobo_dist.training.trainer import Trainer
 
 
-def run(config: Config, launch: Launch) -> int:
+def run(config: Config, launch: Launch, on_finished: Callable[[RunDir], None] | None = None) -> int:
     """Train as the config says on the launched ranks; return the exit code.
+
+    `on_finished`: called on rank 0 with the run folder once all is written, while this run still owns it.
 
     Raises:
         ConfigError: nothing was started or written.
@@ -55,10 +57,15 @@ def run(config: Config, launch: Launch) -> int:
     device = choose_device(config.run.device, config.comm.backend, launch)
     prepared = prepare(config, launch)
     with open_session(launch, config.comm, device) as session:
-        return run_in_session(config, session, prepared)
+        return run_in_session(config, session, prepared, on_finished)
 
 
-def run_in_session(config: Config, session: Session, prepared: Prepared | None = None) -> int:
+def run_in_session(
+    config: Config,
+    session: Session,
+    prepared: Prepared | None = None,
+    on_finished: Callable[[RunDir], None] | None = None,
+) -> int:
     """Train over ranks that are connected already; see `run`."""
     launch, folder, reached = session.launch, RunDir(config.run_dir), 0
     set_up_torch(config.run.threads or launch.cores, config.comm.deterministic, session.device)
@@ -82,7 +89,10 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
             with open_trainer(config, session, problem, found, folder, prepared.epoch) as trainer:
                 if signal := trainer.fit(signals):
                     return stop(trainer, session, folder, signal)
-                return finish(trainer, session, folder, config.algorithm.name)
+                code = finish(trainer, session, folder, config.algorithm.name)
+            if launch.rank == 0 and on_finished is not None:
+                on_finished(folder)
+            return code
         except ConfigError:
             raise
         except BaseException as error:
@@ -150,7 +160,7 @@ def open_trainer(
 
     with (
         _open_run_logger(config, session, problem.task, folder, first) as run_logger,
-        open_profiler(log.trace, run.rounds - first, folder.path / "profile", session) as profiler,
+        open_profiler(log.trace, run.rounds - first, folder, session) as profiler,
     ):
         if run_logger is not None:
             if found is not None:
