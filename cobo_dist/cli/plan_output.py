@@ -26,6 +26,7 @@ def plan_text(dry_run: DryRun, ranks_here: int) -> str:
         _facts(dry_run),
         _all_ranks(dry_run, traffic),
         _each_rank(dry_run, mean),
+        _each_client(dry_run, traffic),
         _memory(dry_run, ranks_here),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections)
@@ -100,6 +101,16 @@ def _each_rank(dry_run: DryRun, mean: RoundTraffic) -> list[str]:
     for word, statistic in (("least", np.min), ("median", np.median), ("most", np.max)):
         sent = [human_bytes(float(statistic(bytes_s))) for bytes_s in bytes_ps]
         rows.append(_row(f"mean round, {word}", "", _count(float(statistic(messages_s))), *sent))
+    return rows
+
+
+def _each_client(dry_run: DryRun, traffic: dict[str, RoundTraffic]) -> list[str]:
+    """What summary.json will have as `bytes_per_client`, and what a round adds to it."""
+    rows = [_row("a client, as a machine", "up a round", "down", "up in all", "down")]
+    for name, one in traffic.items():
+        each = one.bytes_per_client
+        totals = ("", "") if name == "round 1" else [human_bytes(dry_run.rounds * n) for n in each]
+        rows.append(_row(name, *map(human_bytes, each), *totals).rstrip())
     return rows
 
 
