@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+
+from cobo_dist.host import open_files_limit
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: try again
 
 
+_TOO_MANY_FILES = os.strerror(errno.EMFILE)
+
+
 def _one_line(message: str) -> str:
-    """Join lines: a value in the message may hold line breaks."""
-    return " ".join(message.splitlines())
+    """Join lines, since a value in the message may hold line breaks, and name the limit of open files.
+
+    Files, sockets and libraries all report that limit in the system's words, which name no remedy.
+    """
+    limit = f"(`ulimit -n` is {open_files_limit():,}: raise it, or start fewer ranks)"
+    # The words go on where the whole system is out of files, which is another limit.
+    found = re.compile(rf"({_TOO_MANY_FILES})(?! in | \(`)", re.IGNORECASE)
+    return found.sub(rf"\1 {limit}", " ".join(message.splitlines()))
 
 
 class ConfigError(Exception):

@@ -16,7 +16,47 @@ if mpirun --version 2>&1 | grep -q "Open MPI"; then
   flags+=(--oversubscribe)
   if [ "$(id -u)" = 0 ]; then flags+=(--allow-run-as-root); fi
 fi
+# An invalid config ends here, with one message, before any rank starts.
+run="$(python -m cobo_dist.train "$@" --show-run-dir)"
+status_version() { stat -c '%i %y' "$run/status.json" 2>/dev/null || true; }
+# The number of starts in the run folder: a start that takes the folder adds one (docs/RELIABILITY.md).
+starts() {
+  local record
+  record="$(find "$run/owner" -name '[0-9]*.json' 2>/dev/null | sort | tail -n1)"
+  record="${record##*/}"
+  echo "$((10#0${record%.json}))"
+}
+status="$(status_version)" before="$(starts)"
+
 # Not `python -m mpi4py`: it calls MPI_Abort even if all ranks refuse a config and end by themselves. cobo_dist ends
-# all ranks itself when one of them fails.
+# all ranks itself when one of them fails. In a process group of its own (set -m), so that a signal reaches mpirun
+# once: from here.
+set -m
 # shellcheck disable=SC2086
-exec mpirun -n "${RANKS:-4}" "${flags[@]}" ${MPI_FLAGS:-} python -m cobo_dist.train "$@"
+mpirun -n "${RANKS:-4}" "${flags[@]}" ${MPI_FLAGS:-} python -m cobo_dist.train "$@" </dev/null &
+pid=$!
+set +m
+for signal in INT TERM HUP USR1; do
+  # shellcheck disable=SC2064
+  trap "kill -$signal $pid 2>/dev/null || true" "$signal"
+done
+code=0
+wait "$pid" || code=$?
+while [ "$code" -gt 128 ] && kill -0 "$pid" 2>/dev/null; do # a signal ended the wait, and not mpirun
+  code=0
+  wait "$pid" || code=$?
+done
+
+# mpirun ends all ranks when one is killed or calls MPI_Abort, so none may be left to say why. Its own code may be that
+# of any rank, and 0 if a rank left without a word.
+if [ "$(status_version)" != "$status" ] && [ -e "$run/status.json" ]; then
+  told="$(sed -n 's/.*"exit_code": *\([0-9]*\).*/\1/p' "$run/status.json")"
+  if [ "${told:-0}" != 0 ]; then code="$told"; fi
+elif [ "$code" != 2 ] && [ "$(starts)" = "$((before + 1))" ]; then
+  why="mpirun ended with code $code before a rank said why: a rank was killed, ran out of memory, called MPI_Abort, or left"
+  printf '{"exit_code": 1, "status": "failed", "reason": "%s"}\n' "$why" >"$run/status.json.$((before + 1)).part"
+  mv "$run/status.json.$((before + 1)).part" "$run/status.json"
+  echo "error: $why; run.resume=auto goes on from the last checkpoint" >&2
+  code=1
+fi
+exit "$code"

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # read the config with the code that is frozen, beside this file
+# Read the config with the code that is frozen, beside this file.
+sys.path[:0] = [str(ROOT), str(ROOT / "slurm")]
+
+from partitions import refuse_too_long  # noqa: E402
 
 from cobo_dist.comm.startup.launch_env import read_launch  # noqa: E402
 from cobo_dist.config import Config, load_config  # noqa: E402
@@ -91,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = config.run_dir
         folder = run / "jobs" / f"{1 + max(map(int, _earlier(run)), default=0):03d}"
         script = job_script(request, folder, run, os.environ)
+        times = re.findall(r"^#SBATCH --time=(\S+)", script, re.MULTILINE)
+        partition = request.flags.get("partition") or os.environ.get("SBATCH_PARTITION")
+        refuse_too_long(times[-1].strip('"'), partition or "")
         if request.dry_run:
             print(script)
             print(f"--dry-run: nothing was written; this would be {folder / 'job.sbatch'}")

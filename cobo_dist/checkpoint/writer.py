@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import psutil
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from cobo_dist.algorithms.base import Algorithm
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.errors import RunFailure
+from cobo_dist.host import free_memory
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage import disk, schema
@@ -37,7 +37,7 @@ def client_views(clients: ClientBatch, algorithm: Algorithm, row: int) -> dict[s
 
 
 MAX_SHARE_OF_FREE_MEMORY = 0.5
-"""The largest share of the host's free memory that a rank's copy may take."""
+"""The largest share of the free memory of a rank that its copy may take."""
 
 
 class CheckpointWriter:
@@ -53,6 +53,7 @@ class CheckpointWriter:
         exchange: Exchange,
         algorithm: Algorithm,
         run_logger: RunLogger | None,
+        ranks_on_host: int,
     ) -> None:
         """Write checkpoints into the run folder.
 
@@ -65,10 +66,11 @@ class CheckpointWriter:
             exchange: connects the ranks.
             algorithm: has state of its own, and rows of W.
             run_logger: the logs; None on all ranks but 0.
+            ranks_on_host: ranks that share the memory of this rank's host.
         """
         self.folder, self.run, self.config_text, self.about = folder, run, config_text, about
         self.clients, self.exchange, self.algorithm = clients, exchange, algorithm
-        self.run_logger = run_logger
+        self.run_logger, self.ranks_on_host = run_logger, ranks_on_host
         self._pending: PendingCheckpoint | None = None
         self._stuck: set[Path] = set()  # old checkpoints that cannot be removed, and were warned of
 
@@ -96,7 +98,7 @@ class CheckpointWriter:
             checkpoint.draft_of(self.folder.checkpoints, r, self.folder.epoch), r, needed
         )
         files = self._files(seconds)
-        has_room = needed < MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
+        has_room = needed < MAX_SHARE_OF_FREE_MEMORY * free_memory(self.ranks_on_host)
         if self.run.checkpoint_writing == "auto" and has_room:
             self._pending.write_in_background(list(files))
         else:
@@ -190,7 +192,8 @@ class CheckpointWriter:
         held = client_views(self.clients, self.algorithm, 0)
         held |= row_tensors(self.algorithm.weights, 0)
         mine = len(self.clients.ids) * sum(one.nbytes for one in held.values())
-        return mine + sum(one.nbytes for one in self.algorithm.state().shared.values())
+        mine += sum(one.nbytes for one in self.algorithm.state().shared.values())
+        return mine + (self.run_logger.snapshots.nbytes if self.run_logger is not None else 0)
 
 
 class PendingCheckpoint:

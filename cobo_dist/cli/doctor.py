@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 
+from cobo_dist.cli.launch import start
 from cobo_dist.cli.parser import report_error, settings_parser
-from cobo_dist.comm.startup.launch_env import Launch, read_launch
+from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RunFailure
 from cobo_dist.preflight.diagnose import FINE, WARNING, WRONG, Finding
@@ -18,9 +18,9 @@ from cobo_dist.terminal import safe_terminal
 
 ABOUT = """\
 Check everything that a run needs, before the run does: the launcher, the ranks and their hosts, versions,
-devices, threads, the data, the run folder and its disk, clocks, and every link's round trip and throughput.
-Start it as the run will be started, with the same launcher and arguments, in place of cobo_dist.train. It
-trains nothing, downloads nothing and leaves nothing behind. Rank 0 prints the findings."""
+devices, threads, memory, open files, the data, the run folder and its disk, clocks, and every link's round
+trip and throughput. Start it as the run will be started, with the same launcher and arguments, in place of
+cobo_dist.train. It trains and downloads nothing and leaves nothing behind. Rank 0 prints the findings."""
 EXITS = "exit codes: 0 nothing is wrong (there may be warnings); 1 something is; 2 the ranks cannot start"
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Examine what the command line names; return 0, 1 where something is wrong, 2 where nothing starts."""
     rank, began = 0, time.monotonic()
     try:
-        launch = read_launch(os.environ)
+        launch = start()
         rank = launch.rank
         options = settings_parser("doctor", ABOUT, EXITS).read(argv, rank)
         if options is None:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
+from cobo_dist.cli.launch import start
 from cobo_dist.cli.parser import report_error, settings_parser
 from cobo_dist.cli.plan_output import plan_text, tried_text
-from cobo_dist.comm.startup.launch_env import Launch, read_launch
+from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import (
     EXIT_DONE,
@@ -55,7 +56,7 @@ examples:
   srun -N2 --ntasks-per-node=4 python -m cobo_dist.plan --config my.yaml --try 20"""
 MAX_COUNT = 10**9  # of ranks= and clients=
 MAX_RANKS_PER_CORE = 8
-"""Ranks on a core up to which --try starts ranks by itself."""
+"""Ranks on a core up to which --try starts ranks by itself, and this host's memory is compared."""
 
 
 @safe_terminal()
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = list(sys.argv[1:] if argv is None else argv)
     rank = 0
     try:
-        launch = read_launch(os.environ)
+        launch = start()
         rank = launch.rank
         arguments = parser.read(command, rank)
         if arguments is None:
@@ -75,11 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         counts, settings = _split(arguments.settings)
         config = load_config(arguments.config, settings)
         dry_run = _dry_run(config, counts, launch)
-        tries = _number_of_tries(arguments.tried, dry_run)
+        tries = _number_of_tries(arguments.tried, dry_run, launch)
         ranks = dry_run.placement.ranks
         if tries and launch.world_size < ranks:
             return _start_ranks(command, ranks)
-        text = plan_text(dry_run) if rank == 0 else ""
+        here = launch.local_world_size
+        if launch.launcher == "python":
+            here = ranks if ranks <= MAX_RANKS_PER_CORE * _cores() else 0
+        text = plan_text(dry_run, here) if rank == 0 else ""
         if tries:
             tried = try_rounds(config, launch, tries)
             text += "\n\n" + tried_text(tried, config.run.rounds) if tried else ""
@@ -125,7 +129,7 @@ def _cores() -> int:
 # -- --try -------------------------------------------------------------------------------------------
 
 
-def _number_of_tries(text: str | None, dry_run: DryRun) -> int:
+def _number_of_tries(text: str | None, dry_run: DryRun, launch: Launch) -> int:
     """Return N of --try N; 0 where it is not given.
 
     Raises:
@@ -142,7 +146,6 @@ def _number_of_tries(text: str | None, dry_run: DryRun) -> int:
             f"--try trains the task's own {dry_run.task.clients:,} clients, but clients={dry_run.n} are "
             "made up; drop clients= or --try"
         )
-    launch = read_launch(os.environ)
     if launch.launcher != "python":
         if launch.world_size != ranks:
             raise ConfigError(

@@ -6,6 +6,7 @@ import numpy as np
 
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.formatting import human_bytes
+from cobo_dist.host import free_memory
 from cobo_dist.planning.dry_run import DryRun, RoundTraffic
 from cobo_dist.planning.try_rounds import TriedRounds
 from cobo_dist.tasks.describe import facts_of
@@ -14,15 +15,19 @@ _HEADS = ("messages", "models", "gradients", "mixing", "total")
 _NAME, _CELL = 28, 11  # columns of a row's name and of each number
 
 
-def plan_text(dry_run: DryRun) -> str:
-    """Return the run, what its ranks send, and what the fullest of them keeps in memory."""
+def plan_text(dry_run: DryRun, ranks_here: int) -> str:
+    """Return the run, what its ranks send, and what the fullest of them keeps in memory.
+
+    `ranks_here`: ranks that would share the memory of this host; 0: they run elsewhere.
+    """
     traffic = dry_run.traffic()
     mean = list(traffic.values())[1]
     sections = [
         _facts(dry_run),
         _all_ranks(dry_run, traffic),
         _each_rank(dry_run, mean),
-        _memory(dry_run),
+        _each_client(dry_run, traffic),
+        _memory(dry_run, ranks_here),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections)
 
@@ -99,10 +104,29 @@ def _each_rank(dry_run: DryRun, mean: RoundTraffic) -> list[str]:
     return rows
 
 
-def _memory(dry_run: DryRun) -> list[str]:
+def _each_client(dry_run: DryRun, traffic: dict[str, RoundTraffic]) -> list[str]:
+    """What summary.json will have as `bytes_per_client`, and what a round adds to it."""
+    rows = [_row("a client, as a machine", "up a round", "down", "up in all", "down")]
+    for name, one in traffic.items():
+        each = one.bytes_per_client
+        totals = ("", "") if name == "round 1" else [human_bytes(dry_run.rounds * n) for n in each]
+        rows.append(_row(name, *map(human_bytes, each), *totals).rstrip())
+    return rows
+
+
+def _memory(dry_run: DryRun, ranks_here: int) -> list[str]:
     items = dry_run.memory()
     rows = [(item.name, item.bytes) for item in items]
-    rows.append(("counted", sum(item.bytes for item in items)))
+    counted = sum(item.bytes for item in items)
+    rows.append(("counted", counted))
+    warning = []
+    if ranks_here:
+        free = free_memory(ranks_here)
+        rows.append((f"free on this host for each of {ranks_here:,} rank(s)", free))
+        if counted > free:
+            warning = [
+                "warning: this host has too little memory; add hosts, or lower clients or model"
+            ]
     which = "the fullest rank"
     if not dry_run.counts_all_ranks:
         which = f"the fullest of {len(dry_run.counted)} ranks"
@@ -110,6 +134,7 @@ def _memory(dry_run: DryRun) -> list[str]:
         f"memory of {which}, with W at its initial value",
         *(f"{name:<48}{human_bytes(nbytes):>{_CELL}}" for name, nbytes in rows),
         "(activations of a batch, evaluation and the program itself come on top)",
+        *warning,
     ]
 
 

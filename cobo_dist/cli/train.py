@@ -8,10 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from cobo_dist import __version__
+from cobo_dist.cli.launch import start
 from cobo_dist.cli.parser import report_error, settings_parser
-from cobo_dist.comm.startup.launch_env import read_launch
-from cobo_dist.config import Config, describe_keys, load_config
+from cobo_dist.config import describe_keys, load_config
 from cobo_dist.errors import EXIT_DONE, ConfigError, RunFailure
+from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.storage.schema import FIGURES_DIR
 from cobo_dist.terminal import safe_terminal
 from cobo_dist.training.build import run
 
@@ -49,13 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.show_run_dir:
             print(load_config(options.config, options.settings).run_dir.absolute())
             return EXIT_DONE
-        launch = read_launch(os.environ)
+        launch = start()
         rank = launch.rank
         config = load_config(options.config, options.settings)
-        code = run(config, launch)
-        if rank == 0 and code == EXIT_DONE and config.log.figures:
-            _draw(config)
-        return code
+        return run(config, launch, _draw if config.log.figures else None)
     except (ConfigError, RunFailure) as error:
         return report_error(error, rank)
 
@@ -68,12 +67,25 @@ def _rank(env: Mapping[str, str]) -> int:
     return 0
 
 
-def _draw(config: Config) -> None:
+def _draw(folder: RunDir) -> None:
     """Draw the run's figures in a process of its own, so that a plot that fails does not fail the run."""
-    command = [sys.executable, "-m", "cobo_dist.report", str(config.run_dir)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        print(f"figures     {config.run_dir / 'figures'}", flush=True)
+    reason = ""
+    try:
+        with folder.filling(FIGURES_DIR, "rank_00000") as drafts:
+            command = [
+                sys.executable,
+                "-m",
+                "cobo_dist.report",
+                str(folder.path),
+                "--out",
+                str(drafts),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines()[-1:] or ["no reason given"])[0]
+    except OSError as error:
+        reason = f"{error.filename or folder.path}: {error.strerror}"
+    if reason:
+        print(f"figures could not be drawn: {reason}", file=sys.stderr)
     else:
-        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        print(f"figures could not be drawn: {reason[0]}", file=sys.stderr)
+        print(f"figures     {folder.path / FIGURES_DIR}", flush=True)

@@ -147,7 +147,9 @@ class GraphedPasses:
         own_views = {name: one[0] for name, one in own.views().items()}
 
         def step() -> None:
-            engine.load(point_1d[0], own_views)  # so that a step is whole where it is run, not replayed
+            engine.load(
+                point_1d[0], own_views
+            )  # so that a step is whole where it is run, not replayed
             torch.index_select(points_md, 0, row_1, out=point_1d)
             for rows, row in zip(buffers.rows, own.rows, strict=True):
                 torch.index_select(rows, 0, row_1, out=row)

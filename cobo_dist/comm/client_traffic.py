@@ -66,6 +66,11 @@ class ClientTraffic:
         if not symmetric:
             self._both_ways(weights.shape[0] * (self.clients - 1) * weights.dtype.itemsize)
 
+    def mix_all(self, size: int, weight_bytes: int) -> None:
+        """Count a mix of all clients without a weight of 0; `weight_bytes`: 0 where W is symmetric."""
+        others = self.clients * (self.clients - 1)
+        self._both_ways(others * (size * self.wire_bytes + weight_bytes))
+
     def all_reduce(
         self, weights_kn: NDArray[np.floating], ids_c: NDArray[np.int64], size: int
     ) -> None:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cobo_dist.comm.client_traffic import ClientTraffic
 from cobo_dist.comm.exchange import PairEnds
 from cobo_dist.comm.pair_plan import PairPlan, plan_pairs
 from cobo_dist.comm.placement import Placement
@@ -81,6 +82,11 @@ class CountingExchange:
         self.buffers: dict[str, Ints] = {}
         """Bytes of the buffers of each kind, [S], or [S, R] for a buffer for each peer."""
         self._planned: tuple[NDArray[np.int64], list[PairPlan]] | None = None
+        # What clients would send as machines of their own: for pairs, and for all else.
+        self.client_pairs, self.client_mixing = (
+            ClientTraffic(placement.clients, self.wire.itemsize) for _ in range(2)
+        )
+        self._ends: PairPlan | None = None  # of the last midpoints
         self._mixed: tuple[Weights, int, tuple[Ints, Ints]] | None = None
         self._x_nd = torch.empty(0)
 
@@ -88,12 +94,21 @@ class CountingExchange:
         """Return what was sent so far."""
         return RankTraffic(self._messages_ps.copy(), self._bytes_ps.copy())
 
+    def client_traffic(self) -> Ints:
+        """Return what all clients would have sent and received so far as machines of their own.
+
+        Bytes [2, 2]: for pairs and for mixing, up and down.
+        """
+        return np.array([self.client_pairs.totals(), self.client_mixing.totals()])
+
     # -- partners' models -----------------------------------------------------------------------
 
     def send_models(self, x_nd: Tensor, pairs_m2: Tensor) -> None:
         """Count the models of the drawn pairs, each once to a rank that needs it."""
         self._x_nd = x_nd
         model = self._size(x_nd) * self.wire.itemsize
+        every = plan_pairs(pairs_m2.numpy(), self._alone, 0)
+        self.client_pairs.send_models(every, self._size(x_nd))
         for s, plan in enumerate(self._plans(pairs_m2)):
             sent = [len(transfer.send_clients) * model for transfer in plan.transfers.values()]
             received = [len(transfer.receive_clients) for transfer in plan.transfers.values()]
@@ -109,7 +124,7 @@ class CountingExchange:
         row = row_bytes(self._size(self._x_nd), self.dtype)
         for s, plan in enumerate(self._plans(pairs_k2)):
             self._keep("midpoints", len(plan.clients) * row, s)
-        every = plan_pairs(pairs_k2.numpy(), self._alone, 0)
+        every = self._ends = plan_pairs(pairs_k2.numpy(), self._alone, 0)
         ends = PairEnds(every.clients, every.clients, every.partners, every.first)
         x_i, x_j = (self._x_nd[torch.from_numpy(ids)] for ids in (every.clients, every.partners))
         return ends, (x_i + x_j) / 2
@@ -117,6 +132,8 @@ class CountingExchange:
     def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
         """Count half gradients and their scalars; return 0 for every end: no weight moves."""
         assert self._planned is not None
+        assert self._ends is not None
+        self.client_pairs.alignment(self._ends, self._size(gradients_ed))
         size = self._size(gradients_ed)
         cut = middle(size)
         for s, plan in enumerate(self._planned[1]):
@@ -156,6 +173,7 @@ class CountingExchange:
         if known is None or known[0] is not weights or known[1] != weights.version:
             known = self._mixed = weights, weights.version, self._crossing.mix(weights)
         self._mix(known[2], self._size(x_nd), 0 if symmetric else weights.dtype.itemsize)
+        self.client_mixing.mix(weights, self._size(x_nd), symmetric)
         (whole,) = blocks_of(weights, self._alone.by_rank)
         mixed_nd = torch.zeros_like(x_nd)
         Product(whole).add(x_nd, mixed_nd)
@@ -164,6 +182,7 @@ class CountingExchange:
     def mix_unlike(self, x_nd: Tensor, itemsize: int, *, symmetric: bool = True) -> None:
         """Count a mix by weights of `itemsize` bytes of which no two are equal."""
         self._mix(self._crossing.mix_unlike(), self._size(x_nd), 0 if symmetric else itemsize)
+        self.client_mixing.mix_all(self._size(x_nd), 0 if symmetric else itemsize)
 
     def _mix(self, crossing: tuple[Ints, Ints], size: int, weight_bytes: int) -> None:
         """Count models received and sent, [S, R] each, and weights that senders do not know."""
@@ -185,6 +204,7 @@ class CountingExchange:
     def all_reduce(self, weights_kn: NDArray[np.floating], x_nd: Tensor) -> Tensor:
         """Return k combinations of all rows, and count them as brought to every rank."""
         size, ranks = self._size(x_nd), self.placement.ranks
+        self.client_mixing.all_reduce(weights_kn, np.arange(self.placement.clients), size)
         models_r = self._crossing.all_reduce(weights_kn)
         numbers_s = models_r[self.ranks] * size
         self._send(
@@ -205,6 +225,7 @@ class CountingExchange:
     def all_gather(self, numbers_n: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the numbers, and count them as gathered by rank 0."""
         sends_s = (self.ranks > 0).astype(np.int64)
+        self.client_mixing.all_gather(self.placement.clients)
         self._send("mixing", sends_s, sends_s * self._clients_s * _SCALAR_BYTES)
         return numbers_n
 

@@ -43,12 +43,23 @@ MAX_WORK = 6_000_000
 
 @dataclass(frozen=True)
 class RoundTraffic:
-    """What ranks send in one round, or in a mean round: [purposes, S], purposes as in `TRAINING`."""
+    """What ranks send in one round, or in a mean round: [purposes, S], purposes as in `TRAINING`.
+
+    `clients_qd`: what a client would send as a machine of its own, mean over clients: [2, 2], for pairs and
+    for mixing, up and down.
+    """
 
     ranks: int  # R
     pairs: float
     messages_ps: NDArray[np.float64]
     bytes_ps: NDArray[np.float64]
+    clients_qd: NDArray[np.float64]
+
+    @property
+    def bytes_per_client(self) -> tuple[float, float]:
+        """Bytes of a client up and down, as in summary.json."""
+        up, down = self.clients_qd.sum(axis=0).tolist()
+        return up, down
 
     @property
     def messages(self) -> dict[str, float]:
@@ -76,6 +87,7 @@ class RoundTraffic:
             self,
             messages_ps=np.where(mixing, other.messages_ps, self.messages_ps),
             bytes_ps=np.where(mixing, other.bytes_ps, self.bytes_ps),
+            clients_qd=np.stack([self.clients_qd[0], other.clients_qd[1]]),
         )
 
 
@@ -168,6 +180,7 @@ class DryRun:
             sum(one.pairs * share for one, share in found),
             sum((one.messages_ps * share for one, share in found), np.zeros_like(first.bytes_ps)),
             sum((one.bytes_ps * share for one, share in found), np.zeros_like(first.bytes_ps)),
+            sum((one.clients_qd * share for one, share in found), np.zeros_like(first.clients_qd)),
         )
         others = {f"  {name}": mean.with_mixing(at) for name, at in self.other_mixing().items()}
         return {"round 1": first, f"mean of {self.rounds:,} rounds": mean, **others}
@@ -214,13 +227,14 @@ class DryRun:
         return found.placement if found else None
 
     def _count(self, exchange: CountingExchange, act: Callable[[], float]) -> RoundTraffic:
-        before = exchange.traffic()
+        before, clients_before = exchange.traffic(), exchange.client_traffic()
         pairs = act()
         sent = exchange.traffic() - before
+        clients_qd = (exchange.client_traffic() - clients_before) / self.n
         messages_ps, bytes_ps = (
             one.astype(np.float64) for one in (sent.messages_ps, sent.bytes_ps)
         )
-        return RoundTraffic(self.placement.ranks, pairs, messages_ps, bytes_ps)
+        return RoundTraffic(self.placement.ranks, pairs, messages_ps, bytes_ps, clients_qd)
 
     # -- memory -----------------------------------------------------------------------------------
 

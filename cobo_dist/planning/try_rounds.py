@@ -9,7 +9,7 @@ from statistics import median_low
 
 from cobo_dist.comm.session import Session, check_backend, open_session
 from cobo_dist.comm.startup.devices import choose_device
-from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.comm.startup.launch_env import Launch, check_open_files
 from cobo_dist.config import Config
 from cobo_dist.phase_timer import PHASES, PhaseTimer
 from cobo_dist.training.build import build_learner
@@ -44,6 +44,7 @@ def try_rounds(config: Config, launch: Launch, rounds: int) -> TriedRounds | Non
     Raises:
         ConfigError: the ranks cannot connect, or the run would be refused.
     """
+    check_open_files(launch)
     check_backend(config.comm.backend, launch)
     device = choose_device(config.run.device, config.comm.backend, launch)
     prepared = prepare(config, launch, with_folder=False)

@@ -8,6 +8,7 @@ from statistics import median
 from typing import TypeVar
 
 from cobo_dist.comm.startup.consistency import numbers_in_words
+from cobo_dist.comm.startup.launch_env import needed_open_files
 from cobo_dist.comm.startup.link_benchmark import MODEL_BYTES, Link
 from cobo_dist.formatting import human_bytes
 
@@ -24,6 +25,9 @@ MIN_FREE_BYTES = 100_000_000
 MAX_LISTED_LINKS, SLOWEST_LINKS, MAX_NAMED_LINKS = 28, 5, 6
 """Links listed one by one; beyond that, how many of the slowest are listed; links named in a warning."""
 
+SPARE_OPEN_FILES = 32
+"""Files that a rank should be able to open beyond those that connecting takes."""
+
 Key = TypeVar("Key")
 
 
@@ -38,6 +42,9 @@ class RankInfo:
     gpus: int  # that this host has
     cores: tuple[int, ...]  # that this rank may use
     quota: float  # cores that the host's control group grants; 0: no limit
+    memory: int  # bytes that are free for this rank
+    memory_needed: int  # bytes that the rank keeps at least, about; 0: unknown
+    open_files: int  # that the process may have at once
     threads: int
     versions: Mapping[str, str]
     address: str
@@ -69,7 +76,7 @@ def diagnose(
 ) -> list[Finding]:
     """Return all findings; `measured` says which links were measured."""
     checks: tuple[Callable[[Sequence[RankInfo]], list[Finding]], ...] = (
-        refusals, versions, devices, network, threads, data,
+        refusals, versions, devices, network, threads, memory, open_files, data,
     )  # fmt: skip
     found = [finding for check in checks for finding in check(ranks)]
     return [*found, *folder(ranks, run_dir), *clocks(ranks, links), *speeds(ranks, links, measured)]
@@ -170,6 +177,36 @@ def threads(ranks: Sequence[RankInfo]) -> list[Finding]:
             remedy = f"set run.threads={int(limit) // len(there)}"
         found.append(Finding(WARNING, "threads", f"{text}: they take turns", remedy))
     return found
+
+
+def memory(ranks: Sequence[RankInfo]) -> list[Finding]:
+    """The ranks of a host share its memory, or that of their control group."""
+    found = []
+    for host, there in by_host(ranks).items():
+        free, needed = min(one.memory for one in there), max(one.memory_needed for one in there)
+        text = f"{host}: {human_bytes(free)} free for each of {len(there)} rank(s)"
+        if needed:
+            text += f", of which models and optimizers need about {human_bytes(needed)}"
+        if free < needed:
+            remedy = "add hosts, or ask for more memory; python -m cobo_dist.plan lists what a rank keeps"
+            found.append(Finding(WARNING, "memory", text, remedy))
+        else:
+            found.append(Finding(FINE, "memory", text))
+    return found
+
+
+def open_files(ranks: Sequence[RankInfo]) -> list[Finding]:
+    """Every rank keeps connections to all others open."""
+    needed = needed_open_files(len(ranks))
+    few = [one for one in ranks if one.open_files < SPARE_OPEN_FILES + needed]
+    if not few:
+        return []
+    text = (
+        f"{name_ranks(few)} may have {min(one.open_files for one in few):,} files and connections open, "
+        f"and {len(ranks):,} rank(s) need about {needed:,}"
+    )
+    remedy = "raise the hard limit that `ulimit -Hn` shows, or start fewer ranks"
+    return [Finding(WARNING, "open files", text, remedy)]
 
 
 def data(ranks: Sequence[RankInfo]) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -18,11 +19,12 @@ import torch
 from cobo_dist.comm.session import Session, check_backend, open_session
 from cobo_dist.comm.startup.devices import choose_device
 from cobo_dist.comm.startup.interfaces import gloo_endpoint
-from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.comm.startup.launch_env import Launch, check_open_files
 from cobo_dist.comm.startup.link_benchmark import measure
 from cobo_dist.config import Config
 from cobo_dist.errors import ConfigError
 from cobo_dist.gpu_status import facts as gpu_facts
+from cobo_dist.host import core_quota, free_memory, open_files_limit
 from cobo_dist.preflight.diagnose import Finding, RankInfo, diagnose
 from cobo_dist.preflight.gpus import gpus
 from cobo_dist.storage.environment import describe_environment
@@ -39,6 +41,7 @@ def examine(config: Config, launch: Launch) -> list[Finding]:
         ConfigError: the ranks cannot connect.
         RunFailure: a rank lost contact with another.
     """
+    check_open_files(launch)
     check_backend(config.comm.backend, launch)
     refusals = []
     device = torch.device("cpu")
@@ -54,7 +57,9 @@ def examine(config: Config, launch: Launch) -> list[Finding]:
             refusals.append(str(refusal))
     with open_session(launch, config.comm, device) as session:
         set_up_torch(config.run, launch.cores, config.comm.deterministic, device)
-        needed = bytes_needed(prepared, config.run.dtype, config.run.keep_checkpoints)
+        needed = bytes_needed(
+            prepared, config.run.dtype, config.run.keep_checkpoints, launch.world_size
+        )
         return probe(session, prepared, config.run_dir, needed, refusals, config.run.autocast)
 
 
@@ -62,13 +67,13 @@ def probe(
     session: Session,
     prepared: Prepared,
     run_dir: Path,
-    needed: int,
+    needed: tuple[int, int],
     refusals: Sequence[str],
     autocast: str = "none",
 ) -> list[Finding]:
     """Collect what all ranks report, measure links, and return rank 0's findings on every rank.
 
-    `needed`: about how many bytes the run will write; `refusals`: why this rank would refuse to run.
+    `needed`: bytes of disk and memory, as `bytes_needed`; `refusals`: why this rank would refuse to run.
     """
     transport, place = session.transport, nearest(run_dir)
     marker = transport.broadcast(_leave_marker(place).encode() if transport.rank == 0 else b"")
@@ -93,12 +98,17 @@ def probe(
 
 
 def _info(
-    session: Session, prepared: Prepared, place: Path, needed: int, refusals: Sequence[str]
+    session: Session,
+    prepared: Prepared,
+    place: Path,
+    needed: tuple[int, int],
+    refusals: Sequence[str],
 ) -> RankInfo:
     device, launch = session.device, session.launch
     on_gpu = device.type == "cuda"
     endpoint = gloo_endpoint(os.environ)
     unwritable, free = try_to_write(place)
+    disk, memory = needed
     return RankInfo(
         rank=launch.rank,
         host=os.uname().nodename,
@@ -107,6 +117,9 @@ def _info(
         gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
         cores=tuple(sorted(os.sched_getaffinity(0))),
         quota=core_quota(),
+        memory=free_memory(launch.local_world_size),
+        memory_needed=memory,
+        open_files=open_files_limit(),
         threads=torch.get_num_threads(),
         versions=describe_environment(device).versions,
         address=endpoint.address,
@@ -114,7 +127,7 @@ def _info(
         folder=str(place),
         unwritable=unwritable,
         free=free,
-        needed=needed,
+        needed=disk,
         sees_marker=False,
         data=prepared.refusal or "",
         fingerprint=prepared.problem.data if prepared.problem else "",
@@ -150,14 +163,20 @@ def try_to_write(folder: Path) -> tuple[str, int]:
         return error.strerror or str(error), 0
 
 
-def bytes_needed(prepared: Prepared, dtype: str, keep_checkpoints: int) -> int:
-    """Return about how many bytes all ranks will write: models, and checkpoints with two moments each."""
+def bytes_needed(
+    prepared: Prepared, dtype: str, keep_checkpoints: int, ranks: int
+) -> tuple[int, int]:
+    """Return about how many bytes all ranks will write, and one keeps in memory; 0 where unknown.
+
+    Files are models, and checkpoints with two moments each; a rank keeps models, gradients and moments.
+    """
     if prepared.problem is None:
-        return 0
+        return 0, 0
     task = prepared.problem.task
     size = sum(one.numel() for one in task.model().parameters() if one.requires_grad)
     row = size * torch.finfo(getattr(torch, dtype)).bits // 8
-    return task.clients * row * (1 + 3 * (keep_checkpoints + 1))
+    disk = task.clients * row * (1 + 3 * (keep_checkpoints + 1))
+    return disk, math.ceil(task.clients / ranks) * row * 4
 
 
 def _leave_marker(folder: Path) -> str:
@@ -176,22 +195,3 @@ def _sees(marker: Path) -> bool:
     while not (seen := marker.name != "" and marker.exists()) and time.monotonic() < until:
         time.sleep(0.1)
     return seen
-
-
-# -- cores -------------------------------------------------------------------------------------------
-
-
-def core_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return how many cores' time the control group (a container, a job) grants; 0: no limit known.
-
-    psutil does not report it.
-    """
-    try:
-        if (root / "cpu.max").exists():
-            limit, period = (root / "cpu.max").read_text(encoding="ascii").split()[:2]
-        else:
-            limit = (root / "cpu/cpu.cfs_quota_us").read_text(encoding="ascii").strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text(encoding="ascii").strip()
-        return max(0.0, float(limit) / float(period))
-    except (OSError, ValueError):  # no such file, or "max"
-        return 0.0

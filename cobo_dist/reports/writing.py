@@ -10,6 +10,7 @@ import pandas as pd
 
 from cobo_dist.errors import ConfigError
 
+_USUAL_LABEL = re.compile(r"[A-Za-z0-9_=-]*( \([A-Za-z0-9._=-]+(, [A-Za-z0-9._=-]+)*\))?")
 _MAX_SLUG_LETTERS = 90  # file systems take 255 bytes, with all that is added
 
 
@@ -36,12 +37,17 @@ def write_csv(path: Path, frame: pd.DataFrame) -> Path:
 
 
 def slug(text: str) -> str:
-    """Return a label as part of a file name. A long one is cut and ends in a digest that keeps it unique.
+    """Return a label as part of a file name.
 
-    >>> slug("cobo (rho=0.1)")
-    'cobo_rho=0.1'
+    A long one is cut. Such a name, and one of a label with other characters than usual, ends in a digest,
+    so that two labels never share a file.
+
+    >>> slug("cobo (rho=0.1, gamma=2)")
+    'cobo_rho=0.1_gamma=2'
+    >>> slug("a+b") == slug("a:b")
+    False
     """
     name = re.sub(r"[^A-Za-z0-9._=-]+", "_", text).strip("_.")
-    if len(name) <= _MAX_SLUG_LETTERS:
+    if name and len(name) <= _MAX_SLUG_LETTERS and _USUAL_LABEL.fullmatch(text):
         return name
     return f"{name[:_MAX_SLUG_LETTERS]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"

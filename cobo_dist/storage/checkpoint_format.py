@@ -31,9 +31,10 @@ from safetensors.numpy import load as load_arrays
 from safetensors.torch import load, save
 from torch import Tensor
 
+from cobo_dist.host import free_memory
 from cobo_dist.storage import schema
 from cobo_dist.storage.array_schema import check_logger_arrays
-from cobo_dist.storage.files import free_memory, read_file
+from cobo_dist.storage.files import read_file
 from cobo_dist.storage.reading import (
     SchemaError,
     check_format,

@@ -21,13 +21,16 @@ NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 def explain(error: OSError, path: Path, nbytes: int, remedy: str) -> str:
     """Return one line on why `path`, of about `nbytes` bytes, could not be written.
 
-    `remedy` says what to do about a full disk; other errors have their own words.
+    `remedy` says what to do about a full disk or quota; other errors have their own words.
     """
     if error.errno not in NO_SPACE_ERRORS:
         return f"{path} cannot be written: {error.strerror or error}"
+    needs = f"{path} needs {human_bytes(nbytes)} and"
+    if error.errno == errno.EDQUOT:  # what the disk has free does not count
+        return f"{needs} your disk quota is used up (`quota -s` may show it); ask for more, or {remedy}"
     nearest = next(place for place in (path, *path.parents) if place.exists())
     free = shutil.disk_usage(nearest).free
-    return f"{path} needs {human_bytes(nbytes)} and {human_bytes(free)} are free; {remedy}"
+    return f"{needs} {human_bytes(free)} are free; {remedy}"
 
 
 @contextmanager

@@ -12,8 +12,6 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-import psutil
-
 from cobo_dist.formatting import human_bytes
 
 MAX_RECORD_BYTES = 1 << 30
@@ -39,11 +37,6 @@ def kind_of(mode: int) -> str:
     'a pipe'
     """
     return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
-
-
-def free_memory() -> int:
-    """Return the bytes that a file may have which is read as a whole, beyond those of a record."""
-    return int(psutil.virtual_memory().available)
 
 
 def open_file(path: Path, append: bool = False, limit: int | None = None) -> BinaryIO:

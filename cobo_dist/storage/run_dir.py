@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ from cobo_dist.storage.schema import (
     Record,
     Status,
 )  # fmt: skip
+
+_WRITTEN = re.compile(r"(client_|round-|rank_)\d{5,}.*|events\.out\.tfevents\..*|.*\.part")
+"""Names that a run gives in its folders but `figures`; from a linked folder, only these are removed."""
 
 
 class RunDir:
@@ -86,7 +90,7 @@ class RunDir:
                 raise ConfigError(f"run.dir={self.path}: {part} is a file; name another run.dir")
         self._refuse_irregular()
         refuse_living(self.path)
-        held = [name for name in RUN_FILES if (self.path / name).exists()]
+        held = [name for name in RUN_FILES if _holds_anything(self.path / name)]
         if held and METRICS_FILE not in held:
             raise ConfigError(
                 f"run.dir={self.path} holds {', '.join(held)} but no run (no {METRICS_FILE}), so "
@@ -104,10 +108,15 @@ class RunDir:
             )
 
     def _refuse_irregular(self) -> None:
-        """Refuse what a run would follow out of its folder, or would wait for: links, pipes, devices."""
+        """Refuse what a run would follow out of its folder, or would wait for: links, pipes, devices.
+
+        A folder may be a link to a folder, for example of checkpoints on a faster disk.
+        """
         for name in (*RUN_FILES, OWNER_DIR):
             try:
                 mode = (self.path / name).lstat().st_mode
+                if stat.S_ISLNK(mode) and name in RUN_FOLDERS and (self.path / name).is_dir():
+                    continue
             except FileNotFoundError:
                 continue
             if (kind := kind_of(mode)) and (
@@ -126,7 +135,8 @@ class RunDir:
         """
         try:
             self._remove_drafts()
-            for name in RUN_FILES:
+            # metrics.jsonl marks the folder as a run's. It goes last, so a start that fails can be repeated.
+            for name in sorted(RUN_FILES, key=lambda name: name == METRICS_FILE):
                 _remove(self.path / name)
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / METRICS_FILE).touch()  # marks the folder as a run's
@@ -141,6 +151,8 @@ class RunDir:
         for draft in self.path.glob("*.part"):
             if draft.name.startswith(tuple(f"{name}." for name in RUN_FILES)):
                 _remove(draft)
+        for draft in (self.path / schema.FIGURES_DIR).glob("*.part"):
+            _remove(draft)
 
     @property
     def checkpoints(self) -> Path:
@@ -247,19 +259,34 @@ class RunDir:
             RunFailure: as `replacing`.
         """
         target = self.path / schema.MODELS_DIR / schema.client_name(client)
-        with disk_guard(target, nbytes):
-            drafts = self._draft(f"{schema.MODELS_DIR}.{rank}")  # one for each rank
-            self.check_owner()
-            # Rank 0 made the run folder on its own host: without a shared disk it is missing here.
-            drafts.mkdir(exist_ok=True, parents=True)
-            try:
-                yield drafts / target.name
-                self.check_owner()
-                target.parent.mkdir(exist_ok=True)
-                for saved in drafts.iterdir():
-                    self.publish(saved, target.with_name(saved.name))
-            finally:
-                _remove(drafts)
+        with (
+            disk_guard(target, nbytes),
+            self.filling(schema.MODELS_DIR, f"rank_{rank:05d}") as drafts,
+        ):
+            yield drafts / target.name
+
+    @contextmanager
+    def filling(self, name: str, writer: str) -> Iterator[Path]:
+        """Yield a folder for files of the sub-folder `name`; at the end each gets its place there.
+
+        `writer` tells apart those who write at the same time.
+
+        Raises:
+            TakenOver: another run took the folder; the files are removed.
+            OSError: the file system refused.
+        """
+        target = self.path / name
+        self.check_owner()
+        # Within the sub-folder, which may be a link to another disk. Rank 0 made the run folder on its own
+        # host: without a shared disk it is missing here.
+        drafts = target / f"{writer}.{self.epoch}.part"
+        drafts.mkdir(exist_ok=True, parents=True)
+        try:
+            yield drafts
+            for saved in sorted(drafts.iterdir()):
+                self.publish(saved, target / saved.name)
+        finally:
+            _remove(drafts)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file.
@@ -304,9 +331,19 @@ def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
     os.fsync(target.fileno())
 
 
+def _holds_anything(path: Path) -> bool:
+    """Return whether there is a file or folder of an earlier run; a link counts for what a run left in it."""
+    if path.is_symlink() and path.is_dir():
+        return any(_WRITTEN.fullmatch(name) for name in os.listdir(path))
+    return path.exists()
+
+
 def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it exists."""
-    if path.is_dir() and not path.is_symlink():
+    """Remove a file or a folder, if it exists; of a folder that is a link, what a run wrote into it."""
+    if path.is_symlink() and path.is_dir() and path.name in RUN_FOLDERS:
+        for name in filter(_WRITTEN.fullmatch, os.listdir(path)):
+            _remove(path / name)
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -130,6 +130,29 @@ def _score(score: Score | None) -> str:
 
 def remarks(selections: Sequence[Selection]) -> list[str]:
     """Return the notes on the choices, a line each; a note on all methods once."""
+    return [*_notes(selections), *_length_note(selections)]
+
+
+def _length_note(selections: Sequence[Selection]) -> list[str]:
+    """Return a warning if finished runs have different numbers of rounds."""
+    found: dict[int, dict[str, None]] = {}
+    for selection in selections:
+        for setting in selection.settings:
+            if setting.done:
+                name = (
+                    f"{selection.method} ({setting.label})" if setting.label else selection.method
+                )
+                found.setdefault(setting.runs[0].config.run.rounds, {})[name] = None
+    if len(found) < 2:
+        return []
+    parts = "; ".join(f"{rounds:,}: {', '.join(found[rounds])}" for rounds in sorted(found))
+    return [
+        f"warning: these runs differ in their number of rounds ({parts}): values compare only between equal "
+        "numbers; set run.rounds alike"
+    ]
+
+
+def _notes(selections: Sequence[Selection]) -> list[str]:
     notes = {selection.method: selection.notes for selection in selections}
     if len(notes) > 1 and len(set(notes.values())) == 1:
         return [f"all methods: {note}" for note in next(iter(notes.values()))]

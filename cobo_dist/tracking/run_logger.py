@@ -92,6 +92,7 @@ class RunLogger:
         self._written, self._digest = 0, hashlib.sha256()
         self._unflushed = 0  # bytes of rows that may not be in the file yet
         self._board: Any = None
+        self._scalars: list[tuple[str, float, int]] = []  # not handed to the board yet
 
     def open_board(self, first: int) -> None:
         """Write TensorBoard files too; earlier entries of rounds after `first` are removed."""
@@ -243,8 +244,9 @@ class RunLogger:
                     self._scalar(f"round/{key}", value, row.round)
 
     def _scalar(self, name: str, value: object, r: int) -> None:
+        """Keep a number for TensorBoard until `flush`: its writer writes whenever it likes."""
         if self._board is not None and isinstance(value, (int, float)) and math.isfinite(value):
-            self._board.add_scalar(name, value, r)
+            self._scalars.append((name, value, r))
 
     def traffic(self, peaks: Sequence[int]) -> None:
         """Write what the whole run sent, by purpose, and the most bytes that each rank held."""
@@ -262,6 +264,11 @@ class RunLogger:
         with disk_guard(self._path, self._unflushed):
             self._file.flush()
         self._unflushed = 0
+        if self._board is not None:
+            for scalar in self._scalars:
+                self._board.add_scalar(*scalar)
+            self._scalars.clear()
+            self._board.flush()
 
     # -- the end ----------------------------------------------------------------------------------
 

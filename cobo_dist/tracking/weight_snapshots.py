@@ -22,6 +22,7 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from cobo_dist.comm.exchange import Exchange
+from cobo_dist.host import free_memory
 from cobo_dist.maths.weights import Weights, join
 from cobo_dist.storage.array_schema import (
     MAX_DENSE_CLIENTS,
@@ -31,7 +32,7 @@ from cobo_dist.storage.array_schema import (
     check_arrays,
 )
 from cobo_dist.storage.checkpoint_format import Damaged
-from cobo_dist.storage.files import free_memory, read_file
+from cobo_dist.storage.files import read_file
 from cobo_dist.storage.reading import SchemaError
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.storage.schema import WEIGHTS_FILE
@@ -91,6 +92,13 @@ class WeightSnapshots:
                 for name, array in arrays.items():
                     with file.open(f"{name}.npy", "w", force_zip64=True) as member:
                         np.lib.format.write_array(member, array, allow_pickle=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all snapshots as a checkpoint stores them."""
+        path = self.folder.path / WEIGHTS_FILE
+        stored = sum(one.nbytes for one in self._dense.values())
+        return stored or (path.stat().st_size if path.exists() else 0)
 
     def state(self, weights: Weights) -> Arrays:
         """Return what a checkpoint stores: all snapshots, and W as rank 0 has it now."""

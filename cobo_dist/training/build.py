@@ -6,7 +6,7 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 
@@ -20,7 +20,7 @@ from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.session import Session, check_backend, open_session
 from cobo_dist.comm.startup.devices import choose_device, why_cpu
-from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.comm.startup.launch_env import Launch, check_open_files
 from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import EXIT_DONE, ConfigError
@@ -44,21 +44,29 @@ from cobo_dist.training.signals import Signals
 from cobo_dist.training.trainer import Trainer
 
 
-def run(config: Config, launch: Launch) -> int:
+def run(config: Config, launch: Launch, on_finished: Callable[[RunDir], None] | None = None) -> int:
     """Train as the config says on the launched ranks; return the exit code.
+
+    `on_finished`: called on rank 0 with the run folder once all is written, while this run still owns it.
 
     Raises:
         ConfigError: nothing was started or written.
         RunFailure: the run started and failed; status.json says why.
     """
+    check_open_files(launch)
     check_backend(config.comm.backend, launch)
     device = choose_device(config.run.device, config.comm.backend, launch)
     prepared = prepare(config, launch)
     with open_session(launch, config.comm, device) as session:
-        return run_in_session(config, session, prepared)
+        return run_in_session(config, session, prepared, on_finished)
 
 
-def run_in_session(config: Config, session: Session, prepared: Prepared | None = None) -> int:
+def run_in_session(
+    config: Config,
+    session: Session,
+    prepared: Prepared | None = None,
+    on_finished: Callable[[RunDir], None] | None = None,
+) -> int:
     """Train over ranks that are connected already; see `run`."""
     launch, folder, reached = session.launch, RunDir(config.run_dir), 0
     set_up_torch(config.run, launch.cores, config.comm.deterministic, session.device)
@@ -82,7 +90,10 @@ def run_in_session(config: Config, session: Session, prepared: Prepared | None =
             with open_trainer(config, session, problem, found, folder, prepared.epoch) as trainer:
                 if signal := trainer.fit(signals):
                     return stop(trainer, session, folder, signal)
-                return finish(trainer, session, folder, config.algorithm.name)
+                code = finish(trainer, session, folder, config.algorithm.name)
+            if launch.rank == 0 and on_finished is not None:
+                on_finished(folder)
+            return code
         except ConfigError:
             raise
         except BaseException as error:
@@ -151,7 +162,7 @@ def open_trainer(
 
     with (
         _open_run_logger(config, session, problem.task, folder, first) as run_logger,
-        open_profiler(log.trace, run.rounds - first, folder.path / "profile", session) as profiler,
+        open_profiler(log.trace, run.rounds - first, folder, session) as profiler,
     ):
         if run_logger is not None:
             if found is not None:
@@ -172,6 +183,7 @@ def open_trainer(
         checkpoint_writer = CheckpointWriter(
             folder, run, config_yaml, about,
             learner.clients, learner.exchange, learner.algorithm, run_logger,
+            session.launch.local_world_size,
         )  # fmt: skip
         metrics = MetricsBuffer(
             learner.exchange, learner.clients, learner.task, learner.algorithm, run_logger,

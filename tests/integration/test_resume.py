@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -17,6 +19,7 @@ from pool import RankPool
 from problems import QUIET, models, rows, train
 from resuming import assert_same, log, stopped
 
+from cobo_dist.checkpoint.writer import PendingCheckpoint
 from cobo_dist.cli.train import main
 from cobo_dist.comm.transports.base import LostContact
 from cobo_dist.config import load_config
@@ -297,15 +300,25 @@ def test_only_the_newest_are_kept(done: Path) -> None:
     assert not list((done / "checkpoints").glob("*.part"))
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "are free; make room"),
+        (
+            errno.EDQUOT,
+            "and your disk quota is used up (`quota -s` may show it); ask for more, or make room",
+        ),
+    ],
+)
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int, words: str
 ) -> None:
     """The disk is full from round 12 on: the run continues with a warning, or ends, as configured."""
     real = checkpoint.write
 
     def full(path: Path, content: bytes) -> FileDigest:
         if "round-000000006" not in str(path) and path.name.startswith("client_00001"):
-            raise OSError(28, "No space left on device")
+            raise OSError(code, os.strerror(code))
         return real(path, content)
 
     run = [*QUIET, *DIGITS]
@@ -313,13 +326,37 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run(
         assert main([*run, f"run.dir={tmp_path / 'on'}"]) == 0
         said = capsys.readouterr().out
         assert "no checkpoint after round 12: rank 0:" in said
-        assert "are free; make room" in said
+        assert words in said
+        assert ("are free" in said) == (code == errno.ENOSPC), "a quota counts, not the disk"
         assert "the last good one is" in said
         stop = "run.on_failed_checkpoint=stop"
         assert main([*run, f"run.dir={tmp_path / 'off'}", stop]) == 1
     for name in ("on", "off"):
         held = [path.name for path in (tmp_path / name / "checkpoints").iterdir()]
         assert held == ["round-000000006"]
+
+
+@pytest.mark.parametrize(("free", "copies"), [(10**9, 1), (10**4, 0)])
+def test_a_copy_in_memory_is_made_only_where_it_fits(
+    tmp_path: Path, free: int, copies: int
+) -> None:
+    """The checkpoint has more than 5 kB, and a copy may take half of the rank's memory."""
+    asked = []
+
+    def free_memory(ranks: int) -> int:
+        asked.append(ranks)
+        return free
+
+    write = PendingCheckpoint.write_in_background
+    with (
+        mock.patch("cobo_dist.checkpoint.writer.free_memory", free_memory),
+        mock.patch.object(
+            PendingCheckpoint, "write_in_background", autospec=True, side_effect=write
+        ) as copied,
+    ):
+        assert main([*QUIET, *DIGITS, "run.checkpoint_every=0", f"run.dir={tmp_path / 'run'}"]) == 0
+    assert copied.call_count == copies
+    assert asked == [1], "the ranks of this host"
 
 
 def test_sigterm_twice_at_once_is_one_and_later_ends_the_process() -> None:

@@ -14,6 +14,7 @@ from stress.endings import endings
 from stress.kills import kills
 from stress.launched import restarts
 from stress.outcome import Outcome, show
+from stress.owners import owners
 from stress.problem import differences, rows
 from stress.resuming import resuming
 from stress.soak import soak
@@ -57,6 +58,12 @@ def test_corruptions(tmp_path: Path) -> None:
 
 def test_endings(tmp_path: Path) -> None:
     check(endings(tmp_path, ["nan", "asked", "full"], timeout=60.0, slack=60.0))
+
+
+@pytest.mark.slow
+def test_owners_on_two_ranks(tmp_path: Path) -> None:
+    """A successor on two ranks, of two ranks that were killed, and of two that wake up later."""
+    check(owners(tmp_path, 60.0, ["stale", "zombie in a round"]))
 
 
 def test_random_configs_and_malformed_files(tmp_path: Path) -> None:

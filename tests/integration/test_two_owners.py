@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ REPOSITORY = Path(__file__).parents[2]
 ELSEWHERE = """\
 import os, signal, sys
 from unittest import mock
+from cobo_dist.cli import train
 from cobo_dist.cli.train import main
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.storage import checkpoint_format, owner, owner_record
@@ -47,6 +49,7 @@ place, at = {
     "models": (RunDir, "saving_model"),
     "status": (RunDir, "write_status"),
     "rename": (RunDir, "publish"),
+    "figures": (train, "_draw"),
 }[sys.argv[1]]
 real, calls = getattr(place, at), 0
 
@@ -179,6 +182,7 @@ def test_a_folder_that_is_taken_while_this_run_starts_is_refused(
 
 MOMENTS = [
     ("round", "5"), ("commit", "2"), ("prune", "3"), ("models", "2"), ("status", "1"), ("rename", "4"),
+    ("figures", "1"),
 ]  # fmt: skip
 
 
@@ -188,8 +192,10 @@ def test_a_run_that_wakes_up_after_its_successor_has_finished_changes_nothing(
 ) -> None:
     """Its host was suspended. The successor, on another host, is known to be the owner."""
     folder = tmp_path / "run"
-    both = [*arguments, f"run.dir={folder}", "run.resume=auto"]
-    with started("-c", ELSEWHERE, moment, times, *both) as process:
+    # Before it draws figures, the first run has finished: only an overwrite follows it.
+    way = "run.overwrite=true" if moment == "figures" else "run.resume=auto"
+    both = [*arguments, f"run.dir={folder}", way, "log.tensorboard=true"]
+    with started("-c", ELSEWHERE, moment, times, *both, "log.figures=true") as process:
         wait_for(lambda: state(process) == "T", process)
         long_ago = time.time() - owner_record.STALE_SECONDS - 1
         os.utime(owner_record.record_path(folder, 1), (long_ago, long_ago))
@@ -282,19 +288,70 @@ def test_hostile_files_are_refused_or_passed_over(
         assert outside.read_text() == "keep this"
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "models", "errors", "tensorboard", "owner"])
-def test_a_folder_that_leads_outside_is_refused(
-    name: str, stopped: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("target", ["folder of the owner", "file", "nothing"])
+def test_a_link_to_no_folder_of_a_run_is_refused(
+    target: str, stopped: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     outside = stopped.with_name("outside")
-    shutil.copytree(stopped, outside)
-    shutil.rmtree(stopped / name, ignore_errors=True)
+    name = "checkpoints"
+    if target == "folder of the owner":
+        shutil.copytree(stopped, outside)
+        name = "owner"
+    elif target == "file":
+        outside.write_text("keep this")
+    shutil.rmtree(stopped / name)
     (stopped / name).symlink_to(outside)
-    before = contents(outside)
+    before = contents(outside) if outside.is_dir() else {}
     for way in ("run.resume=auto", "run.overwrite=true"):
         assert main([*arguments, f"run.dir={stopped}", way]) == 2
         assert f"{name} is a symbolic link" in capsys.readouterr().err
-    assert contents(outside) == before
+    assert (contents(outside) if outside.is_dir() else {}) == before
+
+
+@pytest.fixture
+def other_disk() -> Iterator[Path]:
+    """A folder in another file system, where there is one: a rename between the two fails."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+def test_folders_that_are_links_keep_their_files_elsewhere(
+    other_disk: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    """As users link checkpoints to a scratch disk: started, resumed, overwritten; foreign files stay."""
+    folder, target = tmp_path / "run", other_disk / "run"
+    target.mkdir()
+    folder.symlink_to(target)
+    for name in ("checkpoints", "models", "tensorboard", "figures", "errors"):
+        (other_disk / name).mkdir()
+        (folder / name).symlink_to(other_disk / name)
+        (other_disk / name / "foreign").write_text("keep this")
+    given = [*arguments, f"run.dir={folder}", "log.tensorboard=true"]
+    assert main(given) == 0, "no run.overwrite: there was no run"
+    assert len(list((other_disk / "models").glob("client_*"))) == 7
+    (folder / "status.json").unlink()
+    shutil.rmtree(other_disk / "checkpoints" / f"round-{ROUNDS:09d}")
+    assert main([*given, "run.resume=auto"]) == 0
+    assert_equals_one_run(folder, arguments)
+    assert main([*given, "run.overwrite=true", "run.rounds=3"]) == 0
+    assert [one.name for one in (folder / "checkpoints").glob("round-*")] == ["round-000000003"]
+    assert len(list((folder / "tensorboard").glob("events*"))) == 1
+    for name in ("checkpoints", "models", "tensorboard", "figures", "errors"):
+        assert (folder / name).is_symlink()
+        assert (other_disk / name / "foreign").read_text() == "keep this"
+        assert not list((other_disk / name).glob("*.part"))
+
+
+def test_what_a_lost_run_left_in_a_linked_folder_is_not_replaced_unasked(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, scratch = tmp_path / "run", tmp_path / "scratch"
+    (scratch / "round-000000003").mkdir(parents=True)
+    folder.mkdir()
+    (folder / "checkpoints").symlink_to(scratch)
+    assert main([*arguments, f"run.dir={folder}"]) == 2
+    assert "holds checkpoints but no run" in capsys.readouterr().err
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(

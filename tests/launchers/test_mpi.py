@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from launching import TRAIN, mpirun, said, start, torchrun
+from launching import BIN, TRAIN, mpirun, said, start, torchrun
 from pool import RankPool
 from problems import QUIET, models, train
 
@@ -287,6 +288,44 @@ def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert seconds < 20
     assert not (tmp_path / "out" / "summary.json").exists()
+
+
+SILENT_END = """
+import os, signal, threading, time
+
+def end():
+    while not os.path.exists("out/metrics.jsonl"):
+        time.sleep(0.05)
+    if os.environ["HOW"] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ["HOW"] == "leaves":
+        os._exit(0)
+    from mpi4py import MPI
+    MPI.COMM_WORLD.Abort(7)
+
+if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "0":
+    threading.Thread(target=end, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "aborts", "leaves"])
+def test_mpirun_sh_says_why_where_no_rank_is_left_to(tmp_path: Path, how: str) -> None:
+    """Mpirun ends all ranks, with a code of its own: 0 by MPICH where a rank leaves with 0."""
+    mpirun(2)  # skips where there is none
+    (tmp_path / "sitecustomize.py").write_text(SILENT_END)
+    script = Path(__file__).parents[2] / "launch" / "mpirun.sh"
+    arguments = [*QUIET, MPI, "run.rounds=1000000", "run.eval_every=0", "run.dir=out"]
+    done = start(
+        ["bash", str(script), *arguments, "comm.timeout=10"], tmp_path, RANKS="2", HOW=how,
+        PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+        PATH=f"{BIN}:{os.environ['PATH']}",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    status = json.loads((tmp_path / "out" / "status.json").read_text())
+    assert (status["exit_code"], status["status"]) == (1, "failed")
+    assert "before a rank said why" in status["reason"]
+    assert len(said(done.stderr)) == 1
+    assert not list((tmp_path / "out").glob("*.part"))
 
 
 def test_a_rank_that_hangs_is_lost_after_the_time_out(tmp_path: Path) -> None:

@@ -160,6 +160,41 @@ def test_what_cannot_be_submitted_is_refused_in_one_line(
     assert [path.name for path in tmp_path.rglob("*")] == ["held", "metrics.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "--time=24:00:00 is longer than 1:00:00, the limit of partition debug"),
+        (["--time=61"], "--time=61 is longer than 1:00:00"),
+        (["--time=1:00:00"], ""),
+        (["--partition=long,short"], ""),
+        (["--partition=short"], "add --time=30:00 or --partition=NAME"),
+        (["--partition=endless"], ""),
+        (["--partition=unknown"], ""),
+    ],
+)
+def test_a_time_beyond_the_partition_s_limit_is_refused(
+    flags: list[str],
+    words: str,
+    submit: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """SLURM may accept such a job and never start it."""
+    sinfo = tmp_path / "bin" / "sinfo"
+    sinfo.parent.mkdir()
+    limits = ("debug*|1:00:00", "long|2-00:00:00", "short|30:00", "endless|infinite")
+    sinfo.write_text("#!/bin/sh\nprintf '%s\\n' " + " ".join(f"'{one}'" for one in limits) + "\n")
+    sinfo.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sinfo.parent}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    code = submit.main(["--dry-run", *flags])
+    said = capsys.readouterr().err
+    assert code == (2 if words else 0), said
+    assert words in said
+    assert len(said.splitlines()) == bool(words)
+
+
 # -- with SLURM ----------------------------------------------------------------------------------------
 
 

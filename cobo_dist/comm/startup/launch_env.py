@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cobo_dist.comm.transports.mpi_world import start_mpi
-from cobo_dist.errors import ConfigError
+from cobo_dist.errors import ConfigError, HostConfigError
+from cobo_dist.host import open_files_limit
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
+SLURM_STEP_TASKS = "SLURM_STEP_NUM_TASKS"
+"""The tasks that one srun started. In an interactive shell of a job SLURM_NTASKS is that of the job."""
 BATCH_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 
 
@@ -34,6 +37,7 @@ class Launch:
     restarts: int = 0  # how often the launcher has started this run again
     job: str = ""  # torchrun's name of the run, the same at all its starts; empty: it has none
     batch_job: str = ""  # the batch system's id of the job, else `job`: names the run for people
+    notice: str = ""  # what the user may not expect of this launch, and what to type instead
 
     @property
     def place(self) -> str:
@@ -58,6 +62,28 @@ def read_launch(env: Mapping[str, str]) -> Launch:
         job = ""
     batch_job = next((env[name] for name in BATCH_JOBS if env.get(name)), job)
     return replace(_read_launch(env), restarts=sum(counts), job=job, batch_job=batch_job)
+
+
+def needed_open_files(ranks: int) -> int:
+    """Return how many files and connections a rank has open at most; measured on 4 and 8 ranks."""
+    return 24 + 3 * ranks
+
+
+def check_open_files(launch: Launch) -> None:
+    """Check that this rank may open a connection to every other one.
+
+    Raises:
+        ConfigError: `ulimit -n` allows too few; libraries that run into it often do not say so. A
+            HostConfigError on one rank of a host, which speaks for all of its ranks.
+    """
+    limit, needed = open_files_limit(), needed_open_files(launch.world_size)
+    if limit < needed:
+        kind = ConfigError if launch.local_rank else HostConfigError
+        raise kind(
+            f"`ulimit -n` lets a process open {limit:,} files and connections, and each of "
+            f"{launch.world_size:,} rank(s) needs up to {needed:,}; raise the hard limit "
+            "(`ulimit -Hn`), or start fewer ranks"
+        )
 
 
 def _read_launch(env: Mapping[str, str]) -> Launch:
@@ -114,8 +140,17 @@ def _from_torchrun(env: Mapping[str, str]) -> Launch:
 
 
 def _from_srun(env: Mapping[str, str]) -> Launch:
-    if any(name not in env for name in SLURM):
+    size_name = SLURM_STEP_TASKS if env.get(SLURM_STEP_TASKS) else "SLURM_NTASKS"
+    if "SLURM_PROCID" not in env or size_name not in env:
         raise _half_set(env, SLURM)
+    size, of_job = _number(env, size_name), _number(env, "SLURM_NTASKS", 1)
+    notice = ""
+    if size == 1 < of_job:
+        notice = (
+            f"this step of the SLURM job has 1 of the job's {of_job} tasks, as an interactive shell has, so "
+            f"this is one rank; for {of_job} ranks type: srun --overlap --ntasks={of_job} python -m "
+            "cobo_dist.train ..."
+        )
     job = _number(env, "SLURM_JOB_ID", 0)
     # Below 32768 the kernel hands out no ephemeral ports; the job id keeps two jobs of a node apart.
     port = _number(env, "MASTER_PORT", 20000 + job % 10000)
@@ -125,15 +160,16 @@ def _from_srun(env: Mapping[str, str]) -> Launch:
         Launch(
             "srun",
             _number(env, "SLURM_PROCID"),
-            _number(env, "SLURM_NTASKS"),
+            size,
             _number(env, "SLURM_LOCALID", 0),
             on_node,
             env.get("MASTER_ADDR") or _first_host(env.get("SLURM_JOB_NODELIST", "")),
             port,
             _number(env, "SLURM_CPUS_PER_TASK", _cores(on_node)),
+            notice=notice,
         ),
         "SLURM_PROCID",
-        "SLURM_NTASKS",
+        size_name,
     )
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.host import free_memory
 from cobo_dist.reports.reading.series import Series
-from cobo_dist.storage.files import free_memory, read_file
+from cobo_dist.storage.files import read_file
 from cobo_dist.storage.reading import NotJson, SchemaError, read_row
 from cobo_dist.storage.schema import METRICS, EvalRow, ProfileRow, RoundRow, Row
 

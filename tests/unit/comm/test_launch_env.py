@@ -9,7 +9,7 @@ import torch
 
 from cobo_dist.comm.startup import launch_env as launching
 from cobo_dist.comm.startup.devices import choose_device, why_cpu, wire_device
-from cobo_dist.comm.startup.launch_env import Launch, read_launch
+from cobo_dist.comm.startup.launch_env import Launch, check_open_files, read_launch
 from cobo_dist.errors import ConfigError, HostConfigError
 
 TORCHRUN = {
@@ -106,6 +106,7 @@ def test_one_variable_alone_is_refused(env: dict[str, str], given: str, missing:
         (SRUN, "SLURM_PROCID", "-1"),
         (SRUN, "SLURM_PROCID", "x"),
         (SRUN, "SLURM_NTASKS", "x"),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "7"}, "SLURM_STEP_NUM_TASKS", "6"),
         (SRUN, "SLURM_LOCALID", "x"),
         (SRUN, "SLURM_JOB_ID", "x"),
         (SRUN, "SLURM_NODEID", "x"),
@@ -189,6 +190,24 @@ def test_neighbouring_jobs_get_different_ports() -> None:
 def test_a_given_address_and_port_win() -> None:
     launch = read_launch({**SRUN, "MASTER_ADDR": "head", "MASTER_PORT": "1234"})
     assert (launch.launcher, launch.address, launch.port) == ("srun", "head", 1234)
+
+
+def test_an_interactive_shell_of_a_job_is_one_rank_and_says_what_to_type() -> None:
+    """`salloc -n 4` starts a shell as a step of one task; SLURM_NTASKS stays that of the job."""
+    shell = {
+        "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290",
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_STEP_TASKS_PER_NODE": "1",
+        "SLURM_TASKS_PER_NODE": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_TASK_PID": "99",
+    }  # fmt: skip
+    launch = read_launch(shell)
+    assert (launch.rank, launch.world_size, launch.local_world_size) == (0, 1, 1)
+    assert "1 of the job's 4 tasks" in launch.notice
+    assert "srun --overlap --ntasks=4 python -m cobo_dist.train" in launch.notice
+    step = {**shell, "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3"}
+    launch = read_launch({**step, "SLURM_STEP_TASKS_PER_NODE": "4"})
+    assert (launch.rank, launch.world_size, launch.notice) == (3, 4, "")
+    smaller = {**step, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+    assert read_launch(smaller).world_size == 2, "the step's tasks, not the job's"
 
 
 def test_srun_without_a_node_list_asks_for_the_address() -> None:
@@ -384,3 +403,14 @@ def test_gloo_carries_models_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cuda == torch.device("cuda", 1)
     assert wire_device(cuda, "gloo") == torch.device("cpu")
     assert wire_device(cuda, "auto") == cuda
+
+
+def test_too_few_open_files_for_the_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the ranks connect: gloo and the store often hide why they fail. One rank a host speaks."""
+    monkeypatch.setattr(launching, "open_files_limit", lambda: 40)
+    check_open_files(rank_of(0, 5))
+    with pytest.raises(HostConfigError, match=r"`ulimit -n` .* 40 files .* 6 rank\(s\) .* 42;"):
+        check_open_files(rank_of(0, 6))
+    with pytest.raises(ConfigError) as caught:
+        check_open_files(rank_of(1, 6))
+    assert type(caught.value) is ConfigError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from unittest import mock
 
@@ -11,6 +12,7 @@ import torch
 from pool import RankPool
 from problems import QUIET, rows, train, write_quadratic
 
+from cobo_dist.cli import plan_output
 from cobo_dist.cli.plan import main
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
@@ -67,14 +69,20 @@ def test_every_round_sends_what_was_planned(pool: RankPool, tmp_path: Path, case
     found = rows(tmp_path / "run", "round")
     dry_run = dry_run_of(settings, 3)
     assert found
+    clients_d = np.zeros(2)
     for row in found:
         sent = dry_run.round(row["round"])
+        clients_d += sent.bytes_per_client
         assert sent.total == row["bytes_sent"], row["round"]
         assert [sent.bytes[purpose] for purpose in TRAINING] == [
             row[f"bytes_{purpose}"] for purpose in TRAINING
         ]
         assert sum(sent.messages.values()) == row["messages"]
         assert sent.pairs == row["pairs"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert clients_d.tolist() == pytest.approx(
+        list(summary["bytes_per_client"].values()), rel=1e-12
+    )
     assert (dry_run.round(len(found)).total > 0) == (case not in ("local", "finetuned"))
 
 
@@ -248,8 +256,17 @@ def test_the_command_prints_all_and_writes_nothing(
     assert "drawn" not in said
     assert "est." not in said
     # W^0 = 1: one model for each ordered pair of ranks, 12 * 5440 bytes.
-    (line,) = (line for line in said.splitlines() if line.startswith("round 1 "))
+    line, of_client = (line for line in said.splitlines() if line.startswith("round 1 "))
+    # 7 models for the mix; 4 ends of 2 pairs for 8 clients, each a model, half a gradient and 2 numbers.
+    assert of_client.split() == ["round", "1", "42.2", "kB", "42.2", "kB"]
     assert line.split()[-4:-2] == ["65.3", "kB"]
+    assert "free on this host for each of 4 rank(s)" in said
+    assert "too little memory" not in said
+    monkeypatch.setattr(plan_output, "free_memory", lambda ranks: 1_000)
+    assert main(["ranks=4", *SMALL]) == 0
+    assert "warning: this host has too little memory" in capsys.readouterr().out
+    assert main(["ranks=1000", "clients=1000", *SMALL]) == 0
+    assert "on this host" not in capsys.readouterr().out, "so many ranks run elsewhere"
     assert main(["ranks=3", *SMALL, "algorithm.name=fedavg"]) == 0
     assert "2 or 3 clients each" in capsys.readouterr().out
     assert main(["task.clusters=1", "task.clients_per_cluster=1", *SMALL]) == 0

@@ -20,7 +20,7 @@ from cobo_dist.comm.startup.link_benchmark import (
 )
 from cobo_dist.config import load_config
 from cobo_dist.preflight.diagnose import Finding, RankInfo, diagnose
-from cobo_dist.preflight.probe import bytes_needed, core_quota, probe
+from cobo_dist.preflight.probe import bytes_needed, probe
 from cobo_dist.training.preparation import prepare
 
 VERSIONS = {"torch": "2.14", "numpy": "2.4", "cobo_dist": "0.1"}
@@ -30,6 +30,7 @@ def info(rank: int, host: str = "a", **more: object) -> RankInfo:
     """A healthy rank: two ranks a host, each with a core of its own."""
     given = {
         "device": "cpu", "gpu": "", "gpus": 0, "cores": (0, 1), "quota": 0.0, "threads": 1,
+        "memory": 10**9, "memory_needed": 10**8, "open_files": 1024,
         "versions": VERSIONS, "address": f"10.0.0.{1 + 'ab'.index(host)}", "interface": "eth0",
         "folder": "/runs", "unwritable": "", "free": 10**12, "needed": 10**9, "sees_marker": True,
         "data": "", "fingerprint": "f",
@@ -48,8 +49,8 @@ def test_healthy_ranks_are_fine() -> None:
     found = diagnose(HEALTHY, LINKS, "every pair", "/runs/x")
     assert {one.level for one in found} == {"fine"}
     assert [one.topic for one in found] == [
-        "versions", "devices", "network", "threads", "threads", "data", "run folder", "run folder",
-        "shared disk", "clocks", "links",
+        "versions", "devices", "network", "threads", "threads", "memory", "memory", "data",
+        "run folder", "run folder", "shared disk", "clocks", "links",
     ]  # fmt: skip
     assert "0-1 (one host): 0.10 ms, 1000 MB/s" in found[-1].more
     assert "1-2 (a to b): 0.10 ms, 1000 MB/s" in found[-1].more
@@ -61,6 +62,8 @@ SICK = {
     "idle GPU": ({"gpus": 4}, "warning", "devices", "rank(s) 3 on b compute on the CPU"),
     "threads": ({"threads": 2}, "warning", "threads", "b: 2 rank(s) with 3 thread(s) in all on 2 core(s)"),
     "quota": ({"quota": 1.0}, "warning", "threads", "b: 2 rank(s) with 2 thread(s) in all on 1 core(s)"),
+    "memory": ({"memory": 10**7}, "warning", "memory", "b: 10.0 MB free for each of 2 rank(s), of which"),
+    "open files": ({"open_files": 67}, "warning", "open files", "rank(s) 3 on b may have 67 files and"),
     "no data": ({"data": "no file"}, "wrong", "data", "rank(s) 3 on b: no file"),
     "other data": ({"fingerprint": "g"}, "wrong", "data", "rank(s) 3 on b read other data than rank 0"),
     "no writing": ({"unwritable": "Read-only"}, "wrong", "run folder", "b cannot write in /runs: Read-only"),
@@ -141,7 +144,7 @@ def probed(session: Session, own: list[list[str]]) -> list[Finding]:
     """Probe as the doctor does, each rank with its own arguments."""
     config = load_config(None, own[session.transport.rank])
     prepared = prepare(config, session.launch, with_folder=False)
-    needed = bytes_needed(prepared, config.run.dtype, config.run.keep_checkpoints)
+    needed = bytes_needed(prepared, config.run.dtype, config.run.keep_checkpoints, ranks=2)
     return probe(session, prepared, config.run_dir, needed, [])
 
 
@@ -177,11 +180,3 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert capsys.readouterr().err.startswith("error: run.round is not a known key")
     finally:
         torch.set_num_threads(threads)
-
-
-def test_the_quota_of_a_control_group(tmp_path: Path) -> None:
-    assert core_quota(tmp_path) == 0.0
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert core_quota(tmp_path) == 1.5
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert core_quota(tmp_path) == 0.0

@@ -51,6 +51,19 @@ def test_names_are_shown_as_they_are(
     assert r"$\no$ <i> _s_ [red]" in capsys.readouterr().out
 
 
+def test_a_matplotlibrc_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_bytes(b"lines.linewidth: 2  # \xff")
+    done = subprocess.run(
+        [sys.executable, "-m", "cobo_dist.report", "--figure-1", "--out", "report"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: matplotlib cannot be loaded: ")
+    assert "'matplotlibrc' as utf-8; save the file" in line
+
+
 @pytest.mark.parametrize(
     "backend", ["module://matplotlib_inline.backend_inline", "unknown", "tkagg"]
 )

@@ -26,6 +26,7 @@ from cobo_dist.sweeps.folders import Result, look, read_result
 from cobo_dist.sweeps.grid import Run, expand
 from cobo_dist.sweeps.runner import locked
 from cobo_dist.sweeps.selection import Selection, select
+from cobo_dist.sweeps.tables import remarks
 
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE")
 
@@ -499,6 +500,21 @@ def test_each_method_has_its_own_choice_and_never_a_seed_or_method() -> None:
     for selection in select(expand([], only_seeds), {}, only_seeds):
         assert selection.best is None
         assert selection.notes == ()
+
+
+@pytest.mark.parametrize("axis", ["run.rounds=5,10", "algorithm.rho=0.1,0.2"])
+def test_tables_warn_of_runs_of_different_lengths(axis: str) -> None:
+    axes = read_axes(["algorithm.name=cobo", axis])
+    runs = expand([], axes)
+    results = {run.name: Result({("validation", "accuracy"): 0.9}, 1.0) for run in runs}
+    notes = [one for one in remarks(select(runs, results, axes)) if one.startswith("warning: ")]
+    if axis.startswith("algorithm"):
+        assert notes == []
+        return
+    (note,) = notes
+    assert "rounds (5: digits-cobo (run.rounds=5); 10: digits-cobo (run.rounds=10))" in note
+    first = {runs[0].name: results[runs[0].name]}
+    assert remarks(select(runs, first, axes))[-1][:8] != "warning:", "the other is not done"
 
 
 # -- a sweep of runs that are done already: all but the training -----------------------------------------
