@@ -38,6 +38,9 @@ than 0 while rank 0 may still be in a long round and notice the loss only at its
 
 _REPORT_POLL_SECONDS = 0.1
 
+NEWS_SECONDS = 1.0
+"""How long a rank that lost contact waits for the news that another rank has died."""
+
 
 # -- finished --------------------------------------------------------------------------------------
 
@@ -186,9 +189,8 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
     line, rank = one_line(error), session.transport.rank
     here_only = error.here_only if isinstance(error, RunFailure) else True
     lost = isinstance(error, LostContact)
-    head = (
-        LOST_CONTACT_MARK if lost else f"rank {rank} on {os.uname().nodename} failed in round {r}: "
-    )
+    when = f"in round {r}" if r else "before the first round"
+    head = LOST_CONTACT_MARK if lost else f"rank {rank} on {os.uname().nodename} failed {when}: "
     taken_over = error if isinstance(error, TakenOver) else folder.taken_over()
     if taken_over is not None:
         return taken_over
@@ -201,15 +203,24 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
     if rank == 0:
         _write_status(folder, line)  # at once: the launcher may be about to end this rank too
     if isinstance(error, LostContact):
-        if not reported:  # no folder yet, or a full disk: of the ranks left, 0 or 1 prints the line
-            return RunFailure(line, here_only=rank == 1)
+        # Before anything is awaited: others may be waiting for this rank.
         _clear_frames(error)
         session.disconnect()
-        cause = _cause_by_reports(folder, line, rank, error.peers, r)
+        ended = session.liveness.failure(NEWS_SECONDS)
+        if not reported:  # no folder yet, or a full disk
+            return ended or RunFailure(line, here_only=rank == 1)
+        if ended is not None and ended.died:
+            speaks = rank == 0 or ended.here_only
+            names = f"rank {ended.rank} on {session.liveness.hosts[ended.rank]}"
+            cause = _since(line, r, names) if speaks else None
+        else:
+            cause = _cause_by_reports(folder, session.liveness.hosts, line, rank, error.peers, r)
         here_only = cause is not None
         if cause is not None:
             line = cause
             _write_status(folder, line)
+    elif session.liveness.report(f"{head}{line}") and not reported:
+        here_only = False  # rank 0 prints it
     return RunFailure(line, here_only)
 
 
@@ -242,13 +253,19 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _cause_by_reports(folder: RunDir, line: str, rank: int, peers: Set[int], r: int) -> str | None:
+def _cause_by_reports(
+    folder: RunDir,
+    hosts: Sequence[str],
+    line: str,
+    rank: int,
+    peers: Set[int],
+    r: int,
+) -> str | None:
     """Wait for other ranks' reports and return what ended the run; None if a lower rank will say it.
 
     A rank that failed by itself reports its reason, and one that lost contact reports that. A rank without
     a report was killed, or hangs.
     """
-    hosts = [host.split()[0] for host in folder.environment().ranks]
     is_short = rank == 0 or 0 in peers or len(hosts) == 2
     until = time.monotonic() + (SHORT_REPORT_WAIT_SECONDS if is_short else LONG_REPORT_WAIT_SECONDS)
     lost_contact: set[int] = set()
@@ -269,7 +286,14 @@ def _cause_by_reports(folder: RunDir, line: str, rank: int, peers: Set[int], r: 
         if is_late or (hosts and not silent):
             break
         time.sleep(_REPORT_POLL_SECONDS)
+    return _since(
+        line, r, ", ".join(f"rank {k} on {hosts[k]}" for k in sorted(silent & peers or silent))
+    )
+
+
+def _since(line: str, r: int, names: str) -> str:
+    """Return the line of a lost contact with the round and the ranks that were lost, if known."""
     line = f"{line}; this was " + (f"in round {r}" if r else "before the first round")
-    if names := ", ".join(f"rank {k} on {hosts[k]}" for k in sorted(silent & peers or silent)):
+    if names:
         line += f", since when nothing was heard of {names}: killed, out of memory, or hanging"
     return line
