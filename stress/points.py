@@ -103,8 +103,6 @@ def _kill(point: str, rank: int, run: list[str], counts: _Counts) -> None:
     counts.slowest = max(counts.slowest, seconds)
     counts.line = (about or lines or [counts.line])[0]
     what = f"{point}, rank {rank} killed"
-    if os.environ.get("DEBUG"):
-        print(what, {k: (o.code, round(o.seconds, 2), o.said) for k, o in ended.items()})
     if not about:
         counts.wrong.append(f"{what}: no line names it, but {lines}")
     if seconds > LATEST_SECONDS:

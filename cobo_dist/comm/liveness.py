@@ -291,11 +291,11 @@ class Liveness:
         with self._changed:
             if self._failure is not None:
                 return
+            if self.rank == 0:  # before this rank can act on it, and leave
+                news = {"failed": str(failure), "code": failure.code}
+                self._tell({**news, "rank": failure.rank, "died": failure.died}, source)
             self._failure = failure
             self._changed.notify_all()
-        if self.rank == 0:
-            news = {"failed": str(failure), "code": failure.code}
-            self._tell({**news, "rank": failure.rank, "died": failure.died}, source)
         threading.Thread(target=self.on_failure, args=(failure,), daemon=True).start()
 
 
