@@ -120,14 +120,16 @@ class _TorchPending:
             # NCCL returns one work for the batch, gloo one for each operation. Wait on all of them. Only
             # where each operation has its own does the failed one tell the peer.
             one_each = len(self.works) == len(self.peers)
-            for index, work in enumerate(self.works):
-                try:
-                    work.wait()
-                except RuntimeError as error:
-                    if one_each:
-                        loss.peers = self._lost_with(index, error)
-                    raise
-        self.works, self.buffers = [], []
+            try:
+                for index in range(len(self.works)):
+                    self.works[index].wait()
+            except RuntimeError as error:
+                if one_each:
+                    loss.peers = self._lost_with(index, error)
+                raise
+            finally:
+                # Also after a failure: gloo keeps connections open for as long as there is a work.
+                self.works, self.buffers = [], []
 
     def _lost_with(self, index: int, error: RuntimeError) -> set[int]:
         """Return the peers whose operations are not done, now that the one of this index has failed.

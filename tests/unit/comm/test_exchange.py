@@ -122,6 +122,25 @@ def test_all_silent_ranks_are_lost_at_once(gloo_pool: RankPool) -> None:
     assert found[:2] == [([2, 3], "silent")] * 2
 
 
+def disconnect_after_a_loss(session: Session) -> object:
+    """Rank 2 leaves, so rank 1 loses it and leaves, so rank 0 loses rank 1; return how rank 0 lost it."""
+    rank = session.transport.rank
+    if rank < 2:
+        pending = session.transport.exchange({}, {rank + 1: torch.ones(3)}, "pairs")
+        try:
+            pending.wait()
+        except LostContact as lost:
+            if rank == 0:
+                return lost.how
+    session.disconnect()
+    time.sleep(4.0)  # longer than the time-out of rank 0, which would be a silent loss
+    return None
+
+
+def test_connections_close_at_once_though_a_failed_exchange_is_kept(gloo_pool: RankPool) -> None:
+    assert gloo_pool.run_broken(3, disconnect_after_a_loss, timeout=3.0)[0] == "closed"
+
+
 def leave_early(session: Session) -> str:
     """Rank 1 leaves; rank 0, which waits for its message, learns which peer it lost in which exchange."""
     if session.transport.rank == 1:
