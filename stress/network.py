@@ -1,7 +1,8 @@
-"""Faults of the network between two hosts: cut links, a lost host, a host that the other does not hear."""
+"""Faults of the network between hosts: cut links, a lost host, a host that another one does not hear."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -18,14 +19,16 @@ from .outcome import Outcome
 from .problem import RANK_KEYS, arguments, differences, write_problem
 from .ranks import Ended, Fault, Run, finished, free_port, start, wait_for
 
-HOSTS, RANKS_PER_HOST = 2, 2
-RANKS = HOSTS * RANKS_PER_HOST
+RANKS = 4
+TWO_HOSTS, THREE_HOSTS = (0, 0, 1, 1), (0, 0, 1, 2)  # the host of each rank
 ROUNDS, EVERY, FAULT_ROUND = 60, 10, 30  # round 30 also evaluates and saves
+BETWEEN = ["rank 0 lost contact", "all ranks live", "those on node-1 and node-2 lost each other"]
+LOST = ["rank 0 lost contact", "nothing was heard of rank 2 on node-2, rank 3 on node-2", "network"]
 
 
 @dataclass
 class Network:
-    """Two hosts, and the run without a fault that the resumed ones are compared with."""
+    """A run on several hosts, and the same without a fault that the resumed ones are compared with."""
 
     folder: Path
     timeout: float  # comm.timeout, seconds
@@ -42,14 +45,20 @@ class Network:
         finished(1, [*run, f"run.dir={reference}"], folder / "logs")
         return cls(folder, timeout, slack, run, reference)
 
-    def start(self, made: Sequence[Host], out: Path, then: Fault | None = None) -> Run:
-        """Start two ranks on each host; `then` is injected into each of them."""
-        by_rank = [made[rank // RANKS_PER_HOST] for rank in range(RANKS)]
+    def start(
+        self,
+        made: Sequence[Host],
+        out: Path,
+        then: Fault | None = None,
+        host_of: Sequence[int] = TWO_HOSTS,
+    ) -> Run:
+        """Start ranks on these hosts; `then` is injected into each of them."""
         return start(
             RANKS, [*self.run, f"run.dir={out}"], self.folder / "logs", port=free_port(),
-            fault=(enter_host, (by_rank, then)),
+            fault=(enter_host, ([made[host] for host in host_of], then)),
             variables=lambda rank: {
-                "LOCAL_RANK": rank % RANKS_PER_HOST, "LOCAL_WORLD_SIZE": RANKS_PER_HOST,
+                "LOCAL_RANK": host_of[:rank].count(host_of[rank]),
+                "LOCAL_WORLD_SIZE": host_of.count(host_of[rank]),
                 "MASTER_ADDR": made[0].address, "GLOO_SOCKET_IFNAME": "eth0",
             },
         )  # fmt: skip
@@ -81,51 +90,81 @@ def _cut(network: Network, where: str, share: float = UNREACHABLE_SHARE) -> Outc
     `share`: of comm.timeout, after which a host that acknowledges nothing counts as lost.
     """
     out, done = network.folder / f"cut-{where}-{share}", network.folder / f"{where}-{share} is cut"
-    with hosts(HOSTS) as made:
+    with hosts(2) as made:
         run = network.start(made, out, (inject_cut, (where, made[1], done, share)))
         wait_for(done.exists, run, 600.0)
         run.restart_clock()
         ended = run.end(network.timeout + 2 * network.slack)
-    words = ["rank 0 lost contact", "all ranks live", "node-1 and node-2", "network"]
     action = f"a link cut for good in {where}"
     if share > 1:
         action += ", and only comm.timeout tells"
-    return network.judge(action, ended, words, out)
+    return network.judge(action, ended, BETWEEN, out)
+
+
+def _break(
+    network: Network,
+    action: str,
+    words: list[str],
+    break_it: Callable[[list[Host], Run], None],
+    *,
+    then: Fault | None = None,
+    host_of: Sequence[int] = TWO_HOSTS,
+    killed: Sequence[int] = (),
+) -> Outcome:
+    """Break something after the first checkpoint; rank 0 must say the words."""
+    out = network.folder / action.replace(" ", "-")
+    with hosts(len(set(host_of))) as made:
+        run = network.start(made, out, then, host_of)
+        wait_for(lambda: list(out.glob("checkpoints/round-?????????")), run, 600.0)
+        break_it(made, run)
+        run.restart_clock()
+        ended = run.end(network.timeout + 2 * network.slack)
+    return network.judge(action, ended, words, out, killed)
 
 
 def _lost(network: Network) -> Outcome:
     """All processes of the second host are gone, and so is its link: it sends no farewell."""
-    out = network.folder / "lost"
-    with hosts(HOSTS) as made:
-        run = network.start(made, out)
-        wait_for(lambda: list(out.glob("checkpoints/round-?????????")), run, 600.0)
+
+    def lose(made: list[Host], run: Run) -> None:
         made[1].cut()
         for rank in (2, 3):
             run.signal(rank, signal.SIGKILL)
-        run.restart_clock()
-        ended = run.end(network.timeout + 2 * network.slack)
-    words = ["rank 0 lost contact", "nothing was heard of", "node-2"]
-    return network.judge("a host lost", ended, words, out, killed=(2, 3))
+
+    return _break(network, "a host lost", LOST, lose, killed=(2, 3))
 
 
 def _deaf(network: Network, speaker: int, listener: int) -> Outcome:
     """What one host sends does not arrive, while it hears the other."""
-    out = network.folder / f"deaf-{listener}"
-    with hosts(HOSTS) as made:
-        run = network.start(made, out)
-        wait_for(lambda: list(out.glob("checkpoints/round-?????????")), run, 600.0)
-        made[speaker].mute([made[listener]])
-        run.restart_clock()
-        ended = run.end(network.timeout + 2 * network.slack)
-    action = f"{made[listener].name} hears nothing of {made[speaker].name}, which hears it"
-    words = ["rank 0 lost contact", "all ranks live", "node-1 and node-2", "network"]
-    return network.judge(action, ended, words, out)
+    names = [f"node-{k + 1}" for k in (listener, speaker)]
+    return _break(
+        network, f"{names[0]} hears nothing of {names[1]}, which hears it", BETWEEN,
+        lambda made, run: made[speaker].mute([made[listener]]),
+    )  # fmt: skip
+
+
+def _between_two_of_three(network: Network) -> Outcome:
+    """Two hosts lose each other, and the third, with rank 0, reaches both."""
+
+    def part(made: list[Host], run: Run) -> None:
+        made[1].mute([made[2]])
+        made[2].mute([made[1]])
+
+    words = ["rank 0 lost contact", "all ranks live", "those on node-2 and node-3 lost each other"]
+    return _break(network, "node-2 and node-3 lose each other", words, part, host_of=THREE_HOSTS)
+
+
+def _no_folder(network: Network) -> Outcome:
+    """The cut link was also the way of the second host to the run folder."""
+    return _break(
+        network, "a link cut, and with it the run folder of node-2", LOST,
+        lambda made, run: made[1].cut(), then=(inject_lost_folder, ()),
+    )  # fmt: skip
 
 
 def _suspended(network: Network) -> Outcome:
     """All ranks of a host do nothing for longer than it may be unreachable: its kernel still answers."""
     out, seconds = network.folder / "suspended", 2 * UNREACHABLE_SHARE * network.timeout
-    with hosts(HOSTS) as made:
+    with hosts(2) as made:
         run = network.start(made, out)
         wait_for(lambda: list(out.glob("checkpoints/round-?????????")), run, 600.0)
         for number, pause in ((signal.SIGSTOP, seconds), (signal.SIGCONT, 0.0)):
@@ -137,7 +176,7 @@ def _suspended(network: Network) -> Outcome:
     wrong = [f"rank {rank}: {one.code} {one.err}" for rank, one in ended.items() if one.code != 0]
     wrong = wrong or differences(network.reference, out, ROUNDS, RANK_KEYS)
     named = [rank.split()[0] for rank in RunDir(out).environment().ranks]
-    if named != ["node-1"] * RANKS_PER_HOST + ["node-2"] * RANKS_PER_HOST:
+    if named != ["node-1", "node-1", "node-2", "node-2"]:
         wrong.append(f"the ranks are on {named}")
     return Outcome(
         f"a host's ranks suspended for {seconds:g} s, comm.timeout={network.timeout:g}",
@@ -153,6 +192,8 @@ FAULTS: dict[str, Callable[[Network], Outcome]] = {
     "host-lost": _lost,
     "node-1-deaf": lambda network: _deaf(network, speaker=1, listener=0),
     "node-2-deaf": lambda network: _deaf(network, speaker=0, listener=1),
+    "two-of-three": _between_two_of_three,
+    "no-folder": _no_folder,
     "suspended": _suspended,
 }
 
@@ -165,6 +206,17 @@ def network(
         return [skipped("two hosts", why)]
     prepared = Network.prepare(folder, timeout, slack)
     return [FAULTS[name](prepared) for name in which or FAULTS]
+
+
+def inject_lost_folder() -> None:
+    """Let ranks 2 and 3 neither write reports nor see any."""
+    if os.environ["RANK"] in ("2", "3"):
+
+        def stale(*arguments):  # type: ignore[no-untyped-def]
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+        RunDir.error_report = stale  # type: ignore[method-assign]
+        RunDir.error_reports = stale  # type: ignore[method-assign]
 
 
 def inject_cut(where: str, host: Host, done: Path, share: float) -> None:

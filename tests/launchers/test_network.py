@@ -11,7 +11,7 @@ from stress import ranks
 from stress.hosts import why_no_hosts
 from stress.network import FAULTS, Network
 
-SLOW = {"cut-and-silent", "node-2-deaf"}
+SLOW = {"cut-and-silent", "cut-in-save", "node-2-deaf", "two-of-three", "no-folder"}
 TIMEOUT_SECONDS, SLACK_SECONDS = 8.0, 40.0  # comm.timeout; what a busy machine may take beyond it
 
 
