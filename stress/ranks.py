@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
@@ -137,6 +137,7 @@ def start(
     port: int | None = None,
     fault: Fault | None = None,
     alone: bool = True,
+    variables: Callable[[int], Mapping[str, object]] = lambda rank: {},
 ) -> Run:
     """Start ranks of one training.
 
@@ -148,6 +149,7 @@ def start(
         port: rank 0's; a free one by default.
         fault: injected into every rank before it starts.
         alone: no launcher kills the others when one rank exits, so no rank waits for rank 0's message.
+        variables: of a rank's environment, where they are not those of ranks on one host.
     """
     which = list(range(ranks)) if isinstance(ranks, int) else list(ranks)
     port = port or free_port()
@@ -156,12 +158,12 @@ def start(
     with environment():
         for rank in which:
             size = (sizes or {}).get(rank, len(which))
-            variables = {
+            env = {
                 "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size,
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **variables(rank),
             }  # fmt: skip
             process = server().Process(
-                target=_rank, args=(variables, list(arguments), str(logs / str(rank)), fault, alone)
+                target=_rank, args=(env, list(arguments), str(logs / str(rank)), fault, alone)
             )
             process.start()
             processes[rank] = process

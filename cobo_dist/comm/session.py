@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
@@ -22,6 +22,7 @@ from pydantic import Field
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from cobo_dist.comm.liveness import Liveness
+from cobo_dist.comm.startup.keepalive import noticing_lost_hosts
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.rendezvous import Rendezvous
 from cobo_dist.comm.startup.start_guard import StartGuard
@@ -52,7 +53,11 @@ class CommConfig(Section):
         "bytes of float32 and rounds what crosses ranks to 8 bits (docs/PERFORMANCE.md)",
     )
     timeout: float = Field(
-        600.0, gt=0, le=1e7, description="seconds after which a silent rank counts as lost"
+        600.0,
+        gt=0,
+        le=1e7,
+        description="seconds after which a silent rank counts as lost; a host that does not even acknowledge "
+        "packets is lost after a quarter of it (gloo on Linux)",
     )
     connect_timeout: float = Field(
         0.0,
@@ -287,14 +292,16 @@ def _init_process_group(
     store.set_timeout(timedelta(seconds=seconds))
     started = time.monotonic()
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            store=store,
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=timedelta(seconds=seconds),
-            device_id=device if on_gpu else None,
-        )
+        # NCCL has its own ways to notice.
+        with nullcontext() if on_gpu else noticing_lost_hosts(seconds):
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+                store=store,
+                rank=launch.rank,
+                world_size=launch.world_size,
+                timeout=timedelta(seconds=seconds),
+                device_id=device if on_gpu else None,
+            )
         if on_gpu:
             # A collective makes the communicator at once. Otherwise the first batch of point-to-point
             # operations would, and it would need all ranks.
