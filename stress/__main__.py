@@ -3,10 +3,11 @@
 python -m stress [--only PART ...] [sizes]
 
 Parts are kills, points, restarts, elastic, resume, corruption, endings, network, fuzz and soak, each in
-stress/. All run in a temporary folder, on small problems and on CPU. The table lists what was done, the expected and
-the observed result. Failures are printed below it with their seeds. The exit code is 0 if all tests passed or
-were skipped, and 1 otherwise. Endings with a full disk or a read-only folder mount small file systems, which
-needs root; without root they are skipped. So is the network, whose hosts are network namespaces.
+stress/. All run in a temporary folder, on small problems and on CPU. The table lists what was done, the
+expected and the observed result. Failures are printed below it with their seeds. The exit code is 0 if all
+tests passed or were skipped, and 1 otherwise. Endings with a full disk or a read-only folder mount small
+file systems, which needs root; without root they are skipped. So is the network, whose hosts are network
+namespaces.
 """
 
 from __future__ import annotations

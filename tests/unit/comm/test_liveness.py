@@ -34,7 +34,7 @@ def ranks() -> Iterator[list[Liveness]]:
 
 def die(rank: Liveness) -> None:
     """Close a rank's connections as the kernel does when a process ends."""
-    rank._is_closed = True  # a dead process takes note of nothing
+    rank._is_leaving = True  # a dead process takes note of nothing
     for peer in list(rank._peers):
         peer.connection.shutdown(socket.SHUT_RDWR)
 
