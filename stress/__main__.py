@@ -2,11 +2,12 @@
 
 python -m stress [--only PART ...] [sizes]
 
-Parts are kills, restarts, elastic, resume, corruption, endings, owners, fuzz and soak, each in stress/.
-All run in a temporary folder, on small problems and on CPU. The table lists what was done, the expected and
-the observed result. Failures are printed below it with their seeds. The exit code is 0 if all tests passed or
-were skipped, and 1 otherwise. Endings with a full disk or a read-only folder mount small file systems, which
-needs root; without root they are skipped.
+Parts are kills, points, restarts, elastic, resume, corruption, endings, network, owners, fuzz and soak, each
+in stress/. All run in a temporary folder, on small problems and on CPU. The table lists what was done, the
+expected and the observed result. Failures are printed below it with their seeds. The exit code is 0 if all
+tests passed or were skipped, and 1 otherwise. Endings with a full disk or a read-only folder mount small
+file systems, which needs root; without root they are skipped. So is the network, whose hosts are network
+namespaces.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from stress.endings import ENDINGS, endings
 from stress.fuzz import fuzz, one
 from stress.kills import kills
 from stress.launched import elastic, restarts
+from stress.network import FAULTS, network
 from stress.outcome import Outcome, show
 from stress.owners import owners
+from stress.points import points
 from stress.resuming import resuming
 from stress.soak import soak
 
@@ -34,11 +37,13 @@ def main() -> int:
     given = parse()
     parts: dict[str, Callable[[Path], list[Outcome]]] = {
         "kills": lambda folder: kills(given.kills, folder, given.seed),
+        "points": lambda folder: points(given.points, folder),
         "restarts": lambda folder: restarts(given.restarts, folder, seed=given.seed),
         "elastic": elastic,
         "resume": resuming,
         "corruption": lambda folder: corruptions(given.corruptions, folder, given.seed),
         "endings": lambda folder: endings(folder, given.endings, given.timeout, given.slack),
+        "network": lambda folder: network(folder, given.faults, given.timeout, given.slack),
         "owners": lambda folder: owners(folder, given.slack),
         "fuzz": lambda folder: fuzz(
             given.configs, given.files, folder, given.seed, 100.0 + given.slack
@@ -74,11 +79,13 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = (
-        "kills", "restarts", "elastic", "resume", "corruption", "endings", "owners", "fuzz", "soak",
+        "kills", "points", "restarts", "elastic", "resume", "corruption", "endings", "network", "owners",
+        "fuzz", "soak",
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=names, help="these parts (default: all)")
     for name, default, about in (
-        ("kills", 100, "ranks killed"),
+        ("kills", 100, "ranks killed at random moments"),
+        ("points", 100, "ranks killed at named points"),
         ("restarts", 3, "workers killed under torchrun"),
         ("corruptions", 200, "checkpoints damaged"),
         ("configs", 1000, "random configs"),
@@ -93,7 +100,10 @@ def parse() -> argparse.Namespace:
         "--endings", nargs="+", choices=ENDINGS, default=(), help="these endings (all)"
     )
     parser.add_argument(
-        "--timeout", type=float, default=8.0, help="comm.timeout of the endings, s (8)"
+        "--faults", nargs="+", choices=FAULTS, default=(), help="these faults of the network (all)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=8.0, help="comm.timeout of endings and network, s (8)"
     )
     parser.add_argument(
         "--slack",

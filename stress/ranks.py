@@ -12,12 +12,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -138,6 +137,7 @@ def start(
     port: int | None = None,
     fault: Fault | None = None,
     alone: bool = True,
+    variables: Callable[[int], Mapping[str, object]] = lambda rank: {},
 ) -> Run:
     """Start ranks of one training.
 
@@ -149,6 +149,7 @@ def start(
         port: rank 0's; a free one by default.
         fault: injected into every rank before it starts.
         alone: no launcher kills the others when one rank exits, so no rank waits for rank 0's message.
+        variables: of a rank's environment, where they are not those of ranks on one host.
     """
     which = list(range(ranks)) if isinstance(ranks, int) else list(ranks)
     port = port or free_port()
@@ -157,12 +158,12 @@ def start(
     with environment():
         for rank in which:
             size = (sizes or {}).get(rank, len(which))
-            variables = {
+            env = {
                 "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size,
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **variables(rank),
             }  # fmt: skip
             process = server().Process(
-                target=_rank, args=(variables, list(arguments), str(logs / str(rank)), fault, alone)
+                target=_rank, args=(env, list(arguments), str(logs / str(rank)), fault, alone)
             )
             process.start()
             processes[rank] = process
@@ -181,10 +182,12 @@ def _rank(
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     os.environ |= {name: str(value) for name, value in variables.items()}
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from cobo_dist.cli import train
+    from cobo_dist import train
+    from cobo_dist.cli import parser
+    from cobo_dist.comm.startup import start_guard
 
     if alone:
-        train.time = SimpleNamespace(sleep=lambda seconds: None)  # type: ignore[assignment]
+        parser.RANK_0_FIRST_SECONDS = start_guard.RANK_0_FIRST_SECONDS = 0.0
     if fault is not None:
         function, given = fault
         function(*given)

@@ -21,6 +21,7 @@ from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.session import Session, check_backend, open_session
 from cobo_dist.comm.startup.devices import choose_device, why_cpu
 from cobo_dist.comm.startup.launch_env import Launch, check_open_files
+from cobo_dist.comm.startup.start_guard import StartGuard
 from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import EXIT_DONE, ConfigError
@@ -37,16 +38,22 @@ from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training import startup
 from cobo_dist.training.learner import Learner
 from cobo_dist.training.migration import ClientMigrator
-from cobo_dist.training.preparation import Prepared, Problem, prepare, set_up_torch
+from cobo_dist.training.preparation import Problem, prepare, set_up_torch
 from cobo_dist.training.profiler import open_profiler
 from cobo_dist.training.shutdown import failure, finish, stop
 from cobo_dist.training.signals import Signals
 from cobo_dist.training.trainer import Trainer
 
 
-def run(config: Config, launch: Launch, on_finished: Callable[[RunDir], None] | None = None) -> int:
+def run(
+    config: Config,
+    launch: Launch,
+    guard: StartGuard | None = None,
+    on_finished: Callable[[RunDir], None] | None = None,
+) -> int:
     """Train as the config says on the launched ranks; return the exit code.
 
+    `guard` ends this process where a signal, or another rank's end, comes before the run has begun.
     `on_finished`: called on rank 0 with the run folder once all is written, while this run still owns it.
 
     Raises:
@@ -56,25 +63,22 @@ def run(config: Config, launch: Launch, on_finished: Callable[[RunDir], None] | 
     check_open_files(launch)
     check_backend(config.comm.backend, launch)
     device = choose_device(config.run.device, config.comm.backend, launch)
-    prepared = prepare(config, launch)
-    with open_session(launch, config.comm, device) as session:
-        return run_in_session(config, session, prepared, on_finished)
+    # Ranks connect before they read data, so that a rank that dies meanwhile is noticed.
+    with open_session(launch, config.comm, device, guard) as session:
+        return run_in_session(config, session, on_finished)
 
 
 def run_in_session(
-    config: Config,
-    session: Session,
-    prepared: Prepared | None = None,
-    on_finished: Callable[[RunDir], None] | None = None,
+    config: Config, session: Session, on_finished: Callable[[RunDir], None] | None = None
 ) -> int:
     """Train over ranks that are connected already; see `run`."""
     launch, folder, reached = session.launch, RunDir(config.run_dir), 0
     set_up_torch(config.run, launch.cores, config.comm.deterministic, session.device)
-    prepared = prepared or prepare(config, launch)
     trainer: Trainer | None = None
     # Signals are caught while a failure is reported too: when a rank dies, launchers send SIGTERM to all.
     with Signals() as signals:
         try:
+            prepared = prepare(config, launch)
             problem = prepared.agree(session)
             found = resume.find(
                 config.run, folder, partial(resume_differences, config),

@@ -7,7 +7,7 @@ import os
 import resource
 import time
 import traceback
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from cobo_dist.storage.schema import FORMAT, SUMMARY_FILE, BytesPerClient, Clien
 from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
+from cobo_dist.training.lost_contact import Loss, describe_loss
 from cobo_dist.training.signals import name_of
 from cobo_dist.training.trainer import Trainer
 
@@ -34,9 +35,13 @@ LOST_CONTACT_MARK = "lost contact: "
 
 SHORT_REPORT_WAIT_SECONDS, LONG_REPORT_WAIT_SECONDS = 2.0, 10.0
 """How long a rank that lost contact waits for other ranks' error reports. The long wait is for ranks other
-than 0 while rank 0 may still be in a long round and notice the loss only at its end."""
+than 0 while rank 0 may still be in a long round and notice the loss only at its end. It also bounds the wait
+after a time-out, which other ranks may see later."""
 
 _REPORT_POLL_SECONDS = 0.1
+
+NEWS_SECONDS = 1.0
+"""How long a rank that lost contact waits for the news that another rank has died."""
 
 
 # -- finished --------------------------------------------------------------------------------------
@@ -186,9 +191,8 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
     line, rank = one_line(error), session.transport.rank
     here_only = error.here_only if isinstance(error, RunFailure) else True
     lost = isinstance(error, LostContact)
-    head = (
-        LOST_CONTACT_MARK if lost else f"rank {rank} on {os.uname().nodename} failed in round {r}: "
-    )
+    when = f"in round {r}" if r else "before the first round"
+    head = LOST_CONTACT_MARK if lost else f"rank {rank} on {os.uname().nodename} failed {when}: "
     taken_over = error if isinstance(error, TakenOver) else folder.taken_over()
     if taken_over is not None:
         return taken_over
@@ -196,20 +200,31 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
     with suppress(OSError, TakenOver):
         if folder.owner is not None:
             stack = "".join(traceback.format_exception(error))
-            folder.error_report(rank, f"{head}{line}\n\n{stack}")
+            loss = Loss.of(error).to_line() if isinstance(error, LostContact) else ""
+            folder.error_report(rank, f"{head}{line}\n{loss}\n{stack}")
             reported = True
     if rank == 0:
         _write_status(folder, line)  # at once: the launcher may be about to end this rank too
     if isinstance(error, LostContact):
-        if not reported:  # no folder yet, or a full disk: of the ranks left, 0 or 1 prints the line
-            return RunFailure(line, here_only=rank == 1)
+        # Before anything is awaited: others may be waiting for this rank.
         _clear_frames(error)
         session.disconnect()
-        cause = _cause_by_reports(folder, line, rank, error.peers, r)
+        ended = session.liveness.failure(NEWS_SECONDS)
+        if not reported:  # no folder yet, or a full disk
+            return ended or RunFailure(line, here_only=rank == 1)
+        hosts = session.liveness.hosts
+        if ended is not None and ended.died:
+            speaks = rank == 0 or ended.here_only
+            death = f", since when nothing was heard of rank {ended.rank} on {hosts[ended.rank]}: it was "
+            cause = _with_round(line, r, f"{death}killed, or ran out of memory") if speaks else None
+        else:
+            cause = _cause_by_reports(folder, hosts, line, rank, Loss.of(error), r)
         here_only = cause is not None
         if cause is not None:
             line = cause
             _write_status(folder, line)
+    elif session.liveness.report(f"{head}{line}") and not reported:
+        here_only = False  # rank 0 prints it
     return RunFailure(line, here_only)
 
 
@@ -242,34 +257,42 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _cause_by_reports(folder: RunDir, line: str, rank: int, peers: Set[int], r: int) -> str | None:
+def _cause_by_reports(
+    folder: RunDir, hosts: Sequence[str], line: str, rank: int, loss: Loss, r: int
+) -> str | None:
     """Wait for other ranks' reports and return what ended the run; None if a lower rank will say it.
 
     A rank that failed by itself reports its reason, and one that lost contact reports that. A rank without
-    a report was killed, or hangs.
+    a report was killed, or hangs. If all have reported, what lies between two of them failed.
     """
-    hosts = [host.split()[0] for host in folder.environment().ranks]
-    is_short = rank == 0 or 0 in peers or len(hosts) == 2
-    until = time.monotonic() + (SHORT_REPORT_WAIT_SECONDS if is_short else LONG_REPORT_WAIT_SECONDS)
-    lost_contact: set[int] = set()
+    until = time.monotonic() + _report_wait_seconds(loss, rank, len(hosts))
+    losses = {rank: loss}
     while True:
         is_late = time.monotonic() > until
         reports = folder.error_reports()
         if any(other < rank for other in reports):
             return None
         if rank == 0 or is_late:
-            for other in sorted(reports.keys() - lost_contact):
+            for other in sorted(reports.keys() - losses.keys()):
                 with suppress(OSError):
                     text = read_file(reports[other]).decode(errors="replace")
-                    first = text.partition("\n")[0]
+                    first, second, *_ = [*text.split("\n", 2), ""]
                     if not first.startswith(LOST_CONTACT_MARK):
                         return f"{first} (traceback in {reports[other]})"
-                    lost_contact.add(other)
-        silent = set(range(len(hosts))) - reports.keys() - {rank}
-        if is_late or (hosts and not silent):
+                    losses[other] = Loss.of_line(second)
+        if is_late or (hosts and len(reports.keys() | {rank}) >= len(hosts)):
             break
         time.sleep(_REPORT_POLL_SECONDS)
-    line = f"{line}; this was " + (f"in round {r}" if r else "before the first round")
-    if names := ", ".join(f"rank {k} on {hosts[k]}" for k in sorted(silent & peers or silent)):
-        line += f", since when nothing was heard of {names}: killed, out of memory, or hanging"
-    return line
+    return _with_round(line, r, describe_loss(losses, hosts, rank))
+
+
+def _with_round(line: str, r: int, cause: str) -> str:
+    return f"{line}; this was {f'in round {r}' if r else 'before the first round'}{cause}"
+
+
+def _report_wait_seconds(loss: Loss, rank: int, ranks: int) -> float:
+    """Return how long to wait for the other ranks' reports."""
+    if loss.how != "closed":  # the others may still be waiting, for about as long as this rank did
+        return min(max(loss.waited, SHORT_REPORT_WAIT_SECONDS), LONG_REPORT_WAIT_SECONDS)
+    is_short = rank == 0 or 0 in loss.peers or ranks == 2
+    return SHORT_REPORT_WAIT_SECONDS if is_short else LONG_REPORT_WAIT_SECONDS

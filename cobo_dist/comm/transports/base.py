@@ -8,8 +8,9 @@ tag 0, contiguous, never empty, never to the rank itself.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -63,21 +64,38 @@ class Transport(Protocol):
         """Return rank 0's record on every rank."""
 
 
-class LostContact(RunFailure):
-    """A peer died, hung past comm.timeout or left; the cause is on that peer, not here.
+HowLost = Literal["closed", "silent", "unreachable"]
+"""How contact was lost. closed: the connection ended; silent: no answer within comm.timeout; unreachable: the
+peer's host has not even acknowledged a packet."""
 
-    `peers` are the ranks it can be, as far as the error message tells; empty: any rank.
+_UNREACHABLE = re.compile(
+    "connection timed out|(network|host) is unreachable|no route to host", re.I
+)
+_SILENT = re.compile("timed out waiting|no answer", re.I)
+
+
+class LostContact(RunFailure):
+    """A peer died, hung past comm.timeout or left, or the network failed; the cause is not on this rank.
+
+    `peers` are the ranks it can be, as far as the error message tells; empty: any rank. `waited` is for how
+    many seconds this rank had waited for them.
     """
 
-    def __init__(self, message: str, peers: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        peers: Iterable[int] = (),
+        how: HowLost = "closed",
+        waited: float = 0.0,
+    ) -> None:
         super().__init__(message)
-        self.peers = frozenset(peers)
+        self.peers, self.how, self.waited = frozenset(peers), how, waited
 
 
 class as_lost_contact:
     """Context manager that turns a library's RuntimeError into one line that says what was going on.
 
-    A class and not a generator, since it wraps every exchange.
+    A class and not a generator, since it wraps every exchange. The body may change `peers`.
 
     Raises:
         LostContact: where the body raises RuntimeError.
@@ -86,14 +104,25 @@ class as_lost_contact:
     def __init__(self, rank: int, activity: str, peers: Iterable[int] = ()) -> None:
         self.rank, self.activity, self.peers = rank, activity, peers
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> as_lost_contact:
+        self.began = time.monotonic()
+        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, RuntimeError):
             raise LostContact(
-                f"rank {self.rank} lost contact while {self.activity}: {_reason(error)}", self.peers
+                f"rank {self.rank} lost contact while {self.activity}: {_reason(error)}",
+                self.peers,
+                how_lost(error),
+                time.monotonic() - self.began,
             ) from error
+
+
+def how_lost(error: RuntimeError) -> HowLost:
+    """Return how contact was lost; libraries tell it only in words."""
+    if _UNREACHABLE.search(str(error)):
+        return "unreachable"
+    return "silent" if _SILENT.search(str(error)) else "closed"
 
 
 def _reason(error: RuntimeError) -> str:

@@ -111,11 +111,12 @@ class MpiTransport:
                 if peer != self.rank:
                     self.comm.Isend([b"", self.world.mpi.BYTE], peer, FAILURE_TAG)
 
-    def raise_if_announced(self) -> None:
-        """Raise RuntimeError if a rank has announced that it failed."""
+    def announced_failure(self) -> int | None:
+        """Return a rank that has announced that it failed; None if none has."""
         status = self.world.mpi.Status()
         if self.comm.Iprobe(self.world.mpi.ANY_SOURCE, FAILURE_TAG, status):
-            raise RuntimeError(f"rank {status.Get_source()} has failed")
+            return int(status.Get_source())
+        return None
 
 
 class _MpiPending:
@@ -142,25 +143,31 @@ class _MpiPending:
         transport = self.transport
         statuses = [transport.world.mpi.Status() for _ in self.requests]
         started, pause = time.monotonic(), MIN_PAUSE_SECONDS
-        with as_lost_contact(transport.rank, self.activity):
+        with as_lost_contact(transport.rank, self.activity) as loss:
             while not transport.world.mpi.Request.Testall(self.requests, statuses):
                 waited = time.monotonic() - started
                 if waited < SPIN_SECONDS:
                     # Where ranks outnumber cores, the sender may need this core.
                     os.sched_yield()
                     continue
-                transport.raise_if_announced()
+                if (failed := transport.announced_failure()) is not None:
+                    loss.peers = [failed]
+                    raise RuntimeError(f"rank {failed} has failed")
                 if waited > transport.timeout:
-                    raise RuntimeError(self._describe_timeout())
+                    loss.peers = self._silent()
+                    raise RuntimeError(self._describe_timeout(loss.peers))
                 time.sleep(pause)
                 pause = min(2 * pause, MAX_PAUSE_SECONDS)
         self._check_sizes(statuses)
         transport.world.unfinished.discard(self)
         self.requests, self.buffers, self.peers, self.expected = [], [], [], []
 
-    def _describe_timeout(self) -> str:
+    def _silent(self) -> list[int]:
+        """Return the peers whose requests are not done; none in a collective operation."""
         pairs = zip(self.peers, self.requests, strict=True)
-        silent = sorted({peer for peer, one in pairs if peer is not None and not one.Test()})
+        return sorted({peer for peer, one in pairs if peer is not None and not one.Test()})
+
+    def _describe_timeout(self, silent: Sequence[int]) -> str:
         peers = f" from rank(s) {', '.join(map(str, silent))}" if silent else ""
         return f"no answer{peers} within comm.timeout={self.transport.timeout:g} s"
 

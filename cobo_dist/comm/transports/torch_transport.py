@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,8 +13,15 @@ from cobo_dist.comm.transports.base import (
     Pending,
     as_lost_contact,
     check_message,
+    how_lost,
     posting_order,
 )
+
+RECORD_TAG = 1  # of records; models have 0
+LENGTH_BYTES, HEAD_BYTES = 8, 4088
+"""Each record begins with a message of its length and as many of its bytes: most records need no other."""
+
+_Post = Callable[..., dist.Work | None]
 
 
 class TorchTransport:
@@ -35,61 +42,118 @@ class TorchTransport:
             ops.append(dist.P2POp(post[kind], tensor, peer))
         if not ops:  # torch refuses an empty batch
             return NothingPending()
-        pending = _TorchPending(self.rank, ops, purpose)
-        with pending.as_lost_contact(pending.peers):
+        names = ", ".join(map(str, sorted({op.peer for op in ops})))
+        activity = f"exchanging {purpose} with rank(s) {names}"
+        pending = _TorchPending(self.rank, activity, [op.peer for op in ops])
+        pending.buffers = [op.tensor for op in ops]
+        with as_lost_contact(self.rank, activity, pending.peers):
             pending.works = dist.batch_isend_irecv(ops)
         return pending
 
     def gather(self, record: bytes) -> list[bytes]:
-        """Gather lengths, then records padded to the longest (collectives need equal sizes)."""
-        with as_lost_contact(self.rank, "gathering records"):
-            length = torch.tensor([len(record)])
-            lengths = [torch.empty_like(length) for _ in range(self.world_size)]
-            dist.all_gather(lengths, length)
-            padded = _padded(record, max(1, int(torch.cat(lengths).max())))
-            received = [torch.empty_like(padded) for _ in range(self.world_size)]
-            dist.gather(padded, received if self.rank == 0 else None, dst=0)
+        """Receive every other rank's record on rank 0."""
+        activity = "gathering records"
         if self.rank != 0:
+            self._send_record(record, [0], activity)
             return []
-        return [
-            one[: int(length)].numpy().tobytes()
-            for one, length in zip(received, lengths, strict=True)
-        ]
+        received = self._receive_records(range(1, self.world_size), activity)
+        return [record, *received]
 
     def broadcast(self, record: bytes) -> bytes:
-        """Broadcast the length, then the record."""
-        with as_lost_contact(self.rank, "broadcasting a record"):
-            length = torch.tensor([len(record)])
-            dist.broadcast(length, src=0)
-            sent = record if self.rank == 0 else b""
-            padded = _padded(sent, max(1, int(length)))
-            dist.broadcast(padded, src=0)
-        return padded[: int(length)].numpy().tobytes()
+        """Send rank 0's record to every other rank."""
+        activity = "broadcasting a record"
+        if self.rank != 0:
+            return self._receive_records([0], activity)[0]
+        self._send_record(record, range(1, self.world_size), activity)
+        return record
+
+    def _send_record(self, record: bytes, peers: Sequence[int], activity: str) -> None:
+        """Send the length and the first bytes in one message, and what is left in a second one."""
+        length = len(record).to_bytes(LENGTH_BYTES, "little")
+        messages = [_bytes(length + record[:HEAD_BYTES].ljust(HEAD_BYTES, b"\0"))]
+        if len(record) > HEAD_BYTES:
+            messages.append(_bytes(record[HEAD_BYTES:]))
+        self._post(
+            [(dist.isend, peer, message) for peer in peers for message in messages], activity
+        )
+
+    def _receive_records(self, peers: Sequence[int], activity: str) -> list[bytes]:
+        """Return the records that these peers send."""
+        heads = {peer: _buffer(LENGTH_BYTES + HEAD_BYTES) for peer in peers}
+        self._post([(dist.irecv, peer, head) for peer, head in heads.items()], activity)
+        sizes = {
+            peer: int.from_bytes(_tobytes(head[:LENGTH_BYTES]), "little")
+            for peer, head in heads.items()
+        }
+        rests = {
+            peer: _buffer(size - HEAD_BYTES) for peer, size in sizes.items() if size > HEAD_BYTES
+        }
+        self._post([(dist.irecv, peer, rest) for peer, rest in rests.items()], activity)
+        return [
+            _tobytes(head[LENGTH_BYTES:][: sizes[peer]])
+            + (_tobytes(rests[peer]) if peer in rests else b"")
+            for peer, head in heads.items()
+        ]
+
+    def _post(self, operations: Sequence[tuple[_Post, int, Tensor]], activity: str) -> None:
+        """Post operations on CPU tensors, with a tag that keeps them apart from models, and wait."""
+        pending = _TorchPending(self.rank, activity, [peer for _, peer, _ in operations])
+        with as_lost_contact(self.rank, activity, pending.peers):
+            for post, peer, tensor in operations:
+                pending.buffers.append(tensor)
+                if (work := post(tensor, peer, tag=RECORD_TAG)) is not None:
+                    pending.works.append(work)
+        pending.wait()
 
 
 class _TorchPending:
     """The operations of one batch, and their buffers, which must live until they are done."""
 
-    def __init__(self, rank: int, ops: list[dist.P2POp], purpose: str) -> None:
-        self.rank, self.purpose = rank, purpose
-        self.peers = [op.peer for op in ops]  # of each operation
-        self.buffers = [op.tensor for op in ops]
+    def __init__(self, rank: int, activity: str, peers: Sequence[int]) -> None:
+        """`peers` has the peer of each operation."""
+        self.rank, self.activity, self.peers = rank, activity, peers
+        self.buffers: list[Tensor] = []
         self.works: list[dist.Work] = []
 
-    def as_lost_contact(self, lost: Iterable[int]) -> as_lost_contact:
-        names = ", ".join(map(str, sorted(set(self.peers))))
-        return as_lost_contact(self.rank, f"exchanging {self.purpose} with rank(s) {names}", lost)
-
     def wait(self) -> None:
-        # NCCL returns one work for the batch, gloo one for each operation. Wait on all of them. Only
-        # where each operation has its own does the index of the failed one tell the peer.
-        one_each = len(self.works) == len(self.peers)
-        for index, work in enumerate(self.works):
-            with self.as_lost_contact(self.peers[index : index + 1] if one_each else self.peers):
-                work.wait()
-        self.works, self.buffers = [], []
+        with as_lost_contact(self.rank, self.activity, self.peers) as loss:
+            # NCCL returns one work for the batch, gloo one for each operation. Wait on all of them. Only
+            # where each operation has its own does the failed one tell the peer.
+            one_each = len(self.works) == len(self.peers)
+            try:
+                for index in range(len(self.works)):
+                    self.works[index].wait()
+            except RuntimeError as error:
+                if one_each:
+                    loss.peers = self._lost_with(index, error)
+                raise
+            finally:
+                # Also after a failure: gloo keeps connections open for as long as there is a work.
+                self.works, self.buffers = [], []
+
+    def _lost_with(self, index: int, error: RuntimeError) -> set[int]:
+        """Return the peers whose operations are not done, now that the one of this index has failed.
+
+        After a time-out gloo closes all connections of this rank. So the others that are not done fail at
+        once, and they were as late. After another error they may still be on their way.
+        """
+        lost = {self.peers[index]}
+        if how_lost(error) == "silent":
+            for peer, work in zip(self.peers[index + 1 :], self.works[index + 1 :], strict=True):
+                try:
+                    work.wait()
+                except RuntimeError:
+                    lost.add(peer)
+        return lost
 
 
-def _padded(record: bytes, size: int) -> Tensor:
-    """Return the record as uint8 [size], with zeros behind it."""
-    return torch.frombuffer(bytearray(record.ljust(size, b"\0")), dtype=torch.uint8)
+def _buffer(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def _bytes(record: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(record), dtype=torch.uint8)
+
+
+def _tobytes(tensor: Tensor) -> bytes:
+    return tensor.numpy().tobytes()

@@ -21,7 +21,7 @@ from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.pair_plan import plan_pairs
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
-from cobo_dist.comm.transports.base import LostContact, SoloTransport, Transport
+from cobo_dist.comm.transports.base import LostContact, SoloTransport, Transport, how_lost
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths.blocks import Block
 from cobo_dist.maths.mixing import plan_block
@@ -101,6 +101,46 @@ def test_transports_keep_the_contract(pool: RankPool, ranks: int, recorded: bool
     pool.run(ranks, transport_contract, recorded)
 
 
+def two_keep_silent(session: Session) -> object:
+    """Ranks 2 and 3 post nothing; return whom the others lost."""
+    rank = session.transport.rank
+    if rank > 1:
+        time.sleep(5.5)
+        return None
+    peers = [peer for peer in range(4) if peer != rank]
+    received = {peer: torch.ones(3) for peer in peers}
+    try:
+        session.transport.exchange({p: torch.ones(3) for p in peers}, received, "pairs").wait()
+    except LostContact as lost:
+        return sorted(lost.peers), lost.how
+    return "nothing noticed"
+
+
+def test_all_silent_ranks_are_lost_at_once(gloo_pool: RankPool) -> None:
+    """Not only the first of them, and not a rank that has answered."""
+    found = gloo_pool.run_broken(4, two_keep_silent, timeout=4.0)
+    assert found[:2] == [([2, 3], "silent")] * 2
+
+
+def disconnect_after_a_loss(session: Session) -> object:
+    """Rank 2 leaves, so rank 1 loses it and leaves, so rank 0 loses rank 1; return how rank 0 lost it."""
+    rank = session.transport.rank
+    if rank < 2:
+        pending = session.transport.exchange({}, {rank + 1: torch.ones(3)}, "pairs")
+        try:
+            pending.wait()
+        except LostContact as lost:
+            if rank == 0:
+                return lost.how
+    session.disconnect()
+    time.sleep(4.0)  # longer than the time-out of rank 0, which would be a silent loss
+    return None
+
+
+def test_connections_close_at_once_though_a_failed_exchange_is_kept(gloo_pool: RankPool) -> None:
+    assert gloo_pool.run_broken(3, disconnect_after_a_loss, timeout=3.0)[0] == "closed"
+
+
 def leave_early(session: Session) -> str:
     """Rank 1 leaves; rank 0, which waits for its message, learns which peer it lost in which exchange."""
     if session.transport.rank == 1:
@@ -110,6 +150,22 @@ def leave_early(session: Session) -> str:
     except LostContact as lost:
         return str(lost)
     return "nothing noticed"
+
+
+@pytest.mark.parametrize(
+    ("words", "how"),
+    [
+        ("Connection closed by peer [10.0.0.1]:5", "closed"),
+        ("Read error [10.0.0.1]:5: Connection reset by peer", "closed"),
+        ("Timed out waiting 4000ms for recv operation to complete", "silent"),
+        ("no answer from rank(s) 1 within comm.timeout=4 s", "silent"),
+        ("Read error [10.0.0.1]:5: Connection timed out. This is typically", "unreachable"),
+        ("Read error [10.0.0.1]:5: Network is unreachable", "unreachable"),
+        ("Read error [10.0.0.1]:5: No route to host", "unreachable"),
+    ],
+)
+def test_how_contact_was_lost(words: str, how: str) -> None:
+    assert how_lost(RuntimeError(words)) == how
 
 
 def test_a_lost_peer_is_named(gloo_pool: RankPool) -> None:
@@ -127,13 +183,12 @@ WAITS = {
 }
 
 
-def keep_silent(session: Session, what: str, seconds: float) -> tuple[str, float]:
-    """Rank `silent` posts nothing; return the other ranks' error, and after how many seconds."""
+def keep_silent(session: Session, what: str, seconds: float) -> tuple[str, object, float]:
+    """Rank `silent` posts nothing; return the others' error, whom they lost, and after how many seconds."""
     transport, silent = session.transport, 0 if what == "broadcast" else 1
-    started = time.monotonic()
     if transport.rank == silent:
         time.sleep(seconds)
-        return "", 0.0
+        return "", "", 0.0
     try:
         if what == "exchange":
             peers = [peer for peer in range(3) if peer != transport.rank]
@@ -144,14 +199,15 @@ def keep_silent(session: Session, what: str, seconds: float) -> tuple[str, float
         else:
             transport.broadcast(b"")
     except LostContact as lost:
-        return str(lost), time.monotonic() - started
-    return "nothing noticed", 0.0
+        return str(lost), (sorted(lost.peers), lost.how), lost.waited
+    return "nothing noticed", "", 0.0
 
 
 @pytest.mark.parametrize(
     ("carrier", "what", "timeout"),
     [
         ("gloo", "exchange", 4.0),  # ranks have to connect in this time, too
+        ("gloo", "gather", 4.0),
         ("mpi", "exchange", 1.5),
         ("mpi", "gather", 1.5),
         ("mpi", "broadcast", 1.5),
@@ -162,8 +218,11 @@ def test_a_silent_rank_is_lost_after_the_time_out(
 ) -> None:
     """The root waits for all, so it must notice; other ranks may have sent all they had."""
     pool, waiting = request.getfixturevalue(f"{carrier}_pool"), 1 if what == "broadcast" else 0
-    message, seconds = pool.run_broken(3, keep_silent, what, 2 * timeout, timeout=timeout)[waiting]
+    answers = pool.run_broken(3, keep_silent, what, 2 * timeout, timeout=timeout)
+    message, lost, seconds = answers[waiting]
     assert f"rank {waiting} lost contact while {WAITS[what]}" in message
+    named = what == "exchange" or carrier == "gloo"  # MPI's collective operations name nobody
+    assert lost == ([1] if named else [], "silent")
     assert 0.9 * timeout < seconds < 2 * timeout
 
 
