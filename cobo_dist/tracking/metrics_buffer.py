@@ -159,8 +159,10 @@ class MetricsBuffer:
         Raises:
             RunFailure: the same on all ranks: one is not.
         """
-        # Row by row: a mask of all models would take a quarter of their memory.
-        finite_c = np.array([bool(row_d.isfinite().all()) for row_d in self.clients.x_cd])
+        # Row by row: a mask of all models would take a quarter of their memory. Read at once.
+        finite_c = (
+            torch.stack([row_d.isfinite().all() for row_d in self.clients.x_cd]).cpu().numpy()
+        )
         gathered = self.exchange.gather_rows(finite_c[:, None].astype(np.float32))
         failure = ""
         if gathered is not None and not gathered.all():

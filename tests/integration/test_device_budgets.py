@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from device_counts import counts_of_run
 from virtual_cuda import Counts
+from vision_data import write_images
 
 SHORT = ("run.rounds=2", "run.eval_every=0", "run.log_weights_every=0", "run.engine=vectorised")
 
 
 def counts_of_round(folder: Path, arguments: Sequence[str]) -> Counts:
     """Return the counts of the second round: the first also prepares what later rounds use again."""
-    rounds, _ = counts_of_run([*SHORT, *arguments, f"run.dir={folder / 'run'}"])
-    return rounds[1]
+    return counts_of_run([*SHORT, *arguments, f"run.dir={folder / 'run'}"])["round"][1]
 
 
 def digits(algorithm: str, *more: str) -> list[str]:
@@ -46,6 +46,27 @@ def test_a_round_of_eight_digits_clients(
     counts = counts_of_round(tmp_path, arguments)
     assert counts.syncs.total() <= syncs, counts.describe()
     assert counts.kernels.total() <= kernels, counts.describe()
+
+
+RESNETS = [
+    "task.name=cross_silo", "model.name=resnet9", "model.width=2", "data.batch_size=4",
+    "task.clients_per_cluster=2", "optimizer.name=adamw", "optimizer.lr=0.001",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("writing", "syncs"), [("auto", 0), ("foreground", 8)])
+def test_state_is_copied_in_whole_rows(tmp_path: Path, writing: str, syncs: int) -> None:
+    """Checkpoints in the background wait for no copy, else once for each client, as the models at the end."""
+    images = write_images(tmp_path / "images.npz", train=80, test=20, size=8)
+    counts = counts_of_run(
+        [*SHORT, *RESNETS, f"data.file={images}", "algorithm.name=local", "run.checkpoint_every=1",
+         f"run.checkpoint_writing={writing}", f"run.dir={tmp_path / 'run'}"]
+    )  # fmt: skip
+    bounds = {"checkpoint": syncs, "evaluation": 1, "check of models": 1, "models at the end": 8}
+    for part, most in bounds.items():
+        assert len(counts[part]) == (1 if part == "models at the end" else 2)
+        for one in counts[part]:
+            assert one.syncs.total() <= most, f"{part}: {one.describe()}"
 
 
 def test_more_clients_and_centers_do_not_wait_more(tmp_path: Path) -> None:
