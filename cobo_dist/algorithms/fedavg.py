@@ -17,7 +17,7 @@ from cobo_dist.algorithms.base import (
     RunContext,
 )
 from cobo_dist.algorithms.local import local_step
-from cobo_dist.maths.flat import upload
+from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.weights import Weights
 
 
@@ -49,7 +49,8 @@ class FedAvg(Algorithm):
         self.one_group = len(set(groups_n)) == 1
         self.weights = Weights(clients.ids, groups_n)
         sizes_c = self.weights.sums()
-        self.share_c1 = torch.from_numpy(1.0 / sizes_c)[:, None]
+        share_c1 = torch.from_numpy(1.0 / sizes_c)[:, None]
+        self.share_c1 = to_device(share_c1.to(clients.x_cd.dtype), clients.x_cd.device)
 
     def groups(self, context: RunContext) -> tuple[int, ...]:
         """Return the group of each client; a group shares one model."""
@@ -68,7 +69,7 @@ class FedAvg(Algorithm):
         if self.one_group:  # one sum for all clients of a rank; `mix` would write it c times
             ones_1n = np.ones((1, self.weights.shape[1]), dtype=self.weights.dtype)
             sum_1d = self.exchange.all_reduce(ones_1n, rows_cd)
-            torch.mul(sum_1d, upload(self.share_c1, sum_1d), out=rows_cd)
+            torch.mul(sum_1d, self.share_c1, out=rows_cd)
             return
         for at, sum_cd in self.exchange.mix(self.weights, rows_cd):
-            torch.mul(sum_cd, upload(self.share_c1, sum_cd), out=rows_cd[:, at])
+            torch.mul(sum_cd, self.share_c1, out=rows_cd[:, at])

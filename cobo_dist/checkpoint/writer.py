@@ -9,6 +9,8 @@ import json
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 
 from safetensors.numpy import save as save_arrays
@@ -19,6 +21,7 @@ from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.errors import RunFailure
 from cobo_dist.host import free_memory
+from cobo_dist.maths.host_copy import host_copies
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage import disk, schema
@@ -97,12 +100,13 @@ class CheckpointWriter:
         self._pending = PendingCheckpoint(
             checkpoint.draft_of(self.folder.checkpoints, r, self.folder.epoch), r, needed
         )
-        files = self._files(seconds)
-        has_room = needed < MAX_SHARE_OF_FREE_MEMORY * free_memory(self.ranks_on_host)
-        if self.run.checkpoint_writing == "auto" and has_room:
-            self._pending.write_in_background(list(files))
-        else:
-            self._pending.write(files)  # one client at a time in memory
+        rows = range(len(self.clients.ids))
+        logs = self._log_files(seconds)
+        if self.run.checkpoint_writing == "auto" and self._has_room(needed):
+            self._pending.write_in_background(chain(self._state_files(rows), list(logs)))
+        else:  # one client at a time in memory
+            parts = (self._state_files([row]) for row in rows)
+            self._pending.write(chain(chain.from_iterable(parts), logs))
 
     def wait(self) -> str:
         """Wait until the pending checkpoint is written; commit it if all ranks could write their part.
@@ -173,19 +177,42 @@ class CheckpointWriter:
         found = checkpoint.checkpoints(self.folder.checkpoints)
         return f"the last good one is {found[0]}" if found else "there is none yet"
 
-    def _files(self, seconds: float) -> Iterator[tuple[str, bytes]]:
-        """Yield the name and content of each file that this rank writes."""
-        for row, client in enumerate(self.clients.ids):
+    def _state_files(self, rows: Sequence[int]) -> Iterator[tuple[str, bytes]]:
+        """Copy the state of some clients and, with the first one on rank 0, what all share, to the host.
+
+        Returns the name and content of each file, which are made when they are asked for.
+        """
+        named: dict[tuple[str, str], Tensor] = {}
+        for row in rows:
             views = client_views(self.clients, self.algorithm, row)
-            weights = row_tensors(self.algorithm.weights, row)
-            yield checkpoint.client_file(client), checkpoint.pack(views | weights)
+            views |= row_tensors(self.algorithm.weights, row)
+            file = checkpoint.client_file(self.clients.ids[row])
+            named |= {(file, name): one for name, one in views.items()}
+        if self.run_logger is not None and 0 in rows:
+            shared = self.algorithm.state().shared
+            named |= {(schema.SHARED_FILE, name): one for name, one in shared.items()}
+        copies, wait = host_copies(named)
+
+        def files() -> Iterator[tuple[str, bytes]]:
+            wait()
+            for file, group in groupby(copies, key=itemgetter(0)):
+                yield file, checkpoint.pack({name: copies[file, name] for _, name in group})
+
+        return files()
+
+    def _log_files(self, seconds: float) -> Iterator[tuple[str, bytes]]:
+        """Yield the name and content of the files that only rank 0 writes."""
         if self.run_logger is not None:
-            if shared := self.algorithm.state().shared:
-                yield schema.SHARED_FILE, checkpoint.pack(shared)
             yield schema.CONFIG_FILE, self.config_text.encode()
             state, arrays = self.run_logger.state(seconds)
             yield schema.LOGGER_FILE, state.to_json().encode()
             yield schema.LOGGER_ARRAYS_FILE, save_arrays(arrays)
+
+    def _has_room(self, nbytes: int) -> bool:
+        """Return whether so many bytes can be copied while training goes on."""
+        if self.clients.device.type == "cuda":
+            nbytes *= 2  # torch rounds pinned memory up to powers of two
+        return nbytes < MAX_SHARE_OF_FREE_MEMORY * free_memory(self.ranks_on_host)
 
     def _bytes(self) -> int:
         """Return about how many bytes this rank writes."""
@@ -213,8 +240,10 @@ class PendingCheckpoint:
                 self.files[name] = checkpoint.write(self.folder / name, content)
         except OSError as error:
             self.failure = self.explain(error)
+        except Exception as error:  # in a thread it would be lost, and the checkpoint have holes
+            self.failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
 
-    def write_in_background(self, files: list[tuple[str, bytes]]) -> None:
+    def write_in_background(self, files: Iterable[tuple[str, bytes]]) -> None:
         """Write the files in a thread."""
         self._thread = threading.Thread(target=self.write, args=(files,), name="checkpoint")
         self._thread.start()

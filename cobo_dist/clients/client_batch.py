@@ -22,6 +22,7 @@ from cobo_dist.clients.graphs import GraphedPasses
 from cobo_dist.clients.learning_task import BatchSource, LearningTask
 from cobo_dist.clients.optimizers import Optimizer, OptimizerConfig, build_optimizer, step_size
 from cobo_dist.maths.flat import Layout, Scratch, empty_rows, to_device
+from cobo_dist.maths.host_copy import host_copies
 from cobo_dist.phase_timer import PhaseTimer
 
 
@@ -287,18 +288,20 @@ class ClientBatch:
 
         On all its data of `split`, or on the task's fixed part of it.
         """
-        return [
-            self._evaluator.metrics(self.x_cd[row], self._row_buffers(row), client, split, whole)
+        sums = [
+            self._evaluator.sums(self.x_cd[row], self._row_buffers(row), client, split, whole)
             for row, client in enumerate(self.ids)
         ]
+        return self._evaluator.means(sums)
 
     def state_dict(self, row: int) -> dict[str, Tensor]:
         """Return one client's model by name, buffers included, on the CPU."""
-        named = {**self.layout.views(self.x_cd[row]), **self._row_buffers(row)}
+        copies, wait = host_copies({**self.layout.views(self.x_cd[row]), **self._row_buffers(row)})
+        wait()
         # Contiguous copies, since files store tensors in that order.
         return {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in named.items()
+            name: tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in copies.items()
         }
 
     def client_state(self, row: int) -> dict[str, Tensor]:

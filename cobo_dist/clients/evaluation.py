@@ -5,7 +5,7 @@ Shapes: k models, e clients with a batch each, d parameters, b floating-point bu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.func import functional_call, vmap
 from cobo_dist.clients.buffers import Buffers
 from cobo_dist.clients.engines import Batch, OneByOne, parts_of
 from cobo_dist.clients.learning_task import LearningTask
+from cobo_dist.maths.flat import to_device
 
 
 class Evaluator:
@@ -75,10 +76,10 @@ class Evaluator:
         total: Tensor = sum(losses) / len(losses)  # type: ignore[assignment]
         return total
 
-    def metrics(
+    def sums(
         self, point_d: Tensor, buffers: Buffers, client: int, split: str, whole: bool
-    ) -> dict[str, float]:
-        """Return one model's mean metrics on a client's split, with the number of `examples`."""
+    ) -> tuple[int, dict[str, Tensor]]:
+        """Return the examples of a client's split, and sums of one model's metrics over them."""
         model = self.loader.load(point_d, buffers).eval()
         sums: dict[str, Tensor] = {}
         count = 0
@@ -86,8 +87,20 @@ class Evaluator:
             count += examples
             for name, value in self.score(model, *batch).items():
                 sums[name] = sums[name] + value if name in sums else value
-        means = self.task.means({name: float(value) for name, value in sums.items()}, count)
-        return means | {"examples": count}
+        return count, sums
+
+    def means(self, sums: Sequence[tuple[int, dict[str, Tensor]]]) -> list[dict[str, float]]:
+        """Return mean metrics with the number of `examples`; waits for the device once."""
+        every = [value for _, of_client in sums for value in of_client.values()]
+        read = iter(
+            torch.stack([to_device(value.double(), self.device) for value in every]).tolist()
+            if every
+            else ()
+        )
+        return [
+            self.task.means({name: next(read) for name in of_client}, count) | {"examples": count}
+            for count, of_client in sums
+        ]
 
 
 class _WithLoss(nn.Module):

@@ -122,7 +122,7 @@ class Quadratic(Task):
         """Return the problem without noise."""
         center, curvature = self._centers[client], self._curvature[client]
         batch = (center, curvature, torch.zeros_like(center))
-        return [(1, tuple(part.to(device) for part in batch))]
+        return [(1, tuple(to_device(part, device) for part in batch))]
 
     def diagnose(self, x_nd: NDArray[np.floating]) -> dict[str, float]:
         """Return Theorem 1's two quantities at the models of all clients [n, d].

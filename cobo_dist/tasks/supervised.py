@@ -276,7 +276,7 @@ class Classification(Task):
         if not whole and 0 < most < len(indices):
             part = seeds.permutation(seeds.key(self.seed, f"part of {split}"), len(indices))[:most]
             indices = indices[part]
-        for chunk in torch.split(indices.to(device), self.data.eval_batch_size):
+        for chunk in torch.split(to_device(indices, device), self.data.eval_batch_size):
             targets = self.examples.labels_of[client][self.examples.targets[chunk]]
             yield len(chunk), (self.examples.as_inputs(self.examples.inputs[chunk]), targets)
 

@@ -166,7 +166,7 @@ class MetricsBuffer:
         Raises:
             RunFailure: the same on all ranks: one is not.
         """
-        # Row by row: a mask of all models would take a quarter of their memory.
+        # Row by row: a mask of all models would take a quarter of their memory. Read at once.
         finite_c = (
             torch.stack([row_d.isfinite().all() for row_d in self.clients.x_cd]).cpu().numpy()
         )

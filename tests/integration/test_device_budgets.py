@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from device_counts import counts_of_run
+from problems import write_texts
 from virtual_cuda import Counts, counted, virtual_cuda
 from vision_data import write_images
 
+from cobo_dist.algorithms.registry import ALGORITHMS
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.transports.base import SoloTransport
@@ -26,8 +28,7 @@ SHORT = ("run.rounds=2", "run.eval_every=0", "run.log_weights_every=0", "run.eng
 
 def counts_of_round(folder: Path, arguments: Sequence[str]) -> Counts:
     """Return the counts of the second round: the first also prepares what later rounds use again."""
-    rounds, _ = counts_of_run([*SHORT, *arguments, f"run.dir={folder / 'run'}"])
-    return rounds[1]
+    return counts_of_run([*SHORT, *arguments, f"run.dir={folder / 'run'}"])["round"][1]
 
 
 def digits(algorithm: str, *more: str) -> list[str]:
@@ -54,6 +55,55 @@ def test_a_round_of_eight_digits_clients(
     counts = counts_of_round(tmp_path, arguments)
     assert counts.syncs.total() <= syncs, counts.describe()
     assert counts.kernels.total() <= kernels, counts.describe()
+
+
+RESNETS = [
+    "task.name=cross_silo", "model.name=resnet9", "model.width=2", "data.batch_size=4",
+    "task.clients_per_cluster=2", "optimizer.name=adamw", "optimizer.lr=0.001",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("writing", "syncs"), [("auto", 0), ("foreground", 8)])
+def test_state_is_copied_in_whole_rows(tmp_path: Path, writing: str, syncs: int) -> None:
+    """Checkpoints in the background wait for no copy, else once for each client, as the models at the end."""
+    images = write_images(tmp_path / "images.npz", train=80, test=20, size=8)
+    counts = counts_of_run(
+        [*SHORT, *RESNETS, f"data.file={images}", "algorithm.name=local", "run.checkpoint_every=1",
+         f"run.checkpoint_writing={writing}", f"run.dir={tmp_path / 'run'}"]
+    )  # fmt: skip
+    bounds = {"checkpoint": syncs, "evaluation": 1, "check of models": 1, "models at the end": 8}
+    for part, most in bounds.items():
+        assert len(counts[part]) == (1 if part == "models at the end" else 2)
+        for one in counts[part]:
+            assert one.syncs.total() <= most, f"{part}: {one.describe()}"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_no_algorithm_waits_for_each_client(tmp_path: Path, algorithm: str) -> None:
+    arguments = digits(algorithm, "model.norm=batch", "data.batch_size=4", "model.hidden=[8]")
+    counts = counts_of_round(tmp_path, arguments)
+    assert counts.syncs.total() <= 3, counts.describe()
+
+
+def test_a_language_model_launches_few_kernels_for_dropout(tmp_path: Path) -> None:
+    """Nothing is read. Four adapters in each of 6 layers drop their inputs, for each of 3 clients.
+
+    To apply a mask takes two kernels; layers draw their masks together, at most two kernels for each.
+    """
+    texts = write_texts(tmp_path / "texts")
+    language = [
+        "task.name=language", "model.name=tiny-gpt2", "model.width=8", "model.layers=6", "task.context=8",
+        "data.batch_size=2", "task.languages=[]", f"data.text_dir={texts}", f"data.root={tmp_path}",
+        "algorithm.name=local", "run.rounds=2", "run.eval_every=0", "run.log_weights_every=0",
+        f"run.dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    counts = counts_of_run(language)
+    (first, second), evaluations = counts["round"], counts["evaluation"]
+    assert first.syncs.total() == second.syncs.total() == 0, second.describe()
+    assert all(one.syncs.total() == 1 for one in evaluations), evaluations[0].describe()
+    files = ("maths/seeds.py", "tasks/language/dropout.py")
+    found = sum(count for where, count in second.kernels.items() if where.startswith(files))
+    assert found <= (2 + 2) * 4 * 6 * 3, second.describe(20)
 
 
 def test_more_clients_and_centers_do_not_wait_more(tmp_path: Path) -> None:

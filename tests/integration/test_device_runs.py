@@ -13,7 +13,7 @@ import pytest
 import torch
 from device_counts import train_alone
 from pool import VirtualCudaPool
-from problems import rows, train, write_quadratic
+from problems import rows, train, write_quadratic, write_texts
 from safetensors.numpy import load_file
 from vision_data import write_images
 
@@ -145,13 +145,10 @@ def test_skipped_gradients(compare: Compare) -> None:
 def test_language_adapters(compare: Compare, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="needs the extra lm")
     pytest.importorskip("peft", reason="needs the extra lm")
-    (tmp_path / "texts").mkdir()
-    for number, name in enumerate("abc"):
-        lines = [f"{line} {'xyz'[number] * (line % 7)}" for line in range(60)]
-        (tmp_path / "texts" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    texts = write_texts(tmp_path / "texts")
     language = [
         "task.name=language", "model.name=tiny-gpt2", "model.width=8", "model.layers=1", "task.context=8",
-        "data.batch_size=2", "task.languages=[]", f"data.text_dir={tmp_path / 'texts'}",
+        "data.batch_size=2", "task.languages=[]", f"data.text_dir={texts}",
         f"data.root={tmp_path}", "optimizer.name=adamw", "algorithm.domain=simplex",
         "algorithm.sampling.name=all", "data.eval_examples=2",
     ]  # fmt: skip

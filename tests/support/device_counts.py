@@ -1,8 +1,10 @@
-"""Runs on one virtual GPU, with the kernels and host synchronizations of every round and checkpoint."""
+"""Runs on one virtual GPU, with the kernels and host synchronizations of each of their parts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -14,8 +16,16 @@ from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.comm.session import CommConfig, open_session
 from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.tracking.metrics_buffer import MetricsBuffer
+from cobo_dist.training import build, shutdown
 
 ALONE = Launch("python", 0, 1, 0, 1, "127.0.0.1", 29500)
+PARTS: dict[str, tuple[Any, str]] = {
+    "checkpoint": (CheckpointWriter, "begin"),
+    "evaluation": (MetricsBuffer, "evaluate"),
+    "check of models": (MetricsBuffer, "check_models"),
+    "models at the end": (shutdown, "_save_models"),
+}
 
 
 def train_alone(device: str, arguments: Sequence[str]) -> None:
@@ -24,35 +34,29 @@ def train_alone(device: str, arguments: Sequence[str]) -> None:
         assert train(session, list(arguments)) == 0
 
 
-def counts_of_run(arguments: Sequence[str]) -> tuple[list[Counts], list[Counts]]:
-    """Train on the virtual device; return the counts of each round and of each checkpoint."""
-    rounds: list[Counts] = []
-    checkpoints: list[Counts] = []
+def counts_of_run(arguments: Sequence[str]) -> dict[str, list[Counts]]:
+    """Train on the virtual device; return the counts of every `round` and of every one of `PARTS`."""
+    found: dict[str, list[Counts]] = defaultdict(list)
 
-    def build(*parts: Any) -> Any:
-        algorithm = build_algorithm(*parts)
-        inner = algorithm.round
-
-        def counted_round(t: int) -> Any:
+    def counting(part: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **how: Any) -> Any:
             with counted() as counts:
-                result = inner(t)
-            rounds.append(counts)
+                result = inner(*args, **how)
+            found[part].append(counts)
             return result
 
-        algorithm.round = counted_round
+        return call
+
+    def build_counting(*parts: Any) -> Any:
+        algorithm = build_algorithm(*parts)
+        algorithm.round = counting("round", algorithm.round)
         return algorithm
 
-    begin = CheckpointWriter.begin
-
-    def counted_begin(self: CheckpointWriter, *args: Any) -> None:
-        with counted() as counts:
-            begin(self, *args)
-        checkpoints.append(counts)
-
-    with (
-        virtual_cuda(),
-        mock.patch("cobo_dist.training.build.build_algorithm", build),
-        mock.patch.object(CheckpointWriter, "begin", counted_begin),
-    ):
+    with ExitStack() as patches:
+        patches.enter_context(virtual_cuda())
+        patches.enter_context(mock.patch.object(build, "build_algorithm", build_counting))
+        for part, (owner, name) in PARTS.items():
+            call = counting(part, getattr(owner, name))
+            patches.enter_context(mock.patch.object(owner, name, call))
         train_alone("cuda:0", arguments)
-    return rounds, checkpoints
+    return found

@@ -28,6 +28,15 @@ def write_quadratic(path: Path, clients: int = 7, size: int = 5, seed: int = 0) 
     return path
 
 
+def write_texts(folder: Path) -> Path:
+    """Write the short texts of three clients, each with a letter of its own."""
+    folder.mkdir()
+    for letter in "xyz":
+        lines = [f"{line} {letter * (line % 7)}" for line in range(60)]
+        (folder / f"{letter}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 def train(session: Session, arguments: list[str]) -> int:
     """Run a whole training inside the session, as `cobo_dist.train` would."""
     return run_in_session(load_config(None, [*QUIET, *arguments]), session)

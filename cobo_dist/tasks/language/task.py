@@ -21,6 +21,7 @@ from cobo_dist.clients.batches import BatchIndices
 from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.maths import seeds
+from cobo_dist.maths.flat import to_device
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.language.adapters import Adapted
 from cobo_dist.tasks.language.base import load_base
@@ -142,7 +143,7 @@ class Language(Task):
         ):
             if len(chunk):
                 windows = self.windows(client, span, chunk.numpy(), length)
-                yield len(chunk), (windows.to(device), ratio)
+                yield len(chunk), (to_device(windows, device), ratio)
 
     def windows(self, client: int, span: Span, numbers: NDArray[np.int64], length: int) -> Tensor:
         """Return windows of `length` + 1 tokens [*numbers, length + 1] of a client's span.
@@ -228,7 +229,7 @@ class WindowBatches:
             span = self.spans[row]
             windows[place] = self.task.windows(client, span, numbers[row].numpy(), length)
         keys = example_keys(self.task.seed, stream, t, clients, self.size)
-        return windows.to(self.device), keys.to(self.device)
+        return to_device(windows, self.device), to_device(keys, self.device)
 
 
 def _cross_entropies(model: nn.Module, windows: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from cobo_dist.tasks.language import libraries, texts, tokens
 from cobo_dist.tasks.language.adapters import Adapted
 from cobo_dist.tasks.language.base import Base, load_base
 from cobo_dist.tasks.language.config import Gpt2Config
-from cobo_dist.tasks.language.dropout import KeyedDropout, Keys, example_keys, kept_lanes
+from cobo_dist.tasks.language.dropout import KeyedDropout, Keys, dropped_lanes, example_keys
 from cobo_dist.tasks.language.task import Language
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.training.build import run
@@ -286,10 +286,10 @@ def test_perplexity_and_bits_per_byte_by_hand(base_settings: tuple[str, ...]) ->
 
 def test_masks_depend_on_seed_stream_client_round_position_and_layer() -> None:
     keys = example_keys(0, "local", 3, [5, 9], 4)
-    kept = kept_lanes(keys.flatten(), 4001, 0.1)
+    kept = ~dropped_lanes(keys.flatten(), 4001, 0.1)
     assert kept.shape == (8, 4001)
     assert (kept.double().mean(dim=1) - 0.9).abs().max() < 5 * math.sqrt(0.09 / 4001)
-    alone = kept_lanes(example_keys(0, "local", 3, [9], 4)[0, :2], 4001, 0.1)
+    alone = ~dropped_lanes(example_keys(0, "local", 3, [9], 4)[0, :2], 4001, 0.1)
     assert torch.equal(alone, kept[4:6])
     both = (kept[0] & kept[1]).double().mean()
     assert abs(float(both) - 0.81) < 0.05
@@ -303,6 +303,15 @@ def test_masks_depend_on_seed_stream_client_round_position_and_layer() -> None:
         assert torch.equal(layer(ones[:1]), masks[-1][1:]), "whatever else is in the batch"
         assert layer.eval()(ones) is ones
     assert not torch.equal(*masks)
+    both = (
+        Keys()
+    )  # layers that draw together drop what they drop alone, in whatever order they compute
+    layers, numbers = [KeyedDropout(0.1, name, both) for name in ("a", "b")], torch.ones(2, 70)
+    for order in ((0, 1), (1, 0)):
+        both.now_b = keys[0, :2]
+        for layer in order:
+            assert torch.equal(layers[layer](ones), masks[layer])
+            layers[1 - layer](numbers)
     for other in (("local", 4, [5]), ("midpoint", 3, [5])):
         stream, t, clients = other
         assert not torch.equal(example_keys(0, stream, t, clients, 4)[0], keys[0])
