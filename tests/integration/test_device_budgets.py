@@ -127,7 +127,7 @@ def cobo(folder: Path, engine: str, rounds: int) -> list[Counts]:
         f"run.engine={engine}", "run.eval_every=0", "run.log_weights_every=0",
         f"run.rounds={rounds}", f"run.dir={folder / 'run'}",
     ]  # fmt: skip
-    return counts_of_run(settings)[0]
+    return counts_of_run(settings)["round"]
 
 
 def test_cobo_waits_once_a_round_and_launches_little_beside_its_graphs(tmp_path: Path) -> None:
