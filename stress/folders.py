@@ -48,6 +48,7 @@ NUMBERS = (
     {},
     "x" * 5000,
 )
+MAX_CONTENT_BYTES = 1 << 20
 OLD_SECONDS = 1000.0
 """Age of all owner records: a fresh one of an unknown owner is waited for, as documented."""
 
@@ -104,6 +105,12 @@ def _some(rng: random.Random, run: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove(path)
     return path
+
+
+def _content(path: Path) -> bytes:
+    """Return what a file of the run holds; nothing where an earlier change left a device or a huge file."""
+    is_sound = path.is_file() and path.stat().st_size < MAX_CONTENT_BYTES
+    return path.read_bytes() if is_sound else b""
 
 
 def _remove(path: Path) -> None:
@@ -216,7 +223,7 @@ def _odd_names(rng: random.Random, run: Path) -> None:
 def _bytes(rng: random.Random, run: Path) -> None:
     """Cut, emptied, or with other bytes."""
     path = run / rng.choice(FILES)
-    content = bytearray(path.read_bytes())
+    content = bytearray(_content(path))
     kind = rng.randrange(4)
     if kind == 0:
         content = content[: rng.randrange(len(content) + 1)]
@@ -234,7 +241,7 @@ def _bytes(rng: random.Random, run: Path) -> None:
 def _numbers(rng: random.Random, run: Path) -> None:
     """JSON in which a value is of another type, or huge."""
     path = run / rng.choice([one for one in FILES if one.endswith(".json")])
-    content = json.loads(path.read_text())
+    content = json.loads(_content(path))
     inside = rng.choice(
         [content, *(one for one in content.values() if isinstance(one, dict) and one)]
     )

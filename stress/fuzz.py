@@ -12,16 +12,17 @@ import os
 import random
 import resource
 import shutil
-import subprocess
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+from cobo_dist.storage.files import remove_tree
 
 from . import files, folders, texts
 from .outcome import Outcome, progress, shorten
@@ -227,8 +228,8 @@ def _case(kind: str, seed: int, folder: Path, sound: Path) -> CaseResult:
         )
     finally:
         os.chdir(folder)
-        # Not shutil.rmtree, which a very deep folder defeats.
-        subprocess.run(["rm", "-rf", str(place)], check=False)
+        with suppress(OSError):
+            remove_tree(place)
 
 
 def _call(given: list[str]) -> tuple[int | None, str, str]:
