@@ -46,13 +46,13 @@ def main() -> int:
         "network": lambda folder: network(folder, given.faults, given.timeout, given.slack),
         "owners": lambda folder: owners(folder, given.slack),
         "fuzz": lambda folder: fuzz(
-            given.configs, given.files, folder, given.seed, 100.0 + given.slack
+            given.configs, given.files, given.folders, folder, given.seed, given.slack
         ),
         "soak": lambda folder: soak(given.soak, folder),
     }
     if given.case:
         kind, _, seed = given.case.partition(":")
-        parts["fuzz"] = lambda folder: one(kind, int(seed), folder, 100.0 + given.slack)
+        parts["fuzz"] = lambda folder: one(kind, int(seed), folder, given.slack)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as place:
         for name in given.only or parts:
@@ -88,8 +88,9 @@ def parse() -> argparse.Namespace:
         ("points", 100, "ranks killed at named points"),
         ("restarts", 3, "workers killed under torchrun"),
         ("corruptions", 200, "checkpoints damaged"),
-        ("configs", 1000, "random configs"),
+        ("configs", 2000, "random configs"),
         ("files", 200, "malformed files"),
+        ("folders", 500, "hostile run folders"),
         ("soak", 20_000, "rounds of the long run"),
         ("seed", 0, "seed of all random choices"),
     ):
@@ -109,7 +110,7 @@ def parse() -> argparse.Namespace:
         "--slack",
         type=float,
         default=20.0,
-        help="seconds that a busy machine may take beyond it (20)",
+        help="seconds that a busy machine may take beyond it, and a case of fuzz at most (20)",
     )
     parser.add_argument(
         "--case", metavar="KIND:SEED", help="with --only fuzz: this case, with all it prints"

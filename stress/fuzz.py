@@ -1,4 +1,4 @@
-"""Random configs and malformed files through `cobo_dist.train.main`, each in an empty folder.
+"""Random configs, malformed files and hostile run folders through `cobo_dist.train.main`, in empty folders.
 
 Each must be refused with code 2, one line and no run folder, or run, which is kept tiny. A kind and a seed
 name a case, so that a failure can be repeated:
@@ -16,13 +16,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from . import files, texts
+from cobo_dist.storage.files import remove_tree
+
+from . import files, folders, texts
 from .outcome import Outcome, progress, shorten
 from .ranks import environment, server
 
@@ -31,7 +33,8 @@ CONFIGS: dict[str, Callable[[random.Random, Path], list[str]]] = {
     "random-yaml": texts.random_yaml,
     "arguments": texts.random_arguments,
 }
-KINDS = CONFIGS | files.KINDS
+KINDS = CONFIGS | files.KINDS | {"folder": folders.folder}
+LANGUAGE_KINDS = ("texts", "gguf", "safetensors")
 MEMORY_BYTES = 3 << 30
 """Bytes that a case may allocate beyond the loaded libraries: some cases ask for absurd sizes."""
 FAILURES = ("became", "memory", "make room")
@@ -48,6 +51,7 @@ class CaseResult:
     arguments: list[str]
     left: bool = False  # a run folder exists
     executed: bool = False  # code from a malformed file ran
+    touched: str = ""  # what was changed outside the run folder
     seconds: float = 0.0
 
     def complaint(self) -> str:
@@ -55,6 +59,8 @@ class CaseResult:
         said = [line for line in self.err.splitlines() if line.startswith("error: ")]
         if self.code is None:
             return self.err
+        if self.touched:
+            return self.touched
         if self.executed:
             return "it executed code that came with a file"
         if "Traceback" in self.err + self.out:
@@ -79,16 +85,21 @@ def cases(kinds: Sequence[str], count: int, seed: int = 0) -> Iterator[tuple[str
 def fuzz(
     configs: int,
     malformed: int,
+    hostile: int,
     folder: Path,
     seed: int = 0,
     patience: float = 120.0,
     kinds: Sequence[str] = tuple(files.KINDS),
 ) -> list[Outcome]:
-    """Try random configs, and malformed files of these kinds; a case may take `patience` seconds."""
+    """Try random configs, malformed files of these kinds, and hostile run folders.
+
+    A case may take `patience` seconds.
+    """
     rows = []
     for action, which, count in (
         ("random configs", tuple(CONFIGS), configs),
         ("malformed files", kinds, malformed),
+        ("hostile run folders", ("folder",), hostile),
     ):
         if count:
             rows.append(
@@ -145,7 +156,10 @@ def _try(
     while left:
         with environment():
             ours, theirs = server().Pipe()
-            worker = server().Process(target=_serve, args=(theirs, str(folder)), daemon=True)
+            language = any(kind in LANGUAGE_KINDS for kind, _ in left)
+            worker = server().Process(
+                target=_serve, args=(theirs, str(folder), language), daemon=True
+            )
             worker.start()
         theirs.close()
         ours.recv()  # it is ready: the time to load libraries does not count
@@ -165,13 +179,15 @@ def _try(
         worker.join()
 
 
-def _serve(pipe: Connection, folder: str) -> None:
-    """Try cases in the worker process until the pipe is closed."""
+def _serve(pipe: Connection, folder: str, language: bool) -> None:
+    """Try cases in the worker process until the pipe is closed; some need the language libraries."""
     from cobo_dist.tasks.language.libraries import library
 
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):  # libraries may print from C
         os.dup2(null, number)
+    if language:
+        library("transformers")
     loaded = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     sound = Path(tempfile.mkdtemp(dir=folder))
     os.environ["HOME"] = str(sound)  # a run folder may be called ~
@@ -182,8 +198,6 @@ def _serve(pipe: Connection, folder: str) -> None:
     try:
         while True:
             kind, seed = pipe.recv()
-            if kind in ("texts", "gguf", "safetensors"):
-                library("transformers")
             if not limited:
                 resource.setrlimit(
                     resource.RLIMIT_AS, (loaded + MEMORY_BYTES, loaded + MEMORY_BYTES)
@@ -199,20 +213,23 @@ def _case(kind: str, seed: int, folder: Path, sound: Path) -> CaseResult:
     place = Path(tempfile.mkdtemp(dir=folder))
     try:
         os.chdir(place)
-        if kind == "checkpoint":
+        if kind in ("checkpoint", "folder"):
             shutil.copytree(sound / "run", "run")
         given = KINDS[kind](random.Random(f"{kind} {seed}"), place)
         if not any(argument.startswith("run.dir=") for argument in given):
             given.append("run.dir=out")
         began = time.monotonic()
         code, out, err = _call(given)
-        executed = any(folder.rglob("EXECUTED"))
+        # What runs in a case writes into this folder; a hostile one may be too deep to search.
+        executed = Path("EXECUTED").exists() or (kind != "folder" and any(folder.rglob("EXECUTED")))
+        touched = folders.touched(place) if kind == "folder" else ""
         return CaseResult(
-            code, out, err, given, Path("out").exists(), executed, time.monotonic() - began
+            code, out, err, given, Path("out").exists(), executed, touched, time.monotonic() - began
         )
     finally:
         os.chdir(folder)
-        shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(place)
 
 
 def _call(given: list[str]) -> tuple[int | None, str, str]:

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from torch import Tensor
 from cobo_dist.host import free_memory
 from cobo_dist.storage import schema
 from cobo_dist.storage.array_schema import check_logger_arrays
-from cobo_dist.storage.files import read_file
+from cobo_dist.storage.files import read_file, remove_tree
 from cobo_dist.storage.reading import (
     SchemaError,
     check_format,
@@ -148,7 +147,7 @@ def remove(folder: Path) -> None:
     """Remove a checkpoint; if this is interrupted, what is left does not look like a checkpoint."""
     doomed = unused_name(folder, ".old.part")  # not the draft of a new one of this round
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    remove_tree(doomed)
 
 
 def _sync(folder: Path) -> None:

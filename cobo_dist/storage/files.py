@@ -1,4 +1,4 @@
-"""Opens files of a run folder or checkpoint: only regular ones, of bounded size.
+"""Opens files of a run folder or checkpoint, only regular ones of bounded size; removes folders.
 
 Another user or a broken copy may have left anything there. A pipe would block for ever, a symbolic link
 would lead out of the folder, and a sparse file of 1 TB would take all memory.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import shutil
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -86,3 +88,33 @@ def read_file(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
     """
     with open_file(path, limit=limit) as file:
         return file.read()
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that is in it, however deep; links in it are removed, not followed.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    try:
+        shutil.rmtree(folder)
+    except RecursionError:  # deeper than Python's stack, and perhaps than the longest path
+        _remove_deep(folder)
+
+
+def _remove_deep(folder: Path) -> None:
+    """Remove a folder by moving folders of the second level up to the first, until there is none."""
+    prefix, moved = f".doomed.{secrets.token_hex(4)}.", 0
+    while names := os.listdir(folder):
+        for one in (folder / name for name in names):
+            if one.is_symlink() or not one.is_dir():
+                one.unlink()
+                continue
+            for inner in (one / name for name in os.listdir(one)):
+                if inner.is_symlink() or not inner.is_dir():
+                    inner.unlink()
+                else:
+                    moved += 1
+                    inner.rename(folder / f"{prefix}{moved}")
+            one.rmdir()
+    folder.rmdir()

@@ -24,6 +24,8 @@ from cobo_dist.storage.schema import OWNER_DIR, Owner
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 """Without a heartbeat for this long, an owner on another machine counts as gone."""
+UNREADABLE_STALE_SECONDS = 3 * HEARTBEAT_SECONDS
+"""The same for a record that cannot be read. No owner writes one, so it is hardly waited for."""
 
 _NAME = re.compile(r"(\d{6,})\.json")
 
@@ -124,7 +126,8 @@ def _is_gone(found: Found) -> bool:
 
 def _seconds_left(folder: Path, found: Found) -> float:
     """Return in how many seconds the owner's last heartbeat is too old; 0 or less: it is."""
-    left = found.heartbeat + STALE_SECONDS - _now(folder / OWNER_DIR)
+    seconds = STALE_SECONDS if found.owner is not None else UNREADABLE_STALE_SECONDS
+    left = found.heartbeat + seconds - _now(folder / OWNER_DIR)
     return left if left < 2 * STALE_SECONDS else 0.0  # no heartbeat comes from the future
 
 

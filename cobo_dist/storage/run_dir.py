@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage import schema
 from cobo_dist.storage.disk import disk_guard
-from cobo_dist.storage.files import MAX_METRICS_BYTES, kind_of, open_file
+from cobo_dist.storage.files import MAX_METRICS_BYTES, kind_of, open_file, remove_tree
 from cobo_dist.storage.owner import Ownership, TakenOver
 from cobo_dist.storage.owner_record import refuse_living
 from cobo_dist.storage.reading import SchemaError, read_record
@@ -344,6 +343,6 @@ def _remove(path: Path) -> None:
         for name in filter(_WRITTEN.fullmatch, os.listdir(path)):
             _remove(path / name)
     elif path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        remove_tree(path)
     else:
         path.unlink(missing_ok=True)

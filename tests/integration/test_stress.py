@@ -68,7 +68,7 @@ def test_owners_on_two_ranks(tmp_path: Path) -> None:
 
 def test_random_configs_and_malformed_files(tmp_path: Path) -> None:
     """Without the kinds that import the language libraries, which takes seconds."""
-    check(fuzz.fuzz(24, 9, tmp_path, kinds=("problem", "images", "checkpoint")))
+    check(fuzz.fuzz(24, 9, 24, tmp_path, kinds=("problem", "images", "checkpoint")))
 
 
 def test_soak(tmp_path: Path) -> None:

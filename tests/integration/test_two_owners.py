@@ -354,6 +354,22 @@ def test_what_a_lost_run_left_in_a_linked_folder_is_not_replaced_unasked(
     assert "holds checkpoints but no run" in capsys.readouterr().err
 
 
+def test_folders_too_deep_for_a_path_are_removed(stopped: Path, arguments: list[str]) -> None:
+    here = Path.cwd()
+    for name in ("models", "checkpoints/round-000000002"):
+        (stopped / name).mkdir(exist_ok=True)
+        os.chdir(stopped / name)
+        try:
+            for _ in range(1500):
+                os.mkdir("deep")
+                os.chdir("deep")
+            Path("link").symlink_to(stopped)
+        finally:
+            os.chdir(here)
+    assert main([*arguments, f"run.dir={stopped}", "run.overwrite=true"]) == 0
+    assert_equals_one_run(stopped, arguments)
+
+
 def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(
     tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

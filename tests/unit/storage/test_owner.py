@@ -285,3 +285,15 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(OSError, match=r"it has 1\.1 TB, and at most 1\.1 GB are read"):
         read_file(tmp_path / "sparse")
+
+
+def test_a_record_that_cannot_be_read_is_hardly_waited_for(tmp_path: Path) -> None:
+    """Nobody writes one; a heartbeat of the last 15 s still counts."""
+    record = owner_record.record_path(tmp_path, 3)
+    record.parent.mkdir()
+    record.write_text("{")
+    for age, alive in ((5.0, True), (20.0, False)):
+        os.utime(record, (time.time() - age,) * 2)
+        found = owner_record.latest(tmp_path)
+        assert found is not None
+        assert owner_record.is_alive(tmp_path, found) is alive
