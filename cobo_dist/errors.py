@@ -36,17 +36,3 @@ class RunFailure(Exception):
     def __init__(self, message: str, here_only: bool = False) -> None:
         super().__init__(_one_line(message))
         self.here_only = here_only
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of Python, of torch or of a GPU's driver says that memory ran out.
-
-    By name and words, since torch has a class of its own only for some of them.
-    """
-    text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "allocate memory" in text
-        or "CUDA error: out of memory" in text
-    )

@@ -35,6 +35,7 @@ from cobo_dist.algorithms.base import (
     sampled_rounds,
 )
 from cobo_dist.maths import projections, seeds
+from cobo_dist.maths.flat import upload
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
 from cobo_dist.maths.weights import Weights
 from cobo_dist.settings import Section
@@ -255,14 +256,14 @@ class CoBo(Algorithm):
         x_cd, eta, rho = self.clients.x_cd, self.clients.eta(t), self.config.rho
         pull_c1 = torch.from_numpy(rho * weights.sums())[:, None]
         if self.config.penalty == "scheduled":
-            direction_cd, kept_c1 = self.clients.direction(), (1.0 - eta * pull_c1).to(x_cd)
+            direction_cd, kept_c1 = self.clients.direction(), upload(1.0 - eta * pull_c1, x_cd)
             for at, mixed in self.exchange.mix(weights, x_cd, symmetric=self.symmetric):
                 step = mixed.mul_(rho).sub_(direction_cd[:, at]).mul_(eta)
                 x_cd[:, at].mul_(kept_c1).add_(step)
         else:
             x_cd.add_(self.clients.direction(), alpha=-eta)
             lr = self.clients.lr
-            kept_c1 = (1.0 - lr * pull_c1).to(x_cd)
+            kept_c1 = upload(1.0 - lr * pull_c1, x_cd)
             for at, mixed in self.exchange.mix(weights, x_cd, symmetric=self.symmetric):
                 x_cd[:, at].mul_(kept_c1).add_(mixed.mul_(lr * rho))
 

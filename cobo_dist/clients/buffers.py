@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cobo_dist.maths.flat import Layout
+from cobo_dist.maths.flat import Layout, empty_rows
 
 Buffers = dict[str, Tensor]  # each [m, *shape], updated in place
 
@@ -33,6 +33,10 @@ class BufferRows:
     layouts: tuple[Layout, ...]
     rows: tuple[Tensor, ...]
 
+    def __len__(self) -> int:
+        """Return the number of models; 0 where they have no buffers."""
+        return len(self.rows[0]) if self.rows else 0
+
     def views(self) -> Buffers:
         """Return every buffer of all models by name, [m, *shape]: views."""
         found: Buffers = {}
@@ -40,9 +44,24 @@ class BufferRows:
             found |= layout.views(rows)
         return found
 
-    def take(self, index_e: Tensor) -> BufferRows:
-        """Return a copy of the buffers of some models."""
-        return BufferRows(self.layouts, tuple(rows.index_select(0, index_e) for rows in self.rows))
+    def empty(self, count: int) -> BufferRows:
+        """Return uninitialized buffers for `count` models."""
+        return BufferRows(
+            self.layouts,
+            tuple(
+                empty_rows(count, rows.shape[1], dtype=rows.dtype, device=rows.device)
+                for rows in self.rows
+            ),
+        )
+
+    def first(self, count: int) -> BufferRows:
+        """Return the buffers of the first `count` models: views."""
+        return BufferRows(self.layouts, tuple(rows[:count] for rows in self.rows))
+
+    def take(self, index_e: Tensor, into: BufferRows) -> None:
+        """Copy the buffers of some models into those of others."""
+        for rows, out in zip(self.rows, into.rows, strict=True):
+            torch.index_select(rows, 0, index_e, out=out)
 
     def put(self, index_e: Tensor, other: BufferRows) -> None:
         """Overwrite the buffers of some models, each named once, by another's."""

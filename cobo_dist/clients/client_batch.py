@@ -87,7 +87,7 @@ class ClientBatch:
         self._evaluator = Evaluator(
             task, self._loader, with_autocast(task.score, device, autocast), device
         )
-        self._scratch = Scratch(dtype, device)
+        self._scratch, self._copies = Scratch(dtype, device), self.buffers.empty(0)
 
     def _start_all(self, floating: Iterable[tuple[str, Tensor]], own_starts: bool) -> None:
         """Give every client the common start x^0, or one of its own, and the module's buffers."""
@@ -147,9 +147,11 @@ class ClientBatch:
                 return self._compute(self.x_cd, self.g_cd, self.buffers, batch, on_rows_ready)
             rows = to_device(rows_e, self.device)
             gradients_ed = self._scratch.rows("gradients", len(rows), self.x_cd.shape[1])
-            buffers = self.buffers.take(rows)
+            points_ed = self._scratch.rows("points", *gradients_ed.shape)
+            torch.index_select(self.x_cd, 0, rows, out=points_ed)
+            buffers = self._taken_buffers(rows)
             batch = self.source.batch(t, "local", torch.from_numpy(rows_e))
-            losses_e = self._compute(self.x_cd[rows], gradients_ed, buffers, batch)
+            losses_e = self._compute(points_ed, gradients_ed, buffers, batch)
             self.g_cd[rows] = gradients_ed
             self.buffers.put(rows, buffers)
             return losses_e
@@ -172,10 +174,21 @@ class ClientBatch:
             gradients_ed = points_ed
             if not in_place:
                 gradients_ed = self._scratch.rows("gradients", *points_ed.shape)
-            buffers = self.buffers.take(to_device(rows_e, self.device))
+            buffers = self._taken_buffers(to_device(rows_e, self.device))
             batch = self.source.batch(t, stream, torch.from_numpy(rows_e))
             self._compute(points_ed, gradients_ed, buffers, batch)
             return gradients_ed
+
+    def _taken_buffers(self, rows_e: Tensor) -> BufferRows:
+        """Return a copy of the buffers in some rows, which lies where the last one did.
+
+        CUDA graphs are recorded for addresses.
+        """
+        if len(self._copies) < len(rows_e):
+            self._copies = self.buffers.empty(len(rows_e))
+        taken = self._copies.first(len(rows_e))
+        self.buffers.take(rows_e, taken)
+        return taken
 
     def _compute(
         self,

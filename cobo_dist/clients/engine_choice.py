@@ -14,7 +14,6 @@ from cobo_dist.clients.buffers import BufferRows
 from cobo_dist.clients.engines import Batch, Engine, Loss, OneByOne
 from cobo_dist.clients.graphs import GraphedPasses
 from cobo_dist.clients.vectorized import Vectorized
-from cobo_dist.errors import is_out_of_memory
 from cobo_dist.maths.flat import empty_rows
 
 ENGINES: dict[str, Callable[..., Engine]] = {
@@ -43,22 +42,22 @@ def fastest(
     """Time each engine on the real models and one real batch; return the fastest and the seconds of each.
 
     Works on copies: no model or buffer changes. After one warm-up, each engine makes `repeats` passes, or
-    as many as fit into `max_seconds`, and its median counts. An engine that has not enough memory takes
-    infinitely long.
+    as many as fit into `max_seconds`, and its median counts. An engine that fails takes infinitely long: it
+    may have not enough memory, or lack an operation.
 
     Raises:
-        RuntimeError, MemoryError: no engine has enough memory.
+        RuntimeError, MemoryError: no engine works; of the first one.
     """
     deadline = time.perf_counter() + max_seconds
     gradients_md = empty_rows(*points_md.shape, dtype=points_md.dtype, device=points_md.device)
     scratch = BufferRows(buffers.layouts, tuple(rows.clone() for rows in buffers.rows))
     seconds: dict[str, list[float]] = {engine.name: [] for engine in engines}
-    failures: dict[str, Exception] = {}
+    failures: list[Exception] = []
     for repeat in range(repeats + 1):
         if repeat > 1 and time.perf_counter() > deadline:
             break
         for engine in engines:
-            if engine.name in failures:
+            if math.inf in seconds[engine.name]:
                 continue
             started = time.perf_counter()
             try:
@@ -66,15 +65,12 @@ def fastest(
                 if points_md.is_cuda:
                     torch.cuda.synchronize(points_md.device)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                failures[engine.name] = error
+                failures.append(error)
+                seconds[engine.name] = [math.inf]
                 continue
             if repeat:
                 seconds[engine.name].append(time.perf_counter() - started)
     if len(failures) == len(engines):
-        raise next(iter(failures.values()))
-    medians = {
-        name: math.inf if name in failures else median(times) for name, times in seconds.items()
-    }
+        raise failures[0]
+    medians = {name: median(times) for name, times in seconds.items()}
     return min(medians, key=medians.__getitem__), medians

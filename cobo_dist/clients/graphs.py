@@ -49,12 +49,13 @@ class CudaRecorder:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One recorded pass, and the tensors that it reads and writes."""
+    """One recorded pass, and the tensors that it reads and writes beside models, gradients and buffers."""
 
     replay: Step
     row_1: Tensor  # int64, the model whose turn it is
     batch: Batch  # that the graph reads
     losses_m: Tensor
+    kept: tuple[Tensor, ...]  # other memory of the graph, which knows addresses only
 
     @property
     def capacity(self) -> int:
@@ -143,7 +144,12 @@ class GraphedPasses:
         own = BufferRows(buffers.layouts, tuple(torch.empty_like(one[:1]) for one in buffers.rows))
         gradient_views = list(engine.layout.views(gradient_1d[0]).values())
 
+        own_views = {name: one[0] for name, one in own.views().items()}
+
         def step() -> None:
+            engine.load(
+                point_1d[0], own_views
+            )  # so that a step is whole where it is run, not replayed
             torch.index_select(points_md, 0, row_1, out=point_1d)
             for rows, row in zip(buffers.rows, own.rows, strict=True):
                 torch.index_select(rows, 0, row_1, out=row)
@@ -155,7 +161,6 @@ class GraphedPasses:
             losses_m.index_copy_(0, row_1, loss.to(losses_m.dtype)[None])
             row_1.add_(1)
 
-        engine.load(point_1d[0], {name: held[0] for name, held in own.views().items()})
         # The passes before recording work on the first model, which is put back after each.
         first = [one[:1].clone() for one in (points_md, *buffers.rows)]
 
@@ -172,4 +177,4 @@ class GraphedPasses:
             replay = self._record(step)
         finally:
             put_back()
-        return Recorded(replay, row_1, kept_batch, losses_m)
+        return Recorded(replay, row_1, kept_batch, losses_m, (point_1d, gradient_1d, *own.rows))

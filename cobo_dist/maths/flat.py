@@ -107,6 +107,11 @@ def to_device(numbers: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def upload(factors: Tensor, like: Tensor) -> Tensor:
+    """Return factors of the CPU in the type and on the device of `like`, without waiting for the device."""
+    return to_device(factors.to(like.dtype), like.device)
+
+
 def numbers_at_once(device: torch.device) -> int:
     """Return how many numbers of X are worked on at a time where several passes go over them."""
     return _MAX_NUMBERS_ON_GPU if device.type == "cuda" else _MAX_NUMBERS

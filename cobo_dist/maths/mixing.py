@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist.maths.blocks import Block, columns_of, rows_of
-from cobo_dist.maths.flat import to_device
+from cobo_dist.maths.flat import to_device, upload
 from cobo_dist.maths.weights import Ints
 
 _DENSE = 32
@@ -131,8 +131,7 @@ class Product:
         """Add sum_k b_rk x_k to every row of `into_rd` [r, d]."""
         if x_kd.is_cuda and 0 < self.shape[0] * self.shape[1] <= _MAX_FACTOR_ON_GPU:
             if self._on_gpu is None:
-                factor = torch.from_numpy(self._dense(0, self.shape[0]))
-                self._on_gpu = to_device(factor.to(x_kd.dtype), x_kd.device)
+                self._on_gpu = upload(torch.from_numpy(self._dense(0, self.shape[0])), x_kd)
             with _full_precision():
                 into_rd.addmm_(self._on_gpu, x_kd)
             return
@@ -182,7 +181,7 @@ class Product:
         """Add the terms of one receiver after the other, so that its row stays in the cache."""
         rows, columns = self._at
         index = _index(columns, x_kd)
-        more = to_device(torch.from_numpy(self._more).to(x_kd.dtype), x_kd.device)
+        more = upload(torch.from_numpy(self._more), x_kd)
         step = max(1, _MAX_NUMBERS // max(1, x_kd.shape[1]))
         starts = np.flatnonzero(np.diff(rows, prepend=-1))
         ends = np.append(starts[1:], len(rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import TypeVar
 
@@ -50,6 +50,7 @@ class RankInfo:
     data: str  # why the data are not good here
     fingerprint: str
     refusals: tuple[str, ...] = ()  # other reasons why a run would be refused here
+    card: Mapping[str, float | str] = field(default_factory=dict)  # its GPU (`gpu_status.facts`)
 
 
 @dataclass(frozen=True)
@@ -127,13 +128,14 @@ def versions(ranks: Sequence[RankInfo]) -> list[Finding]:
 
 
 def devices(ranks: Sequence[RankInfo]) -> list[Finding]:
-    """Each rank needs a GPU of its own, and no GPU should be idle by mistake."""
+    """A GPU for each rank is best, and no GPU should be idle by mistake."""
     found = []
     for (_, gpu), some in grouped(ranks, lambda one: (one.host, one.gpu)).items():
         if gpu and len(some) > 1:
-            remedy = "start one rank a GPU, or set run.device=cpu"
+            # With NCCL they would not have connected.
+            remedy = "one rank a GPU is faster: their messages are copied through memory of the CPU"
             text = f"{name_ranks(some)} share one GPU"
-            found.append(Finding(WRONG, "devices", text, remedy))
+            found.append(Finding(WARNING, "devices", text, remedy))
     idle = [one for one in ranks if one.gpus and one.device == "cpu"]
     if idle:
         text = f"{name_ranks(idle)} compute on the CPU where the host has {idle[0].gpus} GPU(s)"

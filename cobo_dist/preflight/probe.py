@@ -22,7 +22,9 @@ from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.link_benchmark import measure
 from cobo_dist.config import Config
 from cobo_dist.errors import ConfigError
+from cobo_dist.gpu_status import facts as gpu_facts
 from cobo_dist.preflight.diagnose import Finding, RankInfo, diagnose
+from cobo_dist.preflight.gpus import gpus
 from cobo_dist.storage.environment import describe_environment
 from cobo_dist.training.preparation import Prepared, prepare, refuse_unusable_folder, set_up_torch
 
@@ -53,11 +55,16 @@ def examine(config: Config, launch: Launch) -> list[Finding]:
     with open_session(launch, config.comm, device) as session:
         set_up_torch(config.run, launch.cores, config.comm.deterministic, device)
         needed = bytes_needed(prepared, config.run.dtype, config.run.keep_checkpoints)
-        return probe(session, prepared, config.run_dir, needed, refusals)
+        return probe(session, prepared, config.run_dir, needed, refusals, config.run.autocast)
 
 
 def probe(
-    session: Session, prepared: Prepared, run_dir: Path, needed: int, refusals: Sequence[str]
+    session: Session,
+    prepared: Prepared,
+    run_dir: Path,
+    needed: int,
+    refusals: Sequence[str],
+    autocast: str = "none",
 ) -> list[Finding]:
     """Collect what all ranks report, measure links, and return rank 0's findings on every rank.
 
@@ -79,7 +86,8 @@ def probe(
     links, measured = measure(transport, session.device)
     found: list[Finding] = []
     if transport.rank == 0:
-        found = diagnose([_read(one) for one in records], links, measured, str(run_dir))
+        ranks = [_read(one) for one in records]
+        found = [*diagnose(ranks, links, measured, str(run_dir)), *gpus(ranks, autocast)]
     record = transport.broadcast(json.dumps([asdict(one) for one in found]).encode())
     return [Finding(**one | {"more": tuple(one["more"])}) for one in json.loads(record)]
 
@@ -100,7 +108,7 @@ def _info(
         cores=tuple(sorted(os.sched_getaffinity(0))),
         quota=core_quota(),
         threads=torch.get_num_threads(),
-        versions=describe_environment().versions,
+        versions=describe_environment(device).versions,
         address=endpoint.address,
         interface=endpoint.interface,
         folder=str(place),
@@ -111,6 +119,7 @@ def _info(
         data=prepared.refusal or "",
         fingerprint=prepared.problem.data if prepared.problem else "",
         refusals=tuple(refusals),
+        card=gpu_facts(device),
     )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from cobo_dist.errors import ConfigError, RunFailure
 from cobo_dist.storage.owner_record import (
     HEARTBEAT_SECONDS,
+    Found,
     host_name,
     latest,
     machine_id,
@@ -28,6 +29,7 @@ from cobo_dist.storage.owner_record import (
 )
 from cobo_dist.storage.schema import Owner
 
+_WRITING_SECONDS = 2.0
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
@@ -66,7 +68,7 @@ class Ownership:
         target = record_path(folder, epoch)
         target.parent.mkdir(parents=True, exist_ok=True)
         won = _create(target, (owner.to_json(indent=2) + "\n").encode(), owner.token)
-        found = latest(folder)
+        found = latest(folder) if won else _named(folder)
         if not won or found is None or found.epoch != epoch:
             if won:  # of an epoch that has passed
                 target.unlink(missing_ok=True)
@@ -123,6 +125,16 @@ class Ownership:
             if self.taken_over() is None:
                 draft.write_text(ended.to_json(indent=2) + "\n", encoding="utf-8")
                 draft.replace(target)
+
+
+def _named(folder: Path) -> Found | None:
+    """Return the latest record, once its writer, which had to create it empty, has written its name."""
+    until = time.monotonic() + _WRITING_SECONDS
+    while (found := latest(folder)) is not None and found.owner is None:
+        if time.monotonic() > until:
+            break
+        time.sleep(0.01)
+    return found
 
 
 def _local_time() -> str:

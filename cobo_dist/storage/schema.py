@@ -137,6 +137,19 @@ class PlacementRow(_Row):
     mixing_after: int = Field(description="the same in bytes, after it")
 
 
+class GpuRow(_Row):
+    """The GPUs of all ranks after a round, whenever rows are written; one number a rank, rank 0 first."""
+
+    event: Literal["gpu"] = "gpu"
+    round: int = Field(ge=0, description="the round")
+    allocated: list[Number] = Field(description="bytes that tensors use")
+    reserved: list[Number] = Field(description="bytes that PyTorch took from the device")
+    utilisation: list[Number] = Field(
+        description="share of the time in which kernels ran, 0 to 1; null without nvidia-ml-py"
+    )
+    power: list[Number] = Field(description="watts; null without nvidia-ml-py")
+
+
 class TrafficRow(_Row):
     """The last row of a finished run: totals over all rounds and ranks."""
 
@@ -149,7 +162,7 @@ class TrafficRow(_Row):
     peak_bytes: list[int] = Field(description="the most memory that each rank held")
 
 
-Row = StartRow | EvalRow | RoundRow | WarningRow | ProfileRow | PlacementRow | TrafficRow
+Row = StartRow | EvalRow | RoundRow | WarningRow | ProfileRow | PlacementRow | GpuRow | TrafficRow
 
 
 # -- status.json, env.json ----------------------------------------------------------------------------

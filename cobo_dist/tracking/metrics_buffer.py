@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from cobo_dist import gpu_status
 from cobo_dist.algorithms.base import Algorithm, RoundResult
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
@@ -135,11 +136,17 @@ class MetricsBuffer:
             for name, array in arrays.items()
         }
         bundle["state"] = np.array([signal, written])
+        if self.clients.device.type == "cuda":
+            bundle["gpu"] = np.array(gpu_status.status(self.clients.device))
         records = [load(record) for record in self.exchange.gather(save(bundle))]
         answer: list[Any] = []
         if self.run_logger is not None:
             states = np.array([record.pop("state") for record in records])
+            gpus = [record.pop("gpu") for record in records if "gpu" in record]
             failure = self._log(records)
+            if gpus:
+                named = zip(gpu_status.STATUS, np.array(gpus).T.tolist(), strict=True)
+                self.run_logger.gpus(self._pending[-1][0]["round"], dict(named))
             seconds = float(np.mean([row["seconds"] for row, _ in self._pending]))
             rounds = max(1, min(self.flush_every, int(SIGNAL_POLL_SECONDS / max(seconds, 1e-9))))
             answer = [failure, int(states[:, 0].max()), bool(states[:, 1].all()), rounds]
@@ -159,7 +166,7 @@ class MetricsBuffer:
         Raises:
             RunFailure: the same on all ranks: one is not.
         """
-        # Row by row: a mask of all models would take a quarter of their memory. Read at once.
+        # Row by row: a mask of all models would take a quarter of their memory.
         finite_c = (
             torch.stack([row_d.isfinite().all() for row_d in self.clients.x_cd]).cpu().numpy()
         )

@@ -26,6 +26,7 @@ from cobo_dist.storage.schema import (
     TENSORBOARD_DIR,
     EvalRow,
     FileDigest,
+    GpuRow,
     LoggerState,
     PlacementRow,
     ProfileRow,
@@ -205,6 +206,10 @@ class RunLogger:
         """Write where the time of round r went: seconds by kind, on each rank."""
         rounded = {kind: [round(one, 6) for one in ranks] for kind, ranks in seconds.items()}
         self._write(ProfileRow(round=r, seconds=rounded))
+
+    def gpus(self, r: int, status: Mapping[str, Sequence[float]]) -> None:
+        """Write what the ranks' GPUs said after round r, by name (`gpu_status.STATUS`)."""
+        self._write(GpuRow.model_validate({"round": r, **status}))
 
     def placement(self, row: PlacementRow) -> None:
         """Write that clients moved to other ranks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from dataclasses import replace
 
@@ -42,7 +43,10 @@ def choose_engine(
     choice, why = "", ""
     if transport.rank == 0:
         choice, seconds = learner.clients.time_engines()
-        why = ", ".join(f"{name} {1000 * took:.2f} ms" for name, took in seconds.items())
+        why = ", ".join(
+            f"{name} {1000 * took:.2f} ms" if math.isfinite(took) else f"{name} fails"
+            for name, took in seconds.items()
+        )
     choice, why = transport.broadcast(f"{choice}|{why}".encode()).decode().split("|")
     return choice, why
 

@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from device_counts import counts_of_run
 from problems import write_texts
-from virtual_cuda import Counts
+from virtual_cuda import Counts, counted, virtual_cuda
 from vision_data import write_images
 
 from cobo_dist.algorithms.registry import ALGORITHMS
+from cobo_dist.comm.exchange import Exchange
+from cobo_dist.comm.placement import Placement
+from cobo_dist.comm.transports.base import SoloTransport
+from cobo_dist.maths.weights import Weights
 
 SHORT = ("run.rounds=2", "run.eval_every=0", "run.log_weights_every=0", "run.engine=vectorised")
 
@@ -110,3 +116,55 @@ def test_more_clients_and_centers_do_not_wait_more(tmp_path: Path) -> None:
     counts = counts_of_round(tmp_path, digits("ifca", *many))
     assert counts.syncs.total() <= 1, counts.describe()
     assert counts.kernels.total() <= 400, counts.describe()
+
+
+def cobo(folder: Path, engine: str, rounds: int) -> list[Counts]:
+    """Return the counts of CoBo's rounds with 8 clients of a small ResNet-9."""
+    images = write_images(folder / "images.npz")
+    settings = [
+        "task.name=cross_silo", f"data.file={images}", "model.name=resnet9", "model.width=4",
+        "data.batch_size=4", "task.clients_per_cluster=2", "algorithm.name=cobo",
+        f"run.engine={engine}", "run.eval_every=0", "run.log_weights_every=0",
+        f"run.rounds={rounds}", f"run.dir={folder / 'run'}",
+    ]  # fmt: skip
+    return counts_of_run(settings)["round"]
+
+
+def test_cobo_waits_once_a_round_and_launches_little_beside_its_graphs(tmp_path: Path) -> None:
+    """The products of alignment are what the host must know: W is updated there."""
+    rounds = cobo(tmp_path, "one_by_one", 8)
+    assert all(one.syncs.total() <= 1 for one in rounds[1:]), rounds[-1].describe()
+    # Rounds with more pairs than any before record their passes anew. Of the others' launches, two thirds
+    # draw crops, flips and dropout of the two batches.
+    usual = min(rounds, key=lambda one: one.kernels.total())
+    assert usual.kernels.total() <= 190, usual.describe(20)
+
+
+def test_cobo_vectorised(tmp_path: Path) -> None:
+    counts = cobo(tmp_path, "vectorised", 2)[1]
+    assert counts.syncs.total() <= 1, counts.describe()
+    assert counts.kernels.total() <= 1_000, counts.describe(20)
+
+
+@pytest.mark.parametrize("w", ["all ones", "clusters", "any"])
+def test_mixing_many_models_of_a_rank(w: str) -> None:
+    """One piece of 256 MB: a few launches, and no waiting even where W is new."""
+    clients, size = 80, 50_000
+    groups = tuple(i // 8 for i in range(clients)) if w == "clusters" else (0,) * clients
+    weights = Weights(tuple(range(clients)), groups)
+    if w == "any":
+        w_nn = np.random.default_rng(0).random((clients, clients))
+        weights = Weights.of_rows(range(clients), w_nn.astype(np.float32))
+    x_cd = torch.randn(clients, size)
+    placement = Placement.contiguous(clients, 1)
+    expected = torch.from_numpy(weights.dense()) @ x_cd
+    with virtual_cuda():
+        there = x_cd.to("cuda:0")
+        exchange = Exchange(SoloTransport(), placement, torch.float32, torch.device("cuda", 0))
+        with counted() as counts:
+            pieces = [(at, mixed.clone()) for at, mixed in exchange.mix(weights, there)]
+        found = torch.cat([mixed for _, mixed in pieces], dim=1).cpu()
+    assert len(pieces) == 1
+    assert counts.syncs.total() == 0, counts.describe()
+    assert counts.kernels.total() <= 12, counts.describe()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -43,6 +43,8 @@ NOT_RUN = {
     r"python -m pytest": "this test is part of it",
     r"python -m stress": "takes minutes; tests/integration/test_stress.py runs its parts",
     r"NNODES=|--hostfile": "needs several hosts",
+    r"benchmarks/gpu\.py": "takes minutes; tests/integration/test_gpu_benchmark.py runs it small",
+    r"run\.device=cuda|CUDA_VISIBLE_DEVICES|--gpus": "needs a GPU",
 }
 TINY_RUN = "run.rounds=2 run.eval_every=0 run.log_weights_every=1 run.checkpoint_every=0"
 TINY_IMAGES = "model.width=4 data.batch_size=4 data.eval_examples=8"

@@ -52,6 +52,17 @@ def counted() -> Iterator[Counts]:
         _open.remove(counts)
 
 
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Leave out of all counts what runs inside."""
+    paused = _open.copy()
+    _open.clear()
+    try:
+        yield
+    finally:
+        _open.extend(paused)
+
+
 def site() -> str:
     """Return the innermost line of the package, as `folder/file.py:line`."""
     frame = sys._getframe(1)

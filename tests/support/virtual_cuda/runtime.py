@@ -13,6 +13,7 @@ import torch
 
 from virtual_cuda import nccl, streams
 from virtual_cuda.functions import Functions
+from virtual_cuda.graphs import Recorder
 from virtual_cuda.kernels import Kernels
 
 _autocast = torch.autocast
@@ -49,5 +50,6 @@ def virtual_cuda(gpus: int = 1) -> Iterator[None]:
         Event=streams.Event,
     )
     autocast = mock.patch.object(torch, "autocast", Autocast)
-    with cuda, autocast, nccl.patched(), kernels, Functions(kernels):
+    recorder = mock.patch("cobo_dist.clients.graphs.CudaRecorder", Recorder)
+    with cuda, autocast, recorder, nccl.patched(), kernels, Functions(kernels):
         yield

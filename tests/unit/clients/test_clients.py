@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +19,7 @@ from cobo_dist.clients.engine_choice import ENGINES, fastest
 from cobo_dist.clients.engines import Engine, OneByOne
 from cobo_dist.clients.graphs import GraphedPasses
 from cobo_dist.clients.optimizers import OptimizerConfig, build_optimizer, step_size
+from cobo_dist.clients.vectorized import Vectorized
 from cobo_dist.maths.flat import Layout, empty_rows
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import DigitsConfig
@@ -181,6 +184,31 @@ def test_engines_take_no_models_at_all(name: str) -> None:
     )
 
 
+def test_a_recorded_pass_keeps_the_memory_that_it_uses() -> None:
+    """A graph knows addresses only: memory that is freed would be overwritten by others."""
+    model, points, buffers, batch = problem("batch")
+    used: list[weakref.ref[torch.Tensor]] = []
+    own = {id(points), id(batch[0]), id(batch[1])}
+
+    def record(step: Callable[[], None]) -> Callable[[], None]:
+        for cell in step.__closure__ or ():
+            held = cell.cell_contents
+            tensors = held if isinstance(held, tuple | list) else [held]
+            rows = held.rows if isinstance(held, BufferRows) else ()
+            for one in (*tensors, *rows):
+                if isinstance(one, torch.Tensor) and id(one) not in own:
+                    used.append(weakref.ref(one.untyped_storage()))
+        return lambda: None
+
+    engine = GraphedPasses(OneByOne(model, loss), record)
+    gradients, held = points.clone(), strided_copy(buffers)
+    engine.gradients(points, gradients, held, batch)
+    engine.engine.load(points[0], {name: one[0] for name, one in held.views().items()})
+    gc.collect()
+    assert used
+    assert all(one() is not None for one in used)
+
+
 class _Tied(nn.Module):
     """One matrix, used twice, and a base that is not trained."""
 
@@ -220,6 +248,51 @@ def test_timing_changes_nothing_and_names_an_engine() -> None:
     assert seconds[winner] == min(seconds.values()) > 0
     assert torch.equal(points, before[0])
     assert all(torch.equal(held.views()[n], b) for n, b in before[1].items())
+
+
+class _Failing(OneByOne):
+    name = "failing"
+
+    def gradients(self, *_: object) -> torch.Tensor:  # type: ignore[override]
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_an_engine_that_fails_is_infinitely_slow() -> None:
+    model, points, buffers, batch = problem("batch")
+    held = strided_copy(buffers)
+    engines = [_Failing(model, loss), OneByOne(model, loss)]
+    winner, seconds = fastest(engines, points, held, batch, repeats=2)
+    assert winner == "one_by_one"
+    assert seconds["failing"] == float("inf")
+    with pytest.raises(torch.OutOfMemoryError):
+        fastest(engines[:1], points, held, batch)
+
+
+def test_the_vectorised_engine_halves_its_share_until_memory_suffices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, points, buffers, batch = problem("batch")
+    engine = Vectorized(model, loss)
+    expected, found = torch.empty_like(points), torch.empty_like(points)
+    whole, parts = strided_copy(buffers), strided_copy(buffers)
+    losses = engine.gradients(points, expected, whole, batch)
+    enough, asked = engine._pass, []
+
+    def scarce(points: torch.Tensor, *others: object) -> torch.Tensor:
+        asked.append(len(points))
+        if len(points) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return enough(points, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine, "_pass", scarce)
+    rows = []
+    again = engine.gradients(points, found, parts, batch, lambda part, _: rows.append(part))
+    assert asked == [5, 3, 2, 2, 1]
+    assert [(one.start, one.stop) for one in rows] == [(0, 2), (2, 4), (4, 5)]
+    torch.testing.assert_close(again, losses)
+    torch.testing.assert_close(found, expected)
+    for name, held in parts.views().items():
+        torch.testing.assert_close(held, whole.views()[name])
 
 
 # -- optimizers ----------------------------------------------------------------------------------------

@@ -75,6 +75,19 @@ def test_one_of_many_starts_takes_an_epoch(tmp_path: Path, links: bool) -> None:
     owners[0].release()
 
 
+def test_a_record_that_is_being_written_is_named_all_the_same(tmp_path: Path) -> None:
+    """Without hard links a record is created empty, and another start may look at it then."""
+    leave(tmp_path, epoch=1)
+    record = owner_record.record_path(tmp_path, 1)
+    content = record.read_bytes()
+    record.write_bytes(b"")
+    later = threading.Timer(0.2, record.write_bytes, [content])
+    later.start()
+    with pytest.raises(ConfigError, match="was taken by process 4711 on node7"):
+        Ownership.acquire(tmp_path, seen=0)
+    later.join()
+
+
 def test_an_epoch_that_has_passed_is_not_taken(tmp_path: Path) -> None:
     """A start that was slow must not take epoch 1 after others took 1 and 2 and removed record 1."""
     leave(tmp_path, epoch=2)
