@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -357,6 +358,25 @@ def test_a_copy_in_memory_is_made_only_where_it_fits(
         assert main([*QUIET, *DIGITS, "run.checkpoint_every=0", f"run.dir={tmp_path / 'run'}"]) == 0
     assert copied.call_count == copies
     assert asked == [1], "the ranks of this host"
+
+
+def test_any_failure_in_the_thread_that_writes_leaves_no_checkpoint(tmp_path: Path) -> None:
+    """Such as one that a GPU reports late: a checkpoint without some of its files would look complete."""
+    real = checkpoint.pack
+
+    def broken(tensors: dict[str, Any]) -> bytes:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("device-side\nassert")
+        return real(tensors)
+
+    run = [*QUIET, *DIGITS, f"run.dir={tmp_path / 'run'}", "run.on_failed_checkpoint=stop"]
+    with mock.patch.object(checkpoint, "pack", broken):
+        assert main(run) == 1
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (
+        "no checkpoint after round 6: rank 0: RuntimeError: device-side assert" in status["reason"]
+    )
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_sigterm_twice_at_once_is_one_and_later_ends_the_process() -> None:
