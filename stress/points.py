@@ -108,5 +108,6 @@ def _kill(point: str, rank: int, run: list[str], counts: _Counts) -> None:
     if seconds > LATEST_SECONDS:
         counts.wrong.append(f"{what}: the last rank ended after {seconds:.1f} s")
     for other, one in others.items():
-        if one.code not in (1, 2) or "Traceback" in one.err:
+        finished = point == "finish" and one.code == 0  # it had sent rank 0 its last record
+        if (one.code not in (1, 2) and not finished) or "Traceback" in one.err:
             counts.wrong.append(f"{what}: rank {other} ended with {one.code}: {shorten(one.err)}")

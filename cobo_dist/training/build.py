@@ -18,8 +18,8 @@ from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
-from cobo_dist.comm.session import Session, check_backend, open_session
-from cobo_dist.comm.startup.devices import choose_device, why_cpu
+from cobo_dist.comm.session import Session, check_backend, open_session, settle_timeout
+from cobo_dist.comm.startup.devices import choose_device, why_cpu, wire_device
 from cobo_dist.comm.startup.launch_env import Launch, check_open_files
 from cobo_dist.comm.startup.start_guard import StartGuard
 from cobo_dist.config import Config
@@ -63,6 +63,8 @@ def run(
     check_open_files(launch)
     check_backend(config.comm.backend, launch)
     device = choose_device(config.run.device, config.comm.backend, launch)
+    comm = settle_timeout(config.comm, wire_device(device, config.comm.backend))
+    config = config.model_copy(update={"comm": comm})
     # Ranks connect before they read data, so that a rank that dies meanwhile is noticed.
     with open_session(launch, config.comm, device, guard) as session:
         return run_in_session(config, session, on_finished)

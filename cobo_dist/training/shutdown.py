@@ -14,10 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cobo_dist.comm.nccl_group import is_device_error
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.comm.transports.base import LostContact
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError, RunFailure
+from cobo_dist.errors import (
+    EXIT_BY_SIGNAL,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    ConfigError,
+    RunFailure,
+)
 from cobo_dist.formatting import human_bytes
 from cobo_dist.storage.files import read_file
 from cobo_dist.storage.owner import TakenOver
@@ -212,6 +220,12 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
         ended = session.liveness.failure(NEWS_SECONDS)
         if not reported:  # no folder yet, or a full disk
             return ended or RunFailure(line, here_only=rank == 1)
+        if ended is not None and ended.code > EXIT_BY_SIGNAL:  # while rank 0 was taking the folder
+            if rank == 0:
+                _write_status(folder, str(ended), ended.code)
+            return ended
+        if ended is None:  # with NCCL nothing else tells the others
+            session.liveness.report(f"{head}{line}")
         hosts = session.liveness.hosts
         if ended is not None and ended.died:
             speaks = rank == 0 or ended.here_only
@@ -233,21 +247,33 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, (ConfigError, RunFailure)):
         return text
-    # torch has a class of its own only for GPUs.
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+    where = f"({text or type(error).__name__})"
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in text:
         return (
-            f"out of memory ({text or type(error).__name__}): lower data.batch_size or run.threads, or "
-            "start more ranks, of which each then holds fewer clients"
+            f"out of memory on the GPU {where}: raise data.accumulation and lower data.batch_size, set "
+            "run.engine=one_by_one or run.autocast=bfloat16, or start more ranks, of which each then holds "
+            "fewer clients"
+        )
+    # torch has a class of its own only for GPUs.
+    if isinstance(error, MemoryError) or "allocate memory" in text:
+        return (
+            f"out of memory {where}: lower data.batch_size or run.threads, or start more ranks, of which "
+            "each then holds fewer clients"
+        )
+    if is_device_error(error):
+        return (
+            f"the GPU failed {where}: see nvidia-smi and the kernel's log for Xid and ECC errors; resume on "
+            "another GPU, or find the call with CUDA_LAUNCH_BLOCKING=1"
         )
     if isinstance(error, KeyboardInterrupt):
         return "interrupted from the keyboard"
     return f"{type(error).__name__}: {text}"
 
 
-def _write_status(folder: RunDir, line: str) -> None:
+def _write_status(folder: RunDir, line: str, code: int = EXIT_FAILED) -> None:
     with suppress(RunFailure):  # a full disk may be what ended the run
         if folder.owner is not None:
-            folder.write_status(EXIT_FAILED, "failed", line)
+            folder.write_status(code, "failed" if code == EXIT_FAILED else "stopped", line)
 
 
 def _clear_frames(error: BaseException | None) -> None:
