@@ -1,7 +1,24 @@
 """`python -m cobo_dist.train`: train, on one process or on as many as a launcher starts."""
 
-from cobo_dist.cli.train import main
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from cobo_dist.comm.startup.launch_env import guess_rank
+from cobo_dist.comm.startup.start_guard import StartGuard
 from cobo_dist.comm.transports.mpi_world import exit_barrier
+from cobo_dist.training.signals import Signals
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says; return the exit code."""
+    with Signals(), StartGuard(guess_rank(os.environ)) as guard:
+        # It imports torch, which takes seconds, in which a signal may come.
+        from cobo_dist.cli.train import main as train
+
+        return train(argv, guard)
+
 
 if __name__ == "__main__":
     exit_barrier(main())

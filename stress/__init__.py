@@ -4,6 +4,7 @@
     problem.py      the small run that all parts share, and the comparison of two runs
     outcome.py      one row of the table
     kills.py        SIGKILL to a random rank at a random moment, again and again
+    points.py       the same at named points: connecting, first round, saving and others
     launched.py     the same under a real torchrun, which restarts workers; nodes that join and leave
     resuming.py     2 N rounds equal N + N on any other number of ranks
     corruption.py   checkpoints with a file truncated, removed or changed by one bit

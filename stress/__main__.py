@@ -2,11 +2,12 @@
 
 python -m stress [--only PART ...] [sizes]
 
-Parts are kills, restarts, elastic, resume, corruption, endings, network, fuzz and soak, each in stress/.
-All run in a temporary folder, on small problems and on CPU. The table lists what was done, the expected and
-the observed result. Failures are printed below it with their seeds. The exit code is 0 if all tests passed or
-were skipped, and 1 otherwise. Endings with a full disk or a read-only folder mount small file systems, which
-needs root; without root they are skipped. So is the network, whose hosts are network namespaces.
+Parts are kills, points, restarts, elastic, resume, corruption, endings, network, fuzz and soak, each in
+stress/. All run in a temporary folder, on small problems and on CPU. The table lists what was done, the
+expected and the observed result. Failures are printed below it with their seeds. The exit code is 0 if all
+tests passed or were skipped, and 1 otherwise. Endings with a full disk or a read-only folder mount small file
+systems, which needs root; without root they are skipped. So is the network, whose hosts are network
+namespaces.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from stress.kills import kills
 from stress.launched import elastic, restarts
 from stress.network import FAULTS, network
 from stress.outcome import Outcome, show
+from stress.points import points
 from stress.resuming import resuming
 from stress.soak import soak
 
@@ -34,6 +36,7 @@ def main() -> int:
     given = parse()
     parts: dict[str, Callable[[Path], list[Outcome]]] = {
         "kills": lambda folder: kills(given.kills, folder, given.seed),
+        "points": lambda folder: points(given.points, folder),
         "restarts": lambda folder: restarts(given.restarts, folder, seed=given.seed),
         "elastic": elastic,
         "resume": resuming,
@@ -74,11 +77,21 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = (
-        "kills", "restarts", "elastic", "resume", "corruption", "endings", "network", "fuzz", "soak",
-    )  # fmt: skip
+        "kills",
+        "points",
+        "restarts",
+        "elastic",
+        "resume",
+        "corruption",
+        "endings",
+        "network",
+        "fuzz",
+        "soak",
+    )
     parser.add_argument("--only", nargs="+", choices=names, help="these parts (default: all)")
     for name, default, about in (
-        ("kills", 100, "ranks killed"),
+        ("kills", 100, "ranks killed at random moments"),
+        ("points", 100, "ranks killed at named points"),
         ("restarts", 3, "workers killed under torchrun"),
         ("corruptions", 200, "checkpoints damaged"),
         ("configs", 1000, "random configs"),

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -183,10 +182,12 @@ def _rank(
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     os.environ |= {name: str(value) for name, value in variables.items()}
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from cobo_dist.cli import train
+    from cobo_dist import train
+    from cobo_dist.cli import parser
+    from cobo_dist.comm.startup import start_guard
 
     if alone:
-        train.time = SimpleNamespace(sleep=lambda seconds: None)  # type: ignore[assignment]
+        parser.RANK_0_FIRST_SECONDS = start_guard.RANK_0_FIRST_SECONDS = 0.0
     if fault is not None:
         function, given = fault
         function(*given)

@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cobo_dist.errors import (
-    EXIT_FAILED,
     EXIT_REFUSED,
+    RANK_0_FIRST_SECONDS,
     ConfigError,
     HostConfigError,
     RunFailure,
 )
-
-RANK_0_FIRST_SECONDS = 3.0
-"""How long other ranks wait before they exit: when one exits, launchers end all, and rank 0 prints why."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -82,7 +79,7 @@ def report_error(error: ConfigError | RunFailure, rank: int = 0) -> int:
     if isinstance(error, ConfigError):
         code, here_only = EXIT_REFUSED, isinstance(error, HostConfigError)
     else:
-        code, here_only = EXIT_FAILED, error.here_only
+        code, here_only = error.code, error.here_only
     where = ""
     if rank:
         time.sleep(RANK_0_FIRST_SECONDS)

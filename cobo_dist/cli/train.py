@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cobo_dist import __version__
 from cobo_dist.cli.parser import report_error, settings_parser
-from cobo_dist.comm.startup.launch_env import read_launch
+from cobo_dist.comm.startup.launch_env import guess_rank, read_launch
+from cobo_dist.comm.startup.start_guard import StartGuard
 from cobo_dist.config import Config, describe_keys, load_config
 from cobo_dist.errors import EXIT_DONE, ConfigError, RunFailure
 from cobo_dist.terminal import safe_terminal
 from cobo_dist.training.build import run
+from cobo_dist.training.signals import Signals
 
 USAGE = "[--config FILE.yaml] [--show-run-dir] [key.path=value ...]"
 ABOUT = """\
@@ -23,14 +25,23 @@ On several: torchrun --standalone --nproc_per_node=4 -m cobo_dist.train [the sam
 or, with MPI carrying the models: mpirun -n 4 python -m cobo_dist.train comm.backend=mpi [...]."""
 EXITS = """\
 exit codes: 0 done; 1 failed while running; 2 refused before training, with one line on standard
-error; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved. But for 2, the run folder's
-status.json says which and why."""
+error; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved. The run folder's status.json says which
+and why. 143, 138, 130 stopped by SIGTERM, SIGUSR1 or Ctrl-C before the run began; nothing was saved.
+2 and these leave no status.json."""
 
 
 @safe_terminal()
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says; return the exit code."""
-    rank = _rank(os.environ)
+def main(argv: Sequence[str] | None = None, guard: StartGuard | None = None) -> int:
+    """Train as the command line says; return the exit code.
+
+    `guard` is open if this process began with it, before it imported what this module needs.
+    """
+    rank = guess_rank(os.environ)
+    with Signals(), guard or StartGuard(rank) as opened:
+        return _train(argv, rank, opened)
+
+
+def _train(argv: Sequence[str] | None, rank: int, guard: StartGuard) -> int:
     parser = settings_parser("train", ABOUT, f"keys:\n\n{describe_keys()}\n\n{EXITS}", USAGE)
     parser.add_argument(
         "--show-run-dir",
@@ -50,22 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(load_config(options.config, options.settings).run_dir.absolute())
             return EXIT_DONE
         launch = read_launch(os.environ)
-        rank = launch.rank
+        rank = guard.rank = launch.rank
         config = load_config(options.config, options.settings)
-        code = run(config, launch)
+        code = run(config, launch, guard)
         if rank == 0 and code == EXIT_DONE and config.log.figures:
             _draw(config)
         return code
     except (ConfigError, RunFailure) as error:
+        guard.close()  # launchers send SIGTERM to the other ranks when one fails
         return report_error(error, rank)
-
-
-def _rank(env: Mapping[str, str]) -> int:
-    """Return the rank as far as it is known before the launch environment is checked."""
-    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
-        if env.get(name, "").isdigit():
-            return int(env[name])
-    return 0
 
 
 def _draw(config: Config) -> None:

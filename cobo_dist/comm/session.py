@@ -6,8 +6,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
 
@@ -21,15 +21,22 @@ import torch.distributed.nn.functional
 from pydantic import Field
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from cobo_dist.comm.liveness import Liveness
 from cobo_dist.comm.startup.keepalive import noticing_lost_hosts
 from cobo_dist.comm.startup.launch_env import Launch
-from cobo_dist.comm.startup.rendezvous import connect
+from cobo_dist.comm.startup.rendezvous import Rendezvous
+from cobo_dist.comm.startup.start_guard import StartGuard
 from cobo_dist.comm.transports.base import SoloTransport, Transport
 from cobo_dist.comm.transports.checked_transport import CheckedTransport
 from cobo_dist.comm.transports.mpi_transport import open_mpi
 from cobo_dist.comm.transports.torch_transport import TorchTransport
-from cobo_dist.errors import ConfigError, HostConfigError
+from cobo_dist.errors import EXIT_REFUSED, ConfigError, HostConfigError
 from cobo_dist.settings import Section
+
+CAUSE_SECONDS = 2.0
+"""How long a rank whose connections broke waits for the news of which rank has ended."""
+GRACE_SECONDS = 2.0
+"""How long after its time-out rank 0's word may still arrive."""
 
 
 class CommConfig(Section):
@@ -95,6 +102,29 @@ class Session:
     They may be waiting for this rank, which first has to find out what ended the run. Nothing can be sent
     afterwards. On NCCL this does nothing, since closing may take long there.
     """
+
+    liveness: Liveness = field(default_factory=Liveness)
+    guard: StartGuard = field(default_factory=StartGuard)
+    connect_seconds: float = 0.0
+    """How long ranks wait for one another before the first round."""
+
+    def wait_for_all(self) -> None:
+        """Wait until all ranks have read their data. Signals are handled meanwhile.
+
+        Raises:
+            ConfigError: some ranks did not come in time, on rank 0, which tells the others.
+            RunFailure: a rank failed meanwhile, or rank 0 gave up.
+        """
+        grace = GRACE_SECONDS if self.launch.rank else 0.0
+        missing = self.liveness.wait_for_all(self.launch.world_size, self.connect_seconds + grace)
+        if missing:
+            names = ", ".join(f"rank {rank} on {self.liveness.hosts[rank]}" for rank in missing)
+            line = (
+                f"{names} did not finish reading data within {self.connect_seconds:g} s; look at what "
+                "delays it, or raise comm.connect_timeout"
+            )
+            self.liveness.report(line, EXIT_REFUSED)
+            raise ConfigError(line)
 
     def agree(self, refusal: str | None, fingerprint: str = "") -> None:
         """End all ranks together if one of them cannot go on, or has another config.
@@ -191,49 +221,75 @@ def _choose_gpu(wanted: str, number: int | None, gpus: int, launch: Launch) -> t
 
 
 @contextmanager
-def open_session(launch: Launch, config: CommConfig, device: torch.device) -> Iterator[Session]:
+def open_session(
+    launch: Launch, config: CommConfig, device: torch.device, guard: StartGuard | None = None
+) -> Iterator[Session]:
     """Connect the ranks and yield the session; disconnect however the body ends.
 
     One rank needs no process group, and MPI uses none. On CUDA, models travel by NCCL and small records by
-    gloo on the CPU.
+    gloo on the CPU. `guard` ends this process where a signal, or another rank's end, ends the start.
 
     Raises:
         ConfigError: the ranks cannot connect, or MPI is missing or counts ranks in another way than the
             launcher; the same on all ranks.
         HostConfigError: the same, where only this rank knows the reason.
+        RunFailure: another rank died meanwhile, or a signal stopped it.
     """
+    guard = guard or StartGuard()
     if launch.world_size == 1:
-        yield Session(launch, device, SoloTransport(), "none: one rank")
+        yield Session(launch, device, SoloTransport(), "none: one rank", guard=guard)
         return
     if config.backend == "mpi":
         with open_mpi(launch, config.timeout) as mpi:
             checked = CheckedTransport(mpi) if config.check else mpi
-            yield Session(launch, device, checked, mpi.world.library, mpi.announce_failure)
+            session = Session(
+                launch, device, checked, mpi.world.library, mpi.announce_failure, guard=guard
+            )
+            session.liveness.hosts = _all_hosts(checked)
+            yield session
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store = connect(launch, config.connect_timeout or config.timeout, device)
-    store.set_timeout(timedelta(seconds=config.timeout))
-    _init_process_group(launch, config.timeout, device, store)
-    transport: Transport = TorchTransport()
-    if config.check:
-        transport = CheckedTransport(transport, store)
-    del store  # its threads end with its last reference
-    try:
-        if device.type == "cuda":
-            yield Session(launch, device, transport, "nccl, and gloo for records")
-        else:
-            yield Session(launch, device, transport, "gloo", dist.destroy_process_group)
-    finally:
-        if isinstance(transport, CheckedTransport):
-            transport.forget_store()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    seconds = config.connect_timeout or config.timeout
+    with closing(Liveness(launch.rank)) as liveness:
+        rendezvous = Rendezvous(launch, seconds, device, liveness)
+        store = rendezvous.connect()
+        guard.attach(liveness)
+        _init_process_group(launch, config.timeout, device, store, liveness)
+        rendezvous.stop_listening()
+        liveness.stop_listening()
+        liveness.activity = "before the first round"
+        transport: Transport = TorchTransport()
+        if config.check:
+            transport = CheckedTransport(transport, store)
+        del store  # its threads end with its last reference
+        on_gpu = device.type == "cuda"
+        try:
+            yield Session(
+                launch, device, transport,
+                "nccl, and gloo for records" if on_gpu else "gloo",
+                (lambda: None) if on_gpu else dist.destroy_process_group,
+                liveness, guard, seconds,
+            )  # fmt: skip
+        finally:
+            if isinstance(transport, CheckedTransport):
+                transport.forget_store()
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
 
-def _init_process_group(launch: Launch, seconds: float, device: torch.device, store: Store) -> None:
+def _all_hosts(transport: Transport) -> list[str]:
+    """Return the host of each rank, on every rank."""
+    hosts = [record.decode() for record in transport.gather(os.uname().nodename.encode())]
+    return [str(host) for host in json.loads(transport.broadcast(json.dumps(hosts).encode()))]
+
+
+def _init_process_group(
+    launch: Launch, seconds: float, device: torch.device, store: Store, liveness: Liveness
+) -> None:
     """Create the default process group over the store that all ranks share."""
     on_gpu = device.type == "cuda"
+    store.set_timeout(timedelta(seconds=seconds))
     started = time.monotonic()
     try:
         # NCCL has its own ways to notice.
@@ -254,9 +310,13 @@ def _init_process_group(launch: Launch, seconds: float, device: torch.device, st
     except (RuntimeError, ValueError) as error:
         if dist.is_initialized():
             dist.destroy_process_group()
+        if (failure := liveness.failure(CAUSE_SECONDS)) is not None:
+            raise failure from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise HostConfigError(
+        line = (
             f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not connect "
             f"through {launch.address}:{launch.port} within {time.monotonic() - started:.0f} s: "
             f"{reason}; check that GLOO_SOCKET_IFNAME names the right interface, and what other ranks say"
-        ) from error
+        )
+        liveness.report(line, EXIT_REFUSED)
+        raise HostConfigError(line) from error

@@ -20,6 +20,7 @@ from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
 from cobo_dist.comm.startup.launch_env import Launch
+from cobo_dist.comm.startup.start_guard import StartGuard
 from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import EXIT_DONE, ConfigError
@@ -36,15 +37,17 @@ from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training import startup
 from cobo_dist.training.learner import Learner
 from cobo_dist.training.migration import ClientMigrator
-from cobo_dist.training.preparation import Prepared, Problem, prepare, set_up_torch
+from cobo_dist.training.preparation import Problem, prepare, set_up_torch
 from cobo_dist.training.profiler import open_profiler
 from cobo_dist.training.shutdown import failure, finish, stop
 from cobo_dist.training.signals import Signals
 from cobo_dist.training.trainer import Trainer
 
 
-def run(config: Config, launch: Launch) -> int:
+def run(config: Config, launch: Launch, guard: StartGuard | None = None) -> int:
     """Train as the config says on the launched ranks; return the exit code.
+
+    `guard` ends this process where a signal, or another rank's end, comes before the run has begun.
 
     Raises:
         ConfigError: nothing was started or written.
@@ -52,20 +55,20 @@ def run(config: Config, launch: Launch) -> int:
     """
     check_backend(config.comm.backend, launch)
     device = choose_device(config.run.device, config.comm.backend, launch)
-    prepared = prepare(config, launch)
-    with open_session(launch, config.comm, device) as session:
-        return run_in_session(config, session, prepared)
+    # Ranks connect before they read data, so that a rank that dies meanwhile is noticed.
+    with open_session(launch, config.comm, device, guard) as session:
+        return run_in_session(config, session)
 
 
-def run_in_session(config: Config, session: Session, prepared: Prepared | None = None) -> int:
+def run_in_session(config: Config, session: Session) -> int:
     """Train over ranks that are connected already; see `run`."""
     launch, folder, reached = session.launch, RunDir(config.run_dir), 0
     set_up_torch(config.run.threads or launch.cores, config.comm.deterministic, session.device)
-    prepared = prepared or prepare(config, launch)
     trainer: Trainer | None = None
     # Signals are caught while a failure is reported too: when a rank dies, launchers send SIGTERM to all.
     with Signals() as signals:
         try:
+            prepared = prepare(config, launch)
             problem = prepared.agree(session)
             found = resume.find(
                 config.run, folder, partial(resume_differences, config),

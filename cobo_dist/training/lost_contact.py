@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from cobo_dist.comm.transports.base import HowLost, LostContact
 
 MAX_NAMED_LINKS = 4
+_ENDED = "killed, out of memory, or hanging"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ def describe_loss(losses: Mapping[int, Loss], hosts: Sequence[str], rank: int) -
     return f"; all ranks live, but {what}" if what else ""
 
 
+def describe_dead(rank: int, hosts: Sequence[str]) -> str:
+    """Return what can be said where it is known that this rank died."""
+    return f", since when nothing was heard of rank {rank} on {hosts[rank]}: {_ENDED}"
+
+
 # -- ranks that reported nothing ---------------------------------------------------------------------
 
 
@@ -81,9 +87,9 @@ def _describe_missing(seen: Sequence[int], missing: Set[int], hosts: Sequence[st
     silent = _silent_hosts(missing, hosts)
     lost = sorted({hosts[rank] for rank in seen} & silent)
     if not lost:
-        return f"{names}: killed, out of memory, or hanging"
+        return f"{names}: {_ENDED}"
     network = f"{_join(lost)} or the network to {'it' if len(lost) == 1 else 'them'} is down"
-    return f"{names}: killed, out of memory, or hanging, or {network}"
+    return f"{names}: {_ENDED}, or {network}"
 
 
 # -- all ranks live ----------------------------------------------------------------------------------

@@ -48,7 +48,9 @@ class Prepared:
 
         Raises:
             ConfigError: the same on all ranks, with the first rank's reason.
+            RunFailure: a rank failed while it read its data.
         """
+        session.wait_for_all()
         session.agree(self.refusal, self.fingerprint)
         assert self.problem is not None, "without one, a rank refuses"
         return self.problem

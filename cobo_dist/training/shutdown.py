@@ -26,7 +26,7 @@ from cobo_dist.storage.schema import FORMAT, SUMMARY_FILE, BytesPerClient, Clien
 from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
-from cobo_dist.training.lost_contact import Loss, describe_loss
+from cobo_dist.training.lost_contact import Loss, describe_dead, describe_loss
 from cobo_dist.training.signals import name_of
 from cobo_dist.training.trainer import Trainer
 
@@ -39,6 +39,9 @@ than 0 while rank 0 may still be in a long round and notice the loss only at its
 after a time-out, which other ranks may see later."""
 
 _REPORT_POLL_SECONDS = 0.1
+
+NEWS_SECONDS = 1.0
+"""How long a rank that lost contact waits for the news that another rank has died."""
 
 
 # -- finished --------------------------------------------------------------------------------------
@@ -188,9 +191,8 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
     line, rank = one_line(error), session.transport.rank
     here_only = error.here_only if isinstance(error, RunFailure) else True
     lost = isinstance(error, LostContact)
-    head = (
-        LOST_CONTACT_MARK if lost else f"rank {rank} on {os.uname().nodename} failed in round {r}: "
-    )
+    when = f"in round {r}" if r else "before the first round"
+    head = LOST_CONTACT_MARK if lost else f"rank {rank} on {os.uname().nodename} failed {when}: "
     taken_over = error if isinstance(error, TakenOver) else folder.taken_over()
     if taken_over is not None:
         return taken_over
@@ -204,15 +206,24 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
     if rank == 0:
         _write_status(folder, line)  # at once: the launcher may be about to end this rank too
     if isinstance(error, LostContact):
-        if not reported:  # no folder yet, or a full disk: of the ranks left, 0 or 1 prints the line
-            return RunFailure(line, here_only=rank == 1)
+        # Before anything is awaited: others may be waiting for this rank.
         _clear_frames(error)
         session.disconnect()
-        cause = _cause_by_reports(folder, line, rank, Loss.of(error), r)
+        ended = session.liveness.failure(NEWS_SECONDS)
+        if not reported:  # no folder yet, or a full disk
+            return ended or RunFailure(line, here_only=rank == 1)
+        line, hosts = f"{line}; this was {when}", session.liveness.hosts
+        if ended is not None and ended.died:
+            dead = f"{line}{describe_dead(ended.rank, hosts)}"
+            cause = dead if rank == 0 or ended.here_only else None
+        else:
+            cause = _cause_by_reports(folder, hosts, line, rank, Loss.of(error))
         here_only = cause is not None
         if cause is not None:
             line = cause
             _write_status(folder, line)
+    elif session.liveness.report(f"{head}{line}") and not reported:
+        here_only = False  # rank 0 prints it
     return RunFailure(line, here_only)
 
 
@@ -245,13 +256,14 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _cause_by_reports(folder: RunDir, line: str, rank: int, loss: Loss, r: int) -> str | None:
+def _cause_by_reports(
+    folder: RunDir, hosts: Sequence[str], line: str, rank: int, loss: Loss
+) -> str | None:
     """Wait for other ranks' reports and return what ended the run; None if a lower rank will say it.
 
     A rank that failed by itself reports its reason, and one that lost contact reports that. A rank without
     a report was killed, or hangs. If all have reported, what lies between two of them failed.
     """
-    hosts = [host.split()[0] for host in folder.environment().ranks]
     until = time.monotonic() + _report_wait_seconds(loss, rank, len(hosts))
     losses = {rank: loss}
     while True:
@@ -270,8 +282,7 @@ def _cause_by_reports(folder: RunDir, line: str, rank: int, loss: Loss, r: int) 
         if is_late or (hosts and len(reports.keys() | {rank}) >= len(hosts)):
             break
         time.sleep(_REPORT_POLL_SECONDS)
-    when = f"in round {r}" if r else "before the first round"
-    return f"{line}; this was {when}{describe_loss(losses, hosts, rank)}"
+    return f"{line}{describe_loss(losses, hosts, rank)}"
 
 
 def _report_wait_seconds(loss: Loss, rank: int, ranks: int) -> float:

@@ -1,4 +1,7 @@
-"""Signals that ask a run to stop: each rank notes them at once, and all ranks stop after the same round."""
+"""Signals that ask a run to stop: each rank notes them at once, and all ranks stop after the same round.
+
+Before a run begins, `StartGuard` ends the process for them.
+"""
 
 from __future__ import annotations
 

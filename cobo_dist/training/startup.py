@@ -71,6 +71,7 @@ def claim(
     Raises:
         ConfigError: the same on all ranks: rank 0 cannot write it, or another run took it meanwhile.
     """
+    session.guard.close()
     refusal, record = None, b""
     if session.transport.rank == 0:
         try:

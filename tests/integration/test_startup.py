@@ -17,7 +17,9 @@ import torch
 from launching import environment, said
 from pool import RankPool, free_port
 from problems import QUIET
+from torch.distributed import Store
 
+from cobo_dist.comm.liveness import Liveness
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.consistency import (
     ProcessInfo,
@@ -29,7 +31,7 @@ from cobo_dist.comm.startup.consistency import (
 from cobo_dist.comm.startup.interfaces import gloo_endpoint, interfaces, nccl_problem
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.reachability import find_unreachable, listening
-from cobo_dist.comm.startup.rendezvous import connect
+from cobo_dist.comm.startup.rendezvous import Rendezvous
 from cobo_dist.errors import ConfigError, HostConfigError
 
 CPU = torch.device("cpu")
@@ -37,6 +39,11 @@ SECONDS = 2.0
 
 
 # -- in the processes of the pool --------------------------------------------------------------------
+
+
+def connect(launch: Launch, seconds: float) -> Store:
+    """Return the store of ranks that are connected."""
+    return Rendezvous(launch, seconds, CPU, Liveness(launch.rank)).connect()
 
 
 def start_up(
@@ -54,7 +61,7 @@ def start_up(
     before = {name: os.environ.get(name) for name in mine}
     os.environ.update(mine)
     try:
-        store = connect(launch, seconds, CPU)
+        store = connect(launch, seconds)
         store.add("done", 1)
         with suppress(RuntimeError):  # the store ends with rank 0
             while int(store.add("done", 0)) < launch.world_size:
@@ -171,7 +178,7 @@ def test_a_port_in_use_is_named_with_the_remedy(pool: RankPool) -> None:
 def test_rank_0_listens_only_at_the_address_it_was_told() -> None:
     """All of 127.x.y.z is this host: a store that listens at all addresses would answer at 127.0.0.2."""
     port = free_port()
-    store = connect(by_hand(0, 1, port), 10.0, CPU)
+    store = connect(by_hand(0, 1, port), 10.0)
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port), timeout=5)
@@ -203,7 +210,7 @@ def late_third(session: Session, launches: list[Launch]) -> tuple[str, bool, flo
     if rank == 2:
         session.transport.broadcast(b"")
         return start_up(session, list(launches))
-    store = connect(launches[rank], 60.0, CPU)
+    store = connect(launches[rank], 60.0)
     session.transport.broadcast(b"")
     if rank == 0:
         time.sleep(2.0)

@@ -112,6 +112,14 @@ def describe_unreachable(caller: ProcessInfo, target: ProcessInfo, reason: str) 
     )
 
 
+def describe_unconnected(missing: Sequence[ProcessInfo], target: ProcessInfo) -> str:
+    """Return the line about ranks that described themselves, but do not connect to rank 0."""
+    return (
+        f"{', '.join(map(str, missing))} did not connect to {target} at {target.address}: killed, or "
+        f"a firewall is between the hosts; let it pass their ports above 32767, or {_set_interface(target)}"
+    )
+
+
 def _by_rank(processes: Sequence[ProcessInfo]) -> list[ProcessInfo]:
     return sorted(processes, key=lambda one: one.rank)
 

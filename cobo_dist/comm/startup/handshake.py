@@ -10,21 +10,25 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from cobo_dist.comm.liveness import CONNECT_SECONDS as LIVENESS_SECONDS
+from cobo_dist.comm.liveness import Liveness
 from cobo_dist.comm.startup.consistency import (
     ProcessInfo,
     describe_missing,
+    describe_unconnected,
     describe_unreachable,
     find_conflict,
     host_leaders,
 )
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.reachability import CONNECT_SECONDS, find_unreachable, listening
-from cobo_dist.errors import ConfigError, HostConfigError
+from cobo_dist.errors import EXIT_REFUSED, ConfigError, HostConfigError, RunFailure
 
 VERDICT_GRACE_SECONDS = 2.0
 """How long after the time-out rank 0's verdict may still arrive."""
@@ -51,8 +55,11 @@ class Handshake:
     rank 0 numbers the attempts. The other ranks join the newest one, and join again if a newer one begins.
     """
 
-    def __init__(self, store: Store, launch: Launch, me: ProcessInfo, seconds: float) -> None:
+    def __init__(
+        self, store: Store, launch: Launch, me: ProcessInfo, seconds: float, liveness: Liveness
+    ) -> None:
         self.store, self.launch, self.me, self.seconds = store, launch, me, seconds
+        self.liveness = liveness
         self.deadline = time.monotonic() + seconds
         self.attempt = 0  # 0: rank 0 has not begun any
 
@@ -61,13 +68,18 @@ class Handshake:
 
         Raises:
             ConfigError: they do not.
+            RunFailure: a rank died meanwhile, or a signal stopped it.
             RuntimeError: the store is gone.
         """
         if self.launch.rank == 0:
+            place = self._listen()
             self._join(self.store.add(_ATTEMPT_KEY, 1))
+            self._write("liveness", place)
             self._decide()
         else:
-            self._join(0)  # so that ranks that wait for rank 0 in vain can name one another
+            # A store that rank 0 serves sees one attempt. At torchrun's, ranks that wait for rank 0 in vain
+            # can so name one another.
+            self._join(0 if uses_agent_store(self.launch) else 1)
             self._await_verdict()
         return self.attempt
 
@@ -78,12 +90,29 @@ class Handshake:
 
     # -- rank 0 -----------------------------------------------------------------------------------
 
+    def _listen(self) -> list[object]:
+        """Listen for the connections of `Liveness`; return where."""
+        port = 0
+        if not self.me.problem:
+            try:
+                port = self.liveness.listen(self.me.address, self.me.token)
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                self.me = replace(
+                    self.me, problem=f"cannot listen at its own address {self.me.address}: {reason}"
+                )
+        return [self.me.address, port, self.me.token, self.me.host]
+
     def _decide(self) -> None:
         processes, problem = self._collect()
         if not problem:
-            problem = self._check_reachability(processes)
+            problem = self._check_reachability(processes) or self._check_liveness(processes)
+        failure = self.liveness.failure()
+        code = failure.code if failure is not None and str(failure) == problem else EXIT_REFUSED
         tokens = [one.token for one in processes]
-        self._write("verdict", {"problem": problem, "tokens": tokens})
+        hosts = [one.host for one in sorted(processes, key=lambda one: one.rank)]
+        verdict = {"problem": problem, "code": code, "tokens": tokens, "hosts": hosts}
+        self._write("verdict", verdict)
         if problem:
             # The store ends with rank 0, so the others must have read the verdict before.
             deadline = time.monotonic() + 2 * VERDICT_GRACE_SECONDS
@@ -92,7 +121,7 @@ class Handshake:
                 and time.monotonic() < deadline
             ):
                 time.sleep(POLL_SECONDS)
-            raise ConfigError(problem)
+        self._follow(verdict)
 
     def _collect(self) -> tuple[list[ProcessInfo], str]:
         """Return the processes that arrived, and why they do not fit together."""
@@ -105,11 +134,14 @@ class Handshake:
                 if not problem and (problem := find_conflict(processes)):
                     deadline = min(deadline, time.monotonic() + CONFLICT_GRACE_SECONDS)
                 pause = MIN_PAUSE_SECONDS
+            if not problem and (failure := self.liveness.failure()) is not None:
+                problem = str(failure)
+                deadline = min(deadline, time.monotonic() + CONFLICT_GRACE_SECONDS)
             if len(processes) >= max(one.world_size for one in processes or [self.me]):
-                return processes, find_conflict(processes)
+                return processes, find_conflict(processes) or problem
             if time.monotonic() >= deadline:
                 missing = describe_missing(processes, self.launch.world_size, self.seconds)
-                return processes, find_conflict(processes) or missing
+                return processes, find_conflict(processes) or problem or missing
             time.sleep(pause)
             pause = min(MAX_PAUSE_SECONDS, 1.5 * pause)
 
@@ -123,6 +155,8 @@ class Handshake:
         deadline = time.monotonic() + VERDICT_GRACE_SECONDS + CONNECT_SECONDS * len(leaders)
         for one in leaders:
             failures = self._poll(f"unreachable/{one.rank}", deadline)
+            if (failure := self.liveness.failure()) is not None:
+                return str(failure)
             if failures is None:
                 return f"{one} fell silent while hosts were calling each other; see what it says"
             for rank, reason in failures.items():
@@ -130,16 +164,39 @@ class Handshake:
                 return describe_unreachable(one, target, reason)
         return ""
 
+    def _check_liveness(self, processes: list[ProcessInfo]) -> str:
+        """Wait until all ranks are connected for `Liveness`; return why one is not."""
+        deadline = time.monotonic() + LIVENESS_SECONDS
+        others = [one for one in processes if one.rank]
+        while True:
+            connected = self.liveness.connected()
+            missing = [one for one in others if one.rank not in connected]
+            if (failure := self.liveness.failure()) is not None:
+                return str(failure)
+            if not missing:
+                return ""
+            if time.monotonic() > deadline:
+                return describe_unconnected(missing, self.me)
+            time.sleep(MIN_PAUSE_SECONDS)
+
     # -- the other ranks --------------------------------------------------------------------------
 
     def _await_verdict(self) -> None:
         """Wait for rank 0's verdict and follow it."""
         deadline, pause = self.deadline + VERDICT_GRACE_SECONDS, MIN_PAUSE_SECONDS
         connected = False
+        has_tried = False  # to connect for `Liveness`
         while (verdict := self._verdict()) is None:
-            if (attempt := self.store.add(_ATTEMPT_KEY, 0)) != self.attempt:
+            failure = self.liveness.failure()
+            if failure is not None and failure.rank == 0:
+                raise failure
+            if (attempt := self.store.add(_ATTEMPT_KEY, 0)) > self.attempt:
                 self._join(attempt)
-                connected = False
+                connected = has_tried = False
+            if not has_tried and (place := self._read("liveness")):
+                has_tried = True
+                with suppress(OSError):  # rank 0 finds out and tells all
+                    self.liveness.join(*place)
             if not connected and (entries := self._read("leaders")):
                 connected = True
                 leaders = [ProcessInfo(**entry) for entry in entries]
@@ -151,14 +208,21 @@ class Handshake:
             time.sleep(pause)
             pause = min(MAX_PAUSE_SECONDS, 1.5 * pause)
         self.store.add(self._key("acknowledged"), 1)
-        if verdict["problem"]:
-            raise ConfigError(verdict["problem"])
+        self._follow(verdict)
         if self.me.token not in verdict["tokens"]:
             raise HostConfigError(
                 f"this rank counts {self.me.world_size} ranks, but the run of {len(verdict['tokens'])} at "
                 f"{self.launch.place} goes without it; give all ranks the same WORLD_SIZE, and every "
                 "run a MASTER_PORT of its own"
             )
+
+    def _follow(self, verdict: Any) -> None:
+        """Raise the problem of a verdict; keep the ranks' hosts of one without."""
+        if problem := verdict["problem"]:
+            if verdict["code"] == EXIT_REFUSED:
+                raise ConfigError(problem)
+            raise RunFailure(problem, code=verdict["code"])
+        self.liveness.hosts = verdict["hosts"]
 
     def _verdict(self) -> Any:
         """Return rank 0's verdict; None while there is none for this rank."""
@@ -218,5 +282,7 @@ class Handshake:
     def _poll(self, name: str, deadline: float) -> Any:
         """Return what is written under the name before the deadline; None if nothing."""
         while (content := self._read(name)) is None and time.monotonic() <= deadline:
+            if self.liveness.failure() is not None:
+                break
             time.sleep(POLL_SECONDS)
         return content

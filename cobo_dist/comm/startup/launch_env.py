@@ -41,6 +41,14 @@ class Launch:
         return f"{self.address}:{self.port}"
 
 
+def guess_rank(env: Mapping[str, str]) -> int:
+    """Return the rank as far as it is known before the launch environment is checked."""
+    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+        if env.get(name, "").isdigit():
+            return int(env[name])
+    return 0
+
+
 def read_launch(env: Mapping[str, str]) -> Launch:
     """Read the launch record from the environment. torchrun's variables win over MPI's and SLURM's.
 

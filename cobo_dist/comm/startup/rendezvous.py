@@ -19,6 +19,7 @@ from ipaddress import ip_address
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from cobo_dist.comm.liveness import Liveness
 from cobo_dist.comm.startup.consistency import ProcessInfo
 from cobo_dist.comm.startup.handshake import Handshake, uses_agent_store
 from cobo_dist.comm.startup.interfaces import (
@@ -29,34 +30,74 @@ from cobo_dist.comm.startup.interfaces import (
     network_namespace,
 )
 from cobo_dist.comm.startup.launch_env import Launch
-from cobo_dist.errors import ConfigError, HostConfigError
+from cobo_dist.errors import ConfigError, HostConfigError, RunFailure
 
+LOST_STORE_SECONDS = 1.0
+"""How long a rank that lost the store waits for the news that rank 0 has died."""
+REFUSED = "connection refused"
 NOT_A_STORE = "what listens there is no run's rank 0 (set MASTER_PORT to a free port)"
 
 
-def connect(launch: Launch, seconds: float, device: torch.device) -> Store:
-    """Return the store that all ranks share, once all have arrived and fit together.
+class Rendezvous:
+    """Brings the ranks together at one store."""
 
-    Args:
-        launch: this process's place in the run.
-        seconds: how long ranks wait for one another, connecting to the store included.
-        device: where this rank computes; on CUDA, models travel by NCCL.
+    def __init__(
+        self, launch: Launch, seconds: float, device: torch.device, liveness: Liveness
+    ) -> None:
+        """Prepare to connect.
 
-    Raises:
-        ConfigError: the same on all ranks: rank 0 reports it.
-        HostConfigError: only this rank knows or can report it.
-    """
-    me = describe(launch, device)
-    serves = launch.rank == 0 and not uses_agent_store(launch)
-    store = _serve(launch, seconds) if serves else _join(launch, me, seconds)
-    try:
-        attempt = Handshake(store, launch, me, seconds).run()
-    except (RuntimeError, ValueError) as error:  # the store is gone, perhaps with rank 0
-        raise _error_type(launch)(
-            f"the store at {launch.place} was lost during the handshake: {_first_line(error)}; see "
-            "what rank 0 says"
-        ) from error
-    return PrefixStore(f"session/{attempt}", store)
+        Args:
+            launch: this process's place in the run.
+            seconds: how long ranks wait for one another, connecting to the store included.
+            device: where this rank computes; on CUDA, models travel by NCCL.
+            liveness: connects this rank to rank 0 while the handshake goes on.
+        """
+        self.launch, self.seconds, self.device, self.liveness = launch, seconds, device, liveness
+        self._listening = -1  # the descriptor at which the store that this rank serves listens
+
+    def connect(self) -> Store:
+        """Return the store that all ranks share, once all have arrived and fit together.
+
+        Raises:
+            ConfigError: the same on all ranks: rank 0 reports it.
+            HostConfigError: only this rank knows or can report it.
+            RunFailure: a rank died meanwhile, or a signal stopped it.
+        """
+        launch, seconds = self.launch, self.seconds
+        me = describe(launch, self.device)
+        serves = launch.rank == 0 and not uses_agent_store(launch)
+        store = self._serve() if serves else _join(launch, me, seconds)
+        try:
+            attempt = Handshake(store, launch, me, seconds, self.liveness).run()
+        except (RuntimeError, ValueError) as error:  # the store is gone, perhaps with rank 0
+            if (failure := self.liveness.failure(LOST_STORE_SECONDS)) is not None:
+                raise failure from error
+            raise _lost_store(launch, _first_line(error)) from error
+        return PrefixStore(f"session/{attempt}", store)
+
+    def stop_listening(self) -> None:
+        """Accept no further connection: only the ranks of this run use the store from here on.
+
+        torch has no call for this. It waits for callers by the kernel's epoll, which forgets a socket that is
+        closed; so the socket's descriptor can be given to a file that nobody can connect to.
+        """
+        if self._listening >= 0:
+            with open(os.devnull, "rb") as nothing:
+                os.dup2(nothing.fileno(), self._listening, inheritable=False)
+            self._listening = -1
+
+    def _serve(self) -> TCPStore:
+        """Return the store that this rank serves for all."""
+        launch = self.launch
+        try:
+            self._listening = _listen(launch).detach()  # the store will close it
+            return TCPStore(
+                launch.address, launch.port, launch.world_size, is_master=True,
+                timeout=timedelta(seconds=self.seconds), wait_for_workers=False,
+                master_listen_fd=self._listening,
+            )  # fmt: skip
+        except (RuntimeError, ValueError, OSError, OverflowError) as error:
+            raise HostConfigError(_describe_no_store(launch, error)) from error
 
 
 def describe(launch: Launch, device: torch.device) -> ProcessInfo:
@@ -84,49 +125,48 @@ def describe(launch: Launch, device: torch.device) -> ProcessInfo:
 # -- the store ---------------------------------------------------------------------------------------
 
 
-def _serve(launch: Launch, seconds: float) -> TCPStore:
-    """Return the store that this rank serves for all."""
-    try:
-        return TCPStore(
-            launch.address, launch.port, launch.world_size, is_master=True,
-            timeout=timedelta(seconds=seconds), wait_for_workers=False,
-            master_listen_fd=_listen_at_address(launch),
-        )  # fmt: skip
-    except (RuntimeError, ValueError, OSError, OverflowError) as error:
-        text = str(error)
-        if isinstance(error, OSError):
-            text = f"{errno.errorcode.get(error.errno or 0)}: {error.strerror or error}"
-        if "EADDRINUSE" in text or "in use" in text:
-            why = "another process holds this port (perhaps another run); set MASTER_PORT to a free one"
-            if launch.launcher == "mpirun":
-                why = "another process took this port just now; start again"
-        elif "EACCES" in text:
-            why = "this port needs privileges; set MASTER_PORT to one above 1023"
-        else:
-            why = f"{_first_line(error)}; set MASTER_ADDR to a name or address of rank 0's host"
-        raise HostConfigError(f"rank 0 cannot listen at {launch.place}: {why}") from error
+def _describe_no_store(launch: Launch, error: Exception) -> str:
+    """Return why rank 0 cannot serve the store."""
+    text = str(error)
+    if isinstance(error, OSError):
+        text = f"{errno.errorcode.get(error.errno or 0)}: {error.strerror or error}"
+    if "EADDRINUSE" in text or "in use" in text:
+        why = "another process holds this port (perhaps another run); set MASTER_PORT to a free one"
+        if launch.launcher == "mpirun":
+            why = "another process took this port just now; start again"
+    elif "EACCES" in text:
+        why = "this port needs privileges; set MASTER_PORT to one above 1023"
+    else:
+        why = f"{_first_line(error)}; set MASTER_ADDR to a name or address of rank 0's host"
+    return f"rank 0 cannot listen at {launch.place}: {why}"
 
 
-def _listen_at_address(launch: Launch) -> int | None:
-    """Return the descriptor of a socket that listens at MASTER_ADDR alone; None for all addresses.
+def _listen(launch: Launch) -> socket.socket:
+    """Return a socket that listens at MASTER_ADDR alone, or else at all addresses of this host.
 
     A name may mean another address on its own host (127.0.1.1) than on others, and an address may be one
-    that a router translates. Then torch listens at all addresses of the host.
+    that a router translates. Then it listens at all addresses.
     """
     try:
         family = socket.AF_INET6 if ip_address(launch.address).version == 6 else socket.AF_INET
-    except ValueError:
-        return None
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((launch.address, launch.port))
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                return None
+        return _listener(family, launch.address, launch.port)
+    except ValueError:  # a name
+        pass
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
             raise
-        listener.listen(2048)
-        return listener.detach()  # the store will close it
+    if socket.has_dualstack_ipv6():
+        try:
+            return _listener(socket.AF_INET6, "::", launch.port)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+    return _listener(socket.AF_INET, "0.0.0.0", launch.port)
+
+
+def _listener(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+    both = address == "::"
+    return socket.create_server((address, port), family=family, backlog=2048, dualstack_ipv6=both)
 
 
 def _join(launch: Launch, me: ProcessInfo, seconds: float) -> TCPStore:
@@ -159,7 +199,14 @@ def _join(launch: Launch, me: ProcessInfo, seconds: float) -> TCPStore:
 
     thread = threading.Thread(target=open_store, daemon=True)
     thread.start()
-    thread.join(max(1.0, deadline - time.monotonic()))
+    thread.join(1.0)
+    answered = time.monotonic()
+    while thread.is_alive() and time.monotonic() < deadline:
+        thread.join(0.25)
+        if _probe(launch.address, launch.port, deadline) != REFUSED:
+            answered = time.monotonic()
+        elif time.monotonic() - answered > LOST_STORE_SECONDS:  # torch would go on trying
+            raise _lost_store(launch, REFUSED)
     if opened:
         return opened[0]
     reason = _first_line(failures[0]) if failures else NOT_A_STORE
@@ -172,7 +219,7 @@ def _probe(address: str, port: int, deadline: float) -> str:
         left = min(5.0, max(0.1, deadline - time.monotonic()))
         with socket.create_connection((address, port), timeout=left) as probe:
             if probe.getsockname() == probe.getpeername():  # TCP may connect a free port to itself
-                return "connection refused"
+                return REFUSED
     except socket.gaierror:
         return f"this host does not know the name {address}"
     except OSError as error:
@@ -192,14 +239,25 @@ def _describe_no_answer(launch: Launch, me: ProcessInfo, seconds: float, reason:
     )
 
 
+def _lost_store(launch: Launch, reason: str) -> RunFailure:
+    """Return the failure of a rank that has lost the store."""
+    who = "torchrun's agent" if uses_agent_store(launch) else f"rank 0 on {launch.address}"
+    line = f"{who} died while connecting, or has ended: its store at {launch.place} was lost ({reason})"
+    return RunFailure(line, here_only=_reports(launch))
+
+
 def _error_type(launch: Launch) -> type[ConfigError]:
-    """Return the error type for what all ranks of a host find out: its first rank reports it.
+    """Return the error type for what all ranks of a host find out: its first rank reports it."""
+    return HostConfigError if _reports(launch) else ConfigError
+
+
+def _reports(launch: Launch) -> bool:
+    """Return whether this rank prints what all ranks of its host find out.
 
     Ranks that were started by hand do not know which ranks share their host, so each of them reports.
     """
     by_hand = launch.launcher == "torchrun" and "LOCAL_RANK" not in os.environ
-    reports = launch.local_rank == 0 or launch.rank <= 1 or by_hand
-    return HostConfigError if reports else ConfigError
+    return launch.local_rank == 0 or launch.rank <= 1 or by_hand
 
 
 def _first_line(error: Exception) -> str:
