@@ -5,8 +5,8 @@ python -m stress [--only PART ...] [sizes]
 Parts are kills, points, restarts, elastic, resume, corruption, endings, network, fuzz and soak, each in
 stress/. All run in a temporary folder, on small problems and on CPU. The table lists what was done, the
 expected and the observed result. Failures are printed below it with their seeds. The exit code is 0 if all
-tests passed or were skipped, and 1 otherwise. Endings with a full disk or a read-only folder mount small file
-systems, which needs root; without root they are skipped. So is the network, whose hosts are network
+tests passed or were skipped, and 1 otherwise. Endings with a full disk or a read-only folder mount small
+file systems, which needs root; without root they are skipped. So is the network, whose hosts are network
 namespaces.
 """
 
@@ -77,17 +77,9 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = (
-        "kills",
-        "points",
-        "restarts",
-        "elastic",
-        "resume",
-        "corruption",
-        "endings",
-        "network",
-        "fuzz",
+        "kills", "points", "restarts", "elastic", "resume", "corruption", "endings", "network", "fuzz",
         "soak",
-    )
+    )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=names, help="these parts (default: all)")
     for name, default, about in (
         ("kills", 100, "ranks killed at random moments"),

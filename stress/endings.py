@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cobo_dist.training.signals import REPEATED_SIGNAL_SECONDS
+from cobo_dist.comm.startup.start_guard import REPEATED_SIGNAL_SECONDS
 
 from .outcome import Outcome, shorten
 from .problem import arguments, differences, write_problem

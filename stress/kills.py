@@ -22,6 +22,8 @@ RANKS, CLIENTS, SIZE = 3, 18, 200
 ROUNDS, EVERY = 60, 6
 TIMEOUT = 60.0
 """comm.timeout in seconds: a surviving rank must end within it."""
+CONNECT = 20.0
+"""comm.connect_timeout in seconds. Only a launcher knows of a rank that is killed before it has connected."""
 
 
 @dataclass
@@ -49,7 +51,7 @@ def kills(
     began = time.monotonic()
     rng = random.Random(seed)
     run = arguments(write_problem(folder / "problem.npz", CLIENTS, SIZE), rounds, every)
-    run += ["run.resume=auto", f"comm.timeout={TIMEOUT:g}"]
+    run += ["run.resume=auto", f"comm.timeout={TIMEOUT:g}", f"comm.connect_timeout={CONNECT:g}"]
     whole = folder / "whole"
     load()
     started = time.monotonic()
@@ -160,6 +162,8 @@ def _end_without(run: Run, killed: int, counts: _Counts) -> None:
         failed, lines = failed or one.code == 1, lines + one.said
     if failed and not lines:
         counts.late.append(f"no message says that rank {killed} was lost")
-    about = [line for line in lines if f"rank {killed} on" in line]
+    # A rank that never connected is named without its host.
+    names = (f"rank {killed} on", f"rank(s) {killed} of", f"rank {killed} of")
+    about = [line for line in lines if any(name in line for name in names)]
     counts.named += bool(about)
     counts.line = (about or lines or [counts.line])[0]

@@ -185,6 +185,7 @@ def _rank(
     from cobo_dist import train
     from cobo_dist.cli import parser
     from cobo_dist.comm.startup import start_guard
+    from cobo_dist.comm.transports.mpi_world import exit_barrier
 
     if alone:
         parser.RANK_0_FIRST_SECONDS = start_guard.RANK_0_FIRST_SECONDS = 0.0
@@ -193,7 +194,7 @@ def _rank(
         function(*given)
     code = train.main(arguments)
     sys.stdout.flush()
-    sys.exit(code)
+    exit_barrier(code)
 
 
 def finished(ranks: int, arguments: Sequence[str], logs: Path, patience: float = 900.0) -> None:

@@ -84,6 +84,7 @@ class Liveness:
         self._listener: socket.socket | None = None
         self._token = ""
         self._is_closed = False
+        self._is_leaving = False  # it knows why it ends, so what others do then is no news
 
     # -- connecting -------------------------------------------------------------------------------
 
@@ -162,6 +163,7 @@ class Liveness:
 
     def report(self, line: str, code: int = EXIT_FAILED) -> bool:
         """Tell all ranks, before this one ends, why it does; return whether there is anyone to tell."""
+        self._is_leaving = True
         self._tell({"failed": line, "code": code, "rank": self.rank, "died": False})
         return bool(self._peers)
 
@@ -169,7 +171,7 @@ class Liveness:
         """Leave: from here on, that this process ends is no failure. Also ends the reading thread."""
         if self._selector is None or self._is_closed:
             return
-        self._is_closed = True
+        self._is_closed = self._is_leaving = True
         self._tell({"bye": True})
         self.drain()
         self._leave()
@@ -247,7 +249,7 @@ class Liveness:
             if peer in self._peers:
                 self._handle(peer, line)
         if peer in self._peers and (not content or len(peer.pending) > MAX_LINE_BYTES):
-            if peer.rank >= 0 and not self._is_closed:
+            if peer.rank >= 0 and not self._is_leaving:
                 self._fail(self._died(peer), peer)
             self._drop(peer)
 
@@ -291,11 +293,11 @@ class Liveness:
         with self._changed:
             if self._failure is not None:
                 return
+            if self.rank == 0:  # before this rank can act on it, and leave
+                news = {"failed": str(failure), "code": failure.code}
+                self._tell({**news, "rank": failure.rank, "died": failure.died}, source)
             self._failure = failure
             self._changed.notify_all()
-        if self.rank == 0:
-            news = {"failed": str(failure), "code": failure.code}
-            self._tell({**news, "rank": failure.rank, "died": failure.died}, source)
         threading.Thread(target=self.on_failure, args=(failure,), daemon=True).start()
 
 

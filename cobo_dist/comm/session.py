@@ -6,10 +6,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from pydantic import Field
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from cobo_dist.comm.liveness import Liveness
+from cobo_dist.comm.nccl_group import is_device_error, leave_group
 from cobo_dist.comm.startup.keepalive import noticing_lost_hosts
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.rendezvous import Rendezvous
@@ -29,7 +30,7 @@ from cobo_dist.comm.startup.start_guard import StartGuard
 from cobo_dist.comm.transports.base import SoloTransport, Transport
 from cobo_dist.comm.transports.checked_transport import CheckedTransport
 from cobo_dist.comm.transports.mpi_transport import open_mpi
-from cobo_dist.comm.transports.torch_transport import TorchTransport
+from cobo_dist.comm.transports.torch_transport import Poll, TorchTransport
 from cobo_dist.errors import EXIT_REFUSED, ConfigError, HostConfigError
 from cobo_dist.settings import Section
 
@@ -37,6 +38,10 @@ CAUSE_SECONDS = 2.0
 """How long a rank whose connections broke waits for the news of which rank has ended."""
 GRACE_SECONDS = 2.0
 """How long after its time-out rank 0's word may still arrive."""
+NCCL_TIMEOUT_SECONDS = 120.0
+"""comm.timeout with NCCL, where none is set."""
+WATCHDOG_SECONDS = 60.0
+"""How much later than comm.timeout torch's watchdog ends a process, which it does without a word."""
 
 
 class CommConfig(Section):
@@ -254,16 +259,18 @@ def open_session(
     with closing(Liveness(launch.rank)) as liveness:
         rendezvous = Rendezvous(launch, seconds, device, liveness)
         store = rendezvous.connect()
-        guard.attach(liveness)
+        guard.attach(liveness, is_last_resort=uses_nccl(device))
         _init_process_group(launch, config.timeout, device, store, liveness)
         rendezvous.stop_listening()
         liveness.stop_listening()
         liveness.activity = "before the first round"
-        transport: Transport = TorchTransport()
+        on_gpu = uses_nccl(device)
+        poll = Poll(liveness, config.timeout) if on_gpu else None
+        transport: Transport = TorchTransport(poll)
         if config.check:
             transport = CheckedTransport(transport, store)
         del store  # its threads end with its last reference
-        on_gpu = device.type == "cuda"
+        failed = True
         try:
             yield Session(
                 launch, device, transport,
@@ -271,11 +278,24 @@ def open_session(
                 (lambda: None) if on_gpu else dist.destroy_process_group,
                 liveness, guard, seconds,
             )  # fmt: skip
+            failed = False
         finally:
             if isinstance(transport, CheckedTransport):
                 transport.forget_store()
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            guard.detach()
+            leave_group(failed and on_gpu)
+
+
+def uses_nccl(device: torch.device) -> bool:
+    """Return whether NCCL carries the models of this device."""
+    return device.type == "cuda"
+
+
+def settle_timeout(config: CommConfig, device: torch.device) -> CommConfig:
+    """Return the section with the time-out that NCCL gets where none is set."""
+    if not uses_nccl(device) or "timeout" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"timeout": NCCL_TIMEOUT_SECONDS})
 
 
 def _all_hosts(transport: Transport) -> list[str]:
@@ -284,32 +304,42 @@ def _all_hosts(transport: Transport) -> list[str]:
     return [str(host) for host in json.loads(transport.broadcast(json.dumps(hosts).encode()))]
 
 
+def _place(launch: Launch, seconds: float, store: Store) -> dict[str, Any]:
+    """Return what every kind of process group is made from."""
+    return {
+        "store": store,
+        "rank": launch.rank,
+        "world_size": launch.world_size,
+        "timeout": timedelta(seconds=seconds),
+    }
+
+
+def _start_nccl(launch: Launch, seconds: float, device: torch.device, store: Store) -> None:
+    """Create the group of NCCL for models and gloo for records."""
+    place = _place(launch, seconds, store)
+    dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **place)
+    # A collective makes the communicator at once. Otherwise the first batch of point-to-point
+    # operations would, and it would need all ranks.
+    dist.all_reduce(torch.zeros(1, device=device))
+    torch.cuda.synchronize(device)
+
+
 def _init_process_group(
     launch: Launch, seconds: float, device: torch.device, store: Store, liveness: Liveness
 ) -> None:
     """Create the default process group over the store that all ranks share."""
-    on_gpu = device.type == "cuda"
     store.set_timeout(timedelta(seconds=seconds))
     started = time.monotonic()
     try:
-        # NCCL has its own ways to notice.
-        with nullcontext() if on_gpu else noticing_lost_hosts(seconds):
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-                store=store,
-                rank=launch.rank,
-                world_size=launch.world_size,
-                timeout=timedelta(seconds=seconds),
-                device_id=device if on_gpu else None,
-            )
-        if on_gpu:
-            # A collective makes the communicator at once. Otherwise the first batch of point-to-point
-            # operations would, and it would need all ranks.
-            dist.all_reduce(torch.zeros(1, device=device))
-            torch.cuda.synchronize(device)
+        if uses_nccl(device):
+            _start_nccl(launch, seconds + WATCHDOG_SECONDS, device, store)
+        else:
+            with noticing_lost_hosts(seconds):
+                dist.init_process_group("gloo", **_place(launch, seconds, store))
     except (RuntimeError, ValueError) as error:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_group(uses_nccl(device))
+        if is_device_error(error):
+            raise
         if (failure := liveness.failure(CAUSE_SECONDS)) is not None:
             raise failure from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

@@ -18,7 +18,13 @@ from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
-from cobo_dist.comm.session import Session, check_backend, choose_device, open_session
+from cobo_dist.comm.session import (
+    Session,
+    check_backend,
+    choose_device,
+    open_session,
+    settle_timeout,
+)
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.startup.start_guard import StartGuard
 from cobo_dist.config import Config
@@ -55,6 +61,7 @@ def run(config: Config, launch: Launch, guard: StartGuard | None = None) -> int:
     """
     check_backend(config.comm.backend, launch)
     device = choose_device(config.run.device, config.comm.backend, launch)
+    config = config.model_copy(update={"comm": settle_timeout(config.comm, device)})
     # Ranks connect before they read data, so that a rank that dies meanwhile is noticed.
     with open_session(launch, config.comm, device, guard) as session:
         return run_in_session(config, session)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cobo_dist.comm.nccl_group import is_device_error
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.comm.transports.base import LostContact
@@ -26,7 +27,7 @@ from cobo_dist.storage.schema import FORMAT, SUMMARY_FILE, BytesPerClient, Clien
 from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
-from cobo_dist.training.lost_contact import Loss, describe_dead, describe_loss
+from cobo_dist.training.lost_contact import Loss, describe_loss
 from cobo_dist.training.signals import name_of
 from cobo_dist.training.trainer import Trainer
 
@@ -212,12 +213,15 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
         ended = session.liveness.failure(NEWS_SECONDS)
         if not reported:  # no folder yet, or a full disk
             return ended or RunFailure(line, here_only=rank == 1)
-        line, hosts = f"{line}; this was {when}", session.liveness.hosts
+        if ended is None:  # with NCCL nothing else tells the others
+            session.liveness.report(f"{head}{line}")
+        hosts = session.liveness.hosts
         if ended is not None and ended.died:
-            dead = f"{line}{describe_dead(ended.rank, hosts)}"
-            cause = dead if rank == 0 or ended.here_only else None
+            speaks = rank == 0 or ended.here_only
+            death = f", since when nothing was heard of rank {ended.rank} on {hosts[ended.rank]}: it was "
+            cause = _with_round(line, r, f"{death}killed, or ran out of memory") if speaks else None
         else:
-            cause = _cause_by_reports(folder, hosts, line, rank, Loss.of(error))
+            cause = _cause_by_reports(folder, hosts, line, rank, Loss.of(error), r)
         here_only = cause is not None
         if cause is not None:
             line = cause
@@ -232,11 +236,23 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, (ConfigError, RunFailure)):
         return text
-    # torch has a class of its own only for GPUs.
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+    where = f"({text or type(error).__name__})"
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in text:
         return (
-            f"out of memory ({text or type(error).__name__}): lower data.batch_size or run.threads, or "
-            "start more ranks, of which each then holds fewer clients"
+            f"out of memory on the GPU {where}: raise data.accumulation and lower data.batch_size, set "
+            "run.engine=one_by_one or run.autocast=bfloat16, or start more ranks, of which each then holds "
+            "fewer clients"
+        )
+    # torch has a class of its own only for GPUs.
+    if isinstance(error, MemoryError) or "allocate memory" in text:
+        return (
+            f"out of memory {where}: lower data.batch_size or run.threads, or start more ranks, of which "
+            "each then holds fewer clients"
+        )
+    if is_device_error(error):
+        return (
+            f"the GPU failed {where}: see nvidia-smi and the kernel's log for Xid and ECC errors; resume on "
+            "another GPU, or find the call with CUDA_LAUNCH_BLOCKING=1"
         )
     if isinstance(error, KeyboardInterrupt):
         return "interrupted from the keyboard"
@@ -257,7 +273,7 @@ def _clear_frames(error: BaseException | None) -> None:
 
 
 def _cause_by_reports(
-    folder: RunDir, hosts: Sequence[str], line: str, rank: int, loss: Loss
+    folder: RunDir, hosts: Sequence[str], line: str, rank: int, loss: Loss, r: int
 ) -> str | None:
     """Wait for other ranks' reports and return what ended the run; None if a lower rank will say it.
 
@@ -282,7 +298,11 @@ def _cause_by_reports(
         if is_late or (hosts and len(reports.keys() | {rank}) >= len(hosts)):
             break
         time.sleep(_REPORT_POLL_SECONDS)
-    return f"{line}{describe_loss(losses, hosts, rank)}"
+    return _with_round(line, r, describe_loss(losses, hosts, rank))
+
+
+def _with_round(line: str, r: int, cause: str) -> str:
+    return f"{line}; this was {f'in round {r}' if r else 'before the first round'}{cause}"
 
 
 def _report_wait_seconds(loss: Loss, rank: int, ranks: int) -> float:

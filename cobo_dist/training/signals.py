@@ -12,9 +12,9 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from cobo_dist.comm.startup.start_guard import REPEATED_SIGNAL_SECONDS
+
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
-REPEATED_SIGNAL_SECONDS = 5.0
-"""Within this time two SIGTERMs count as one: the cluster sends it, and torchrun passes on its own."""
 
 
 class Signals:

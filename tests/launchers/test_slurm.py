@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -128,6 +129,49 @@ def test_a_dry_run_writes_nothing(
     )
     assert not any(line.startswith("export COBO_PYTHON") for line in lines), "the container's own"
     assert list(tmp_path.iterdir()) == []
+
+
+EARLY = "error: stopped by {} before the first round; nothing was saved"
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "train_torchrun.sbatch"])
+@pytest.mark.parametrize(
+    ("said", "restarts", "requeued"),
+    [
+        (EARLY.format("SIGTERM"), 0, True),
+        (EARLY.format("SIGTERM"), 5, False),
+        (EARLY.format("SIGUSR1"), 0, False),
+        ("error: rank 1 on node1 died before the first round", 0, False),
+    ],
+)
+def test_a_job_stopped_before_its_first_round_starts_over(
+    script: str, said: str, restarts: int, requeued: bool, tmp_path: Path
+) -> None:
+    """With commands that act as SLURM's do: srun returns 143 whenever it ends a rank by SIGTERM."""
+    (tmp_path / "bin").mkdir()
+    log = tmp_path / "run" / "logs"
+    which = "rank" if script == "train.sbatch" else "node"
+    commands = {
+        "srun": f'echo "{said}" >> {log}/job_7_{which}_0.log; exit 143',
+        "scontrol": 'case "$1" in requeue) echo "requeued $2";; *) echo node1;; esac',
+        "python": f'case "$*" in *--show-run-dir*) echo {tmp_path}/run;; *) exit 0;; esac',
+    }
+    for name, text in commands.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    log.mkdir(parents=True)
+    # Of an earlier start: it must not count.
+    (log / f"job_7_{which}_0.log").write_text(EARLY.format("SIGTERM") + "\n")
+    env = environment(
+        SLURM_JOB_ID="7", SLURM_JOB_NODELIST="node1", SLURM_RESTART_COUNT=str(restarts),
+        SLURM_JOB_NUM_NODES="1", SLURM_NNODES="1", COBO_PYTHON="python", RANKS="1",
+    )  # fmt: skip
+    env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
+    done = subprocess.run(
+        ["bash", str(SLURM / script)], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert ("requeued 7" in done.stdout) == requeued, done.stdout + done.stderr
+    assert done.returncode == (143 if requeued else 1)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from cobo_dist.comm.nccl_group import is_device_error
 from cobo_dist.errors import RunFailure
 
 SENDABLE = frozenset(
@@ -98,7 +99,7 @@ class as_lost_contact:
     A class and not a generator, since it wraps every exchange. The body may change `peers`.
 
     Raises:
-        LostContact: where the body raises RuntimeError.
+        LostContact: where the body raises RuntimeError, unless that is about this rank's own memory or GPU.
     """
 
     def __init__(self, rank: int, activity: str, peers: Iterable[int] = ()) -> None:
@@ -109,7 +110,7 @@ class as_lost_contact:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError):
+        if isinstance(error, RuntimeError) and not is_device_error(error):
             raise LostContact(
                 f"rank {self.rank} lost contact while {self.activity}: {_reason(error)}",
                 self.peers,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from cobo_dist import terminal
+from cobo_dist.comm import nccl_group
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError
 
 EXIT_BARRIER_SECONDS = 5.0
@@ -81,7 +82,11 @@ def start_mpi(reason: str) -> MpiWorld:
 
 
 def exit_barrier(code: int) -> NoReturn:
-    """End this process with an exit code; if MPI is started, all ranks wait for one another first."""
+    """End this process with an exit code; if MPI is started, all ranks wait for one another first.
+
+    After a failure with NCCL this process waits for nobody (`nccl_group`).
+    """
+    nccl_group.end_process(code)
     if _world is not None:
         _world.code = code
     sys.exit(code)

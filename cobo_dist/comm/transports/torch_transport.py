@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cobo_dist.comm.liveness import Liveness
 from cobo_dist.comm.transports.base import (
     NothingPending,
     Pending,
@@ -17,6 +20,9 @@ from cobo_dist.comm.transports.base import (
     posting_order,
 )
 
+SPIN_SECONDS = 0.002
+"""How long `Poll` asks without a pause. Most messages arrive by then."""
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 5e-5, 1e-3
 RECORD_TAG = 1  # of records; models have 0
 LENGTH_BYTES, HEAD_BYTES = 8, 4088
 """Each record begins with a message of its length and as many of its bytes: most records need no other."""
@@ -24,12 +30,46 @@ LENGTH_BYTES, HEAD_BYTES = 8, 4088
 _Post = Callable[..., dist.Work | None]
 
 
+class Poll:
+    """Waits on the host until NCCL has carried a batch, where `Work.wait` would only order the stream.
+
+    So no later wait for the GPU waits for a peer: those cannot be interrupted, and signals, the news that a
+    rank has died, and comm.timeout would do nothing meanwhile. Kernels that do not need the messages run on.
+    """
+
+    def __init__(self, liveness: Liveness, timeout: float) -> None:
+        """Wait for `timeout` seconds, unless `liveness` knows that a rank has ended."""
+        self.liveness, self.timeout = liveness, timeout
+
+    def wait(self, work: dist.Work, loss: as_lost_contact) -> None:
+        """Return when the work is done; `loss` gets the rank that has ended.
+
+        Raises:
+            RuntimeError: a rank has ended, or the peers kept silent.
+        """
+        began, pause = time.monotonic(), MIN_PAUSE_SECONDS
+        while not work.is_completed():
+            waited = time.monotonic() - began
+            if waited < SPIN_SECONDS:
+                os.sched_yield()
+                continue
+            if (failure := self.liveness.failure()) is not None:
+                loss.peers = [failure.rank]
+                raise RuntimeError(str(failure))
+            if waited > self.timeout:
+                raise RuntimeError(f"no answer within comm.timeout={self.timeout:g} s")
+            time.sleep(pause)
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
+
+
 class TorchTransport:
     """Messages over the default process group; see `Transport`."""
 
-    def __init__(self) -> None:
+    def __init__(self, poll: Poll | None = None) -> None:
+        """`poll` waits for NCCL's messages; gloo's are waited for by gloo."""
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
+        self._poll = poll
 
     def exchange(
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], purpose: str
@@ -46,6 +86,7 @@ class TorchTransport:
         activity = f"exchanging {purpose} with rank(s) {names}"
         pending = _TorchPending(self.rank, activity, [op.peer for op in ops])
         pending.buffers = [op.tensor for op in ops]
+        pending.poll = self._poll
         with as_lost_contact(self.rank, activity, pending.peers):
             pending.works = dist.batch_isend_irecv(ops)
         return pending
@@ -114,6 +155,7 @@ class _TorchPending:
         self.rank, self.activity, self.peers = rank, activity, peers
         self.buffers: list[Tensor] = []
         self.works: list[dist.Work] = []
+        self.poll: Poll | None = None
 
     def wait(self) -> None:
         with as_lost_contact(self.rank, self.activity, self.peers) as loss:
@@ -122,6 +164,8 @@ class _TorchPending:
             one_each = len(self.works) == len(self.peers)
             try:
                 for index in range(len(self.works)):
+                    if self.poll is not None:
+                        self.poll.wait(self.works[index], loss)
                     self.works[index].wait()
             except RuntimeError as error:
                 if one_each:
