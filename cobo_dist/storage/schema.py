@@ -158,7 +158,9 @@ Row = StartRow | EvalRow | RoundRow | WarningRow | ProfileRow | PlacementRow | T
 class Status(Record):
     """How the run ended. Launch scripts write it too, so it has no version and these keys only."""
 
-    exit_code: int = Field(description="0 done, 1 failed, 75 stopped with a checkpoint")
+    exit_code: int = Field(
+        description="0 done, 1 failed, 75 stopped with a checkpoint, 128 + a signal: stopped before round 1"
+    )
     status: str = Field("", description="`done`, `failed` or `stopped`")
     reason: str = Field("", description="one line: why it failed or stopped")
 

@@ -18,7 +18,14 @@ from cobo_dist.comm.nccl_group import is_device_error
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.comm.transports.base import LostContact
-from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ConfigError, RunFailure
+from cobo_dist.errors import (
+    EXIT_BY_SIGNAL,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    ConfigError,
+    RunFailure,
+)
 from cobo_dist.formatting import human_bytes
 from cobo_dist.storage.files import read_file
 from cobo_dist.storage.owner import TakenOver
@@ -213,6 +220,10 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
         ended = session.liveness.failure(NEWS_SECONDS)
         if not reported:  # no folder yet, or a full disk
             return ended or RunFailure(line, here_only=rank == 1)
+        if ended is not None and ended.code > EXIT_BY_SIGNAL:  # while rank 0 was taking the folder
+            if rank == 0:
+                _write_status(folder, str(ended), ended.code)
+            return ended
         if ended is None:  # with NCCL nothing else tells the others
             session.liveness.report(f"{head}{line}")
         hosts = session.liveness.hosts
@@ -259,10 +270,10 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def _write_status(folder: RunDir, line: str) -> None:
+def _write_status(folder: RunDir, line: str, code: int = EXIT_FAILED) -> None:
     with suppress(RunFailure):  # a full disk may be what ended the run
         if folder.owner is not None:
-            folder.write_status(EXIT_FAILED, "failed", line)
+            folder.write_status(code, "failed" if code == EXIT_FAILED else "stopped", line)
 
 
 def _clear_frames(error: BaseException | None) -> None:
