@@ -63,11 +63,6 @@ def describe_loss(losses: Mapping[int, Loss], hosts: Sequence[str], rank: int) -
     return f"; all ranks live, but {what}" if what else ""
 
 
-def describe_dead(rank: int, hosts: Sequence[str]) -> str:
-    """Return what can be said where it is known that this rank died."""
-    return f", since when nothing was heard of rank {rank} on {hosts[rank]}: {_ENDED}"
-
-
 # -- ranks that reported nothing ---------------------------------------------------------------------
 
 

@@ -318,7 +318,7 @@ def _with_round(line: str, r: int, cause: str) -> str:
 
 def _report_wait_seconds(loss: Loss, rank: int, ranks: int) -> float:
     """Return how long to wait for the other ranks' reports."""
-    if loss.how != "closed":  # the others may still be waiting, for about as long as this rank did
-        return min(max(loss.waited, SHORT_REPORT_WAIT_SECONDS), LONG_REPORT_WAIT_SECONDS)
+    if loss.how != "closed":  # the others may have begun to wait a little later
+        return min(max(loss.waited / 4, SHORT_REPORT_WAIT_SECONDS), LONG_REPORT_WAIT_SECONDS)
     is_short = rank == 0 or 0 in loss.peers or ranks == 2
     return SHORT_REPORT_WAIT_SECONDS if is_short else LONG_REPORT_WAIT_SECONDS
