@@ -2,12 +2,13 @@
 
 The kernel closes a process's connections when it ends, however it ends. So rank 0 learns at once that a rank
 was killed, and tells the others. A rank that fails says why over the same connection, also while there is no
-run folder yet that a report could go into. Nothing is sent periodically: a rank that is slow, suspended or
-cut off by the network keeps its connection, and the time-outs decide about it.
+run folder yet that a report could go into. Silence means nothing here: a rank that is slow, suspended or cut
+off by the network keeps its connection, and the time-outs decide about it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import selectors
@@ -25,6 +26,12 @@ CONNECT_SECONDS = 5.0
 """The limit for the connection to rank 0, whose host is known to be up."""
 MAX_LINE_BYTES = 1 << 16
 """A longer line is no message of a rank: its connection is closed."""
+_KEEPALIVE = (
+    (socket.TCP_KEEPIDLE, 60),
+    (socket.TCP_KEEPINTVL, 60),
+    (socket.TCP_KEEPCNT, 120),
+)
+"""One probe a minute; the connection outlasts two hours without an answer."""
 _DRAIN_SECONDS = 0.2  # for messages on their way, before a process ends and resets its connections
 
 
@@ -201,6 +208,10 @@ class Liveness:
 
     def _add(self, peer: _Peer) -> None:
         peer.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Now and then a packet, since firewalls forget connections that carry none.
+        peer.connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            peer.connection.setsockopt(socket.IPPROTO_TCP, option, value)
         peer.connection.settimeout(CONNECT_SECONDS)
         self._peers.append(peer)
         self._reading().register(peer.connection, selectors.EVENT_READ, peer)
@@ -240,16 +251,18 @@ class Liveness:
                             self._add(_Peer(key.data.accept()[0]))
 
     def _receive(self, peer: _Peer) -> None:
+        died = not self._is_leaving
         try:
             content = peer.connection.recv(4096)
-        except OSError:
+        except OSError as error:
             content = b""
+            died &= error.errno == errno.ECONNRESET  # another error is one of the network
         *lines, peer.pending = (peer.pending + content).split(b"\n")
         for line in lines:
             if peer in self._peers:
                 self._handle(peer, line)
         if peer in self._peers and (not content or len(peer.pending) > MAX_LINE_BYTES):
-            if peer.rank >= 0 and not self._is_leaving:
+            if peer.rank >= 0 and died:
                 self._fail(self._died(peer), peer)
             self._drop(peer)
 

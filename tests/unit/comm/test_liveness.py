@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 
-from cobo_dist.comm.liveness import MAX_LINE_BYTES, Liveness, RankEnded
+from cobo_dist.comm.liveness import MAX_LINE_BYTES, Liveness, RankEnded, _Peer
 
 SOON = 10.0  # far more than a message takes; nothing waits so long when it works
 
@@ -83,6 +85,21 @@ def test_a_rank_that_leaves_in_order_has_not_failed(ranks: list[Liveness]) -> No
     ranks[0].close()
     assert ranks[1].failure(0.3) is None
     assert ranks[0].failure() is None
+
+
+@pytest.mark.parametrize(
+    ("number", "died"),
+    [(errno.ECONNRESET, True), (errno.ETIMEDOUT, False), (errno.EHOSTUNREACH, False)],
+)
+def test_an_error_of_the_network_is_no_death(number: int, died: bool) -> None:
+    hub, connection = Liveness(), mock.Mock()
+    connection.recv.side_effect = OSError(number, "")
+    peer = _Peer(connection, 1, "host1")
+    with mock.patch.object(hub, "_reading"):
+        hub._peers.append(peer)
+        hub._receive(peer)
+    assert hub.connected() == set()
+    assert (hub.failure() is not None) == died
 
 
 def test_all_wait_for_all(ranks: list[Liveness]) -> None:
