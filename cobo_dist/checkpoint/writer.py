@@ -102,7 +102,7 @@ class CheckpointWriter:
         )
         rows = range(len(self.clients.ids))
         logs = self._log_files(seconds)
-        if self.run.checkpoint_writing == "auto" and self._has_room(needed):
+        if self.run.checkpoint_writing == "auto" and self._fits_in_memory(needed):
             self._pending.write_in_background(chain(self._state_files(rows), list(logs)))
         else:  # one client at a time in memory
             parts = (self._state_files([row]) for row in rows)
@@ -208,7 +208,7 @@ class CheckpointWriter:
             yield schema.LOGGER_FILE, state.to_json().encode()
             yield schema.LOGGER_ARRAYS_FILE, save_arrays(arrays)
 
-    def _has_room(self, nbytes: int) -> bool:
+    def _fits_in_memory(self, nbytes: int) -> bool:
         """Return whether so many bytes can be copied while training goes on."""
         if self.clients.device.type == "cuda":
             nbytes *= 2  # torch rounds pinned memory up to powers of two
