@@ -11,11 +11,20 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the start guard works before torch is imported
+    import torch
 
 ABORT_SECONDS = 5.0
 """How long a rank waits for the abort before it ends without."""
 
 _failed = False
+
+
+def uses_nccl(device: torch.device) -> bool:
+    """Return whether NCCL carries messages in this device's memory (`wire_device`)."""
+    return device.type == "cuda"
 
 
 def leave_group(failed: bool) -> None:

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from cobo_dist.comm.liveness import Liveness
-from cobo_dist.comm.nccl_group import is_device_error, leave_group
+from cobo_dist.comm.nccl_group import is_device_error, leave_group, uses_nccl
 from cobo_dist.comm.startup.devices import wire_device
 from cobo_dist.comm.startup.keepalive import noticing_lost_hosts
 from cobo_dist.comm.startup.launch_env import Launch
@@ -236,11 +236,6 @@ def open_session(
                 transport.forget_store()
             guard.detach()
             leave_group(failed and on_nccl)
-
-
-def uses_nccl(device: torch.device) -> bool:
-    """Return whether NCCL carries messages in this device's memory (`wire_device`)."""
-    return device.type == "cuda"
 
 
 def settle_timeout(config: CommConfig, device: torch.device) -> CommConfig:

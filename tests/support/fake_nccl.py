@@ -53,6 +53,7 @@ def install(fault: str, rank: int, r: int, place: str) -> None:
     """Let this rank use it, and the rank of that number come to the fault in round r."""
     from cobo_dist.algorithms.cobo import CoBo
     from cobo_dist.comm import nccl_group, session
+    from cobo_dist.comm.transports import torch_transport
 
     batch, destroy = dist.batch_isend_irecv, dist.destroy_process_group
     flying: list[BatchWork] = []
@@ -72,7 +73,7 @@ def install(fault: str, rank: int, r: int, place: str) -> None:
 
     dist.batch_isend_irecv = batch_isend_irecv
     dist.destroy_process_group = destroy_process_group
-    session.uses_nccl = lambda device: True
+    session.uses_nccl = torch_transport.uses_nccl = lambda device: True
     session._start_nccl = start_nccl
     nccl_group.abort_group = Path(place, f"aborted_{os.environ['RANK']}").touch
     good = CoBo.round

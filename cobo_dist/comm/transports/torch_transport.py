@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cobo_dist.comm.liveness import Liveness
+from cobo_dist.comm.nccl_group import uses_nccl
 from cobo_dist.comm.transports.base import (
     NothingPending,
     Pending,
@@ -86,7 +87,10 @@ class TorchTransport:
         activity = f"exchanging {purpose} with rank(s) {names}"
         pending = _TorchPending(self.rank, activity, [op.peer for op in ops])
         pending.buffers = [op.tensor for op in ops]
-        pending.poll = self._poll
+        if uses_nccl(
+            ops[0].tensor.device
+        ):  # gloo carries those of the CPU, and waits for them itself
+            pending.poll = self._poll
         with as_lost_contact(self.rank, activity, pending.peers):
             pending.works = dist.batch_isend_irecv(ops)
         return pending
