@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -58,17 +59,21 @@ class AlgorithmSection(Section):
         return [(0, rounds)]
 
 
-_MAX_NUMBERS = 1 << 24
-"""Numbers of models that a round works on at once, beside the clients' own: 64 MB of float32."""
+_MAX_NUMBERS, _MAX_NUMBERS_ON_GPU = 1 << 24, 1 << 29
+"""Numbers of models that a round works on at once, beside the clients' own: 64 MB of float32, and 2 GB on a
+GPU, where each group costs messages and launches."""
 
 
-def models_at_once(count: int, size: int) -> Iterator[list[int]]:
+def models_at_once(
+    count: int, size: int, device: torch.device | None = None
+) -> Iterator[list[int]]:
     """Yield 0 .. count-1 in groups whose models, of `size` numbers each, are few enough to hold at once.
 
     >>> list(models_at_once(5, 8_000_000))
     [[0, 1], [2, 3], [4]]
     """
-    step = max(1, _MAX_NUMBERS // max(1, size))
+    on_gpu = device is not None and device.type == "cuda"
+    step = max(1, (_MAX_NUMBERS_ON_GPU if on_gpu else _MAX_NUMBERS) // max(1, size))
     return (list(range(count))[at : at + step] for at in range(0, count, step))
 
 

@@ -77,7 +77,7 @@ class FederatedClustering(Algorithm):
         losses_c = self.clients.gradients(
             t
         )  # updates BatchNorm's statistics, unlike `gradients_at`
-        for group in models_at_once(self.n, self.n * self.clients.size):
+        for group in models_at_once(self.n, self.n * self.clients.size, self.clients.x_cd.device):
             self.cluster_around(group, t)
         self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta(t))
         return RoundResult(losses_c, weights_replaced=True)

@@ -104,7 +104,7 @@ class ValidationBased(Algorithm):
     def scores(self, t: int) -> NDArray[np.float64]:
         """Return the loss [c, n] of every model on each client's validation batch of round t."""
         clients, parts = self.clients, []
-        for models in models_at_once(self.n, clients.size):
+        for models in models_at_once(self.n, clients.size, clients.x_cd.device):
             only_kn = np.eye(self.n)[models]
             x_kd = self.exchange.all_reduce(only_kn, clients.x_cd)
             b_kb = x_kd[:, :0]  # of models without buffers

@@ -118,6 +118,10 @@ class ClientBatch:
         refusal = self.engine.refusal
         return f"no CUDA graphs: {refusal}" if refusal else "CUDA graphs"
 
+    def graphs_given_up(self) -> str:
+        """Return why passes are not recorded as CUDA graphs any more; empty if nothing of that happened."""
+        return self.engine.refusal if isinstance(self.engine, GraphedPasses) else ""
+
     def _build_engine(self, name: str) -> Engine:
         parts = self.task.accumulation
         return build_engine(name, self.model, self.loss, parts, graphs=self._graphs)

@@ -39,10 +39,21 @@ class CudaRecorder:
         self._pool: Any = None
 
     def __call__(self, step: Step) -> Step:
-        """Return the replay of a recorded step."""
+        """Return the replay of a recorded step.
+
+        Raises:
+            RuntimeError: the step does what CUDA cannot record; with its reason.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            step()
+        stream = torch.cuda.current_stream()
+        try:
+            # Other threads, such as the one that writes a checkpoint, may use the GPU meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                step()
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # torch may leave its own in use
+            cause = error.__context__  # of the step, where to end the recording failed as well
+            raise (cause if isinstance(cause, RuntimeError) else error) from None
         self._pool = graph.pool()
         return graph.replay
 
@@ -121,6 +132,9 @@ class GraphedPasses:
         if found is None or found.capacity < len(points_md):
             try:
                 found = self._record_pass(points_md, gradients_md, buffers, batch)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                return None  # other graphs still fit
             except RuntimeError as error:
                 self.refusal = " ".join(str(error).split()) or type(error).__name__
                 self._recorded.clear()
@@ -162,11 +176,12 @@ class GraphedPasses:
             row_1.add_(1)
 
         # The passes before recording work on the first model, which is put back after each.
-        first = [one[:1].clone() for one in (points_md, *buffers.rows)]
+        touched = (points_md, gradients_md, *buffers.rows)
+        first = [one[:1].clone() for one in touched]
 
         def put_back() -> None:
             row_1.zero_()
-            for one, kept in zip((points_md, *buffers.rows), first, strict=True):
+            for one, kept in zip(touched, first, strict=True):
                 if one.stride(0):  # else all rows are one, which is only read
                     one[:1].copy_(kept)
 

@@ -69,7 +69,8 @@ class Vectorized:
         self, points_md: Tensor, gradients_md: Tensor, buffers: Buffers, batch: Batch
     ) -> Tensor:
         """Write the gradients of m models, and return their losses [m]; a pass that fails changes nothing."""
-        if gradients_md is points_md and self.parts > 1:  # later parts need the points
+        in_parts_in_place = gradients_md is points_md and self.parts > 1
+        if in_parts_in_place:  # later parts need the points
             points_md = points_md.clone()
         views = self.layout.views(points_md)
         parameters = {name: view.detach().requires_grad_() for name, view in views.items()}
@@ -92,11 +93,15 @@ class Vectorized:
         for number, part in enumerate(parts_of(batch, self.parts, dim=1)):
             try:
                 losses: Tensor = vmap(one)(parameters | dense, *part)
+                losses = losses / self.parts
+                gradients = torch.autograd.grad(losses.sum(), tuple(parameters.values()))
+            except torch.OutOfMemoryError:
+                if in_parts_in_place:
+                    gradients_md.copy_(points_md)
+                raise
             finally:
                 for (_, tensors_of, key), tensor in zip(self._slots, own, strict=True):
                     tensors_of[key] = tensor
-            losses = losses / self.parts
-            gradients = torch.autograd.grad(losses.sum(), tuple(parameters.values()))
             # Autograd adds to `.grad` only after it has made the sum: a copy costs less than zero and add.
             for view, gradient in zip(gradient_views, gradients, strict=True):
                 view.add_(gradient) if number else view.copy_(gradient)

@@ -116,14 +116,16 @@ class Session:
     connect_seconds: float = 0.0
     """How long ranks wait for one another before the first round."""
 
-    def wait_for_all(self) -> None:
+    def wait_for_all(self, rank_0_seconds: float = 0.0) -> None:
         """Wait until all ranks have read their data. Signals are handled meanwhile.
+
+        `rank_0_seconds`: how long rank 0 may take beside reading data.
 
         Raises:
             ConfigError: some ranks did not come in time, on rank 0, which tells the others.
             RunFailure: a rank failed meanwhile, or rank 0 gave up.
         """
-        grace = GRACE_SECONDS if self.launch.rank else 0.0
+        grace = GRACE_SECONDS + rank_0_seconds if self.launch.rank else 0.0
         missing = self.liveness.wait_for_all(self.launch.world_size, self.connect_seconds + grace)
         if missing:
             names = ", ".join(f"rank {rank} on {self.liveness.hosts[rank]}" for rank in missing)

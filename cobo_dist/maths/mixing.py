@@ -149,8 +149,9 @@ class Product:
         step = max(1, _MAX_NUMBERS // k)
         for begin in range(0, r, step):
             end = min(r, begin + step)
-            factor = torch.from_numpy(self._dense(begin, end)).to(x_kd)
-            into_rd[begin:end].addmm_(factor, x_kd)
+            factor = upload(torch.from_numpy(self._dense(begin, end)), x_kd)
+            with _full_precision():
+                into_rd[begin:end].addmm_(factor, x_kd)
 
     def _dense(self, begin: int, end: int) -> NDArray[np.float64]:
         """Return rows `begin` to `end` of B as a matrix."""

@@ -41,8 +41,12 @@ class Ownership:
     """This run's hold on its folder. Rank 0 acquires and releases it; all ranks can check it."""
 
     def __init__(self, folder: Path, owner: Owner, is_rank_0: bool) -> None:
-        """Hold the folder as `owner`; without a shared disk, ranks but 0 see no record."""
+        """Hold the folder as `owner`.
+
+        Without a shared disk, ranks but 0 do not see its record, and may see one that an earlier run left.
+        """
         self.folder, self.owner, self.is_rank_0 = folder, owner, is_rank_0
+        self._has_seen_record = is_rank_0
         self._heartbeat: _Heartbeat | None = None
 
     @classmethod
@@ -88,11 +92,13 @@ class Ownership:
     def taken_over(self) -> TakenOver | None:
         """Return an error that names the new owner; None while this run still has the folder."""
         found, mine = latest(self.folder), self.owner
-        if found is None and not self.is_rank_0:
-            return None
         token = found.owner.token if found and found.owner else mine.token
         if found is not None and (found.epoch, token) == (mine.epoch, mine.token):
+            self._has_seen_record = True
             return None
+        is_older = found is None or found.epoch < mine.epoch
+        if not self._has_seen_record or (is_older and not self.is_rank_0):
+            return None  # another disk than rank 0's, or one that shows changes late
         if found is None or found.epoch < mine.epoch:
             return TakenOver(
                 f"the run folder {self.folder} was removed or replaced while this run was using it; "

@@ -76,6 +76,9 @@ class MetricsBuffer:
         self._pending: list[tuple[dict[str, Any], Arrays]] = []
         self._losses: list[Tensor] = []  # of the pending rounds, on the device
         self._seconds: list[Callable[[], float]] = []
+        self._graphs_given_up = (
+            clients.graphs_given_up()
+        )  # env.json says so of a start without them
         self._seen = exchange.traffic.training()
         self._seen_of_clients = exchange.client_traffic.totals()
 
@@ -142,6 +145,7 @@ class MetricsBuffer:
         answer: list[Any] = []
         if self.run_logger is not None:
             states = np.array([record.pop("state") for record in records])
+            self._warn_of_engine()
             gpus = [record.pop("gpu") for record in records if "gpu" in record]
             failure = self._log(records)
             if gpus:
@@ -226,6 +230,13 @@ class MetricsBuffer:
         self.run_logger.rounds(rows, moves)
         self.run_logger.flush()
         return failure
+
+    def _warn_of_engine(self) -> None:
+        why, before = self.clients.graphs_given_up(), self._graphs_given_up
+        self._graphs_given_up = why
+        if why and not before and self.run_logger is not None:
+            line = f"passes are no longer replayed as CUDA graphs, so rounds take longer: {why}"
+            self.run_logger.warn(self._pending[-1][0]["round"], "engine", line)
 
     def _warn_of_skipped(self, r: int, bad: NDArray[np.int64]) -> None:
         assert self.run_logger is not None

@@ -18,7 +18,7 @@ from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import ConfigError
 from cobo_dist.run_config import RunConfig
-from cobo_dist.storage.owner_record import await_verdict, refuse_living
+from cobo_dist.storage.owner_record import STALE_SECONDS, await_verdict, refuse_living
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.registry import build_task
@@ -50,7 +50,7 @@ class Prepared:
             ConfigError: the same on all ranks, with the first rank's reason.
             RunFailure: a rank failed while it read its data.
         """
-        session.wait_for_all()
+        session.wait_for_all(rank_0_seconds=STALE_SECONDS)
         session.agree(self.refusal, self.fingerprint)
         assert self.problem is not None, "without one, a rank refuses"
         return self.problem

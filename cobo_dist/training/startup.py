@@ -97,6 +97,7 @@ def claim(
     record = session.transport.broadcast(record)
     if session.transport.rank:
         folder.owner = Ownership(folder.path, parse_record(record, Owner), is_rank_0=False)
+        folder.owner.check()  # looks whether this rank sees the record
     return found
 
 

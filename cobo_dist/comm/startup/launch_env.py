@@ -118,7 +118,15 @@ def _read_launch(env: Mapping[str, str]) -> Launch:
             )
     elif "MASTER_ADDR" in env or "MASTER_PORT" in env:
         raise _half_set(env, TORCHRUN)
-    return Launch("python", 0, 1, 0, 1, "127.0.0.1", 0, _cores(1))
+    alone = Launch("python", 0, 1, 0, 1, "127.0.0.1", 0, _cores(1))
+    tasks = _number(env, "SLURM_NTASKS", 1) if "SLURM_JOB_ID" in env else 1
+    if tasks > 1:  # the shell of salloc, which is outside any step
+        notice = (
+            f"this shell is in a SLURM allocation of {tasks} tasks, but outside srun, so this is one rank; "
+            f"for {tasks} ranks type: srun --ntasks={tasks} python -m cobo_dist.train ..."
+        )
+        return replace(alone, notice=notice)
+    return alone
 
 
 def _cores(local_world_size: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -91,6 +92,8 @@ class TorchTransport:
             ops[0].tensor.device
         ):  # gloo carries those of the CPU, and waits for them itself
             pending.poll = self._poll
+        elif self._poll is not None:
+            pending.limit = timedelta(seconds=self._poll.timeout)
         with as_lost_contact(self.rank, activity, pending.peers):
             pending.works = dist.batch_isend_irecv(ops)
         return pending
@@ -143,6 +146,8 @@ class TorchTransport:
     def _post(self, operations: Sequence[tuple[_Post, int, Tensor]], activity: str) -> None:
         """Post operations on CPU tensors, with a tag that keeps them apart from models, and wait."""
         pending = _TorchPending(self.rank, activity, [peer for _, peer, _ in operations])
+        if self._poll is not None:
+            pending.limit = timedelta(seconds=self._poll.timeout)
         with as_lost_contact(self.rank, activity, pending.peers):
             for post, peer, tensor in operations:
                 pending.buffers.append(tensor)
@@ -160,6 +165,7 @@ class _TorchPending:
         self.buffers: list[Tensor] = []
         self.works: list[dist.Work] = []
         self.poll: Poll | None = None
+        self.limit: timedelta | None = None  # where gloo has that of NCCL's watchdog
 
     def wait(self) -> None:
         with as_lost_contact(self.rank, self.activity, self.peers) as loss:
@@ -170,7 +176,10 @@ class _TorchPending:
                 for index in range(len(self.works)):
                     if self.poll is not None:
                         self.poll.wait(self.works[index], loss)
-                    self.works[index].wait()
+                    if self.limit is not None:
+                        self.works[index].wait(self.limit)
+                    else:
+                        self.works[index].wait()
             except RuntimeError as error:
                 if one_each:
                     loss.peers = self._lost_with(index, error)

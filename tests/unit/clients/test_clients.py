@@ -209,6 +209,34 @@ def test_a_recorded_pass_keeps_the_memory_that_it_uses() -> None:
     assert all(one() is not None for one in used)
 
 
+def test_recording_changes_nothing_and_a_graph_that_does_not_fit_leaves_the_others() -> None:
+    model, points, buffers, batch = problem("batch")
+    fits = True
+
+    def record(step: Callable[[], None]) -> Callable[[], None]:
+        step()
+        if not fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step
+
+    engine = GraphedPasses(OneByOne(model, loss), record)
+    gradients, held = torch.full_like(points, 7.0), strided_copy(buffers)
+    before = points.clone(), [rows.clone() for rows in held.rows]
+    assert engine.find(points, gradients, held, batch) is not None
+    assert (gradients == 7.0).all()
+    assert torch.equal(points, before[0])
+    assert all(torch.equal(rows, old) for rows, old in zip(held.rows, before[1], strict=True))
+    fits = False
+    other = gradients.clone()
+    assert engine.find(points, other, held, batch) is None
+    assert engine.find(points, gradients, held, batch) is not None
+    assert not engine.refusal
+    expected = OneByOne(model, loss).gradients(points, gradients, strided_copy(buffers), batch)
+    found = engine.gradients(points, other, strided_copy(buffers), batch)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(other, gradients)
+
+
 class _Tied(nn.Module):
     """One matrix, used twice, and a base that is not trained."""
 
@@ -293,6 +321,25 @@ def test_the_vectorised_engine_halves_its_share_until_memory_suffices(
     torch.testing.assert_close(found, expected)
     for name, held in parts.views().items():
         torch.testing.assert_close(held, whole.views()[name])
+
+
+def test_memory_that_runs_out_between_two_parts_of_a_batch_leaves_the_points() -> None:
+    """Where gradients take the place of the points, the first part's must not be taken for points."""
+    model, points, buffers, batch = problem("none")
+    expected = torch.empty_like(points)
+    Vectorized(model, loss, 2).gradients(points, expected, strided_copy(buffers), batch)
+    calls = 0
+
+    def scarce(model: nn.Module, *one: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(model, *one)
+
+    places = points.clone()
+    Vectorized(model, scarce, 2).gradients(places, places, strided_copy(buffers), batch)
+    torch.testing.assert_close(places, expected)
 
 
 # -- optimizers ----------------------------------------------------------------------------------------

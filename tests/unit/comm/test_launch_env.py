@@ -46,6 +46,7 @@ def test_plain_python_is_one_rank(env: dict[str, str]) -> None:
     launch = read_launch(env)
     assert (launch.launcher, launch.rank, launch.world_size) == ("python", 0, 1)
     assert (launch.local_rank, launch.local_world_size) == (0, 1)
+    assert ("srun --ntasks=4 python" in launch.notice) == ("SLURM_NTASKS" in env)
 
 
 def test_torchrun() -> None:

@@ -88,6 +88,21 @@ def test_a_record_that_is_being_written_is_named_all_the_same(tmp_path: Path) ->
     later.join()
 
 
+def test_ranks_without_a_shared_disk_do_not_mind_what_an_earlier_run_left_on_theirs(
+    tmp_path: Path,
+) -> None:
+    owner = Ownership.acquire(tmp_path / "of_rank_0", seen=0)
+    for epoch in (1, 4):
+        leave(tmp_path / str(epoch), epoch=epoch)
+        other = Ownership(tmp_path / str(epoch), owner.owner, is_rank_0=False)
+        assert other.taken_over() is None
+    shared = Ownership(tmp_path / "of_rank_0", owner.owner, is_rank_0=False)
+    assert shared.taken_over() is None
+    leave(tmp_path / "of_rank_0", epoch=2)
+    assert shared.taken_over() is not None, "it has seen the record of its own run there"
+    owner.release()
+
+
 def test_an_epoch_that_has_passed_is_not_taken(tmp_path: Path) -> None:
     """A start that was slow must not take epoch 1 after others took 1 and 2 and removed record 1."""
     leave(tmp_path, epoch=2)
