@@ -590,6 +590,19 @@ def test_the_chosen_settings_are_a_config_file(done_before: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_training")
+def test_tables_replace_links_and_pipes(done_before: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("kept")
+    (done_before / "best").mkdir()
+    names = ("sweep.csv", "sweep.md", "best/digits-cobo.yaml", "sweep.csv.part", "sweep.md.part")
+    for name in names:
+        (done_before / name).symlink_to(other)
+    assert main([*SETTINGS, "--out", str(done_before)]) == 0
+    assert other.read_text() == "kept"
+    assert not any((done_before / name).is_symlink() for name in names[:3])
+
+
+@pytest.mark.usefixtures("no_training")
 def test_an_outdated_choice_is_removed(done_before: Path) -> None:
     assert main([*SETTINGS, "--out", str(done_before)]) == 0
     stale = done_before / "best" / "digits-cobo.yaml"
@@ -812,6 +825,29 @@ def test_the_reason_of_a_failure(
     )
     assert (ended.code, ended.reason) == (code, reason)
     assert log.read_text() == text + "\n"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_log_is_a_new_file(tmp_path: Path, kind: str) -> None:
+    log, other = tmp_path / "log", tmp_path / "other"
+    other.write_text("kept")
+    if kind == "link":
+        log.symlink_to(other)
+    else:
+        os.mkfifo(log)
+    # A process of its own: to open a pipe waits for ever.
+    code = (
+        "import sys; from pathlib import Path; from cobo_dist.sweeps.process import StopSignal, train\n"
+        "fails = [sys.executable, '-c', 'exit(\"error: seven\")']\n"
+        "print(train(fails, Path('none'), Path('log'), StopSignal()).reason)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )  # fmt: skip
+    assert done.stdout == "seven\n"
+    assert other.read_text() == "kept"
+    assert not log.is_symlink()
+    assert log.is_file()
 
 
 def test_an_earlier_status_is_not_this_runs_reason(tmp_path: Path) -> None:
