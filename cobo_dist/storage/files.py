@@ -22,7 +22,7 @@ MAX_RECORD_BYTES = 1 << 30
 """Size of the largest JSON file that is read; summary.json of a million clients has about 0.1 GB."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_METRICS_BYTES = 1 << 34
-"""Size of the largest part of metrics.jsonl that a resumed run copies."""
+"""Size of the largest metrics.jsonl that a sweep reads, or of the part that a resumed run copies."""
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",

@@ -10,15 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from problems import write_quadratic
 
 from cobo_dist.cli.sweep import main
-from cobo_dist.config import Config, load_config
+from cobo_dist.config import Config, load_config, read_value
 from cobo_dist.errors import ConfigError
 from cobo_dist.sweeps import process
 from cobo_dist.sweeps.axes import Axis, read_axes, split_values
@@ -74,6 +77,9 @@ def write_config(name: str, text: str) -> str:
         ('"a,b"', ('"a,b"',)),
         ('["a],b",c],d', ('["a],b",c]', "d")),
         ("it's,that", ("it's", "that")),
+        ("'it''s,b',c", ("'it''s,b'", "c")),
+        ('"a\\"b,c",d', ('"a\\"b,c"', "d")),
+        ("['it''s,b',c],d", ("['it''s,b',c]", "d")),
         ("", ("",)),
         ("a]b,c", ("a]b", "c")),
         ("a[b", ("a[b",)),
@@ -84,6 +90,14 @@ def test_commas_inside_brackets_and_quotes_belong_to_a_value(
     text: str, values: tuple[str, ...]
 ) -> None:
     assert split_values("some.key", text) == values
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" '\"\\,")))
+def test_a_quoted_text_is_one_value(text: str) -> None:
+    single = "'" + text.replace("'", "''") + "'"
+    for quoted in (single, json.dumps(text, ensure_ascii=False)):
+        assert split_values("data.text_dir", f"{quoted},x") == (quoted, "x")
+        assert read_value("data.text_dir", quoted) == text
 
 
 @pytest.mark.parametrize("text", ["[64,64", "{a: 1, b", "'a,b", "[1],[2,3"])
@@ -378,6 +392,26 @@ def test_the_result_is_that_of_the_last_round(tmp_path: Path) -> None:
     early = [line for line in lines if '"validation"' not in line or '"round": 0' in line]
     (tmp_path / "a" / "metrics.jsonl").write_text("".join(early))
     assert read_result(tmp_path / "a").scores == {("test", "accuracy"): 0.5}
+
+    with (tmp_path / "a" / "metrics.jsonl").open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be read: it has 1\.1 TB"):
+        read_result(tmp_path / "a")
+
+
+def test_a_long_line_of_metrics_does_not_fill_the_memory(
+    tmp_path: Path,
+) -> None:
+    scores = {("test", "accuracy"): 0.5}
+    leave_run(tmp_path / "a", load_config(None, ["run.rounds=5"]), scores)
+    with (tmp_path / "a" / "metrics.jsonl").open("ab") as file:
+        file.truncate(1 << 26)
+    tracemalloc.start()
+    try:
+        assert read_result(tmp_path / "a").scores == scores
+        assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    finally:
+        tracemalloc.stop()
 
 
 # -- choosing ------------------------------------------------------------------------------------------
