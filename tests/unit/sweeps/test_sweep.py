@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from problems import write_quadratic
 
@@ -92,6 +92,9 @@ def test_commas_inside_brackets_and_quotes_belong_to_a_value(
     assert split_values("some.key", text) == values
 
 
+@example("it's,b")
+@example('a"b,c')
+@example("a\\")
 @given(st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" '\"\\,")))
 def test_a_quoted_text_is_one_value(text: str) -> None:
     single = "'" + text.replace("'", "''") + "'"
