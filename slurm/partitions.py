@@ -30,7 +30,8 @@ def refuse_too_long(time: str, partitions: str) -> None:
     name, longest = max(limits.items(), key=lambda one: minutes_of(one[1]) or 0)
     raise ConfigError(
         f"--time={time} is longer than {longest}, the limit of partition {name.rstrip('*')}: the job might "
-        f"wait for ever; add --time={longest} or --partition=NAME (the job saves, requeues and goes on)"
+        f"wait for ever; add --time={longest} or --partition=NAME; the job then saves, requeues itself and "
+        "goes on"
     )
 
 

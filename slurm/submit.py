@@ -9,10 +9,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 # Read the config with the code that is frozen, beside this file.
@@ -23,6 +22,7 @@ from partitions import refuse_too_long  # noqa: E402
 from cobo_dist.comm.startup.launch_env import read_launch  # noqa: E402
 from cobo_dist.config import Config, load_config  # noqa: E402
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError  # noqa: E402
+from cobo_dist.storage.files import MAX_CONFIG_BYTES, read_file  # noqa: E402
 from cobo_dist.terminal import safe_terminal  # noqa: E402
 from cobo_dist.training.preparation import refuse_unusable_folder  # noqa: E402
 
@@ -93,17 +93,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = with_absolute_paths(load_config(request.config, request.settings))
         run = config.run_dir
         folder = run / "jobs" / f"{1 + max(map(int, _earlier(run)), default=0):03d}"
-        script = job_script(request, folder, run, os.environ)
-        times = re.findall(r"^#SBATCH --time=(\S+)", script, re.MULTILINE)
-        partition = request.flags.get("partition") or os.environ.get("SBATCH_PARTITION")
-        refuse_too_long(times[-1].strip('"'), partition or "")
+        flags = sbatch_flags(request, folder, run)
+        script = job_script(request.launcher, flags, folder, os.environ)
+        refuse_too_long(*_time_and_partition(flags, script, os.environ))
         if request.dry_run:
             print(script)
             print(f"--dry-run: nothing was written; this would be {folder / 'job.sbatch'}")
             return EXIT_DONE
         refuse_unusable_folder(config, read_launch({}))
         _refuse_second_job(run)
-        submit(config, folder, script, arguments)
+        submit(config, folder, script, flags, arguments)
         return EXIT_DONE
     except ConfigError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
@@ -137,6 +136,8 @@ def read_request(arguments: Sequence[str]) -> Request:
         elif re.fullmatch(r"--[a-z][a-z-]*", name):
             if why := _REFUSED.get(name[2:]):
                 raise ConfigError(f"{argument} is not for submit.py: {why}")
+            if not value and (equals or name in ("--time", "--partition")):
+                raise ConfigError(f"{argument} has no value; write {name}=VALUE, or leave it out")
             flags[name[2:]] = value if equals else None
         elif argument.startswith("-"):
             raise ConfigError(
@@ -175,15 +176,31 @@ def with_absolute_paths(config: Config) -> Config:
 # -- submission ---------------------------------------------------------------------------------------
 
 
-def job_script(request: Request, folder: Path, run: Path, env: Any) -> str:
-    """Return the job script: the launcher's, with the flags, environment and config written into it."""
+def sbatch_flags(request: Request, folder: Path, run: Path) -> dict[str, str | None]:
+    """Return the flags of the request, and those that every job has."""
     flags: dict[str, str | None] = {"job-name": f"cobo-{run.name}", **request.flags}
     flags |= {"chdir": str(folder / "code")}
     flags.setdefault("output", f"{str(run).replace('%', '%%')}/logs/job_%j.log")
+    return flags
+
+
+def _time_and_partition(
+    flags: Mapping[str, str | None], script: str, env: Mapping[str, str]
+) -> tuple[str, str]:
+    """Return --time and --partition as sbatch takes them: first flags, then environment, then script."""
+    default = re.findall(r"^#SBATCH --time=(\S+)", script, re.MULTILINE)[-1]
+    time = flags.get("time") or env.get("SBATCH_TIMELIMIT") or default
+    return time, flags.get("partition") or env.get("SBATCH_PARTITION") or ""
+
+
+def job_script(
+    launcher: str, flags: Mapping[str, str | None], folder: Path, env: Mapping[str, str]
+) -> str:
+    """Return the job script: the launcher's, with the flags, environment and config written into it."""
     exports = {name: env[name] for name in _PASSED_ON if env.get(name)}
     if env.get("COBO_PYTHON") or "COBO_CONTAINER" not in exports:
         exports["COBO_PYTHON"] = env.get("COBO_PYTHON") or sys.executable
-    lines = (ROOT / "slurm" / SCRIPTS[request.launcher]).read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "slurm" / SCRIPTS[launcher]).read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if _flag_of(line) not in flags]
     last = max(k for k, line in enumerate(kept) if line.startswith("#SBATCH"))
     added = [
@@ -210,16 +227,16 @@ def _quoted(value: str) -> str:
 
 def _earlier(run: Path) -> Iterator[str]:
     """Return the numbers of the run folder's earlier jobs."""
-    return (one.name for one in (run / "jobs").glob("[0-9]*") if one.name.isdigit())
+    return (one.name for one in (run / "jobs").glob("[0-9]*") if one.name.isdecimal())
 
 
 def _refuse_second_job(run: Path) -> None:
     """Refuse while another job uses the run folder: each would take the other's files for its own."""
     for number in _earlier(run):
         try:
-            record = json.loads((run / "jobs" / number / "submitted.json").read_text())
-            job = str(record["job"])
-        except (OSError, ValueError, KeyError):
+            content = read_file(run / "jobs" / number / "submitted.json", MAX_CONFIG_BYTES)
+            job = int(json.loads(content)["job"])
+        except (OSError, ValueError, OverflowError, KeyError, TypeError, RecursionError):
             continue
         state = _call(["squeue", "--noheader", f"--jobs={job}", "--format=%T"])[1]
         if state:
@@ -229,7 +246,13 @@ def _refuse_second_job(run: Path) -> None:
             )
 
 
-def submit(config: Config, folder: Path, script: str, arguments: Sequence[str]) -> str:
+def submit(
+    config: Config,
+    folder: Path,
+    script: str,
+    flags: Mapping[str, str | None],
+    arguments: Sequence[str],
+) -> str:
     """Freeze config and code into the folder, submit its script, print the job; return its id.
 
     Raises:
@@ -252,7 +275,11 @@ def submit(config: Config, folder: Path, script: str, arguments: Sequence[str]) 
         shutil.copytree(ROOT / "cobo_dist", folder / "code" / "cobo_dist", ignore=ignored)
         named = f"{revision}{' with changes' if changed else ''}"
         (folder / "code" / "REVISION").write_text(f"{named}\n", encoding="utf-8")
-        code, said, complaint = _call(["sbatch", "--parsable", str(folder / "job.sbatch")])
+        # Variables such as SBATCH_TIMELIMIT win over lines of the script, and the command line over both.
+        # A flag without a value might take what follows for one.
+        given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+        command = ["sbatch", "--parsable", *given, str(folder / "job.sbatch")]
+        code, said, complaint = _call(command)
         if code:
             raise ConfigError(f"sbatch refuses: {complaint or f'exit code {code}'}")
     except BaseException:

@@ -21,6 +21,8 @@ MAX_FILE_BYTES = 1 << 18
 """Bytes of a config file. Those of this repository have at most some thousand."""
 _YAML_SIGNS = ("[", "{", "'", '"', "&", "*", "!")
 """YAML reads a value that begins with one of these; any other is a number, a boolean or a word."""
+QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+"""A text in quotes: '' is one quote inside single ones, and a backslash escapes inside double ones."""
 
 
 def load_config(file: str | None, arguments: Sequence[str]) -> Config:
@@ -162,14 +164,14 @@ def _plain_text_keys() -> frozenset[str]:
 
 def _unquoted(text: str) -> str:
     """Return a text without the quotes around it; text that is not quoted as a whole stays as it is."""
-    if re.fullmatch(r"'([^']|'')*'", text):
+    if not QUOTED.fullmatch(text):
+        return text
+    if text[0] == "'":
         return text[1:-1].replace("''", "'")
-    if re.fullmatch(r'"([^"\\]|\\.)*"', text, re.DOTALL):
-        try:
-            return str(read_yaml(text))
-        except YamlError:
-            return text
-    return text
+    try:
+        return str(read_yaml(text))
+    except YamlError:
+        return text
 
 
 def _read_arguments(arguments: Sequence[str]) -> dict[str, Any]:

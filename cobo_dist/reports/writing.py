@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.storage.files import replace_text
 
 _USUAL_LABEL = re.compile(r"[A-Za-z0-9_=-]*( \([A-Za-z0-9._=-]+(, [A-Za-z0-9._=-]+)*\))?")
 _MAX_SLUG_LETTERS = 90  # file systems take 255 bytes, with all that is added
@@ -32,8 +33,7 @@ def write_csv(path: Path, frame: pd.DataFrame) -> Path:
     NaN is written as `nan`: a run that diverged. A number that does not exist is the empty text in the
     frame and an empty field in the file.
     """
-    frame.to_csv(path, index=False, na_rep="nan", lineterminator="\n", encoding="utf-8")
-    return path
+    return replace_text(path, frame.to_csv(index=False, na_rep="nan", lineterminator="\n"))
 
 
 def slug(text: str) -> str:

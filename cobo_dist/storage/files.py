@@ -1,4 +1,4 @@
-"""Opens files of a run folder or checkpoint, only regular ones of bounded size; removes folders.
+"""Opens files of a run folder or checkpoint, only regular ones of bounded size; replaces and removes files.
 
 Another user or a broken copy may have left anything there. A pipe would block for ever, a symbolic link
 would lead out of the folder, and a sparse file of 1 TB would take all memory.
@@ -11,6 +11,8 @@ import os
 import secrets
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +22,7 @@ MAX_RECORD_BYTES = 1 << 30
 """Size of the largest JSON file that is read; summary.json of a million clients has about 0.1 GB."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_METRICS_BYTES = 1 << 34
-"""Size of the largest part of metrics.jsonl that a resumed run copies."""
+"""Size of the largest metrics.jsonl that a sweep reads, or of the part that a resumed run copies."""
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -88,6 +90,33 @@ def read_file(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
     """
     with open_file(path, limit=limit) as file:
         return file.read()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file to write; at the end it gets the name `path`, whatever had that name before.
+
+    A link of that name is replaced and not followed, and a pipe is not opened. If the body fails, `path`
+    is as it was.
+
+    Raises:
+        OSError: the file system refused, or `path` is a folder.
+    """
+    draft = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with draft.open("xb") as file:  # exclusive: follows no link
+            yield file
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def replace_text(path: Path, text: str) -> Path:
+    """Write a text file, as `replacing`; return its path."""
+    with replacing(path) as file:
+        file.write(text.encode())
+    return path
 
 
 def remove_tree(folder: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cobo_dist.config import read_value
+from cobo_dist.config.loading import QUOTED
 from cobo_dist.errors import ConfigError
 
 SEED = "run.seed"
@@ -101,14 +102,18 @@ def split_values(key: str, text: str) -> tuple[str, ...]:
     Raises:
         ConfigError: a bracket or quote that is not closed, where that leaves commas in doubt.
     """
-    values, start = [], 0
+    values, start, place = [], 0, 0
     depth, quote, may_begin = 0, "", True
-    for place, letter in enumerate(text):
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"" and may_begin:
-            quote = letter
-        elif letter in _OPENING:
+    while place < len(text):
+        letter = text[place]
+        if letter in "'\"" and may_begin:
+            quoted = QUOTED.match(text, place)
+            if quoted is None:
+                quote = letter
+                break
+            place, may_begin = quoted.end(), False
+            continue
+        if letter in _OPENING:
             depth += 1
         elif letter in _CLOSING:
             depth = max(depth - 1, 0)
@@ -116,6 +121,7 @@ def split_values(key: str, text: str) -> tuple[str, ...]:
             values.append(text[start:place].strip())
             start = place + 1
         may_begin = letter in ",[{:" or (may_begin and letter == " ")
+        place += 1
     if (depth or quote) and "," in text:
         what = f"quote {quote}" if quote else "bracket"
         raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Literal
 from cobo_dist.config import Config, load_config
 from cobo_dist.config.differences import STORAGE_KEYS, differences
 from cobo_dist.errors import ConfigError
-from cobo_dist.storage.files import MAX_CONFIG_BYTES, open_file, read_file
+from cobo_dist.storage.files import MAX_CONFIG_BYTES, MAX_METRICS_BYTES, open_file, read_file
 from cobo_dist.storage.reading import SchemaError, is_finished, read_record, read_row
 from cobo_dist.storage.schema import (
     CHECKPOINTS_DIR,
@@ -25,6 +25,8 @@ from cobo_dist.storage.schema import (
 from cobo_dist.sweeps.grid import show
 
 State = Literal["new", "again", "resume", "done"]
+_MAX_ROW_BYTES = 1 << 20
+"""More than a row of an evaluation has; a longer row is read in pieces, and none of them counts."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,9 @@ def read_result(folder: Path) -> Result:
     scores = {}
     try:
         summary = read_record(folder / SUMMARY_FILE, Summary)
-        with open_file(folder / METRICS_FILE) as lines:
-            for line in lines:
+        with open_file(folder / METRICS_FILE, limit=MAX_METRICS_BYTES) as file:
+            # A sparse file may be one line of many gigabytes.
+            while line := file.readline(_MAX_ROW_BYTES):
                 # Most rows are of rounds and single clients: only those of means are parsed.
                 row = read_row(line) if b"null" in line and b"eval" in line else None
                 if not isinstance(row, EvalRow) or row.model != "personal":

@@ -17,6 +17,7 @@ from types import FrameType
 import psutil
 
 from cobo_dist.config import as_argument
+from cobo_dist.storage.files import open_file
 from cobo_dist.storage.reading import is_finished, read_status
 from cobo_dist.storage.schema import STATUS_FILE
 from cobo_dist.sweeps.folders import State
@@ -25,6 +26,8 @@ from cobo_dist.sweeps.grid import Run
 STOP_SECONDS = 45.0
 """From SIGTERM to SIGKILL; torchrun itself gives its workers 30."""
 POLL_SECONDS = 0.05
+_LOG_END_BYTES = 1 << 24
+"""How much of the end of a log is searched for the reason of a failure."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -89,7 +92,8 @@ def train(arguments: Sequence[str], folder: Path, log: Path, stop: StopSignal) -
     """
     earlier = _stamp(folder)
     began = time.monotonic()
-    with log.open("wb") as file:
+    log.unlink(missing_ok=True)
+    with log.open("xb") as file:  # a new file: a link is not followed, and a pipe would block
         process = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
@@ -124,7 +128,9 @@ def _explain(code: int, folder: Path | None, log: Path) -> tuple[int, str]:
     torchrun itself exits with 1 whatever a rank's exit code was, but writes that code into the log.
     """
     with suppress(OSError):
-        text = log.read_text(encoding="utf-8", errors="replace")
+        with open_file(log) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_END_BYTES))
+            text = file.read(_LOG_END_BYTES).decode(errors="replace")
         status = read_status(folder) if folder else None
         of_ranks = re.findall(r"^\s*exitcode\s*: (-?\d+)", text, re.MULTILINE)
         code = int(of_ranks[-1]) if of_ranks else code

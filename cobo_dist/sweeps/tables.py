@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cobo_dist.formatting import markdown_text
+from cobo_dist.storage.files import replace_text
 from cobo_dist.storage.schema import METRICS
 from cobo_dist.sweeps.folders import Result, State
 from cobo_dist.sweeps.grid import Run, short_keys, show
@@ -52,21 +53,15 @@ def write_tables(
     Raises:
         OSError: a file cannot be written.
     """
-    _write(out / "sweep.csv", _csv(records))
-    _write(out / "sweep.md", _markdown(records, selections, command))
+    replace_text(out / "sweep.csv", _csv(records))
+    replace_text(out / "sweep.md", _markdown(records, selections, command))
     for selection in selections:
         file = out / "best" / f"{selection.method}.yaml"
         if selection.best is not None:
             file.parent.mkdir(exist_ok=True)
-            _write(file, _best_yaml(file, selection, selection.best, ranks, command))
+            replace_text(file, _best_yaml(file, selection, selection.best, ranks, command))
         elif selection.notes:  # what an earlier sweep chose no longer holds
             file.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 # -- one row for each run ------------------------------------------------------------------------------

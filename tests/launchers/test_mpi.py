@@ -291,41 +291,76 @@ def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path) -> None:
 
 
 SILENT_END = """
-import os, signal, threading, time
+import os, signal, sys, threading, time
 
 def end():
-    while not os.path.exists("out/metrics.jsonl"):
+    early = os.environ["HOW"] == "leaves early"
+    while not early and not (os.path.exists("out/metrics.jsonl") and os.path.getsize("out/metrics.jsonl")):
         time.sleep(0.05)
+    if early:
+        while "mpi4py.MPI" not in sys.modules or not sys.modules["mpi4py.MPI"].Is_initialized():
+            time.sleep(0.01)
+        os._exit(0)
     if os.environ["HOW"] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ["HOW"] == "leaves":
         os._exit(0)
     from mpi4py import MPI
-    MPI.COMM_WORLD.Abort(7)
+    MPI.COMM_WORLD.Abort(int(os.environ["HOW"].removeprefix("aborts ")))
 
 if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "0":
     threading.Thread(target=end, daemon=True).start()
 """
 
 
-@pytest.mark.parametrize("how", ["killed", "aborts", "leaves"])
+def mpirun_sh(folder: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Train 2 ranks by launch/mpirun.sh, of which rank 0 ends as HOW says."""
+    mpirun(2)  # skips where there is none
+    (folder / "sitecustomize.py").write_text(SILENT_END)
+    script = Path(__file__).parents[2] / "launch" / "mpirun.sh"
+    arguments = [
+        *QUIET,
+        MPI,
+        "run.rounds=1000000",
+        "run.eval_every=0",
+        "run.dir=out",
+        "comm.timeout=10",
+    ]
+    return start(
+        ["bash", str(script), *arguments, *more], folder, RANKS="2",
+        PYTHONPATH=f"{folder}:{os.environ.get('PYTHONPATH', '')}",
+        PATH=f"{BIN}:{os.environ['PATH']}", **environment,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["killed", "aborts 7", "aborts 2", "leaves"])
 def test_mpirun_sh_says_why_where_no_rank_is_left_to(tmp_path: Path, how: str) -> None:
     """Mpirun ends all ranks, with a code of its own: 0 by MPICH where a rank leaves with 0."""
-    mpirun(2)  # skips where there is none
-    (tmp_path / "sitecustomize.py").write_text(SILENT_END)
-    script = Path(__file__).parents[2] / "launch" / "mpirun.sh"
-    arguments = [*QUIET, MPI, "run.rounds=1000000", "run.eval_every=0", "run.dir=out"]
-    done = start(
-        ["bash", str(script), *arguments, "comm.timeout=10"], tmp_path, RANKS="2", HOW=how,
-        PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
-        PATH=f"{BIN}:{os.environ['PATH']}",
-    )  # fmt: skip
+    done = mpirun_sh(tmp_path, HOW=how)
     assert done.returncode == 1, done.stderr
     status = json.loads((tmp_path / "out" / "status.json").read_text())
     assert (status["exit_code"], status["status"]) == (1, "failed")
     assert "before a rank said why" in status["reason"]
     assert len(said(done.stderr)) == 1
     assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_mpirun_sh_is_not_done_where_a_rank_leaves_before_the_run_begins(tmp_path: Path) -> None:
+    """By MPICH mpirun itself ends with 0 then."""
+    done = mpirun_sh(tmp_path, HOW="leaves early")
+    assert done.returncode != 0, done.stderr
+    assert len(said(done.stderr)) == 1
+    assert not (tmp_path / "out" / "status.json").exists()
+
+
+def test_mpirun_sh_answers_what_trains_nothing(tmp_path: Path) -> None:
+    for option, words in (
+        ("--version", "cobo_dist "),
+        ("--show-run-dir", "/out"),
+    ):
+        done = mpirun_sh(tmp_path, option)
+        assert (done.returncode, done.stderr) == (0, ""), option
+        assert done.stdout.count(words) == 1, option
 
 
 def test_a_rank_that_hangs_is_lost_after_the_time_out(tmp_path: Path) -> None:

@@ -182,6 +182,9 @@ def test_a_job_stopped_before_its_first_round_starts_over(
         (["--array=0-3"], "slurm/sweep.sbatch runs a grid"),
         (["--launcher=mpirun"], "none of srun, torchrun"),
         (["run.round=5"], "did you mean run.rounds?"),
+        (["--time", "run.dir=x"], "--time has no value; write --time=VALUE"),
+        (["--time="], "--time= has no value; write --time=VALUE"),
+        (["--nodes=", "run.dir=x"], "--nodes= has no value; write --nodes=VALUE"),
         (["--config=none.yaml"], "none.yaml does not exist"),
         (["run.dir=held"], "already holds a run; set run.resume=auto"),
     ],
@@ -207,6 +210,11 @@ def test_what_cannot_be_submitted_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["SBATCH_TIMELIMIT=30:00"], ""),
+        (["SBATCH_TIMELIMIT=2:00:00"], "--time=2:00:00 is longer than 1:00:00"),
+        (["SBATCH_TIMELIMIT=2:00:00", "--time=10:00"], ""),
+        (["SBATCH_PARTITION=short", "--time=1:00:00"], "the limit of partition short"),
+        (["SBATCH_PARTITION=short", "--partition=long"], ""),
         ([], "--time=24:00:00 is longer than 1:00:00, the limit of partition debug"),
         (["--time=61"], "--time=61 is longer than 1:00:00"),
         (["--time=1:00:00"], ""),
@@ -232,11 +240,60 @@ def test_a_time_beyond_the_partition_s_limit_is_refused(
     sinfo.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sinfo.parent}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    code = submit.main(["--dry-run", *flags])
+    for variable in [flag for flag in flags if flag.startswith("SBATCH")]:
+        monkeypatch.setenv(*variable.split("="))
+    code = submit.main(["--dry-run", *(flag for flag in flags if flag.startswith("--"))])
     said = capsys.readouterr().err
     assert code == (2 if words else 0), said
     assert words in said
     assert len(said.splitlines()) == bool(words)
+
+
+@pytest.fixture
+def fake_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An sbatch that takes every job, and the file with its arguments; there is no job in the queue."""
+    said = tmp_path / "said"
+    commands = {"sbatch": f"printf '%s\\n' \"$@\" > {said}; echo 7", "squeue": ":", "sinfo": ":"}
+    (tmp_path / "bin").mkdir()
+    for name, text in commands.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return said
+
+
+def test_flags_win_over_the_environment(submit: ModuleType, fake_sbatch: Path) -> None:
+    """A variable such as SBATCH_TIMELIMIT wins over a line of the script, and an argument over both."""
+    flags = ["--time=1:00:00", "--comment=a b", "--exclusive"]
+    assert submit.main([*flags, "run.dir=run"]) == 0
+    *given, script = fake_sbatch.read_text().splitlines()
+    code = Path(script).parent / "code"
+    assert {"--parsable", *flags[:2], f"--chdir={code}"} <= set(given)
+    assert "#SBATCH --exclusive" in Path(script).read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "1", '{"job": []}', '{"job": 1e999}', "[" * 100_000, "\udcff", "{}"]
+)
+def test_a_damaged_record_of_an_earlier_job_is_passed_over(
+    content: str, submit: ModuleType, fake_sbatch: Path, tmp_path: Path
+) -> None:
+    record = tmp_path / "run" / "jobs" / "001" / "submitted.json"
+    record.parent.mkdir(parents=True)
+    (tmp_path / "run" / "jobs" / "1²").mkdir()
+    record.write_bytes(content.encode(errors="surrogateescape"))
+    assert submit.main(["run.dir=run"]) == 0
+    assert "/jobs/002/job.sbatch" in fake_sbatch.read_text()
+
+
+def test_a_pipe_in_the_place_of_a_record_blocks_nothing(fake_sbatch: Path, tmp_path: Path) -> None:
+    record = tmp_path / "run" / "jobs" / "001" / "submitted.json"
+    record.parent.mkdir(parents=True)
+    os.mkfifo(record)
+    command = [sys.executable, str(SLURM / "submit.py"), "run.dir=run"]
+    subprocess.run(command, env=environment(), timeout=30, check=True)
+    assert "/jobs/002/job.sbatch" in fake_sbatch.read_text()
 
 
 # -- with SLURM ----------------------------------------------------------------------------------------

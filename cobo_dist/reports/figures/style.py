@@ -23,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.writing import write_csv
+from cobo_dist.storage.files import replacing
 
 # Colors after Okabe and Ito, which differ for any color vision; CoBo has the warmest one.
 _COLORS = {
@@ -134,7 +135,8 @@ def canvas(
 
 def save(figure: Figure, path: Path, table: pd.DataFrame) -> list[Path]:
     """Write the figure as PNG, cropped to what is drawn, and its numbers as CSV beside it."""
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.03)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.03)
     return [path, write_csv(path.with_suffix(".csv"), table)]
 
 

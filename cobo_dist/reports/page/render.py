@@ -11,6 +11,7 @@ import jinja2
 
 from cobo_dist.reports.page.weights_slider import WeightsSlider
 from cobo_dist.reports.tables.table import Table
+from cobo_dist.storage.files import replace_text
 
 _ORDER = (
     "Where the true clusters are unknown, clients are in a seriated order: the last W decides, and linked "
@@ -71,8 +72,7 @@ def write_page(path: Path, sections: Sequence[Section]) -> Path:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters["images"] = _images
     page = environment.get_template("report.html.j2").render(sections=sections)
-    path.write_text(page + "\n", encoding="utf-8")
-    return path
+    return replace_text(path, page + "\n")
 
 
 def _images(files: Sequence[Path]) -> list[_Image]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from cobo_dist.formatting import markdown_text
+from cobo_dist.storage.files import replace_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,7 @@ def write_markdown(path: Path, title: str, tables: Sequence[Table], note: str = 
             lines += [f"## {markdown_text(table.caption)}", ""]
         lines += _markdown(table)
     lines.append(note)
-    path.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
-    return path
+    return replace_text(path, "\n".join(lines).rstrip("\n") + "\n")
 
 
 def _markdown(table: Table) -> list[str]:

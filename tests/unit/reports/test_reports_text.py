@@ -82,6 +82,25 @@ def test_figures_need_no_backend_and_no_matplotlibrc(tmp_path: Path, backend: st
     assert tuple(pixels[0, 0]) == (1.0, 1.0, 1.0), "a white figure"
 
 
+def test_reports_replace_links_and_pipes(tmp_path: Path) -> None:
+    run, other = write_run(tmp_path / "run"), tmp_path / "other"
+    figures = run / "figures"
+    figures.mkdir()
+    other.write_text("kept")
+    links = [figures / name for name in ("table.md", "index.html", "accuracy.csv", "loss.png")]
+    pipes = [figures / name for name in ("table.csv", "accuracy.png", "loss.csv")]
+    for one in links:
+        one.symlink_to(other)
+    for one in pipes:
+        os.mkfifo(one)
+    # A process of its own: to open a pipe waits for ever.
+    command = [sys.executable, "-m", "cobo_dist.report", str(run)]
+    subprocess.run(command, timeout=120, check=True, capture_output=True)
+    assert other.read_text() == "kept"
+    assert all(one.is_file() and not one.is_symlink() for one in (*links, *pipes))
+    assert not list(figures.glob("*.part"))
+
+
 def test_only_our_own_text_is_a_formula() -> None:
     with canvas(1.0, 1.0) as figure:
         assert not figure.text(0.5, 0.5, "$x$").get_parse_math()

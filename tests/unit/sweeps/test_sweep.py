@@ -10,15 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from problems import write_quadratic
 
 from cobo_dist.cli.sweep import main
-from cobo_dist.config import Config, load_config
+from cobo_dist.config import Config, load_config, read_value
 from cobo_dist.errors import ConfigError
 from cobo_dist.sweeps import process
 from cobo_dist.sweeps.axes import Axis, read_axes, split_values
@@ -74,6 +77,9 @@ def write_config(name: str, text: str) -> str:
         ('"a,b"', ('"a,b"',)),
         ('["a],b",c],d', ('["a],b",c]', "d")),
         ("it's,that", ("it's", "that")),
+        ("'it''s,b',c", ("'it''s,b'", "c")),
+        ('"a\\"b,c",d', ('"a\\"b,c"', "d")),
+        ("['it''s,b',c],d", ("['it''s,b',c]", "d")),
         ("", ("",)),
         ("a]b,c", ("a]b", "c")),
         ("a[b", ("a[b",)),
@@ -84,6 +90,17 @@ def test_commas_inside_brackets_and_quotes_belong_to_a_value(
     text: str, values: tuple[str, ...]
 ) -> None:
     assert split_values("some.key", text) == values
+
+
+@example("it's,b")
+@example('a"b,c')
+@example("a\\")
+@given(st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" '\"\\,")))
+def test_a_quoted_text_is_one_value(text: str) -> None:
+    single = "'" + text.replace("'", "''") + "'"
+    for quoted in (single, json.dumps(text, ensure_ascii=False)):
+        assert split_values("data.text_dir", f"{quoted},x") == (quoted, "x")
+        assert read_value("data.text_dir", quoted) == text
 
 
 @pytest.mark.parametrize("text", ["[64,64", "{a: 1, b", "'a,b", "[1],[2,3"])
@@ -379,6 +396,26 @@ def test_the_result_is_that_of_the_last_round(tmp_path: Path) -> None:
     (tmp_path / "a" / "metrics.jsonl").write_text("".join(early))
     assert read_result(tmp_path / "a").scores == {("test", "accuracy"): 0.5}
 
+    with (tmp_path / "a" / "metrics.jsonl").open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be read: it has 1\.1 TB"):
+        read_result(tmp_path / "a")
+
+
+def test_a_long_line_of_metrics_does_not_fill_the_memory(
+    tmp_path: Path,
+) -> None:
+    scores = {("test", "accuracy"): 0.5}
+    leave_run(tmp_path / "a", load_config(None, ["run.rounds=5"]), scores)
+    with (tmp_path / "a" / "metrics.jsonl").open("ab") as file:
+        file.truncate(1 << 26)
+    tracemalloc.start()
+    try:
+        assert read_result(tmp_path / "a").scores == scores
+        assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    finally:
+        tracemalloc.stop()
+
 
 # -- choosing ------------------------------------------------------------------------------------------
 
@@ -587,6 +624,19 @@ def test_the_chosen_settings_are_a_config_file(done_before: Path) -> None:
     assert load_config(str(file), []) == load_config(None, wanted)
     assert all(f"\n  {key}:" not in text for key in ("dir", "seed", "overwrite"))
     assert "\n  engine: auto" in text
+
+
+@pytest.mark.usefixtures("no_training")
+def test_tables_replace_links_and_pipes(done_before: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("kept")
+    (done_before / "best").mkdir()
+    names = ("sweep.csv", "sweep.md", "best/digits-cobo.yaml", "sweep.csv.part", "sweep.md.part")
+    for name in names:
+        (done_before / name).symlink_to(other)
+    assert main([*SETTINGS, "--out", str(done_before)]) == 0
+    assert other.read_text() == "kept"
+    assert not any((done_before / name).is_symlink() for name in names[:3])
 
 
 @pytest.mark.usefixtures("no_training")
@@ -812,6 +862,29 @@ def test_the_reason_of_a_failure(
     )
     assert (ended.code, ended.reason) == (code, reason)
     assert log.read_text() == text + "\n"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_log_is_a_new_file(tmp_path: Path, kind: str) -> None:
+    log, other = tmp_path / "log", tmp_path / "other"
+    other.write_text("kept")
+    if kind == "link":
+        log.symlink_to(other)
+    else:
+        os.mkfifo(log)
+    # A process of its own: to open a pipe waits for ever.
+    code = (
+        "import sys; from pathlib import Path; from cobo_dist.sweeps.process import StopSignal, train\n"
+        "fails = [sys.executable, '-c', 'exit(\"error: seven\")']\n"
+        "print(train(fails, Path('none'), Path('log'), StopSignal()).reason)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )  # fmt: skip
+    assert done.stdout == "seven\n"
+    assert other.read_text() == "kept"
+    assert not log.is_symlink()
+    assert log.is_file()
 
 
 def test_an_earlier_status_is_not_this_runs_reason(tmp_path: Path) -> None:
