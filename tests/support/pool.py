@@ -169,11 +169,19 @@ def _serve(pipe: Connection, launcher: str, connect: Connect) -> None:
 
 def _serve_torch(pipe: Connection, device: str) -> None:
     import torch
+    import torch.distributed as dist
 
     from cobo_dist.comm.session import CommConfig, open_session
 
+    @contextmanager
     def connect(launch: Launch, timeout: float) -> Any:
-        return open_session(launch, CommConfig(timeout=timeout), torch.device(device))
+        config = CommConfig(timeout=timeout)
+        try:
+            with open_session(launch, config, torch.device(device)) as session:
+                yield session
+        finally:  # with NCCL, a run that fails leaves its group to the end of the process
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
     with nullcontext() if device == "cpu" else virtual_cuda():
         _serve(pipe, "python", connect)
