@@ -271,6 +271,31 @@ def test_a_full_disk_at_the_start_is_no_fault_of_the_folder(
     assert "remove it" not in line
 
 
+@pytest.mark.parametrize("method", ["__init__", "add_scalar", "flush", "close"])
+def test_a_full_disk_ends_tensorboard_and_not_the_run(
+    method: str,
+    tmp_path: Path,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def refuse(*given: object, **more: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(SummaryWriter, method, refuse)
+    assert main([*arguments, f"run.dir={folder}", "log.tensorboard=true"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.count("your disk quota is used up") == (method != "close")
+    assert '"start"' in (folder / "metrics.jsonl").read_text().splitlines()[0]
+    warned = [row for row in rows(folder, "warning") if row["kind"] == "tensorboard"]
+    assert len(warned) == (method != "close")
+    assert_equals_one_run(folder, [*arguments, "log.tensorboard=false"])
+
+
 # -- hostile files --------------------------------------------------------------------------------------
 
 IN_THE_FOLDER = ("metrics.jsonl", "config.yaml", "env.json", "status.json", "summary.json", "W.npz")
