@@ -143,6 +143,15 @@ def test_an_error_that_passes_does_not_end_the_run(
     mine.release()
 
 
+def test_a_refusal_names_what_to_end_or_remove(tmp_path: Path) -> None:
+    leave(tmp_path, 2, host="node7", pid=42, machine="another")
+    with pytest.raises(ConfigError, match="end it with kill 42 on node7, or name another"):
+        refuse_living(tmp_path)
+    owner_record.record_path(tmp_path, 3).write_text("{")
+    with pytest.raises(ConfigError, match=r"if no such run exists, remove owner/000003\.json, or"):
+        refuse_living(tmp_path)
+
+
 def test_a_rank_without_the_shared_disk_goes_on(tmp_path: Path) -> None:
     owner = Ownership.acquire(tmp_path / "here", seen=0)
     other = Ownership(tmp_path / "there", owner.owner, is_rank_0=False)
