@@ -46,6 +46,15 @@ class YamlError(ValueError):
         self.problem, self.line = problem, line
 
 
+class RepeatedKey(YamlError):
+    """A key is given twice; `without_lines` says so for a text of which nobody counts the lines."""
+
+    def __init__(self, key: str, first: int, second: int) -> None:
+        lines = f"line {first}" if first == second else f"lines {first} and {second}"
+        super().__init__(f"{key} is given twice, on {lines}; keep one", second)
+        self.without_lines = f"{key} is given twice; keep one"
+
+
 def core_value(text: str) -> Any:
     """Return what a scalar without quotes means in the core schema.
 
@@ -170,9 +179,7 @@ class _Builder:
             key = key_node.value
             full = f"{at}.{key}" if at else key
             if key in made:
-                raise YamlError(
-                    f"{full} is given twice, on lines {first[key]} and {line}; keep one", line
-                )
+                raise RepeatedKey(full, first[key], line)
             first[key] = self.lines[full] = line
             self.left -= 1
             made[key] = self.value(value_node, full)

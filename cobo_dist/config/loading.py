@@ -15,7 +15,7 @@ from cobo_dist.config.messages import explain, is_group, must_be_group, place_of
 from cobo_dist.config.schema import VARIANTS, Config, all_keys, check_across, text_keys
 from cobo_dist.errors import ConfigError
 from cobo_dist.settings import flatten
-from cobo_dist.yaml_text import YamlError, core_value, read_yaml
+from cobo_dist.yaml_text import RepeatedKey, YamlError, core_value, read_yaml
 
 MAX_FILE_BYTES = 1 << 18
 """Bytes of a config file. Those of this repository have at most some thousand."""
@@ -121,6 +121,9 @@ def _parse(
 ) -> Any:
     try:
         return read_yaml(text, text_keys().__contains__, key, whole, lines)
+    except RepeatedKey as error:  # YAML itself has no objection
+        problem = error.without_lines if key else error.problem
+        raise ConfigError(f"{where} cannot be read: {problem}") from None
     except YamlError as error:
         line = f", line {error.line}" if error.line and not key else ""
         raise ConfigError(f"{where}{line} is not valid YAML: {error.problem}") from None

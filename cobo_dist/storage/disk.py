@@ -16,6 +16,9 @@ from cobo_dist.errors import RunFailure
 from cobo_dist.formatting import human_bytes
 
 NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+_WRONG_KIND_ERRORS = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL)
+SMALL_FILE_BYTES = 4096
+"""About what a file of a few lines takes on a disk."""
 
 
 def explain(error: OSError, path: Path, nbytes: int, remedy: str) -> str:
@@ -31,6 +34,19 @@ def explain(error: OSError, path: Path, nbytes: int, remedy: str) -> str:
     nearest = next(place for place in (path, *path.parents) if place.exists())
     free = shutil.disk_usage(nearest).free
     return f"{needs} {human_bytes(free)} are free; {remedy}"
+
+
+def explain_start(error: OSError, folder: Path, nbytes: int, other: str) -> str:
+    """Return one line on why a run folder could not be made ready; about `nbytes` bytes are written.
+
+    `other` says how to do without this folder.
+    """
+    path = Path(error.filename or folder)
+    if error.errno in NO_SPACE_ERRORS:  # nothing in the folder is wrong
+        return f"run.dir={folder}: {explain(error, path, nbytes, f'make room, or {other}')}"
+    if path != folder and error.errno in _WRONG_KIND_ERRORS:
+        other = f"remove it, or {other}"
+    return f"run.dir={folder} cannot be made ready: {path}: {error.strerror}; {other}"
 
 
 @contextmanager

@@ -27,9 +27,10 @@ from cobo_dist.storage.owner_record import (
     record_path,
     start_ticks,
 )
-from cobo_dist.storage.schema import Owner
+from cobo_dist.storage.schema import OWNER_DIR, Owner
 
 _WRITING_SECONDS = 2.0
+_RETRY_SECONDS, _RETRY_PAUSE_SECONDS = 5.0, 0.1
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
@@ -90,8 +91,22 @@ class Ownership:
         return self
 
     def taken_over(self) -> TakenOver | None:
-        """Return an error that names the new owner; None while this run still has the folder."""
-        found, mine = latest(self.folder), self.owner
+        """Return an error that names the new owner; None while this run still has the folder.
+
+        An error of the file system may pass, so it counts only after `_RETRY_SECONDS`.
+        """
+        mine, until = self.owner, time.monotonic() + _RETRY_SECONDS
+        while True:
+            try:
+                found = latest(self.folder)
+                break
+            except OSError as error:
+                if time.monotonic() > until:
+                    return TakenOver(
+                        f"{self.folder / OWNER_DIR} cannot be read: {error.strerror}; another run may have "
+                        "the folder, so this run has ended and writes nothing more"
+                    )
+                time.sleep(_RETRY_PAUSE_SECONDS)
         token = found.owner.token if found and found.owner else mine.token
         if found is not None and (found.epoch, token) == (mine.epoch, mine.token):
             self._has_seen_record = True

@@ -52,11 +52,15 @@ def record_path(folder: Path, epoch: int) -> Path:
 
 
 def latest(folder: Path) -> Found | None:
-    """Return the record of the highest epoch; None if the run folder never had an owner."""
+    """Return the record of the highest epoch; None if the run folder never had an owner.
+
+    Raises:
+        OSError: `owner/` is there and cannot be listed.
+    """
     while True:
         try:
             names = [] if (folder / OWNER_DIR).is_symlink() else os.listdir(folder / OWNER_DIR)
-        except OSError:  # none, or a path that the check of the run folder refuses
+        except (FileNotFoundError, NotADirectoryError):
             return None
         epoch = max((int(name[1]) for name in map(_NAME.fullmatch, names) if name), default=0)
         if not epoch:
@@ -71,6 +75,20 @@ def latest(folder: Path) -> Found | None:
             return Found(epoch, None, heartbeat)
         except OSError:
             return Found(epoch, None, 0.0)
+
+
+def _latest_at_start(folder: Path) -> Found | None:
+    """Return the latest record, as `latest`.
+
+    Raises:
+        ConfigError: `owner/` cannot be listed.
+    """
+    try:
+        return latest(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir={folder}: {OWNER_DIR} cannot be read: {error.strerror}; name another run.dir"
+        ) from None
 
 
 # -- is it alive? ------------------------------------------------------------------------------------
@@ -161,20 +179,21 @@ def refuse_living(folder: Path) -> None:
     Raises:
         ConfigError: one has; the message names it.
     """
-    if (found := latest(folder)) is not None and is_alive(folder, found):
+    if (found := _latest_at_start(folder)) is not None and is_alive(folder, found):
         raise ConfigError(f"run.dir={folder} is in use by {found}; {_remedy(found)}")
 
 
 def _remedy(found: Found) -> str:
     other = "or name another run.dir"
     if found.owner is None:
-        return f"wait until that run has ended, remove the record if there is none, {other}"
+        record = f"{OWNER_DIR}/{found.epoch:06d}.json"
+        return f"wait until that run has ended, or if no such run exists, remove {record}, {other}"
     one = found.owner
     if one.machine == machine_id():
         if _process_state(one) == "T":
             return f"it is suspended: end it with kill -KILL {one.pid}, {other}"
         return f"wait until it has ended, end it with kill {one.pid}, {other}"
-    return f"wait until it has ended, end it there, {other}"
+    return f"wait until it has ended, end it with kill {one.pid} on {one.host}, {other}"
 
 
 def await_verdict(folder: Path) -> int:
@@ -183,7 +202,7 @@ def await_verdict(folder: Path) -> int:
     An owner on another machine is known only by its heartbeat: this waits for the next one, and for
     `STALE_SECONDS` after the last one at most.
     """
-    found = latest(folder)
+    found = _latest_at_start(folder)
     if found is None or _is_gone(found):
         return found.epoch if found else 0
     is_here = found.owner is not None and found.owner.machine == machine_id()
@@ -198,7 +217,7 @@ def await_verdict(folder: Path) -> int:
     until = time.monotonic() + left + 1 if left > 0 else 0.0
     while time.monotonic() < until:
         time.sleep(min(1.0, HEARTBEAT_SECONDS))
-        now = latest(folder)
+        now = _latest_at_start(folder)
         if now is None or now != found:
             return now.epoch if now else 0
     return found.epoch

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from cobo_dist.errors import ConfigError
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage import schema
-from cobo_dist.storage.disk import disk_guard
+from cobo_dist.storage.disk import SMALL_FILE_BYTES, disk_guard, explain_start
 from cobo_dist.storage.files import MAX_METRICS_BYTES, kind_of, open_file, remove_tree
 from cobo_dist.storage.owner import Ownership, TakenOver
 from cobo_dist.storage.owner_record import refuse_living
@@ -141,8 +141,7 @@ class RunDir:
             (self.path / METRICS_FILE).touch()  # marks the folder as a run's
         except OSError as error:
             raise ConfigError(
-                f"run.dir={self.path} cannot be made: {error.filename or self.path}: {error.strerror}; "
-                "remove it, or name another run.dir"
+                explain_start(error, self.path, SMALL_FILE_BYTES, "name another run.dir")
             ) from None
 
     def _remove_drafts(self) -> None:
@@ -185,10 +184,8 @@ class RunDir:
             ):
                 _remove(self.path / name)
         except OSError as error:
-            raise ConfigError(
-                f"run.dir={self.path} cannot be made ready: {error.filename or self.path}: "
-                f"{error.strerror}; remove it, or resume into another run.dir with run.resume={found}"
-            ) from None
+            other = f"resume into another run.dir with run.resume={found}"
+            raise ConfigError(explain_start(error, self.path, size, other)) from None
         return self._set_aside_after(checkpoint.round_of(found) or 0)
 
     def _set_aside_after(self, r: int) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cobo_dist.comm.traffic_counter import PURPOSES, TRAINING
 from cobo_dist.formatting import human_bytes
 from cobo_dist.maths.graph import means_by_truth
 from cobo_dist.maths.weights import Weights
-from cobo_dist.storage.disk import disk_guard
+from cobo_dist.storage.disk import SMALL_FILE_BYTES, disk_guard, explain
 from cobo_dist.storage.files import open_file
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.storage.schema import (
@@ -92,6 +92,7 @@ class RunLogger:
         self._written, self._digest = 0, hashlib.sha256()
         self._unflushed = 0  # bytes of rows that may not be in the file yet
         self._board: Any = None
+        self._board_lost = ""  # why there is no board any more, until it is a row
         self._scalars: list[tuple[str, float, int]] = []  # not handed to the board yet
 
     def open_board(self, first: int) -> None:
@@ -99,7 +100,29 @@ class RunLogger:
         from torch.utils.tensorboard import SummaryWriter
 
         purge = first + 1 if first else None
-        self._board = SummaryWriter(str(self.folder.path / TENSORBOARD_DIR), purge_step=purge)
+        with self._board_guard():
+            self._board = SummaryWriter(str(self.folder.path / TENSORBOARD_DIR), purge_step=purge)
+
+    @contextmanager
+    def _board_guard(self) -> Iterator[None]:
+        """Guard the use of the board: if the file system refuses, the run goes on without it.
+
+        All its numbers are in metrics.jsonl too.
+        """
+        try:
+            yield
+        except OSError as error:
+            board, self._board = self._board, None
+            self._scalars.clear()
+            if board is not None:
+                with suppress(OSError):
+                    board.close()
+            path = self.folder.path / TENSORBOARD_DIR
+            why = explain(error, path, SMALL_FILE_BYTES, "make room")
+            # A row must not come before the first one, or before those of a checkpoint: `flush` writes it.
+            self._board_lost = (
+                f"{why}; this run goes on without TensorBoard, and {METRICS_FILE} has all numbers"
+            )
 
     # -- checkpoints ------------------------------------------------------------------------------
 
@@ -261,14 +284,18 @@ class RunLogger:
             RunFailure: the disk is full, or another run took the folder.
         """
         self.folder.check_owner()
+        if self._board is not None:
+            with self._board_guard():
+                for scalar in self._scalars:
+                    self._board.add_scalar(*scalar)
+                self._scalars.clear()
+                self._board.flush()
+        if self._board_lost:
+            message, self._board_lost = self._board_lost, ""
+            self.warn(self.progress.round, "tensorboard", message)
         with disk_guard(self._path, self._unflushed):
             self._file.flush()
         self._unflushed = 0
-        if self._board is not None:
-            for scalar in self._scalars:
-                self._board.add_scalar(*scalar)
-            self._scalars.clear()
-            self._board.flush()
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -283,5 +310,6 @@ class RunLogger:
         with suppress(OSError):  # a full disk, which was reported when the row was written
             self._file.close()
         if self._board is not None:
-            self._board.close()
+            with suppress(OSError):
+                self._board.close()
         self.display.close()

@@ -15,6 +15,7 @@ from cobo_dist.comm.session import Session
 from cobo_dist.errors import ConfigError
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage.checkpoint_format import Damaged
+from cobo_dist.storage.disk import SMALL_FILE_BYTES, explain_start
 from cobo_dist.storage.owner import Ownership
 from cobo_dist.storage.reading import parse_record
 from cobo_dist.storage.run_dir import RunDir
@@ -89,10 +90,7 @@ def claim(
         except ConfigError as error:
             refusal = str(error)
         except OSError as error:
-            refusal = (
-                f"run.dir={folder.path} cannot be made: {error.filename or folder.path}: "
-                f"{error.strerror}; name another run.dir"
-            )
+            refusal = explain_start(error, folder.path, SMALL_FILE_BYTES, "name another run.dir")
     session.agree(refusal)
     record = session.transport.broadcast(record)
     if session.transport.rank:

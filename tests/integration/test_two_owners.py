@@ -5,6 +5,7 @@ Also what else a hostile cluster leaves in a run folder: pipes, links, huge file
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -228,6 +229,71 @@ def test_a_run_that_is_taken_over_while_it_runs_ends(
     assert not (folder / "errors").exists()
     assert main([*arguments, f"run.dir={folder}", "run.resume=auto"]) == 0
     assert_equals_one_run(folder, arguments)
+
+
+# -- a full disk ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "are free; make room, or "), (errno.EDQUOT, "your disk quota is used up")],
+)
+@pytest.mark.parametrize("writer", ["owner", "new folder", "resumed folder"])
+def test_a_full_disk_at_the_start_is_no_fault_of_the_folder(
+    writer: str,
+    number: int,
+    words: str,
+    tmp_path: Path,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    if writer == "resumed folder":
+        assert main([*arguments, f"run.dir={folder}"]) == 0
+        (folder / "status.json").unlink()
+
+    def refuse(*given: object, **more: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    place = {
+        "owner": "cobo_dist.storage.owner._write_new",
+        "new folder": "pathlib.Path.touch",
+        "resumed folder": "cobo_dist.storage.run_dir._copy",
+    }
+    monkeypatch.setattr(place[writer], refuse)
+    capsys.readouterr()
+    assert main([*arguments, f"run.dir={folder}", "run.resume=auto"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert "make room, or " in line
+    assert "another run.dir" in line
+    assert "remove it" not in line
+
+
+@pytest.mark.parametrize("method", ["__init__", "add_scalar", "flush", "close"])
+def test_a_full_disk_ends_tensorboard_and_not_the_run(
+    method: str,
+    tmp_path: Path,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def refuse(*given: object, **more: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(SummaryWriter, method, refuse)
+    assert main([*arguments, f"run.dir={folder}", "log.tensorboard=true"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.count("your disk quota is used up") == (method != "close")
+    assert '"start"' in (folder / "metrics.jsonl").read_text().splitlines()[0]
+    warned = [row for row in rows(folder, "warning") if row["kind"] == "tensorboard"]
+    assert len(warned) == (method != "close")
+    assert_equals_one_run(folder, [*arguments, "log.tensorboard=false"])
 
 
 # -- hostile files --------------------------------------------------------------------------------------

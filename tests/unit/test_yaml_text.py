@@ -73,7 +73,7 @@ def test_keys_are_words() -> None:
         ("a: 1\nb: 2\na: 1\n", "a is given twice, on lines 1 and 3; keep one"),
         ("run:\n  seed: 1\n  'seed': 2\n", "run.seed is given twice, on lines 2 and 3"),
         ("a: {b: 1, c: 2,\n b: 3}", "a.b is given twice, on lines 1 and 2"),
-        ("- {a: 1, a: 1}", "a is given twice, on lines 1 and 1"),
+        ("- {a: 1, a: 1}", "a is given twice, on line 1; keep one"),
         ("a: &x {b: 1}\nc: *x\na: *x", "a is given twice, on lines 1 and 3"),
     ],
 )

@@ -67,8 +67,8 @@ class Language(Task):
         )
         self.adapted = Adapted(base, model)
         self.notices = tuple(
-            f"{text.source}: {_skipped(stream.skipped)}={config.tokens:,} skipped; "
-            f"{len(stream.tokens):,} tokens are in use"
+            f"{text.source}: {stream.notice}; of task.tokens={config.tokens:,}, "
+            f"{len(stream.tokens):,} are in use"
             for text, stream in zip(texts, self.streams, strict=True)
             if stream.skipped
         )
@@ -188,12 +188,8 @@ class Language(Task):
             ratio = stream.ends_d2[-1, 1] / stream.ends_d2[-1, 0]
             facts[name] = f"{len(stream.tokens):,} tokens ({parts}), {ratio:.2f} bytes a token"
             if stream.skipped:
-                facts[name] += f"; skipped {_skipped(stream.skipped)}"
+                facts[name] += f"; {stream.notice}"
         return facts
-
-
-def _skipped(documents: int) -> str:
-    return f"{documents:,} document(s) longer than what was left of task.tokens"
 
 
 class WindowBatches:

@@ -26,6 +26,8 @@ from cobo_dist.tasks.language.texts import ClientText
 _DOCUMENTS_PER_CALL = 256  # of a tokenizer
 _FULL = 0.99
 """Share of `task.tokens` from which a text ends at the first document that does not fit."""
+_MAX_SKIPPED_IN_A_ROW = 1000
+"""With so many documents skipped one after the other, a text ends at the next that does not fit."""
 
 
 class Tokenizer(Protocol):
@@ -97,7 +99,18 @@ class Stream:
     tokens: NDArray[np.integer[Any]]  # [T], a memory map
     ends_d2: NDArray[np.int64]  # [D, 2]: where each document ends, in tokens and in bytes of text
     skipped: int  # documents that were longer than what was left of the limit
+    rest_left_out: bool  # so many did not fit that the rest of the text was not looked at
     digest: str
+
+    @property
+    def notice(self) -> str:
+        """What of the text is not in use; empty if all of it is, but for the end of a full stream."""
+        if not self.skipped:
+            return ""
+        one = self.skipped == 1
+        text = f"{self.skipped:,} document{'' if one else 's'} did not fit into task.tokens and "
+        text += "was skipped" if one else "were skipped"
+        return text + (", and the rest of the text is left out" if self.rest_left_out else "")
 
 
 @dataclass(frozen=True)
@@ -145,7 +158,8 @@ def stream_of(text: ClientText, tokenizer: Tokenizer, limit: int, cache: Path) -
     skipped = int(ends[:, 2].sum())
     # Earlier versions ended a text where this one skips a document: other data, so another digest.
     digest += f" {skipped} skipped" if skipped else ""
-    return Stream(tokens, ends[1:, :2], skipped, digest)
+    rest_left_out = bool(ends[-1, 2] > _MAX_SKIPPED_IN_A_ROW)
+    return Stream(tokens, ends[1:, :2], skipped, rest_left_out, digest)
 
 
 def _read_cache(files: tuple[Path, Path]) -> tuple[NDArray[Any], NDArray[np.int64]] | None:
@@ -155,7 +169,9 @@ def _read_cache(files: tuple[Path, Path]) -> tuple[NDArray[Any], NDArray[np.int6
     except (OSError, ValueError, EOFError):
         return None
     whole = ends.ndim == 2 and ends.shape[1] == 3 and len(ends) and len(tokens) == ends[-1, 0]
-    return (tokens, np.asarray(ends)) if whole else None
+    if not whole or ends[:, 2].max() > _MAX_SKIPPED_IN_A_ROW + 1:
+        return None
+    return tokens, np.asarray(ends)
 
 
 def _tokenize(
@@ -172,6 +188,8 @@ def _tokenize(
             if count >= _FULL * limit:
                 break
             ends[-1][2] += 1
+            if ends[-1][2] > _MAX_SKIPPED_IN_A_ROW:
+                break
             continue
         count, size = count + len(tokens), size + len(document.encode())
         pieces.append(np.asarray(tokens, dtype=dtype))
@@ -212,12 +230,9 @@ def split(stream: Stream, config: LanguageConfig, source: str) -> dict[str, Span
     least = {"train": config.context, "validation": validated, "test": 1}
     for name, span in spans.items():
         if len(span) < least[name]:
-            skipped = ""
-            if stream.skipped:
-                skipped = (
-                    f"; {stream.skipped} documents longer than what was left of task.tokens are skipped: "
-                    "raise task.tokens, or put line breaks into them"
-                )
+            skipped = stream.notice and (
+                f"; {stream.notice}: raise task.tokens, or put line breaks into them"
+            )
             raise ConfigError(
                 f"{source} is too short: of its {count} tokens in {len(stream.ends_d2)} documents "
                 f"(task.tokens={config.tokens}), {len(span)} are for {name}, which needs "

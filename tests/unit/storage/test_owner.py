@@ -136,6 +136,37 @@ def test_a_folder_that_was_removed_or_replaced_is_not_written(tmp_path: Path) ->
     first.release()
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_an_error_that_passes_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    mine = Ownership.acquire(tmp_path, 0)
+    listdir, errors = os.listdir, iter(range(3))
+
+    def refuse_three_times(path: Path) -> list[str]:
+        if next(errors, None) is not None:
+            raise OSError(number, os.strerror(number), str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse_three_times)
+    assert mine.taken_over() is None
+    errors = iter(range(1_000_000))
+    monkeypatch.setattr("cobo_dist.storage.owner._RETRY_SECONDS", 0.2)
+    lost = mine.taken_over()
+    assert f"owner cannot be read: {os.strerror(number)}" in str(lost)
+    monkeypatch.undo()
+    mine.release()
+
+
+def test_a_refusal_names_what_to_end_or_remove(tmp_path: Path) -> None:
+    leave(tmp_path, 2, host="node7", pid=42, machine="another")
+    with pytest.raises(ConfigError, match="end it with kill 42 on node7, or name another"):
+        refuse_living(tmp_path)
+    owner_record.record_path(tmp_path, 3).write_text("{")
+    with pytest.raises(ConfigError, match=r"if no such run exists, remove owner/000003\.json, or"):
+        refuse_living(tmp_path)
+
+
 def test_a_rank_without_the_shared_disk_goes_on(tmp_path: Path) -> None:
     owner = Ownership.acquire(tmp_path / "here", seen=0)
     other = Ownership(tmp_path / "there", owner.owner, is_rank_0=False)

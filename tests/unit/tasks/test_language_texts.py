@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,30 @@ def test_a_long_document_does_not_end_the_text(tmp_path: Path) -> None:
         assert stream.ends_d2[-1].tolist() == [len(stream.tokens)] * 2
 
 
+def test_after_many_long_documents_the_rest_of_a_text_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text of gigabytes is not tokenized to its end for a document that may never fit."""
+    encoded = []
+    encode = ByteTokenizer.encode
+
+    def counted(self: ByteTokenizer, texts: Sequence[str]) -> list[Sequence[int]]:
+        encoded.extend(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(ByteTokenizer, "encode", counted)
+    long = 7000 * "y" + "\n"
+    few = streamed(100 * LINE + 1000 * long + LINE, 10_000, tmp_path)
+    assert len(few.tokens) == 101 * len(LINE)
+    assert few.notice == "1,000 documents did not fit into task.tokens and were skipped"
+    encoded.clear()
+    for _ in range(2):  # the second time from the cache
+        many = streamed(100 * LINE + 3000 * long + LINE, 10_000, tmp_path)
+        assert len(many.tokens) == 100 * len(LINE)
+        assert many.notice.endswith("were skipped, and the rest of the text is left out")
+        assert len(encoded) < 1500
+
+
 def test_a_text_that_fits_or_is_nearly_full_is_as_before(tmp_path: Path) -> None:
     whole = streamed(100 * LINE, 10_000, tmp_path)
     assert (len(whole.tokens), whole.skipped) == (100 * len(LINE), 0)
@@ -77,10 +102,10 @@ def test_skipped_documents_are_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     settings = [*settings_of(tmp_path), "task.tokens=2000"]
     assert prepare(settings) == 0
     said = capsys.readouterr().out
-    assert "skipped 1 document(s) longer than what was left of task.tokens" in said
+    assert "; 1 document did not fit into task.tokens and was skipped" in said
     run = [f"run.dir={tmp_path / 'run'}", "run.rounds=1", "log.figures=false"]
     assert train([*settings, *run]) == 0
-    assert "ca.txt: 1 document(s)" in (said := capsys.readouterr().out)
+    assert "ca.txt: 1 document did not fit" in (said := capsys.readouterr().out)
     assert "de.txt" not in said
 
 
@@ -91,7 +116,9 @@ def test_a_text_of_long_documents_only_is_refused_with_a_remedy(
     text = "\n".join("z" * 700 for _ in range(40))
     (tmp_path / "texts" / "ca.txt").write_text(text)
     assert prepare([*settings_of(tmp_path), "task.tokens=600"]) == 2
-    assert "40 documents longer" in (said := capsys.readouterr().err)
+    assert "; 40 documents did not fit into task.tokens and were skipped: raise" in (
+        said := capsys.readouterr().err
+    )
     assert "raise task.tokens" in said
     assert prepare([*settings_of(tmp_path), "task.tokens=60000"]) == 0
 
