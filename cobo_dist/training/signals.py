@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from cobo_dist.comm.startup.start_guard import REPEATED_SIGNAL_SECONDS
+from cobo_dist.errors import EXIT_BY_SIGNAL
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -44,7 +45,7 @@ class Signals:
         if number == signal.SIGTERM:
             now = time.monotonic()
             if self._terminated and now - self._terminated > REPEATED_SIGNAL_SECONDS:
-                os._exit(128 + number)  # the second request: do not wait for a checkpoint
+                os._exit(EXIT_BY_SIGNAL + number)  # do not wait for a checkpoint
             self._terminated = self._terminated or now
         self.caught = self.caught or number
 
