@@ -186,4 +186,5 @@ def _waits(launcher: subprocess.Popen[bytes], true: Callable[[], bool]) -> bool:
 def _children(process: int) -> Iterator[int]:
     """Yield the ids of a process's children."""
     for task in Path(f"/proc/{process}/task").iterdir():
-        yield from map(int, (task / "children").read_text().split())
+        with suppress(OSError):  # a thread that ends while this reads
+            yield from map(int, (task / "children").read_text().split())

@@ -133,10 +133,13 @@ def start_by_hand(command: list[str], folder: Path) -> list[subprocess.Popen[str
 
 
 THREADS = """
-import glob, sys
+import contextlib, glob, sys
 from cobo_dist.train import main
 code = main(sys.argv[1:])
-names = [open(path).read().strip() for path in glob.glob("/proc/self/task/*/comm")]
+names = []
+for path in glob.glob("/proc/self/task/*/comm"):
+    with contextlib.suppress(OSError):  # a thread that ends while this reads: ENOENT or ESRCH
+        names.append(open(path).read().strip())
 print("left:", *sorted(name for name in names if "gloo" in name or "tcpstore" in name))
 sys.exit(code)
 """
