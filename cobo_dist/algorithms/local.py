@@ -6,15 +6,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from cobo_dist.algorithms.base import (
-    Algorithm,
-    AlgorithmSection,
-    Clients,
-    Exchange,
-    RoundResult,
-    RunContext,
-)
-from cobo_dist.maths.weights import Weights
+from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
+from cobo_dist.algorithms.base import Clients, RoundResult
+from cobo_dist.registry import register
 
 
 class LocalConfig(AlgorithmSection):
@@ -23,17 +17,15 @@ class LocalConfig(AlgorithmSection):
     name: Literal["local"] = "local"
 
 
+@register.algorithm("local")
 class Local(Algorithm):
     """x_i <- x_i - eta g_i(x_i). W is the identity."""
 
-    user_notice = ""
-    sums = "none"
+    Config = LocalConfig
+    title, color, marker, place = "Local", "#7f7f7f", "s", 1
+    role = "alone"
 
-    def __init__(
-        self, config: LocalConfig, clients: Clients, exchange: Exchange, context: RunContext
-    ) -> None:
-        self.clients = clients
-        self.weights = Weights(clients.ids, range(context.clients))
+    sums = "none"
 
     def round(self, t: int) -> RoundResult:
         """Take one local step."""

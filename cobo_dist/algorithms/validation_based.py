@@ -9,17 +9,12 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.algorithms.base import (
-    Algorithm,
-    Clients,
-    Exchange,
-    RoundResult,
-    RunContext,
-    models_at_once,
-)
+from cobo_dist.algorithms.algorithm import Algorithm
+from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext, models_at_once
 from cobo_dist.algorithms.fedavg import AveragingConfig
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.maths.weights import Weights
+from cobo_dist.registry import register
 
 
 class ValidationBasedConfig(AveragingConfig):
@@ -59,6 +54,7 @@ class ValidationBasedConfig(AveragingConfig):
         return [(t, count) for t, count in parts if count]
 
 
+@register.algorithm("validation_based")
 class ValidationBased(Algorithm):
     """A local step, then x_i <- sum_j w_ij x_j with w_i = softmax_j(-score_ij / temperature).
 
@@ -69,6 +65,10 @@ class ValidationBased(Algorithm):
     identity.
     """
 
+    Config = ValidationBasedConfig
+    title, color, marker, place = "Validation based", "#7a1f5c", "h", 7
+    learns_weights = True
+
     symmetric = False
 
     def __init__(
@@ -78,16 +78,17 @@ class ValidationBased(Algorithm):
         exchange: Exchange,
         context: RunContext,
     ) -> None:
-        self.config, self.clients, self.exchange = config, clients, exchange
+        super().__init__(config, clients, exchange, context)
         n = self.n = context.clients
-        double = clients.x_cd.dtype == torch.float64
-        dtype = np.float64 if double else np.float32
-        self.weights = Weights(clients.ids, range(n), dtype=dtype)
         when = "a round" if config.every == 1 else f"every {config.every} rounds"
         self.user_notice = (
             f"validation based weights take n^2 = {n * n} forward passes {when}, and every model "
             "is sent to all ranks"
         )
+
+    def first_weights(self) -> Weights:
+        """Return the identity."""
+        return Weights(self.clients.ids, range(self.context.clients), dtype=self.weight_type)
 
     def round(self, t: int) -> RoundResult:
         """Take a local step; every `every` rounds, score all models and average them."""

@@ -9,13 +9,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.settings import Section
+from cobo_dist.registry import register
+from cobo_dist.tasks.sections import ModelSection
 
 
-class Resnet9Config(Section):
+@register.model("resnet9")
+class Resnet9Config(ModelSection):
     """ResNet-9: eight 3x3 convolutions, two residual blocks, one linear layer."""
 
-    MIN_PIXELS: ClassVar = 8  # of a side: after three poolings by 2, one is left
+    min_pixels: ClassVar = 8  # of a side: after three poolings by 2, one is left
 
     name: Literal["resnet9"] = "resnet9"
     width: int = Field(
@@ -31,10 +33,9 @@ class Resnet9Config(Section):
         0.2, ge=0, lt=1, description="share of features dropped before the classifier, in training"
     )
 
-    @property
-    def features(self) -> int:
-        """Number of inputs of the linear layer."""
-        return 8 * self.width
+    def dropped_features(self) -> tuple[float, int]:
+        """Return the dropout before the linear layer, and the number of its inputs."""
+        return self.dropout, 8 * self.width
 
     def build(self, shape: torch.Size, classes: int) -> nn.Module:
         """Return the network for images of `shape` [channels, H, W], not yet initialized.
@@ -65,7 +66,7 @@ class ResNet9(nn.Module):
         self.conv3, self.conv4 = self._conv(2 * w, 4 * w), self._conv(4 * w, 8 * w)
         self.residual2 = nn.Sequential(self._conv(8 * w, 8 * w), self._conv(8 * w, 8 * w))
         self.pool = nn.MaxPool2d(2)
-        self.classifier = nn.Linear(config.features, classes)
+        self.classifier = nn.Linear(8 * w, classes)
 
     def _conv(self, inputs: int, outputs: int) -> nn.Sequential:
         if self.config.norm == "group":
