@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 
 from cobo_dist.algorithms.cobo import CoBoConfig
 from cobo_dist.algorithms.registry import AlgorithmConfig
-from cobo_dist.clients.optimizers import OptimizerConfig
-from cobo_dist.comm.session import CommConfig
+from cobo_dist.clients.optimizer_config import OptimizerConfig
+from cobo_dist.comm.config import CommConfig
 from cobo_dist.errors import ConfigError
 from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.settings import Section

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.settings import Section, Widths
 from cobo_dist.tasks.cnn import CnnConfig
@@ -78,7 +77,6 @@ def dropout_of(config: ClassifierConfig) -> tuple[float, int]:
     return (config.dropout, config.features) if isinstance(config, Resnet9Config) else (0.0, 0)
 
 
-@torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
     """Initialize linear and convolution layers: He-uniform weights from keys of the seed, biases zero.
 
@@ -90,9 +88,9 @@ def initialize(model: nn.Module, seed: int) -> None:
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             gain = 1.0 if name == "classifier" else 6.0
             bound = math.sqrt(gain / module.weight[0].numel())
-            module.weight.copy_(_uniform(module.weight, bound, seed, name))
+            module.weight.detach().copy_(_uniform(module.weight, bound, seed, name))
             if module.bias is not None:
-                module.bias.zero_()
+                module.bias.detach().zero_()
 
 
 def _uniform(like: Tensor, bound: float, seed: int, name: str) -> Tensor:

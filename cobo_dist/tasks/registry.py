@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import torch
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.cross_device import CrossDeviceConfig
 from cobo_dist.tasks.cross_silo import CrossSiloConfig
