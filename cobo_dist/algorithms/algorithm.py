@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.lazy import torch
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import class_of, register, takes
 from cobo_dist.settings import Section

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.weights import Weights
 
 _MAX_NUMBERS, _MAX_NUMBERS_ON_GPU = 1 << 24, 1 << 29

@@ -18,10 +18,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
 from cobo_dist.algorithms import cobo_health
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection, Finding, HealthFacts
@@ -34,6 +32,7 @@ from cobo_dist.algorithms.base import (
     WeightUpdates,
     sampled_rounds,
 )
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import projections, seeds
 from cobo_dist.maths.flat import upload
 from cobo_dist.maths.sampling import draw_pairs, pair_probability

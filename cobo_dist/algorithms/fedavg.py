@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
 from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.local import local_step
+from cobo_dist.lazy import torch
 from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register

@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
 from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext, models_at_once
+from cobo_dist.lazy import Tensor
 from cobo_dist.maths.flat import empty_rows, take_rows, to_device
 from cobo_dist.registry import register
 

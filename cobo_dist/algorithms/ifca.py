@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -18,6 +17,7 @@ from cobo_dist.algorithms.base import (
     RunContext,
     sampled_rounds,
 )
+from cobo_dist.lazy import torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import take_rows, to_device
 from cobo_dist.maths.weights import Weights

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
 from cobo_dist.algorithms.base import Clients, RoundResult
+from cobo_dist.lazy import Tensor
 from cobo_dist.registry import register
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -13,6 +12,7 @@ from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext, models_at_once
 from cobo_dist.algorithms.fedavg import AveragingConfig
 from cobo_dist.algorithms.local import local_step
+from cobo_dist.lazy import torch
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 

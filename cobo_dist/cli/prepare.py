@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from cobo_dist.cli.parser import report_error, settings_parser
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, ConfigError
+from cobo_dist.lazy import torch
 from cobo_dist.tasks.describe import facts_of
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.terminal import safe_terminal

@@ -14,8 +14,8 @@ from pydantic_core import PydanticCustomError
 
 from cobo_dist.algorithms.algorithm import AlgorithmSection
 from cobo_dist.algorithms.registry import ALGORITHMS
-from cobo_dist.clients.optimizers import OptimizerConfig
-from cobo_dist.comm.session import CommConfig
+from cobo_dist.clients.optimizer_config import OptimizerConfig
+from cobo_dist.comm.config import CommConfig
 from cobo_dist.errors import ConfigError
 from cobo_dist.registry import Kind, register
 from cobo_dist.run_config import LogConfig, RunConfig

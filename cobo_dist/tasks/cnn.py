@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import nn
 
+from cobo_dist.lazy import nn, torch
 from cobo_dist.registry import register
 from cobo_dist.settings import Width
 from cobo_dist.tasks.sections import ModelSection

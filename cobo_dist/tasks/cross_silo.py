@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 from pydantic import BeforeValidator, Field
-from torch import Tensor
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import seeds
 from cobo_dist.registry import register
 from cobo_dist.settings import as_tuple

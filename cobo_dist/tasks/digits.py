@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import torch
 from cobo_dist.maths import seeds
 from cobo_dist.registry import register
 from cobo_dist.tasks.base import DataConfig

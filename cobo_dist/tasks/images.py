@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.npz import read_arrays
 from cobo_dist.tasks.supervised import ClassificationConfig, Examples

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.registry import register
 from cobo_dist.settings import Widths
@@ -69,7 +68,6 @@ def build_model(config: ModelSection, shape: torch.Size, classes: int, seed: int
     return model
 
 
-@torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
     """Initialize linear and convolution layers: He-uniform weights from keys of the seed, biases zero.
 
@@ -81,9 +79,9 @@ def initialize(model: nn.Module, seed: int) -> None:
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             gain = 1.0 if name == "classifier" else 6.0
             bound = math.sqrt(gain / module.weight[0].numel())
-            module.weight.copy_(_uniform(module.weight, bound, seed, name))
+            module.weight.detach().copy_(_uniform(module.weight, bound, seed, name))
             if module.bias is not None:
-                module.bias.zero_()
+                module.bias.detach().zero_()
 
 
 def _uniform(like: Tensor, bound: float, seed: int, name: str) -> Tensor:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
 
 from cobo_dist.clients.engine_choice import ENGINES
 from cobo_dist.clients.engines import Batch
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
 from cobo_dist.registry import register
@@ -49,19 +48,6 @@ class QuadraticConfig(TaskSection):
     def build(self, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype) -> Task:
         """Read the problem; it is its own model."""
         return Quadratic(self, seed, dtype)
-
-
-class Point(nn.Module):
-    """A model that is one point x [d]; a call with a client's problem returns the loss."""
-
-    def __init__(self, start_d: Tensor) -> None:
-        super().__init__()
-        self.x = nn.Parameter(start_d.clone())
-
-    def forward(self, center_d: Tensor, curvature: Tensor, noise_d: Tensor) -> Tensor:
-        """Return a/2 ||x - mu||^2, with a gradient of a (x - mu) + noise."""
-        zero_d = self.x - self.x.detach()  # value 0, gradient 1
-        return 0.5 * curvature * (self.x - center_d).square().sum() + (noise_d * zero_d).sum()
 
 
 class Quadratic(Task):
@@ -96,6 +82,8 @@ class Quadratic(Task):
 
     def model(self) -> nn.Module:
         """Return a point at x^0."""
+        from cobo_dist.tasks.point import Point
+
         return Point(self._start)
 
     def start(self, variant: int = 0) -> dict[str, Tensor]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-import torch
-
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import torch
 from cobo_dist.registry import register
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.sections import ModelSection, TaskSection

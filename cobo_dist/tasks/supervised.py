@@ -7,15 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
 from cobo_dist.clients.engine_choice import ENGINES
 from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.learning_task import BatchSource
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
 from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
@@ -68,7 +66,7 @@ class Examples:
     inputs: Tensor
     targets: Tensor  # int64 [N]
     labels_of: Tensor  # int64 [n, classes]
-    dtype: torch.dtype = torch.float32  # of a batch
+    dtype: torch.dtype  # of a batch
     channels_last: bool = False  # memory format of a batch of images
 
     @property
@@ -240,14 +238,14 @@ class Classification(Task):
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
         """Return the mean cross-entropy of a batch (inputs, targets, and a dropout mask if any)."""
         inputs, targets, *masks = batch
-        return F.cross_entropy(_at_least_single(model(inputs, *masks)), targets)
+        return nn.functional.cross_entropy(_at_least_single(model(inputs, *masks)), targets)
 
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return the sums of cross-entropy and of correct answers over a batch (inputs, targets)."""
         inputs, targets = batch
         logits = _at_least_single(model(inputs))
         return {
-            "loss": F.cross_entropy(logits, targets, reduction="sum"),
+            "loss": nn.functional.cross_entropy(logits, targets, reduction="sum"),
             "accuracy": (logits.argmax(dim=1) == targets).sum(),
         }
 
