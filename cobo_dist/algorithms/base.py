@@ -209,13 +209,11 @@ class Exchange(Protocol):
         `kind`: `inner` product or `cosine`.
         """
 
-    def mix(
-        self, weights: Weights, x_cd: Tensor, *, symmetric: bool = True
-    ) -> Iterator[tuple[slice, Tensor]]:
+    def mix(self, weights: Weights, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of the columns of X, each with sum_k w_ik x_k there [c, columns].
 
-        The caller may change the sums and these columns of X before it takes the next slice. `symmetric`
-        says whether W is: a rank that holds w_ik then knows w_ki.
+        The caller may change the sums and these columns of X before it takes the next slice. Where the
+        weights are `symmetric`, ranks need not send each other their rows of W.
         """
 
     def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
@@ -273,7 +271,6 @@ class Algorithm(Protocol):
     # Which method of the exchange computes the sums with W; none: what is sent does not depend on W.
     sums: Literal["mix", "all_reduce", "none"] = "mix"
     user_notice: str  # what a user should know before it starts; mostly nothing
-    symmetric: bool = True  # whether W is symmetric, so that a sender knows the receiver's weights
 
     def round(self, t: int) -> RoundResult:
         """Go from x^t to x^(t+1)."""

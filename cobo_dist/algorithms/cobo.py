@@ -161,7 +161,6 @@ class CoBo(Algorithm):
         self, config: CoBoConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
         self.config, self.clients, self.exchange, self.context = config, clients, exchange, context
-        self.symmetric = config.domain == "box"
         # This rank's rows of W only.
         self.weights = self.first_weights()
 
@@ -175,7 +174,7 @@ class CoBo(Algorithm):
             return Weights.of_rows(ids, w_cn.astype(dtype))
         # The diagonal is never drawn. On the box it has no effect and stays as it is.
         w_0 = 1.0 if config.start == "ones" else 0.0
-        return Weights(ids, (0,) * n, w_0, dtype)
+        return Weights(ids, (0,) * n, w_0, dtype, symmetric=True)
 
     def round(self, t: int) -> RoundResult:
         """Algorithm 1, lines 2 to 5, for this rank's clients."""
@@ -257,21 +256,26 @@ class CoBo(Algorithm):
         pull_c1 = torch.from_numpy(rho * weights.sums())[:, None]
         if self.config.penalty == "scheduled":
             direction_cd, kept_c1 = self.clients.direction(), upload(1.0 - eta * pull_c1, x_cd)
-            for at, mixed in self.exchange.mix(weights, x_cd, symmetric=self.symmetric):
+            for at, mixed in self.exchange.mix(weights, x_cd):
                 step = mixed.mul_(rho).sub_(direction_cd[:, at]).mul_(eta)
                 x_cd[:, at].mul_(kept_c1).add_(step)
         else:
             x_cd.add_(self.clients.direction(), alpha=-eta)
             lr = self.clients.lr
             kept_c1 = upload(1.0 - lr * pull_c1, x_cd)
-            for at, mixed in self.exchange.mix(weights, x_cd, symmetric=self.symmetric):
+            for at, mixed in self.exchange.mix(weights, x_cd):
                 x_cd[:, at].mul_(kept_c1).add_(mixed.mul_(lr * rho))
 
     def possible_weights(self) -> dict[str, Weights | None]:
         """Return W of the true clusters, if the task knows them, and a W with no two equal weights."""
         found: dict[str, Weights | None] = {}
         if self.context.clusters is not None:
-            same = Weights(self.clients.ids, self.context.clusters, dtype=self.weights.dtype.type)
+            same = Weights(
+                self.clients.ids,
+                self.context.clusters,
+                dtype=self.weights.dtype.type,
+                symmetric=True,
+            )
             if self.config.domain == "simplex":
                 same = self.shared_within(same.dense() > 0)
             found["W = true clusters"] = same

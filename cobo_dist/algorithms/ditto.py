@@ -47,7 +47,7 @@ class Ditto(Algorithm):
         self, config: DittoConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
         self.lambda_, self.clients, self.exchange = config.lambda_, clients, exchange
-        self.weights = Weights(clients.ids, (0,) * context.clients)
+        self.weights = Weights(clients.ids, (0,) * context.clients, symmetric=True)
         self.mean_1n = np.full((1, context.clients), 1.0 / context.clients)
         self.every_c = np.arange(len(clients.ids))
         self.v_1d = clients.start_rows(1)

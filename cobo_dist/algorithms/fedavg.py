@@ -47,7 +47,7 @@ class FedAvg(Algorithm):
         self.config, self.clients, self.exchange = config, clients, exchange
         groups_n = self.groups(context)
         self.one_group = len(set(groups_n)) == 1
-        self.weights = Weights(clients.ids, groups_n)
+        self.weights = Weights(clients.ids, groups_n, symmetric=True)
         sizes_c = self.weights.sums()
         share_c1 = torch.from_numpy(1.0 / sizes_c)[:, None]
         self.share_c1 = to_device(share_c1.to(clients.x_cd.dtype), clients.x_cd.device)

@@ -66,7 +66,7 @@ class FederatedClustering(Algorithm):
         n = self.n = context.clients
         _, cluster_n, sizes = np.unique(context.clusters, return_inverse=True, return_counts=True)
         self.sizes_n = sizes[cluster_n].tolist()
-        self.weights = Weights(clients.ids, range(n))
+        self.weights = Weights(clients.ids, range(n), symmetric=True)
         self.user_notice = (
             f"federated clustering computes n^2 = {n * n} gradients a round and moves every model and "
             f"{config.inner_rounds} centers for each client between all ranks"

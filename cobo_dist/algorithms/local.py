@@ -33,7 +33,7 @@ class Local(Algorithm):
         self, config: LocalConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
         self.clients = clients
-        self.weights = Weights(clients.ids, range(context.clients))
+        self.weights = Weights(clients.ids, range(context.clients), symmetric=True)
 
     def round(self, t: int) -> RoundResult:
         """Take one local step."""

@@ -69,8 +69,6 @@ class ValidationBased(Algorithm):
     identity.
     """
 
-    symmetric = False
-
     def __init__(
         self,
         config: ValidationBasedConfig,
@@ -123,5 +121,5 @@ class ValidationBased(Algorithm):
 
     def average(self, rows_cd: torch.Tensor) -> None:
         """Replace every client's row by the weighted sum of all rows."""
-        for at, mixed_cd in self.exchange.mix(self.weights, rows_cd, symmetric=self.symmetric):
+        for at, mixed_cd in self.exchange.mix(self.weights, rows_cd):
             rows_cd[:, at].copy_(mixed_cd)
