@@ -141,7 +141,6 @@ class Algorithm(ABC):
     place: ClassVar[int] = 100
     role: ClassVar[Literal["", "alone", "upper_bound", "emphasized"]] = ""
     learns_weights: ClassVar[bool] = False
-    symmetric: bool = True
     sums: ClassVar[Literal["mix", "all_reduce", "none"]] = "mix"
 
     def __init__(
@@ -158,8 +157,11 @@ class Algorithm(ABC):
         return np.float64 if self.clients.x_cd.dtype == torch.float64 else np.float32
 
     def first_weights(self) -> Weights:
-        """Return this rank's rows of W^0: here the identity, every client alone."""
-        return Weights(self.clients.ids, range(self.context.clients))
+        """Return this rank's rows of W^0: here the identity, every client alone.
+
+        Weights are directed unless they are made with `symmetric=True`.
+        """
+        return Weights(self.clients.ids, range(self.context.clients), dtype=self.weight_type)
 
     @abstractmethod
     def round(self, t: int) -> RoundResult:

@@ -166,13 +166,11 @@ class Exchange(Protocol):
         `kind`: `inner` product or `cosine`.
         """
 
-    def mix(
-        self, weights: Weights, x_cd: Tensor, *, symmetric: bool = True
-    ) -> Iterator[tuple[slice, Tensor]]:
+    def mix(self, weights: Weights, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of the columns of X, each with sum_k w_ik x_k there [c, columns].
 
-        The caller may change the sums and these columns of X before it takes the next slice. `symmetric`
-        says whether W is: a rank that holds w_ik then knows w_ki.
+        The caller may change the sums and these columns of X before it takes the next slice. Where the
+        weights are `symmetric`, ranks need not send each other their rows of W.
         """
 
     def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:

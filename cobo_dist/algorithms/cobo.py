@@ -24,8 +24,6 @@ from pydantic import Field
 from cobo_dist.algorithms import cobo_health
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection, Finding, HealthFacts
 from cobo_dist.algorithms.base import (
-    Clients,
-    Exchange,
     PairEnds,
     RoundResult,
     RunContext,
@@ -185,12 +183,7 @@ class CoBo(Algorithm):
     Config = CoBoConfig
     title, color, marker, place = "CoBo", "#d55e00", "o", 8
     role, learns_weights = "emphasized", True
-
-    def __init__(
-        self, config: CoBoConfig, clients: Clients, exchange: Exchange, context: RunContext
-    ) -> None:
-        super().__init__(config, clients, exchange, context)
-        self.symmetric = config.domain == "box"
+    config: CoBoConfig
 
     def first_weights(self) -> Weights:
         """Return this rank's rows of W^0."""
@@ -201,7 +194,7 @@ class CoBo(Algorithm):
             return Weights.of_rows(ids, w_cn.astype(dtype))
         # The diagonal is never drawn. On the box it has no effect and stays as it is.
         w_0 = 1.0 if config.start == "ones" else 0.0
-        return Weights(ids, (0,) * n, w_0, dtype)
+        return Weights(ids, (0,) * n, w_0, dtype, symmetric=True)
 
     def round(self, t: int) -> RoundResult:
         """Algorithm 1, lines 2 to 5, for this rank's clients."""
@@ -283,21 +276,26 @@ class CoBo(Algorithm):
         pull_c1 = torch.from_numpy(rho * weights.sums())[:, None]
         if self.config.penalty == "scheduled":
             direction_cd, kept_c1 = self.clients.direction(), upload(1.0 - eta * pull_c1, x_cd)
-            for at, mixed in self.exchange.mix(weights, x_cd, symmetric=self.symmetric):
+            for at, mixed in self.exchange.mix(weights, x_cd):
                 step = mixed.mul_(rho).sub_(direction_cd[:, at]).mul_(eta)
                 x_cd[:, at].mul_(kept_c1).add_(step)
         else:
             x_cd.add_(self.clients.direction(), alpha=-eta)
             lr = self.clients.lr
             kept_c1 = upload(1.0 - lr * pull_c1, x_cd)
-            for at, mixed in self.exchange.mix(weights, x_cd, symmetric=self.symmetric):
+            for at, mixed in self.exchange.mix(weights, x_cd):
                 x_cd[:, at].mul_(kept_c1).add_(mixed.mul_(lr * rho))
 
     def possible_weights(self) -> dict[str, Weights | None]:
         """Return W of the true clusters, if the task knows them, and a W with no two equal weights."""
         found: dict[str, Weights | None] = {}
         if self.context.clusters is not None:
-            same = Weights(self.clients.ids, self.context.clusters, dtype=self.weights.dtype.type)
+            same = Weights(
+                self.clients.ids,
+                self.context.clusters,
+                dtype=self.weights.dtype.type,
+                symmetric=True,
+            )
             if self.config.domain == "simplex":
                 same = self.shared_within(same.dense() > 0)
             found["W = true clusters"] = same

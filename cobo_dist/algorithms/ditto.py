@@ -51,7 +51,7 @@ class Ditto(Algorithm):
 
     def first_weights(self) -> Weights:
         """Return all ones."""
-        return Weights(self.clients.ids, (0,) * self.context.clients)
+        return Weights(self.clients.ids, (0,) * self.context.clients, symmetric=True)
 
     def round(self, t: int) -> RoundResult:
         """Take the global step at the global model and the personal steps at the personal ones."""

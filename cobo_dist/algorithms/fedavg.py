@@ -53,7 +53,7 @@ class FedAvg(Algorithm):
 
     def first_weights(self) -> Weights:
         """Return 1 within groups and 0 between them."""
-        return Weights(self.clients.ids, self.groups(self.context))
+        return Weights(self.clients.ids, self.groups(self.context), symmetric=True)
 
     def round(self, t: int) -> RoundResult:
         """Take one local step, then average within the group."""

@@ -52,7 +52,7 @@ class FinetunedFedAvg(FedAvg):
     ) -> None:
         super().__init__(config, clients, exchange, context)
         self.together = config.fedavg_share * context.rounds
-        self.alone = Weights(clients.ids, range(context.clients))
+        self.alone = Weights(clients.ids, range(context.clients), symmetric=True)
         if not self.together:
             self.weights = self.alone
 

@@ -156,4 +156,4 @@ class Ifca(Algorithm):
 
     def first_weights(self) -> Weights:
         """Return this rank's rows of W: 1 for clients of the same center."""
-        return Weights(self.clients.ids, self.choice_n)
+        return Weights(self.clients.ids, self.choice_n, symmetric=True)

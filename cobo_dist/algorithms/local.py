@@ -7,6 +7,7 @@ from typing import Literal
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
 from cobo_dist.algorithms.base import Clients, RoundResult
 from cobo_dist.lazy import Tensor
+from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
 
@@ -25,6 +26,10 @@ class Local(Algorithm):
     role = "alone"
 
     sums = "none"
+
+    def first_weights(self) -> Weights:
+        """Return the identity, which stays."""
+        return Weights(self.clients.ids, range(self.context.clients), symmetric=True)
 
     def round(self, t: int) -> RoundResult:
         """Take one local step."""

@@ -69,8 +69,6 @@ class ValidationBased(Algorithm):
     title, color, marker, place = "Validation based", "#7a1f5c", "h", 7
     learns_weights = True
 
-    symmetric = False
-
     def __init__(
         self,
         config: ValidationBasedConfig,
@@ -85,10 +83,6 @@ class ValidationBased(Algorithm):
             f"validation based weights take n^2 = {n * n} forward passes {when}, and every model "
             "is sent to all ranks"
         )
-
-    def first_weights(self) -> Weights:
-        """Return the identity."""
-        return Weights(self.clients.ids, range(self.context.clients), dtype=self.weight_type)
 
     def round(self, t: int) -> RoundResult:
         """Take a local step; every `every` rounds, score all models and average them."""
@@ -124,5 +118,5 @@ class ValidationBased(Algorithm):
 
     def average(self, rows_cd: torch.Tensor) -> None:
         """Replace every client's row by the weighted sum of all rows."""
-        for at, mixed_cd in self.exchange.mix(self.weights, rows_cd, symmetric=self.symmetric):
+        for at, mixed_cd in self.exchange.mix(self.weights, rows_cd):
             rows_cd[:, at].copy_(mixed_cd)

@@ -43,9 +43,10 @@ def histories(draw: st.DrawFn) -> tuple[np.ndarray, list[list[tuple[int, int, fl
     return start, rounds
 
 
-def held(weights_nn: np.ndarray) -> Weights:
+def held(weights_nn: np.ndarray, share: float = 0.0) -> Weights:
     """Return W as the coordinator holds it, from a start at 1 for all."""
-    weights = Weights(range(len(weights_nn)), (0,) * len(weights_nn), 1.0, weights_nn.dtype.type)
+    n, dtype = len(weights_nn), weights_nn.dtype.type
+    weights = Weights(range(n), (0,) * n, 1.0, dtype, symmetric=not share)
     weights.put_rows(np.arange(len(weights_nn)), weights_nn)
     return weights
 
@@ -150,7 +151,7 @@ def test_figures_of_a_simplex_equal_those_computed_anew(n: int, rounds: int, see
     """Rows move whole and by themselves; a link is more than an equal share, from either end."""
     rng, share = np.random.default_rng(seed), 1 / (n - 1)
     now = (np.ones((n, n)) - np.eye(n)) * share
-    graph = GraphStats(held(now), share)
+    graph = GraphStats(held(now, share), share)
     off = ~np.eye(n, dtype=bool)
     assert (graph.links, graph.components, graph.is_uniform()) == (0, n, True)
     for _ in range(rounds):
@@ -173,7 +174,9 @@ def test_agreement_with_clusters_on_a_simplex() -> None:
     """Clients 0, 1 of one cluster and 2, 3 of the other; client 3 prefers client 0: 2 of 12 are wrong."""
     share = 1 / 3
     w_nn = np.array([[0, 0.5, 0.3, 0.2], [1, 0, 0, 0], [0, 0, 0, 1], [0.6, 0.1, 0.3, 0]])
-    assert cluster_match(held(w_nn), (0, 0, 1, 1), link_threshold(share)) == pytest.approx(10 / 12)
+    assert cluster_match(held(w_nn, share), (0, 0, 1, 1), link_threshold(share)) == pytest.approx(
+        10 / 12
+    )
     assert cluster_match(held(np.kron(np.eye(2), np.ones((2, 2)))), (0, 0, 1, 1)) == 1.0
     assert link_threshold() == 0.5
     assert share < link_threshold(share) < 1.01 * share, "an equal share is no link"
@@ -193,7 +196,7 @@ def play(
     share: float = 0.0,
 ) -> list[WarningRow]:
     """Let the monitor see `rounds` rounds with one W and `pairs` drawn pairs of one alignment each."""
-    graph, seen = GraphStats(held(weights), share), monitor.before()
+    graph, seen = GraphStats(held(weights, share), share), monitor.before()
     for r in range(1, rounds + 1):
         loss = losses[r - 1] if losses else 1.0
         seen += monitor.after(r, loss, np.full(pairs, alignment), graph)
