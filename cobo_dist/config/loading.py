@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from cobo_dist.config.schema import (
     text_keys,
 )
 from cobo_dist.errors import ConfigError
+from cobo_dist.plugins import load_plugins
 from cobo_dist.registry import register
 from cobo_dist.settings import flatten
 from cobo_dist.yaml_text import RepeatedKey, YamlError, core_value, read_yaml
@@ -43,6 +45,7 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: anything wrong with either, in one line.
     """
+    _load_plugins(file, arguments)
     lines: dict[str, int] = {}
     from_file = {} if file is None else _read_file(file, lines)
     from_arguments = _read_arguments(arguments)
@@ -72,11 +75,23 @@ def variant_names(file: str | None, names: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ConfigError: the file cannot be read, or a section is no group of keys.
     """
+    _load_plugins(file, [])
     arguments = _read_arguments([f"{section}.name={name}" for section, name in names.items()])
     merged = _merge({} if file is None else _read_file(file, {}), arguments)
     _name_variants(merged)
     groups = {section: merged[section] for section in VARIANTS}
     return {name: str(one["name"]) for name, one in groups.items() if isinstance(one, dict)}
+
+
+def _load_plugins(file: str | None, arguments: Sequence[str]) -> None:
+    """Load the plug-ins that a config names: which keys there are depends on them."""
+    given = {} if file is None else _read_file(file, {})
+    given |= _read_arguments([one for one in arguments if one.startswith("plugins=")])
+    names = given.get("plugins", ())
+    if isinstance(names, str):
+        names = [names]
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        load_plugins(names, None if file is None else Path(file).parent)
 
 
 def _name_variants(merged: dict[str, Any]) -> None:

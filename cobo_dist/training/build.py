@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from cobo_dist.algorithms.base import RunContext
-from cobo_dist.algorithms.registry import build_algorithm
+from cobo_dist.algorithms.registry import build_algorithm, shown_as
 from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import ClientBatch
@@ -29,7 +29,7 @@ from cobo_dist.maths.graph import link_threshold
 from cobo_dist.phase_timer import PhaseTimer
 from cobo_dist.storage.environment import describe_environment
 from cobo_dist.storage.run_dir import RunDir
-from cobo_dist.storage.schema import Manifest
+from cobo_dist.storage.schema import Manifest, Method
 from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.health_checks import HealthMonitor
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
@@ -84,7 +84,7 @@ def run_in_session(
             problem = prepared.agree(session)
             found = resume.find(
                 config.run, folder, partial(resume_differences, config),
-                session, problem.placement, problem.data,
+                session, problem.placement, problem.data, problem.plugins,
             )  # fmt: skip
             if isinstance(found, resume.Done):
                 if launch.rank == 0:
@@ -161,10 +161,11 @@ def open_trainer(
     config_yaml = config.model_copy(update={"run": run.model_copy(update=settled)}).to_yaml()
     environment = describe_environment(session.device)
     environment.engine, environment.engine_choice = engine, why
+    environment.method = Method.model_validate(shown_as(config.algorithm, problem.task.clients))
     if found is not None:
         startup.restore(found, learner, session)  # before anything in the run folder is changed
     found = startup.claim(folder, session, found, epoch)
-    startup.write_head(folder, session, config_yaml, environment, found)
+    startup.write_head(folder, session, config_yaml, environment, found, config.used_plugins)
 
     with (
         _open_run_logger(config, session, problem.task, folder, first) as run_logger,
@@ -184,6 +185,7 @@ def open_trainer(
             clients=problem.task.clients,
             ranks=session.transport.world_size,
             data=problem.data,
+            plugins=dict(problem.plugins),
             versions=environment.versions,
         )
         checkpoint_writer = CheckpointWriter(
