@@ -38,8 +38,9 @@ class CommConfig(Section):
     )
     check: bool = Field(
         False,
-        description="check what ranks send each other against NCCL's rules, whatever the backend, and end "
-        "the run with the rank, peer and batch that break one; costs a little of every round",
+        description="compare what all ranks do before they do it, and end the run with the line of the "
+        "algorithm where they differ: calls, arguments, weights that are not symmetric, and messages that "
+        "break NCCL's rules, whatever the backend; each batch then waits for all ranks",
     )
     placement: Literal["static", "adaptive"] = Field(
         "static",

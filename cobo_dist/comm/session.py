@@ -145,12 +145,12 @@ def open_session(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launch.world_size == 1:
-        yield Session(launch, device, SoloTransport(), "none: one rank", guard=guard)
+        solo = _checked(SoloTransport(), config)
+        yield Session(launch, device, solo, "none: one rank", guard=guard)
         return
     if config.backend == "mpi":
         with open_mpi(launch, config.timeout) as mpi:
-            carrier = through_cpu(mpi, device)
-            checked = CheckedTransport(carrier) if config.check else carrier
+            checked = _checked(through_cpu(mpi, device), config)
             session = Session(
                 launch, device, checked, mpi.world.library, mpi.announce_failure, guard=guard
             )
@@ -171,23 +171,23 @@ def open_session(
         transport: Transport = TorchTransport(Poll(liveness, config.timeout) if on_nccl else None)
         if not on_nccl:
             transport = through_cpu(transport, device)
-        if config.check:
-            transport = CheckedTransport(transport, store)
         del store  # its threads end with its last reference
         failed = True
         try:
             yield Session(
-                launch, device, transport,
+                launch, device, _checked(transport, config),
                 "nccl, and gloo for records" if on_nccl else "gloo",
                 (lambda: None) if on_nccl else dist.destroy_process_group,
                 liveness, guard, seconds,
             )  # fmt: skip
             failed = False
         finally:
-            if isinstance(transport, CheckedTransport):
-                transport.forget_store()
             guard.detach()
             leave_group(failed and on_nccl)
+
+
+def _checked(transport: Transport, config: CommConfig) -> Transport:
+    return CheckedTransport(transport) if config.check else transport
 
 
 def settle_timeout(config: CommConfig, device: torch.device) -> CommConfig:

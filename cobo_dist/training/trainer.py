@@ -58,6 +58,7 @@ class Trainer:
         for r in range(self.first + 1, last + 1):
             self.round = r
             clock.start()
+            self.learner.exchange.begin_round(r)
             result = self.learner.algorithm.round(r - 1)
             self.metrics.round(r, result, clock.stop())
             with timer.span("logging"):
