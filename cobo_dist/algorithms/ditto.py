@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from cobo_dist.algorithms.base import (
     Algorithm,
@@ -16,6 +18,7 @@ from cobo_dist.algorithms.base import (
     RoundResult,
     RunContext,
 )
+from cobo_dist.algorithms.local import local_step
 from cobo_dist.maths.weights import Weights
 
 
@@ -35,8 +38,10 @@ class DittoConfig(AlgorithmSection):
 class Ditto(Algorithm):
     """v <- v - eta mean_i g_i(v) and x_i <- x_i - eta (g_i(x_i) + lambda (x_i - v)), both at v^t.
 
-    A client takes both gradients on one batch. The global v is one more row on every rank, with a
-    momentum of its own. `lambda=0` is Local; the larger lambda, the closer x_i stays to FedAvg's v.
+    A client takes both gradients on one batch. With several local steps, personal models are pulled in
+    every one of them, and v moves by the mean over clients of their plain gradient steps from v. The global
+    v is one more row on every rank, with a momentum of its own. `lambda=0` is Local; the larger lambda, the
+    closer x_i stays to FedAvg's v.
     Collaboration is fixed and equal: W is all ones.
     """
 
@@ -63,8 +68,17 @@ class Ditto(Algorithm):
             x_kd = x_cd[rows].mul_(1.0 - eta * self.lambda_).add_(v_1d, alpha=eta * self.lambda_)
             x_kd.add_(direction_kd, alpha=-eta)
 
-        losses_c = self.clients.gradients(t, on_rows_ready=step)
-        g_at_v_cd = self.clients.gradients_at(v_1d.expand_as(x_cd), self.every_c, t, "local")
+        def pull(points_kd: Tensor, gradients_kd: Tensor, rows_k: NDArray[np.int64]) -> None:
+            """Add the gradient of lambda/2 ||x_i - v||^2 in every local step."""
+            gradients_kd.add_(points_kd, alpha=self.lambda_).sub_(v_1d, alpha=self.lambda_)
+
+        if self.clients.several_steps:
+            losses_c = local_step(self.clients, t, adjust=pull)
+        else:
+            losses_c = self.clients.gradients(t, on_rows_ready=step)
+        g_at_v_cd = self.clients.gradients_at(
+            v_1d.expand_as(x_cd), self.every_c, t, "local", local_work=True
+        )
         # Alike on all ranks to the last bit, so every rank keeps the same v.
         mean_1d = self.exchange.all_reduce(self.mean_1n, g_at_v_cd)
         v_1d.add_(self.global_optimizer.direction(mean_1d), alpha=-eta)

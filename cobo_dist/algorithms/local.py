@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from cobo_dist.algorithms.base import (
+    Adjust,
     Algorithm,
     AlgorithmSection,
     Clients,
@@ -40,10 +41,10 @@ class Local(Algorithm):
         return RoundResult(local_step(self.clients, t))
 
 
-def local_step(clients: Clients, t: int) -> Tensor:
+def local_step(clients: Clients, t: int, adjust: Adjust | None = None) -> Tensor:
     """x_i <- x_i - eta g_i(x_i) for every client by itself; return the losses [c]."""
 
     def step(rows: slice) -> None:
         clients.x_cd[rows].add_(clients.direction(rows), alpha=-clients.eta(t))
 
-    return clients.gradients(t, on_rows_ready=step)
+    return clients.gradients(t, on_rows_ready=step, adjust=adjust)

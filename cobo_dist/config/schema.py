@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from cobo_dist.algorithms.cobo import CoBoConfig
 from cobo_dist.algorithms.registry import AlgorithmConfig
+from cobo_dist.clients.local_work import LocalWorkConfig
 from cobo_dist.clients.optimizers import OptimizerConfig
 from cobo_dist.comm.session import CommConfig
 from cobo_dist.errors import ConfigError
@@ -38,6 +39,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     algorithm: Annotated[AlgorithmConfig, Field(discriminator="name")] = CoBoConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    local: LocalWorkConfig = LocalWorkConfig()
     comm: CommConfig = CommConfig()
     log: LogConfig = LogConfig()
 
@@ -117,9 +119,16 @@ def check_across(config: Config) -> None:
     Raises:
         ConfigError: values that do not go together.
     """
-    for section in (config.algorithm, config.optimizer):
+    for section in (config.algorithm, config.optimizer, config.local):
         if message := section.contradiction():
             raise ConfigError(message)
+    if config.local.several_steps and config.algorithm.takes_one_step:
+        key = "epochs" if config.local.epochs else "steps"
+        raise ConfigError(
+            f"local.{key}={getattr(config.local, key)} does not serve algorithm.name="
+            f"{config.algorithm.name}, which compares gradients at one model; leave local.{key} at its "
+            "default"
+        )
     if config.comm.deterministic and config.run.engine == "vectorised":
         raise ConfigError(
             "comm.deterministic=true computes clients one by one, but run.engine=vectorised; "
