@@ -7,19 +7,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
-from cobo_dist.algorithms.base import (
-    Algorithm,
-    AlgorithmSection,
-    AlgorithmState,
-    Clients,
-    Exchange,
-    RoundResult,
-    RunContext,
-)
+from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
+from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.local import local_step
+from cobo_dist.lazy import Tensor
 from cobo_dist.maths.weights import Weights
+from cobo_dist.registry import register
 
 
 class DittoConfig(AlgorithmSection):
@@ -35,6 +29,7 @@ class DittoConfig(AlgorithmSection):
     )
 
 
+@register.algorithm("ditto")
 class Ditto(Algorithm):
     """v <- v - eta mean_i g_i(v) and x_i <- x_i - eta (g_i(x_i) + lambda (x_i - v)), both at v^t.
 
@@ -45,35 +40,41 @@ class Ditto(Algorithm):
     Collaboration is fixed and equal: W is all ones.
     """
 
-    user_notice = ""
+    Config = DittoConfig
+    title, color, marker, place = "Ditto", "#e6a700", "D", 4
+
     sums = "none"
 
     def __init__(
         self, config: DittoConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
-        self.lambda_, self.clients, self.exchange = config.lambda_, clients, exchange
-        self.weights = Weights(clients.ids, (0,) * context.clients)
+        super().__init__(config, clients, exchange, context)
         self.mean_1n = np.full((1, context.clients), 1.0 / context.clients)
         self.every_c = np.arange(len(clients.ids))
         self.v_1d = clients.start_rows(1)
         self.global_optimizer = clients.new_optimizer(self.v_1d)
 
+    def first_weights(self) -> Weights:
+        """Return all ones."""
+        return Weights(self.clients.ids, (0,) * self.context.clients, symmetric=True)
+
     def round(self, t: int) -> RoundResult:
         """Take the global step at the global model and the personal steps at the personal ones."""
         x_cd, v_1d, eta = self.clients.x_cd, self.v_1d, self.clients.eta(t)
+        pull, lambda_ = eta * self.config.lambda_, self.config.lambda_
 
         def step(rows: slice) -> None:
             """x_i (1 - eta lambda) + eta lambda v - eta g_i, in place."""
             direction_kd = self.clients.direction(rows)  # at x_i as it was
-            x_kd = x_cd[rows].mul_(1.0 - eta * self.lambda_).add_(v_1d, alpha=eta * self.lambda_)
+            x_kd = x_cd[rows].mul_(1.0 - pull).add_(v_1d, alpha=pull)
             x_kd.add_(direction_kd, alpha=-eta)
 
-        def pull(points_kd: Tensor, gradients_kd: Tensor, rows_k: NDArray[np.int64]) -> None:
+        def add_pull(points_kd: Tensor, gradients_kd: Tensor, rows_k: NDArray[np.int64]) -> None:
             """Add the gradient of lambda/2 ||x_i - v||^2 in every local step."""
-            gradients_kd.add_(points_kd, alpha=self.lambda_).sub_(v_1d, alpha=self.lambda_)
+            gradients_kd.add_(points_kd, alpha=lambda_).sub_(v_1d, alpha=lambda_)
 
         if self.clients.several_steps:
-            losses_c = local_step(self.clients, t, adjust=pull)
+            losses_c = local_step(self.clients, t, adjust=add_pull)
         else:
             losses_c = self.clients.gradients(t, on_rows_ready=step)
         g_at_v_cd = self.clients.gradients_at(

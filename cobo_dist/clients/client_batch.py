@@ -19,20 +19,10 @@ from cobo_dist.clients.engines import Batch, Engine, OneByOne, trained, with_aut
 from cobo_dist.clients.evaluation import Evaluator
 from cobo_dist.clients.graphs import GraphedPasses
 from cobo_dist.clients.learning_task import BatchSource, LearningTask
-from cobo_dist.clients.local_work import (
-    Batches,
-    LocalSchedule,
-    LocalWorkConfig,
-    Rows,
-    clip_rows,
-)
-from cobo_dist.clients.optimizers import (
-    Optimizer,
-    OptimizerConfig,
-    build_optimizer,
-    runs,
-    step_size,
-)
+from cobo_dist.clients.local_config import LocalWorkConfig
+from cobo_dist.clients.local_work import Batches, LocalSchedule, Rows, clip_rows
+from cobo_dist.clients.optimizer_config import OptimizerConfig
+from cobo_dist.clients.optimizers import Optimizer, build_optimizer, runs, step_size
 from cobo_dist.maths.flat import Layout, Scratch, empty_rows, to_device
 from cobo_dist.maths.host_copy import host_copies
 from cobo_dist.phase_timer import PhaseTimer

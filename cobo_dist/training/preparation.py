@@ -100,13 +100,8 @@ def refuse_unfit(config: Config, task: Task) -> None:
     algorithm, run = config.algorithm, config.run
     config.local.refuse_unfit(task.train_sizes(), task.batch_size)
     if algorithm.needs_clusters and task.clusters is None:
-        why = (
-            "in task.file no two clients share a centre; add the array clusters [n] to the file"
-            if task.name == "quadratic"
-            else f"task.name={task.name} knows none; choose another algorithm"
-        )
         raise ConfigError(
-            f"algorithm.name={algorithm.name} needs a task with known clusters, and {why}"
+            f"algorithm.name={algorithm.name} needs a task with known clusters, and {task.lack_clusters()}"
         )
     if run.engine not in ("auto", *task.engines):
         raise ConfigError(

@@ -282,7 +282,7 @@ def test_several_mistakes_are_counted() -> None:
             (
                 "algorithm.name='xyz'",
                 "local, fedavg, finetuned_fedavg, ditto, ifca, federated_clustering, "
-                "validation_based, oracle, cobo",
+                "validation_based, cobo, oracle",
             ),
         ),
         ("task.name=digit", ("task.name='digit'", "did you mean digits?")),

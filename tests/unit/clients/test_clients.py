@@ -18,7 +18,8 @@ from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.clients.engine_choice import ENGINES, fastest
 from cobo_dist.clients.engines import Engine, OneByOne
 from cobo_dist.clients.graphs import GraphedPasses
-from cobo_dist.clients.optimizers import OptimizerConfig, build_optimizer, step_size
+from cobo_dist.clients.optimizer_config import OptimizerConfig
+from cobo_dist.clients.optimizers import build_optimizer, step_size
 from cobo_dist.clients.vectorized import Vectorized
 from cobo_dist.maths.flat import Layout, empty_rows
 from cobo_dist.tasks.base import DataConfig
