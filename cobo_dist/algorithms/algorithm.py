@@ -74,6 +74,11 @@ class AlgorithmSection(Section):
         return False
 
     @property
+    def takes_one_step(self) -> bool:
+        """Whether it needs single gradients, so that clients take one local step a round."""
+        return False
+
+    @property
     def batch_streams(self) -> int:
         """How many streams of batches a client reads."""
         return 1

@@ -51,6 +51,10 @@ def sampled_rounds(rounds: int) -> list[tuple[int, int]]:
     return found
 
 
+Adjust = Callable[[Tensor, Tensor, NDArray[np.int64]], None]
+"""Changes the local gradients [k, d] at points [k, d] of the clients in some rows [k] of X, in place."""
+
+
 class Clients(Protocol):
     """This rank's clients."""
 
@@ -60,6 +64,7 @@ class Clients(Protocol):
     g_cd: Tensor  # the gradients just computed
     b_cd: Tensor  # floating buffers (BatchNorm's statistics)
     lr: float  # optimizer.lr, the peak of eta(t)
+    several_steps: bool  # whether clients may take more than one local step a round
 
     def eta(self, t: int) -> float:
         """Return the step size of round t."""
@@ -69,11 +74,14 @@ class Clients(Protocol):
         t: int,
         rows_e: NDArray[np.int64] | None = None,
         on_rows_ready: Callable[[slice], None] | None = None,
+        adjust: Adjust | None = None,
     ) -> Tensor:
         """Compute g_i(x_i) for every client, or for those in some rows; return their losses.
 
-        With all clients, `on_rows_ready` is called once for each slice of rows whose gradients are ready,
-        and may change these rows of X.
+        With several local steps, clients take them from x_i, and `g_cd` holds the sums of their directions.
+        `on_rows_ready` is called once for each slice of rows whose gradients are ready, and may change these
+        rows of X. `adjust(points, gradients, rows)` may change each local gradient [k, d] of the clients in
+        `rows` [k] before the optimizer sees it: FedProx adds mu (points - anchor).
         """
 
     def gradients_at(
@@ -84,10 +92,12 @@ class Clients(Protocol):
         stream: str,
         *,
         in_place: bool = False,
+        local_work: bool = False,
     ) -> Tensor:
         """Return g_i at other points [e, d], each on the data of the client in row `rows_e`.
 
-        `in_place`: the gradients may overwrite the points.
+        `in_place`: the gradients may overwrite the points. `local_work`: they train a model of no client, so
+        with several local steps each is the sum of the gradients along the steps from its point.
         """
 
     def losses_at(
@@ -106,7 +116,8 @@ class Clients(Protocol):
     def direction(self, rows: slice = slice(None)) -> Tensor:
         """Return the local optimizer's direction [c, d] for the gradients just computed, or for some.
 
-        It may read the models (weight decay), so call it before they change.
+        With several local steps it is their sum: x_i - eta times it is the model after them. It may read
+        the models (weight decay), so call it before they change.
         """
 
     def start_rows(self, count: int) -> Tensor:

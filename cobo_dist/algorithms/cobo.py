@@ -179,6 +179,9 @@ class CoBo(Algorithm):
     On the box both owners of a pair compute the same new weight, so W stays symmetric. On a simplex each
     owner changes its own row, and projects it once, after all pairs of the round: the order of the pairs
     then makes no difference.
+
+    With several local steps, the sum of their directions takes the place of g_i in the step. Alignments are
+    of single gradients at midpoints of x^t, and the penalty acts once a round, at x^t.
     """
 
     Config = CoBoConfig

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.algorithms.local import local_step
+from cobo_dist.lazy import Tensor
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
@@ -30,8 +33,10 @@ class DittoConfig(AlgorithmSection):
 class Ditto(Algorithm):
     """v <- v - eta mean_i g_i(v) and x_i <- x_i - eta (g_i(x_i) + lambda (x_i - v)), both at v^t.
 
-    A client takes both gradients on one batch. The global v is one more row on every rank, with a
-    momentum of its own. `lambda=0` is Local; the larger lambda, the closer x_i stays to FedAvg's v.
+    A client takes both gradients on one batch. With several local steps, personal models are pulled in
+    every one of them, and v moves by the mean over clients of their plain gradient steps from v. The global
+    v is one more row on every rank, with a momentum of its own. `lambda=0` is Local; the larger lambda, the
+    closer x_i stays to FedAvg's v.
     Collaboration is fixed and equal: W is all ones.
     """
 
@@ -56,7 +61,7 @@ class Ditto(Algorithm):
     def round(self, t: int) -> RoundResult:
         """Take the global step at the global model and the personal steps at the personal ones."""
         x_cd, v_1d, eta = self.clients.x_cd, self.v_1d, self.clients.eta(t)
-        pull = eta * self.config.lambda_
+        pull, lambda_ = eta * self.config.lambda_, self.config.lambda_
 
         def step(rows: slice) -> None:
             """x_i (1 - eta lambda) + eta lambda v - eta g_i, in place."""
@@ -64,8 +69,17 @@ class Ditto(Algorithm):
             x_kd = x_cd[rows].mul_(1.0 - pull).add_(v_1d, alpha=pull)
             x_kd.add_(direction_kd, alpha=-eta)
 
-        losses_c = self.clients.gradients(t, on_rows_ready=step)
-        g_at_v_cd = self.clients.gradients_at(v_1d.expand_as(x_cd), self.every_c, t, "local")
+        def add_pull(points_kd: Tensor, gradients_kd: Tensor, rows_k: NDArray[np.int64]) -> None:
+            """Add the gradient of lambda/2 ||x_i - v||^2 in every local step."""
+            gradients_kd.add_(points_kd, alpha=lambda_).sub_(v_1d, alpha=lambda_)
+
+        if self.clients.several_steps:
+            losses_c = local_step(self.clients, t, adjust=add_pull)
+        else:
+            losses_c = self.clients.gradients(t, on_rows_ready=step)
+        g_at_v_cd = self.clients.gradients_at(
+            v_1d.expand_as(x_cd), self.every_c, t, "local", local_work=True
+        )
         # Alike on all ranks to the last bit, so every rank keeps the same v.
         mean_1d = self.exchange.all_reduce(self.mean_1n, g_at_v_cd)
         v_1d.add_(self.global_optimizer.direction(mean_1d), alpha=-eta)

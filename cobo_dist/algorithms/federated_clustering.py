@@ -30,6 +30,11 @@ class FederatedClusteringConfig(AlgorithmSection):
         """Yes: their sizes are given."""
         return True
 
+    @property
+    def takes_one_step(self) -> bool:
+        """Yes: gradients at one model are compared."""
+        return True
+
     def comparisons(self, t: int, context: RunContext) -> float:
         """Around each client, all clients send a gradient and M distances."""
         return context.clients**2 * (1.0 + self.inner_rounds)
@@ -91,7 +96,9 @@ class FederatedClustering(Algorithm):
         points_ed = at_every_client(
             x_kd, c
         )  # e = kc: the first model at all clients, then the next
-        g_ed = clients.gradients_at(points_ed, np.tile(np.arange(c), k), t, "local")
+        g_ed = clients.gradients_at(
+            points_ed, np.tile(np.arange(c), k), t, "local", local_work=True
+        )
         g_kcd = g_ed.view(k, c, -1)
         within_kn = np.zeros((k, self.n), dtype=bool)
         v_kd = self.exchange.all_reduce(only_kn, self.own(group, g_ed)).clone()

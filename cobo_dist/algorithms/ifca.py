@@ -66,9 +66,10 @@ class Ifca(Algorithm):
 
     Every rank holds the K centers, not the n models; a client's personal model is the center it picked
     last. All centers are scored on the batch that the client then trains on, in evaluation mode.
-    BatchNorm's statistics belong to the center: the mean over the clients that trained it. The first
-    center starts at x^0, the others from other seeds. One center is FedAvg. w_ij is 1 for clients that
-    picked the same center.
+    With several local steps a center becomes the mean of its clients' models after them (the paper's model
+    averaging), and the optimizer's moments are the clients'. BatchNorm's statistics belong to the center:
+    the mean over the clients that trained it. The first center starts at x^0, the others from other seeds.
+    One center is FedAvg. w_ij is 1 for clients that picked the same center.
     """
 
     Config = IfcaConfig
@@ -127,7 +128,9 @@ class Ifca(Algorithm):
         counts_k = picked_kn.sum(axis=1)
         mean_kn = picked_kn / np.maximum(counts_k, 1)[:, None]
         mean_kd = self.exchange.all_reduce(mean_kn, self.clients.g_cd)
-        self.centers_kd.add_(self.optimizer.direction(mean_kd), alpha=-self.clients.eta(t))
+        if not self.clients.several_steps:
+            mean_kd = self.optimizer.direction(mean_kd)
+        self.centers_kd.add_(mean_kd, alpha=-self.clients.eta(t))
         if self.buffers_kd.shape[1]:
             trained_k1 = to_device(counts_k[:, None] > 0, self.buffers_kd.device)
             mean_kb = self.exchange.all_reduce(mean_kn, self.clients.b_cd)

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from cobo_dist.algorithms.algorithm import AlgorithmSection
 from cobo_dist.algorithms.registry import ALGORITHMS
+from cobo_dist.clients.local_config import LocalWorkConfig
 from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.comm.config import CommConfig
 from cobo_dist.errors import ConfigError
@@ -86,6 +87,7 @@ class Config(Section):
         "algorithm"
     )
     optimizer: OptimizerConfig = OptimizerConfig()
+    local: LocalWorkConfig = LocalWorkConfig()
     comm: CommConfig = CommConfig()
     log: LogConfig = LogConfig()
 
@@ -165,9 +167,16 @@ def check_across(config: Config) -> None:
     Raises:
         ConfigError: values that do not go together.
     """
-    for section in (config.algorithm, config.optimizer):
+    for section in (config.algorithm, config.optimizer, config.local):
         if message := section.contradiction():
             raise ConfigError(message)
+    if config.local.several_steps and config.algorithm.takes_one_step:
+        key = "epochs" if config.local.epochs else "steps"
+        raise ConfigError(
+            f"local.{key}={getattr(config.local, key)} does not serve algorithm.name="
+            f"{config.algorithm.name}, which compares gradients at one model; leave local.{key} at its "
+            "default"
+        )
     if config.comm.deterministic and config.run.engine == "vectorised":
         raise ConfigError(
             "comm.deterministic=true computes clients one by one, but run.engine=vectorised; "

@@ -107,7 +107,7 @@ class DryRun:
             ConfigError: more ranks than clients, a task that does not fit the config, or rounds with too
                 many comparisons to count.
         """
-        refuse_unfit(config.algorithm, config.run, task)
+        refuse_unfit(config, task)
         self.config, self.task = config, task
         self.n, self.rounds = clients or task.clients, max(1, config.run.rounds)
         self.clusters = task.clusters

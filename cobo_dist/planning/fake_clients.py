@@ -36,6 +36,7 @@ class FakeClients:
     """
 
     lr = 0.0
+    several_steps = False  # what is sent is the same
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class FakeClients:
         t: int,
         rows_e: Ints | None = None,
         on_rows_ready: Callable[[slice], None] | None = None,
+        adjust: Callable[[Tensor, Tensor, Ints], None] | None = None,
     ) -> Tensor:
         """Return losses of 0."""
         if on_rows_ready is not None:
@@ -85,6 +87,7 @@ class FakeClients:
         stream: str,
         *,
         in_place: bool = False,
+        local_work: bool = False,
     ) -> Tensor:
         """Return gradients that differ between clusters."""
         taken_s = self._note(rows_e)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -66,7 +66,7 @@ class DataConfig(Section):
 
     @property
     def examples_a_round(self) -> int:
-        """Examples of one client in a round of one local step."""
+        """Examples of one client in one local step."""
         return self.batch_size * self.accumulation
 
 
@@ -78,9 +78,14 @@ class Task(LearningTask, Protocol):
     names: tuple[str, ...] = ()  # of the clients; empty if they have none
     clusters: tuple[int, ...] | None  # the true cluster of each client, if known
     splits: tuple[str, ...]  # what can be evaluated
+    batch_size: int = 1  # training examples in one gradient of a client
     metrics: tuple[str, ...]  # of an evaluation: "loss" first, the one to compare runs by last
     notices: tuple[str, ...] = ()  # what a user should know of the data, a line each
     diagnoses: bool = False  # whether `diagnose` returns figures every round
+
+    def train_sizes(self) -> Sequence[int]:
+        """Return how many training examples each of all n clients has, [n]; here 1 each."""
+        return [1] * self.clients
 
     def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
         """Return one client's metrics from the sums over so many examples: their means."""

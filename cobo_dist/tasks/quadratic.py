@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cobo_dist.clients.batches import number_of
 from cobo_dist.clients.engine_choice import ENGINES
 from cobo_dist.clients.engines import Batch
 from cobo_dist.errors import ConfigError
@@ -58,7 +59,7 @@ class Quadratic(Task):
     splits: tuple[str, ...] = ("validation", "test")  # the same: there is only f_i
     diagnoses = True
     engines: tuple[str, ...] = tuple(ENGINES)
-    accumulation = 1  # a batch is the whole problem
+    batch_size = accumulation = 1  # a batch is the whole problem
 
     def __init__(self, config: QuadraticConfig, seed: int, dtype: torch.dtype) -> None:
         """Read the problem.
@@ -161,9 +162,11 @@ class QuadraticBatches:
         self.curvature_c = task._curvature[clients].to(device)
         self.no_noise_cd = torch.zeros_like(self.centers_cd)
 
-    def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
-        """Return centers [m, d], curvatures [m] and noise [m, d] of round t."""
-        noise_cd = self._noise(t, stream) if self.noise else self.no_noise_cd
+    def batch(
+        self, t: int, stream: str, rows: Tensor | None = None, part: int | None = None
+    ) -> Batch:
+        """Return centers [m, d], curvatures [m] and noise [m, d] of batch t, or of that part of epoch t."""
+        noise_cd = self._noise(number_of(t, part), stream) if self.noise else self.no_noise_cd
         if rows is None:
             return self.centers_cd, self.curvature_c, noise_cd
         rows = to_device(rows, self.centers_cd.device)

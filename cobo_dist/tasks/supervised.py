@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cobo_dist.clients.batches import BatchIndices
+from cobo_dist.clients.batches import BatchIndices, number_of
 from cobo_dist.clients.engine_choice import ENGINES
 from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.learning_task import BatchSource
@@ -143,14 +143,24 @@ class ExampleBatches:
             if data.augment and examples.are_images:
                 self.views[stream] = Augmentation(seed, stream, clients, examples.inputs)
 
-    def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
-        """Return inputs [m, B, ...], targets [m, B] and, with dropout, a mask [m, B, features] of round t."""
-        indices_mb, clients_m = self.streams[stream].batch(t), self.clients
+    def batch(
+        self, t: int, stream: str, rows: Tensor | None = None, part: int | None = None
+    ) -> Batch:
+        """Return inputs [m, B, ...], targets [m, B] and, with dropout, a mask [m, B, features] of batch t.
+
+        With `part`, of that batch of epoch t.
+        """
+        numbers, clients_m = self.streams[stream], self.clients
         which = None if rows is None else rows.tolist()
+        if part is not None:
+            indices_mb = numbers.part(t, part, range(len(self.ids)) if which is None else which)
+        elif rows is None:
+            indices_mb = numbers.batch(t)
+        else:
+            indices_mb = numbers.batch(t).index_select(0, to_device(rows, clients_m.device))
         if rows is not None:
-            there = to_device(rows, clients_m.device)
-            indices_mb = indices_mb.index_select(0, there)
-            clients_m = clients_m.index_select(0, there)
+            clients_m = clients_m.index_select(0, to_device(rows, clients_m.device))
+        t = number_of(t, part)
         examples = self.examples
         targets = examples.labels_of[clients_m[:, None], examples.targets[indices_mb]]
         if stream in self.views:
@@ -199,7 +209,7 @@ class Classification(Task):
         self.pools = loaded.pools and [loaded.pools[client] for client in order]
         self.data, self.seed, self.dtype = data, seed, dtype
         self.model_config, self.clients = model, len(order)
-        self.accumulation = data.accumulation
+        self.batch_size, self.accumulation = data.examples_a_round, data.accumulation
         self.channels_last = self.examples.are_images and self.examples.channels_last
         # A split in which a client has no examples cannot be evaluated.
         self.splits = tuple(n for n in ("validation", "test") if all(map(len, self.split_of[n])))
@@ -248,6 +258,10 @@ class Classification(Task):
             "loss": nn.functional.cross_entropy(logits, targets, reduction="sum"),
             "accuracy": (logits.argmax(dim=1) == targets).sum(),
         }
+
+    def train_sizes(self) -> list[int]:
+        """Return how many training examples each client has."""
+        return [len(own) for own in self.split_of["train"]]
 
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""

@@ -125,6 +125,7 @@ def build_learner(config: Config, session: Session, problem: Problem, timer: Pha
         rounds=run.rounds,
         skips_bad=run.on_nan == "skip_client",
         graphs=run.cuda_graphs == "auto" and not comm.deterministic,
+        local=config.local,
         timer=timer,
     )
     exchange = Exchange(

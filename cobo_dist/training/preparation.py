@@ -10,7 +10,6 @@ from functools import partial
 
 import torch
 
-from cobo_dist.algorithms.algorithm import AlgorithmSection
 from cobo_dist.checkpoint import resume
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
@@ -74,7 +73,7 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
         dtype = getattr(torch, config.run.dtype)
         task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
         placement = Placement.contiguous(task.clients, launch.world_size)
-        refuse_unfit(config.algorithm, config.run, task)
+        refuse_unfit(config, task)
         if checks_folder:
             refuse_unusable_folder(config, launch)
         data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
@@ -101,12 +100,14 @@ def refuse_unusable_folder(config: Config, launch: Launch) -> None:
     resume.refuse_unusable(config.run, folder, partial(resume_differences, config), launch)
 
 
-def refuse_unfit(algorithm: AlgorithmSection, run: RunConfig, task: Task) -> None:
-    """Check that the task has what algorithm, engine and evaluation need.
+def refuse_unfit(config: Config, task: Task) -> None:
+    """Check that the task has what algorithm, engine, local work and evaluation need.
 
     Raises:
-        ConfigError: it lacks clusters, validation data, the engine or a split.
+        ConfigError: it lacks clusters, validation data, the engine, a split or examples.
     """
+    algorithm, run = config.algorithm, config.run
+    config.local.refuse_unfit(task.train_sizes(), task.batch_size)
     if algorithm.needs_clusters and task.clusters is None:
         raise ConfigError(
             f"algorithm.name={algorithm.name} needs a task with known clusters, and {task.lack_clusters()}"
