@@ -97,6 +97,10 @@ class Task(LearningTask, Protocol):
         """Say why `split` is not among `splits`, and what helps."""
         return f"task.name={self.name} has only {', '.join(self.splits)} data"
 
+    def lack_clusters(self) -> str:
+        """Say why `clusters` is None, and what helps."""
+        return f"task.name={self.name} knows none; choose another algorithm"
+
     def save(self, state: Mapping[str, Tensor], path: Path) -> None:
         """Write one client's model atomically at `path`, to which the task adds a suffix."""
         from safetensors.torch import save_file

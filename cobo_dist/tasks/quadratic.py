@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,19 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
-from cobo_dist.settings import Section, Text
-from cobo_dist.tasks.base import Task
+from cobo_dist.registry import register
+from cobo_dist.settings import Text
+from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.npz import read_arrays
+from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 
-class QuadraticConfig(Section):
+@register.task("quadratic")
+class QuadraticConfig(TaskSection):
     """Quadratic losses around given centers (Example 2)."""
+
+    model_kind: ClassVar = "none"
+    splits: ClassVar = ("test",)
 
     name: Literal["quadratic"] = "quadratic"
     file: Text = Field(
@@ -38,6 +44,10 @@ class QuadraticConfig(Section):
     noise: float = Field(
         0.0, ge=0, description="standard deviation of the gradient noise in each coordinate"
     )
+
+    def build(self, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype) -> Task:
+        """Read the problem; it is its own model."""
+        return Quadratic(self, seed, dtype)
 
 
 class Quadratic(Task):
@@ -131,6 +141,10 @@ class Quadratic(Task):
             "consensus_distance": total / pairs if pairs else 0.0,
             "gradient_norm": float(np.square(gradients).sum(axis=1).mean()),
         }
+
+    def lack_clusters(self) -> str:
+        """Say why `clusters` is None, and what helps."""
+        return "in task.file no two clients share a centre; add the array clusters [n] to the file"
 
     def fingerprint(self) -> str:
         """Return a digest of the problem."""

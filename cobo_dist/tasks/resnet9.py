@@ -8,13 +8,15 @@ from pydantic import Field
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import nn, torch
-from cobo_dist.settings import Section
+from cobo_dist.registry import register
+from cobo_dist.tasks.sections import ModelSection
 
 
-class Resnet9Config(Section):
+@register.model("resnet9")
+class Resnet9Config(ModelSection):
     """ResNet-9: eight 3x3 convolutions, two residual blocks, one linear layer."""
 
-    MIN_PIXELS: ClassVar = 8  # of a side: after three poolings by 2, one is left
+    min_pixels: ClassVar = 8  # of a side: after three poolings by 2, one is left
 
     name: Literal["resnet9"] = "resnet9"
     width: int = Field(
@@ -30,10 +32,9 @@ class Resnet9Config(Section):
         0.2, ge=0, lt=1, description="share of features dropped before the classifier, in training"
     )
 
-    @property
-    def features(self) -> int:
-        """Number of inputs of the linear layer."""
-        return 8 * self.width
+    def dropped_features(self) -> tuple[float, int]:
+        """Return the dropout before the linear layer, and the number of its inputs."""
+        return self.dropout, 8 * self.width
 
     def build(self, shape: torch.Size, classes: int) -> nn.Module:
         """Return the network for images of `shape` [channels, H, W], not yet initialized.

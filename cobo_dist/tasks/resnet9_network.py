@@ -22,7 +22,7 @@ class ResNet9(nn.Module):
         self.conv3, self.conv4 = self._conv(2 * w, 4 * w), self._conv(4 * w, 8 * w)
         self.residual2 = nn.Sequential(self._conv(8 * w, 8 * w), self._conv(8 * w, 8 * w))
         self.pool = nn.MaxPool2d(2)
-        self.classifier = nn.Linear(config.features, classes)
+        self.classifier = nn.Linear(8 * w, classes)
 
     def _conv(self, inputs: int, outputs: int) -> nn.Sequential:
         if self.config.norm == "group":

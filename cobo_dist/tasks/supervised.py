@@ -16,20 +16,19 @@ from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
-from cobo_dist.settings import Section
 from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.held_out import explain_lack
-from cobo_dist.tasks.models import ClassifierConfig, build_model, dropout_of
+from cobo_dist.tasks.models import build_model
+from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 Splits = Mapping[str, Sequence[Tensor]]
 """For "train", "validation" and "test" the example indices of each client."""
 
 
-class ClassificationConfig(Section):
+class ClassificationConfig(TaskSection):
     """Labeled examples that are split over clients in clusters."""
 
-    name: str
     order: Literal["clusters", "shuffled"] = Field(
         "clusters",
         description="how clients are numbered: cluster by cluster (paper), or in a random order, as if the "
@@ -42,7 +41,11 @@ class ClassificationConfig(Section):
         Raises:
             ConfigError: missing or malformed data, or too few examples for so many clients.
         """
-        raise NotImplementedError
+        raise TypeError(f"task.name={self.name} has no method load(data, seed, dtype)")
+
+    def build(self, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype) -> Task:
+        """Return the task over the loaded examples."""
+        return Classification(self, model, data, seed, dtype)
 
     def client_order(self, clients: int, seed: int) -> list[int]:
         """Return which client, counted cluster by cluster, has the id 0, 1, ..."""
@@ -175,7 +178,7 @@ class Classification(Task):
     def __init__(
         self,
         config: ClassificationConfig,
-        model: ClassifierConfig,
+        model: ModelSection,
         data: DataConfig,
         seed: int,
         dtype: torch.dtype,
@@ -249,7 +252,7 @@ class Classification(Task):
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""
         self._move_to(device)
-        train, dropout = self.split_of["train"], dropout_of(self.model_config)
+        train, dropout = self.split_of["train"], self.model_config.dropped_features()
         return ExampleBatches(self.examples, train, clients, self.seed, self.data, dropout)
 
     def validation(

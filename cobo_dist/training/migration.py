@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cobo_dist.algorithms.base import Algorithm
+from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.config import CommConfig
 from cobo_dist.comm.placement import Placement
