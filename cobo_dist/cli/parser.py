@@ -18,6 +18,12 @@ from cobo_dist.errors import (
 )
 
 
+def program(command: str) -> str:
+    """Return how to start a command: `cobo-COMMAND` where a script is running, else `python -m ...`."""
+    by_script = os.path.basename(sys.argv[0]).startswith("cobo-")
+    return f"cobo-{command}" if by_script else f"python -m cobo_dist.{command}"
+
+
 class CommandParser(argparse.ArgumentParser):
     """Parser of `python -m cobo_dist.COMMAND`, which refuses wrong options in one line."""
 
@@ -28,7 +34,7 @@ class CommandParser(argparse.ArgumentParser):
         epilog: str,
         usage: str,
     ) -> None:
-        prog = f"python -m cobo_dist.{command}"
+        prog = program(command)
         super().__init__(
             prog=prog,
             usage=f"{prog} {usage}",

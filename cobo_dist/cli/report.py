@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cobo_dist.cli.parser import program
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 from cobo_dist.terminal import open_console, safe_terminal
 
@@ -109,7 +110,7 @@ def _list_files(out: Path, files: list[Path]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m cobo_dist.report",
+        prog=program("report"),
         description="Turn run folders into tables and figures.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -9,13 +9,11 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from cobo_dist.lazy import nn, torch
 from cobo_dist.registry import class_of, register, takes
 from cobo_dist.settings import Section
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from cobo_dist.tasks.base import DataConfig, Task
 
 
