@@ -25,7 +25,7 @@ def describe_keys() -> str:
                 if section in VARIANTS and key == f"{section}.name":
                     continue
                 lines += [f"  {line}" for line in _described(key, info)]
-    return "\n".join(lines).strip()
+    return "\n".join(lines).strip("\n")
 
 
 def _kinds(section: str, field: FieldInfo) -> list[Any]:

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.flat import numbers_at_once, to_device
 
 Floats = NDArray[np.float64]
