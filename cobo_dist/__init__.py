@@ -1,3 +1,54 @@
-"""cobo_dist: CoBo, collaborative learning via bilevel optimization, on torch.distributed."""
+"""cobo_dist: CoBo, collaborative learning via bilevel optimization, on torch.distributed.
+
+`import cobo_dist` imports nothing else; each name of the API is imported when it is first used.
+docs/EXTENDING.md shows how to add an algorithm, a statistic, a task or a model of your own.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cobo_dist.algorithms.algorithm import Algorithm as Algorithm
+    from cobo_dist.algorithms.algorithm import AlgorithmSection as AlgorithmSection
+    from cobo_dist.algorithms.algorithm import Finding as Finding
+    from cobo_dist.algorithms.base import AlgorithmState as AlgorithmState
+    from cobo_dist.algorithms.base import RoundResult as RoundResult
+    from cobo_dist.algorithms.base import WeightUpdates as WeightUpdates
+    from cobo_dist.maths.weights import Weights as Weights
+    from cobo_dist.registry import register as register
+    from cobo_dist.settings import Section as Section
+    from cobo_dist.tasks.base import Task as Task
+    from cobo_dist.tasks.sections import ModelSection as ModelSection
+    from cobo_dist.tasks.sections import TaskSection as TaskSection
 
 __version__ = "0.1.0"
+
+_MODULE_OF = {
+    "Algorithm": "cobo_dist.algorithms.algorithm",
+    "AlgorithmSection": "cobo_dist.algorithms.algorithm",
+    "AlgorithmState": "cobo_dist.algorithms.base",
+    "Finding": "cobo_dist.algorithms.algorithm",
+    "ModelSection": "cobo_dist.tasks.sections",
+    "RoundResult": "cobo_dist.algorithms.base",
+    "Section": "cobo_dist.settings",
+    "Task": "cobo_dist.tasks.base",
+    "TaskSection": "cobo_dist.tasks.sections",
+    "WeightUpdates": "cobo_dist.algorithms.base",
+    "Weights": "cobo_dist.maths.weights",
+    "register": "cobo_dist.config.schema",  # with all kinds
+}
+"""The public API, and the module that has each name."""
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'cobo_dist' has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -44,16 +44,23 @@ _loaded: dict[str, Plugin] = {}
 
 
 def load_plugins(names: Sequence[str], beside: Path | None = None) -> None:
-    """Load plug-ins, and those of installed packages, unless they are loaded as they are now.
+    """Load the plug-ins of a config, and those of installed packages; forget those of another config.
 
-    A file that is missing is looked for among the copies beside a run's config, in the folder `beside`.
+    A plug-in that is loaded as it is now stays. A file that is missing is looked for among the copies beside
+    a run's config, in the folder `beside`.
 
     Raises:
         ConfigError: a plug-in is missing, named twice, or cannot be loaded.
     """
-    for point in _installed():
-        if point.value not in _loaded:
-            _load(point.value, _import_entry_point, point, f"the installed plug-in {point.name}")
+    installed = {point.value: point for point in _installed()}
+    for name in [
+        name for name in _loaded if name not in installed and not _is_current(name, names)
+    ]:
+        register.forget(name)
+        del _loaded[name]
+    for name, point in installed.items():
+        if name not in _loaded:
+            _load(name, _import_entry_point, point, f"the installed plug-in {point.name}")
     stems: dict[str, str] = {}
     for name in names:
         other = stems.setdefault(Path(name).name, name)
@@ -61,14 +68,12 @@ def load_plugins(names: Sequence[str], beside: Path | None = None) -> None:
             raise ConfigError(
                 f"plugins names {other} and {name}; give each plug-in once, by a name of its own"
             )
+        if name in _loaded:
+            continue
         if _is_path(name):
-            file = _find(name, beside)
-            digest = _digest(file)
-            if name not in _loaded or _loaded[name].digest != digest:
-                register.forget(name)
-                _load(name, _import_file, file, f"plug-in {name}")
-        elif name not in _loaded:
-            _load(name, importlib.import_module, name, f"plug-in {name}")
+            _load(name, _import_file, _find(name, beside), f"plug-in {name}")
+        else:
+            _load(name, _import_module, name, f"plug-in {name}")
 
 
 def loaded_plugins(names: Iterable[str]) -> list[Plugin]:
@@ -84,6 +89,11 @@ def place_in_plugin(error: BaseException) -> str:
         f"{files[one.filename]}, line {one.lineno}" for one in frames if one.filename in files
     ]
     return places[-1] if places else ""
+
+
+def _is_current(name: str, names: Sequence[str]) -> bool:
+    """Return whether a loaded plug-in is among `names` and its file is as it was."""
+    return name in names and _loaded[name].digest == _digest(_loaded[name].file)
 
 
 def _load(name: str, load: object, argument: object, what: str) -> None:
@@ -163,6 +173,12 @@ def _import_file(file: Path) -> object:
         del sys.modules[name]
         raise
     return module
+
+
+def _import_module(name: str) -> object:
+    """Import a module, again if it was imported before: what it registered was forgotten."""
+    module = sys.modules.get(name)
+    return importlib.import_module(name) if module is None else importlib.reload(module)
 
 
 def _import_entry_point(point: EntryPoint) -> object:

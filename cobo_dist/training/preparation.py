@@ -17,6 +17,7 @@ from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import ConfigError
+from cobo_dist.plugins import load_plugins
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage.owner_record import STALE_SECONDS, await_verdict, refuse_living
 from cobo_dist.storage.run_dir import RunDir
@@ -66,6 +67,7 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
     Rank 0 also checks whether the run folder can be used, unless `with_folder` is false.
     """
     try:
+        load_plugins(config.plugins)  # another config may have been loaded meanwhile
         checks_folder = launch.rank == 0 and with_folder
         epoch = await_verdict(config.run_dir) if checks_folder else 0
         if checks_folder:
