@@ -52,8 +52,8 @@ class CommConfig(Section):
     backend: Literal["auto", "nccl", "gloo", "mpi"] = Field(
         "auto",
         description="nccl for CUDA devices, gloo for CPUs; auto takes the one that fits the device. "
-        "mpi: the MPI of the mpirun that starts the ranks (extra mpi). gloo and mpi carry models of CUDA "
-        "devices through memory of the CPU, so ranks may share a GPU",
+        "mpi: the MPI of the mpirun that starts the ranks (extra mpi). gloo, and an MPI that is not "
+        "CUDA-aware, carry models of CUDA devices through memory of the CPU. Ranks may share a GPU with both",
     )
     dtype: Literal["model", "bfloat16"] = Field(
         "model",
@@ -201,10 +201,10 @@ def open_session(
         return
     if config.backend == "mpi":
         with open_mpi(launch, config.timeout) as mpi:
-            checked = _checked(through_cpu(mpi, device), config)
-            session = Session(
-                launch, device, checked, mpi.world.library, mpi.announce_failure, guard=guard
-            )
+            aware = mpi.world.is_cuda_aware
+            checked = _checked(mpi if aware else through_cpu(mpi, device), config)
+            library = f"{mpi.world.library}{', on memory of GPUs' if aware else ''}"
+            session = Session(launch, device, checked, library, mpi.announce_failure, guard=guard)
             session.liveness.hosts = _all_hosts(checked)
             yield session
         return
