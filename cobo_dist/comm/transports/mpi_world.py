@@ -35,10 +35,10 @@ class MpiWorld:
     mpi: Any  # mpi4py.MPI
     comm: Any  # for models and records
     exit_comm: Any  # for the exit barrier alone, so that no other call can match it
-    is_cuda_aware: bool = False  # it sends from and receives into memory of a GPU
     code: int = EXIT_FAILED  # a process that ends without `exit_barrier` has failed
     unfinished: set[object] = field(default_factory=set)
     """Messages in flight. Their buffers must stay alive, and MPI_Finalize may wait for them."""
+    is_cuda_aware: bool = False  # it sends from and receives into memory of a GPU
 
     @property
     def library(self) -> str:
@@ -82,7 +82,7 @@ def start_mpi(reason: str) -> MpiWorld:
             )
         everyone: Any = mpi.COMM_WORLD
         aware = any(map(is_cuda_aware, loaded_libraries("libmpi")))
-        _world = MpiWorld(mpi, everyone.Dup(), everyone.Dup(), aware)
+        _world = MpiWorld(mpi, everyone.Dup(), everyone.Dup(), is_cuda_aware=aware)
         atexit.register(_wait_for_all_ranks, _world)
     return _world
 

@@ -54,7 +54,7 @@ def transport(aware: bool) -> tuple[MpiTransport, FakeComm]:
         BYTE="byte", buffer=SimpleNamespace(fromaddress=lambda address, size: (address, size))
     )
     comm = FakeComm()
-    return MpiTransport(MpiWorld(mpi, comm, comm, aware), comm, 1.0), comm
+    return MpiTransport(MpiWorld(mpi, comm, comm, is_cuda_aware=aware), comm, 1.0), comm
 
 
 def test_memory_of_a_gpu_is_posted_once_its_work_is_done() -> None:
