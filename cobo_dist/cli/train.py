@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cobo_dist import __version__
 from cobo_dist.cli.launch import start
@@ -14,11 +15,12 @@ from cobo_dist.comm.startup.launch_env import guess_rank
 from cobo_dist.comm.startup.start_guard import StartGuard
 from cobo_dist.config import describe_keys, load_config
 from cobo_dist.errors import EXIT_DONE, ConfigError, RunFailure
-from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.storage.schema import FIGURES_DIR
 from cobo_dist.terminal import safe_terminal
-from cobo_dist.training.build import run
 from cobo_dist.training.signals import Signals
+
+if TYPE_CHECKING:
+    from cobo_dist.storage.run_dir import RunDir
 
 USAGE = "[--config FILE.yaml] [--show-run-dir] [key.path=value ...]"
 ABOUT = """\
@@ -66,6 +68,9 @@ def _train(argv: Sequence[str] | None, rank: int, guard: StartGuard) -> int:
         launch = start()
         rank = guard.rank = launch.rank
         config = load_config(options.config, options.settings)
+        # It imports torch, which help and refusals need not wait for.
+        from cobo_dist.training.build import run
+
         return run(config, launch, guard, _draw if config.log.figures else None)
     except (ConfigError, RunFailure) as error:
         guard.close()  # launchers send SIGTERM to the other ranks when one fails

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import torch
 from cobo_dist.maths import seeds
+from cobo_dist.registry import register
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.supervised import ClassificationConfig, ClientExamples, Examples
 
 CLASSES = 10
 
 
+@register.task("digits")
 class DigitsConfig(ClassificationConfig):
     """Handwritten digits in clusters with permuted labels."""
 

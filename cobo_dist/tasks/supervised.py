@@ -7,31 +7,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
 from cobo_dist.clients.engine_choice import ENGINES
 from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.learning_task import BatchSource
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
-from cobo_dist.settings import Section
 from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.held_out import explain_lack
-from cobo_dist.tasks.models import ClassifierConfig, build_model, dropout_of
+from cobo_dist.tasks.models import build_model
+from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 Splits = Mapping[str, Sequence[Tensor]]
 """For "train", "validation" and "test" the example indices of each client."""
 
 
-class ClassificationConfig(Section):
+class ClassificationConfig(TaskSection):
     """Labeled examples that are split over clients in clusters."""
 
-    name: str
     order: Literal["clusters", "shuffled"] = Field(
         "clusters",
         description="how clients are numbered: cluster by cluster (paper), or in a random order, as if the "
@@ -44,7 +41,11 @@ class ClassificationConfig(Section):
         Raises:
             ConfigError: missing or malformed data, or too few examples for so many clients.
         """
-        raise NotImplementedError
+        raise TypeError(f"task.name={self.name} has no method load(data, seed, dtype)")
+
+    def build(self, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype) -> Task:
+        """Return the task over the loaded examples."""
+        return Classification(self, model, data, seed, dtype)
 
     def client_order(self, clients: int, seed: int) -> list[int]:
         """Return which client, counted cluster by cluster, has the id 0, 1, ..."""
@@ -65,7 +66,7 @@ class Examples:
     inputs: Tensor
     targets: Tensor  # int64 [N]
     labels_of: Tensor  # int64 [n, classes]
-    dtype: torch.dtype = torch.float32  # of a batch
+    dtype: torch.dtype  # of a batch
     channels_last: bool = False  # memory format of a batch of images
 
     @property
@@ -177,7 +178,7 @@ class Classification(Task):
     def __init__(
         self,
         config: ClassificationConfig,
-        model: ClassifierConfig,
+        model: ModelSection,
         data: DataConfig,
         seed: int,
         dtype: torch.dtype,
@@ -237,21 +238,21 @@ class Classification(Task):
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
         """Return the mean cross-entropy of a batch (inputs, targets, and a dropout mask if any)."""
         inputs, targets, *masks = batch
-        return F.cross_entropy(_at_least_single(model(inputs, *masks)), targets)
+        return nn.functional.cross_entropy(_at_least_single(model(inputs, *masks)), targets)
 
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return the sums of cross-entropy and of correct answers over a batch (inputs, targets)."""
         inputs, targets = batch
         logits = _at_least_single(model(inputs))
         return {
-            "loss": F.cross_entropy(logits, targets, reduction="sum"),
+            "loss": nn.functional.cross_entropy(logits, targets, reduction="sum"),
             "accuracy": (logits.argmax(dim=1) == targets).sum(),
         }
 
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""
         self._move_to(device)
-        train, dropout = self.split_of["train"], dropout_of(self.model_config)
+        train, dropout = self.split_of["train"], self.model_config.dropped_features()
         return ExampleBatches(self.examples, train, clients, self.seed, self.data, dropout)
 
     def validation(
