@@ -15,8 +15,8 @@ class CommConfig(Section):
     backend: Literal["auto", "nccl", "gloo", "mpi"] = Field(
         "auto",
         description="nccl for CUDA devices, gloo for CPUs; auto takes the one that fits the device. "
-        "mpi: the MPI of the mpirun that starts the ranks (extra mpi). gloo and mpi carry models of CUDA "
-        "devices through memory of the CPU, so ranks may share a GPU",
+        "mpi: the MPI of the mpirun that starts the ranks (extra mpi). gloo, and an MPI that is not "
+        "CUDA-aware, carry models of CUDA devices through memory of the CPU. Ranks may share a GPU with both",
     )
     dtype: Literal["model", "bfloat16"] = Field(
         "model",

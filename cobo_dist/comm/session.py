@@ -150,10 +150,10 @@ def open_session(
         return
     if config.backend == "mpi":
         with open_mpi(launch, config.timeout) as mpi:
-            checked = _checked(through_cpu(mpi, device), config)
-            session = Session(
-                launch, device, checked, mpi.world.library, mpi.announce_failure, guard=guard
-            )
+            aware = mpi.world.is_cuda_aware
+            checked = _checked(mpi if aware else through_cpu(mpi, device), config)
+            library = f"{mpi.world.library}{', on memory of GPUs' if aware else ''}"
+            session = Session(launch, device, checked, library, mpi.announce_failure, guard=guard)
             session.liveness.hosts = _all_hosts(checked)
             yield session
         return

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,8 @@ import torch
 from pool import RankPool
 from problems import models, train_with, write_quadratic
 
-from cobo_dist.algorithms.base import Algorithm, RoundResult
+from cobo_dist.algorithms.algorithm import Algorithm
+from cobo_dist.algorithms.base import RoundResult
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.comm.session import CommConfig, Session, open_session
 from cobo_dist.comm.startup.launch_env import Launch
@@ -33,11 +33,10 @@ def ring(n: int) -> np.ndarray:
 class Gossip(Algorithm):
     """A local step, then x_i <- 3/4 x_i + 1/4 x_(i-1)."""
 
-    user_notice = ""
-
-    def __init__(self, config: Any, clients: Any, exchange: Any, context: Any) -> None:
-        self.clients, self.exchange = clients, exchange
-        self.weights = Weights.of_rows(clients.ids, ring(context.clients)[list(clients.ids)])
+    def first_weights(self) -> Weights:
+        """Return this rank's rows of the ring."""
+        mine = list(self.clients.ids)
+        return Weights.of_rows(mine, ring(self.context.clients)[mine])
 
     def round(self, t: int) -> RoundResult:
         """Step, then mix."""
@@ -50,9 +49,10 @@ class Gossip(Algorithm):
 class Claiming(Gossip):
     """Says that the ring is symmetric."""
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
-        self.weights.symmetric = True
+    def first_weights(self) -> Weights:
+        """Return this rank's rows of the ring."""
+        mine = list(self.clients.ids)
+        return Weights.of_rows(mine, ring(self.context.clients)[mine], symmetric=True)
 
 
 class Skipping(Gossip):
@@ -114,15 +114,20 @@ def checked_gossip(session: Session, arguments: list[str], algorithm: type[Gossi
 @pytest.mark.parametrize(
     ("algorithm", "ranks", "words"),
     [
-        (Gossip, 2, ""),
-        (
+        pytest.param(Gossip, 2, "", id="right"),
+        pytest.param(
             Claiming, 1,
             r"rank 0, exchange.mix at test_gossip.py:\d+: .* w\[1, 0\] is 0.25 and w\[0, 1\] is 0;",
+            id="claims on 1 rank",
         ),
-        (Claiming, 4, r"exchange.mix at test_gossip.py:\d+: the weights say symmetric=True"),
-        (
+        pytest.param(
+            Claiming, 4, r"exchange.mix at test_gossip.py:\d+: the weights say symmetric=True",
+            id="claims on 4 ranks",
+        ),
+        pytest.param(
             Skipping, 2,
             r"rank 0 calls exchange.mix at test_gossip.py:\d+, but rank 1 begins round 4 at trainer.py",
+            id="skips",
         ),
     ],
 )  # fmt: skip
