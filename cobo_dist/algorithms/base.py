@@ -113,11 +113,11 @@ class Clients(Protocol):
         self,
         points_kd: Tensor,
         buffers_kd: Tensor,
-        rows_e: NDArray[np.int64],
         t: int,
         batch_size: int,
+        rows_e: NDArray[np.int64] | None = None,
     ) -> Tensor:
-        """Return the losses [e, k] of k models on validation batches of some clients, as `losses_at`."""
+        """Return the losses [c, k] of k models on validation batches of all clients, or of some [e, k]."""
 
     def direction(self, rows: slice = slice(None)) -> Tensor:
         """Return the local optimizer's direction [c, d] for the gradients just computed, or for some.

@@ -118,7 +118,7 @@ class ValidationBased(Algorithm):
                 x_kd = x_kd.clone()  # the second `all_reduce` may reuse the memory of the first
                 b_kb = self.exchange.all_reduce(only_kn, clients.b_cd)
             parts.append(
-                clients.validation_losses_at(x_kd, b_kb, rows_e, t, self.config.batch_size)
+                clients.validation_losses_at(x_kd, b_kb, t, self.config.batch_size, rows_e)
             )
         return torch.cat(parts, dim=1).cpu().numpy()
 

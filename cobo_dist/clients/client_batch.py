@@ -381,15 +381,22 @@ class ClientBatch:
 
     @torch.no_grad()
     def validation_losses_at(
-        self, points_kd: Tensor, buffers_kd: Tensor, rows_e: Rows, t: int, batch_size: int
+        self,
+        points_kd: Tensor,
+        buffers_kd: Tensor,
+        t: int,
+        batch_size: int,
+        rows_e: Rows | None = None,
     ) -> Tensor:
-        """Return the losses [e, k] of k models on round t's `batch_size` validation examples.
+        """Return the losses [c, k] of k models on round t's `batch_size` validation examples.
 
-        As `losses_at`, each of the clients on its own validation data.
+        As `losses_at`, for all clients or those in `rows_e` [e, k], each on its own validation data.
         """
         if batch_size not in self._validation:
             self._validation = {batch_size: self.task.validation(self.ids, self.device, batch_size)}
-        batch = self._validation[batch_size].batch(t, "validation", torch.from_numpy(rows_e))
+        batch = self._validation[batch_size].batch(
+            t, "validation", None if rows_e is None else torch.from_numpy(rows_e)
+        )
         return self._losses(points_kd, buffers_kd, batch)
 
     def _losses(self, points_kd: Tensor, buffers_kd: Tensor, batch: Batch) -> Tensor:

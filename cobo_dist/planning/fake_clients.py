@@ -114,11 +114,16 @@ class FakeClients:
         return (own_e[:, None] != torch.arange(count)).double()
 
     def validation_losses_at(
-        self, points_kd: Tensor, buffers_kd: Tensor, rows_e: Ints, t: int, batch_size: int
+        self,
+        points_kd: Tensor,
+        buffers_kd: Tensor,
+        t: int,
+        batch_size: int,
+        rows_e: Ints | None = None,
     ) -> Tensor:
         """Return losses of which no two are equal, as in a real run."""
         self._scored += 1
-        shape = len(rows_e), len(points_kd)
+        shape = len(self.ids if rows_e is None else rows_e), len(points_kd)
         name = seeds.key(0, "fake losses", self._scored)
         return seeds.uniforms(name, shape[0] * shape[1]).view(shape)
 

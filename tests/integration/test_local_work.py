@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from dense_local_work import DenseFedAvg, trained_rows
 from pool import RankPool
 from problems import QUIET, models, rows, train, train_and_weights, write_quadratic
@@ -13,7 +15,9 @@ from vision_data import write_images
 
 from cobo_dist.algorithms.registry import ALGORITHMS
 from cobo_dist.cli.train import main
+from cobo_dist.config import describe_keys, load_config
 from cobo_dist.maths import seeds
+from cobo_dist.tasks.registry import build_task
 
 RANKS = (1, 2, 3)
 ROUNDS = 3
@@ -219,3 +223,44 @@ def test_bad_input_is_refused_in_one_line(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert REFUSED[arguments] in line
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_sum_to_0_are_refused(
+    problem: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Clusters are clients 0, 3, 6; 1, 4; and 2, 5. A client without examples counts nothing."""
+    arrays = dict(np.load(problem))
+    for name, sizes in (("some", [3, 0, 1, 0, 2, 0, 0]), ("none", [1, 0, 1, 1, 0, 1, 1])):
+        np.savez(tmp_path / f"{name}.npz", **arrays, examples=sizes)
+    oracle = ["algorithm.name=oracle", "algorithm.weighting=examples"]
+    assert main([*QUIET, *quadratic(tmp_path / "some.npz", tmp_path / "run", *oracle)]) == 0
+    found = np.stack(list(models(tmp_path / "run").values()))
+    assert np.ptp(found[[0, 3, 6]], axis=0).max() == np.ptp(found[[1, 4]], axis=0).max() == 0.0
+    capsys.readouterr()
+    for run, words in (
+        (["run.dir=a", *oracle], "client 1, and each that it is averaged with"),
+        (["run.dir=a", "local.epochs=1"], "client 1 has no training examples"),
+    ):
+        assert main([*QUIET, *quadratic(tmp_path / "none.npz", tmp_path / "a", *run)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert words in line
+
+
+def test_several_runs_share_one_split() -> None:
+    """Splits and label maps come from data.seed; batches, pairs and x^0 from run.seed."""
+    tasks = []
+    for seed in (3, 4):
+        config = load_config(None, [f"run.seed={seed}", "data.seed=3"])
+        task: Any = build_task(config.task, config.model, config.data, seed, torch.float32)
+        tasks.append(task)
+    one, other = tasks
+    assert one.fingerprint() == other.fingerprint()
+    plain = load_config(None, ["run.seed=3", "data.seed=null"])
+    same: Any = build_task(plain.task, plain.model, plain.data, 3, torch.float32)
+    assert same.fingerprint() == one.fingerprint()
+    moved: Any = build_task(plain.task, plain.model, plain.data, 4, torch.float32)
+    assert moved.fingerprint() != one.fingerprint()
+    numbers = [task.training([0], torch.device("cpu")).streams["local"].batch(0) for task in tasks]
+    assert not torch.equal(*numbers)
+    assert any((one.start()[name] != start).any() for name, start in other.start().items())
+    assert "  data.seed  (int, default null)" in describe_keys()
