@@ -6,7 +6,7 @@ model, m drawn pairs, k of them or k models, e ends of pairs on this rank. t is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.alignment import Statistic
+from cobo_dist.maths.participation import Participation
 from cobo_dist.maths.weights import Weights
 
 _MAX_NUMBERS, _MAX_NUMBERS_ON_GPU = 1 << 24, 1 << 29
@@ -76,8 +77,9 @@ class Clients(Protocol):
         on_rows_ready: Callable[[slice], None] | None = None,
         adjust: Adjust | None = None,
     ) -> Tensor:
-        """Compute g_i(x_i) for every client, or for those in some rows; return their losses.
+        """Compute g_i(x_i) for every client that takes part, or for those in some rows; return their losses.
 
+        Without rows, losses are [c], and NaN for clients that do not take part: nobody reads them.
         With several local steps, clients take them from x_i, and `g_cd` holds the sums of their directions.
         `on_rows_ready` is called once for each slice of rows whose gradients are ready, and may change these
         rows of X. `adjust(points, gradients, rows)` may change each local gradient [k, d] of the clients in
@@ -109,14 +111,20 @@ class Clients(Protocol):
         """
 
     def validation_losses_at(
-        self, points_kd: Tensor, buffers_kd: Tensor, t: int, batch_size: int
+        self,
+        points_kd: Tensor,
+        buffers_kd: Tensor,
+        t: int,
+        batch_size: int,
+        rows_e: NDArray[np.int64] | None = None,
     ) -> Tensor:
-        """Return the losses [c, k] of k models on validation batches of all clients, as `losses_at`."""
+        """Return the losses [c, k] of k models on validation batches of all clients, or of some [e, k]."""
 
     def direction(self, rows: slice = slice(None)) -> Tensor:
         """Return the local optimizer's direction [c, d] for the gradients just computed, or for some.
 
-        With several local steps it is their sum: x_i - eta times it is the model after them. It may read
+        0 for clients that did not take part. With several local steps it is their sum: x_i - eta times it
+        is the model after them. It may read
         the models (weight decay), so call it before they change.
         """
 
@@ -238,3 +246,27 @@ class RunContext:
     clusters: tuple[int, ...] | None  # the true cluster of each client, where the task knows it
     seed: int
     rounds: int
+    participation: Participation | None = None  # of clients in rounds; None: of all in every round
+    examples: Sequence[int] = ()  # for training, of each client
+
+    @property
+    def all_take_part(self) -> bool:
+        """Whether all clients take part in every round."""
+        return self.participation is None or not self.participation.is_partial
+
+    def taking_part(self, t: int) -> NDArray[np.bool_]:
+        """Return whether each client takes part in round t, [n]: the same on every rank.
+
+        A client that does not computes and sends nothing, and keeps its model unless it is given one.
+        """
+        if self.participation is None:
+            return np.ones(self.clients, dtype=bool)
+        return self.participation(t)
+
+    def client_weights(self, t: int, weighting: str) -> NDArray[np.float64]:
+        """Return what each client counts in an average after round t, [n]: 0 if it does not take part.
+
+        `weighting`: `equal`, 1 each; `examples`, the number of its training examples.
+        """
+        part_n = self.taking_part(t).astype(np.float64)
+        return part_n if weighting == "equal" else part_n * np.asarray(self.examples, np.float64)

@@ -180,6 +180,8 @@ class CoBo(Algorithm):
     owner changes its own row, and projects it once, after all pairs of the round: the order of the pairs
     then makes no difference.
 
+    Clients that do not take part in a round have no pairs and no weights in it; they keep their models, and
+    their weights for later rounds.
     With several local steps, the sum of their directions takes the place of g_i in the step. Alignments are
     of single gradients at midpoints of x^t, and the penalty acts once a round, at x^t.
     """
@@ -216,14 +218,23 @@ class CoBo(Algorithm):
             selections = [self.client_selection(t, pairs_k2) for pairs_k2 in pieces]
         else:
             selections = self.row_selection(t, pieces)
+        if not self.context.all_take_part:
+            weights = weights.among(self.context.taking_part(t))
         self.model_training(t, weights)
         return RoundResult(losses_c, len(pairs_m2), selections)
 
     def draw(self, t: int) -> Tensor:
-        """Return the pairs of round t, int64 [m, 2]: the same on every rank."""
+        """Return the pairs of round t, int64 [m, 2]: the same on every rank.
+
+        A drawn pair counts if both clients take part.
+        """
         n = self.context.clients
         probability = self.config.sampling.probability(t, n, self.context.rounds)
-        return draw_pairs(seeds.key(self.context.seed, "pairs", t), n, probability)
+        pairs_m2 = draw_pairs(seeds.key(self.context.seed, "pairs", t), n, probability)
+        if self.context.all_take_part:
+            return pairs_m2
+        part_n = torch.from_numpy(self.context.taking_part(t))
+        return pairs_m2[part_n[pairs_m2].all(dim=1)]
 
     def client_selection(self, t: int, pairs_k2: Tensor) -> WeightUpdates:
         """w_ij <- Proj(w_ij + gamma <g_i(z_ij), g_j(z_ij)>), each gradient on its owner's data."""

@@ -25,6 +25,7 @@ from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.clients.optimizers import Optimizer, build_optimizer, runs, step_size
 from cobo_dist.maths.flat import Layout, Scratch, empty_rows, to_device
 from cobo_dist.maths.host_copy import host_copies
+from cobo_dist.maths.participation import Participation
 from cobo_dist.phase_timer import PhaseTimer
 
 Adjust = Callable[[Tensor, Tensor, Rows], None]
@@ -48,6 +49,7 @@ class ClientBatch:
         skips_bad: bool = False,
         graphs: bool = False,
         local: LocalWorkConfig | None = None,
+        participation: Participation | None = None,
         timer: PhaseTimer | None = None,
     ) -> None:
         """Start the clients `ids` at x^0, with models, gradients and sums of `dtype`.
@@ -59,6 +61,7 @@ class ClientBatch:
         and undo the update of BatchNorm's statistics.
         `graphs`: on a GPU, record passes as CUDA graphs where the task allows it.
         `local`: the local work of a round; None: one step.
+        `participation`: which clients take part in a round; None: all.
         """
         self.ids = tuple(int(client) for client in ids)
         self.task, self.device = task, device
@@ -87,6 +90,8 @@ class ClientBatch:
         self.optimizer: Optimizer = build_optimizer(optimizer, self.x_cd)
         self.lr, self._optimizer, self._rounds = optimizer.lr, optimizer, rounds
         self.local = local or LocalWorkConfig()
+        every = len(task.train_sizes())
+        self.participation = participation or Participation(0, every, every)
         self.several_steps = self.local.several_steps
         self._open_source()
         self._computed: Rows | None = None  # rows of the last `gradients`; None: all
@@ -156,7 +161,9 @@ class ClientBatch:
         on_rows_ready: Callable[[slice], None] | None = None,
         adjust: Adjust | None = None,
     ) -> Tensor:
-        """Compute g_i(x_i) on every client's batch of round t into `g_cd`; return the losses [c].
+        """Compute g_i(x_i) on the batch of round t of clients that take part into `g_cd`; return the losses.
+
+        They are [c], and NaN for clients that do not take part, whose `direction` is 0.
 
         With several local steps, a client takes them from x_i on a copy, and `g_cd` holds the sum of its
         optimizer's directions: x_i - eta times it is the model after its local work. The loss is then the
@@ -169,6 +176,10 @@ class ClientBatch:
         every local step, for example by a pull towards another model.
         """
         with self.timer.span("gradients"):
+            taking_part_c = None
+            if rows_e is None and self.participation.is_partial:
+                taking_part_c = self.participation(t)[list(self.ids)]
+                rows_e = np.flatnonzero(taking_part_c)
             self._computed = rows_e
             if rows_e is None and not self.several_steps:
                 batch = self.source.batch(t, "local")
@@ -191,7 +202,11 @@ class ClientBatch:
                 with self.timer.span("other"):
                     for run in runs(rows_e.tolist(), step=1):
                         on_rows_ready(slice(int(rows_e[run.start]), int(rows_e[run.stop - 1]) + 1))
-            return losses_e
+            if taking_part_c is None:
+                return losses_e
+            losses_c = self.x_cd.new_full((len(self.ids),), float("nan"))
+            losses_c[rows] = losses_e
+            return losses_c
 
     def gradients_at(
         self,
@@ -366,15 +381,22 @@ class ClientBatch:
 
     @torch.no_grad()
     def validation_losses_at(
-        self, points_kd: Tensor, buffers_kd: Tensor, t: int, batch_size: int
+        self,
+        points_kd: Tensor,
+        buffers_kd: Tensor,
+        t: int,
+        batch_size: int,
+        rows_e: Rows | None = None,
     ) -> Tensor:
         """Return the losses [c, k] of k models on round t's `batch_size` validation examples.
 
-        As `losses_at`, for all clients, each on its own validation data.
+        As `losses_at`, for all clients or those in `rows_e` [e, k], each on its own validation data.
         """
         if batch_size not in self._validation:
             self._validation = {batch_size: self.task.validation(self.ids, self.device, batch_size)}
-        batch = self._validation[batch_size].batch(t, "validation")
+        batch = self._validation[batch_size].batch(
+            t, "validation", None if rows_e is None else torch.from_numpy(rows_e)
+        )
         return self._losses(points_kd, buffers_kd, batch)
 
     def _losses(self, points_kd: Tensor, buffers_kd: Tensor, batch: Batch) -> Tensor:

@@ -11,6 +11,50 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.settings import Section
 
 
+class ParticipationConfig(Section):
+    """Which clients take part in a round; the others keep their models."""
+
+    fraction: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="share of the clients that take part in a round, drawn anew for each, at least one",
+    )
+    count: int = Field(
+        0, ge=0, description="number of clients that take part, in place of participation.fraction"
+    )
+
+    def contradiction(self) -> str:
+        """Return why no client can be drawn."""
+        if not self.fraction:
+            return (
+                "participation.fraction=0 lets no client take part; raise it, or set "
+                "participation.count=1 for one client a round"
+            )
+        if self.count and self.fraction < 1:
+            return (
+                f"participation.count={self.count} and participation.fraction={self.fraction:g} both say "
+                "how many clients take part; drop one of them"
+            )
+        return ""
+
+    def refuse_unfit(self, clients: int) -> None:
+        """Check that there are as many clients as are to take part.
+
+        Raises:
+            ConfigError: there are fewer.
+        """
+        if self.count > clients:
+            raise ConfigError(
+                f"participation.count={self.count} is more than the {clients} clients; set at most "
+                f"{clients}, or drop it so that all take part"
+            )
+
+    def of(self, clients: int) -> int:
+        """Return how many of so many clients take part in a round."""
+        return min(clients, self.count) or max(1, round(self.fraction * clients))
+
+
 class LocalWorkConfig(Section):
     """What a client computes on its own data in one round."""
 

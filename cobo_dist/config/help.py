@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -42,6 +43,8 @@ def _described(key: str, field: FieldInfo) -> list[str]:
 
 def _default(field: FieldInfo) -> str:
     value = field.default
+    if value is None:
+        return "null"
     if value == "":
         return "empty"
     if isinstance(value, bool):
@@ -50,7 +53,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) in (Annotated, Union):
+    if get_origin(annotation) in (Annotated, Union, UnionType):
         return _type_name(get_args(annotation)[0])
     options = get_args(annotation)
     if options and all(isinstance(option, str) for option in options):

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from cobo_dist.algorithms.algorithm import AlgorithmSection
 from cobo_dist.algorithms.registry import ALGORITHMS
-from cobo_dist.clients.local_config import LocalWorkConfig
+from cobo_dist.clients.local_config import LocalWorkConfig, ParticipationConfig
 from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.comm.config import CommConfig
 from cobo_dist.errors import ConfigError
@@ -88,6 +88,7 @@ class Config(Section):
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     local: LocalWorkConfig = LocalWorkConfig()
+    participation: ParticipationConfig = ParticipationConfig()
     comm: CommConfig = CommConfig()
     log: LogConfig = LogConfig()
 
@@ -167,7 +168,7 @@ def check_across(config: Config) -> None:
     Raises:
         ConfigError: values that do not go together.
     """
-    for section in (config.algorithm, config.optimizer, config.local):
+    for section in (config.algorithm, config.optimizer, config.local, config.participation):
         if message := section.contradiction():
             raise ConfigError(message)
     if config.local.several_steps and config.algorithm.takes_one_step:
@@ -176,6 +177,11 @@ def check_across(config: Config) -> None:
             f"local.{key}={getattr(config.local, key)} does not serve algorithm.name="
             f"{config.algorithm.name}, which compares gradients at one model; leave local.{key} at its "
             "default"
+        )
+    if config.participation != ParticipationConfig() and (key := config.algorithm.draws_clients):
+        raise ConfigError(
+            f"{key} of algorithm.name={config.algorithm.name} and participation both say how many clients "
+            "take part; drop one of them"
         )
     if config.comm.deterministic and config.run.engine == "vectorised":
         raise ConfigError(

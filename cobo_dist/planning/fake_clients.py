@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cobo_dist.comm.placement import Placement
 from cobo_dist.maths import seeds
+from cobo_dist.maths.participation import Participation
 from cobo_dist.planning.memory_estimate import ModelSize
 
 MODEL, BUFFERS = 1, 2
@@ -44,9 +45,10 @@ class FakeClients:
         ranks: Ints,
         clusters: Sequence[int] | None,
         model: ModelSize,
+        participation: Participation,
     ) -> None:
         """Make the clients of a placement. Where no clusters are known, each client is its own."""
-        count = placement.clients
+        count, self.participation = placement.clients, participation
         labels = np.arange(count) if clusters is None else np.asarray(clusters)
         _, cluster_n = np.unique(labels, return_inverse=True)
         self.placement, self.ranks, self.ids = placement, ranks, tuple(range(count))
@@ -75,6 +77,10 @@ class FakeClients:
         if on_rows_ready is not None:
             on_rows_ready(slice(None))
         if rows_e is None:
+            if self.participation.is_partial:
+                self.apart_s = np.maximum(
+                    self.apart_s, self._note(np.flatnonzero(self.participation(t)))
+                )
             return torch.zeros(len(self.ids), dtype=self.x_cd.dtype)
         self.apart_s = np.maximum(self.apart_s, self._note(rows_e))
         return torch.zeros(len(rows_e), dtype=self.x_cd.dtype)
@@ -108,11 +114,16 @@ class FakeClients:
         return (own_e[:, None] != torch.arange(count)).double()
 
     def validation_losses_at(
-        self, points_kd: Tensor, buffers_kd: Tensor, t: int, batch_size: int
+        self,
+        points_kd: Tensor,
+        buffers_kd: Tensor,
+        t: int,
+        batch_size: int,
+        rows_e: Ints | None = None,
     ) -> Tensor:
         """Return losses of which no two are equal, as in a real run."""
         self._scored += 1
-        shape = len(self.ids), len(points_kd)
+        shape = len(self.ids if rows_e is None else rows_e), len(points_kd)
         name = seeds.key(0, "fake losses", self._scored)
         return seeds.uniforms(name, shape[0] * shape[1]).view(shape)
 

@@ -29,6 +29,12 @@ class DataConfig(Section):
         description="in place of CIFAR-100: an npz with x_train uint8 [N, H, W, 3 or 1], y_train, "
         "x_test, y_test (cross_silo, cross_device)",
     )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="seed of what clients have: splits, partitions and label maps; null: run.seed. Batches, "
+        "pairs, participation and x^0 come from run.seed, so several runs may share one split",
+    )
     batch_size: int = Field(
         32, ge=1, le=1_000_000, description="examples that a client's gradient is taken on at once"
     )
@@ -63,6 +69,10 @@ class DataConfig(Section):
         True,
         description="keep images in memory with channels last, which makes convolutions faster",
     )
+
+    def split_seed(self, run_seed: int) -> int:
+        """Return the seed of splits, partitions and label maps."""
+        return run_seed if self.seed is None else self.seed
 
     @property
     def examples_a_round(self) -> int:

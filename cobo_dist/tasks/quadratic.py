@@ -39,7 +39,8 @@ class QuadraticConfig(TaskSection):
     name: Literal["quadratic"] = "quadratic"
     file: Text = Field(
         "",
-        description="problem.npz with centers [n, d], curvature [n], start [d]; clusters [n] if "
+        description="problem.npz with centers [n, d], curvature [n], start [d]; examples [n], by default "
+        "1 each, for local.epochs and algorithm.weighting; clusters [n] if "
         "known (otherwise clients with equal centers form a cluster)",
     )
     noise: float = Field(
@@ -76,6 +77,7 @@ class Quadratic(Task):
         self.noise, self.seed = config.noise, seed
         self.centers_nd, self.curvature_n = arrays["centers"], arrays["curvature"]
         self.clients = len(self.centers_nd)
+        self._examples = arrays.get("examples", np.ones(self.clients)).astype(np.int64).tolist()
         self.clusters = _clusters(arrays.get("clusters"), self.centers_nd)
         self._start = torch.from_numpy(arrays["start"]).to(dtype)
         self._centers = torch.from_numpy(self.centers_nd).to(dtype)
@@ -102,6 +104,10 @@ class Quadratic(Task):
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return f_i(x)."""
         return {"loss": model(*batch)}
+
+    def train_sizes(self) -> list[int]:
+        """Return the file's `examples`: local steps in an epoch, and weight in an average by examples."""
+        return list(self._examples)
 
     def training(self, clients: Sequence[int], device: torch.device) -> QuadraticBatches:
         """Return the problems of these clients, with new noise in each round."""
@@ -149,7 +155,9 @@ class Quadratic(Task):
 
     def fingerprint(self) -> str:
         """Return a digest of the problem."""
-        parts = (self.centers_nd, self.curvature_n, self._start.double().numpy())
+        parts = [self.centers_nd, self.curvature_n, self._start.double().numpy()]
+        if set(self._examples) != {1}:
+            parts.append(np.array(self._examples, dtype=np.float64))
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
@@ -188,9 +196,10 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
         ConfigError: the file is missing or no npz, lacks an array, or has wrong shapes or numbers.
     """
     arrays, _ = read_arrays(path, f"task.file={path}", "write one with numpy.savez")
-    for name, dimensions in (("centers", 2), ("curvature", 1), ("start", 1), ("clusters", 1)):
+    shapes = {"centers": 2, "curvature": 1, "start": 1, "clusters": 1, "examples": 1}
+    for name, dimensions in shapes.items():
         if name not in arrays:
-            if name == "clusters":
+            if name in ("clusters", "examples"):
                 continue
             found = ", ".join(sorted(arrays)) or "nothing"
             raise ConfigError(f"task.file={path} lacks the array {name!r}; it holds {found}")
@@ -202,15 +211,20 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
         if not arrays[name].size or not np.isfinite(arrays[name]).all():
             raise ConfigError(f"task.file={path}: {name} is empty or holds NaN or infinite numbers")
     n, d = arrays["centers"].shape
-    for name, length in (("curvature", n), ("start", d), ("clusters", n)):
+    for name, length in (("curvature", n), ("start", d), ("clusters", n), ("examples", n)):
         if name in arrays and arrays[name].shape != (length,):
             raise ConfigError(
                 f"task.file={path}: centers is [{n}, {d}], so {name} must be [{length}], not "
                 f"{list(arrays[name].shape)}"
             )
-    clusters = arrays.get("clusters", np.zeros(1))
-    if (clusters != np.round(clusters)).any():
-        raise ConfigError(f"task.file={path}: clusters must be whole numbers, one for each client")
+    for name in ("clusters", "examples"):
+        numbers = arrays.get(name, np.zeros(1))
+        least = 0 if name == "examples" else -np.inf
+        if (numbers != np.round(numbers)).any() or (numbers < least).any():
+            raise ConfigError(
+                f"task.file={path}: {name} must be whole numbers, one for each client"
+                + ", and at least 0" * (name == "examples")
+            )
     if (arrays["curvature"] <= 0).any():
         raise ConfigError(
             f"task.file={path}: curvature must be above 0 (Example 2), and its least is "

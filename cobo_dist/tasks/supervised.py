@@ -199,8 +199,9 @@ class Classification(Task):
             ConfigError: see `ClassificationConfig.load`; or a model that cannot take these inputs.
         """
         self.config, self.name = config, config.name
-        loaded = config.load(data, seed, dtype)
-        order = config.client_order(len(loaded.clusters), seed)
+        self.split_seed = data.split_seed(seed)
+        loaded = config.load(data, self.split_seed, dtype)
+        order = config.client_order(len(loaded.clusters), self.split_seed)
         self.examples = replace(loaded.examples, labels_of=loaded.examples.labels_of[order])
         self.split_of = {
             split: [own[client] for client in order] for split, own in loaded.splits.items()
@@ -223,7 +224,7 @@ class Classification(Task):
 
         def sizes(fraction: float) -> list[int]:
             config = self.config.model_copy(update={"validation_fraction": fraction})
-            return list(map(len, config.load(self.data, self.seed, self.dtype).splits[split]))
+            return list(map(len, config.load(self.data, self.split_seed, self.dtype).splits[split]))
 
         assert self.clusters is not None, "classification knows its clusters"
         now, train = ([len(own) for own in self.split_of[name]] for name in (split, "train"))
@@ -289,8 +290,8 @@ class Classification(Task):
         self._move_to(device)
         indices, most = self.split_of[split][client], self.data.eval_examples
         if not whole and 0 < most < len(indices):
-            part = seeds.permutation(seeds.key(self.seed, f"part of {split}"), len(indices))[:most]
-            indices = indices[part]
+            key = seeds.key(self.split_seed, f"part of {split}")
+            indices = indices[seeds.permutation(key, len(indices))[:most]]
         for chunk in torch.split(to_device(indices, device), self.data.eval_batch_size):
             targets = self.examples.labels_of[client][self.examples.targets[chunk]]
             yield len(chunk), (self.examples.as_inputs(self.examples.inputs[chunk]), targets)

@@ -26,6 +26,7 @@ from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.maths.graph import link_threshold
+from cobo_dist.maths.participation import Participation
 from cobo_dist.phase_timer import PhaseTimer
 from cobo_dist.storage.environment import describe_environment
 from cobo_dist.storage.run_dir import RunDir
@@ -114,6 +115,7 @@ def build_learner(config: Config, session: Session, problem: Problem, timer: Pha
     """Return clients, exchange and algorithm of this rank."""
     task, run, comm = problem.task, config.run, config.comm
     dtype = getattr(torch, run.dtype)
+    participation = Participation(run.seed, task.clients, config.participation.of(task.clients))
     clients = ClientBatch(
         problem.placement.by_rank[session.transport.rank],
         task,
@@ -126,6 +128,7 @@ def build_learner(config: Config, session: Session, problem: Problem, timer: Pha
         skips_bad=run.on_nan == "skip_client",
         graphs=run.cuda_graphs == "auto" and not comm.deterministic,
         local=config.local,
+        participation=participation,
         timer=timer,
     )
     exchange = Exchange(
@@ -133,7 +136,9 @@ def build_learner(config: Config, session: Session, problem: Problem, timer: Pha
         deterministic=comm.deterministic, timer=timer,
         wire=None if comm.dtype == "model" else getattr(torch, comm.dtype),
     )  # fmt: skip
-    context = RunContext(task.clients, task.clusters, run.seed, run.rounds)
+    context = RunContext(
+        task.clients, task.clusters, run.seed, run.rounds, participation, task.train_sizes()
+    )
     new_algorithm = partial(build_algorithm, config.algorithm, clients, exchange, context)
     return Learner(task, clients, exchange, new_algorithm)
 

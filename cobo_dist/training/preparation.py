@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 
 from cobo_dist.checkpoint import resume
@@ -110,10 +111,21 @@ def refuse_unfit(config: Config, task: Task) -> None:
     """
     algorithm, run = config.algorithm, config.run
     config.local.refuse_unfit(task.train_sizes(), task.batch_size)
+    config.participation.refuse_unfit(task.clients)
     if algorithm.needs_clusters and task.clusters is None:
         raise ConfigError(
             f"algorithm.name={algorithm.name} needs a task with known clusters, and {task.lack_clusters()}"
         )
+    if algorithm.weighs_examples:
+        sizes_n, groups_n = task.train_sizes(), np.zeros(task.clients, dtype=np.int64)
+        if algorithm.needs_clusters:
+            groups_n = np.unique(np.asarray(task.clusters), return_inverse=True)[1].reshape(-1)
+        if (empty := np.flatnonzero(np.bincount(groups_n, weights=sizes_n) == 0)).size:
+            client = int(np.flatnonzero(groups_n == empty[0])[0])
+            raise ConfigError(
+                f"algorithm.weighting=examples: client {client}, and each that it is averaged with, has no "
+                "training examples, so the weights sum to 0; set algorithm.weighting=equal"
+            )
     if run.engine not in ("auto", *task.engines):
         raise ConfigError(
             f"run.engine={run.engine} does not serve task.name={task.name}, which has "

@@ -82,7 +82,8 @@ class DenseFedAvg:
         return self.rows()
 
     def taking_part(self, t: int) -> list[int]:
-        return list(range(self.n))
+        count = self.config.participation.count or self.n
+        return seeds.permutation(seeds.key(self.seed, "clients", t), self.n).tolist()[:count]
 
     def average(self, members: list[int], part: list[int]) -> None:
         if not part:
@@ -97,7 +98,10 @@ class DenseFedAvg:
                 parameter.data.copy_(value)
 
     def shares(self, part: list[int]) -> list[float]:
-        return [1.0 / len(part)] * len(part)
+        sizes = [1.0] * len(part)
+        if self.config.algorithm.weighting == "examples":
+            sizes = [len(self.train[i]) for i in part]
+        return [size / sum(sizes) for size in sizes]
 
     def rows(self) -> np.ndarray:
         return np.stack([

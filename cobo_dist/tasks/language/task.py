@@ -134,7 +134,7 @@ class Language(Task):
         count, most = full + (rest > 0), self.data.eval_examples
         numbers = torch.arange(count)
         if not whole and 0 < most < count:
-            key = seeds.key(self.seed, f"part of {split}", client)
+            key = seeds.key(self.data.split_seed(self.seed), f"part of {split}", client)
             numbers = seeds.permutation(key, count)[:most].sort().values
         short = numbers[numbers >= full]
         at_once = min(self.data.eval_batch_size, self.data.batch_size)
