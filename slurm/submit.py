@@ -313,11 +313,11 @@ def _revision() -> tuple[str, list[str]]:
     An installed package has its version in place of a revision.
     """
     git = ["git", "-C", str(PACKAGE.parent)]
-    # A folder of installed packages may lie in a checkout of something else.
-    code = _call([*git, "ls-files", "--error-unmatch", "cobo_dist/__init__.py"])[0]
+    # The second revision exists only where the package belongs to the checkout.
+    code, found, _ = _call([*git, "rev-parse", "HEAD", "HEAD:./cobo_dist/__init__.py"])
     if code:
         return cobo_dist.__version__, []
-    revision = _call([*git, "rev-parse", "HEAD"])[1]
+    revision = found.split()[0]
     status = _call([*git, "status", "--porcelain", "--", "cobo_dist"])[1]
     return revision, [line.split(maxsplit=1)[1] for line in status.splitlines()]
 

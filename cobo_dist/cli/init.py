@@ -33,12 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parser.read(argv)
         if options is not None:
-            if len(options.settings) != 1 or options.settings[0].startswith("-"):
-                given = " ".join(options.settings) or "nothing"
-                raise ConfigError(
-                    f"init takes one folder, and {given} is given; usage: {parser.usage}"
-                )
-            lay_out(Path(options.settings[0]).expanduser(), options.force)
+            folders = parser.paths(options)
+            if len(folders) != 1:
+                parser.error(f"give one folder, not {' '.join(map(str, folders)) or 'none'}")
+            lay_out(folders[0], options.force)
     except ConfigError as refusal:
         return report_error(refusal)
     return EXIT_DONE

@@ -3,7 +3,7 @@
 schema     the sections that each package owns, put together; rules on several of them
 loading    file and arguments -> Config
 messages   every mistake in one line
-help       the text of `train --help`
+help       the texts of `--help` about sections and keys
 """
 
 from cobo_dist.config.help import describe_keys

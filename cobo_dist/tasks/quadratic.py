@@ -33,8 +33,8 @@ from cobo_dist.tasks.sections import ModelSection, TaskSection
 class QuadraticConfig(TaskSection):
     """Quadratic losses around given centers (Example 2)."""
 
-    model_kind: ClassVar = "none"
-    splits: ClassVar = ("test",)
+    model_kind: ClassVar[Literal["classifier", "language", "none"]] = "none"
+    splits: ClassVar[tuple[str, ...]] = ("test",)
 
     name: Literal["quadratic"] = "quadratic"
     file: Text = Field(

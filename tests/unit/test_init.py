@@ -103,10 +103,15 @@ def test_a_folder_that_cannot_be_written_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "given"), [([], "nothing"), (["a", "b"], "a b"), (["--froce", "a"], "--froce a")]
+    ("arguments", "why"),
+    [
+        ([], "give one folder, not none"),
+        (["a", "b"], "give one folder, not a b"),
+        (["--froce", "a"], "--froce is no option"),
+    ],
 )
 def test_one_folder_is_taken(
-    arguments: list[str], given: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refusal(capsys, *arguments)
-    assert line.startswith(f"error: init takes one folder, and {given} is given; usage: ")
+    assert line.startswith(f"error: arguments: {why}; usage: ")
