@@ -35,21 +35,37 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
         ConfigError: anything wrong with either, in one line.
     """
     lines: dict[str, int] = {}
-    from_file = {} if file is None else _read_file(file, lines)
-    from_arguments = _read_arguments(arguments)
-    for key in flatten(from_arguments):  # where an argument is wrong, no line of the file is
+    below = {} if file is None else read_file(file, lines)
+    return resolve(below, read_arguments(arguments), f"--config {file}", lines)
+
+
+def resolve(
+    below: dict[str, Any],
+    above: dict[str, Any],
+    source: str = "",
+    lines: dict[str, int] | None = None,
+) -> Config:
+    """Return the config of nested keys; `above` wins over `below`.
+
+    `source`, and for a file the line of each dotted key in `lines`, say where a mistake in `below` is.
+
+    Raises:
+        ConfigError: anything wrong with either, in one line.
+    """
+    lines = {} if lines is None else lines
+    for key in flatten(above):  # where an argument is wrong, no line of the file is
         while key:
             lines.pop(key, None)
             key = key.rpartition(".")[0]
     for section in VARIANTS:
-        _drop_other_variant(section, from_file, from_arguments)
-    merged = _merge(from_file, from_arguments)
+        _drop_other_variant(section, below, above)
+    merged = _merge(below, above)
     _name_variants(merged)
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
         line = lines.get(place_of(error))
-        where = f"--config {file}, line {line}: " if line else ""
+        where = f"{source}, line {line}: " if line else ""
         raise ConfigError(where + explain(error, merged)) from None
     check_across(config)
     return config
@@ -63,8 +79,8 @@ def variant_names(file: str | None, names: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ConfigError: the file cannot be read, or a section is no group of keys.
     """
-    arguments = _read_arguments([f"{section}.name={name}" for section, name in names.items()])
-    merged = _merge({} if file is None else _read_file(file, {}), arguments)
+    arguments = read_arguments([f"{section}.name={name}" for section, name in names.items()])
+    merged = _merge({} if file is None else read_file(file, {}), arguments)
     _name_variants(merged)
     groups = {section: merged[section] for section in VARIANTS}
     return {name: str(one["name"]) for name, one in groups.items() if isinstance(one, dict)}
@@ -82,7 +98,7 @@ def _name_variants(merged: dict[str, Any]) -> None:
             given.setdefault("name", default)
 
 
-def _read_file(file: str, lines: dict[str, int]) -> dict[str, Any]:
+def read_file(file: str, lines: dict[str, int]) -> dict[str, Any]:
     """Return the sections of a YAML file; `lines` receives the line of every dotted key."""
     where = f"--config {file}"
     try:
@@ -177,7 +193,7 @@ def _unquoted(text: str) -> str:
         return text
 
 
-def _read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     """Return `key.path=value` arguments as nested dictionaries; the last of equal keys counts."""
     tree: dict[str, Any] = {}
     for argument in arguments:

@@ -19,7 +19,17 @@ from cobo_dist.storage.disk import SMALL_FILE_BYTES, explain_start
 from cobo_dist.storage.owner import Ownership
 from cobo_dist.storage.reading import parse_record
 from cobo_dist.storage.run_dir import RunDir
-from cobo_dist.storage.schema import CONFIG_FILE, ENVIRONMENT_FILE, Environment, Owner, Resumed
+from cobo_dist.storage.schema import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    FORMAT,
+    MODEL_FILE,
+    Environment,
+    ModelRecord,
+    Owner,
+    Resumed,
+)
+from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
 
@@ -104,9 +114,10 @@ def write_head(
     session: Session,
     config_yaml: str,
     environment: Environment,
+    task: Task,
     found: Resumption | None,
 ) -> None:
-    """Write config.yaml and env.json, on rank 0; all ranks call this."""
+    """Write config.yaml, env.json and model.json, on rank 0; all ranks call this."""
     me = f"{socket.gethostname()} {session.device}"
     ranks = [record.decode() for record in session.transport.gather(me.encode())]
     if session.transport.rank:
@@ -126,6 +137,7 @@ def write_head(
         environment.resumed = [*folder.environment().resumed, now]
     folder.write_text(CONFIG_FILE, config_yaml)
     folder.write_record(ENVIRONMENT_FILE, environment)
+    folder.write_record(MODEL_FILE, ModelRecord(format=FORMAT, **task.model_facts()))
 
 
 def announce(

@@ -81,14 +81,19 @@ def start_mpi(reason: str) -> MpiWorld:
     return _world
 
 
+def set_exit_code(code: int) -> None:
+    """Say with which code this process is to end, where it goes on after a run."""
+    if _world is not None:
+        _world.code = code
+
+
 def exit_barrier(code: int) -> NoReturn:
     """End this process with an exit code; if MPI is started, all ranks wait for one another first.
 
     After a failure with NCCL this process waits for nobody (`nccl_group`).
     """
     nccl_group.end_process(code)
-    if _world is not None:
-        _world.code = code
+    set_exit_code(code)
     sys.exit(code)
 
 
