@@ -22,7 +22,8 @@ import time
 import torch
 from torch import Tensor
 
-from cobo_dist.comm.session import CommConfig, open_session
+from cobo_dist.comm.config import CommConfig
+from cobo_dist.comm.session import open_session
 from cobo_dist.comm.startup.launch_env import read_launch
 from cobo_dist.comm.transports.base import Transport
 from cobo_dist.comm.transports.mpi_world import exit_barrier

@@ -1,4 +1,4 @@
-"""The protocols of algorithms and of what they use: clients that train, an exchange that moves models.
+"""What an algorithm uses and returns: clients that train, an exchange that moves models, results of a round.
 
 Shapes in this package: n clients in all, c on this rank, d parameters of a model, b floating buffers of a
 model, m drawn pairs, k of them or k models, e ends of pairs on this rank. t is the round, from 0.
@@ -8,56 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.weights import Weights
-from cobo_dist.settings import Section
-
-
-class AlgorithmSection(Section):
-    """The config of an algorithm, and what others ask of it before the algorithm is built.
-
-    The defaults suit an algorithm that does the same in every round.
-    """
-
-    @property
-    def needs_clusters(self) -> bool:
-        """Whether the task must know the true clusters."""
-        return False
-
-    @property
-    def needs_validation(self) -> bool:
-        """Whether clients score models on validation data."""
-        return False
-
-    @property
-    def batch_streams(self) -> int:
-        """How many streams of batches a client reads."""
-        return 1
-
-    def equal_share(self, clients: int) -> float:
-        """Return one client's equal share of a row of W where rows sum to 1, and 0 where they do not."""
-        return 0.0
-
-    def comparisons(self, t: int, context: RunContext) -> float:
-        """Return how often round t = 0 .. T-1 compares a client with another client or model, on average.
-
-        The memory and time of a round grow with it, so `cobo_dist.plan` refuses rounds with too many.
-        """
-        return 0.0
-
-    def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
-        """Return rounds t = 0 .. T-1, ascending, and how many of the T rounds each one stands for.
-
-        Rounds that send the same number of bytes need one representative.
-        """
-        return [(0, rounds)]
-
 
 _MAX_NUMBERS, _MAX_NUMBERS_ON_GPU = 1 << 24, 1 << 29
 """Numbers of models that a round works on at once, beside the clients' own: 64 MB of float32, and 2 GB on a
@@ -209,13 +166,11 @@ class Exchange(Protocol):
         `kind`: `inner` product or `cosine`.
         """
 
-    def mix(
-        self, weights: Weights, x_cd: Tensor, *, symmetric: bool = True
-    ) -> Iterator[tuple[slice, Tensor]]:
+    def mix(self, weights: Weights, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of the columns of X, each with sum_k w_ik x_k there [c, columns].
 
-        The caller may change the sums and these columns of X before it takes the next slice. `symmetric`
-        says whether W is: a rank that holds w_ik then knows w_ki.
+        The caller may change the sums and these columns of X before it takes the next slice. Where the
+        weights are `symmetric`, ranks need not send each other their rows of W.
         """
 
     def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
@@ -264,30 +219,6 @@ class AlgorithmState:
 
     rows: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
-
-
-class Algorithm(Protocol):
-    """One call of `round` for each round; the loop is in `training`."""
-
-    weights: Weights  # this rank's rows of the collaboration matrix W
-    # Which method of the exchange computes the sums with W; none: what is sent does not depend on W.
-    sums: Literal["mix", "all_reduce", "none"] = "mix"
-    user_notice: str  # what a user should know before it starts; mostly nothing
-    symmetric: bool = True  # whether W is symmetric, so that a sender knows the receiver's weights
-
-    def round(self, t: int) -> RoundResult:
-        """Go from x^t to x^(t+1)."""
-
-    def state(self) -> AlgorithmState:
-        """Return what a resumed run needs beside the clients and `weights`."""
-        return AlgorithmState()
-
-    def possible_weights(self) -> dict[str, Weights | None]:
-        """Return W that the run may reach and that change what `mix` sends, by a name for people.
-
-        None stands for a W with no two equal weights. Asked where `clients` are all n clients.
-        """
-        return {}
 
 
 @dataclass(frozen=True)

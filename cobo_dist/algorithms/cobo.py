@@ -14,30 +14,28 @@ all weight to one client. `cobo_dist.reference` has the algorithm on one array.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
+from cobo_dist.algorithms import cobo_health
+from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection, Finding, HealthFacts
 from cobo_dist.algorithms.base import (
-    Algorithm,
-    AlgorithmSection,
-    Clients,
-    Exchange,
     PairEnds,
     RoundResult,
     RunContext,
     WeightUpdates,
     sampled_rounds,
 )
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import projections, seeds
 from cobo_dist.maths.flat import upload
 from cobo_dist.maths.sampling import draw_pairs, pair_probability
 from cobo_dist.maths.weights import Weights
+from cobo_dist.registry import register
 from cobo_dist.settings import Section
 
 
@@ -133,6 +131,32 @@ class CoBoConfig(AlgorithmSection):
             return 0.0
         return 1.0 / max(1, clients - (self.own_weight == "excluded"))
 
+    @property
+    def weight_step(self) -> float:
+        """Gamma."""
+        return self.gamma
+
+    @property
+    def step_keys(self) -> tuple[str, ...]:
+        """The penalty's factor."""
+        return ("algorithm.rho",)
+
+    def check_settings(self, facts: HealthFacts) -> Iterator[Finding]:
+        """Check the penalty's step."""
+        check = (
+            cobo_health.penalty_on_box if self.domain == "box" else cobo_health.penalty_on_simplex
+        )
+        yield from check(self, facts)
+
+    def check_round(self, facts: HealthFacts) -> Iterator[Finding]:
+        """Check weights when pairs have met, and at the end."""
+        if facts.graph is None or not facts.graph.pairs:
+            return
+        if facts.drawn_now:
+            yield from cobo_health.saturation(self, facts, facts.graph)
+        if facts.r == facts.rounds:
+            yield from cobo_health.at_the_end(self, facts, facts.graph)
+
     def comparisons(self, t: int, context: RunContext) -> float:
         """Return the expected number of pairs; on a simplex every weight of W is kept by itself."""
         n = context.clients
@@ -147,6 +171,7 @@ class CoBoConfig(AlgorithmSection):
         return sampled_rounds(rounds)
 
 
+@register.algorithm("cobo")
 class CoBo(Algorithm):
     """Alternates client selection and model training; both read x^t, and selection comes first.
 
@@ -155,27 +180,21 @@ class CoBo(Algorithm):
     then makes no difference.
     """
 
-    user_notice = ""
-
-    def __init__(
-        self, config: CoBoConfig, clients: Clients, exchange: Exchange, context: RunContext
-    ) -> None:
-        self.config, self.clients, self.exchange, self.context = config, clients, exchange, context
-        self.symmetric = config.domain == "box"
-        # This rank's rows of W only.
-        self.weights = self.first_weights()
+    Config = CoBoConfig
+    title, color, marker, place = "CoBo", "#d55e00", "o", 8
+    role, learns_weights = "emphasized", True
+    config: CoBoConfig
 
     def first_weights(self) -> Weights:
         """Return this rank's rows of W^0."""
         config, ids, n = self.config, self.clients.ids, self.context.clients
-        double = self.clients.x_cd.dtype == torch.float64
-        dtype = np.float64 if double else np.float32
+        dtype = self.weight_type
         if config.domain == "simplex":
             w_cn = self.onto_simplex(np.ones((len(ids), n), dtype=dtype), np.arange(len(ids)))
             return Weights.of_rows(ids, w_cn.astype(dtype))
         # The diagonal is never drawn. On the box it has no effect and stays as it is.
         w_0 = 1.0 if config.start == "ones" else 0.0
-        return Weights(ids, (0,) * n, w_0, dtype)
+        return Weights(ids, (0,) * n, w_0, dtype, symmetric=True)
 
     def round(self, t: int) -> RoundResult:
         """Algorithm 1, lines 2 to 5, for this rank's clients."""
@@ -257,21 +276,26 @@ class CoBo(Algorithm):
         pull_c1 = torch.from_numpy(rho * weights.sums())[:, None]
         if self.config.penalty == "scheduled":
             direction_cd, kept_c1 = self.clients.direction(), upload(1.0 - eta * pull_c1, x_cd)
-            for at, mixed in self.exchange.mix(weights, x_cd, symmetric=self.symmetric):
+            for at, mixed in self.exchange.mix(weights, x_cd):
                 step = mixed.mul_(rho).sub_(direction_cd[:, at]).mul_(eta)
                 x_cd[:, at].mul_(kept_c1).add_(step)
         else:
             x_cd.add_(self.clients.direction(), alpha=-eta)
             lr = self.clients.lr
             kept_c1 = upload(1.0 - lr * pull_c1, x_cd)
-            for at, mixed in self.exchange.mix(weights, x_cd, symmetric=self.symmetric):
+            for at, mixed in self.exchange.mix(weights, x_cd):
                 x_cd[:, at].mul_(kept_c1).add_(mixed.mul_(lr * rho))
 
     def possible_weights(self) -> dict[str, Weights | None]:
         """Return W of the true clusters, if the task knows them, and a W with no two equal weights."""
         found: dict[str, Weights | None] = {}
         if self.context.clusters is not None:
-            same = Weights(self.clients.ids, self.context.clusters, dtype=self.weights.dtype.type)
+            same = Weights(
+                self.clients.ids,
+                self.context.clusters,
+                dtype=self.weights.dtype.type,
+                symmetric=True,
+            )
             if self.config.domain == "simplex":
                 same = self.shared_within(same.dense() > 0)
             found["W = true clusters"] = same

@@ -7,16 +7,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from cobo_dist.algorithms.base import (
-    Algorithm,
-    AlgorithmSection,
-    AlgorithmState,
-    Clients,
-    Exchange,
-    RoundResult,
-    RunContext,
-)
+from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
+from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.maths.weights import Weights
+from cobo_dist.registry import register
 
 
 class DittoConfig(AlgorithmSection):
@@ -32,6 +26,7 @@ class DittoConfig(AlgorithmSection):
     )
 
 
+@register.algorithm("ditto")
 class Ditto(Algorithm):
     """v <- v - eta mean_i g_i(v) and x_i <- x_i - eta (g_i(x_i) + lambda (x_i - v)), both at v^t.
 
@@ -40,27 +35,33 @@ class Ditto(Algorithm):
     Collaboration is fixed and equal: W is all ones.
     """
 
-    user_notice = ""
+    Config = DittoConfig
+    title, color, marker, place = "Ditto", "#e6a700", "D", 4
+
     sums = "none"
 
     def __init__(
         self, config: DittoConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
-        self.lambda_, self.clients, self.exchange = config.lambda_, clients, exchange
-        self.weights = Weights(clients.ids, (0,) * context.clients)
+        super().__init__(config, clients, exchange, context)
         self.mean_1n = np.full((1, context.clients), 1.0 / context.clients)
         self.every_c = np.arange(len(clients.ids))
         self.v_1d = clients.start_rows(1)
         self.global_optimizer = clients.new_optimizer(self.v_1d)
 
+    def first_weights(self) -> Weights:
+        """Return all ones."""
+        return Weights(self.clients.ids, (0,) * self.context.clients, symmetric=True)
+
     def round(self, t: int) -> RoundResult:
         """Take the global step at the global model and the personal steps at the personal ones."""
         x_cd, v_1d, eta = self.clients.x_cd, self.v_1d, self.clients.eta(t)
+        pull = eta * self.config.lambda_
 
         def step(rows: slice) -> None:
             """x_i (1 - eta lambda) + eta lambda v - eta g_i, in place."""
             direction_kd = self.clients.direction(rows)  # at x_i as it was
-            x_kd = x_cd[rows].mul_(1.0 - eta * self.lambda_).add_(v_1d, alpha=eta * self.lambda_)
+            x_kd = x_cd[rows].mul_(1.0 - pull).add_(v_1d, alpha=pull)
             x_kd.add_(direction_kd, alpha=-eta)
 
         losses_c = self.clients.gradients(t, on_rows_ready=step)

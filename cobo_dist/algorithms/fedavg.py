@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 
-from cobo_dist.algorithms.base import (
-    Algorithm,
-    AlgorithmSection,
-    Clients,
-    Exchange,
-    RoundResult,
-    RunContext,
-)
+from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
+from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.local import local_step
+from cobo_dist.lazy import torch
 from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.weights import Weights
+from cobo_dist.registry import register
 
 
 class AveragingConfig(AlgorithmSection):
@@ -36,18 +31,18 @@ class FedAvgConfig(AveragingConfig):
     name: Literal["fedavg"] = "fedavg"
 
 
+@register.algorithm("fedavg")
 class FedAvg(Algorithm):
     """x <- mean_i (x - eta g_i(x)). W is all ones. With one client it is Local."""
 
-    user_notice = ""
+    Config: ClassVar[type[AveragingConfig]] = FedAvgConfig
+    title, color, marker, place = "FedAvg", "#56b4e9", "v", 2
 
     def __init__(
         self, config: AveragingConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
-        self.config, self.clients, self.exchange = config, clients, exchange
-        groups_n = self.groups(context)
-        self.one_group = len(set(groups_n)) == 1
-        self.weights = Weights(clients.ids, groups_n)
+        super().__init__(config, clients, exchange, context)
+        self.one_group = len(set(self.groups(context))) == 1
         sizes_c = self.weights.sums()
         share_c1 = torch.from_numpy(1.0 / sizes_c)[:, None]
         self.share_c1 = to_device(share_c1.to(clients.x_cd.dtype), clients.x_cd.device)
@@ -55,6 +50,10 @@ class FedAvg(Algorithm):
     def groups(self, context: RunContext) -> tuple[int, ...]:
         """Return the group of each client; a group shares one model."""
         return (0,) * context.clients
+
+    def first_weights(self) -> Weights:
+        """Return 1 within groups and 0 between them."""
+        return Weights(self.clients.ids, self.groups(self.context), symmetric=True)
 
     def round(self, t: int) -> RoundResult:
         """Take one local step, then average within the group."""

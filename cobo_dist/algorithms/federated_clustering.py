@@ -6,19 +6,12 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
-from cobo_dist.algorithms.base import (
-    Algorithm,
-    AlgorithmSection,
-    Clients,
-    Exchange,
-    RoundResult,
-    RunContext,
-    models_at_once,
-)
+from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
+from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext, models_at_once
+from cobo_dist.lazy import Tensor
 from cobo_dist.maths.flat import empty_rows, take_rows, to_device
-from cobo_dist.maths.weights import Weights
+from cobo_dist.registry import register
 
 
 class FederatedClusteringConfig(AlgorithmSection):
@@ -42,6 +35,7 @@ class FederatedClusteringConfig(AlgorithmSection):
         return context.clients**2 * (1.0 + self.inner_rounds)
 
 
+@register.algorithm("federated_clustering")
 class FederatedClustering(Algorithm):
     """x_i <- x_i - eta v_i, where v_i is the mean of the gradients at x_i that lie within tau_i.
 
@@ -50,6 +44,10 @@ class FederatedClustering(Algorithm):
     s the known size of i's cluster. That is n^2 gradients a round, and x_i and v are sent to all ranks.
     Sizes of 1 give Local. Row i of W marks the clients that were within i's threshold last.
     """
+
+    Config = FederatedClusteringConfig
+    title, color, marker, place = "FC", "#009e73", "X", 6
+    learns_weights = True
 
     sums = "none"  # of one client at a time
 
@@ -62,11 +60,10 @@ class FederatedClustering(Algorithm):
     ) -> None:
         if context.clusters is None:
             raise ValueError("federated clustering needs a task with known clusters")
-        self.config, self.clients, self.exchange = config, clients, exchange
+        super().__init__(config, clients, exchange, context)
         n = self.n = context.clients
         _, cluster_n, sizes = np.unique(context.clusters, return_inverse=True, return_counts=True)
         self.sizes_n = sizes[cluster_n].tolist()
-        self.weights = Weights(clients.ids, range(n))
         self.user_notice = (
             f"federated clustering computes n^2 = {n * n} gradients a round and moves every model and "
             f"{config.inner_rounds} centers for each client between all ranks"

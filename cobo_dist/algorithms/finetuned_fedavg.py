@@ -11,6 +11,7 @@ from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.fedavg import AveragingConfig, FedAvg
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.maths.weights import Weights
+from cobo_dist.registry import register
 
 
 class FinetunedFedAvgConfig(AveragingConfig):
@@ -32,11 +33,15 @@ class FinetunedFedAvgConfig(AveragingConfig):
         return [(t, count) for t, count in parts if count]
 
 
+@register.algorithm("finetuned_fedavg")
 class FinetunedFedAvg(FedAvg):
     """FedAvg for the first `fedavg_share` of the rounds, then Local. 1 is FedAvg, 0 is Local.
 
     W is all ones, then the identity.
     """
+
+    Config = FinetunedFedAvgConfig
+    title, color, marker, place = "Fine-tuned FedAvg", "#0072b2", "^", 3
 
     def __init__(
         self,
@@ -47,7 +52,7 @@ class FinetunedFedAvg(FedAvg):
     ) -> None:
         super().__init__(config, clients, exchange, context)
         self.together = config.fedavg_share * context.rounds
-        self.alone = Weights(clients.ids, range(context.clients))
+        self.alone = Weights(clients.ids, range(context.clients), symmetric=True)
         if not self.together:
             self.weights = self.alone
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
 from cobo_dist.algorithms.base import (
-    Algorithm,
-    AlgorithmSection,
     AlgorithmState,
     Clients,
     Exchange,
@@ -19,9 +17,11 @@ from cobo_dist.algorithms.base import (
     RunContext,
     sampled_rounds,
 )
+from cobo_dist.lazy import torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import take_rows, to_device
 from cobo_dist.maths.weights import Weights
+from cobo_dist.registry import register
 
 
 class IfcaConfig(AlgorithmSection):
@@ -60,6 +60,7 @@ class IfcaConfig(AlgorithmSection):
         return sampled_rounds(rounds) if self.client_share < 1 else [(0, rounds)]
 
 
+@register.algorithm("ifca")
 class Ifca(Algorithm):
     """Participating clients pick the center with the least loss; centers step with mean gradients.
 
@@ -70,20 +71,22 @@ class Ifca(Algorithm):
     picked the same center.
     """
 
-    user_notice = ""
+    Config = IfcaConfig
+    title, color, marker, place = "IFCA", "#cc79a7", "P", 5
+    learns_weights = True
+
     sums = "all_reduce"
 
     def __init__(
         self, config: IfcaConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
-        self.config, self.clients, self.exchange, self.context = config, clients, exchange, context
+        self.choice_n = np.zeros(context.clients, dtype=np.int64)
+        super().__init__(config, clients, exchange, context)
         count = config.center_count(context)
         if not count:
             raise ValueError("IFCA needs algorithm.centers or a task with known clusters")
         self.centers_kd, self.buffers_kd = clients.start_rows(count), clients.start_buffers(count)
         self.optimizer = clients.new_optimizer(self.centers_kd)
-        self.choice_n = np.zeros(context.clients, dtype=np.int64)
-        self.weights = self.same_center()
         # A client that does not take part keeps its last loss; at first, that of the first center.
         every_c = np.arange(len(clients.ids))
         first_c1 = clients.losses_at(self.centers_kd[:1], self.buffers_kd[:1], every_c, 0)
@@ -94,7 +97,7 @@ class Ifca(Algorithm):
         part_n = self.taking_part(t)
         self.choose_centers(t, part_n)
         self.train_centers(t, part_n)
-        self.weights = self.same_center()
+        self.weights = self.first_weights()
         return RoundResult(self.losses_c.clone(), weights_replaced=True)
 
     def taking_part(self, t: int) -> NDArray[np.bool_]:
@@ -151,6 +154,6 @@ class Ifca(Algorithm):
             shared=shared | {f"centers.{name}": moment for name, moment in moments},
         )
 
-    def same_center(self) -> Weights:
+    def first_weights(self) -> Weights:
         """Return this rank's rows of W: 1 for clients of the same center."""
-        return Weights(self.clients.ids, self.choice_n)
+        return Weights(self.clients.ids, self.choice_n, symmetric=True)

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
-from cobo_dist.algorithms.base import (
-    Algorithm,
-    AlgorithmSection,
-    Clients,
-    Exchange,
-    RoundResult,
-    RunContext,
-)
+from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
+from cobo_dist.algorithms.base import Clients, RoundResult
+from cobo_dist.lazy import Tensor
 from cobo_dist.maths.weights import Weights
+from cobo_dist.registry import register
 
 
 class LocalConfig(AlgorithmSection):
@@ -23,17 +17,19 @@ class LocalConfig(AlgorithmSection):
     name: Literal["local"] = "local"
 
 
+@register.algorithm("local")
 class Local(Algorithm):
     """x_i <- x_i - eta g_i(x_i). W is the identity."""
 
-    user_notice = ""
+    Config = LocalConfig
+    title, color, marker, place = "Local", "#7f7f7f", "s", 1
+    role = "alone"
+
     sums = "none"
 
-    def __init__(
-        self, config: LocalConfig, clients: Clients, exchange: Exchange, context: RunContext
-    ) -> None:
-        self.clients = clients
-        self.weights = Weights(clients.ids, range(context.clients))
+    def first_weights(self) -> Weights:
+        """Return the identity, which stays."""
+        return Weights(self.clients.ids, range(self.context.clients), symmetric=True)
 
     def round(self, t: int) -> RoundResult:
         """Take one local step."""

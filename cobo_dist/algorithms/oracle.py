@@ -6,6 +6,7 @@ from typing import Literal
 
 from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.fedavg import AveragingConfig, FedAvg
+from cobo_dist.registry import register
 
 
 class OracleConfig(AveragingConfig):
@@ -19,11 +20,16 @@ class OracleConfig(AveragingConfig):
         return True
 
 
+@register.algorithm("oracle")
 class Oracle(FedAvg):
     """x_C <- mean over i in C of (x_C - eta g_i(x_C)) for each true cluster C. W is block diagonal.
 
     One cluster of all clients is FedAvg; a cluster for each client is Local.
     """
+
+    Config = OracleConfig
+    title, color, marker, place = "Oracle", "#000000", "o", 9
+    role = "upper_bound"
 
     def groups(self, context: RunContext) -> tuple[int, ...]:
         """Return the true clusters."""

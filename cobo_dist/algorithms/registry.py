@@ -1,48 +1,25 @@
-"""Algorithms by name."""
+"""Algorithms by name: every module of this package registers its own."""
 
 from __future__ import annotations
 
-from typing import Any
+import pkgutil
+from importlib import import_module
 
-from cobo_dist.algorithms.base import Algorithm, Clients, Exchange, RunContext
-from cobo_dist.algorithms.cobo import CoBo, CoBoConfig
-from cobo_dist.algorithms.ditto import Ditto, DittoConfig
-from cobo_dist.algorithms.fedavg import FedAvg, FedAvgConfig
-from cobo_dist.algorithms.federated_clustering import FederatedClustering, FederatedClusteringConfig
-from cobo_dist.algorithms.finetuned_fedavg import FinetunedFedAvg, FinetunedFedAvgConfig
-from cobo_dist.algorithms.ifca import Ifca, IfcaConfig
-from cobo_dist.algorithms.local import Local, LocalConfig
-from cobo_dist.algorithms.oracle import Oracle, OracleConfig
-from cobo_dist.algorithms.validation_based import ValidationBased, ValidationBasedConfig
+from cobo_dist import algorithms
+from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
+from cobo_dist.algorithms.base import Clients, Exchange, RunContext
+from cobo_dist.registry import register
 
-AlgorithmConfig = (
-    LocalConfig
-    | FedAvgConfig
-    | FinetunedFedAvgConfig
-    | DittoConfig
-    | IfcaConfig
-    | FederatedClusteringConfig
-    | ValidationBasedConfig
-    | OracleConfig
-    | CoBoConfig
-)
+for _module in pkgutil.iter_modules(algorithms.__path__, f"{algorithms.__name__}."):
+    import_module(_module.name)
 
-ALGORITHMS: dict[str, Any] = {
-    "local": Local,
-    "fedavg": FedAvg,
-    "finetuned_fedavg": FinetunedFedAvg,
-    "ditto": Ditto,
-    "ifca": Ifca,
-    "federated_clustering": FederatedClustering,
-    "validation_based": ValidationBased,
-    "oracle": Oracle,
-    "cobo": CoBo,
-}
+ALGORITHMS = register.algorithm
+"""All registered algorithms, those of plug-ins included."""
 
 
 def build_algorithm(
-    config: AlgorithmConfig, clients: Clients, exchange: Exchange, context: RunContext
+    config: AlgorithmSection, clients: Clients, exchange: Exchange, context: RunContext
 ) -> Algorithm:
     """Return the configured algorithm over this rank's clients."""
-    algorithm: Algorithm = ALGORITHMS[config.name](config, clients, exchange, context)
+    algorithm: Algorithm = ALGORITHMS[config.name].target(config, clients, exchange, context)
     return algorithm

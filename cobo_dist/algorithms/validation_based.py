@@ -5,21 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.algorithms.base import (
-    Algorithm,
-    Clients,
-    Exchange,
-    RoundResult,
-    RunContext,
-    models_at_once,
-)
+from cobo_dist.algorithms.algorithm import Algorithm
+from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext, models_at_once
 from cobo_dist.algorithms.fedavg import AveragingConfig
 from cobo_dist.algorithms.local import local_step
+from cobo_dist.lazy import torch
 from cobo_dist.maths.weights import Weights
+from cobo_dist.registry import register
 
 
 class ValidationBasedConfig(AveragingConfig):
@@ -59,6 +54,7 @@ class ValidationBasedConfig(AveragingConfig):
         return [(t, count) for t, count in parts if count]
 
 
+@register.algorithm("validation_based")
 class ValidationBased(Algorithm):
     """A local step, then x_i <- sum_j w_ij x_j with w_i = softmax_j(-score_ij / temperature).
 
@@ -69,7 +65,9 @@ class ValidationBased(Algorithm):
     identity.
     """
 
-    symmetric = False
+    Config = ValidationBasedConfig
+    title, color, marker, place = "Validation based", "#7a1f5c", "h", 7
+    learns_weights = True
 
     def __init__(
         self,
@@ -78,11 +76,8 @@ class ValidationBased(Algorithm):
         exchange: Exchange,
         context: RunContext,
     ) -> None:
-        self.config, self.clients, self.exchange = config, clients, exchange
+        super().__init__(config, clients, exchange, context)
         n = self.n = context.clients
-        double = clients.x_cd.dtype == torch.float64
-        dtype = np.float64 if double else np.float32
-        self.weights = Weights(clients.ids, range(n), dtype=dtype)
         when = "a round" if config.every == 1 else f"every {config.every} rounds"
         self.user_notice = (
             f"validation based weights take n^2 = {n * n} forward passes {when}, and every model "
@@ -123,5 +118,5 @@ class ValidationBased(Algorithm):
 
     def average(self, rows_cd: torch.Tensor) -> None:
         """Replace every client's row by the weighted sum of all rows."""
-        for at, mixed_cd in self.exchange.mix(self.weights, rows_cd, symmetric=self.symmetric):
+        for at, mixed_cd in self.exchange.mix(self.weights, rows_cd):
             rows_cd[:, at].copy_(mixed_cd)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cobo_dist.algorithms.base import Algorithm
+from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.checkpoint.writer import client_views
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.placement import Placement

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
-from cobo_dist.algorithms.base import Algorithm
+from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.errors import RunFailure

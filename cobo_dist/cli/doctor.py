@@ -6,15 +6,17 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cobo_dist.cli.launch import start
 from cobo_dist.cli.parser import report_error, settings_parser
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RunFailure
-from cobo_dist.preflight.diagnose import FINE, WARNING, WRONG, Finding
-from cobo_dist.preflight.probe import examine
 from cobo_dist.terminal import safe_terminal
+
+if TYPE_CHECKING:
+    from cobo_dist.preflight.diagnose import Finding
 
 ABOUT = """\
 Check everything that a run needs, before the run does: the launcher, the ranks and their hosts, versions,
@@ -34,7 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = settings_parser("doctor", ABOUT, EXITS).read(argv, rank)
         if options is None:
             return EXIT_DONE
-        found = examine(load_config(options.config, options.settings), launch)
+        config = load_config(options.config, options.settings)
+        # It imports torch, which help and refusals need not wait for.
+        from cobo_dist.preflight.diagnose import WRONG
+        from cobo_dist.preflight.probe import examine
+
+        found = examine(config, launch)
     except (ConfigError, RunFailure) as error:
         return report_error(error, rank)
     if rank == 0:
@@ -45,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(launch: Launch, found: Sequence[Finding], seconds: float, command: Sequence[str]) -> str:
     """Return the findings, one a line; what is wrong comes last, where it is seen."""
+    from cobo_dist.preflight.diagnose import FINE, WARNING, WRONG
+
     where = f"{launch.world_size} rank(s) by {launch.launcher}"
     if launch.world_size > 1:
         where += f", connected through {launch.address}:{launch.port}"

@@ -7,12 +7,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from cobo_dist.cli.launch import start
 from cobo_dist.cli.parser import report_error, settings_parser
-from cobo_dist.cli.plan_output import plan_text, tried_text
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import (
@@ -21,10 +19,11 @@ from cobo_dist.errors import (
     ConfigError,
     RunFailure,
 )
-from cobo_dist.planning.dry_run import DryRun
-from cobo_dist.planning.try_rounds import try_rounds
-from cobo_dist.tasks.registry import build_task
+from cobo_dist.lazy import torch
 from cobo_dist.terminal import safe_terminal
+
+if TYPE_CHECKING:
+    from cobo_dist.planning.dry_run import DryRun
 
 ABOUT = """\
 Say what the ranks of a run would send in a round and what the fullest of them would keep in memory. Takes the
@@ -75,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_DONE
         counts, settings = _split(arguments.settings)
         config = load_config(arguments.config, settings)
+        # It imports torch, which help and refusals need not wait for.
+        from cobo_dist.cli.plan_output import plan_text, tried_text
+        from cobo_dist.planning.try_rounds import try_rounds
+
         dry_run = _dry_run(config, counts, launch)
         tries = _number_of_tries(arguments.tried, dry_run, launch)
         ranks = dry_run.placement.ranks
@@ -113,6 +116,9 @@ def _split(settings: Sequence[str]) -> tuple[dict[str, int], list[str]]:
 
 
 def _dry_run(config: Config, counts: dict[str, int], launch: Launch) -> DryRun:
+    from cobo_dist.planning.dry_run import DryRun
+    from cobo_dist.tasks.registry import build_task
+
     dtype = getattr(torch, config.run.dtype)
     task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
     clients = counts.get("clients", task.clients)

@@ -7,17 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from cobo_dist.cli.parser import report_error, settings_parser
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, ConfigError
-from cobo_dist.tasks.base import DataConfig
+from cobo_dist.lazy import torch
 from cobo_dist.tasks.describe import facts_of
-from cobo_dist.tasks.images import fetch_cifar100, has_cifar100
-from cobo_dist.tasks.language.base import fetch_base
-from cobo_dist.tasks.language.config import Adapters, LanguageConfig, LanguageModelConfig
-from cobo_dist.tasks.language.texts import fetch_wiki40b
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.terminal import safe_terminal
 
@@ -42,14 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(config: Config) -> None:
-    if config.task.name in ("cross_silo", "cross_device") and not config.data.file:
-        if has_cifar100(config.data.root):
-            print(f"found       CIFAR-100 in {config.data.root}")
-        else:
-            print(f"fetching    CIFAR-100 into {config.data.root}", flush=True)
-            fetch_cifar100(config.data.root)
-    if isinstance(config.task, LanguageConfig) and isinstance(config.model, Adapters):
-        _fetch_language(config.task, config.model, config.data)
+    for line in (*config.task.fetch(config.data), *config.model.fetch()):
+        print(line, flush=True)
     dtype = getattr(torch, config.run.dtype)
     task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
     for name, value in facts_of(task).items():
@@ -57,10 +45,3 @@ def _prepare(config: Config) -> None:
     print(
         "next        python -m cobo_dist.plan with the same settings: bytes a round, memory a rank"
     )
-
-
-def _fetch_language(task: LanguageConfig, model: LanguageModelConfig, data: DataConfig) -> None:
-    if not data.text_dir:
-        for name in fetch_wiki40b(task, data):
-            print(f"fetched     Wiki-40B {name} into {data.root}")
-    fetch_base(model)

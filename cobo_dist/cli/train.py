@@ -13,8 +13,6 @@ from cobo_dist.comm.startup.start_guard import StartGuard
 from cobo_dist.config import describe_keys, load_config
 from cobo_dist.errors import EXIT_DONE, ConfigError, RunFailure
 from cobo_dist.terminal import safe_terminal
-from cobo_dist.training.build import run
-from cobo_dist.training.figures import draw_figures
 from cobo_dist.training.signals import Signals
 
 USAGE = "[--config FILE.yaml] [--show-run-dir] [key.path=value ...]"
@@ -63,6 +61,10 @@ def _train(argv: Sequence[str] | None, rank: int, guard: StartGuard) -> int:
         launch = start()
         rank = guard.rank = launch.rank
         config = load_config(options.config, options.settings)
+        # It imports torch, which help and refusals need not wait for.
+        from cobo_dist.training.build import run
+        from cobo_dist.training.figures import draw_figures
+
         return run(config, launch, guard, draw_figures if config.log.figures else None).code
     except (ConfigError, RunFailure) as error:
         guard.close()  # launchers send SIGTERM to the other ranks when one fails

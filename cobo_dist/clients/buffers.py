@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths.flat import Layout, empty_rows
 
 Buffers = dict[str, Tensor]  # each [m, *shape], updated in place

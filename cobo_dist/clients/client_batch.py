@@ -20,7 +20,8 @@ from cobo_dist.clients.engines import Batch, Engine, OneByOne, trained, with_aut
 from cobo_dist.clients.evaluation import Evaluator
 from cobo_dist.clients.graphs import GraphedPasses
 from cobo_dist.clients.learning_task import BatchSource, LearningTask
-from cobo_dist.clients.optimizers import Optimizer, OptimizerConfig, build_optimizer, step_size
+from cobo_dist.clients.optimizer_config import OptimizerConfig
+from cobo_dist.clients.optimizers import Optimizer, build_optimizer, step_size
 from cobo_dist.maths.flat import Layout, Scratch, empty_rows, to_device
 from cobo_dist.maths.host_copy import host_copies
 from cobo_dist.phase_timer import PhaseTimer

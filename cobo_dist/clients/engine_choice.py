@@ -7,13 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
-import torch
-from torch import Tensor, nn
-
 from cobo_dist.clients.buffers import BufferRows
 from cobo_dist.clients.engines import Batch, Engine, Loss, OneByOne
 from cobo_dist.clients.graphs import GraphedPasses
 from cobo_dist.clients.vectorized import Vectorized
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths.flat import empty_rows
 
 ENGINES: dict[str, Callable[..., Engine]] = {

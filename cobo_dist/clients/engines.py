@@ -15,10 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Protocol, TypeVar
 
-import torch
-from torch import Tensor, nn
-
 from cobo_dist.clients.buffers import BufferRows, Buffers, state_buffers
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths.flat import Layout, empty_rows
 
 Result = TypeVar("Result")

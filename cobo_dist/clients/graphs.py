@@ -15,11 +15,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from cobo_dist.clients.buffers import BufferRows
 from cobo_dist.clients.engines import Batch, Done, OneByOne
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.flat import empty_rows
 
 Step = Callable[[], None]

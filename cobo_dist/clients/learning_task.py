@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-import torch
-from torch import Tensor, nn
-
 from cobo_dist.clients.engines import Batch
+from cobo_dist.lazy import Tensor, nn, torch
 
 
 class BatchSource(Protocol):

@@ -9,89 +9,28 @@ Shapes: c clients, d parameters.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
-from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from cobo_dist.settings import Section, as_tuple
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class OptimizerConfig(Section):
-    """The local optimizer of every client."""
-
-    name: Literal["sgd", "ema_momentum", "adamw"] = Field(
-        "sgd",
-        description="sgd: direction m = momentum m + g (momentum 0 is the paper); ema_momentum: "
-        "m = momentum m + (1 - momentum) g from m = 0 (the authors' code); adamw: decoupled weight "
-        "decay (language)",
-    )
-    # Bounds of 1e15 are far above any use, and products of two still fit float32, which torch requires.
-    lr: float = Field(
-        0.1, ge=0, le=1e15, description="step size eta of the models; a schedule's peak"
-    )
-    momentum: float = Field(
-        0.0, ge=0, lt=1, description="sgd, ema_momentum: factor of the last direction"
-    )
-    betas: Annotated[tuple[Beta, Beta], BeforeValidator(as_tuple)] = Field(
-        (0.9, 0.95), description="adamw: factors of the two moments"
-    )
-    eps: float = Field(
-        1e-8, gt=0, le=1e15, description="adamw: added to the root of the second moment"
-    )
-    weight_decay: float = Field(
-        1e-3, ge=0, le=1e15, description="adamw: factor of the model in the direction"
-    )
-    schedule: Literal["constant", "one_cycle"] = Field(
-        "constant",
-        description="eta over the rounds: constant, or one_cycle: up along a cosine, then down along "
-        "one (language)",
-    )
-    warmup: float = Field(
-        0.02,
-        ge=0,
-        le=1,
-        description="one_cycle: share of the rounds on the way up (the authors: 2%)",
-    )
-    div_factor: float = Field(
-        25.0, ge=1, description="one_cycle: the first eta is lr / div_factor (PyTorch's default)"
-    )
-    final_div_factor: float = Field(
-        1e4,
-        gt=0,
-        description="one_cycle: the last eta is the first / final_div_factor (PyTorch's default)",
-    )
-
-    def contradiction(self) -> str:
-        """Return why keys of another optimizer or schedule have no effect; empty if none is set."""
-        adam, cycle = self.name == "adamw", self.schedule == "one_cycle"
-        for key in ("momentum",) if adam else ("betas", "eps", "weight_decay"):
-            if getattr(self, key) != OptimizerConfig.model_fields[key].default:
-                owner = "adamw" if key != "momentum" else "sgd or ema_momentum"
-                return (
-                    f"optimizer.{key} means nothing to optimizer.name={self.name}; drop it or set "
-                    f"optimizer.name={owner}"
-                )
-        for key in () if cycle else ("warmup", "div_factor", "final_div_factor"):
-            if getattr(self, key) != OptimizerConfig.model_fields[key].default:
-                return (
-                    f"optimizer.{key} means nothing to optimizer.schedule={self.schedule}; drop it or "
-                    "set optimizer.schedule=one_cycle"
-                )
-        return ""
+from cobo_dist.clients.optimizer_config import OptimizerConfig
 
 
 def step_size(config: OptimizerConfig, t: int, rounds: int) -> float:
     """Return eta(t) of round t = 0 .. rounds-1: a pure function, so nothing has to be saved.
 
-    `one_cycle` is PyTorch's OneCycleLR with cosines over `rounds` steps: from lr / div_factor up to lr
+    `step` is PyTorch's StepLR, and `cosine` its CosineAnnealingLR down to 0 after `rounds` steps.
+    `one_cycle` is its OneCycleLR with cosines over `rounds` steps: from lr / div_factor up to lr
     at step warmup * rounds - 1, and down to lr / (div_factor * final_div_factor) at the last step.
     """
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "step":
+        return config.lr * config.step_factor ** (t // config.step_every)
+    if config.schedule == "cosine":
+        return _cosine(config.lr, 0.0, t / rounds)
     first = config.lr / config.div_factor
     top, end = config.warmup * rounds - 1.0, rounds - 1.0
     if t <= top:
@@ -107,22 +46,34 @@ def _cosine(start: float, end: float, share: float) -> float:
 class Optimizer(Protocol):
     """The contract of an optimizer."""
 
-    def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
-        """Return this round's directions [c, d] of the models in `rows`; overwrites `gradients_cd`."""
+    def direction(
+        self, gradients_cd: Tensor, rows: slice = slice(None), points_cd: Tensor | None = None
+    ) -> Tensor:
+        """Return the directions [c, d] of the models in `rows`; overwrites `gradients_cd`.
+
+        `points_cd`: where the gradients were taken, for weight decay; None: at the models themselves.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """Return what is kept between rounds, by name, [c, ...]: to save, or to overwrite."""
 
 
 class Sgd:
-    """Stochastic gradient descent with (heavy-ball) momentum; `momentum=0` is the paper's step."""
+    """Stochastic gradient descent with (heavy-ball) momentum; `momentum=0` is the paper's step.
 
-    def __init__(self, momentum: float, like_cd: Tensor) -> None:
-        self.momentum = momentum
-        self.m_cd = torch.zeros_like(like_cd) if momentum else None
+    Weight decay adds `weight_decay` x to the gradient, as PyTorch's SGD does.
+    """
 
-    def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
-        """M <- momentum m + g."""
+    def __init__(self, momentum: float, weight_decay: float, x_cd: Tensor) -> None:
+        self.momentum, self.weight_decay, self.x_cd = momentum, weight_decay, x_cd
+        self.m_cd = torch.zeros_like(x_cd) if momentum else None
+
+    def direction(
+        self, gradients_cd: Tensor, rows: slice = slice(None), points_cd: Tensor | None = None
+    ) -> Tensor:
+        """M <- momentum m + g + weight_decay x."""
+        if self.weight_decay:
+            gradients_cd.add_(_at(points_cd, self.x_cd, rows), alpha=self.weight_decay)
         if self.m_cd is None:
             return gradients_cd
         return self.m_cd[rows].mul_(self.momentum).add_(gradients_cd)
@@ -135,15 +86,20 @@ class Sgd:
 class EmaMomentum:
     """Exponential moving average of gradients, as in the authors' code, started at m = 0.
 
-    At learning rate lr it equals heavy-ball SGD at (1 - momentum) lr. `momentum=0` is plain SGD.
+    At learning rate lr it equals heavy-ball SGD at (1 - momentum) lr. `momentum=0` is plain SGD. Weight decay
+    adds `weight_decay` x to the gradient.
     """
 
-    def __init__(self, momentum: float, like_cd: Tensor) -> None:
-        self.momentum = momentum
-        self.m_cd = torch.zeros_like(like_cd)
+    def __init__(self, momentum: float, weight_decay: float, x_cd: Tensor) -> None:
+        self.momentum, self.weight_decay, self.x_cd = momentum, weight_decay, x_cd
+        self.m_cd = torch.zeros_like(x_cd)
 
-    def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
-        """M <- momentum m + (1 - momentum) g."""
+    def direction(
+        self, gradients_cd: Tensor, rows: slice = slice(None), points_cd: Tensor | None = None
+    ) -> Tensor:
+        """M <- momentum m + (1 - momentum) (g + weight_decay x)."""
+        if self.weight_decay:
+            gradients_cd.add_(_at(points_cd, self.x_cd, rows), alpha=self.weight_decay)
         # Two roundings in a fixed order: `lerp` may fuse them, depending on where a row lies.
         return self.m_cd[rows].mul_(self.momentum).add_(gradients_cd.mul_(1.0 - self.momentum))
 
@@ -162,37 +118,64 @@ class AdamW:
 
     def __init__(self, config: OptimizerConfig, x_cd: Tensor) -> None:
         self.config, self.x_cd = config, x_cd
-        # The same number for every row, by row because each client's state is saved on its own.
+        # By row: clients may differ in how many steps they took, and each one's state is saved on its own.
         self.steps_c = torch.zeros(len(x_cd), dtype=torch.int64)
         self.m_cd, self.v_cd = torch.zeros_like(x_cd), torch.zeros_like(x_cd)
 
-    def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
+    def direction(
+        self, gradients_cd: Tensor, rows: slice = slice(None), points_cd: Tensor | None = None
+    ) -> Tensor:
         """Update both moments by g and return the direction, in the rows of the gradients."""
-        g_cd, (beta_1, beta_2) = gradients_cd, self.config.betas
+        points_cd = _at(points_cd, self.x_cd, rows)
         m_cd, v_cd, steps_c = self.m_cd[rows], self.v_cd[rows], self.steps_c[rows]
         steps_c += 1
-        steps = int(steps_c[0])
+        for alike in runs(steps_c.tolist()):
+            parts = (gradients_cd, m_cd, v_cd, points_cd)
+            self._step(int(steps_c[alike.start]), *(part[alike] for part in parts))
+        return gradients_cd
+
+    def _step(self, steps: int, g_kd: Tensor, m_kd: Tensor, v_kd: Tensor, x_kd: Tensor) -> None:
+        """Replace the gradients of clients that took as many steps by their directions."""
+        beta_1, beta_2 = self.config.betas
         # Every product and sum is rounded by itself, as in `EmaMomentum`.
-        term_cd = torch.mul(g_cd, g_cd).mul_(1.0 - beta_2)
-        v_cd.mul_(beta_2).add_(term_cd)
-        m_cd.mul_(beta_1).add_(g_cd.mul_(1.0 - beta_1))
-        root_cd = torch.sqrt(v_cd, out=g_cd)
-        root_cd.div_(math.sqrt(1.0 - beta_2**steps)).add_(self.config.eps)
-        direction_cd = torch.div(m_cd, root_cd, out=g_cd).div_(1.0 - beta_1**steps)
+        term_kd = torch.mul(g_kd, g_kd).mul_(1.0 - beta_2)
+        v_kd.mul_(beta_2).add_(term_kd)
+        m_kd.mul_(beta_1).add_(g_kd.mul_(1.0 - beta_1))
+        root_kd = torch.sqrt(v_kd, out=g_kd)
+        root_kd.div_(math.sqrt(1.0 - beta_2**steps)).add_(self.config.eps)
+        torch.div(m_kd, root_kd, out=g_kd).div_(1.0 - beta_1**steps)
         if self.config.weight_decay:
-            torch.mul(self.x_cd[rows], self.config.weight_decay, out=term_cd)
-            direction_cd.add_(term_cd)
-        return direction_cd
+            torch.mul(x_kd, self.config.weight_decay, out=term_kd)
+            g_kd.add_(term_kd)
 
     def state(self) -> dict[str, Tensor]:
         """Return both moments and the number of steps."""
         return {"m": self.m_cd, "v": self.v_cd, "steps": self.steps_c}
 
 
+def _at(points_cd: Tensor | None, x_cd: Tensor, rows: slice) -> Tensor:
+    """Return the points at which gradients were taken."""
+    return x_cd[rows] if points_cd is None else points_cd
+
+
+def runs(numbers: Sequence[int], step: int = 0) -> Iterator[slice]:
+    """Yield the slices in which each number is the one before it plus `step`.
+
+    >>> list(runs([4, 4, 7]))
+    [slice(0, 2, None), slice(2, 3, None)]
+    >>> list(runs([2, 3, 6], step=1))
+    [slice(0, 2, None), slice(2, 3, None)]
+    """
+    begin = 0
+    for at in range(1, len(numbers) + 1):
+        if at == len(numbers) or numbers[at] != numbers[at - 1] + step:
+            yield slice(begin, at)
+            begin = at
+
+
 def build_optimizer(config: OptimizerConfig, x_cd: Tensor) -> Optimizer:
     """Return the configured optimizer for the models in the rows `x_cd`."""
     if config.name == "adamw":
         return AdamW(config, x_cd)
-    if config.name == "sgd":
-        return Sgd(config.momentum, x_cd)
-    return EmaMomentum(config.momentum, x_cd)
+    kind = Sgd if config.name == "sgd" else EmaMomentum
+    return kind(config.momentum, config.weight_decay, x_cd)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.func import vmap
-
 from cobo_dist.clients.buffers import BufferRows, Buffers, state_buffers
 from cobo_dist.clients.engines import Batch, Done, Loss, parts_of, trained
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths.flat import Layout
 
 
@@ -92,7 +89,7 @@ class Vectorized:
         own = [tensors_of[key] for _, tensors_of, key in self._slots]
         for number, part in enumerate(parts_of(batch, self.parts, dim=1)):
             try:
-                losses: Tensor = vmap(one)(parameters | dense, *part)
+                losses: Tensor = torch.func.vmap(one)(parameters | dense, *part)
                 losses = losses / self.parts
                 gradients = torch.autograd.grad(losses.sum(), tuple(parameters.values()))
             except torch.OutOfMemoryError:

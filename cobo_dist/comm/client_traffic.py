@@ -31,7 +31,7 @@ class ClientTraffic:
     """Counts for this rank's clients together; over all ranks, `up` and `down` are the sums over n clients.
 
     >>> traffic = ClientTraffic(clients=3, wire_bytes=4)
-    >>> traffic.mix(Weights([0, 1, 2], groups_n=[0, 0, 1]), size=10, symmetric=True)
+    >>> traffic.mix(Weights([0, 1, 2], groups_n=[0, 0, 1], symmetric=True), size=10)
     >>> traffic.up, traffic.down
     (80, 80)
     """
@@ -54,7 +54,7 @@ class ClientTraffic:
         self.down += (firsts * cut + seconds * (size - cut)) * self.wire_bytes
         self._both_ways(2 * len(plan.first) * _NUMBER_BYTES)
 
-    def mix(self, weights: Weights, size: int, symmetric: bool) -> None:
+    def mix(self, weights: Weights, size: int) -> None:
         """Count models for this rank's rows of W.
 
         A model that a client receives is one that another sends, so over all ranks the sums are equal.
@@ -63,7 +63,7 @@ class ClientTraffic:
         if known is None or known[0] is not weights or known[1] != weights.version:
             known = self._links = weights, weights.version, count_links(weights)
         self._both_ways(known[2] * size * self.wire_bytes)
-        if not symmetric:
+        if not weights.symmetric:
             self._both_ways(weights.shape[0] * (self.clients - 1) * weights.dtype.itemsize)
 
     def mix_all(self, size: int, weight_bytes: int) -> None:

@@ -148,22 +148,19 @@ class Exchange:
 
     # -- sums of models ---------------------------------------------------------------------------
 
-    def mix(
-        self, weights: Weights, x_cd: Tensor, *, symmetric: bool = True
-    ) -> Iterator[tuple[slice, Tensor]]:
+    def mix(self, weights: Weights, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Exchange models; return an iterator over columns of X, with sum_k w_ik x_k of these columns.
 
         The sums [c, columns] lie in scratch rows. A caller may change them and these columns of X before
         it asks for the next, and must exhaust the iterator before it calls the exchange again.
 
         Args:
-            weights: this rank's rows of W.
+            weights: this rank's rows of W. Where they are symmetric, a sender reads the receiver's block
+                W[receiver, sender] from its own rows, transposed. Otherwise the receiver sends it first.
             x_cd: this rank's models.
-            symmetric: W is symmetric, so a sender reads the receiver's block W[receiver, sender] from
-                its own rows, transposed. Otherwise the receiver sends its block first.
         """
-        self.client_traffic.mix(weights, x_cd.shape[1], symmetric)
-        return self._mixing.mix(weights, x_cd, symmetric)
+        self.client_traffic.mix(weights, x_cd.shape[1])
+        return self._mixing.mix(weights, x_cd)
 
     def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
         """Return the same k combinations sum_j w_kj x_j of all clients' rows on every rank, [k, d].

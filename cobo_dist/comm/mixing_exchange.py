@@ -32,13 +32,13 @@ class MixingExchange:
         self.rank = channel.transport.rank
         self._plans = MixingPlans(placement, self.rank, deterministic)
 
-    def mix(
-        self, weights: Weights, x_cd: Tensor, symmetric: bool
-    ) -> Iterator[tuple[slice, Tensor]]:
+    def mix(self, weights: Weights, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Exchange models now; return an iterator that sums them, some columns at a time."""
         with self.channel.timer.span("mixing"):
             plans = (
-                self._plans.for_symmetric(weights) if symmetric else self._exchange_blocks(weights)
+                self._plans.for_symmetric(weights)
+                if weights.symmetric
+                else self._exchange_blocks(weights)
             )
             models = self._exchange_models(plans, x_cd) | {self.rank: x_cd}
         return self._column_by_column(weights, plans, models, x_cd.shape[1])

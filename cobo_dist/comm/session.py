@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,9 +18,9 @@ import torch.distributed as dist
 # at some time; if that were while ranks are connected, the group and its threads would outlive the session
 # and could abort the process as Python ends. So it is imported here, before any group exists.
 import torch.distributed.nn.functional
-from pydantic import Field
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from cobo_dist.comm.config import CommConfig
 from cobo_dist.comm.liveness import Liveness
 from cobo_dist.comm.nccl_group import is_device_error, leave_group, uses_nccl
 from cobo_dist.comm.startup.devices import wire_device
@@ -34,7 +34,6 @@ from cobo_dist.comm.transports.mpi_transport import open_mpi
 from cobo_dist.comm.transports.staged_transport import through_cpu
 from cobo_dist.comm.transports.torch_transport import Poll, TorchTransport
 from cobo_dist.errors import EXIT_REFUSED, ConfigError, HostConfigError
-from cobo_dist.settings import Section
 
 CAUSE_SECONDS = 2.0
 """How long a rank whose connections broke waits for the news of which rank has ended."""
@@ -44,56 +43,6 @@ NCCL_TIMEOUT_SECONDS = 120.0
 """comm.timeout with NCCL, where none is set."""
 WATCHDOG_SECONDS = 60.0
 """How much later than comm.timeout torch's watchdog ends a process, which it does without a word."""
-
-
-class CommConfig(Section):
-    """How ranks communicate."""
-
-    backend: Literal["auto", "nccl", "gloo", "mpi"] = Field(
-        "auto",
-        description="nccl for CUDA devices, gloo for CPUs; auto takes the one that fits the device. "
-        "mpi: the MPI of the mpirun that starts the ranks (extra mpi). gloo and mpi carry models of CUDA "
-        "devices through memory of the CPU, so ranks may share a GPU",
-    )
-    dtype: Literal["model", "bfloat16"] = Field(
-        "model",
-        description="type in which models and gradients travel: model is run.dtype; bfloat16 halves the "
-        "bytes of float32 and rounds what crosses ranks to 8 bits (docs/PERFORMANCE.md)",
-    )
-    timeout: float = Field(
-        600.0,
-        gt=0,
-        le=1e7,
-        description="seconds after which a silent rank counts as lost; a host that does not even acknowledge "
-        "packets is lost after a quarter of it (gloo on Linux)",
-    )
-    connect_timeout: float = Field(
-        0.0,
-        ge=0,
-        le=1e7,
-        description="seconds that ranks wait for one another at the start; 0: comm.timeout",
-    )
-    check: bool = Field(
-        False,
-        description="check what ranks send each other against NCCL's rules, whatever the backend, and end "
-        "the run with the rank, peer and batch that break one; costs a little of every round",
-    )
-    placement: Literal["static", "adaptive"] = Field(
-        "static",
-        description="which rank has which clients. static: consecutive client numbers; adaptive: as "
-        "clusters emerge in W, collaborators move to one rank where that saves more bytes than it costs. "
-        "The results are the same",
-    )
-    placement_every: int = Field(
-        50,
-        ge=1,
-        description="comm.placement=adaptive: rounds between two searches for a better placement",
-    )
-    deterministic: bool = Field(
-        False,
-        description="bitwise the same numbers on any number of ranks; slower: one thread, clients "
-        "one by one, models added in client order",
-    )
 
 
 @dataclass(frozen=True)

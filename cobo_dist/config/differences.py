@@ -31,7 +31,7 @@ behind a new path are the same is checked by their fingerprint."""
 
 _NEED_ROUNDS = {
     "algorithm.fedavg_share": "fine-tuned FedAvg turns local after a share of them",
-    "optimizer.warmup": "optimizer.schedule=one_cycle spreads over them",
+    "optimizer.schedule": "optimizer.schedule={} spreads over them",
     "algorithm.sampling.switch_fraction": "algorithm.sampling.name=mixed switches after a share of them",
 }
 """Keys whose effect depends on run.rounds, and why."""
@@ -54,7 +54,8 @@ def resume_differences(config: Config, old: Mapping[str, Any]) -> list[str]:
     ]
     if before.get("run.rounds") != config.run.rounds:
         found += [
-            f"run.rounds {before.get('run.rounds')} -> {config.run.rounds}, and {why}"
+            f"run.rounds {before.get('run.rounds')} -> {config.run.rounds}, and "
+            + why.format(now.get(key))
             for key, why in _NEED_ROUNDS.items()
             if _applies(key, now)
         ]
@@ -85,8 +86,8 @@ def _remove(nested: Any, location: Sequence[int | str]) -> None:
 
 def _applies(key: str, now: Flat) -> bool:
     """Return whether a key that depends on run.rounds has an effect."""
-    if key == "optimizer.warmup":
-        return bool(now["optimizer.schedule"] == "one_cycle")
+    if key == "optimizer.schedule":
+        return now[key] in ("cosine", "one_cycle")
     if key.startswith("algorithm.sampling"):
         return now.get("algorithm.sampling.name") == "mixed"
     return key in now

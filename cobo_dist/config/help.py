@@ -6,26 +6,38 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cobo_dist.config.schema import VARIANTS, Config, keys_of
+from cobo_dist.config.schema import QUICKSTART, VARIANTS, Config, keys_of, section_of
 
 
 def describe_keys() -> str:
     """Return the text of `--help`: every key with type, default and one line of meaning."""
     lines = []
     for section, field in Config.model_fields.items():
-        kinds = get_args(field.annotation) or (field.annotation,)
-        for kind in kinds:
+        if not _kinds(section, field):
+            lines += ["", *(f"  {line}" for line in _described(section, field))]
+        for kind in _kinds(section, field):
             doc = (kind.__doc__ or "").strip().splitlines()[0]
             name = kind.model_fields["name"].default if section in VARIANTS else ""
             title = f"{section}.name={name}: {doc}" if name else f"{section}: {doc}"
-            default = " (default)" if name and kind is type(field.default) else ""
+            default = " (default)" if name == QUICKSTART.get(section, ()) else ""
             lines.append(f"\n{title}{default}")
             for key, info in keys_of(kind, f"{section}."):
                 if section in VARIANTS and key == f"{section}.name":
                     continue
-                lines.append(f"  {key}  ({_type_name(info.annotation)}, default {_default(info)})")
-                lines.append(f"      {info.description}")
+                lines += [f"  {line}" for line in _described(key, info)]
     return "\n".join(lines).strip()
+
+
+def _kinds(section: str, field: FieldInfo) -> list[Any]:
+    """Return the classes of a section: one, or one for each of its names; none of a plain key."""
+    if section in VARIANTS:
+        return [section_of(section, name) for name in VARIANTS[section]]
+    return [field.annotation] if hasattr(field.annotation, "model_fields") else []
+
+
+def _described(key: str, field: FieldInfo) -> list[str]:
+    head = f"{key}  ({_type_name(field.annotation)}, default {_default(field)})"
+    return [head, f"    {field.description}"]
 
 
 def _default(field: FieldInfo) -> str:

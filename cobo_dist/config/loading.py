@@ -12,8 +12,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from cobo_dist.config.messages import explain, is_group, must_be_group, place_of
-from cobo_dist.config.schema import VARIANTS, Config, all_keys, check_across, text_keys
+from cobo_dist.config.schema import (
+    QUICKSTART,
+    VARIANTS,
+    Config,
+    all_keys,
+    check_across,
+    section_of,
+    text_keys,
+)
 from cobo_dist.errors import ConfigError
+from cobo_dist.registry import register
 from cobo_dist.settings import flatten
 from cobo_dist.yaml_text import RepeatedKey, YamlError, core_value, read_yaml
 
@@ -88,13 +97,12 @@ def variant_names(file: str | None, names: Mapping[str, str]) -> dict[str, str]:
 
 def _name_variants(merged: dict[str, Any]) -> None:
     """Fill in names that are not given: the quickstart's, and for the paper's tasks the paper's models."""
-    for section, default in (("task", "digits"), ("algorithm", "cobo"), ("model", "mlp")):
+    for section in ("task", "algorithm", "model"):
         if isinstance(given := merged.setdefault(section, {}), dict):
+            default = QUICKSTART[section]
             task = merged["task"].get("name") if isinstance(merged["task"], dict) else None
-            if section == "model" and task in ("cross_silo", "cross_device"):
-                default = "resnet9"
-            if section == "model" and task == "language":
-                default = "gpt2"
+            if section == "model" and isinstance(task, str) and task in VARIANTS["task"]:
+                default = VARIANTS["task"][task].target.default_model
             given.setdefault("name", default)
 
 
@@ -175,9 +183,13 @@ def as_argument(key: str, text: str) -> str:
     return f"{key}={text if _unquoted(text) == text else quoted}"
 
 
-@cache
 def _plain_text_keys() -> frozenset[str]:
     """Return the keys that take any text: no list, and no choice among names."""
+    return _plain_text_keys_of(register.version)
+
+
+@cache
+def _plain_text_keys_of(version: int) -> frozenset[str]:
     return frozenset(key for key, field in all_keys() if field.annotation is str)
 
 
@@ -229,9 +241,9 @@ def _drop_other_variant(section: str, below: dict[str, Any], above: dict[str, An
     name = over["name"]
     if not isinstance(name, str) or name not in VARIANTS[section] or name == base.get("name"):
         return
-    kind = VARIANTS[section][name]
-    known = {key for other in VARIANTS[section].values() for key in other.model_fields}
-    for key in [key for key in base if key in known and key not in kind.model_fields]:
+    fields = section_of(section, name).model_fields
+    known = {key for other in VARIANTS[section] for key in section_of(section, other).model_fields}
+    for key in [key for key in base if key in known and key not in fields]:
         del base[key]
 
 

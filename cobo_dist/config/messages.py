@@ -9,7 +9,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cobo_dist.config.schema import VARIANTS, all_keys, owners_of
+from cobo_dist.config.schema import (
+    UNKNOWN_VARIANT,
+    VARIANTS,
+    all_keys,
+    keys_of,
+    owners_of,
+    section_of,
+)
 from cobo_dist.yaml_text import core_value
 
 MAX_SHOWN_CHARACTERS = 500
@@ -29,37 +36,33 @@ def place_of(error: ValidationError) -> str:
     """Return the dotted key that the first mistake is at; for an item of a list, that of the list."""
     mistake = error.errors(include_url=False)[0]
     path = _path(mistake)
-    if mistake["type"] == "union_tag_invalid":
+    if mistake["type"] == UNKNOWN_VARIANT:
         path.append("name")
     return ".".join(path[:-1] if isinstance(mistake["loc"][-1], int) else path)
 
 
 def _path(mistake: Any) -> list[str]:
-    path = [str(step) for step in mistake["loc"]]
-    # pydantic puts a variant's name into the path: algorithm.cobo.rho means algorithm.rho.
-    if len(path) > 1 and path[0] in VARIANTS and path[1] in VARIANTS[path[0]]:
-        del path[1]
-    return path
+    return [str(step) for step in mistake["loc"]]
 
 
 def _message(path: Sequence[str], mistake: Any, given: Mapping[str, Any]) -> str:
     key, value, kind = ".".join(path), mistake.get("input"), mistake["type"]
     if kind == "extra_forbidden":
         return _unknown_key(path, value, given)
-    if kind in ("union_tag_invalid", "literal_error"):
-        names = list(VARIANTS[key]) if kind == "union_tag_invalid" else _literals(mistake["ctx"])
-        if kind == "union_tag_invalid":
+    if kind in (UNKNOWN_VARIANT, "literal_error"):
+        names = list(VARIANTS[key]) if kind == UNKNOWN_VARIANT else _literals(mistake["ctx"])
+        if kind == UNKNOWN_VARIANT:
             key, value = f"{key}.name", value.get("name") if isinstance(value, dict) else value
         near = difflib.get_close_matches(str(value).lower(), names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{key}={_show(value)} is none of {', '.join(names)}{hint}"
     if kind in ("model_attributes_type", "model_type", "dict_type"):
         return must_be_group(key, value)
-    hint = _remedy(kind, key, value)
+    hint = _remedy(kind, key, value, given)
     return f"{key}={_show(value)} is refused: {_lower(mistake['msg'])}{hint}"
 
 
-def _remedy(kind: str, key: str, value: object) -> str:
+def _remedy(kind: str, key: str, value: object, given: Mapping[str, Any]) -> str:
     """Return what to write instead of a value of the wrong type; empty if that is not clear."""
     plain = core_value(value) if isinstance(value, str) else None
     if kind == "int_type" and isinstance(value, float) and value.is_integer():
@@ -68,10 +71,19 @@ def _remedy(kind: str, key: str, value: object) -> str:
     if type(plain) in numbers:
         return "; write it without quotes"
     if kind == "tuple_type" and not isinstance(value, dict):
-        example = next((field.default for known, field in all_keys() if known == key), None)
+        section, name = key.partition(".")[0], _name_in(given, key)
+        keys = keys_of(section_of(section, name), f"{section}.") if name else all_keys()
+        example = next((field.default for known, field in keys if known == key), None)
         if isinstance(example, tuple) and example:
             return f", for example {key}=[{', '.join(map(str, example))}]"
     return ""
+
+
+def _name_in(given: Mapping[str, Any], key: str) -> str:
+    """Return the name that a key's section has; empty where its keys do not depend on a name."""
+    section = key.partition(".")[0]
+    name = given[section].get("name") if isinstance(given.get(section), dict) else None
+    return str(name) if name in VARIANTS.get(section, {}) else ""
 
 
 def _literals(context: Mapping[str, Any]) -> list[str]:

@@ -3,26 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import yaml
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
-from cobo_dist.algorithms.cobo import CoBoConfig
-from cobo_dist.algorithms.registry import AlgorithmConfig
-from cobo_dist.clients.optimizers import OptimizerConfig
-from cobo_dist.comm.session import CommConfig
+from cobo_dist.algorithms.algorithm import AlgorithmSection
+from cobo_dist.algorithms.registry import ALGORITHMS
+from cobo_dist.clients.optimizer_config import OptimizerConfig
+from cobo_dist.comm.config import CommConfig
 from cobo_dist.errors import ConfigError
+from cobo_dist.registry import Kind, register
 from cobo_dist.run_config import LogConfig, RunConfig
-from cobo_dist.settings import Section
+from cobo_dist.settings import Section, Text, as_tuple
 from cobo_dist.tasks.base import DataConfig
-from cobo_dist.tasks.digits import DigitsConfig
-from cobo_dist.tasks.models import MlpConfig
-from cobo_dist.tasks.registry import ModelConfig, TaskConfig
+from cobo_dist.tasks.registry import MODELS, TASKS
+from cobo_dist.tasks.sections import ModelSection, TaskSection
 from cobo_dist.yaml_text import Dumper
+
+VARIANTS: Mapping[str, Kind] = {"task": TASKS, "model": MODELS, "algorithm": ALGORITHMS}
+"""The sections whose other keys depend on `name`, and what is registered for them."""
+
+QUICKSTART = {"task": "digits", "model": "mlp", "algorithm": "cobo"}
+"""The names where none is given."""
+
+UNKNOWN_VARIANT = "unknown_variant"
+"""The type of pydantic's error about a name that is not registered."""
+
+
+def section_of(variant: str, name: str) -> type[Section]:
+    """Return the config section that belongs to a name."""
+    section = VARIANTS[variant][name].section
+    assert section is not None, f"register.{variant} takes sections"
+    return section
+
+
+def _validate_variant(variant: str, given: Any) -> Any:
+    """Return the section that `given["name"]` belongs to, validated."""
+    if not isinstance(given, dict):
+        return given
+    name = given.get("name", QUICKSTART[variant])
+    if not isinstance(name, str) or name not in VARIANTS[variant]:
+        raise PydanticCustomError(UNKNOWN_VARIANT, "not registered")
+    return section_of(variant, name).model_validate(given)
+
+
+def _chosen(variant: str) -> BeforeValidator:
+    return BeforeValidator(partial(_validate_variant, variant))
+
+
+def _default(variant: str) -> Any:
+    return Field(default_factory=lambda: section_of(variant, QUICKSTART[variant])())
 
 
 class Config(Section):
@@ -32,11 +67,18 @@ class Config(Section):
     ('cobo', 'runs/digits-cobo-s0')
     """
 
+    plugins: Annotated[tuple[Text, ...], BeforeValidator(as_tuple)] = Field(
+        (),
+        description="modules, or paths of Python files, that register algorithms, tasks, models, ... of "
+        "your own (docs/EXTENDING.md)",
+    )
     run: RunConfig = RunConfig()
-    task: Annotated[TaskConfig, Field(discriminator="name")] = DigitsConfig()
-    model: Annotated[ModelConfig, Field(discriminator="name")] = MlpConfig()
+    task: Annotated[SerializeAsAny[TaskSection], _chosen("task")] = _default("task")
+    model: Annotated[SerializeAsAny[ModelSection], _chosen("model")] = _default("model")
     data: DataConfig = DataConfig()
-    algorithm: Annotated[AlgorithmConfig, Field(discriminator="name")] = CoBoConfig()
+    algorithm: Annotated[SerializeAsAny[AlgorithmSection], _chosen("algorithm")] = _default(
+        "algorithm"
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     comm: CommConfig = CommConfig()
     log: LogConfig = LogConfig()
@@ -53,30 +95,20 @@ class Config(Section):
         return yaml.dump(content, Dumper=Dumper, sort_keys=False)
 
 
-VARIANTS: dict[str, dict[str, type[Section]]] = {
-    section: {kind.model_fields["name"].default: kind for kind in get_args(union)}
-    for section, union in (
-        ("task", TaskConfig),
-        ("model", ModelConfig),
-        ("algorithm", AlgorithmConfig),
-    )
-}
-
-
 def keys_of(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield the dotted key and the field of every key of a section."""
     for attribute, field in kind.model_fields.items():
         name, annotation = field.alias or attribute, field.annotation
+        if kind is Config and name in VARIANTS:
+            for variant in VARIANTS[name]:
+                yield from keys_of(section_of(name, variant), f"{name}.")
         # Python 3.10 calls list[int] a type, so look at its origin first.
-        if (
+        elif (
             get_origin(annotation) is None
             and isinstance(annotation, type)
             and issubclass(annotation, Section)
         ):
             yield from keys_of(annotation, f"{prefix}{name}.")
-        elif kind is Config:
-            for variant in get_args(annotation):
-                yield from keys_of(variant, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
 
@@ -89,8 +121,8 @@ def owners_of(section: str, key: str) -> list[str]:
     """
     return [
         name
-        for name, kind in VARIANTS[section].items()
-        if any(f"{known}.".startswith(f"{key}.") for known, _ in keys_of(kind))
+        for name in VARIANTS[section]
+        if any(f"{known}.".startswith(f"{key}.") for known, _ in keys_of(section_of(section, name)))
     ]
 
 
@@ -99,9 +131,13 @@ def all_keys() -> list[tuple[str, FieldInfo]]:
     return list(keys_of(Config))
 
 
-@cache
 def text_keys() -> frozenset[str]:
     """Return the keys whose value, or whose list's items, are text or one of some names."""
+    return _text_keys(register.version)
+
+
+@cache
+def _text_keys(version: int) -> frozenset[str]:
     return frozenset(key for key, field in all_keys() if _is_text(field.annotation))
 
 
@@ -142,7 +178,8 @@ def check_across(config: Config) -> None:
         raise ConfigError(
             f"run.eval_splits={list(splits)} lacks test, which the summary reports; add it"
         )
-    if config.task.name == "quadratic" and splits != ("test",):
+    if lacking := [split for split in splits if split not in config.task.splits]:
         raise ConfigError(
-            f"run.eval_splits={list(splits)}: task quadratic has only test; drop the rest"
+            f"run.eval_splits={list(splits)}: task {config.task.name} has only "
+            f"{', '.join(config.task.splits)}; drop {', '.join(lacking)}"
         )

@@ -14,9 +14,9 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from cobo_dist.lazy import Tensor, torch
 
 ALIGNMENT_BYTES = 64
 _MIN_COLUMNS = 1 << 12  # a multiple of the alignment

@@ -37,12 +37,14 @@ def components(weights: Weights, threshold: float = LINK_THRESHOLD) -> int:
 def component_labels(weights: Weights, threshold: float = LINK_THRESHOLD) -> Ints:
     """Return the connected component of each client, [n], numbered from 0 in the order of first clients.
 
-    A link in either direction joins two clients. `weights` are all n rows. W must be symmetric where
-    groups have more than one client.
+    A link in either direction joins two clients. `weights` are all n rows.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
+    if not weights.symmetric and len(np.unique(weights.groups_n)) < weights.shape[1]:
+        # Links within a group are told from its cuts, which are the same both ways only if W is.
+        weights = Weights.of_rows(weights.ids_c, weights.dense())
     rows, columns, values = weights.entries()
     linked, inside = values >= threshold, weights.groups_c[rows] == weights.groups_n[columns]
     inside &= weights.level >= threshold

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from cobo_dist.lazy import Tensor, torch
 
 
 def box(weights: Tensor) -> Tensor:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
-
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import seeds
 
 STRATEGIES = ("constant", "time", "mixed", "all", "published")

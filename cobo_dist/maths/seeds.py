@@ -13,9 +13,7 @@ import math
 import zlib
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.flat import to_device
 
 _MASK = (1 << 64) - 1

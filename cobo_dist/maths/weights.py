@@ -6,6 +6,9 @@ the weights that changed, so n clients need n^2 numbers only once that many weig
 fewer non-zero weights than changed ones is ungrouped: it stores those, and the rest of it is 0. Which rows
 are ungrouped follows from their weights alone, so a resumed run has the same entries as an uninterrupted one.
 
+Who makes weights says whether W is symmetric, w_ij = w_ji: a rank that holds w_ij then knows w_ji, which
+saves a message (`comm.exchange`). Without a word W is directed, which is right for every W.
+
 Shapes: c rows, n clients, m stored entries, k entries or rows requested.
 """
 
@@ -27,7 +30,8 @@ _MAX_DENSE = 1 << 22
 class Weights:
     """The rows of W of some clients, [c, n].
 
-    `version` counts the changes, so that results computed from the weights can be cached.
+    `version` counts the changes, so that results computed from the weights can be cached. `symmetric` says
+    that w_ij = w_ji in the whole W, whatever is put into it; copies and rows of other clients keep it.
 
     >>> weights = Weights([0, 2], groups_n=[0, 0, 0])
     >>> weights.put(np.array([1]), np.array([0]), np.array([0.5]))
@@ -41,8 +45,10 @@ class Weights:
         groups_n: Sequence[int] | Ints,
         level: float = 1.0,
         dtype: type[np.floating[Any]] = np.float32,
+        symmetric: bool = False,
     ) -> None:
         """Start with `level` within groups and 0 between them, for the rows of the clients `ids`."""
+        self.symmetric = symmetric
         self.ids_c: Ints = np.asarray(ids, dtype=np.int64)
         self.groups_n: Ints = np.unique(np.asarray(groups_n), return_inverse=True)[1].reshape(-1)
         self.level = level
@@ -56,11 +62,20 @@ class Weights:
         self._values: Floats = np.empty(0, dtype=self.dtype)
 
     @classmethod
-    def of_rows(cls, ids: Sequence[int] | Ints, rows_cn: Floats) -> Weights:
+    def of_rows(
+        cls, ids: Sequence[int] | Ints, rows_cn: Floats, symmetric: bool = False
+    ) -> Weights:
         """Return weights without groups from dense rows [c, n]."""
-        weights = cls(ids, np.arange(rows_cn.shape[1]), 0.0, rows_cn.dtype.type)
+        weights = cls(ids, np.arange(rows_cn.shape[1]), 0.0, rows_cn.dtype.type, symmetric)
         weights.put_rows(np.arange(len(rows_cn)), rows_cn)
         return weights
+
+    @classmethod
+    def of_lists(cls, lists: dict[str, NDArray[Any]]) -> Weights:
+        """Return all n rows from `groups`, `level` and what `arrays` gives."""
+        ids = np.arange(len(lists["groups"]))
+        empty = cls(ids, lists["groups"], float(lists["level"][0]), lists["values"].dtype.type)
+        return empty.with_arrays(ids, lists)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,7 +115,7 @@ class Weights:
         self, ids: Ints, ungrouped_c: NDArray[np.bool_], keys: Ints, values: Floats
     ) -> Weights:
         """Return the rows of some clients with the same groups and these entries."""
-        other = Weights(ids, self.groups_n, self.level, self.dtype.type)
+        other = Weights(ids, self.groups_n, self.level, self.dtype.type, self.symmetric)
         other._set_ungrouped(ungrouped_c)
         other._keys, other._values = keys, values
         return other

@@ -165,24 +165,24 @@ class CountingExchange:
 
     # -- mixing -----------------------------------------------------------------------------------
 
-    def mix(
-        self, weights: Weights, x_nd: Tensor, *, symmetric: bool = True
-    ) -> Iterator[tuple[slice, Tensor]]:
+    def mix(self, weights: Weights, x_nd: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Return sum_k w_ik x_k for all clients, all columns at once, and count it as planned."""
         known = self._mixed
         if known is None or known[0] is not weights or known[1] != weights.version:
             known = self._mixed = weights, weights.version, self._crossing.mix(weights)
-        self._mix(known[2], self._size(x_nd), 0 if symmetric else weights.dtype.itemsize)
-        self.client_mixing.mix(weights, self._size(x_nd), symmetric)
+        weight_bytes = 0 if weights.symmetric else weights.dtype.itemsize
+        self._mix(known[2], self._size(x_nd), weight_bytes)
+        self.client_mixing.mix(weights, self._size(x_nd))
         (whole,) = blocks_of(weights, self._alone.by_rank)
         mixed_nd = torch.zeros_like(x_nd)
         Product(whole).add(x_nd, mixed_nd)
         return iter([(slice(None), mixed_nd)])
 
-    def mix_unlike(self, x_nd: Tensor, itemsize: int, *, symmetric: bool = True) -> None:
-        """Count a mix by weights of `itemsize` bytes of which no two are equal."""
-        self._mix(self._crossing.mix_unlike(), self._size(x_nd), 0 if symmetric else itemsize)
-        self.client_mixing.mix_all(self._size(x_nd), 0 if symmetric else itemsize)
+    def mix_unlike(self, weights: Weights, x_nd: Tensor) -> None:
+        """Count a mix by weights of the kind of these, of which no two are equal."""
+        weight_bytes = 0 if weights.symmetric else weights.dtype.itemsize
+        self._mix(self._crossing.mix_unlike(), self._size(x_nd), weight_bytes)
+        self.client_mixing.mix_all(self._size(x_nd), weight_bytes)
 
     def _mix(self, crossing: tuple[Ints, Ints], size: int, weight_bytes: int) -> None:
         """Count models received and sent, [S, R] each, and weights that senders do not know."""

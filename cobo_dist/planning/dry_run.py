@@ -199,14 +199,13 @@ class DryRun:
     ) -> RoundTraffic:
         """Return what one `mix` sends at some W, or, if None, at a W with no two equal weights."""
         exchange = self._exchange(placement or self.placement)  # whose buffers are not the run's
-        x_nd, symmetric = self.clients.x_cd, self.algorithm.symmetric
+        x_nd = self.clients.x_cd
 
         def mix() -> float:
             if weights is None:
-                itemsize = self.algorithm.weights.dtype.itemsize
-                exchange.mix_unlike(x_nd, itemsize, symmetric=symmetric)
+                exchange.mix_unlike(self.algorithm.weights, x_nd)
             else:
-                exchange.mix(weights, x_nd, symmetric=symmetric)
+                exchange.mix(weights, x_nd)
             return 0.0
 
         return self._count(exchange, mix)

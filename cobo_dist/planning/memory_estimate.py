@@ -10,7 +10,8 @@ import torch
 from cobo_dist.clients.batches import bytes_ahead
 from cobo_dist.clients.buffers import state_buffers
 from cobo_dist.clients.engines import trained
-from cobo_dist.clients.optimizers import OptimizerConfig, build_optimizer
+from cobo_dist.clients.optimizer_config import OptimizerConfig
+from cobo_dist.clients.optimizers import build_optimizer
 from cobo_dist.config import Config
 from cobo_dist.maths.flat import row_bytes
 from cobo_dist.tasks.base import Task

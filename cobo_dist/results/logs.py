@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.host import free_memory
+from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.array_schema import DENSE_WEIGHTS, WEIGHT_LISTS, check_arrays, listed_rounds
 from cobo_dist.storage.files import open_file, read_file
 from cobo_dist.storage.reading import NotJson, SchemaError, read_row
 from cobo_dist.storage.schema import METRICS_FILE, WEIGHTS_FILE, EvalRow, RoundRow
-from cobo_dist.tracking.weight_snapshots import weights_of_lists
 
 if TYPE_CHECKING:
     import pandas
@@ -83,7 +83,7 @@ def read_weights(folder: Path, r: int) -> NDArray[np.float32]:
         with open_file(path) as file, np.load(file, allow_pickle=False) as stored:
             if listed_rounds(stored):
                 lists = {one.name: stored[f"{r}.{one.name}"] for one in WEIGHT_LISTS}
-                dense: NDArray[np.float32] = weights_of_lists(lists).dense().astype(np.float32)
+                dense: NDArray[np.float32] = Weights.of_lists(lists).dense().astype(np.float32)
                 return dense
             arrays = {name: stored[name] for name in ("rounds", "weights")}
             check_arrays(DENSE_WEIGHTS, arrays)

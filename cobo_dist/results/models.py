@@ -23,8 +23,8 @@ from cobo_dist.storage.schema import (
     ModelRecord,
     client_name,
 )
+from cobo_dist.tasks.language.adapters import read_adapted
 from cobo_dist.tasks.language.config import LanguageConfig, LanguageModelConfig
-from cobo_dist.tasks.saved_models import read_adapted, rebuild_model
 
 
 def load_model(folder: Path, config: Config, client: int) -> nn.Module:
@@ -33,11 +33,11 @@ def load_model(folder: Path, config: Config, client: int) -> nn.Module:
     Raises:
         ConfigError: there is no such client or no saved model yet, or a file cannot be read.
     """
+    saved = folder / MODELS_DIR / client_name(client)
     if isinstance(config.task, LanguageConfig) and isinstance(config.model, LanguageModelConfig):
-        saved = folder / MODELS_DIR / client_name(client)
         if not saved.is_dir():
             raise ConfigError(f"{saved} does not exist; {_known(folder)}")
-        return read_adapted(config.task, config.model, saved)
+        return read_adapted(config.model, config.task.context, saved).eval()
     try:
         facts = read_record(folder / MODEL_FILE, ModelRecord)
     except (OSError, SchemaError) as error:
@@ -48,7 +48,8 @@ def load_model(folder: Path, config: Config, client: int) -> nn.Module:
         ) from None
     state = read_state(folder, client)
     dtype = getattr(torch, config.run.dtype)
-    return rebuild_model(config.task, config.model, facts.model_dump(), client, state, dtype)
+    model = config.task.rebuild(config.model, facts.model_dump(), client, state, dtype)
+    return model.eval()
 
 
 def read_state(folder: Path, client: int) -> dict[str, Tensor]:

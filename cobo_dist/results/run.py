@@ -18,7 +18,7 @@ from cobo_dist.config import Config, load_config
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths.graph import component_labels, link_threshold
 from cobo_dist.maths.weights import Weights
-from cobo_dist.results import logs, models
+from cobo_dist.results import logs
 from cobo_dist.storage.reading import SchemaError, read_record, read_status
 from cobo_dist.storage.schema import (
     CONFIG_FILE,
@@ -147,7 +147,9 @@ class Run:
         Raises:
             ConfigError: there is no such client or no saved model yet, or a file cannot be read.
         """
-        return models.load_model(self.path, self.config, client)
+        from cobo_dist.results.models import load_model  # it imports torch
+
+        return load_model(self.path, self.config, client)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

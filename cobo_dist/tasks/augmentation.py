@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import seeds
 
 PADDING_PIXELS = 4

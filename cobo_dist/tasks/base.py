@@ -9,10 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from safetensors.torch import save_file
-from torch import Tensor
 
 from cobo_dist.clients.learning_task import LearningTask
+from cobo_dist.lazy import Tensor
 from cobo_dist.settings import Section, Text
 
 
@@ -102,8 +101,14 @@ class Task(LearningTask, Protocol):
         """Say why `split` is not among `splits`, and what helps."""
         return f"task.name={self.name} has only {', '.join(self.splits)} data"
 
+    def lack_clusters(self) -> str:
+        """Say why `clusters` is None, and what helps."""
+        return f"task.name={self.name} knows none; choose another algorithm"
+
     def save(self, state: Mapping[str, Tensor], path: Path) -> None:
         """Write one client's model atomically at `path`, to which the task adds a suffix."""
+        from safetensors.torch import save_file
+
         draft = path.with_name(path.name + ".part")
         save_file(dict(state), draft)
         draft.replace(path.with_name(path.name + ".safetensors"))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import nn
 
-from cobo_dist.settings import Section, Width
+from cobo_dist.lazy import nn, torch
+from cobo_dist.registry import register
+from cobo_dist.settings import Width
+from cobo_dist.tasks.sections import ModelSection
 
 
-class CnnConfig(Section):
+@register.model("cnn")
+class CnnConfig(ModelSection):
     """Two 5x5 convolutions with max-pooling, a hidden layer, a linear layer; no normalization."""
 
-    MIN_PIXELS: ClassVar = 4  # of a side: after two poolings by 2, one is left
+    min_pixels: ClassVar = 4  # of a side: after two poolings by 2, one is left
 
     name: Literal["cnn"] = "cnn"
     width: Width = Field(

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 from pydantic import BeforeValidator, Field
-from torch import Tensor
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import seeds
+from cobo_dist.registry import register
 from cobo_dist.settings import as_tuple
 from cobo_dist.tasks.base import DataConfig
-from cobo_dist.tasks.images import ImageSet, load_images
-from cobo_dist.tasks.supervised import ClassificationConfig, ClientExamples, split_evenly
+from cobo_dist.tasks.images import ImagesConfig, ImageSet, load_images
+from cobo_dist.tasks.supervised import ClientExamples, split_evenly
 
 Sizes = Annotated[
     tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple), Field(min_length=1)
 ]
 
 
-class CrossDeviceConfig(ClassificationConfig):
+@register.task("cross_device")
+class CrossDeviceConfig(ImagesConfig):
     """CIFAR-100 in clusters with disjoint classes."""
 
     name: Literal["cross_device"] = "cross_device"

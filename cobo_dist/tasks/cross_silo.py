@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 from pydantic import BeforeValidator, Field
-from torch import Tensor
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import seeds
+from cobo_dist.registry import register
 from cobo_dist.settings import as_tuple
 from cobo_dist.tasks.base import DataConfig
-from cobo_dist.tasks.images import ImageSet, load_images
-from cobo_dist.tasks.supervised import ClassificationConfig, ClientExamples, split_evenly
+from cobo_dist.tasks.images import ImagesConfig, ImageSet, load_images
+from cobo_dist.tasks.supervised import ClientExamples, split_evenly
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)]
 
 
-class CrossSiloConfig(ClassificationConfig):
+@register.task("cross_silo")
+class CrossSiloConfig(ImagesConfig):
     """CIFAR-100 in clusters with permuted labels."""
 
     name: Literal["cross_silo"] = "cross_silo"

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import torch
 from cobo_dist.maths import seeds
+from cobo_dist.registry import register
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.supervised import ClassificationConfig, ClientExamples, Examples
 
@@ -23,6 +24,7 @@ CLASSES = 10
 SCALE = 1.0 / 16.0  # pixels are 0 .. 16
 
 
+@register.task("digits")
 class DigitsConfig(ClassificationConfig):
     """Handwritten digits in clusters with permuted labels."""
 

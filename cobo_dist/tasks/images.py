@@ -6,18 +6,19 @@ Shapes: N training and M test images, H x W pixels, C = 1 or 3 channels.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.npz import read_arrays
-from cobo_dist.tasks.supervised import Examples
+from cobo_dist.tasks.supervised import ClassificationConfig, Examples
 
 NPZ, TORCHVISION = "cifar100.npz", "cifar-100-python"
 _LABELS = {"fine": "y", "coarse": "coarse"}
@@ -43,6 +44,22 @@ class ImageSet:
             dtype,
             data.channels_last,
         )
+
+
+class ImagesConfig(ClassificationConfig):
+    """CIFAR-100, or other images in its place."""
+
+    default_model: ClassVar = "resnet9"
+
+    def fetch(self, data: DataConfig) -> Iterator[str]:
+        """Fetch CIFAR-100 where it is missing and no file takes its place."""
+        if data.file:
+            return
+        if has_cifar100(data.root):
+            yield f"found       CIFAR-100 in {data.root}"
+        else:
+            yield f"fetching    CIFAR-100 into {data.root}"
+            fetch_cifar100(data.root)
 
 
 def load_images(file: str, root: str, labels: str) -> ImageSet:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
-from cobo_dist.settings import Section, Widths
-from cobo_dist.tasks.cnn import CnnConfig
-from cobo_dist.tasks.resnet9 import Resnet9Config
+from cobo_dist.registry import register
+from cobo_dist.settings import Widths
+from cobo_dist.tasks.sections import ModelSection
 
 
-class MlpConfig(Section):
+@register.model("mlp")
+class MlpConfig(ModelSection):
     """Fully connected layers with ReLU."""
-
-    MIN_PIXELS: ClassVar = 0  # inputs may be any numbers
 
     name: Literal["mlp"] = "mlp"
     hidden: Widths = Field((64, 64), description="widths of the hidden layers")
@@ -40,10 +38,7 @@ class MlpConfig(Section):
         return nn.Sequential(*layers, nn.Linear(width, classes))
 
 
-ClassifierConfig = MlpConfig | CnnConfig | Resnet9Config
-
-
-def build_model(config: ClassifierConfig, shape: torch.Size, classes: int, seed: int) -> nn.Module:
+def build_model(config: ModelSection, shape: torch.Size, classes: int, seed: int) -> nn.Module:
     """Return the configured classifier of inputs of `shape` into `classes` classes: x^0 of the seed.
 
     >>> build_model(MlpConfig(hidden=(3,)), torch.Size([2]), 4, seed=0)
@@ -57,7 +52,7 @@ def build_model(config: ClassifierConfig, shape: torch.Size, classes: int, seed:
     Raises:
         ConfigError: a model that cannot take such inputs.
     """
-    least = config.MIN_PIXELS
+    least = config.min_pixels
     if least and len(shape) != 3:
         raise ConfigError(
             f"model.name={config.name} takes images, and this task's inputs are {shape.numel()} "
@@ -73,12 +68,6 @@ def build_model(config: ClassifierConfig, shape: torch.Size, classes: int, seed:
     return model
 
 
-def dropout_of(config: ClassifierConfig) -> tuple[float, int]:
-    """Return the share of features that training drops, and how many features there are."""
-    return (config.dropout, config.features) if isinstance(config, Resnet9Config) else (0.0, 0)
-
-
-@torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
     """Initialize linear and convolution layers: He-uniform weights from keys of the seed, biases zero.
 
@@ -90,9 +79,9 @@ def initialize(model: nn.Module, seed: int) -> None:
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             gain = 1.0 if name == "classifier" else 6.0
             bound = math.sqrt(gain / module.weight[0].numel())
-            module.weight.copy_(_uniform(module.weight, bound, seed, name))
+            module.weight.detach().copy_(_uniform(module.weight, bound, seed, name))
             if module.bias is not None:
-                module.bias.zero_()
+                module.bias.detach().zero_()
 
 
 def _uniform(like: Tensor, bound: float, seed: int, name: str) -> Tensor:

@@ -7,28 +7,33 @@ are logged every round, and Theorem 1 bounds their decay.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
 
 from cobo_dist.clients.engine_choice import ENGINES
 from cobo_dist.clients.engines import Batch
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
-from cobo_dist.settings import Section, Text
-from cobo_dist.tasks.base import Task
+from cobo_dist.registry import register
+from cobo_dist.settings import Text
+from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.npz import read_arrays
+from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 
-class QuadraticConfig(Section):
+@register.task("quadratic")
+class QuadraticConfig(TaskSection):
     """Quadratic losses around given centers (Example 2)."""
+
+    model_kind: ClassVar = "none"
+    splits: ClassVar = ("test",)
 
     name: Literal["quadratic"] = "quadratic"
     file: Text = Field(
@@ -40,18 +45,22 @@ class QuadraticConfig(Section):
         0.0, ge=0, description="standard deviation of the gradient noise in each coordinate"
     )
 
+    def build(self, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype) -> Task:
+        """Read the problem; it is its own model."""
+        return Quadratic(self, seed, dtype)
 
-class Point(nn.Module):
-    """A model that is one point x [d]; a call with a client's problem returns the loss."""
+    def rebuild(
+        self,
+        model: ModelSection,
+        facts: Mapping[str, Any],
+        client: int,
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype,
+    ) -> nn.Module:
+        """Return the client's point."""
+        from cobo_dist.tasks.point import Point
 
-    def __init__(self, start_d: Tensor) -> None:
-        super().__init__()
-        self.x = nn.Parameter(start_d.clone())
-
-    def forward(self, center_d: Tensor, curvature: Tensor, noise_d: Tensor) -> Tensor:
-        """Return a/2 ||x - mu||^2, with a gradient of a (x - mu) + noise."""
-        zero_d = self.x - self.x.detach()  # value 0, gradient 1
-        return 0.5 * curvature * (self.x - center_d).square().sum() + (noise_d * zero_d).sum()
+        return Point(state["x"])
 
 
 class Quadratic(Task):
@@ -86,6 +95,8 @@ class Quadratic(Task):
 
     def model(self) -> nn.Module:
         """Return a point at x^0."""
+        from cobo_dist.tasks.point import Point
+
         return Point(self._start)
 
     def start(self, variant: int = 0) -> dict[str, Tensor]:
@@ -143,6 +154,10 @@ class Quadratic(Task):
             "consensus_distance": total / pairs if pairs else 0.0,
             "gradient_norm": float(np.square(gradients).sum(axis=1).mean()),
         }
+
+    def lack_clusters(self) -> str:
+        """Say why `clusters` is None, and what helps."""
+        return "in task.file no two clients share a centre; add the array clusters [n] to the file"
 
     def fingerprint(self) -> str:
         """Return a digest of the problem."""

@@ -1,43 +1,40 @@
-"""Tasks by name."""
+"""Tasks and models by name."""
 
 from __future__ import annotations
 
-import torch
+from importlib import import_module
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import torch
+from cobo_dist.registry import register
 from cobo_dist.tasks.base import DataConfig, Task
-from cobo_dist.tasks.cross_device import CrossDeviceConfig
-from cobo_dist.tasks.cross_silo import CrossSiloConfig
-from cobo_dist.tasks.digits import DigitsConfig
-from cobo_dist.tasks.language.config import Adapters, LanguageConfig, LanguageModelConfig
-from cobo_dist.tasks.language.task import Language
-from cobo_dist.tasks.models import ClassifierConfig
-from cobo_dist.tasks.quadratic import Quadratic, QuadraticConfig
-from cobo_dist.tasks.supervised import Classification
+from cobo_dist.tasks.sections import ModelSection, TaskSection
 
-TaskConfig = DigitsConfig | QuadraticConfig | CrossSiloConfig | CrossDeviceConfig | LanguageConfig
-ModelConfig = ClassifierConfig | LanguageModelConfig
+for _module in (
+    *("cnn", "cross_device", "cross_silo", "digits", "language.config", "models", "quadratic"),
+    "resnet9",
+):
+    import_module(f"cobo_dist.tasks.{_module}")  # each registers its own
+
+TASKS, MODELS = register.task, register.model
+"""All that are registered, those of plug-ins included."""
+
+_KINDS = {"classifier": "classifier", "language": "language model"}
 
 
 def build_task(
-    config: TaskConfig, model: ModelConfig, data: DataConfig, seed: int, dtype: torch.dtype
+    config: TaskSection, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype
 ) -> Task:
     """Read the data and return the task.
 
     Raises:
         ConfigError: missing or malformed data, or a model of another kind.
     """
-    if isinstance(config, QuadraticConfig):
-        return Quadratic(config, seed, dtype)
-    if isinstance(config, LanguageConfig):
-        if not isinstance(model, Adapters):
-            raise ConfigError(
-                f"model.name={model.name} is no language model; task.name=language takes gpt2, "
-                "causal-lm, gguf or tiny-gpt2"
-            )
-        return Language(config, model, data, seed)
-    if isinstance(model, Adapters):
+    wanted = config.model_kind
+    if wanted not in ("none", model.kind):
+        fitting = [name for name, one in MODELS.items() if one.target.kind == wanted]
         raise ConfigError(
-            f"model.name={model.name} is a language model; task.name={config.name} takes mlp, cnn or resnet9"
+            f"model.name={model.name} is no {_KINDS[wanted]}; task.name={config.name} takes "
+            f"{', '.join(fitting)}"
         )
-    return Classification(config, model, data, seed, dtype)
+    return config.build(model, data, seed, dtype)

@@ -1,21 +1,22 @@
-"""ResNet-9, the network of the paper's vision experiments."""
+"""The config of ResNet-9."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.settings import Section
+from cobo_dist.lazy import nn, torch
+from cobo_dist.registry import register
+from cobo_dist.tasks.sections import ModelSection
 
 
-class Resnet9Config(Section):
+@register.model("resnet9")
+class Resnet9Config(ModelSection):
     """ResNet-9: eight 3x3 convolutions, two residual blocks, one linear layer."""
 
-    MIN_PIXELS: ClassVar = 8  # of a side: after three poolings by 2, one is left
+    min_pixels: ClassVar = 8  # of a side: after three poolings by 2, one is left
 
     name: Literal["resnet9"] = "resnet9"
     width: int = Field(
@@ -31,10 +32,9 @@ class Resnet9Config(Section):
         0.2, ge=0, lt=1, description="share of features dropped before the classifier, in training"
     )
 
-    @property
-    def features(self) -> int:
-        """Number of inputs of the linear layer."""
-        return 8 * self.width
+    def dropped_features(self) -> tuple[float, int]:
+        """Return the dropout before the linear layer, and the number of its inputs."""
+        return self.dropout, 8 * self.width
 
     def build(self, shape: torch.Size, classes: int) -> nn.Module:
         """Return the network for images of `shape` [channels, H, W], not yet initialized.
@@ -47,47 +47,6 @@ class Resnet9Config(Section):
                 f"model.groups={self.groups} does not divide model.width={self.width}; choose a "
                 "divisor of it"
             )
+        from cobo_dist.tasks.resnet9_network import ResNet9
+
         return ResNet9(self, shape[0], classes)
-
-
-class ResNet9(nn.Module):
-    """Images [B, channels, H, W] to logits [B, classes].
-
-    conv w, conv 2w + pool, residual(2w, 2w), conv 4w + pool, conv 8w + pool, residual(8w, 8w), max, linear.
-    The last max-pool takes what is left of the image: 4 x 4 of 32 x 32, as in the paper.
-    """
-
-    def __init__(self, config: Resnet9Config, channels: int, classes: int) -> None:
-        super().__init__()
-        self.config, w = config, config.width
-        self.conv1, self.conv2 = self._conv(channels, w), self._conv(w, 2 * w)
-        self.residual1 = nn.Sequential(self._conv(2 * w, 2 * w), self._conv(2 * w, 2 * w))
-        self.conv3, self.conv4 = self._conv(2 * w, 4 * w), self._conv(4 * w, 8 * w)
-        self.residual2 = nn.Sequential(self._conv(8 * w, 8 * w), self._conv(8 * w, 8 * w))
-        self.pool = nn.MaxPool2d(2)
-        self.classifier = nn.Linear(config.features, classes)
-
-    def _conv(self, inputs: int, outputs: int) -> nn.Sequential:
-        if self.config.norm == "group":
-            norm: nn.Module = nn.GroupNorm(self.config.groups, outputs)
-        else:
-            norm = nn.BatchNorm2d(outputs)
-        # No bias: the normalization removes it.
-        return nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), norm, nn.ReLU(inplace=True)
-        )
-
-    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Classify; in training, features are multiplied by `kept` [B, 8w] (see `dropout_mask`).
-
-        The mask is an input because it must depend on (seed, client, round) only.
-        """
-        x = self.pool(self.conv2(self.conv1(images)))
-        x = x + self.residual1(x)
-        x = self.pool(self.conv4(self.pool(self.conv3(x))))
-        x = x + self.residual2(x)
-        x = x.amax(dim=(2, 3))
-        if self.training and kept is not None:
-            x = x * kept.to(x.dtype)
-        logits: Tensor = self.classifier(x)
-        return logits

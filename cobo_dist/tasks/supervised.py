@@ -7,22 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
 from cobo_dist.clients.engine_choice import ENGINES
 from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.learning_task import BatchSource
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
-from cobo_dist.settings import Section
 from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.held_out import explain_lack
-from cobo_dist.tasks.models import ClassifierConfig, build_model, dropout_of
+from cobo_dist.tasks.models import build_model
+from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 IMAGE_SCALE, IMAGE_OFFSET = 1.0 / 127.5, -1.0
 """Bytes 0 .. 255 of an image become numbers in [-1, 1]: scale * byte + offset."""
@@ -31,10 +29,9 @@ Splits = Mapping[str, Sequence[Tensor]]
 """For "train", "validation" and "test" the example indices of each client."""
 
 
-class ClassificationConfig(Section):
+class ClassificationConfig(TaskSection):
     """Labeled examples that are split over clients in clusters."""
 
-    name: str
     order: Literal["clusters", "shuffled"] = Field(
         "clusters",
         description="how clients are numbered: cluster by cluster (paper), or in a random order, as if the "
@@ -47,7 +44,24 @@ class ClassificationConfig(Section):
         Raises:
             ConfigError: missing or malformed data, or too few examples for so many clients.
         """
-        raise NotImplementedError
+        raise TypeError(f"task.name={self.name} has no method load(data, seed, dtype)")
+
+    def build(self, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype) -> Task:
+        """Return the task over the loaded examples."""
+        return Classification(self, model, data, seed, dtype)
+
+    def rebuild(
+        self,
+        model: ModelSection,
+        facts: Mapping[str, Any],
+        client: int,
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype,
+    ) -> nn.Module:
+        """Return the client's network as a `Classifier`, which predicts labels of the data."""
+        from cobo_dist.tasks.classifier import rebuild_classifier
+
+        return rebuild_classifier(model, facts, client, state, dtype)
 
     def client_order(self, clients: int, seed: int) -> list[int]:
         """Return which client, counted cluster by cluster, has the id 0, 1, ..."""
@@ -68,7 +82,7 @@ class Examples:
     inputs: Tensor
     targets: Tensor  # int64 [N]
     labels_of: Tensor  # int64 [n, classes]
-    dtype: torch.dtype = torch.float32  # of a batch
+    dtype: torch.dtype  # of a batch
     channels_last: bool = False  # memory format of a batch of images
     scale: float = (
         1.0  # by which the data's numbers became `inputs`; images as bytes have their own
@@ -183,7 +197,7 @@ class Classification(Task):
     def __init__(
         self,
         config: ClassificationConfig,
-        model: ClassifierConfig,
+        model: ModelSection,
         data: DataConfig,
         seed: int,
         dtype: torch.dtype,
@@ -243,21 +257,21 @@ class Classification(Task):
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
         """Return the mean cross-entropy of a batch (inputs, targets, and a dropout mask if any)."""
         inputs, targets, *masks = batch
-        return F.cross_entropy(_at_least_single(model(inputs, *masks)), targets)
+        return nn.functional.cross_entropy(_at_least_single(model(inputs, *masks)), targets)
 
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return the sums of cross-entropy and of correct answers over a batch (inputs, targets)."""
         inputs, targets = batch
         logits = _at_least_single(model(inputs))
         return {
-            "loss": F.cross_entropy(logits, targets, reduction="sum"),
+            "loss": nn.functional.cross_entropy(logits, targets, reduction="sum"),
             "accuracy": (logits.argmax(dim=1) == targets).sum(),
         }
 
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""
         self._move_to(device)
-        train, dropout = self.split_of["train"], dropout_of(self.model_config)
+        train, dropout = self.split_of["train"], self.model_config.dropped_features()
         return ExampleBatches(self.examples, train, clients, self.seed, self.data, dropout)
 
     def validation(

@@ -27,8 +27,8 @@ _ROUNDING = 1e-6  # error of the sum of a row of W
 class GraphStats:
     """Shares of weights at 0 and at 1 and the number of connected components, after every round.
 
-    `share` is one client's equal share where rows of W sum to 1: then w_ij and w_ji are two weights.
-    Otherwise it is 0, W is symmetric, and each pair has one weight.
+    `share` is one client's equal share where rows of W sum to 1, else 0. In a symmetric W each pair has one
+    weight, in any other two.
     """
 
     def __init__(self, weights: Weights, share: float = 0.0) -> None:
@@ -37,16 +37,16 @@ class GraphStats:
         self.share, self.link = share, link_threshold(share)
         self.one = 1.0 - _ROUNDING if share else 1.0
         self.pairs = n * (n - 1) // 2
-        self.count = 2 * self.pairs if share else self.pairs  # of weights
+        self.count = self.pairs if weights.symmetric else 2 * self.pairs  # of weights
         self.reset(weights)
 
     def reset(self, weights: Weights) -> None:
         """Start again with a gathered W."""
         self.weights = weights.copy()
         places = OffDiagonalWeights(weights)
-        # Where W is symmetric, every weight has two places.
+        places_a_weight = 2 if weights.symmetric else 1
         self.at_0, self.at_1, self.links = (
-            places.count(holds) // (1 if self.share else 2)
+            places.count(holds) // places_a_weight
             for holds in (self._is_0, self._is_1, self._is_link)
         )
         self.components = components(weights, self.link)
@@ -61,11 +61,11 @@ class GraphStats:
         self.at_0 += after[0] - before[0]
         self.at_1 += after[1] - before[1]
         self.links += after[2] - before[2]
-        if self.share:
-            self.weights.put(first, second, weights)
-        else:
+        if self.weights.symmetric:
             rows, columns = np.concatenate([first, second]), np.concatenate([second, first])
             self.weights.put(rows, columns, np.concatenate([weights, weights]))
+        else:
+            self.weights.put(first, second, weights)
         if (self._is_link(old) != self._is_link(weights)).any():  # else the components are the same
             self.components = components(self.weights, self.link)
 

@@ -17,7 +17,8 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from cobo_dist import gpu_status
-from cobo_dist.algorithms.base import Algorithm, RoundResult
+from cobo_dist.algorithms.algorithm import Algorithm
+from cobo_dist.algorithms.base import RoundResult
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.traffic_counter import TRAINING

@@ -220,10 +220,7 @@ def _open_run_logger(
     """Return the coordinator's logger, to be closed; None on other ranks."""
     if session.transport.rank:
         return nullcontext()
-    keys = config.algorithm.model_dump()
-    health = HealthMonitor(
-        keys if "gamma" in keys else {}, task.clients, config.run.rounds, config.optimizer.lr
-    )
+    health = HealthMonitor(config.algorithm, task.clients, config.run.rounds, config.optimizer.lr)
     display = open_display(config.log, config.run.rounds, first)
     share = config.algorithm.equal_share(task.clients)
     run_logger = RunLogger(folder, display, health, task.clusters, task.metrics, share, task.names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cobo_dist.algorithms.base import Algorithm
+from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.tasks.base import Task

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cobo_dist.algorithms.base import Algorithm
+from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.clients.client_batch import ClientBatch
+from cobo_dist.comm.config import CommConfig
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.placement_search import Ids, Move, models_sent, propose
-from cobo_dist.comm.session import CommConfig
 from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.schema import PlacementRow, PlacementSummary
 from cobo_dist.tracking.run_logger import RunLogger

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from cobo_dist.algorithms.registry import AlgorithmConfig
+from cobo_dist.algorithms.algorithm import AlgorithmSection
 from cobo_dist.checkpoint import resume
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
@@ -92,20 +92,15 @@ def refuse_unusable_folder(config: Config, launch: Launch) -> None:
     resume.refuse_unusable(config.run, folder, partial(resume_differences, config), launch)
 
 
-def refuse_unfit(algorithm: AlgorithmConfig, run: RunConfig, task: Task) -> None:
+def refuse_unfit(algorithm: AlgorithmSection, run: RunConfig, task: Task) -> None:
     """Check that the task has what algorithm, engine and evaluation need.
 
     Raises:
         ConfigError: it lacks clusters, validation data, the engine or a split.
     """
     if algorithm.needs_clusters and task.clusters is None:
-        why = (
-            "in task.file no two clients share a centre; add the array clusters [n] to the file"
-            if task.name == "quadratic"
-            else f"task.name={task.name} knows none; choose another algorithm"
-        )
         raise ConfigError(
-            f"algorithm.name={algorithm.name} needs a task with known clusters, and {why}"
+            f"algorithm.name={algorithm.name} needs a task with known clusters, and {task.lack_clusters()}"
         )
     if run.engine not in ("auto", *task.engines):
         raise ConfigError(

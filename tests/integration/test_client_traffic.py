@@ -89,7 +89,7 @@ def test_a_lone_client_sends_nothing() -> None:
     traffic = ClientTraffic(clients=1, wire_bytes=4)
     traffic.all_reduce(np.ones((2, 1)), np.array([0]), 10)
     traffic.all_gather(1)
-    traffic.mix(Weights([0], [0]), 10, symmetric=False)
+    traffic.mix(Weights([0], [0]), 10)
     assert traffic.totals() == (0, 0)
 
 

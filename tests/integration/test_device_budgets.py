@@ -152,10 +152,10 @@ def test_mixing_many_models_of_a_rank(w: str) -> None:
     """One piece of 256 MB: a few launches, and no waiting even where W is new."""
     clients, size = 80, 50_000
     groups = tuple(i // 8 for i in range(clients)) if w == "clusters" else (0,) * clients
-    weights = Weights(tuple(range(clients)), groups)
+    weights = Weights(tuple(range(clients)), groups, symmetric=True)
     if w == "any":
         w_nn = np.random.default_rng(0).random((clients, clients))
-        weights = Weights.of_rows(range(clients), w_nn.astype(np.float32))
+        weights = Weights.of_rows(range(clients), w_nn.astype(np.float32), symmetric=True)
     x_cd = torch.randn(clients, size)
     placement = Placement.contiguous(clients, 1)
     expected = torch.from_numpy(weights.dense()) @ x_cd

@@ -41,7 +41,7 @@ def blocks(labels: Sequence[int]) -> np.ndarray:
 
 def rows_of(weights: np.ndarray) -> Weights:
     """Return all rows of any W."""
-    return Weights.of_rows(range(len(weights)), weights)
+    return Weights.of_rows(range(len(weights)), weights, symmetric=True)
 
 
 def sizes(placement: Placement) -> list[int]:

@@ -18,7 +18,8 @@ from launching import BIN, TRAIN, mpirun, said, start, torchrun
 from pool import RankPool
 from problems import QUIET, models, train
 
-from cobo_dist.comm.session import CommConfig, Session, check_backend, open_session
+from cobo_dist.comm.config import CommConfig
+from cobo_dist.comm.session import Session, check_backend, open_session
 from cobo_dist.comm.startup.devices import choose_device
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.comm.transports import mpi_world

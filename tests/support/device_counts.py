@@ -14,7 +14,8 @@ from virtual_cuda import Counts, counted, virtual_cuda
 
 from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.checkpoint.writer import CheckpointWriter
-from cobo_dist.comm.session import CommConfig, open_session
+from cobo_dist.comm.config import CommConfig
+from cobo_dist.comm.session import open_session
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 from cobo_dist.training import build, shutdown

@@ -171,7 +171,8 @@ def _serve_torch(pipe: Connection, device: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from cobo_dist.comm.session import CommConfig, open_session
+    from cobo_dist.comm.config import CommConfig
+    from cobo_dist.comm.session import open_session
 
     @contextmanager
     def connect(launch: Launch, timeout: float) -> Any:

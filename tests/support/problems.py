@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,6 +43,12 @@ def train(session: Session, arguments: list[str]) -> int:
     return run_in_session(load_config(None, [*QUIET, *arguments]), session).code
 
 
+def train_with(session: Session, arguments: list[str], build: Callable[..., Any]) -> int:
+    """As `train`, with the algorithm that `build(config, clients, exchange, context)` returns."""
+    with mock.patch("cobo_dist.training.build.build_algorithm", build):
+        return train(session, arguments)
+
+
 def train_and_weights(session: Session, arguments: list[str]) -> np.ndarray:
     """Run a whole training; return this rank's rows of W as the algorithm holds them."""
     built = []
@@ -50,8 +57,7 @@ def train_and_weights(session: Session, arguments: list[str]) -> np.ndarray:
         built.append(build_algorithm(*parts))
         return built[0]
 
-    with mock.patch("cobo_dist.training.build.build_algorithm", build):
-        train(session, arguments)
+    train_with(session, arguments, build)
     return built[0].weights.dense()
 
 

@@ -282,7 +282,7 @@ def test_several_mistakes_are_counted() -> None:
             (
                 "algorithm.name='xyz'",
                 "local, fedavg, finetuned_fedavg, ditto, ifca, federated_clustering, "
-                "validation_based, oracle, cobo",
+                "validation_based, cobo, oracle",
             ),
         ),
         ("task.name=digit", ("task.name='digit'", "did you mean digits?")),
@@ -375,6 +375,8 @@ def test_a_wrong_value_is_refused_with_key_and_value(argument: str, culprit: str
          ("optimizer.momentum", "optimizer.name=adamw", "optimizer.name=sgd or ema_momentum")),
         (("optimizer.warmup=0.1",),
          ("optimizer.warmup", "optimizer.schedule=constant", "optimizer.schedule=one_cycle")),
+        (("optimizer.step_every=5", "optimizer.schedule=cosine"),
+         ("optimizer.step_every", "optimizer.schedule=cosine", "set optimizer.schedule=step")),
         (("task.name=quadratic", "task.file=p.npz", "run.eval_splits=[validation, test]"),
          ("run.eval_splits", "validation", "quadratic")),
     ],
@@ -493,3 +495,16 @@ def test_anything_gives_a_config_or_a_refusal_of_one_line(
         assert isinstance(config, Config)
         path.write_text(config.to_yaml())
         assert load_config(str(path), []) == config, "what is accepted can be repeated"
+
+
+def test_weight_decay_has_a_default_of_each_optimizer(tmp_path: Path) -> None:
+    """The resolved config of an earlier version says 1e-3 for SGD too, where it meant nothing."""
+    assert load_config(None, []).optimizer.weight_decay == 0.0
+    assert load_config(None, ["optimizer.name=adamw"]).optimizer.weight_decay == 1e-3
+    assert load_config(None, ["optimizer.weight_decay=0.1"]).optimizer.weight_decay == 0.1
+    earlier = Path(__file__).parents[1] / "data" / "run_v1" / "whole" / "config.yaml"
+    assert "weight_decay: 0.001" in earlier.read_text()
+    assert load_config(str(earlier), []).optimizer.weight_decay == 0.0
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(load_config(None, ["optimizer.weight_decay=0.001"]).to_yaml())
+    assert load_config(str(resolved), []).optimizer.weight_decay == 0.001

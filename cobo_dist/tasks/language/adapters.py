@@ -11,16 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
-
 from cobo_dist.clients.engines import trained
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
-from cobo_dist.tasks.language.base import Base
-from cobo_dist.tasks.language.config import Adapters
-from cobo_dist.tasks.language.dropout import KeyedDropout, Keys
+from cobo_dist.tasks.language.base import Base, load_base
+from cobo_dist.tasks.language.config import Adapters, LanguageModelConfig
+from cobo_dist.tasks.language.dropout import Keys
 from cobo_dist.tasks.language.libraries import library, reason_of
 
 _NAME = "default"  # PEFT's name of an adapter without a name
@@ -35,6 +32,8 @@ class Adapted:
         Raises:
             ConfigError: targets that match no layer, or no layer that can have an adapter.
         """
+        from cobo_dist.tasks.language.dropout_layer import KeyedDropout
+
         self.base, self.config, self.keys = base, config, Keys()
         self.model: Any = self._wrap()
         for name, module in list(self.model.named_modules()):
@@ -112,6 +111,8 @@ class Adapted:
 
     def save(self, state: Mapping[str, Tensor], folder: Path) -> None:
         """Write adapters as PEFT's folder: `adapter_model.safetensors`, `adapter_config.json`."""
+        from safetensors.torch import save_file
+
         peft = library("peft")
         draft = folder.with_name(folder.name + ".part")
         shutil.rmtree(draft, ignore_errors=True)
@@ -126,6 +127,17 @@ class Adapted:
             config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(draft))
         draft.replace(folder)
+
+
+def read_adapted(config: LanguageModelConfig, context: int, folder: Path) -> nn.Module:
+    """Return the PEFT model of the base and the adapters that `Adapted.save` wrote into a folder.
+
+    Raises:
+        ConfigError: the base is not on this machine.
+    """
+    base = load_base(config, context)
+    model: nn.Module = library("peft").PeftModel.from_pretrained(base.model, str(folder))
+    return model
 
 
 def _start(name: str, shape: torch.Size, seed: int) -> Tensor:

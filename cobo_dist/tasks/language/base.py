@@ -12,9 +12,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import torch
 from cobo_dist.maths import seeds
 from cobo_dist.tasks.language.config import (
     CausalLmConfig,

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from cobo_dist.settings import Section, Text, as_tuple
+from cobo_dist.registry import register
+from cobo_dist.settings import Text, as_tuple
+from cobo_dist.tasks.sections import ModelSection, TaskSection
+
+if TYPE_CHECKING:
+    import torch
+
+    from cobo_dist.tasks.base import DataConfig, Task
 
 Names = Annotated[tuple[Text, ...], BeforeValidator(as_tuple)]
 
 
-class LanguageConfig(Section):
+@register.task("language")
+class LanguageConfig(TaskSection):
     """Prediction of the next token, one language (or any text) per client."""
+
+    default_model: ClassVar = "gpt2"
+    model_kind: ClassVar = "language"
 
     name: Literal["language"] = "language"
     languages: Names = Field(
@@ -37,9 +49,26 @@ class LanguageConfig(Section):
     )
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share of a client's tokens for test")
 
+    def build(self, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype) -> Task:
+        """Read the texts as tokens; models are float32 or as run.dtype says."""
+        from cobo_dist.tasks.language.task import Language
 
-class Adapters(Section):
+        assert isinstance(model, LanguageModelConfig), "task.name=language takes no other kind"
+        return Language(self, model, data, seed)
+
+    def fetch(self, data: DataConfig) -> Iterator[str]:
+        """Fetch the articles of Wiki-40B where no folder of texts is given."""
+        from cobo_dist.tasks.language.texts import fetch_wiki40b
+
+        if not data.text_dir:
+            for name in fetch_wiki40b(self, data):
+                yield f"fetched     Wiki-40B {name} into {data.root}"
+
+
+class Adapters(ModelSection):
     """The keys of all language models: LoRA adapters on a frozen base."""
+
+    kind: ClassVar = "language"
 
     lora_rank: int = Field(4, ge=1, le=4096, description="rank of the adapters (paper: 4)")
     lora_alpha: float = Field(
@@ -57,6 +86,14 @@ class Adapters(Section):
         False, description="recompute layers in the backward pass: less memory, a third more time"
     )
 
+    def fetch(self) -> Iterator[str]:
+        """Fetch the base into the hub's cache, if it is from there."""
+        from cobo_dist.tasks.language.base import fetch_base
+
+        assert isinstance(self, LanguageModelConfig)
+        fetch_base(self)
+        yield from ()
+
 
 class Tokenized(Adapters):
     """A model that comes with a tokenizer."""
@@ -66,6 +103,7 @@ class Tokenized(Adapters):
     )
 
 
+@register.model("gpt2")
 class Gpt2Config(Tokenized):
     """GPT-2, 124 million parameters, from the hub's cache or a local folder."""
 
@@ -75,6 +113,7 @@ class Gpt2Config(Tokenized):
     )
 
 
+@register.model("causal-lm")
 class CausalLmConfig(Tokenized):
     """Any causal language model that transformers knows."""
 
@@ -82,6 +121,7 @@ class CausalLmConfig(Tokenized):
     path: Text = Field("", description="name on the hub, or a local folder with the model")
 
 
+@register.model("gguf")
 class GgufConfig(Tokenized):
     """A causal language model from a GGUF file, weights unpacked to numbers of run.dtype."""
 
@@ -91,6 +131,7 @@ class GgufConfig(Tokenized):
     )
 
 
+@register.model("tiny-gpt2")
 class TinyGpt2Config(Adapters):
     """A GPT-2 of a few layers with random weights, on bytes; needs no download."""
 

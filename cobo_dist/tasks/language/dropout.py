@@ -7,9 +7,7 @@ computes a layer a second time.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
 
@@ -72,28 +70,6 @@ class Keys:
             self._names_on[layers] = names
         drawn = dropped_lanes((names[:, None] ^ keys_b).flatten(), count, share)
         return dict(zip(layers, drawn.view(len(layers), -1, count), strict=True))
-
-
-class KeyedDropout(nn.Module):
-    """Drops `share` of the numbers of each example in training, and scales the rest to keep the mean."""
-
-    def __init__(self, share: float, name: str, keys: Keys) -> None:
-        super().__init__()
-        self.share, self.keys = share, keys
-        self._layer = keys.add(name)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop from x [B, ...], where the B keys belong to its examples."""
-        if not self.training:
-            return x
-        alone = len(self.keys.now_b) != len(x)
-        count = x.numel() if alone else x.numel() // len(x)
-        dropped = self.keys.dropped(self._layer, count, self.share, alone).view(x.shape)
-        return x.masked_fill(dropped, 0.0) * (1.0 / (1.0 - self.share))
-
-    def extra_repr(self) -> str:
-        """Return the share, for printing."""
-        return f"share={self.share:g}"
 
 
 def dropped_lanes(keys_b: Tensor, count: int, share: float) -> Tensor:

@@ -12,14 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cobo_dist.clients.batches import BatchIndices
 from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.learning_task import BatchSource
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
 from cobo_dist.tasks.base import DataConfig, Task
@@ -233,4 +231,4 @@ def _cross_entropies(model: nn.Module, windows: Tensor) -> Tensor:
     logits = model(input_ids=windows[:, :-1], use_cache=False).logits.flatten(0, 1)
     if logits.dtype == torch.bfloat16:  # from autocast; too imprecise for a loss
         logits = logits.float()
-    return F.cross_entropy(logits, windows[:, 1:].flatten(), reduction="none")
+    return nn.functional.cross_entropy(logits, windows[:, 1:].flatten(), reduction="none")

@@ -18,7 +18,8 @@ from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.clients.engine_choice import ENGINES, fastest
 from cobo_dist.clients.engines import Engine, OneByOne
 from cobo_dist.clients.graphs import GraphedPasses
-from cobo_dist.clients.optimizers import OptimizerConfig, build_optimizer, step_size
+from cobo_dist.clients.optimizer_config import OptimizerConfig
+from cobo_dist.clients.optimizers import build_optimizer, step_size
 from cobo_dist.clients.vectorized import Vectorized
 from cobo_dist.maths.flat import Layout, empty_rows
 from cobo_dist.tasks.base import DataConfig
@@ -368,16 +369,53 @@ def test_momentum_is_its_recurrence(name: str) -> None:
         torch.testing.assert_close(found, m)
 
 
-def test_sgd_is_torchs_sgd() -> None:
-    gradients = [torch.randn(1, 6, dtype=torch.float64) for _ in range(5)]
-    parameter = nn.Parameter(torch.zeros(1, 6, dtype=torch.float64))
-    reference = torch.optim.SGD([parameter], lr=0.3, momentum=0.8)
-    x = torch.zeros(1, 6, dtype=torch.float64)
-    for direction, g in zip(directions("sgd", 0.8, gradients), gradients, strict=True):
-        parameter.grad = g.clone()
+@pytest.mark.parametrize("weight_decay", [0.0, 0.2])
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_sgd_is_torchs_sgd(momentum: float, weight_decay: float) -> None:
+    parameter = nn.Parameter(torch.randn(2, 6, dtype=torch.float64))
+    x_cd = parameter.data.clone()
+    reference = torch.optim.SGD([parameter], lr=0.3, momentum=momentum, weight_decay=weight_decay)
+    config = OptimizerConfig(lr=0.3, momentum=momentum, weight_decay=weight_decay)
+    optimizer = build_optimizer(config, x_cd)
+    for _ in range(5):
+        g_cd = torch.randn(2, 6, dtype=torch.float64)
+        parameter.grad = g_cd.clone()
         reference.step()
-        x -= 0.3 * direction
-    torch.testing.assert_close(x, parameter.data)
+        x_cd.add_(optimizer.direction(g_cd), alpha=-0.3)
+        torch.testing.assert_close(x_cd, parameter.data, rtol=1e-12, atol=1e-13)
+
+
+def test_adamw_corrects_the_moments_of_each_client_by_its_own_steps() -> None:
+    """Rows 1 and 2 step in every round, row 0 in every other one: each is torch's AdamW by itself."""
+    x_cd = torch.randn(3, 6, dtype=torch.float64)
+    parameters = [nn.Parameter(row.clone()) for row in x_cd]
+    references = [torch.optim.AdamW([one], betas=(0.9, 0.95)) for one in parameters]
+    optimizer = build_optimizer(OptimizerConfig(name="adamw", weight_decay=0.01), x_cd)
+    for t in range(6):
+        rows = slice(t % 2, 3)
+        g_kd = torch.randn(3 - t % 2, 6, dtype=torch.float64)
+        for parameter, g_d, reference in zip(parameters[rows], g_kd, references[rows], strict=True):
+            parameter.grad = g_d.clone()
+            reference.step()
+        x_cd[rows] -= 1e-3 * optimizer.direction(g_kd, rows)
+    for row, parameter in zip(x_cd, parameters, strict=True):
+        torch.testing.assert_close(row, parameter.data, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_step_and_cosine_are_torchs(schedule: str) -> None:
+    keys = {"step_every": 3, "step_factor": 0.5} if schedule == "step" else {}
+    config = OptimizerConfig(lr=0.2, schedule=schedule, **keys)
+    reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    scheduler = (
+        torch.optim.lr_scheduler.StepLR(reference, 3, 0.5)
+        if schedule == "step"
+        else torch.optim.lr_scheduler.CosineAnnealingLR(reference, 11)
+    )
+    for t in range(11):
+        assert step_size(config, t, 11) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        reference.step()
+        scheduler.step()
 
 
 def test_adamw_under_one_cycle_is_torchs() -> None:

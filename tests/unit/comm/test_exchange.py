@@ -364,13 +364,11 @@ def symmetric(kind: str) -> np.ndarray:
     return np.triu(w_nn) + np.triu(w_nn, k=1).T
 
 
-def mixed_in_parts(
-    exchange: Exchange, weights: Weights, x_cd: torch.Tensor, symmetric: bool = True
-) -> torch.Tensor:
+def mixed_in_parts(exchange: Exchange, weights: Weights, x_cd: torch.Tensor) -> torch.Tensor:
     """Return all of `mix`, two columns at a time; overwrite models and sums as soon as they are read."""
     x_cd, whole_cd = x_cd.clone(), torch.full_like(x_cd, torch.nan)
     with mock.patch.multiple("cobo_dist.maths.flat", _MAX_NUMBERS=1, _MIN_COLUMNS=2):
-        for at, mixed in exchange.mix(weights, x_cd, symmetric=symmetric):
+        for at, mixed in exchange.mix(weights, x_cd):
             assert mixed.shape[1] <= 2
             whole_cd[:, at] = mixed
             x_cd[:, at], _ = torch.nan, mixed.fill_(torch.nan)
@@ -381,7 +379,7 @@ def mixing(session: Session, kind: str, deterministic: bool) -> None:
     """`mix` is W X; the bytes counted are those of the cheapest plans."""
     exchange, x_cd = open_exchange(session.transport, deterministic)
     w_nn = symmetric(kind)
-    weights = Weights(exchange.ids, (0,) * N, 1.0, np.float64)
+    weights = Weights(exchange.ids, (0,) * N, 1.0, np.float64, symmetric=True)
     weights.put_rows(np.arange(len(exchange.ids)), w_nn[exchange.ids])
     for repeat in (1, 2):  # buffers are used again
         mixed = mixed_in_parts(exchange, weights, x_cd)
@@ -421,7 +419,7 @@ def mixing_by_rows(session: Session, kind: str, deterministic: bool) -> bytes:
     w_nn = asymmetric(kind)
     weights = Weights.of_rows(exchange.ids, w_nn[exchange.ids])
     for repeat in (1, 2):
-        mixed = mixed_in_parts(exchange, weights, x_cd, symmetric=False)
+        mixed = mixed_in_parts(exchange, weights, x_cd)
         expected = torch.from_numpy(w_nn.astype(np.float64) @ every_model().numpy())
         torch.testing.assert_close(mixed, expected[exchange.ids], rtol=0, atol=1e-12)
         if not deterministic:

@@ -97,7 +97,7 @@ def test_ten_thousand_clients_take_no_matrix() -> None:
     """W of 10,000 clients in 100 clusters, with a stray link and a cut: n x n bytes would be 100 MB."""
     n = 10_000
     truth = np.arange(n) % 100
-    weights = Weights(range(n), truth)
+    weights = Weights(range(n), truth, symmetric=True)
     one, two = np.array([0, 1]), np.array([1, 0])
     weights.put(one, two, np.ones(2, dtype=np.float32))  # joins clusters 0 and 1
     weights.put(np.array([2, 102]), np.array([102, 2]), np.zeros(2, dtype=np.float32))

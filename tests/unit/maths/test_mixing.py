@@ -85,7 +85,7 @@ def collaborations(draw: st.DrawFn) -> tuple[list[int], np.ndarray, list[Weights
     level = draw(st.sampled_from([0.0, 0.25, 1.0, 1.0]))
     dense = np.where(np.equal.outer(groups, groups), np.float32(level), np.float32(0))
     ranks = [np.flatnonzero(np.array(owners) == rank) for rank in sorted(set(owners))]
-    parts = [Weights(ids, groups, level) for ids in ranks]
+    parts = [Weights(ids, groups, level, symmetric=True) for ids in ranks]
     pairs = st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)).filter(
         lambda ij: ij[0] != ij[1]
     )
@@ -201,7 +201,7 @@ def test_a_cluster_cut_by_a_rank_border_sends_one_sum_each_way(ranks: int, model
 
 def test_only_changed_blocks_are_planned_again() -> None:
     placement = Placement.contiguous(8, 4)
-    weights = Weights(placement.by_rank[1], (0,) * 8)
+    weights = Weights(placement.by_rank[1], (0,) * 8, symmetric=True)
     plans = MixingPlans(placement, 1, False)
 
     def same_as(before: list[RankMixing]) -> list[bool]:

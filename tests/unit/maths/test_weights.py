@@ -84,6 +84,25 @@ def test_ranks_rows_join(owners: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(join(parts).dense(), dense)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_all_that_is_made_from_weights_is_as_symmetric_as_they_are(symmetric: bool) -> None:
+    every = np.arange(3)
+    grouped = Weights(every, (0,) * 3, symmetric=symmetric)
+    listed = Weights.of_rows(every, np.eye(3, dtype=np.float32), symmetric)
+    for weights in (grouped, listed):
+        weights.put(np.array([0]), np.array([1]), np.array([0.5]))
+        weights.put_rows(every[:1], np.ones((1, 3), dtype=np.float32))
+        made = (
+            weights,
+            weights.copy(),
+            weights.with_arrays(every, weights.arrays()),
+            join([weights]),
+        )
+        assert [one.symmetric for one in made] == [symmetric] * 4
+    assert not Weights(every, (0,) * 3).symmetric, "directed unless said otherwise"
+    assert not Weights.of_rows(every, np.eye(3)).symmetric
+
+
 def test_the_bytes_of_ones_grow_with_clients_and_changes_alone() -> None:
     n = 10_000
     weights = Weights(range(5_000), np.zeros(n))

@@ -25,7 +25,8 @@ from cobo_dist.tasks.language import libraries, texts, tokens
 from cobo_dist.tasks.language.adapters import Adapted
 from cobo_dist.tasks.language.base import Base, load_base
 from cobo_dist.tasks.language.config import Gpt2Config
-from cobo_dist.tasks.language.dropout import KeyedDropout, Keys, dropped_lanes, example_keys
+from cobo_dist.tasks.language.dropout import Keys, dropped_lanes, example_keys
+from cobo_dist.tasks.language.dropout_layer import KeyedDropout
 from cobo_dist.tasks.language.task import Language
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.training.build import run

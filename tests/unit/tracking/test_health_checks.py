@@ -20,7 +20,8 @@ from cobo_dist.storage.schema import WarningRow
 from cobo_dist.tracking.graph_stats import GraphStats
 from cobo_dist.tracking.health_checks import HealthMonitor
 
-COBO: dict[str, Any] = load_config(None, []).algorithm.model_dump()
+COBO: Any = load_config(None, []).algorithm
+LOCAL: Any = load_config(None, ["algorithm.name=local"]).algorithm
 
 # -- GraphStats ---------------------------------------------------------------------------------------
 
@@ -42,9 +43,10 @@ def histories(draw: st.DrawFn) -> tuple[np.ndarray, list[list[tuple[int, int, fl
     return start, rounds
 
 
-def held(weights_nn: np.ndarray) -> Weights:
+def held(weights_nn: np.ndarray, share: float = 0.0) -> Weights:
     """Return W as the coordinator holds it, from a start at 1 for all."""
-    weights = Weights(range(len(weights_nn)), (0,) * len(weights_nn), 1.0, weights_nn.dtype.type)
+    n, dtype = len(weights_nn), weights_nn.dtype.type
+    weights = Weights(range(n), (0,) * n, 1.0, dtype, symmetric=not share)
     weights.put_rows(np.arange(len(weights_nn)), weights_nn)
     return weights
 
@@ -149,7 +151,7 @@ def test_figures_of_a_simplex_equal_those_computed_anew(n: int, rounds: int, see
     """Rows move whole and by themselves; a link is more than an equal share, from either end."""
     rng, share = np.random.default_rng(seed), 1 / (n - 1)
     now = (np.ones((n, n)) - np.eye(n)) * share
-    graph = GraphStats(held(now), share)
+    graph = GraphStats(held(now, share), share)
     off = ~np.eye(n, dtype=bool)
     assert (graph.links, graph.components, graph.is_uniform()) == (0, n, True)
     for _ in range(rounds):
@@ -172,7 +174,9 @@ def test_agreement_with_clusters_on_a_simplex() -> None:
     """Clients 0, 1 of one cluster and 2, 3 of the other; client 3 prefers client 0: 2 of 12 are wrong."""
     share = 1 / 3
     w_nn = np.array([[0, 0.5, 0.3, 0.2], [1, 0, 0, 0], [0, 0, 0, 1], [0.6, 0.1, 0.3, 0]])
-    assert cluster_match(held(w_nn), (0, 0, 1, 1), link_threshold(share)) == pytest.approx(10 / 12)
+    assert cluster_match(held(w_nn, share), (0, 0, 1, 1), link_threshold(share)) == pytest.approx(
+        10 / 12
+    )
     assert cluster_match(held(np.kron(np.eye(2), np.ones((2, 2)))), (0, 0, 1, 1)) == 1.0
     assert link_threshold() == 0.5
     assert share < link_threshold(share) < 1.01 * share, "an equal share is no link"
@@ -192,7 +196,7 @@ def play(
     share: float = 0.0,
 ) -> list[WarningRow]:
     """Let the monitor see `rounds` rounds with one W and `pairs` drawn pairs of one alignment each."""
-    graph, seen = GraphStats(held(weights), share), monitor.before()
+    graph, seen = GraphStats(held(weights, share), share), monitor.before()
     for r in range(1, rounds + 1):
         loss = losses[r - 1] if losses else 1.0
         seen += monitor.after(r, loss, np.full(pairs, alignment), graph)
@@ -213,7 +217,7 @@ def test_a_sound_run_is_left_alone() -> None:
 def test_nothing_is_said_of_a_w_that_does_not_move() -> None:
     """The identity of Local is empty, and the ones of FedAvg are fully connected, on purpose."""
     for weights in (np.eye(4), np.ones((4, 4))):
-        assert play(HealthMonitor({}, 4, 100, 0.1), 100, weights, pairs=0) == []
+        assert play(HealthMonitor(LOCAL, 4, 100, 0.1), 100, weights, pairs=0) == []
 
 
 @pytest.mark.parametrize("alignment", [60.0, -60.0])
@@ -259,7 +263,7 @@ def test_empty() -> None:
         assert words in warnings[0].message
 
 
-SIMPLEX = COBO | {"domain": "simplex"}
+SIMPLEX = COBO.model_copy(update={"domain": "simplex"})
 ONE_EACH = np.eye(4)[[1, 0, 3, 2]]
 SPREAD = np.array([[0, 0.8, 0.2, 0], [0.9, 0, 0, 0.1], [0.1, 0, 0, 0.9], [0, 0, 1, 0]])
 
@@ -299,7 +303,7 @@ def test_a_simplex_is_judged_by_its_own_measure(
 @pytest.mark.parametrize(("rho", "warned"), [(9.9, False), (10.0, True)])
 def test_the_step_of_the_penalty_on_a_simplex(rho: float, warned: bool) -> None:
     """Two clients with each other's whole weight: their difference is multiplied by 1 - 2 eta rho."""
-    warnings = HealthMonitor(SIMPLEX | {"rho": rho}, 8, 100, 0.1).before()
+    warnings = HealthMonitor(SIMPLEX.model_copy(update={"rho": rho}), 8, 100, 0.1).before()
     assert kinds(warnings) == ([("penalty_step", 0)] if warned else [])
     if warned:
         assert "lower algorithm.rho below 10 or optimizer.lr" in warnings[0].message
@@ -311,7 +315,7 @@ def test_two_clients_on_a_simplex_have_no_choice() -> None:
     assert kinds(warnings) == [("no_choice", 0)]
     assert "algorithm.own_weight=included" in warnings[0].message
     leaning = np.array([[0.3, 0.7], [0.5, 0.5]])
-    included = HealthMonitor(SIMPLEX | {"own_weight": "included"}, 2, 50, 0.1)
+    included = HealthMonitor(SIMPLEX.model_copy(update={"own_weight": "included"}), 2, 50, 0.1)
     assert play(included, 50, leaning, pairs=1, share=0.5) == []
 
 
@@ -329,7 +333,7 @@ def test_hardly_drawn(pairs: int, warned: bool) -> None:
 @pytest.mark.parametrize(("rho", "warned"), [(2.49, False), (2.5, True), (10.0, True)])
 def test_the_step_of_the_penalty(rho: float, warned: bool) -> None:
     """At W = 1, a difference of models is multiplied by 1 - eta rho n: 0.1 * 2.5 * 8 = 2."""
-    warnings = HealthMonitor(COBO | {"rho": rho}, 8, 100, 0.1).before()
+    warnings = HealthMonitor(COBO.model_copy(update={"rho": rho}), 8, 100, 0.1).before()
     assert kinds(warnings) == ([("penalty_step", 0)] if warned else [])
     if warned:
         assert f"{0.1 * rho * 8:.2f}" in warnings[0].message
@@ -337,18 +341,21 @@ def test_the_step_of_the_penalty(rho: float, warned: bool) -> None:
 
 
 def test_the_step_of_the_penalty_from_zeros_is_let_be() -> None:
-    assert HealthMonitor(COBO | {"rho": 10.0, "start": "zeros"}, 8, 100, 0.1).before() == []
+    assert (
+        HealthMonitor(COBO.model_copy(update={"rho": 10.0, "start": "zeros"}), 8, 100, 0.1).before()
+        == []
+    )
 
 
-@pytest.mark.parametrize("config", [COBO, {}], ids=["cobo", "local"])
-def test_diverging_is_said_once(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("config", [COBO, LOCAL], ids=["cobo", "local"])
+def test_diverging_is_said_once(config: Any) -> None:
     """The mean of 20 losses that grow by a tenth a round: 2.86 times the first after 20 rounds."""
     losses = [1.1**r for r in range(60)]
     warnings = play(HealthMonitor(config, 4, 1000, 0.1), 60, BLOCKS, losses=losses)
     assert kinds(warnings) == [("diverging", 20)]
     assert "2.86" in warnings[0].message
     assert "optimizer.lr" in warnings[0].message
-    assert ("algorithm.rho" in warnings[0].message) == bool(config)
+    assert ("algorithm.rho" in warnings[0].message) == (config is COBO)
 
 
 def test_one_bad_batch_is_no_divergence() -> None:
@@ -361,7 +368,7 @@ def test_a_first_loss_of_zero_or_less_does_not_make_every_loss_divergence(first:
     """`quadratic` with noise starts there: its loss is f(x) + <noise, x>, and x^0 may be optimal."""
     rng = np.random.default_rng(0)
     losses = [first, *rng.normal(0.5, 0.3, size=99).tolist()]
-    assert play(HealthMonitor({}, 4, 1000, 0.1), 100, BLOCKS, losses=losses) == []
+    assert play(HealthMonitor(LOCAL, 4, 1000, 0.1), 100, BLOCKS, losses=losses) == []
 
 
 def test_one_client_is_no_matter_of_graphs() -> None:

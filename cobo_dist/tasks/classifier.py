@@ -1,9 +1,8 @@
-"""Rebuilds the models that a run saved, without its data."""
+"""A client's saved network, which takes the data's inputs and returns the data's labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +10,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.tasks.language.base import load_base
-from cobo_dist.tasks.language.config import LanguageConfig, LanguageModelConfig
-from cobo_dist.tasks.language.libraries import library
 from cobo_dist.tasks.models import build_model
-from cobo_dist.tasks.quadratic import Point, QuadraticConfig
-from cobo_dist.tasks.registry import ModelConfig, TaskConfig
+from cobo_dist.tasks.sections import ModelSection
 
 
 class Classifier(nn.Module):
@@ -84,44 +79,24 @@ class Classifier(nn.Module):
         return found
 
 
-def rebuild_model(
-    task: TaskConfig,
-    model: ModelConfig,
+def rebuild_classifier(
+    config: ModelSection,
     facts: Mapping[str, Any],
     client: int,
     state: Mapping[str, Tensor],
     dtype: torch.dtype,
-) -> nn.Module:
-    """Return a client's model from its parameters and buffers, in evaluation mode.
+) -> Classifier:
+    """Return a client's model from its saved parameters and buffers.
 
     Raises:
         ConfigError: they are not those of this model.
     """
-    if isinstance(task, QuadraticConfig):
-        module: nn.Module = Point(state["x"])
-    else:
-        assert not isinstance(model, LanguageModelConfig), (
-            "language models are read by `read_adapted`"
-        )
-        shape = torch.Size(facts["input_shape"])
-        network = build_model(model, shape, facts["classes"], seed=0).to(dtype)
-        try:
-            network.load_state_dict(dict(state))
-        except RuntimeError as error:
-            why = " ".join(str(error).split())
-            raise ConfigError(
-                f"client {client}'s model does not fit model.name={model.name}: {why}"
-            ) from None
-        module = Classifier(network, facts, client)
-    return module.eval()
-
-
-def read_adapted(task: LanguageConfig, model: LanguageModelConfig, folder: Path) -> nn.Module:
-    """Return the PEFT model of the base and the adapters in a folder, in evaluation mode.
-
-    Raises:
-        ConfigError: the base is not on this machine.
-    """
-    base = load_base(model, task.context)
-    adapted: nn.Module = library("peft").PeftModel.from_pretrained(base.model, str(folder))
-    return adapted.eval()
+    network = build_model(config, torch.Size(facts["input_shape"]), facts["classes"], seed=0)
+    try:
+        network.to(dtype).load_state_dict(dict(state))
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(
+            f"client {client}'s model does not fit model.name={config.name}: {why}"
+        ) from None
+    return Classifier(network, facts, client)

@@ -1,0 +1,207 @@
+"""The base class of every algorithm, and of its config section.
+
+An algorithm is one file: its section and its class, which also hold all that others must know of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.lazy import torch
+from cobo_dist.maths.weights import Weights
+from cobo_dist.registry import class_of, register, takes
+from cobo_dist.settings import Section
+
+
+class Graph(Protocol):
+    """The collaboration graph after a round; weights are those off the diagonal."""
+
+    share: float  # one client's equal share of a row, where rows sum to 1; else 0
+    pairs: int
+    count: int  # of weights: one a pair, or two where W is directed
+    links: int
+    at_0: int
+    at_1: int
+
+    def is_uniform(self) -> bool:
+        """Return whether all weights are still equal."""
+
+
+@dataclass(frozen=True)
+class HealthFacts:
+    """What health checks look at. Before round 1, `r` is 0 and there is no graph."""
+
+    clients: int
+    rounds: int
+    lr: float  # optimizer.lr
+    r: int = 0
+    drawn: int = 0  # pairs so far
+    drawn_now: int = 0  # pairs of this round
+    jumps: Sequence[float] = ()  # |weight_step * alignment| of recently drawn pairs
+    graph: Graph | None = None
+
+
+class Finding(NamedTuple):
+    """One warning: its kind, which is told once, and a line that names the key to change."""
+
+    kind: str
+    message: str
+
+
+class AlgorithmSection(Section):
+    """The config of an algorithm, and what others ask of it before the algorithm is built.
+
+    The defaults suit an algorithm that does the same in every round.
+    """
+
+    name: str = ""
+
+    @property
+    def needs_clusters(self) -> bool:
+        """Whether the task must know the true clusters."""
+        return False
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether clients score models on validation data."""
+        return False
+
+    @property
+    def batch_streams(self) -> int:
+        """How many streams of batches a client reads."""
+        return 1
+
+    def equal_share(self, clients: int) -> float:
+        """Return one client's equal share of a row of W where rows sum to 1, and 0 where they do not."""
+        return 0.0
+
+    def comparisons(self, t: int, context: RunContext) -> float:
+        """Return how often round t = 0 .. T-1 compares a client with another client or model, on average.
+
+        The memory and time of a round grow with it, so `cobo_dist.plan` refuses rounds with too many.
+        """
+        return 0.0
+
+    def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
+        """Return rounds t = 0 .. T-1, ascending, and how many of the T rounds each one stands for.
+
+        Rounds that send the same number of bytes need one representative.
+        """
+        return [(0, rounds)]
+
+    @property
+    def weight_step(self) -> float:
+        """How far an alignment of 1 moves a weight of W; 0 where alignments move none."""
+        return 0.0
+
+    @property
+    def step_keys(self) -> tuple[str, ...]:
+        """The keys, beside optimizer.lr, that make models diverge when they are too large."""
+        return ()
+
+    def check_settings(self, facts: HealthFacts) -> Iterator[Finding]:
+        """Yield what is likely to fail with these settings, before round 1."""
+        yield from ()
+
+    def check_round(self, facts: HealthFacts) -> Iterator[Finding]:
+        """Yield what goes wrong, after a round; each kind of finding is told once."""
+        yield from ()
+
+
+class Algorithm(ABC):
+    """One call of `round` for each round; the loop is in `training`.
+
+    A subclass has at least `round`. Settings are the fields of its `Config`. The attributes below say what
+    others must know of it; the defaults suit an algorithm with a fixed W. docs/EXTENDING.md has an example.
+
+    Attributes:
+        Config: its config section.
+        title, color, marker, place: how reports show it: its name, a color as #rrggbb, a marker of
+            matplotlib, and its place in tables and legends, ascending. With `role` they are not inherited.
+        role: `alone` for the method that collaboration must beat, `upper_bound` for one that knows the
+            truth, `emphasized` for one that figures show first and in front.
+        learns_weights: whether W is worth a figure.
+        sums: the method of the exchange that computes its sums with W; `none`: what is sent does not depend
+            on W.
+        user_notice: what a user should know before it starts.
+        weights: this rank's rows of the collaboration matrix W.
+    """
+
+    Config: ClassVar[type[AlgorithmSection]] = AlgorithmSection
+    title: ClassVar[str] = ""
+    color: ClassVar[str] = ""
+    marker: ClassVar[str] = ""
+    place: ClassVar[int] = 100
+    role: ClassVar[Literal["", "alone", "upper_bound", "emphasized"]] = ""
+    learns_weights: ClassVar[bool] = False
+    sums: ClassVar[Literal["mix", "all_reduce", "none"]] = "mix"
+
+    def __init__(
+        self, config: Any, clients: Clients, exchange: Exchange, context: RunContext
+    ) -> None:
+        """Start at W^0; `config` is an instance of `Config`."""
+        self.config, self.clients, self.exchange, self.context = config, clients, exchange, context
+        self.user_notice = ""
+        self.weights = self.first_weights()
+
+    @property
+    def weight_type(self) -> type[np.floating[Any]]:
+        """The type of learned weights: that of the models."""
+        return np.float64 if self.clients.x_cd.dtype == torch.float64 else np.float32
+
+    def first_weights(self) -> Weights:
+        """Return this rank's rows of W^0: here the identity, every client alone.
+
+        Weights are directed unless they are made with `symmetric=True`.
+        """
+        return Weights(self.clients.ids, range(self.context.clients), dtype=self.weight_type)
+
+    @abstractmethod
+    def round(self, t: int) -> RoundResult:
+        """Go from x^t to x^(t+1); t counts from 0."""
+
+    def state(self) -> AlgorithmState:
+        """Return what a resumed run needs beside the clients and `weights`."""
+        return AlgorithmState()
+
+    def possible_weights(self) -> dict[str, Weights | None]:
+        """Return W that the run may reach and that change what `mix` sends, by a name for people.
+
+        None stands for a W with no two equal weights. Asked where `clients` are all n clients.
+        """
+        return {}
+
+
+def own(algorithm: type[Algorithm], name: str) -> Any:
+    """Return an attribute that a class does not inherit, or the base class's."""
+    return vars(algorithm).get(name, getattr(Algorithm, name))
+
+
+def _check(target: Any) -> str:
+    if why := class_of(Algorithm)(target):
+        return why
+    if inspect.isabstract(target):
+        return f"{target.__name__} has no method round(self, t)"
+    if why := takes(target.round, None, 0):
+        return why
+    if why := takes(target, None, None, None, None):
+        return why
+    if not (isinstance(target.Config, type) and issubclass(target.Config, AlgorithmSection)):
+        return f"{target.__name__}.Config does not derive from AlgorithmSection"
+    return ""
+
+
+register.new_kind(
+    "algorithm",
+    "a class derived from cobo_dist.Algorithm",
+    check=_check,
+    section_of=lambda target: target.Config,
+    place=lambda target: own(target, "place"),
+)

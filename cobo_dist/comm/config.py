@@ -1,0 +1,59 @@
+"""The config section `comm`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cobo_dist.settings import Section
+
+
+class CommConfig(Section):
+    """How ranks communicate."""
+
+    backend: Literal["auto", "nccl", "gloo", "mpi"] = Field(
+        "auto",
+        description="nccl for CUDA devices, gloo for CPUs; auto takes the one that fits the device. "
+        "mpi: the MPI of the mpirun that starts the ranks (extra mpi). gloo and mpi carry models of CUDA "
+        "devices through memory of the CPU, so ranks may share a GPU",
+    )
+    dtype: Literal["model", "bfloat16"] = Field(
+        "model",
+        description="type in which models and gradients travel: model is run.dtype; bfloat16 halves the "
+        "bytes of float32 and rounds what crosses ranks to 8 bits (docs/PERFORMANCE.md)",
+    )
+    timeout: float = Field(
+        600.0,
+        gt=0,
+        le=1e7,
+        description="seconds after which a silent rank counts as lost; a host that does not even acknowledge "
+        "packets is lost after a quarter of it (gloo on Linux)",
+    )
+    connect_timeout: float = Field(
+        0.0,
+        ge=0,
+        le=1e7,
+        description="seconds that ranks wait for one another at the start; 0: comm.timeout",
+    )
+    check: bool = Field(
+        False,
+        description="check what ranks send each other against NCCL's rules, whatever the backend, and end "
+        "the run with the rank, peer and batch that break one; costs a little of every round",
+    )
+    placement: Literal["static", "adaptive"] = Field(
+        "static",
+        description="which rank has which clients. static: consecutive client numbers; adaptive: as "
+        "clusters emerge in W, collaborators move to one rank where that saves more bytes than it costs. "
+        "The results are the same",
+    )
+    placement_every: int = Field(
+        50,
+        ge=1,
+        description="comm.placement=adaptive: rounds between two searches for a better placement",
+    )
+    deterministic: bool = Field(
+        False,
+        description="bitwise the same numbers on any number of ranks; slower: one thread, clients "
+        "one by one, models added in client order",
+    )

@@ -1,0 +1,114 @@
+"""What every task's and every model's config section has. A section makes what it describes.
+
+The sections of this package import PyTorch only when they do.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from cobo_dist.errors import ConfigError
+from cobo_dist.registry import class_of, register, takes
+from cobo_dist.settings import Section
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from cobo_dist.tasks.base import DataConfig, Task
+
+
+class ModelSection(Section):
+    """The config of a model. `build` is for classifiers; a language model is made by its task."""
+
+    kind: ClassVar[Literal["classifier", "language"]] = "classifier"
+    min_pixels: ClassVar[int] = 0  # of a side of an image; 0: inputs may be any numbers
+
+    name: str = ""
+
+    def build(self, shape: torch.Size, classes: int) -> nn.Module:
+        """Return the network for inputs of `shape` into `classes` classes, not yet initialized.
+
+        Linear and convolution layers are initialized from run.seed afterwards.
+
+        Raises:
+            ConfigError: keys that do not go together.
+        """
+        raise TypeError(f"model.name={self.name} has no method build(shape, classes)")
+
+    def dropped_features(self) -> tuple[float, int]:
+        """Return the share of features that training drops before the classifier, and their number."""
+        return 0.0, 0
+
+    def fetch(self) -> Iterator[str]:
+        """Download what the model needs; yield what is found or fetched, a line each."""
+        yield from ()
+
+
+class TaskSection(Section):
+    """The config of a task, and what others ask of it before the data are read."""
+
+    default_model: ClassVar[str] = "mlp"
+    model_kind: ClassVar[Literal["classifier", "language", "none"]] = "classifier"
+    splits: ClassVar[tuple[str, ...]] = ("validation", "test")  # that may be evaluated
+
+    name: str = ""
+
+    @abstractmethod
+    def build(self, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype) -> Task:
+        """Read the data and return the task.
+
+        Raises:
+            ConfigError: missing or malformed data.
+        """
+
+    def rebuild(
+        self,
+        model: ModelSection,
+        facts: Mapping[str, Any],
+        client: int,
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype,
+    ) -> nn.Module:
+        """Return a client's model, without the data, from its saved parameters and buffers.
+
+        `facts` are those of model.json (`Task.model_facts`).
+
+        Raises:
+            ConfigError: the task cannot, or they are not those of this model.
+        """
+        raise ConfigError(
+            f"task.name={self.name} does not rebuild its models; read their files in models/"
+        )
+
+    def fetch(self, data: DataConfig) -> Iterator[str]:
+        """Download the data that are missing; yield what is found or fetched, a line each."""
+        yield from ()
+
+
+def _check_task(target: Any) -> str:
+    return class_of(TaskSection)(target) or (
+        f"{target.__name__} has no method build(self, model, data, seed, dtype)"
+        if target.build is TaskSection.build
+        else takes(target.build, None, None, None, 0, None)
+    )
+
+
+def _check_model(target: Any) -> str:
+    return class_of(ModelSection)(target) or takes(target.build, None, None, 2)
+
+
+register.new_kind(
+    "task",
+    "a class derived from cobo_dist.TaskSection",
+    check=_check_task,
+    section_of=lambda target: target,
+)
+register.new_kind(
+    "model",
+    "a class derived from cobo_dist.ModelSection",
+    check=_check_model,
+    section_of=lambda target: target,
+)
