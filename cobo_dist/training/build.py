@@ -185,7 +185,8 @@ def open_trainer(
     ):
         if run_logger is not None:
             if found is not None:
-                resume.restore_run_logger(found, run_logger)
+                symmetric = learner.algorithm.weights.symmetric
+                resume.restore_run_logger(found, run_logger, symmetric)
             notice = why_cpu(run.device, comm.backend, session.launch)
             startup.announce(
                 run_logger, learner, session, config.algorithm.name, environment, found, notice
