@@ -314,11 +314,11 @@ def restore(found: Resumption, clients: ClientBatch, algorithm: Algorithm) -> No
         checkpoint.fill(shared, checkpoint.unpack(content, path), path)
 
 
-def restore_run_logger(found: Resumption, run_logger: RunLogger) -> None:
-    """Restore the logs of rank 0.
+def restore_run_logger(found: Resumption, run_logger: RunLogger, symmetric: bool) -> None:
+    """Restore the logs of rank 0; `symmetric`: whether W is.
 
     Raises:
         Damaged: a file changed since it was checked.
     """
     state, arrays = checkpoint.read_logger(found.folder, found.manifest)
-    run_logger.restore(state, arrays, found.manifest.format)
+    run_logger.restore(state, arrays, found.manifest.format, symmetric)

@@ -23,6 +23,7 @@ FORMAT = 2
 """Version of run folders and checkpoints; `storage/reading.py` says how 1 differed."""
 
 CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE = "config.yaml", "env.json", "metrics.jsonl"
+MODEL_FILE = "model.json"
 WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE = "W.npz", "summary.json", "status.json"
 MODELS_DIR, CHECKPOINTS_DIR, FIGURES_DIR, ERRORS_DIR = "models", "checkpoints", "figures", "errors"
 TENSORBOARD_DIR, TRACES_DIR = "tensorboard", "profile"
@@ -33,7 +34,7 @@ RUN_FOLDERS = (
     PLUGINS_DIR,
 )  # fmt: skip
 RUN_FILES = (
-    CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE,
+    CONFIG_FILE, ENVIRONMENT_FILE, MODEL_FILE, METRICS_FILE, WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE,
     *RUN_FOLDERS,
 )  # fmt: skip
 """What run.overwrite removes: all that a run may leave in its folder, but for the record of its owner."""
@@ -242,6 +243,25 @@ class Environment(Record):
     engine_choice: str = Field("", description="why this engine")
     method: Method | None = Field(None, description="the algorithm as reports show it")
     resumed: list[Resumed] = Field([], description="each resumption, the first one first")
+
+
+class ModelRecord(Record):
+    """What rebuilds a model without the data, beside `config.yaml` and the client's file."""
+
+    format: int = Field(1, description="version of the run folder")
+    input_shape: list[int] = Field(
+        [], description="shape of one input as the network takes it; images: channels first"
+    )
+    images: bool = Field(
+        False, description="inputs are images of bytes [H, W, C], as the data has them"
+    )
+    scale: float = Field(1.0, description="the network takes scale * input + offset")
+    offset: float = Field(0.0, description="see `scale`")
+    classes: int = Field(0, description="outputs of the network; 0: it has no classes")
+    label_maps: list[list[int]] = Field(
+        [], description="for each label of the data, the number of the output; each map once"
+    )
+    label_map_of: list[int] = Field([], description="for each client, which of `label_maps` it has")
 
 
 # -- the files of a checkpoint -----------------------------------------------------------------------

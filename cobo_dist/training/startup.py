@@ -24,11 +24,15 @@ from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.storage.schema import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
+    FORMAT,
+    MODEL_FILE,
     PLUGINS_DIR,
     Environment,
+    ModelRecord,
     Owner,
     Resumed,
 )
+from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
 
@@ -113,10 +117,11 @@ def write_head(
     session: Session,
     config_yaml: str,
     environment: Environment,
+    task: Task,
     found: Resumption | None,
     plugins: Iterable[Plugin],
 ) -> None:
-    """Write config.yaml, env.json and copies of the plug-ins' files, on rank 0; all ranks call this."""
+    """Write config.yaml, env.json, model.json and copies of plug-ins on rank 0; all ranks call this."""
     me = f"{socket.gethostname()} {session.device}"
     ranks = [record.decode() for record in session.transport.gather(me.encode())]
     if session.transport.rank:
@@ -140,6 +145,7 @@ def write_head(
             folder.write_text(f"{PLUGINS_DIR}/{plugin.file.name}", plugin.file.read_text("utf-8"))
     folder.write_text(CONFIG_FILE, config_yaml)
     folder.write_record(ENVIRONMENT_FILE, environment)
+    folder.write_record(MODEL_FILE, ModelRecord(format=FORMAT, **task.model_facts()))
 
 
 def announce(

@@ -144,7 +144,8 @@ def test_help_lists_every_key_with_type_default_and_meaning(
                     continue  # a heading of its own
                 at = [n for n, line in enumerate(lines) if line.startswith(f"  {key}  (")]
                 assert at, f"{key} is missing"
-                default = {True: "true", False: "false", "": "empty"}.get(value, str(value))
+                words = {True: "true", False: "false", "": "empty", None: "null"}
+                default = words.get(value, str(value))
                 if isinstance(value, tuple):
                     default = f"[{', '.join(map(str, value))}]"
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
