@@ -26,7 +26,7 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.symmetry import find_asymmetry
 from cobo_dist.comm.transports.base import NothingPending, Pending, Transport
 from cobo_dist.comm.transports.checked_transport import CheckedTransport
-from cobo_dist.maths.alignment import midpoints
+from cobo_dist.maths.alignment import Statistic, midpoints
 from cobo_dist.maths.flat import take_rows, to_device
 from cobo_dist.maths.weights import Weights
 from cobo_dist.phase_timer import PhaseTimer
@@ -142,17 +142,17 @@ class Exchange:
         rows = self.placement.row_n[plan.clients]
         return PairEnds(rows, plan.clients, plan.partners, plan.first), z_ed
 
-    def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
+    def alignment(self, gradients_ed: Tensor, statistic: Statistic) -> NDArray[np.float64]:
         """Return the alignment [e] at each end of the pairs of the last `midpoints`.
 
         Args:
             gradients_ed: each end's own gradient at the midpoint.
-            kind: `inner` or `cosine` (`maths.alignment.measure`).
+            statistic: of the two gradients of a pair.
         """
-        self._enter("alignment", kind=kind, columns=gradients_ed.shape[1])
+        self._enter("alignment", statistic=statistic.name, columns=gradients_ed.shape[1])
         self.client_traffic.alignment(self._pair_plan, gradients_ed.shape[1])
         with self.timer.span("alignment"):
-            return self._pairwise_dot.alignment(self._pair_plan, gradients_ed, kind)
+            return self._pairwise_dot.alignment(self._pair_plan, gradients_ed, statistic)
 
     def _plan(self, pairs_m2: Tensor) -> PairPlan:
         """Return the plan of these pairs, which mostly are those of the last call."""

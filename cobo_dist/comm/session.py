@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -85,25 +85,26 @@ class Session:
             self.liveness.report(line, EXIT_REFUSED)
             raise ConfigError(line)
 
-    def agree(self, refusal: str | None, fingerprint: str = "") -> None:
+    def agree(self, refusal: str | None, read: Mapping[str, str] | None = None) -> None:
         """End all ranks together if one of them cannot go on, or has another config.
 
         Args:
             refusal: why this rank cannot go on; None if it can.
-            fingerprint: what must be the same on all ranks.
+            read: digests of what must be the same on all ranks, by what it is in words.
 
         Raises:
             ConfigError: the same on all ranks, naming the first rank that refuses.
         """
-        mine = json.dumps([refusal, fingerprint, os.uname().nodename]).encode()
+        mine = json.dumps([refusal, dict(read or {}), os.uname().nodename]).encode()
         verdict = ""
         records = [json.loads(record) for record in self.transport.gather(mine)]
         for rank, (reason, seen, host) in enumerate(records):
             if reason is not None:
                 verdict = reason if rank == 0 else f"rank {rank} on {host}: {reason}"
-            elif seen != records[0][1]:
+            elif seen != (first := records[0][1]):
+                other = next(one for one in (*first, *seen) if first.get(one) != seen.get(one))
                 verdict = (
-                    f"rank {rank} on {host} read another config or other data than rank 0 on "
+                    f"rank {rank} on {host} read {other} than rank 0 on "
                     f"{records[0][2]}; start all ranks with the same files and arguments"
                 )
             if verdict:

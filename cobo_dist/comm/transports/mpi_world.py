@@ -113,14 +113,19 @@ def loaded_libraries(prefix: str) -> list[ctypes.CDLL]:
     return found
 
 
+def set_exit_code(code: int) -> None:
+    """Say with which code this process is to end, where it goes on after a run."""
+    if _world is not None:
+        _world.code = code
+
+
 def exit_barrier(code: int) -> NoReturn:
     """End this process with an exit code; if MPI is started, all ranks wait for one another first.
 
     After a failure with NCCL this process waits for nobody (`nccl_group`).
     """
     nccl_group.end_process(code)
-    if _world is not None:
-        _world.code = code
+    set_exit_code(code)
     sys.exit(code)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pool import RankPool
 from recording import RecordingTransport
 
+from cobo_dist.algorithms.statistics import statistic_of
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.pair_plan import plan_pairs
 from cobo_dist.comm.placement import Placement
@@ -327,7 +328,7 @@ def partners_and_alignment(session: Session, kind: str, measure: str, determinis
 
     mine = [gradient(i, j) for i, j in zip(ends.ids, ends.partners, strict=True)]
     gradients_ed = torch.from_numpy(np.array(mine).reshape(-1, D))
-    found = exchange.alignment(gradients_ed, measure)
+    found = exchange.alignment(gradients_ed, statistic_of(measure))
     for end, (i, j) in enumerate(zip(ends.ids, ends.partners, strict=True)):
         a, b = gradient(i, j), gradient(j, i)
         expected = a @ b / (np.linalg.norm(a) * np.linalg.norm(b) if measure == "cosine" else 1.0)
@@ -485,7 +486,7 @@ def pair_bytes(session: Session) -> tuple[int, int]:
     exchange.receive_models()
     for piece in torch.split(some_pairs("all"), N):  # midpoints in pieces, models only once
         ends, _ = exchange.midpoints(piece)
-        exchange.alignment(torch.ones(len(ends.ids), D, dtype=torch.float64), "inner")
+        exchange.alignment(torch.ones(len(ends.ids), D, dtype=torch.float64), statistic_of("inner"))
     return exchange.traffic.bytes["pairs"], exchange.traffic.bytes["gradients"]
 
 
