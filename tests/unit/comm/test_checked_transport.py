@@ -164,6 +164,14 @@ def one_skips_receiving(exchange: Exchange, x_cd: Tensor) -> None:
     exchange.all_gather(np.arange(len(exchange.ids)))
 
 
+def wrong_on_one(exchange: Exchange, x_cd: Tensor) -> None:
+    """The last rank averages models before it has received them."""
+    exchange.send_models(x_cd, torch.tensor([[0, 4]]))
+    if exchange.transport.rank == 0:
+        exchange.receive_models()
+    exchange.all_reduce(np.eye(N), x_cd)
+
+
 LINE = r"at test_checked_transport\.py:\d+"
 MISTAKES = {
     "none": (right, (), "", 4),
@@ -183,6 +191,10 @@ MISTAKES = {
     "skips receive_models": (
         one_skips_receiving, (),
         f"rank 0 calls exchange.receive_models {LINE}, but rank 1 calls exchange.all_gather {LINE}", 2,
+    ),
+    "a call too early": (
+        wrong_on_one, (),
+        rf"rank 1, exchange.all_reduce {LINE}: called before exchange.send_models is finished", 2,
     ),
     "between ranks": (
         not_symmetric, (1, 5, 0.5),
