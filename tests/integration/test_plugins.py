@@ -358,3 +358,38 @@ def test_what_is_not_registered_is_refused(
 ) -> None:
     assert main([given]) == 2
     assert says in capsys.readouterr().err
+
+
+# -- the examples --------------------------------------------------------------------------------------
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_examples_algorithm_is_fedprox(
+    pool: RankPool, problem: Path, tmp_path: Path, ranks: int
+) -> None:
+    mu, steps, eta = 0.5, 3, 0.1
+    given = arguments(
+        problem, tmp_path / "run", EXAMPLES / "own_algorithm.py", "algorithm.name=fedprox",
+        f"algorithm.mu={mu}", f"local.steps={steps}",
+    )  # fmt: skip
+    assert pool.run(ranks, train, given) == [0] * ranks
+    with np.load(problem) as stored:
+        centers, curvature, start = stored["centers"], stored["curvature"], stored["start"]
+    x = start
+    for _ in range(ROUNDS):
+        own = np.tile(x, (N, 1))
+        for _ in range(steps):
+            own = own - eta * (curvature[:, None] * (own - centers) + mu * (own - x))
+        x = own.mean(axis=0)
+    for model in models(tmp_path / "run").values():
+        np.testing.assert_allclose(model, x, rtol=0, atol=1e-12)
+
+
+def test_the_examples_statistic(problem: Path, tmp_path: Path) -> None:
+    given = arguments(
+        problem, tmp_path / "run", EXAMPLES / "own_statistic.py", "algorithm.name=cobo",
+        "algorithm.alignment=clipped",
+    )  # fmt: skip
+    assert main(given) == 0
