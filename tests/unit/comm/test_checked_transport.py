@@ -212,7 +212,7 @@ MISTAKES = {
     ),
     "other number of sums": (
         other_arguments, ("count",),
-        r"weights_kn must be .* float64 \[3, 7\] \w+ on rank 0 and float64 \[2, 7\] \w+ on rank 1$", 2,
+        r"weights_kn must be .* float64 \[3, 7\] \w+ on rank 0 and float64 \[2, 7\] \w+ on rank 1", 2,
     ),
     "other pairs": (
         other_arguments, ("pairs",),
