@@ -16,6 +16,7 @@ from pool import RankPool
 from problems import train, write_quadratic
 from torch import Tensor
 
+from cobo_dist.algorithms.statistics import statistic_of
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
@@ -95,7 +96,7 @@ def right(exchange: Exchange, x_cd: Tensor) -> None:
     exchange.send_models(x_cd, pairs_m2)
     exchange.receive_models()
     _, z_ed = exchange.midpoints(pairs_m2)
-    exchange.alignment(z_ed, "inner")
+    exchange.alignment(z_ed, statistic_of("inner"))
     list(exchange.mix(Weights(exchange.ids, (0,) * N, symmetric=True), x_cd))
     exchange.all_reduce(np.eye(N)[:2], x_cd)
     exchange.all_gather(np.arange(len(exchange.ids)))
@@ -211,7 +212,7 @@ MISTAKES = {
     ),
     "other number of sums": (
         other_arguments, ("count",),
-        r"weights_kn must be .* float64 \[3, 7\] \w+ on rank 0 and float64 \[2, 7\] \w+ on rank 1$", 2,
+        r"weights_kn must be .* float64 \[3, 7\] \w+ on rank 0 and float64 \[2, 7\] \w+ on rank 1", 2,
     ),
     "other pairs": (
         other_arguments, ("pairs",),
