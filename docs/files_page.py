@@ -21,6 +21,7 @@ RUN_RECORDS: Mapping[str, tuple[type[Record], ...]] = {
     ),
     schema.STATUS_FILE: (schema.Status,),
     schema.ENVIRONMENT_FILE: (schema.Environment, schema.Resumed),
+    schema.MODEL_FILE: (schema.ModelRecord,),
     f"{schema.OWNER_DIR}/NNNNNN.json": (schema.Owner,),
 }
 CHECKPOINT_RECORDS: Mapping[str, tuple[type[Record], ...]] = {

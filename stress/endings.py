@@ -187,9 +187,9 @@ def asked_to_stop(place: Place) -> Outcome:
 def asked_twice(place: Place) -> Outcome:
     """A second SIGTERM before the run could stop for the first."""
     out = place.folder / "twice"
-    run = place.start(out, (inject_pause, (EVERY, REPEATED_SIGNAL_SECONDS + 7.0)))
+    run = place.start(out, (inject_pause, (EVERY, REPEATED_SIGNAL_SECONDS[signal.SIGTERM] + 7.0)))
     run.signal(1, signal.SIGTERM)
-    time.sleep(REPEATED_SIGNAL_SECONDS + 0.5)  # sooner, it counts as the first
+    time.sleep(REPEATED_SIGNAL_SECONDS[signal.SIGTERM] + 0.5)  # sooner, it counts as the first
     run.signal(1, signal.SIGTERM)
     run.restart_clock()
     ended = run.end(place.timeout + place.slack)
@@ -202,15 +202,16 @@ def asked_twice(place: Place) -> Outcome:
 
 
 def interrupted(place: Place) -> Outcome:
-    """Ctrl-C, which every process of a terminal receives."""
+    """Ctrl-C, which every process of a terminal receives, and once more from the launcher."""
     out = place.folder / "interrupted"
     run = place.start(out)
-    for rank in range(RANKS):
+    for rank in (*range(RANKS), *range(RANKS)):
         run.signal(rank, signal.SIGINT)
-    ended = run.end(place.timeout + place.slack)
+    ended = run.end(place.slack)
     return judge(
-        "SIGINT (Ctrl-C) to all ranks", "all end with 1; resumes", ended,
-        dict.fromkeys(range(RANKS), 1), ["error: "], place.timeout + place.slack, place.goes_on(out),
+        "SIGINT (Ctrl-C) to all ranks", "all save and end with 75; resumes", ended,
+        dict.fromkeys(range(RANKS), 75), ["stopped by SIGINT", "run.resume=auto"], place.slack,
+        place.goes_on(out),
     )  # fmt: skip
 
 

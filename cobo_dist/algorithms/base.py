@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.lazy import Tensor, torch
+from cobo_dist.maths.alignment import Statistic
 from cobo_dist.maths.participation import Participation
 from cobo_dist.maths.weights import Weights
 
@@ -179,11 +180,8 @@ class Exchange(Protocol):
     def midpoints(self, pairs_k2: Tensor) -> tuple[PairEnds, Tensor]:
         """Return the ends of some of those pairs and the midpoints (x_i + x_j)/2 there [e, d]."""
 
-    def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
-        """Return the alignment [e] of the two gradients of each pair of the last `midpoints`.
-
-        `kind`: `inner` product or `cosine`.
-        """
+    def alignment(self, gradients_ed: Tensor, statistic: Statistic) -> NDArray[np.float64]:
+        """Return a statistic [e] of the two gradients of each pair of the last `midpoints`."""
 
     def mix(self, weights: Weights, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of the columns of X, each with sum_k w_ik x_k there [c, columns].

@@ -30,6 +30,7 @@ from cobo_dist.algorithms.base import (
     WeightUpdates,
     sampled_rounds,
 )
+from cobo_dist.algorithms.statistics import StatisticName, statistic_of
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import projections, seeds
 from cobo_dist.maths.flat import upload
@@ -79,10 +80,10 @@ class CoBoConfig(AlgorithmSection):
         "client gives to no other",
     )
     sampling: SamplingConfig = SamplingConfig()
-    alignment: Literal["inner", "cosine"] = Field(
+    alignment: StatisticName = Field(
         "inner",
-        description="what changes a weight: inner product of the midpoint gradients (paper) or their "
-        "cosine, which does not shrink with the gradients",
+        description="what changes a weight: inner product of the midpoint gradients (paper), their "
+        "cosine, which does not shrink with the gradients, or a statistic of a plug-in",
     )
     start: Literal["ones", "zeros"] = Field(
         "ones",
@@ -267,7 +268,7 @@ class CoBo(Algorithm):
         ends, z_ed = self.exchange.midpoints(pairs_k2)  # z_ij = (x_i + x_j)/2
         stream = "midpoint" if self.config.midpoint_data == "fresh" else "local"
         g_ed = self.clients.gradients_at(z_ed, ends.rows, t, stream, in_place=True)
-        return ends, self.exchange.alignment(g_ed, self.config.alignment)
+        return ends, self.exchange.alignment(g_ed, statistic_of(self.config.alignment))
 
     def onto_simplex(
         self, moved_kn: NDArray[np.floating], rows: NDArray[np.intp]

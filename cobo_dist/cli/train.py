@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from cobo_dist import __version__
 from cobo_dist.cli.launch import start
 from cobo_dist.cli.parser import report_error, settings_parser
 from cobo_dist.comm.startup.launch_env import guess_rank
 from cobo_dist.comm.startup.start_guard import StartGuard
-from cobo_dist.config import describe_keys, load_config
+from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_DONE, ConfigError, RunFailure
-from cobo_dist.storage.schema import FIGURES_DIR
 from cobo_dist.terminal import safe_terminal
 from cobo_dist.training.signals import Signals
-
-if TYPE_CHECKING:
-    from cobo_dist.storage.run_dir import RunDir
 
 USAGE = "[--config FILE.yaml] [--show-run-dir] [key.path=value ...]"
 ABOUT = """\
 Train personal models of n clients that learn who should help whom (CoBo), or a baseline.
-Without arguments: the quickstart, 8 clients on handwritten digits, in one process.
-On several: torchrun --standalone --nproc_per_node=4 -m cobo_dist.train [the same arguments]
-or, with MPI carrying the models: mpirun -n 4 python -m cobo_dist.train comm.backend=mpi [...]."""
-EXITS = """\
+Without arguments: the quickstart, 8 clients on handwritten digits, in one process."""
+EPILOG = """\
+examples:
+  python -m cobo_dist.train algorithm.name=fedavg run.rounds=500
+  torchrun --standalone --nproc_per_node=4 -m cobo_dist.train --config configs/quickstart.yaml
+  mpirun -n 4 python -m cobo_dist.train comm.backend=mpi      # MPI carries the models
+
 exit codes: 0 done; 1 failed while running; 2 refused before training, with one line on standard
-error; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved. The run folder's status.json says which
-and why. 143, 138, 130 stopped by SIGTERM, SIGUSR1 or Ctrl-C before the run began; nothing was saved.
-2 and these leave no status.json."""
+error; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C with a checkpoint saved. The run folder's status.json
+says which and why. 143, 138, 130 stopped by SIGTERM, SIGUSR1 or Ctrl-C before the run began; nothing was
+saved. 2 and these leave no status.json."""
 
 
 @safe_terminal()
@@ -47,7 +43,7 @@ def main(argv: Sequence[str] | None = None, guard: StartGuard | None = None) -> 
 
 
 def _train(argv: Sequence[str] | None, rank: int, guard: StartGuard) -> int:
-    parser = settings_parser("train", ABOUT, f"keys:\n\n{describe_keys()}\n\n{EXITS}", USAGE)
+    parser = settings_parser("train", ABOUT, EPILOG, USAGE)
     parser.add_argument(
         "--show-run-dir",
         action="store_true",
@@ -70,32 +66,9 @@ def _train(argv: Sequence[str] | None, rank: int, guard: StartGuard) -> int:
         config = load_config(options.config, options.settings)
         # It imports torch, which help and refusals need not wait for.
         from cobo_dist.training.build import run
+        from cobo_dist.training.figures import draw_figures
 
-        return run(config, launch, guard, _draw if config.log.figures else None)
+        return run(config, launch, guard, draw_figures if config.log.figures else None).code
     except (ConfigError, RunFailure) as error:
         guard.close()  # launchers send SIGTERM to the other ranks when one fails
         return report_error(error, rank)
-
-
-def _draw(folder: RunDir) -> None:
-    """Draw the run's figures in a process of its own, so that a plot that fails does not fail the run."""
-    reason = ""
-    try:
-        with folder.filling(FIGURES_DIR, "rank_00000") as drafts:
-            command = [
-                sys.executable,
-                "-m",
-                "cobo_dist.report",
-                str(folder.path),
-                "--out",
-                str(drafts),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines()[-1:] or ["no reason given"])[0]
-    except OSError as error:
-        reason = f"{error.filename or folder.path}: {error.strerror}"
-    if reason:
-        print(f"figures could not be drawn: {reason}", file=sys.stderr)
-    else:
-        print(f"figures     {folder.path / FIGURES_DIR}", flush=True)

@@ -1,11 +1,13 @@
 """The config: defaults < YAML file < `key.path=value` arguments; typed, frozen, checked as a whole.
 
-schema     the sections that each package owns, put together; rules on several of them
-loading    file and arguments -> Config
-messages   every mistake in one line
-help       the text of `train --help`
+schema       the sections that each package owns, put together; rules on several of them
+loading      file and arguments -> Config
+from_python  path, dict or Config and overrides -> Config
+messages     every mistake in one line
+help         the texts of `--help` about sections and keys
 """
 
+from cobo_dist.config.from_python import config_of
 from cobo_dist.config.help import describe_keys
 from cobo_dist.config.loading import as_argument, load_config, read_value, variant_names
 from cobo_dist.config.schema import VARIANTS, Config, all_keys, owners_of
@@ -15,6 +17,7 @@ __all__ = [
     "Config",
     "all_keys",
     "as_argument",
+    "config_of",
     "describe_keys",
     "load_config",
     "owners_of",

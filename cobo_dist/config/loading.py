@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from cobo_dist.config.schema import (
     text_keys,
 )
 from cobo_dist.errors import ConfigError
+from cobo_dist.plugins import load_plugins
 from cobo_dist.registry import register
 from cobo_dist.settings import flatten
 from cobo_dist.yaml_text import RepeatedKey, YamlError, core_value, read_yaml
@@ -43,22 +45,42 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: anything wrong with either, in one line.
     """
-    lines: dict[str, int] = {}
-    from_file = {} if file is None else _read_file(file, lines)
-    from_arguments = _read_arguments(arguments)
-    for key in flatten(from_arguments):  # where an argument is wrong, no line of the file is
+    below = {} if file is None else read_file(file, {})
+    load_plugins_of(below, _plugins_only(arguments), beside=file)
+    lines: dict[
+        str, int
+    ] = {}  # how a value is read depends on its key, so the file is read once more
+    below = {} if file is None else read_file(file, lines)
+    return resolve(below, read_arguments(arguments), f"--config {file}", lines)
+
+
+def resolve(
+    below: dict[str, Any],
+    above: dict[str, Any],
+    source: str = "",
+    lines: dict[str, int] | None = None,
+) -> Config:
+    """Return the config of nested keys; `above` wins over `below`.
+
+    `source`, and for a file the line of each dotted key in `lines`, say where a mistake in `below` is.
+
+    Raises:
+        ConfigError: anything wrong with either, in one line.
+    """
+    lines = {} if lines is None else lines
+    for key in flatten(above):  # where an argument is wrong, no line of the file is
         while key:
             lines.pop(key, None)
             key = key.rpartition(".")[0]
     for section in VARIANTS:
-        _drop_other_variant(section, from_file, from_arguments)
-    merged = _merge(from_file, from_arguments)
+        _drop_other_variant(section, below, above)
+    merged = _merge(below, above)
     _name_variants(merged)
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
         line = lines.get(place_of(error))
-        where = f"--config {file}, line {line}: " if line else ""
+        where = f"{source}, line {line}: " if line else ""
         raise ConfigError(where + explain(error, merged)) from None
     check_across(config)
     return config
@@ -72,11 +94,27 @@ def variant_names(file: str | None, names: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ConfigError: the file cannot be read, or a section is no group of keys.
     """
-    arguments = _read_arguments([f"{section}.name={name}" for section, name in names.items()])
-    merged = _merge({} if file is None else _read_file(file, {}), arguments)
+    load_plugins_of({} if file is None else read_file(file, {}), beside=file)
+    arguments = read_arguments([f"{section}.name={name}" for section, name in names.items()])
+    merged = _merge({} if file is None else read_file(file, {}), arguments)
     _name_variants(merged)
     groups = {section: merged[section] for section in VARIANTS}
     return {name: str(one["name"]) for name, one in groups.items() if isinstance(one, dict)}
+
+
+def load_plugins_of(*nested: Mapping[str, Any], beside: str | None = None) -> None:
+    """Load the plug-ins that nested keys name, the last ones where several do; keys depend on them.
+
+    `beside`: the file of the config, next to which a run folder has copies.
+    """
+    names = [one["plugins"] for one in nested if "plugins" in one][-1:] or [[]]
+    given = [names[0]] if isinstance(names[0], str) else names[0]
+    if isinstance(given, list) and all(isinstance(name, str) for name in given):
+        load_plugins(given, None if beside is None else Path(beside).parent)
+
+
+def _plugins_only(arguments: Sequence[str]) -> dict[str, Any]:
+    return read_arguments([one for one in arguments if one.startswith("plugins=")])
 
 
 def _name_variants(merged: dict[str, Any]) -> None:
@@ -90,7 +128,7 @@ def _name_variants(merged: dict[str, Any]) -> None:
             given.setdefault("name", default)
 
 
-def _read_file(file: str, lines: dict[str, int]) -> dict[str, Any]:
+def read_file(file: str, lines: dict[str, int]) -> dict[str, Any]:
     """Return the sections of a YAML file; `lines` receives the line of every dotted key."""
     where = f"--config {file}"
     try:
@@ -189,7 +227,7 @@ def _unquoted(text: str) -> str:
         return text
 
 
-def _read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     """Return `key.path=value` arguments as nested dictionaries; the last of equal keys counts."""
     tree: dict[str, Any] = {}
     for argument in arguments:

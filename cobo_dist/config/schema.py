@@ -18,6 +18,7 @@ from cobo_dist.clients.local_config import LocalWorkConfig, ParticipationConfig
 from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.comm.config import CommConfig
 from cobo_dist.errors import ConfigError
+from cobo_dist.plugins import Plugin, loaded_plugins
 from cobo_dist.registry import Kind, register
 from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.settings import Section, Text, as_tuple
@@ -61,6 +62,11 @@ def _default(variant: str) -> Any:
     return Field(default_factory=lambda: section_of(variant, QUICKSTART[variant])())
 
 
+def _some(value: Any) -> Any:
+    """Take one text for a list of one."""
+    return as_tuple([value] if isinstance(value, str) else value)
+
+
 class Config(Section):
     """The whole config. The defaults are the quickstart.
 
@@ -68,7 +74,7 @@ class Config(Section):
     ('cobo', 'runs/digits-cobo-s0')
     """
 
-    plugins: Annotated[tuple[Text, ...], BeforeValidator(as_tuple)] = Field(
+    plugins: Annotated[tuple[Text, ...], BeforeValidator(_some)] = Field(
         (),
         description="modules, or paths of Python files, that register algorithms, tasks, models, ... of "
         "your own (docs/EXTENDING.md)",
@@ -91,6 +97,12 @@ class Config(Section):
         """The run folder."""
         default = f"runs/{self.task.name}-{self.algorithm.name}-s{self.run.seed}"
         return Path(self.run.dir or default).expanduser()
+
+    @property
+    def used_plugins(self) -> list[Plugin]:
+        """The loaded plug-ins that the config names, or that something it names belongs to."""
+        sources = [VARIANTS[one][getattr(self, one).name].source for one in VARIANTS]
+        return loaded_plugins(dict.fromkeys((*self.plugins, *sources)))
 
     def to_yaml(self, exclude: Mapping[str, set[str]] | None = None) -> str:
         """Return the resolved config, without some keys of its sections, as YAML that `--config` takes."""

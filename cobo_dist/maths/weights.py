@@ -70,6 +70,13 @@ class Weights:
         weights.put_rows(np.arange(len(rows_cn)), rows_cn)
         return weights
 
+    @classmethod
+    def of_lists(cls, lists: dict[str, NDArray[Any]]) -> Weights:
+        """Return all n rows from `groups`, `level` and what `arrays` gives."""
+        ids = np.arange(len(lists["groups"]))
+        empty = cls(ids, lists["groups"], float(lists["level"][0]), lists["values"].dtype.type)
+        return empty.with_arrays(ids, lists)
+
     @property
     def shape(self) -> tuple[int, int]:
         """The number of rows and of clients, (c, n)."""

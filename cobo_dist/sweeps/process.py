@@ -16,6 +16,7 @@ from types import FrameType
 
 import psutil
 
+from cobo_dist.comm.startup.start_guard import REPEATED_SIGNAL_SECONDS, is_repeated
 from cobo_dist.config import as_argument
 from cobo_dist.storage.files import open_file
 from cobo_dist.storage.reading import is_finished, read_status
@@ -37,14 +38,20 @@ class StopSignal:
     def __init__(self) -> None:
         self.signal = 0
         self.times = 0
+        self._first: dict[int, float] = {}
 
     def __bool__(self) -> bool:
         return self.times > 0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler. After a second signal the sweep no longer waits for the training."""
+        """The signal handler. After a second signal the sweep no longer waits for the training.
+
+        What a batch system sends to all processes and a launcher passes on counts once (`is_repeated`).
+        """
+        is_first = number not in self._first
+        if is_repeated(number, self._first) or is_first or number not in REPEATED_SIGNAL_SECONDS:
+            self.times += 1
         self.signal = self.signal or number
-        self.times += 1
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,10 @@ class Task(LearningTask, Protocol):
 
     def diagnose(self, x_nd: NDArray[np.floating]) -> dict[str, float]:
         """Return further figures of all clients' models [n, d]."""
+        return {}
+
+    def model_facts(self) -> dict[str, Any]:
+        """Return the fields of model.json, from which a model can be rebuilt without the data."""
         return {}
 
     def fingerprint(self) -> str:

@@ -21,6 +21,7 @@ from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.supervised import ClassificationConfig, ClientExamples, Examples
 
 CLASSES = 10
+SCALE = 1.0 / 16.0  # pixels are 0 .. 16
 
 
 @register.task("digits")
@@ -49,10 +50,11 @@ class DigitsConfig(ClassificationConfig):
         splits = _split(self, len(labels), seed)  # refuses too many clients before any is made
         clusters = [k for k in range(self.clusters) for _ in range(self.clients_per_cluster)]
         examples = Examples(
-            torch.from_numpy(pixels).to(dtype) / 16.0,
+            torch.from_numpy(pixels).to(dtype) * SCALE,
             torch.from_numpy(labels).long(),
             torch.stack([_labels(seed, cluster) for cluster in clusters]),
             dtype,
+            scale=SCALE,
         )
         return ClientExamples(examples, splits, clusters)
 

@@ -7,9 +7,9 @@ are logged every round, and Theorem 1 bounds their decay.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,8 @@ from cobo_dist.tasks.sections import ModelSection, TaskSection
 class QuadraticConfig(TaskSection):
     """Quadratic losses around given centers (Example 2)."""
 
-    model_kind: ClassVar = "none"
-    splits: ClassVar = ("test",)
+    model_kind: ClassVar[Literal["classifier", "language", "none"]] = "none"
+    splits: ClassVar[tuple[str, ...]] = ("test",)
 
     name: Literal["quadratic"] = "quadratic"
     file: Text = Field(
@@ -50,6 +50,19 @@ class QuadraticConfig(TaskSection):
     def build(self, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype) -> Task:
         """Read the problem; it is its own model."""
         return Quadratic(self, seed, dtype)
+
+    def rebuild(
+        self,
+        model: ModelSection,
+        facts: Mapping[str, Any],
+        client: int,
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype,
+    ) -> nn.Module:
+        """Return the client's point."""
+        from cobo_dist.tasks.point import Point
+
+        return Point(state["x"])
 
 
 class Quadratic(Task):

@@ -6,16 +6,15 @@ The sections of this package import PyTorch only when they do.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.registry import class_of, register, takes
 from cobo_dist.settings import Section
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from cobo_dist.tasks.base import DataConfig, Task
 
 
@@ -62,6 +61,25 @@ class TaskSection(Section):
         Raises:
             ConfigError: missing or malformed data.
         """
+
+    def rebuild(
+        self,
+        model: ModelSection,
+        facts: Mapping[str, Any],
+        client: int,
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype,
+    ) -> nn.Module:
+        """Return a client's model, without the data, from its saved parameters and buffers.
+
+        `facts` are those of model.json (`Task.model_facts`).
+
+        Raises:
+            ConfigError: the task cannot, or they are not those of this model.
+        """
+        raise ConfigError(
+            f"task.name={self.name} does not rebuild its models; read their files in models/"
+        )
 
     def fetch(self, data: DataConfig) -> Iterator[str]:
         """Download the data that are missing; yield what is found or fetched, a line each."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,9 @@ from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.held_out import explain_lack
 from cobo_dist.tasks.models import build_model
 from cobo_dist.tasks.sections import ModelSection, TaskSection
+
+IMAGE_SCALE, IMAGE_OFFSET = 1.0 / 127.5, -1.0
+"""Bytes 0 .. 255 of an image become numbers in [-1, 1]: scale * byte + offset."""
 
 Splits = Mapping[str, Sequence[Tensor]]
 """For "train", "validation" and "test" the example indices of each client."""
@@ -47,6 +50,19 @@ class ClassificationConfig(TaskSection):
         """Return the task over the loaded examples."""
         return Classification(self, model, data, seed, dtype)
 
+    def rebuild(
+        self,
+        model: ModelSection,
+        facts: Mapping[str, Any],
+        client: int,
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype,
+    ) -> nn.Module:
+        """Return the client's network as a `Classifier`, which predicts labels of the data."""
+        from cobo_dist.tasks.classifier import rebuild_classifier
+
+        return rebuild_classifier(model, facts, client, state, dtype)
+
     def client_order(self, clients: int, seed: int) -> list[int]:
         """Return which client, counted cluster by cluster, has the id 0, 1, ..."""
         if self.order == "clusters":
@@ -68,6 +84,9 @@ class Examples:
     labels_of: Tensor  # int64 [n, classes]
     dtype: torch.dtype  # of a batch
     channels_last: bool = False  # memory format of a batch of images
+    scale: float = (
+        1.0  # by which the data's numbers became `inputs`; images as bytes have their own
+    )
 
     @property
     def are_images(self) -> bool:
@@ -96,7 +115,7 @@ class Examples:
         """
         if not self.are_images:
             return stored
-        images = stored.movedim(-1, -3).to(self.dtype).mul_(1.0 / 127.5).sub_(1.0)
+        images = stored.movedim(-1, -3).to(self.dtype).mul_(IMAGE_SCALE).add_(IMAGE_OFFSET)
         return images if self.channels_last else images.contiguous()
 
     def fingerprint(self, splits: Iterable[Sequence[Tensor]]) -> str:
@@ -299,6 +318,20 @@ class Classification(Task):
     def _move_to(self, device: torch.device) -> None:
         if self.examples.inputs.device != device:
             self.examples = self.examples.to(device)
+
+    def model_facts(self) -> dict[str, Any]:
+        """Return shape and scale of inputs, and each client's label map."""
+        examples = self.examples
+        maps, map_of = torch.unique(examples.labels_of, dim=0, return_inverse=True)
+        return {
+            "input_shape": list(examples.shape),
+            "images": examples.are_images,
+            "scale": IMAGE_SCALE if examples.are_images else examples.scale,
+            "offset": IMAGE_OFFSET if examples.are_images else 0.0,
+            "classes": examples.labels_of.shape[1],
+            "label_maps": maps.tolist(),
+            "label_map_of": map_of.tolist(),
+        }
 
     def fingerprint(self) -> str:
         """Return a digest of examples, labels and splits."""

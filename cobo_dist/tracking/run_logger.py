@@ -147,9 +147,16 @@ class RunLogger:
         return state, self.snapshots.state(self.graph.weights)
 
     def restore(
-        self, state: LoggerState, arrays: Mapping[str, NDArray[Any]], version: int = FORMAT
+        self,
+        state: LoggerState,
+        arrays: Mapping[str, NDArray[Any]],
+        version: int = FORMAT,
+        symmetric: bool = False,
     ) -> None:
-        """Continue from a checkpoint of that format; metrics.jsonl holds its rows and no more."""
+        """Continue from a checkpoint of that format; metrics.jsonl holds its rows and no more.
+
+        `symmetric`: whether W is.
+        """
         self._written = state.metrics.size
         self._digest = digest_of(self._path, self._written)
         self.bytes |= state.bytes
@@ -158,7 +165,9 @@ class RunLogger:
         self.last_evaluation = state.last_evaluation
         self.progress = state.progress
         self.health.state = state.health
-        self.graph = GraphStats(self.snapshots.restore(arrays), self.share)
+        weights = self.snapshots.restore(arrays)
+        weights.symmetric = symmetric
+        self.graph = GraphStats(weights, self.share)
         if version != FORMAT:
             self._write(StartRow(format=FORMAT))
 

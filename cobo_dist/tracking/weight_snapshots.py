@@ -113,7 +113,7 @@ class WeightSnapshots:
         if "file" in arrays:
             with self.folder.replacing(WEIGHTS_FILE, arrays["file"].nbytes) as draft:
                 draft.write_bytes(arrays["file"].tobytes())
-            return _from_lists({one.name: arrays[f"graph.{one.name}"] for one in WEIGHT_LISTS})
+            return Weights.of_lists({one.name: arrays[f"graph.{one.name}"] for one in WEIGHT_LISTS})
         graph = arrays["graph"]
         snapshots = dict(zip(arrays["rounds"].tolist(), arrays["weights"], strict=True))
         if len(graph) <= MAX_DENSE_CLIENTS:
@@ -128,12 +128,6 @@ class WeightSnapshots:
 def _lists(weights: Weights) -> Arrays:
     level = np.array([weights.level], dtype=np.float64)
     return {"groups": weights.groups_n, "level": level} | weights.arrays()
-
-
-def _from_lists(lists: Arrays) -> Weights:
-    ids = np.arange(len(lists["groups"]))
-    empty = Weights(ids, lists["groups"], float(lists["level"][0]), lists["values"].dtype.type)
-    return empty.with_arrays(ids, lists)
 
 
 def gather_weights(

@@ -7,13 +7,14 @@ values.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from cobo_dist.algorithms.base import RunContext
-from cobo_dist.algorithms.registry import build_algorithm
+from cobo_dist.algorithms.registry import build_algorithm, shown_as
 from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import ClientBatch
@@ -22,6 +23,7 @@ from cobo_dist.comm.session import Session, check_backend, open_session, settle_
 from cobo_dist.comm.startup.devices import choose_device, why_cpu, wire_device
 from cobo_dist.comm.startup.launch_env import Launch, check_open_files
 from cobo_dist.comm.startup.start_guard import StartGuard
+from cobo_dist.comm.transports.base import LostContact
 from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import EXIT_DONE, ConfigError
@@ -30,7 +32,7 @@ from cobo_dist.maths.participation import Participation
 from cobo_dist.phase_timer import PhaseTimer
 from cobo_dist.storage.environment import describe_environment
 from cobo_dist.storage.run_dir import RunDir
-from cobo_dist.storage.schema import Manifest
+from cobo_dist.storage.schema import Manifest, Method
 from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.health_checks import HealthMonitor
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
@@ -46,13 +48,21 @@ from cobo_dist.training.signals import Signals
 from cobo_dist.training.trainer import Trainer
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended that did not fail: the exit code, and the signal that stopped it (0: none)."""
+
+    code: int
+    signal: int = 0
+
+
 def run(
     config: Config,
     launch: Launch,
     guard: StartGuard | None = None,
     on_finished: Callable[[RunDir], None] | None = None,
-) -> int:
-    """Train as the config says on the launched ranks; return the exit code.
+) -> Outcome:
+    """Train as the config says on the launched ranks; return how the run ended.
 
     `guard` ends this process where a signal, or another rank's end, comes before the run has begun.
     `on_finished`: called on rank 0 with the run folder once all is written, while this run still owns it.
@@ -73,34 +83,37 @@ def run(
 
 def run_in_session(
     config: Config, session: Session, on_finished: Callable[[RunDir], None] | None = None
-) -> int:
+) -> Outcome:
     """Train over ranks that are connected already; see `run`."""
     launch, folder, reached = session.launch, RunDir(config.run_dir), 0
     set_up_torch(config.run, launch.cores, config.comm.deterministic, session.device)
     trainer: Trainer | None = None
     # Signals are caught while a failure is reported too: when a rank dies, launchers send SIGTERM to all.
-    with Signals() as signals:
+    with Signals(ends_process=session.guard.is_watching) as signals:
         try:
             prepared = prepare(config, launch)
             problem = prepared.agree(session)
             found = resume.find(
                 config.run, folder, partial(resume_differences, config),
-                session, problem.placement, problem.data,
+                session, problem.placement, problem.data, problem.plugins,
             )  # fmt: skip
             if isinstance(found, resume.Done):
                 if launch.rank == 0:
                     print(
                         f"run.dir={folder.path} holds this run, finished: nothing to do", flush=True
                     )
-                return EXIT_DONE
+                return Outcome(EXIT_DONE)
             reached = 0 if found is None else found.round
             with open_trainer(config, session, problem, found, folder, prepared.epoch) as trainer:
                 if signal := trainer.fit(signals):
-                    return stop(trainer, session, folder, signal)
+                    return Outcome(stop(trainer, session, folder, signal), signal)
                 code = finish(trainer, session, folder, config.algorithm.name)
+            # Then every rank finds all files but the figures. A rank that is lost has written its own.
+            with suppress(LostContact):
+                session.agree(None)
             if launch.rank == 0 and on_finished is not None:
                 on_finished(folder)
-            return code
+            return Outcome(code)
         except ConfigError:
             raise
         except BaseException as error:
@@ -167,10 +180,13 @@ def open_trainer(
     config_yaml = config.model_copy(update={"run": run.model_copy(update=settled)}).to_yaml()
     environment = describe_environment(session.device)
     environment.engine, environment.engine_choice = engine, why
+    environment.method = Method.model_validate(shown_as(config.algorithm, problem.task.clients))
     if found is not None:
         startup.restore(found, learner, session)  # before anything in the run folder is changed
     found = startup.claim(folder, session, found, epoch)
-    startup.write_head(folder, session, config_yaml, environment, found)
+    startup.write_head(
+        folder, session, config_yaml, environment, problem.task, found, config.used_plugins
+    )
 
     with (
         _open_run_logger(config, session, problem.task, folder, first) as run_logger,
@@ -178,7 +194,8 @@ def open_trainer(
     ):
         if run_logger is not None:
             if found is not None:
-                resume.restore_run_logger(found, run_logger)
+                symmetric = learner.algorithm.weights.symmetric
+                resume.restore_run_logger(found, run_logger, symmetric)
             notice = why_cpu(run.device, comm.backend, session.launch)
             startup.announce(
                 run_logger, learner, session, config.algorithm.name, environment, found, notice
@@ -190,6 +207,7 @@ def open_trainer(
             clients=problem.task.clients,
             ranks=session.transport.world_size,
             data=problem.data,
+            plugins=dict(problem.plugins),
             versions=environment.versions,
         )
         checkpoint_writer = CheckpointWriter(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import ConfigError
+from cobo_dist.plugins import load_plugins
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage.owner_record import STALE_SECONDS, await_verdict, refuse_living
 from cobo_dist.storage.run_dir import RunDir
@@ -32,6 +34,7 @@ class Problem:
     task: Task
     placement: Placement
     data: str  # fingerprint of the task's data
+    plugins: Mapping[str, str] = field(default_factory=dict)  # digests by name
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class Prepared:
     """What a rank has before it connects to the others: the problem, or the reason why it refuses to run."""
 
     problem: Problem | None = None
-    fingerprint: str = ""  # of config and data
+    read: Mapping[str, str] = field(
+        default_factory=dict
+    )  # digests of what all ranks must read alike
     epoch: int = 0  # on rank 0, of the run folder's last owner, which is gone
     refusal: str | None = None
 
@@ -51,7 +56,7 @@ class Prepared:
             RunFailure: a rank failed while it read its data.
         """
         session.wait_for_all(rank_0_seconds=STALE_SECONDS)
-        session.agree(self.refusal, self.fingerprint)
+        session.agree(self.refusal, self.read)
         assert self.problem is not None, "without one, a rank refuses"
         return self.problem
 
@@ -63,6 +68,7 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
     Rank 0 also checks whether the run folder can be used, unless `with_folder` is false.
     """
     try:
+        load_plugins(config.plugins)  # another config may have been loaded meanwhile
         checks_folder = launch.rank == 0 and with_folder
         epoch = await_verdict(config.run_dir) if checks_folder else 0
         if checks_folder:
@@ -74,8 +80,13 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
         if checks_folder:
             refuse_unusable_folder(config, launch)
         data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
-        fingerprint = hashlib.sha256((config.to_yaml() + data).encode()).hexdigest()
-        return Prepared(Problem(task, placement, data), fingerprint, epoch)
+        plugins = {plugin.name: plugin.digest for plugin in config.used_plugins}
+        read = {
+            **{f"another plug-in {name}": digest for name, digest in plugins.items()},
+            "another config": hashlib.sha256(config.to_yaml().encode()).hexdigest(),
+            "other data": data,
+        }
+        return Prepared(Problem(task, placement, data, plugins), read, epoch)
     except ConfigError as error:
         return Prepared(refusal=str(error))
     except Exception as error:  # of any kind: the other ranks wait for this one in `agree`

@@ -8,28 +8,37 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from cobo_dist.comm.startup.start_guard import REPEATED_SIGNAL_SECONDS
+from cobo_dist.comm.startup.start_guard import is_repeated
 from cobo_dist.errors import EXIT_BY_SIGNAL
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Signals:
-    """Notes the first SIGTERM or SIGUSR1 while the body runs; a second SIGTERM later ends the process."""
+    """Notes the first SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) while the body runs.
 
-    def __init__(self) -> None:
+    A second SIGTERM later ends the process, and so does a second SIGINT. Where `ends_process` is false, as
+    in a notebook, the second SIGINT raises KeyboardInterrupt instead.
+    """
+
+    def __init__(self, ends_process: bool = True) -> None:
         self.caught = 0  # the signal's number; 0: none
-        self._terminated = 0.0  # when SIGTERM came first
+        self.ends_process = ends_process
+        self._first: dict[int, float] = {}
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
         # Python allows handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
-            self._before = {one: signal.signal(one, self._note) for one in STOPPING}
+            self._before = {
+                one: signal.signal(one, self._note)
+                for one in STOPPING
+                # A shell makes what it starts in the background ignore Ctrl-C.
+                if one != signal.SIGINT or signal.getsignal(one) != signal.SIG_IGN
+            }
         return self
 
     def __exit__(
@@ -42,11 +51,10 @@ class Signals:
             signal.signal(one, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:
-            now = time.monotonic()
-            if self._terminated and now - self._terminated > REPEATED_SIGNAL_SECONDS:
-                os._exit(EXIT_BY_SIGNAL + number)  # do not wait for a checkpoint
-            self._terminated = self._terminated or now
+        if is_repeated(number, self._first):
+            if number == signal.SIGINT and not self.ends_process:
+                raise KeyboardInterrupt
+            os._exit(EXIT_BY_SIGNAL + number)  # do not wait for a checkpoint
         self.caught = self.caught or number
 
 

@@ -31,7 +31,8 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 COPIED = (
-    "cobo_dist", "launch", "slurm", "configs", "benchmarks", "README.md", "setup.cfg", "pyproject.toml",
+    "cobo_dist", "launch", "slurm", "configs", "benchmarks", "examples", "README.md", "setup.cfg",
+    "pyproject.toml",
 )  # fmt: skip
 TIMEOUT_SECONDS = (
     300.0  # of one command on a busy machine; none takes more than 20 s on a quiet one
@@ -191,6 +192,17 @@ def test_the_commands_run(name: str, project: Path, have_run: set[str]) -> None:
         have_run.add(command)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["docs/PYTHON.md"])
+def test_the_python_blocks_of_a_page_run_one_after_the_other(name: str, project: Path) -> None:
+    code = "\n".join(text for language, text in blocks(ROOT / name) if language == "python")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env=environment(PYTHONPATH=str(project)),
+        capture_output=True, text=True, timeout=TIMEOUT_SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_block_names_its_language(name: str) -> None:
     languages = {language for language, _ in blocks(ROOT / name)}
@@ -268,7 +280,9 @@ def test_keys_in_backticks_exist(name: str) -> None:
     known = {key for key, _ in all_keys()}
     quoted = re.findall(r"`([a-z_]+\.[a-z_.]+)(?:=[^`\n]*)?`", (ROOT / name).read_text())
     for key in quoted:
-        if key.partition(".")[0] in Config.model_fields and not key.endswith((".py", ".yaml")):
+        if key.partition(".")[0] in Config.model_fields and not key.endswith(
+            (".py", ".yaml", ".json")
+        ):
             assert key in known or any(one.startswith(f"{key}.") for one in known), key
 
 

@@ -391,22 +391,25 @@ def test_any_failure_in_the_thread_that_writes_leaves_no_checkpoint(tmp_path: Pa
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_sigterm_twice_at_once_is_one_and_later_ends_the_process() -> None:
-    """A launcher passes on what a cluster sends to all processes; a person asks again after a while."""
+@pytest.mark.parametrize(("number", "apart"), [(signal.SIGTERM, 5.0), (signal.SIGINT, 1.0)])
+def test_a_signal_twice_at_once_is_one_and_later_ends_the_process(
+    number: signal.Signals, apart: float
+) -> None:
+    """A launcher passes on what a cluster or a terminal sends to all; a person asks again after a while."""
     with mock.patch("os._exit") as ended, mock.patch("time.monotonic") as timer:
         with Signals() as signals:
-            for now, number in (
+            for now, which in (
                 (90.0, signal.SIGUSR1),
-                (100.0, signal.SIGTERM),
-                (101.0, signal.SIGTERM),
+                (100.0, number),
+                (100.0 + apart, number),
             ):
                 timer.return_value = now
-                signal.raise_signal(number)
+                signal.raise_signal(which)
             assert signals.caught == signal.SIGUSR1, "the first"
             ended.assert_not_called()
-            timer.return_value = 110.0
-            signal.raise_signal(signal.SIGTERM)
-        ended.assert_called_once_with(143)
+            timer.return_value = 100.1 + apart
+            signal.raise_signal(number)
+        ended.assert_called_once_with(128 + number)
 
 
 def test_a_sigterm_while_a_failure_is_written_down_is_survived(tmp_path: Path) -> None:

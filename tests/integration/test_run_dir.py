@@ -346,7 +346,7 @@ def test_its_config_repeats_the_run_bit_by_bit(solo: Path, tmp_path: Path) -> No
 
 
 def repeat(session: Session, file: str, folder: str) -> int:
-    return run_in_session(load_config(file, [f"run.dir={folder}"]), session)
+    return run_in_session(load_config(file, [f"run.dir={folder}"]), session).code
 
 
 def test_its_config_repeats_the_run_on_three_ranks(

@@ -40,7 +40,7 @@ def write_texts(folder: Path) -> Path:
 
 def train(session: Session, arguments: list[str]) -> int:
     """Run a whole training inside the session, as `cobo_dist.train` would."""
-    return run_in_session(load_config(None, [*QUIET, *arguments]), session)
+    return run_in_session(load_config(None, [*QUIET, *arguments]), session).code
 
 
 def train_with(session: Session, arguments: list[str], build: Callable[..., Any]) -> int:

@@ -3,7 +3,7 @@
 Until a run claims its folder, nothing is written, so there is nothing to undo and no checkpoint to wait for.
 A thread ends the process, because the main thread may be inside a call that no Python handler interrupts:
 an import, the reading of data, the making of the process group. The run itself stops in order (`Signals`);
-then only a second SIGTERM, and with NCCL another rank's end, still end the process from here.
+then only a second signal (`is_repeated`), and with NCCL another rank's end, still end the process from here.
 """
 
 from __future__ import annotations
@@ -16,22 +16,29 @@ import threading
 import time
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
 
 from cobo_dist.comm.liveness import Liveness
 from cobo_dist.errors import EXIT_BY_SIGNAL, RANK_0_FIRST_SECONDS, RunFailure
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-REPEATED_SIGNAL_SECONDS = 5.0
-"""Within this time two SIGTERMs count as one: the cluster sends it, and torchrun passes on its own."""
+REPEATED_SIGNAL_SECONDS = {signal.SIGTERM: 5.0, signal.SIGINT: 1.0}
+"""Within this time two of these signals count as one. The cluster or the terminal sends it to all processes,
+and torchrun passes its own on. A later one ends the process at once."""
 LAST_RESORT_SECONDS = 8.0
 """How long the main thread may take to end a run with NCCL in order, after another rank has ended."""
 CAUSE_SECONDS = 0.3
 """How long a signal waits for news of a rank that has ended: launchers then send SIGTERM to the others."""
 
 
+def is_repeated(number: int, first: dict[int, float]) -> bool:
+    """Return whether a signal asks again, later than a launcher would; `first` keeps when each came first."""
+    apart = REPEATED_SIGNAL_SECONDS.get(signal.Signals(number))
+    now = time.monotonic()
+    return apart is not None and now - first.setdefault(number, now) > apart
+
+
 class StartGuard:
-    """Context manager around the start of a run. The handlers of SIGTERM and SIGUSR1 must be set before.
+    """Context manager around the start of a run. The handlers of `Signals` must be set before.
 
     Only one thread ends the process or closes the guard: the other waits for it.
     """
@@ -52,7 +59,6 @@ class StartGuard:
             arriving.setblocking(False)
             self._arriving = arriving
             self._before_fd = signal.set_wakeup_fd(arriving.fileno(), warn_on_full_buffer=False)
-            self._before_int: Any = signal.signal(signal.SIGINT, lambda number, frame: None)
             threading.Thread(target=self._watch, name="start guard", daemon=True).start()
         return self
 
@@ -67,6 +73,11 @@ class StartGuard:
             signal.set_wakeup_fd(self._before_fd)
             self._arriving.close()  # ends the thread
             self._arriving = None
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether its thread looks for signals: it was entered, in the main thread."""
+        return self._arriving is not None
 
     def attach(self, liveness: Liveness, *, is_last_resort: bool = False) -> None:
         """From here on, end the process when another rank ends, and tell the others of a signal.
@@ -90,23 +101,18 @@ class StartGuard:
     def close(self) -> None:
         """Let signals and other ranks' ends be handled by the run; called in the main thread."""
         with self._ending:
-            if self._is_open:
-                self._is_open = False
-                signal.signal(signal.SIGINT, self._before_int)
+            self._is_open = False
 
     def _watch(self) -> None:
-        terminated = 0.0  # when SIGTERM came first
+        first: dict[int, float] = {}
         with self._signals as signals:
             while numbers := signals.recv(64):
                 for number in numbers:
                     if number in ENDING and self._is_open:
                         self._end_by(number)
-                    if number == signal.SIGTERM:
-                        now = time.monotonic()
-                        # `Signals` does the same, where the main thread gets to it.
-                        if terminated and now - terminated > REPEATED_SIGNAL_SECONDS:
-                            os._exit(EXIT_BY_SIGNAL + number)
-                        terminated = terminated or now
+                    # `Signals` does the same, where the main thread gets to it.
+                    if is_repeated(number, first):
+                        os._exit(EXIT_BY_SIGNAL + number)
 
     def _end_by(self, number: int) -> None:
         """End for a signal, unless it only follows another rank's end."""

@@ -15,8 +15,8 @@ from cobo_dist.clients.engines import trained
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
-from cobo_dist.tasks.language.base import Base
-from cobo_dist.tasks.language.config import Adapters
+from cobo_dist.tasks.language.base import Base, load_base
+from cobo_dist.tasks.language.config import Adapters, LanguageModelConfig
 from cobo_dist.tasks.language.dropout import Keys
 from cobo_dist.tasks.language.libraries import library, reason_of
 
@@ -127,6 +127,17 @@ class Adapted:
             config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(draft))
         draft.replace(folder)
+
+
+def read_adapted(config: LanguageModelConfig, context: int, folder: Path) -> nn.Module:
+    """Return the PEFT model of the base and the adapters that `Adapted.save` wrote into a folder.
+
+    Raises:
+        ConfigError: the base is not on this machine.
+    """
+    base = load_base(config, context)
+    model: nn.Module = library("peft").PeftModel.from_pretrained(base.model, str(folder))
+    return model
 
 
 def _start(name: str, shape: torch.Size, seed: int) -> Tensor:

@@ -592,7 +592,7 @@ def test_validation_based_weights_of_language_models(
          "optimizer.name=adamw", "optimizer.lr=0.01", "run.rounds=2", "run.eval_every=0",
          f"run.dir={tmp_path / 'run'}", "log.figures=false", "log.progress=none"],
     )  # fmt: skip
-    assert run(config, Launch("python", 0, 1, 0, 1, "127.0.0.1", 29500)) == 0
+    assert run(config, Launch("python", 0, 1, 0, 1, "127.0.0.1", 29500)).code == 0
     stored = np.load(tmp_path / "run" / "W.npz", allow_pickle=False)
     assert stored["names"].tolist() == list(NAMES)
     weights = stored["weights"][-1]

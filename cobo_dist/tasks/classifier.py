@@ -1,0 +1,102 @@
+"""A client's saved network, which takes the data's inputs and returns the data's labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from cobo_dist.errors import ConfigError
+from cobo_dist.tasks.models import build_model
+from cobo_dist.tasks.sections import ModelSection
+
+
+class Classifier(nn.Module):
+    """A client's network, with what turns the data's inputs and labels into the network's and back."""
+
+    def __init__(self, network: nn.Module, facts: Mapping[str, Any], client: int) -> None:
+        """Wrap the network of a client; `facts` are those of model.json."""
+        super().__init__()
+        self.network = network
+        self.shape, self.images = tuple(facts["input_shape"]), bool(facts["images"])
+        self.scale, self.offset = float(facts["scale"]), float(facts["offset"])
+        outputs = torch.tensor(facts["label_maps"][facts["label_map_of"][client]])
+        labels = torch.full((facts["classes"],), -1)
+        labels[outputs] = torch.arange(len(outputs))
+        self.labels: Tensor
+        self.register_buffer("labels", labels, persistent=False)  # of the data, for each output
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits [m, classes] of inputs as the network takes them (`prepare`)."""
+        logits: Tensor = self.network(inputs)
+        return logits
+
+    def prepare(self, inputs: ArrayLike | Tensor) -> Tensor:
+        """Return the data's own inputs as the network takes them: in its shape, type and scale.
+
+        Args:
+            inputs: [m, ...]; images as bytes [m, H, W, C].
+
+        Raises:
+            ValueError: they have another shape.
+        """
+        stored = torch.as_tensor(inputs)
+        like = next(self.network.parameters())
+        if self.images and stored.dim() == 4:
+            stored = stored.movedim(-1, -3)
+        count = len(stored) if stored.dim() else 0
+        fits = (
+            stored.shape[1:] == self.shape if self.images else stored.numel() == count * self._size
+        )
+        if not stored.dim() or not fits:
+            channels, *pixels = self.shape if self.images else (0, *self.shape)
+            wanted = [*pixels, channels] if self.images else pixels
+            raise ValueError(
+                f"inputs have shape {list(torch.as_tensor(inputs).shape)}, and this model takes "
+                f"[m, {', '.join(map(str, wanted))}]"
+            )
+        numbers = stored.to(like).mul(self.scale).add(self.offset)
+        return numbers.reshape(count, *self.shape)
+
+    @property
+    def _size(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @torch.no_grad()
+    def predict(self, inputs: ArrayLike | Tensor) -> Tensor:
+        """Return the label in the data of each of the data's own inputs, int64 [m], in evaluation mode.
+
+        Raises:
+            ValueError: as `prepare`.
+        """
+        was_training = self.training
+        self.eval()
+        found = self.labels[self(self.prepare(inputs)).argmax(dim=1)]
+        self.train(was_training)
+        return found
+
+
+def rebuild_classifier(
+    config: ModelSection,
+    facts: Mapping[str, Any],
+    client: int,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> Classifier:
+    """Return a client's model from its saved parameters and buffers.
+
+    Raises:
+        ConfigError: they are not those of this model.
+    """
+    network = build_model(config, torch.Size(facts["input_shape"]), facts["classes"], seed=0)
+    try:
+        network.to(dtype).load_state_dict(dict(state))
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(
+            f"client {client}'s model does not fit model.name={config.name}: {why}"
+        ) from None
+    return Classifier(network, facts, client)
