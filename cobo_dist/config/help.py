@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from cobo_dist.config.schema import QUICKSTART, VARIANTS, Config, keys_of, section_of
 from cobo_dist.errors import ConfigError
 
-_WIDTH = 110  # columns
+_WIDTH, _LINE = 110, 90  # columns of a text, and of a meaning that takes one line
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def describe_keys() -> str:
 
 def describe_sections() -> str:
     """Return the sections of the config with one line each, or with the names that they can have."""
-    lines = []
+    lines, widest = [], max(map(len, Config.model_fields))
     for section, field in Config.model_fields.items():
         if section in VARIANTS:
             names = [
@@ -55,8 +55,8 @@ def describe_sections() -> str:
         elif hasattr(field.annotation, "model_fields"):
             meaning = _first_line(field.annotation)
         else:
-            meaning = field.description or ""
-        head = f"  {section:<11}"
+            meaning = textwrap.shorten(field.description or "", _LINE, placeholder=" ...")
+        head = f"  {section:<{widest}}  "
         lines += textwrap.wrap(
             meaning, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head),
             break_long_words=False, break_on_hyphens=False,
