@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cobo_dist.api import fit as fit
+    from cobo_dist.callbacks.callback import Callback as Callback
     from cobo_dist.config import Config as Config
     from cobo_dist.errors import ConfigError as ConfigError
     from cobo_dist.errors import RunFailure as RunFailure
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "Callback": "cobo_dist.callbacks.callback",
     "Config": "cobo_dist.config",
     "ConfigError": "cobo_dist.errors",
     "Run": "cobo_dist.results.run",

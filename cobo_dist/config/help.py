@@ -6,7 +6,17 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cobo_dist.config.schema import QUICKSTART, VARIANTS, Config, keys_of, section_of
+from cobo_dist.callbacks.callback import CallbackSection
+from cobo_dist.callbacks.registry import CALLBACKS
+from cobo_dist.config.schema import (
+    QUICKSTART,
+    VARIANTS,
+    Config,
+    callback_keys,
+    callback_section,
+    keys_of,
+    section_of,
+)
 
 
 def describe_keys() -> str:
@@ -16,7 +26,7 @@ def describe_keys() -> str:
         if not _kinds(section, field):
             lines += ["", *(f"  {line}" for line in _described(section, field))]
         for kind in _kinds(section, field):
-            doc = (kind.__doc__ or "").strip().splitlines()[0]
+            doc = _first_line(kind)
             name = kind.model_fields["name"].default if section in VARIANTS else ""
             title = f"{section}.name={name}: {doc}" if name else f"{section}: {doc}"
             default = " (default)" if name == QUICKSTART.get(section, ()) else ""
@@ -25,7 +35,16 @@ def describe_keys() -> str:
                 if section in VARIANTS and key == f"{section}.name":
                     continue
                 lines += [f"  {line}" for line in _described(key, info)]
+    for name in CALLBACKS:
+        lines.append(f"\na callback, name={name}: {_first_line(callback_section(name))}")
+        for key, info in callback_keys(name):
+            if key != "callbacks.name":
+                lines += [f"  {line}" for line in _described(key.partition(".")[2], info)]
     return "\n".join(lines).strip()
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
 
 
 def _kinds(section: str, field: FieldInfo) -> list[Any]:
@@ -57,4 +76,6 @@ def _type_name(annotation: Any) -> str:
         return "|".join(options)
     if get_origin(annotation) is tuple:
         return f"list of {_type_name(options[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, CallbackSection):
+        return "callback"
     return {int: "int", float: "float", bool: "bool", str: "text"}.get(annotation, str(annotation))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from cobo_dist.algorithms.algorithm import AlgorithmSection
+from cobo_dist.callbacks.callback import Callback
+from cobo_dist.callbacks.registry import build_callbacks
 from cobo_dist.checkpoint import resume
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
@@ -32,6 +35,7 @@ class Problem:
     task: Task
     placement: Placement
     data: str  # fingerprint of the task's data
+    callbacks: Sequence[Callback] = ()
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,17 @@ class Prepared:
         return self.problem
 
 
-def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepared:
+def prepare(
+    config: Config,
+    launch: Launch,
+    with_folder: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> Prepared:
     """Read the data and run all checks that need no other rank.
 
     Never raises: a rank keeps its refusal until `Prepared.agree`, so that all ranks end with one message.
-    Rank 0 also checks whether the run folder can be used, unless `with_folder` is false.
+    Rank 0 also checks whether the run folder can be used, unless `with_folder` is false. `callbacks` come
+    beside those of the config.
     """
     try:
         checks_folder = launch.rank == 0 and with_folder
@@ -71,11 +81,15 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
         task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
         placement = Placement.contiguous(task.clients, launch.world_size)
         refuse_unfit(config.algorithm, config.run, task)
+        callbacks = [*build_callbacks(config.callbacks), *callbacks]
+        for one in callbacks:
+            one.check(config.run, task.metrics)
         if checks_folder:
             refuse_unusable_folder(config, launch)
         data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
-        fingerprint = hashlib.sha256((config.to_yaml() + data).encode()).hexdigest()
-        return Prepared(Problem(task, placement, data), fingerprint, epoch)
+        titles = ", ".join(one.title for one in callbacks)
+        fingerprint = hashlib.sha256((config.to_yaml() + data + titles).encode()).hexdigest()
+        return Prepared(Problem(task, placement, data, callbacks), fingerprint, epoch)
     except ConfigError as error:
         return Prepared(refusal=str(error))
     except Exception as error:  # of any kind: the other ranks wait for this one in `agree`
