@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from pydantic import create_model
+from pydantic_core import PydanticCustomError
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.settings import Section
@@ -165,6 +166,15 @@ def _with_name(section: type[Section], name: str) -> type[Section]:
         __doc__=section.__doc__,
         name=named,
     )
+
+
+def registered(kind: str, name: str) -> str:
+    """Return a name that is registered; for `AfterValidator`, which makes a refusal of any other."""
+    names = register.kinds[kind]
+    if name not in names:
+        expected = ", ".join(f"'{one}'" for one in names)
+        raise PydanticCustomError("literal_error", "not registered", {"expected": expected})
+    return name
 
 
 def class_of(base: type) -> Callable[[Any], str]:

@@ -10,7 +10,7 @@ from cobo_dist.settings import Section, Text
 
 
 class RunConfig(Section):
-    """The run as a whole."""
+    """The run as a whole: folder, seed, rounds, checkpoints, evaluation, device."""
 
     dir: Text = Field("", description="run folder; default runs/<task>-<algorithm>-s<seed>")
     overwrite: bool = Field(False, description="replace what an earlier run left in the run folder")

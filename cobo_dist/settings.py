@@ -11,7 +11,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 class Section(BaseModel):
     """A frozen group of config keys: unknown keys, wrong types, NaN and infinities are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False,
+        protected_namespaces=(),  # before 2.10 Pydantic keeps names such as `model_kind` for itself
+    )  # fmt: skip
 
     def contradiction(self) -> str:
         """Return one line about keys that do not go together; empty if all do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NoReturn
 
 from cobo_dist.comm.startup.launch_env import guess_rank
 from cobo_dist.comm.startup.start_guard import StartGuard
@@ -20,5 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(argv, guard)
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Train as the command line says; end this process with the exit code, all ranks together."""
     exit_barrier(main())
+
+
+if __name__ == "__main__":
+    command()

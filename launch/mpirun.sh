@@ -13,7 +13,7 @@ export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-33554432}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-17179869184}"
 for argument in "$@"; do
   case "$argument" in
-  -h | --help | --version | --show-run-dir) exec python -m cobo_dist.train "$@" ;; # trains nothing
+  -h | --help | --help=* | --version | --show-run-dir) exec python -m cobo_dist.train "$@" ;; # trains nothing
   esac
 done
 flags=()

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Read the config with the code that is frozen, beside this file.
+# Read the config with the code that is frozen: beside this folder, or where cobo_dist is installed.
 sys.path[:0] = [str(ROOT), str(ROOT / "slurm")]
 
 from partitions import refuse_too_long  # noqa: E402
 
+import cobo_dist  # noqa: E402
 from cobo_dist.comm.startup.launch_env import read_launch  # noqa: E402
 from cobo_dist.config import Config, load_config  # noqa: E402
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError  # noqa: E402
@@ -26,6 +27,7 @@ from cobo_dist.storage.files import MAX_CONFIG_BYTES, read_file  # noqa: E402
 from cobo_dist.terminal import safe_terminal  # noqa: E402
 from cobo_dist.training.preparation import refuse_unusable_folder  # noqa: E402
 
+PACKAGE = Path(cobo_dist.__file__).resolve().parent
 USAGE = (
     "python slurm/submit.py [--launcher=srun|torchrun] [--dry-run] [--FLAG=VALUE for sbatch ...] "
     "[--config FILE.yaml] [key.path=value ...]"
@@ -272,7 +274,7 @@ def submit(
         (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         (folder / "job.sbatch").write_text(script, encoding="utf-8")
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "cobo_dist", folder / "code" / "cobo_dist", ignore=ignored)
+        shutil.copytree(PACKAGE, folder / "code" / "cobo_dist", ignore=ignored)
         named = f"{revision}{' with changes' if changed else ''}"
         (folder / "code" / "REVISION").write_text(f"{named}\n", encoding="utf-8")
         # Variables such as SBATCH_TIMELIMIT win over lines of the script, and the command line over both.
@@ -306,11 +308,16 @@ def submit(
 
 
 def _revision() -> tuple[str, list[str]]:
-    """Return the checkout's revision, and the package's files that differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    code, revision, _ = _call([*git, "rev-parse", "HEAD"])
+    """Return the checkout's revision, and the package's files that differ from it.
+
+    An installed package has its version in place of a revision.
+    """
+    git = ["git", "-C", str(PACKAGE.parent)]
+    # The second revision exists only where the package belongs to the checkout.
+    code, found, _ = _call([*git, "rev-parse", "HEAD", "HEAD:./cobo_dist/__init__.py"])
     if code:
-        return "unknown", []
+        return cobo_dist.__version__, []
+    revision = found.split()[0]
     status = _call([*git, "status", "--porcelain", "--", "cobo_dist"])[1]
     return revision, [line.split(maxsplit=1)[1] for line in status.splitlines()]
 

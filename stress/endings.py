@@ -389,13 +389,13 @@ def inject_nan(r: int, client: int) -> None:
 
     good = QuadraticBatches.batch
 
-    def batch(self, t, stream, rows=None):  # type: ignore[no-untyped-def]
+    def batch(self, t, stream, *more):  # type: ignore[no-untyped-def]
         if t != r - 1 or client not in self.clients:
-            return good(self, t, stream, rows)
+            return good(self, t, stream, *more)
         kept, self.centers_cd = self.centers_cd, self.centers_cd.clone()
         self.centers_cd[self.clients.index(client)] = float("nan")
         try:
-            return good(self, t, stream, rows)
+            return good(self, t, stream, *more)
         finally:
             self.centers_cd = kept
 

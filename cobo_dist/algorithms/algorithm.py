@@ -74,6 +74,21 @@ class AlgorithmSection(Section):
         return False
 
     @property
+    def takes_one_step(self) -> bool:
+        """Whether it needs single gradients, so that clients take one local step a round."""
+        return False
+
+    @property
+    def weighs_examples(self) -> bool:
+        """Whether averages weigh clients by their training examples."""
+        return False
+
+    @property
+    def draws_clients(self) -> str:
+        """The key by which the algorithm itself says how many clients take part; empty where it does not."""
+        return ""
+
+    @property
     def batch_streams(self) -> int:
         """How many streams of batches a client reads."""
         return 1

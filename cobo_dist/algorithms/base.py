@@ -6,7 +6,7 @@ model, m drawn pairs, k of them or k models, e ends of pairs on this rank. t is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.lazy import Tensor, torch
+from cobo_dist.maths.alignment import Statistic
+from cobo_dist.maths.participation import Participation
 from cobo_dist.maths.weights import Weights
 
 _MAX_NUMBERS, _MAX_NUMBERS_ON_GPU = 1 << 24, 1 << 29
@@ -50,6 +52,10 @@ def sampled_rounds(rounds: int) -> list[tuple[int, int]]:
     return found
 
 
+Adjust = Callable[[Tensor, Tensor, NDArray[np.int64]], None]
+"""Changes the local gradients [k, d] at points [k, d] of the clients in some rows [k] of X, in place."""
+
+
 class Clients(Protocol):
     """This rank's clients."""
 
@@ -59,6 +65,7 @@ class Clients(Protocol):
     g_cd: Tensor  # the gradients just computed
     b_cd: Tensor  # floating buffers (BatchNorm's statistics)
     lr: float  # optimizer.lr, the peak of eta(t)
+    several_steps: bool  # whether clients may take more than one local step a round
 
     def eta(self, t: int) -> float:
         """Return the step size of round t."""
@@ -68,11 +75,15 @@ class Clients(Protocol):
         t: int,
         rows_e: NDArray[np.int64] | None = None,
         on_rows_ready: Callable[[slice], None] | None = None,
+        adjust: Adjust | None = None,
     ) -> Tensor:
-        """Compute g_i(x_i) for every client, or for those in some rows; return their losses.
+        """Compute g_i(x_i) for every client that takes part, or for those in some rows; return their losses.
 
-        With all clients, `on_rows_ready` is called once for each slice of rows whose gradients are ready,
-        and may change these rows of X.
+        Without rows, losses are [c], and NaN for clients that do not take part: nobody reads them.
+        With several local steps, clients take them from x_i, and `g_cd` holds the sums of their directions.
+        `on_rows_ready` is called once for each slice of rows whose gradients are ready, and may change these
+        rows of X. `adjust(points, gradients, rows)` may change each local gradient [k, d] of the clients in
+        `rows` [k] before the optimizer sees it: FedProx adds mu (points - anchor).
         """
 
     def gradients_at(
@@ -83,10 +94,12 @@ class Clients(Protocol):
         stream: str,
         *,
         in_place: bool = False,
+        local_work: bool = False,
     ) -> Tensor:
         """Return g_i at other points [e, d], each on the data of the client in row `rows_e`.
 
-        `in_place`: the gradients may overwrite the points.
+        `in_place`: the gradients may overwrite the points. `local_work`: they train a model of no client, so
+        with several local steps each is the sum of the gradients along the steps from its point.
         """
 
     def losses_at(
@@ -98,14 +111,21 @@ class Clients(Protocol):
         """
 
     def validation_losses_at(
-        self, points_kd: Tensor, buffers_kd: Tensor, t: int, batch_size: int
+        self,
+        points_kd: Tensor,
+        buffers_kd: Tensor,
+        t: int,
+        batch_size: int,
+        rows_e: NDArray[np.int64] | None = None,
     ) -> Tensor:
-        """Return the losses [c, k] of k models on validation batches of all clients, as `losses_at`."""
+        """Return the losses [c, k] of k models on validation batches of all clients, or of some [e, k]."""
 
     def direction(self, rows: slice = slice(None)) -> Tensor:
         """Return the local optimizer's direction [c, d] for the gradients just computed, or for some.
 
-        It may read the models (weight decay), so call it before they change.
+        0 for clients that did not take part. With several local steps it is their sum: x_i - eta times it
+        is the model after them. It may read
+        the models (weight decay), so call it before they change.
         """
 
     def start_rows(self, count: int) -> Tensor:
@@ -160,11 +180,8 @@ class Exchange(Protocol):
     def midpoints(self, pairs_k2: Tensor) -> tuple[PairEnds, Tensor]:
         """Return the ends of some of those pairs and the midpoints (x_i + x_j)/2 there [e, d]."""
 
-    def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
-        """Return the alignment [e] of the two gradients of each pair of the last `midpoints`.
-
-        `kind`: `inner` product or `cosine`.
-        """
+    def alignment(self, gradients_ed: Tensor, statistic: Statistic) -> NDArray[np.float64]:
+        """Return a statistic [e] of the two gradients of each pair of the last `midpoints`."""
 
     def mix(self, weights: Weights, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of the columns of X, each with sum_k w_ik x_k there [c, columns].
@@ -229,3 +246,27 @@ class RunContext:
     clusters: tuple[int, ...] | None  # the true cluster of each client, where the task knows it
     seed: int
     rounds: int
+    participation: Participation | None = None  # of clients in rounds; None: of all in every round
+    examples: Sequence[int] = ()  # for training, of each client
+
+    @property
+    def all_take_part(self) -> bool:
+        """Whether all clients take part in every round."""
+        return self.participation is None or not self.participation.is_partial
+
+    def taking_part(self, t: int) -> NDArray[np.bool_]:
+        """Return whether each client takes part in round t, [n]: the same on every rank.
+
+        A client that does not computes and sends nothing, and keeps its model unless it is given one.
+        """
+        if self.participation is None:
+            return np.ones(self.clients, dtype=bool)
+        return self.participation(t)
+
+    def client_weights(self, t: int, weighting: str) -> NDArray[np.float64]:
+        """Return what each client counts in an average after round t, [n]: 0 if it does not take part.
+
+        `weighting`: `equal`, 1 each; `examples`, the number of its training examples.
+        """
+        part_n = self.taking_part(t).astype(np.float64)
+        return part_n if weighting == "equal" else part_n * np.asarray(self.examples, np.float64)

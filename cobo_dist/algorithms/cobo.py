@@ -30,6 +30,7 @@ from cobo_dist.algorithms.base import (
     WeightUpdates,
     sampled_rounds,
 )
+from cobo_dist.algorithms.statistics import StatisticName, statistic_of
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import projections, seeds
 from cobo_dist.maths.flat import upload
@@ -79,10 +80,10 @@ class CoBoConfig(AlgorithmSection):
         "client gives to no other",
     )
     sampling: SamplingConfig = SamplingConfig()
-    alignment: Literal["inner", "cosine"] = Field(
+    alignment: StatisticName = Field(
         "inner",
-        description="what changes a weight: inner product of the midpoint gradients (paper) or their "
-        "cosine, which does not shrink with the gradients",
+        description="what changes a weight: inner product of the midpoint gradients (paper), their "
+        "cosine, which does not shrink with the gradients, or a statistic of a plug-in",
     )
     start: Literal["ones", "zeros"] = Field(
         "ones",
@@ -178,6 +179,11 @@ class CoBo(Algorithm):
     On the box both owners of a pair compute the same new weight, so W stays symmetric. On a simplex each
     owner changes its own row, and projects it once, after all pairs of the round: the order of the pairs
     then makes no difference.
+
+    Clients that do not take part in a round have no pairs and no weights in it; they keep their models, and
+    their weights for later rounds.
+    With several local steps, the sum of their directions takes the place of g_i in the step. Alignments are
+    of single gradients at midpoints of x^t, and the penalty acts once a round, at x^t.
     """
 
     Config = CoBoConfig
@@ -212,14 +218,23 @@ class CoBo(Algorithm):
             selections = [self.client_selection(t, pairs_k2) for pairs_k2 in pieces]
         else:
             selections = self.row_selection(t, pieces)
+        if not self.context.all_take_part:
+            weights = weights.among(self.context.taking_part(t))
         self.model_training(t, weights)
         return RoundResult(losses_c, len(pairs_m2), selections)
 
     def draw(self, t: int) -> Tensor:
-        """Return the pairs of round t, int64 [m, 2]: the same on every rank."""
+        """Return the pairs of round t, int64 [m, 2]: the same on every rank.
+
+        A drawn pair counts if both clients take part.
+        """
         n = self.context.clients
         probability = self.config.sampling.probability(t, n, self.context.rounds)
-        return draw_pairs(seeds.key(self.context.seed, "pairs", t), n, probability)
+        pairs_m2 = draw_pairs(seeds.key(self.context.seed, "pairs", t), n, probability)
+        if self.context.all_take_part:
+            return pairs_m2
+        part_n = torch.from_numpy(self.context.taking_part(t))
+        return pairs_m2[part_n[pairs_m2].all(dim=1)]
 
     def client_selection(self, t: int, pairs_k2: Tensor) -> WeightUpdates:
         """w_ij <- Proj(w_ij + gamma <g_i(z_ij), g_j(z_ij)>), each gradient on its owner's data."""
@@ -253,7 +268,7 @@ class CoBo(Algorithm):
         ends, z_ed = self.exchange.midpoints(pairs_k2)  # z_ij = (x_i + x_j)/2
         stream = "midpoint" if self.config.midpoint_data == "fresh" else "local"
         g_ed = self.clients.gradients_at(z_ed, ends.rows, t, stream, in_place=True)
-        return ends, self.exchange.alignment(g_ed, self.config.alignment)
+        return ends, self.exchange.alignment(g_ed, statistic_of(self.config.alignment))
 
     def onto_simplex(
         self, moved_kn: NDArray[np.floating], rows: NDArray[np.intp]

@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
+from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.algorithms.fedavg import WeightingConfig
+from cobo_dist.algorithms.local import local_step
+from cobo_dist.lazy import Tensor
+from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
 
-class DittoConfig(AlgorithmSection):
+class DittoConfig(WeightingConfig):
     """Personal models near a global one."""
 
     name: Literal["ditto"] = "ditto"
@@ -30,8 +35,10 @@ class DittoConfig(AlgorithmSection):
 class Ditto(Algorithm):
     """v <- v - eta mean_i g_i(v) and x_i <- x_i - eta (g_i(x_i) + lambda (x_i - v)), both at v^t.
 
-    A client takes both gradients on one batch. The global v is one more row on every rank, with a
-    momentum of its own. `lambda=0` is Local; the larger lambda, the closer x_i stays to FedAvg's v.
+    A client takes both gradients on one batch. With several local steps, personal models are pulled in
+    every one of them, and v moves by the mean over clients of their plain gradient steps from v. The global
+    v is one more row on every rank, with a momentum of its own. `lambda=0` is Local; the larger lambda, the
+    closer x_i stays to FedAvg's v. Only clients that take part step, and v is their mean.
     Collaboration is fixed and equal: W is all ones.
     """
 
@@ -44,8 +51,6 @@ class Ditto(Algorithm):
         self, config: DittoConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
         super().__init__(config, clients, exchange, context)
-        self.mean_1n = np.full((1, context.clients), 1.0 / context.clients)
-        self.every_c = np.arange(len(clients.ids))
         self.v_1d = clients.start_rows(1)
         self.global_optimizer = clients.new_optimizer(self.v_1d)
 
@@ -56,7 +61,7 @@ class Ditto(Algorithm):
     def round(self, t: int) -> RoundResult:
         """Take the global step at the global model and the personal steps at the personal ones."""
         x_cd, v_1d, eta = self.clients.x_cd, self.v_1d, self.clients.eta(t)
-        pull = eta * self.config.lambda_
+        pull, lambda_ = eta * self.config.lambda_, self.config.lambda_
 
         def step(rows: slice) -> None:
             """x_i (1 - eta lambda) + eta lambda v - eta g_i, in place."""
@@ -64,12 +69,33 @@ class Ditto(Algorithm):
             x_kd = x_cd[rows].mul_(1.0 - pull).add_(v_1d, alpha=pull)
             x_kd.add_(direction_kd, alpha=-eta)
 
-        losses_c = self.clients.gradients(t, on_rows_ready=step)
-        g_at_v_cd = self.clients.gradients_at(v_1d.expand_as(x_cd), self.every_c, t, "local")
-        # Alike on all ranks to the last bit, so every rank keeps the same v.
-        mean_1d = self.exchange.all_reduce(self.mean_1n, g_at_v_cd)
-        v_1d.add_(self.global_optimizer.direction(mean_1d), alpha=-eta)
+        def add_pull(points_kd: Tensor, gradients_kd: Tensor, rows_k: NDArray[np.int64]) -> None:
+            """Add the gradient of lambda/2 ||x_i - v||^2 in every local step."""
+            gradients_kd.add_(points_kd, alpha=lambda_).sub_(v_1d, alpha=lambda_)
+
+        if self.clients.several_steps:
+            losses_c = local_step(self.clients, t, adjust=add_pull)
+        else:
+            losses_c = self.clients.gradients(t, on_rows_ready=step)
+        weights_n = self.context.client_weights(t, self.config.weighting)
+        if total := weights_n.sum():
+            # Alike on all ranks to the last bit, so every rank keeps the same v.
+            mean_1d = self.exchange.all_reduce((weights_n / total)[None], self.gradients_at_v(t))
+            v_1d.add_(self.global_optimizer.direction(mean_1d), alpha=-eta)
         return RoundResult(losses_c)
+
+    def gradients_at_v(self, t: int) -> Tensor:
+        """Return g_i(v) [c, d] of the clients that take part; the other rows are any."""
+        clients, rows = (
+            self.clients,
+            np.flatnonzero(self.context.taking_part(t)[list(self.clients.ids)]),
+        )
+        points_ed = self.v_1d.expand(len(rows), -1)
+        gradients_ed = clients.gradients_at(points_ed, rows, t, "local", local_work=True)
+        if len(rows) == len(clients.ids):
+            return gradients_ed
+        clients.g_cd[to_device(rows, clients.g_cd.device)] = gradients_ed  # read by now
+        return clients.g_cd
 
     def state(self) -> AlgorithmState:
         """Return the global model and its optimizer's memory."""

@@ -1,17 +1,18 @@
-"""FedAvg: one model for all (McMahan et al., AISTATS 2017), one local step a round."""
+"""FedAvg: one model for all (McMahan et al., AISTATS 2017)."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
 from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.local import local_step
-from cobo_dist.lazy import torch
-from cobo_dist.maths.flat import to_device
+from cobo_dist.lazy import Tensor, torch
+from cobo_dist.maths.flat import to_device, upload
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
@@ -25,7 +26,26 @@ class AveragingConfig(AlgorithmSection):
     )
 
 
-class FedAvgConfig(AveragingConfig):
+class WeightingConfig(AlgorithmSection):
+    """What an algorithm can be told that averages over clients."""
+
+    weighting: Literal["equal", "examples"] = Field(
+        "equal",
+        description="what a client counts in an average: as much as any other, or in proportion to its "
+        "training examples",
+    )
+
+    @property
+    def weighs_examples(self) -> bool:
+        """Whether clients count by their examples."""
+        return self.weighting == "examples"
+
+
+class WeightedAveragingConfig(AveragingConfig, WeightingConfig):
+    """What every algorithm can be told that averages models within groups."""
+
+
+class FedAvgConfig(WeightedAveragingConfig):
     """One model for all clients."""
 
     name: Literal["fedavg"] = "fedavg"
@@ -33,19 +53,29 @@ class FedAvgConfig(AveragingConfig):
 
 @register.algorithm("fedavg")
 class FedAvg(Algorithm):
-    """x <- mean_i (x - eta g_i(x)). W is all ones. With one client it is Local."""
+    """x <- mean_i (x - eta g_i(x)) over the clients that take part. W is all ones.
 
-    Config: ClassVar[type[AveragingConfig]] = FedAvgConfig
+    With several local steps, the mean of the models after them. Afterwards all clients have the new model, as
+    from a server. `weighting` examples: the mean is weighted by the clients' training examples. With one
+    client it is Local.
+    """
+
+    Config: ClassVar[type[WeightedAveragingConfig]] = FedAvgConfig
     title, color, marker, place = "FedAvg", "#56b4e9", "v", 2
 
     def __init__(
-        self, config: AveragingConfig, clients: Clients, exchange: Exchange, context: RunContext
+        self,
+        config: WeightedAveragingConfig,
+        clients: Clients,
+        exchange: Exchange,
+        context: RunContext,
     ) -> None:
         super().__init__(config, clients, exchange, context)
-        self.one_group = len(set(self.groups(context))) == 1
+        self.groups_n = np.unique(self.groups(context), return_inverse=True)[1].reshape(-1)
+        self.one_group = int(self.groups_n.max()) == 0
+        self.alike = context.all_take_part and config.weighting == "equal"
         sizes_c = self.weights.sums()
-        share_c1 = torch.from_numpy(1.0 / sizes_c)[:, None]
-        self.share_c1 = to_device(share_c1.to(clients.x_cd.dtype), clients.x_cd.device)
+        self.share_c1 = upload(torch.from_numpy(1.0 / sizes_c)[:, None], clients.x_cd)
 
     def groups(self, context: RunContext) -> tuple[int, ...]:
         """Return the group of each client; a group shares one model."""
@@ -56,19 +86,40 @@ class FedAvg(Algorithm):
         return Weights(self.clients.ids, self.groups(self.context), symmetric=True)
 
     def round(self, t: int) -> RoundResult:
-        """Take one local step, then average within the group."""
+        """Work locally, then average within the group."""
         losses_c = local_step(self.clients, t)
-        self.average(self.clients.x_cd)
+        self.average(self.clients.x_cd, t)
         if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
-            self.average(self.clients.b_cd)
+            self.average(self.clients.b_cd, t)
         return RoundResult(losses_c)
 
-    def average(self, rows_cd: torch.Tensor) -> None:
+    def average(self, rows_cd: Tensor, t: int) -> None:
         """Replace every row by the mean of its group's rows."""
-        if self.one_group:  # one sum for all clients of a rank; `mix` would write it c times
+        if not self.alike:
+            self.weighted_average(rows_cd, self.context.client_weights(t, self.config.weighting))
+        elif self.one_group:  # one sum for all clients of a rank; `mix` would write it c times
             ones_1n = np.ones((1, self.weights.shape[1]), dtype=self.weights.dtype)
             sum_1d = self.exchange.all_reduce(ones_1n, rows_cd)
             torch.mul(sum_1d, self.share_c1, out=rows_cd)
+        else:
+            for at, sum_cd in self.exchange.mix(self.weights, rows_cd):
+                torch.mul(sum_cd, self.share_c1, out=rows_cd[:, at])
+
+    def weighted_average(self, rows_cd: Tensor, weights_n: NDArray[np.float64]) -> None:
+        """Replace every row by its group's weighted mean; rows of a group without weights stay."""
+        totals_n = np.bincount(self.groups_n, weights_n)[self.groups_n]
+        shares_n = weights_n / np.where(totals_n > 0, totals_n, 1.0)
+        if self.one_group:
+            if totals_n[0]:
+                rows_cd.copy_(self.exchange.all_reduce(shares_n[None], rows_cd))
             return
-        for at, sum_cd in self.exchange.mix(self.weights, rows_cd):
-            torch.mul(sum_cd, self.share_c1, out=rows_cd[:, at])
+        mine = list(self.clients.ids)
+        sends_c = torch.from_numpy(np.where(shares_n > 0, shares_n, 1.0)[mine])
+        rows_cd.mul_(upload(sends_c[:, None], rows_cd))
+        averaged = to_device(np.flatnonzero(totals_n[mine]), rows_cd.device)
+        sends_n = weights_n > 0
+        weights = self.weights
+        if not sends_n.all():
+            weights = weights.among(sends_n, all_receive=True)
+        for at, sum_cd in self.exchange.mix(weights, rows_cd):
+            rows_cd[averaged, at] = sum_cd[averaged]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
@@ -30,6 +31,11 @@ class FederatedClusteringConfig(AlgorithmSection):
         """Yes: their sizes are given."""
         return True
 
+    @property
+    def takes_one_step(self) -> bool:
+        """Yes: gradients at one model are compared."""
+        return True
+
     def comparisons(self, t: int, context: RunContext) -> float:
         """Around each client, all clients send a gradient and M distances."""
         return context.clients**2 * (1.0 + self.inner_rounds)
@@ -42,7 +48,8 @@ class FederatedClustering(Algorithm):
     For each client i, every client j computes g_j(x_i); v starts at g_i, and M times
     v <- mean_j (g_j if ||g_j - v|| <= tau, else v). tau is the distance of the s-th nearest gradient,
     s the known size of i's cluster. That is n^2 gradients a round, and x_i and v are sent to all ranks.
-    Sizes of 1 give Local. Row i of W marks the clients that were within i's threshold last.
+    Clients that do not take part in a round neither compute gradients nor step, and s counts those of the
+    cluster that do. Sizes of 1 give Local. Row i of W marks the clients that were within i's threshold last.
     """
 
     Config = FederatedClusteringConfig
@@ -62,8 +69,7 @@ class FederatedClustering(Algorithm):
             raise ValueError("federated clustering needs a task with known clusters")
         super().__init__(config, clients, exchange, context)
         n = self.n = context.clients
-        _, cluster_n, sizes = np.unique(context.clusters, return_inverse=True, return_counts=True)
-        self.sizes_n = sizes[cluster_n].tolist()
+        self.cluster_n = np.unique(context.clusters, return_inverse=True)[1].reshape(-1)
         self.user_notice = (
             f"federated clustering computes n^2 = {n * n} gradients a round and moves every model and "
             f"{config.inner_rounds} centers for each client between all ranks"
@@ -74,35 +80,40 @@ class FederatedClustering(Algorithm):
         losses_c = self.clients.gradients(
             t
         )  # updates BatchNorm's statistics, unlike `gradients_at`
-        for group in models_at_once(self.n, self.n * self.clients.size, self.clients.x_cd.device):
-            self.cluster_around(group, t)
+        part_n = self.context.taking_part(t)
+        part_m = np.flatnonzero(part_n)
+        numbers = len(part_m) * self.clients.size
+        for group in models_at_once(len(part_m), numbers, self.clients.x_cd.device):
+            self.cluster_around(part_m[group].tolist(), t, part_n)
         self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta(t))
         return RoundResult(losses_c, weights_replaced=True)
 
-    def cluster_around(self, group: list[int], t: int) -> None:
+    def cluster_around(self, group: list[int], t: int, part_n: NDArray[np.bool_]) -> None:
         """Put v_i of each client i in the group into its gradient row, where its owner's direction finds it.
 
         A group is as many clients as the gradients at all their models leave memory for. Distances of a
         whole group are read from the device at once.
         """
-        clients, k, c = self.clients, len(group), len(self.clients.ids)
+        clients, k, m = self.clients, len(group), int(part_n.sum())
+        part_c = part_n[list(clients.ids)]
+        rows_e, sizes_k = np.flatnonzero(part_c), np.bincount(self.cluster_n[part_n])
         only_kn = np.eye(self.n)[group]
         x_kd = self.exchange.all_reduce(only_kn, clients.x_cd)
-        points_ed = at_every_client(
-            x_kd, c
-        )  # e = kc: the first model at all clients, then the next
-        g_ed = clients.gradients_at(points_ed, np.tile(np.arange(c), k), t, "local")
-        g_kcd = g_ed.view(k, c, -1)
+        # The first model at all clients, then the next.
+        points_ed = at_every_client(x_kd, len(rows_e))
+        g_ed = clients.gradients_at(points_ed, np.tile(rows_e, k), t, "local", local_work=True)
+        g_kcd = in_rows_of(rows_e, len(part_c), g_ed.view(k, len(rows_e), g_ed.shape[1]))
         within_kn = np.zeros((k, self.n), dtype=bool)
-        v_kd = self.exchange.all_reduce(only_kn, self.own(group, g_ed)).clone()
+        v_kd = self.exchange.all_reduce(only_kn, self.own(group, g_kcd.flatten(0, 1))).clone()
         for _ in range(self.config.inner_rounds):
             distances_kc = (g_kcd - v_kd[:, None]).norm(dim=2).double().cpu().numpy()
+            distances_kc[:, ~part_c] = np.inf
             for at, i in enumerate(group):
                 distances_n = self.exchange.all_gather(distances_kc[at])
-                tau = np.sort(distances_n)[self.sizes_n[i] - 1]
+                tau = np.sort(distances_n)[sizes_k[self.cluster_n[i]] - 1]
                 within_n = within_kn[at] = distances_n <= tau
-                near_1d = self.exchange.all_reduce(within_n[None] / self.n, g_kcd[at])
-                v_kd[at].mul_(1.0 - within_n.mean()).add_(near_1d[0])
+                near_1d = self.exchange.all_reduce(within_n[None] / m, g_kcd[at])
+                v_kd[at].mul_(1.0 - within_n.sum() / m).add_(near_1d[0])
         here = {i: row for row, i in enumerate(clients.ids)}
         mine = [at for at, i in enumerate(group) if i in here]
         rows = np.array([here[group[at]] for at in mine], dtype=np.int64)
@@ -116,6 +127,15 @@ class FederatedClustering(Algorithm):
         ids, place = self.clients.ids, {i: at for at, i in enumerate(group)}
         rows_c = [place.get(i, 0) * len(ids) + row for row, i in enumerate(ids)]
         return g_ed.index_select(0, to_device(np.array(rows_c, dtype=np.int64), g_ed.device))
+
+
+def in_rows_of(rows_e: NDArray[np.int64], count: int, g_ked: Tensor) -> Tensor:
+    """Return gradients [k, count, d] with those given in some rows and 0 in the others."""
+    if len(rows_e) == count:
+        return g_ked
+    g_kcd = g_ked.new_zeros(len(g_ked), count, g_ked.shape[2])
+    g_kcd[:, to_device(rows_e, g_ked.device)] = g_ked
+    return g_kcd
 
 
 def at_every_client(x_kd: Tensor, count: int) -> Tensor:

@@ -8,13 +8,13 @@ from typing import Literal
 from pydantic import Field
 
 from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext
-from cobo_dist.algorithms.fedavg import AveragingConfig, FedAvg
+from cobo_dist.algorithms.fedavg import FedAvg, WeightedAveragingConfig
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
 
-class FinetunedFedAvgConfig(AveragingConfig):
+class FinetunedFedAvgConfig(WeightedAveragingConfig):
     """FedAvg, then every client alone from its model."""
 
     name: Literal["finetuned_fedavg"] = "finetuned_fedavg"

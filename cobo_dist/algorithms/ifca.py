@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
+from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.algorithms.base import (
     AlgorithmState,
     Clients,
@@ -17,14 +17,15 @@ from cobo_dist.algorithms.base import (
     RunContext,
     sampled_rounds,
 )
+from cobo_dist.algorithms.fedavg import WeightingConfig
 from cobo_dist.lazy import torch
-from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import take_rows, to_device
+from cobo_dist.maths.participation import Participation
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
 
-class IfcaConfig(AlgorithmSection):
+class IfcaConfig(WeightingConfig):
     """Centres that clients choose by their loss."""
 
     name: Literal["ifca"] = "ifca"
@@ -39,13 +40,18 @@ class IfcaConfig(AlgorithmSection):
         gt=0,
         le=1,
         description="share of the clients that take part in a round, at least one (paper: 1 in "
-        "cross-silo, 0.1 in cross-device)",
+        "cross-silo, 0.1 in cross-device); as participation.fraction",
     )
 
     @property
     def needs_clusters(self) -> bool:
         """Whether the number of centres is that of the clusters."""
         return self.centers == 0
+
+    @property
+    def draws_clients(self) -> str:
+        """`client_share`, unless it is 1."""
+        return f"algorithm.client_share={self.client_share:g}" if self.client_share < 1 else ""
 
     def center_count(self, context: RunContext) -> int:
         """Return the number K of centres."""
@@ -66,9 +72,10 @@ class Ifca(Algorithm):
 
     Every rank holds the K centers, not the n models; a client's personal model is the center it picked
     last. All centers are scored on the batch that the client then trains on, in evaluation mode.
-    BatchNorm's statistics belong to the center: the mean over the clients that trained it. The first
-    center starts at x^0, the others from other seeds. One center is FedAvg. w_ij is 1 for clients that
-    picked the same center.
+    With several local steps a center becomes the mean of its clients' models after them (the paper's model
+    averaging), and the optimizer's moments are the clients'. BatchNorm's statistics belong to the center:
+    the mean over the clients that trained it. The first center starts at x^0, the others from other seeds.
+    One center is FedAvg. w_ij is 1 for clients that picked the same center.
     """
 
     Config = IfcaConfig
@@ -87,6 +94,8 @@ class Ifca(Algorithm):
             raise ValueError("IFCA needs algorithm.centers or a task with known clusters")
         self.centers_kd, self.buffers_kd = clients.start_rows(count), clients.start_buffers(count)
         self.optimizer = clients.new_optimizer(self.centers_kd)
+        drawn = max(1, round(config.client_share * context.clients))
+        self.drawn = Participation(context.seed, context.clients, drawn)
         # A client that does not take part keeps its last loss; at first, that of the first center.
         every_c = np.arange(len(clients.ids))
         first_c1 = clients.losses_at(self.centers_kd[:1], self.buffers_kd[:1], every_c, 0)
@@ -102,11 +111,7 @@ class Ifca(Algorithm):
 
     def taking_part(self, t: int) -> NDArray[np.bool_]:
         """Return which clients take part in round t, [n]: the same on every rank."""
-        n = self.context.clients
-        order = seeds.permutation(seeds.key(self.context.seed, "clients", t), n).numpy()
-        part_n = np.zeros(n, dtype=bool)
-        part_n[order[: max(1, round(self.config.client_share * n))]] = True
-        return part_n
+        return self.drawn(t) if self.drawn.is_partial else self.context.taking_part(t)
 
     def choose_centers(self, t: int, part_n: NDArray[np.bool_]) -> None:
         """Score all centers on the batch of each participating client, which picks the best."""
@@ -124,12 +129,15 @@ class Ifca(Algorithm):
         here = to_device(rows, self.losses_c.device)
         self.losses_c[here] = self.clients.gradients(t, rows)
         picked_kn = (self.choice_n == np.arange(len(self.centers_kd))[:, None]) & part_n
-        counts_k = picked_kn.sum(axis=1)
-        mean_kn = picked_kn / np.maximum(counts_k, 1)[:, None]
+        weights_kn = picked_kn * self.context.client_weights(t, self.config.weighting)
+        totals_k1 = weights_kn.sum(axis=1, keepdims=True)
+        mean_kn = weights_kn / np.where(totals_k1 > 0, totals_k1, 1.0)
         mean_kd = self.exchange.all_reduce(mean_kn, self.clients.g_cd)
-        self.centers_kd.add_(self.optimizer.direction(mean_kd), alpha=-self.clients.eta(t))
+        if not self.clients.several_steps:
+            mean_kd = self.optimizer.direction(mean_kd)
+        self.centers_kd.add_(mean_kd, alpha=-self.clients.eta(t))
         if self.buffers_kd.shape[1]:
-            trained_k1 = to_device(counts_k[:, None] > 0, self.buffers_kd.device)
+            trained_k1 = to_device(totals_k1 > 0, self.buffers_kd.device)
             mean_kb = self.exchange.all_reduce(mean_kn, self.clients.b_cd)
             self.buffers_kd.copy_(torch.where(trained_k1, mean_kb, self.buffers_kd))
         self.hand_out()

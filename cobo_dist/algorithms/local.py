@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
-from cobo_dist.algorithms.base import Clients, RoundResult
+from cobo_dist.algorithms.base import Adjust, Clients, RoundResult
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
@@ -36,10 +36,10 @@ class Local(Algorithm):
         return RoundResult(local_step(self.clients, t))
 
 
-def local_step(clients: Clients, t: int) -> Tensor:
+def local_step(clients: Clients, t: int, adjust: Adjust | None = None) -> Tensor:
     """x_i <- x_i - eta g_i(x_i) for every client by itself; return the losses [c]."""
 
     def step(rows: slice) -> None:
         clients.x_cd[rows].add_(clients.direction(rows), alpha=-clients.eta(t))
 
-    return clients.gradients(t, on_rows_ready=step)
+    return clients.gradients(t, on_rows_ready=step, adjust=adjust)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from cobo_dist.algorithms.base import RunContext
-from cobo_dist.algorithms.fedavg import AveragingConfig, FedAvg
+from cobo_dist.algorithms.fedavg import FedAvg, WeightedAveragingConfig
 from cobo_dist.registry import register
 
 
-class OracleConfig(AveragingConfig):
+class OracleConfig(WeightedAveragingConfig):
     """FedAvg inside each true cluster."""
 
     name: Literal["oracle"] = "oracle"

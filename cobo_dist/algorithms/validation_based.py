@@ -61,8 +61,8 @@ class ValidationBased(Algorithm):
     score_ij is the loss of model j on a batch of client i's validation data, its own model included; test
     data are never used. Models are sent to all ranks a few at a time, so a rank holds few others while it
     scores, each with that model's own BatchNorm statistics. A very large temperature is FedAvg; one
-    near 0 gives every client the model with the least loss. W holds the weights last used, at first the
-    identity.
+    near 0 gives every client the model with the least loss. Only clients that take part in the round score
+    models, and only each other's. W holds the weights last used, at first the identity.
     """
 
     Config = ValidationBasedConfig
@@ -89,24 +89,37 @@ class ValidationBased(Algorithm):
         losses_c = local_step(self.clients, t)
         if (t + 1) % self.config.every:
             return RoundResult(losses_c)
-        weights_cn = self.weigh(self.scores(t)).astype(self.weights.dtype)
-        self.weights = Weights.of_rows(self.clients.ids, weights_cn)
-        self.average(self.clients.x_cd)
+        part_n = self.context.taking_part(t)
+        rows = np.flatnonzero(part_n[list(self.clients.ids)])
+        weights_cn = np.eye(self.n, dtype=self.weights.dtype)[list(self.clients.ids)]
+        weights_cn[np.ix_(rows, np.flatnonzero(part_n))] = self.weigh(self.scores(t, rows))
+        used = Weights.of_rows(self.clients.ids, weights_cn)
+        self.average(used, self.clients.x_cd)
         if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
-            self.average(self.clients.b_cd)
+            self.average(used, self.clients.b_cd)
+        if len(rows) < len(weights_cn):  # the others keep theirs for later rounds
+            self.weights.put_rows(rows, weights_cn[rows])
+        else:
+            self.weights = used
         return RoundResult(losses_c, weights_replaced=True)
 
-    def scores(self, t: int) -> NDArray[np.float64]:
-        """Return the loss [c, n] of every model on each client's validation batch of round t."""
+    def scores(self, t: int, rows_e: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the losses of models on the validation batches of the clients in `rows_e`, in round t.
+
+        [e, m], of the m clients that take part.
+        """
         clients, parts = self.clients, []
-        for models in models_at_once(self.n, clients.size, clients.x_cd.device):
-            only_kn = np.eye(self.n)[models]
+        part_m = np.flatnonzero(self.context.taking_part(t))
+        for models in models_at_once(len(part_m), clients.size, clients.x_cd.device):
+            only_kn = np.eye(self.n)[part_m[models]]
             x_kd = self.exchange.all_reduce(only_kn, clients.x_cd)
             b_kb = x_kd[:, :0]  # of models without buffers
             if clients.b_cd.shape[1]:
                 x_kd = x_kd.clone()  # the second `all_reduce` may reuse the memory of the first
                 b_kb = self.exchange.all_reduce(only_kn, clients.b_cd)
-            parts.append(clients.validation_losses_at(x_kd, b_kb, t, self.config.batch_size))
+            parts.append(
+                clients.validation_losses_at(x_kd, b_kb, t, self.config.batch_size, rows_e)
+            )
         return torch.cat(parts, dim=1).cpu().numpy()
 
     def weigh(self, scores_cn: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -116,7 +129,7 @@ class ValidationBased(Algorithm):
         weights_cn: NDArray[np.float64] = parts_cn / parts_cn.sum(axis=1, keepdims=True)
         return weights_cn
 
-    def average(self, rows_cd: torch.Tensor) -> None:
+    def average(self, weights: Weights, rows_cd: torch.Tensor) -> None:
         """Replace every client's row by the weighted sum of all rows."""
-        for at, mixed_cd in self.exchange.mix(self.weights, rows_cd):
+        for at, mixed_cd in self.exchange.mix(weights, rows_cd):
             rows_cd[:, at].copy_(mixed_cd)

@@ -17,6 +17,7 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.errors import ConfigError
+from cobo_dist.plugins import COPIES_DIR
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage import checkpoint_format as checkpoint
 from cobo_dist.storage.checkpoint_format import Damaged
@@ -71,6 +72,7 @@ def find(
     session: Session,
     placement: Placement,
     data: str,
+    plugins: Mapping[str, str],
 ) -> Resumption | Done | None:
     """Return the newest checkpoint that is good on all ranks; None to start from the beginning.
 
@@ -81,6 +83,7 @@ def find(
         session: connects the ranks.
         placement: which clients are on this rank.
         data: fingerprint of the task's data.
+        plugins: digests of the plug-ins in use, by name.
 
     Raises:
         ConfigError: the same on all ranks: checkpoints of another run, or none that is good.
@@ -93,7 +96,7 @@ def find(
     if transport.rank == 0:
         old = checkpoint.read_config(path, manifest)
         engine = old["run"]["engine"]
-        refusal = _refusal(path, manifest, run.rounds, differences(old), data)
+        refusal = _refusal(path, manifest, run.rounds, differences(old), data, plugins)
         own = _run_of(path).resolve() == folder.path.resolve()
         stopped = checkpoint.read_logger(path, manifest)[0].stopped
         is_last = manifest.round == run.rounds or bool(stopped)
@@ -253,7 +256,12 @@ def _check_metrics(path: Path, written: FileDigest) -> None:
 
 
 def _refusal(
-    path: Path, manifest: Manifest, rounds: int, changed: Sequence[str], data: str
+    path: Path,
+    manifest: Manifest,
+    rounds: int,
+    changed: Sequence[str],
+    data: str,
+    plugins: Mapping[str, str],
 ) -> str | None:
     """Return why this run cannot continue from a checkpoint."""
     remedy = "give the same config, or another run.dir"
@@ -266,6 +274,13 @@ def _refusal(
         return f"{path} was written with another config: {_some(changed)}; {remedy}"
     if manifest.data != data:
         return f"{path} was written with other data; {remedy}"
+    before, now = sorted(manifest.plugins.values()), sorted(plugins.values())
+    if before != now:
+        others = [name for name, digest in plugins.items() if digest not in before]
+        return (
+            f"{path} was written with another plug-in {', '.join(others or manifest.plugins)}; give the one "
+            f"that is kept in {_run_of(path) / COPIES_DIR}, or another run.dir"
+        )
     return None
 
 

@@ -7,6 +7,8 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from cobo_dist.errors import (
@@ -18,8 +20,22 @@ from cobo_dist.errors import (
 )
 
 
+def program(command: str) -> str:
+    """Return how to start a command: `cobo-COMMAND` where a script is running, else `python -m ...`."""
+    by_script = os.path.basename(sys.argv[0]).startswith("cobo-")
+    return f"cobo-{command}" if by_script else f"python -m cobo_dist.{command}"
+
+
+COLUMNS = 110
+
+
 class CommandParser(argparse.ArgumentParser):
-    """Parser of `python -m cobo_dist.COMMAND`, which refuses wrong options in one line."""
+    """Parser of `python -m cobo_dist.COMMAND`, which refuses wrong options in one line.
+
+    `--help` shows the usage, `about`, the options and `epilog`, and where the command takes the keys of a run
+    (`takes_keys`) the sections of the config. `--help all` shows `more` and all keys as well, `--help TOPIC`
+    a section or key.
+    """
 
     def __init__(
         self,
@@ -27,36 +43,75 @@ class CommandParser(argparse.ArgumentParser):
         about: str,
         epilog: str,
         usage: str,
+        more: str = "",
+        takes_keys: bool = False,
     ) -> None:
-        prog = f"python -m cobo_dist.{command}"
+        prog = program(command)
         super().__init__(
             prog=prog,
             usage=f"{prog} {usage}",
             description=about,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=partial(
+                argparse.RawDescriptionHelpFormatter, max_help_position=32, width=COLUMNS
+            ),
             allow_abbrev=False,
             add_help=False,
         )
-        self.add_argument("-h", "--help", action="store_true", help="show this text and leave")
+        self.closing, self.more, self.takes_keys = epilog, more, takes_keys
+        topics = "a section or key of the config, or all" if takes_keys else "all"
+        shown = f"show this text, or more: {topics}" if takes_keys or more else "show this text"
+        self.add_argument("-h", "--help", nargs="?", const="", metavar="TOPIC", help=shown)
 
     def read(self, argv: Sequence[str] | None, rank: int = 0) -> argparse.Namespace | None:
         """Return the options, and all other arguments as `settings`; None once rank 0 has shown the help.
 
         Raises:
-            ConfigError: an option lacks its value, or has none to take.
+            ConfigError: an option lacks its value, or has none to take; there is no such topic of help.
         """
         options, settings = self.parse_known_args(sys.argv[1:] if argv is None else argv)
-        if options.help:
+        if options.help is not None:
+            text = self.help_about(options.help)
             if rank == 0:
-                print(self.format_help())
+                print(text)
             return None
         options.settings = settings
         return options
 
+    def help_about(self, topic: str) -> str:
+        """Return the text of `--help TOPIC`.
+
+        Raises:
+            ConfigError: the config has no such section or key.
+        """
+        everything = topic == "all"
+        parts = [self.format_help().rstrip(), self.more if everything else ""]
+        if self.takes_keys:
+            # The config takes a while to import.
+            from cobo_dist.config.help import describe_keys, describe_sections, describe_topic
+
+            # `--help run.seed=3` is about a key, `--help ranks=4` comes from a command line as it was.
+            key = topic.partition("=")[0]
+            if topic and not everything and ("=" not in topic or "." in key):
+                return describe_topic(topic)
+            sections = f"sections of the config, for --help SECTION:\n{describe_sections()}"
+            parts.append(f"keys:\n\n{describe_keys()}" if everything else sections)
+        return "\n\n".join(part for part in (*parts, self.closing) if part)
+
+    def paths(self, options: argparse.Namespace) -> list[Path]:
+        """Return the arguments that are no options, as paths.
+
+        Raises:
+            ConfigError: an unknown option.
+        """
+        for one in options.settings:
+            if one.startswith("-"):
+                self.error(f"{one} is no option")
+        return [Path(one).expanduser() for one in options.settings]
+
     def error(self, message: str) -> NoReturn:
         """Refuse, where argparse would print its usage and exit."""
-        raise ConfigError(f"arguments: {message}; usage: {self.usage}")
+        usage = " ".join((self.usage or "").split())
+        raise ConfigError(f"arguments: {message}; usage: {usage}")
 
 
 def settings_parser(
@@ -64,9 +119,10 @@ def settings_parser(
     about: str,
     epilog: str,
     usage: str = "[--config FILE.yaml] [key.path=value ...]",
+    more: str = "",
 ) -> CommandParser:
     """Return the parser of a command that takes one run's config and settings."""
-    parser = CommandParser(command, about, epilog, usage)
+    parser = CommandParser(command, about, epilog, usage, more, takes_keys=True)
     parser.add_argument("--config", metavar="FILE.yaml", help="the config of the run")
     return parser
 

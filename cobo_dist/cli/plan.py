@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 ABOUT = """\
 Say what the ranks of a run would send in a round and what the fullest of them would keep in memory. Takes the
-config and settings of the run. Data and model are read; nothing is trained or written.
-
+config and settings of the run. Data and model are read; nothing is trained or written."""
+MORE = """\
 The real algorithm runs its rounds with fake clients, and messages and bytes are counted by the transfer plans
 of a real run. So they equal those in metrics.jsonl as long as W keeps its initial value. The pairs are those
 that the run will draw. "true clusters" is W when every client has found its cluster ("moved": after clients
@@ -45,14 +45,12 @@ ranks=R     number of ranks. Default: as many as launch/torchrun.sh would start 
 clients=N   number of clients, made up: model, batches and data are the task's, and its clusters grow in
             proportion. Default: the task's own clients
 
-exit codes: 0 done; 2 refused, with one line on standard error; 1 --try failed while running
-
 examples:
   python -m cobo_dist.plan ranks=4
-  python -m cobo_dist.plan --config configs/paper/language.yaml data.root=DIR ranks=2
   python -m cobo_dist.plan clients=1000000 ranks=1000
-  python -m cobo_dist.plan ranks=2 --try 20
-  srun -N2 --ntasks-per-node=4 python -m cobo_dist.plan --config my.yaml --try 20"""
+  srun -N2 --ntasks-per-node=4 python -m cobo_dist.plan --config my.yaml --try 20
+
+exit codes: 0 done; 2 refused, with one line on standard error; 1 --try failed while running"""
 MAX_COUNT = 10**9  # of ranks= and clients=
 MAX_RANKS_PER_CORE = 8
 """Ranks on a core up to which --try starts ranks by itself, and this host's memory is compared."""
@@ -62,7 +60,7 @@ MAX_RANKS_PER_CORE = 8
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan what the command line names. Returns 0, 2 after one line on standard error, 1 on lost contact."""
     usage = "[--config FILE.yaml] [--try N] [ranks=R] [clients=N] [key.path=value ...]"
-    parser = settings_parser("plan", ABOUT, EPILOG, usage)
+    parser = settings_parser("plan", ABOUT, EPILOG, usage, MORE)
     parser.add_argument("--try", metavar="N", dest="tried", help="run N rounds; measure seconds")
     command = list(sys.argv[1:] if argv is None else argv)
     rank = 0

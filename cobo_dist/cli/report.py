@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
+from cobo_dist.cli.parser import CommandParser, report_error
+from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.terminal import open_console, safe_terminal
 
-_EPILOG = """
+USAGE = "RUN_DIR... [--out DIR] [--figure-1]"
+ABOUT = """\
+Turn run folders into tables (Markdown and CSV), figures (PNG, each with its numbers as CSV) and one page,
+index.html, that needs no other file. Runs that differ only in their seed share a row and a line.
+--help all lists the files."""
+MORE = """\
 files written:
   table.md, table.csv        final results of every problem, mean ± std over seeds
   table1.md, table1.csv      sampling strategies of CoBo, where runs differ in them (Table 1)
@@ -35,28 +41,28 @@ Each PNG has a CSV of the same name with the numbers it shows.
 Runs that differ only in their seed share a row and a line. If there are several tasks, each
 has a folder for its figures. If runs of one task differ in its settings (task.*), each set of
 settings is a problem with its own table. The problem with most methods is the main one: Table 2
-and the figures over rounds show it. A run that has not finished is marked as unfinished.
-
-exit codes: 0 done; 2 refused (not a run folder, a malformed file), with the reason on one line
-
-example:
+and the figures over rounds show it. A run that has not finished is marked as unfinished."""
+EPILOG = """\
+examples:
   python -m cobo_dist.report runs/digits-*-s* --out report
   python -m cobo_dist.report --figure-1 --out report
-"""
+
+exit codes: 0 done; 2 refused (not a run folder, a malformed file), with the reason on one line"""
 
 
 @safe_terminal()
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Make the report. Returns 0, or 2 after one line on standard error."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if not arguments.runs and not arguments.figure_1:
-        parser.error("no run folder is given; give RUN_DIR... or --figure-1")
     try:
-        _report(arguments.runs, arguments.out, arguments.figure_1)
+        parser = _parser()
+        options = parser.read(argv)
+        if options is not None:
+            runs = parser.paths(options)
+            if not runs and not options.figure_1:
+                raise ConfigError("no run folder is given; give RUN_DIR... or --figure-1")
+            _report(runs, options.out, options.figure_1)
     except ConfigError as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
-        return EXIT_REFUSED
+        return report_error(refusal)
     return EXIT_DONE
 
 
@@ -107,21 +113,10 @@ def _list_files(out: Path, files: list[Path]) -> None:
     print(f"written to {out}:", *(f"  {', '.join(line)}" for line in names.values()), sep="\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cobo_dist.report",
-        description="Turn run folders into tables and figures.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="folder of a run")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where to write (default: RUN_DIR/figures for one run, ./report for several)",
-    )
-    parser.add_argument(
-        "--figure-1", action="store_true", help="draw the paper's Figure 1 too; needs no run folder"
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("report", ABOUT, EPILOG, USAGE, MORE)
+    where = "where to write (default: RUN_DIR/figures for one run, ./report for several)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=where)
+    what = "draw the paper's Figure 1 too; needs no run folder"
+    parser.add_argument("--figure-1", action="store_true", help=what)
     return parser

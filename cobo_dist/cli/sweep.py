@@ -17,7 +17,7 @@ from cobo_dist.sweeps.runner import open_sweep, print_dry_run, run_one, run_swee
 from cobo_dist.terminal import safe_terminal
 
 USAGE = (
-    "[--config FILE.yaml ...] [--ranks R] [--out DIR] "
+    "[--config FILE.yaml ...] [--ranks R] [--out DIR]\n           "
     "[--dry-run | --only K | --tables] [key.path=value[,value...] ...]"
 )
 ABOUT = """\
@@ -25,7 +25,7 @@ Run a grid of trainings one after another, each by torchrun in its own folder.
 key=v1,v2 is an axis, key=v a setting of all runs; commas inside brackets or quotes belong to the
 value; seed means run.seed. Several config files are an axis too. A key that the algorithm (or task)
 of a run does not have is left out there, and runs that are then equal are run once."""
-EPILOG = """\
+MORE = """\
 Finished runs are skipped, so the same command continues an interrupted sweep. A run that fails is
 reported, and the sweep continues with the next one.
 
@@ -40,18 +40,15 @@ written into --out:
   best/METHOD.yaml       the chosen setting of each method, for --config
 
 On a cluster each run can be a separate job (slurm/sweep.sbatch): --only K runs the K-th run in the list
-of --dry-run and writes no tables; --tables writes the tables of the finished runs.
-
-exit codes: 0 all done; 1 a run failed; 2 refused before anything started, with one line why;
-75 with --only: stopped by a signal with a checkpoint saved; 130, 143 ended by Ctrl-C, SIGTERM
-
+of --dry-run and writes no tables; --tables writes the tables of the finished runs."""
+EPILOG = """\
 examples:
   python -m cobo_dist.sweep algorithm.name=local,cobo,oracle seed=0,1,2
-  python -m cobo_dist.sweep algorithm.name=local,cobo optimizer.lr=0.05,0.1,0.2 \\
-      algorithm.rho=0.05,0.2 seed=0,1,2 --ranks 2 --out runs/tuning --dry-run
+  python -m cobo_dist.sweep algorithm.name=local,cobo optimizer.lr=0.05,0.1,0.2 --out runs/tuning --dry-run
   python -m cobo_dist.sweep --config configs/*.yaml --out runs/all seed=0,1,2
-  python -m cobo_dist.report runs/all/*-s* --out report
-"""
+
+exit codes: 0 all done; 1 a run failed; 2 refused before anything started, with one line why;
+75 with --only: stopped by a signal with a checkpoint saved; 130, 143 ended by Ctrl-C, SIGTERM"""
 _SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -87,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace | None:
     """Return the options, checked, or None where only help was asked for."""
-    parser = CommandParser("sweep", ABOUT, EPILOG, USAGE)
+    parser = CommandParser("sweep", ABOUT, EPILOG, USAGE, MORE, takes_keys=True)
     add = parser.add_argument
     add(
         "--config",

@@ -10,7 +10,7 @@ from cobo_dist.cli.launch import start
 from cobo_dist.cli.parser import report_error, settings_parser
 from cobo_dist.comm.startup.launch_env import guess_rank
 from cobo_dist.comm.startup.start_guard import StartGuard
-from cobo_dist.config import describe_keys, load_config
+from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_DONE, ConfigError, RunFailure
 from cobo_dist.terminal import safe_terminal
 from cobo_dist.training.signals import Signals
@@ -18,10 +18,13 @@ from cobo_dist.training.signals import Signals
 USAGE = "[--config FILE.yaml] [--show-run-dir] [key.path=value ...]"
 ABOUT = """\
 Train personal models of n clients that learn who should help whom (CoBo), or a baseline.
-Without arguments: the quickstart, 8 clients on handwritten digits, in one process.
-On several: torchrun --standalone --nproc_per_node=4 -m cobo_dist.train [the same arguments]
-or, with MPI carrying the models: mpirun -n 4 python -m cobo_dist.train comm.backend=mpi [...]."""
-EXITS = """\
+Without arguments: the quickstart, 8 clients on handwritten digits, in one process."""
+EPILOG = """\
+examples:
+  python -m cobo_dist.train algorithm.name=fedavg run.rounds=500
+  torchrun --standalone --nproc_per_node=4 -m cobo_dist.train --config configs/quickstart.yaml
+  mpirun -n 4 python -m cobo_dist.train comm.backend=mpi      # MPI carries the models
+
 exit codes: 0 done; 1 failed while running; 2 refused before training, with one line on standard
 error; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C with a checkpoint saved. The run folder's status.json
 says which and why. 143, 138, 130 stopped by SIGTERM, SIGUSR1 or Ctrl-C before the run began; nothing was
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None, guard: StartGuard | None = None) -> 
 
 
 def _train(argv: Sequence[str] | None, rank: int, guard: StartGuard) -> int:
-    parser = settings_parser("train", ABOUT, f"keys:\n\n{describe_keys()}\n\n{EXITS}", USAGE)
+    parser = settings_parser("train", ABOUT, EPILOG, USAGE)
     parser.add_argument(
         "--show-run-dir",
         action="store_true",

@@ -11,12 +11,18 @@ from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import seeds
 
 _BLOCK = 64  # rounds whose batches are computed together
+_MAX_PARTS = 1 << 32  # batches of an epoch
 _MAX_SHUFFLED = 1 << 20  # example numbers shuffled in one call, which needs about 40 MB
 
 
 def bytes_ahead(batch_size: int) -> int:
     """Return the bytes of the example numbers that `BatchIndices` keeps for one client."""
     return _BLOCK * batch_size * torch.int64.itemsize
+
+
+def number_of(t: int, part: int | None) -> int:
+    """Return the number that names batch t of an endless sequence, or batch `part` of epoch t."""
+    return t if part is None else t * _MAX_PARTS + part
 
 
 class BatchIndices:
@@ -42,6 +48,7 @@ class BatchIndices:
         self._groups = self._group_rows()
         self._block = -1
         self._indices = torch.empty(0)
+        self._epoch, self._orders = -1, dict[int, Tensor]()  # by row, the examples of that epoch
 
     def _group_rows(self) -> list[list[int]]:
         """Return groups of rows whose clients have equally many examples, small enough for one call."""
@@ -65,6 +72,26 @@ class BatchIndices:
                 self._indices[:, rows] = self._read(rows, block).transpose(0, 1)
             self._block = block
         return self._indices[offset]
+
+    def part(self, epoch: int, number: int, rows: Sequence[int]) -> Tensor:
+        """Return the example numbers of one batch of an epoch, int64 [len(rows), B] or fewer at its end.
+
+        The epoch is a whole pass in the same order as in the endless sequence, but no batch crosses its end.
+        The clients in `rows` must have equally many examples in this batch.
+        """
+        if epoch != self._epoch:
+            self._epoch, self._orders = epoch, {}
+        wanted = [row for row in rows if row not in self._orders]
+        by_count: dict[int, list[int]] = {}
+        for row in wanted:
+            by_count.setdefault(len(self.examples[row]), []).append(row)
+        for count, alike in by_count.items():
+            clients = torch.tensor([self.clients[row] for row in alike])
+            names = seeds.keys(self.seed, self.purpose, clients, torch.tensor(epoch))
+            for row, order in zip(alike, seeds.permutations(names, count), strict=True):
+                self._orders[row] = self.examples[row][order.to(self._device)]
+        begin = number * self.batch_size
+        return torch.stack([self._orders[row][begin : begin + self.batch_size] for row in rows])
 
     def _read(self, rows: list[int], block: int) -> Tensor:
         """Return the batches of a block of rounds of clients in one group, [k, _BLOCK, B]."""

@@ -30,13 +30,17 @@ def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, one) for name, one in model.named_parameters() if one.requires_grad)
 
 
-def parts_of(batch: Batch, parts: int, dim: int = 0) -> Iterator[Batch]:
-    """Divide a batch along the dimension of its examples into equal parts."""
-    return (
-        zip(*(tensor.chunk(parts, dim) for tensor in batch), strict=True)
-        if parts > 1
-        else iter([batch])
-    )
+def parts_of(batch: Batch, parts: int, dim: int = 0) -> Iterator[tuple[Batch, float]]:
+    """Divide a batch along the dimension of its examples; yield each part and what divides its mean loss.
+
+    A complete batch divides into equal parts, whose losses count 1 / `parts` each. An incomplete one has
+    fewer examples in its last part, or fewer parts.
+    """
+    if parts == 1:
+        yield batch, 1.0
+        return
+    for part in zip(*(tensor.chunk(parts, dim) for tensor in batch), strict=True):
+        yield part, batch[0].shape[dim] / part[0].shape[dim]
 
 
 def with_autocast(
@@ -123,8 +127,8 @@ class OneByOne:
                 gradient_d.zero_()  # one row at a time, so that it is still in the cache when needed
                 for parameter, view in zip(self._parameters, gradient_views.values(), strict=True):
                     parameter.grad = view  # the backward pass adds to it in place
-                for part in parts_of(one, self.parts):
-                    loss = self.loss(self.model, *part) / self.parts
+                for part, divisor in parts_of(one, self.parts):
+                    loss = self.loss(self.model, *part) / divisor
                     loss.backward()  # type: ignore[no-untyped-call]
                     losses[row] += loss.detach()
             if in_place:
@@ -141,8 +145,8 @@ class OneByOne:
         if not self.model.training:
             self.model.train()
         total: Tensor | None = None
-        for number, part in enumerate(parts_of(batch, self.parts)):
-            loss = self.loss(self.model, *part) / self.parts
+        for number, (part, divisor) in enumerate(parts_of(batch, self.parts)):
+            loss = self.loss(self.model, *part) / divisor
             gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
             together = torch._foreach_add_ if number else torch._foreach_copy_
             together(list(gradient_views), list(gradients))

@@ -70,10 +70,10 @@ class Evaluator:
         return torch.cat(losses).t().double()
 
     def _mean_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        losses = [
-            self.loader.loss(model, *part) for part in parts_of(batch, self.task.accumulation)
-        ]
-        total: Tensor = sum(losses) / len(losses)  # type: ignore[assignment]
+        parts = list(parts_of(batch, self.task.accumulation))
+        # Equal parts count 1 each.
+        losses = [self.loader.loss(model, *part) * (len(parts) / share) for part, share in parts]
+        total: Tensor = sum(losses) / len(parts)  # type: ignore[assignment]
         return total
 
     def sums(

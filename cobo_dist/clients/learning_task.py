@@ -15,11 +15,14 @@ from cobo_dist.lazy import Tensor, nn, torch
 class BatchSource(Protocol):
     """Batches of this rank's clients."""
 
-    def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
-        """Return the batch of round t, tensors [c, B, ...], or [e, B, ...] of the clients in `rows`.
+    def batch(
+        self, t: int, stream: str, rows: Tensor | None = None, part: int | None = None
+    ) -> Batch:
+        """Return batch t of each client's endless sequence, tensors [c, B, ...], or [e, B, ...] of `rows`.
 
         `rows` int64 [e] is on the CPU. `stream` names an independent order of the data: "local" or
-        "midpoint" for training data, "validation" for validation data.
+        "midpoint" for training data, "validation" for validation data. With `part`, return batch number
+        `part` of epoch t instead, which may be incomplete: the clients have equally many examples in it.
         """
 
 
@@ -27,6 +30,7 @@ class LearningTask(Protocol):
     """A task as the clients see it."""
 
     engines: tuple[str, ...]  # the engines that can compute its gradients
+    batch_size: int  # examples in one gradient of a client
     accumulation: int  # parts that a training batch is divided into, to need less memory
     loss_is_pure: bool = True  # `loss` depends on the model and the tensors of a batch alone
 
@@ -50,6 +54,9 @@ class LearningTask(Protocol):
 
     def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
         """Return one client's metrics from the sums over that many examples."""
+
+    def train_sizes(self) -> Sequence[int]:
+        """Return how many training examples each of all n clients has, [n]."""
 
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""

@@ -87,10 +87,10 @@ class Vectorized:
         gradient_views = self.layout.views(gradients_md).values()
         total = torch.zeros_like(points_md[:, 0])
         own = [tensors_of[key] for _, tensors_of, key in self._slots]
-        for number, part in enumerate(parts_of(batch, self.parts, dim=1)):
+        for number, (part, divisor) in enumerate(parts_of(batch, self.parts, dim=1)):
             try:
                 losses: Tensor = torch.func.vmap(one)(parameters | dense, *part)
-                losses = losses / self.parts
+                losses = losses / divisor
                 gradients = torch.autograd.grad(losses.sum(), tuple(parameters.values()))
             except torch.OutOfMemoryError:
                 if in_parts_in_place:

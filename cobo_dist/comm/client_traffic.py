@@ -106,5 +106,7 @@ def count_links(weights: Weights) -> int:
     if not weights.level:
         return stored
     grouped_c = ~weights.ungrouped_c
-    sizes_c = np.bincount(weights.groups_n)[weights.groups_n[weights.ids_c]]
-    return stored + int((sizes_c - 1)[grouped_c].sum())
+    sizes_n = np.bincount(weights.groups_n)
+    groups_k = weights.groups_c[grouped_c & (weights.groups_c >= 0)]
+    own = int(np.count_nonzero(weights.groups_c == weights.groups_n[weights.ids_c]))
+    return stored + int(sizes_n[groups_k].sum()) - own

@@ -15,8 +15,8 @@ class CommConfig(Section):
     backend: Literal["auto", "nccl", "gloo", "mpi"] = Field(
         "auto",
         description="nccl for CUDA devices, gloo for CPUs; auto takes the one that fits the device. "
-        "mpi: the MPI of the mpirun that starts the ranks (extra mpi). gloo and mpi carry models of CUDA "
-        "devices through memory of the CPU, so ranks may share a GPU",
+        "mpi: the MPI of the mpirun that starts the ranks (extra mpi). gloo, and an MPI that is not "
+        "CUDA-aware, carry models of CUDA devices through memory of the CPU. Ranks may share a GPU with both",
     )
     dtype: Literal["model", "bfloat16"] = Field(
         "model",
@@ -38,8 +38,9 @@ class CommConfig(Section):
     )
     check: bool = Field(
         False,
-        description="check what ranks send each other against NCCL's rules, whatever the backend, and end "
-        "the run with the rank, peer and batch that break one; costs a little of every round",
+        description="compare what all ranks do before they do it, and end the run with the line of the "
+        "algorithm where they differ: calls, arguments, weights that are not symmetric, and messages that "
+        "break NCCL's rules, whatever the backend; each batch then waits for all ranks",
     )
     placement: Literal["static", "adaptive"] = Field(
         "static",

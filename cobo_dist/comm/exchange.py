@@ -9,7 +9,7 @@ Shapes: c clients on this rank, n in all, d parameters, m pairs, e ends of pairs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +23,19 @@ from cobo_dist.comm.mixing_exchange import MixingExchange
 from cobo_dist.comm.pair_plan import PairPlan, plan_pairs
 from cobo_dist.comm.pairwise_dot import PairwiseDot
 from cobo_dist.comm.placement import Placement
+from cobo_dist.comm.symmetry import find_asymmetry
 from cobo_dist.comm.transports.base import NothingPending, Pending, Transport
-from cobo_dist.maths.alignment import midpoints
+from cobo_dist.comm.transports.checked_transport import CheckedTransport
+from cobo_dist.maths.alignment import Statistic, midpoints
 from cobo_dist.maths.flat import take_rows, to_device
 from cobo_dist.maths.weights import Weights
 from cobo_dist.phase_timer import PhaseTimer
+
+_FINISH = {
+    "send_models": "call exchange.receive_models",
+    "mix": "take all slices that exchange.mix yields",
+}
+"""What ends a method whose messages or sums lie in buffers that other methods use."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Exchange:
         self._models: dict[int, Tensor] = {}  # of this round's pairs, by client
         self._pair_plan = PairPlan.empty()
         self._planned_pairs = np.empty((0, 2), dtype=np.int64)  # the pairs of `_pair_plan`
+        self._unfinished = ""  # the method whose messages or sums still lie in shared buffers
         self._mixing = MixingExchange(self._channel, placement, self.deterministic)
 
     # -- pairs ------------------------------------------------------------------------------------
@@ -89,6 +98,8 @@ class Exchange:
         `x_cd` [c, d] must not change before the last `midpoints`, and nothing else may be sent before
         `receive_models`. `pairs_m2` int64 [m, 2], i < j, is the same on every rank.
         """
+        self._check_rows("send_models", x_cd)
+        self._enter("send_models", pairs_m2=pairs_m2.numpy(), columns=x_cd.shape[1])
         size, channel = x_cd.shape[1], self._channel
         plan = self._plan(pairs_m2)
         self.client_traffic.send_models(plan, size)
@@ -107,9 +118,11 @@ class Exchange:
         self._models = dict(zip(self.ids.tolist(), x_cd, strict=True))
         for peer, transfer in transfers.items():
             self._models.update(zip(transfer.receive_clients.tolist(), receives[peer], strict=True))
+        self._unfinished = "send_models"
 
     def receive_models(self) -> None:
         """Wait until the partners' models have arrived."""
+        self._enter("receive_models")
         self._channel.wait(self._in_flight)
 
     def midpoints(self, pairs_k2: Tensor) -> tuple[PairEnds, Tensor]:
@@ -118,6 +131,7 @@ class Exchange:
         The midpoints lie in scratch rows that the caller may change. Every rank asks for the same pieces
         of the list in the same order.
         """
+        self._enter("midpoints", pairs_k2=pairs_k2.numpy())
         plan, models = self._plan(pairs_k2), self._models
         size = next(iter(models.values())).shape[0]
         z_ed = self._channel.scratch.rows("midpoints", len(plan.clients), size)
@@ -127,16 +141,17 @@ class Exchange:
         rows = self.placement.row_n[plan.clients]
         return PairEnds(rows, plan.clients, plan.partners, plan.first), z_ed
 
-    def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
+    def alignment(self, gradients_ed: Tensor, statistic: Statistic) -> NDArray[np.float64]:
         """Return the alignment [e] at each end of the pairs of the last `midpoints`.
 
         Args:
             gradients_ed: each end's own gradient at the midpoint.
-            kind: `inner` or `cosine` (`maths.alignment.measure`).
+            statistic: of the two gradients of a pair.
         """
+        self._enter("alignment", statistic=statistic.name, columns=gradients_ed.shape[1])
         self.client_traffic.alignment(self._pair_plan, gradients_ed.shape[1])
         with self.timer.span("alignment"):
-            return self._pairwise_dot.alignment(self._pair_plan, gradients_ed, kind)
+            return self._pairwise_dot.alignment(self._pair_plan, gradients_ed, statistic)
 
     def _plan(self, pairs_m2: Tensor) -> PairPlan:
         """Return the plan of these pairs, which mostly are those of the last call."""
@@ -159,19 +174,41 @@ class Exchange:
                 W[receiver, sender] from its own rows, transposed. Otherwise the receiver sends it first.
             x_cd: this rank's models.
         """
+        self._check_rows("mix", x_cd)
+        self._check_weights(weights)
+        self._enter(
+            "mix", columns=x_cd.shape[1], symmetric=weights.symmetric, weights_dtype=weights.dtype
+        )
+        if weights.symmetric and isinstance(self.transport, CheckedTransport):
+            problem = find_asymmetry(weights, self.placement, self.transport)
+            self.transport.agree("exchange.mix", {}, problem)
         self.client_traffic.mix(weights, x_cd.shape[1])
-        return self._mixing.mix(weights, x_cd)
+        self._unfinished = "mix"
+        return self._until_taken(self._mixing.mix(weights, x_cd))
+
+    def _until_taken(self, sums: Iterator[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
+        yield from sums
+        self._unfinished = ""
 
     def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
         """Return the same k combinations sum_j w_kj x_j of all clients' rows on every rank, [k, d].
 
         `weights_kn` is the same on all ranks. All ranks get the same bits, in scratch rows.
         """
+        self._check_rows("all_reduce", x_cd)
+        if weights_kn.shape[1:] != (self.placement.clients,):
+            raise ValueError(
+                f"exchange.all_reduce: weights_kn has the shape {weights_kn.shape}; it needs one column for "
+                f"each of the {self.placement.clients} clients"
+            )
+        self._enter("all_reduce", weights_kn=weights_kn, columns=x_cd.shape[1])
         self.client_traffic.all_reduce(weights_kn, self.ids, x_cd.shape[1])
         return self._mixing.all_reduce(weights_kn, x_cd)
 
     def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return one number of every client, [n] in client order, on every rank."""
+        self._check_rows("all_gather", numbers_c)
+        self._enter("all_gather")
         self.client_traffic.all_gather(len(numbers_c))
         with self.timer.span("waiting"):
             gathered_n = self.gather_rows(numbers_c.astype(np.float64), "mixing")
@@ -179,12 +216,47 @@ class Exchange:
             record = b"" if gathered_n is None else gathered_n.tobytes()
             return np.frombuffer(self.transport.broadcast(record))
 
+    # -- how it is called -----------------------------------------------------------------------------
+
+    def begin_round(self, r: int) -> None:
+        """Compare the rounds that all ranks begin, under `comm.check`."""
+        if isinstance(self.transport, CheckedTransport):
+            self.transport.begin_round(r)
+
+    def _enter(self, method: str, **same: object) -> None:
+        """Begin a method; under `comm.check`, compare what all ranks call, and `same` on all of them."""
+        if self._unfinished and (self._unfinished, method) != ("send_models", "receive_models"):
+            raise ValueError(
+                f"exchange.{method} is called before exchange.{self._unfinished} is finished: "
+                f"{_FINISH[self._unfinished]} first"
+            )
+        self._unfinished = ""
+        if isinstance(self.transport, CheckedTransport):
+            self.transport.agree(f"exchange.{method}", same)
+
+    def _check_rows(self, method: str, rows_c: Sized) -> None:
+        if len(rows_c) != len(self.ids):
+            raise ValueError(
+                f"exchange.{method}: {len(rows_c)} rows for the {len(self.ids)} clients of rank "
+                f"{self.transport.rank}; it needs one row for each of clients.ids"
+            )
+
+    def _check_weights(self, weights: Weights) -> None:
+        is_mine = np.array_equal(weights.ids_c, self.ids)
+        if not is_mine or weights.shape[1] != self.placement.clients:
+            raise ValueError(
+                f"exchange.mix: weights of {weights.shape[0]} of {weights.shape[1]} clients are not those of "
+                f"rank {self.transport.rank}, which has {len(self.ids)} of {self.placement.clients}; make "
+                "them from clients.ids, in that order"
+            )
+
     # -- migration --------------------------------------------------------------------------------
 
     def move(
         self, placement: Placement, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]
     ) -> None:
         """Send migrating clients to their new owners, receive those that come, and use the placement."""
+        self._enter("move", owners=placement.owner_n)
         self._channel.post(dict(sends), dict(receives), "moving").wait()
         self._use(placement)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from cobo_dist.comm.channel import INCOMING, OUTGOING, Channel
 from cobo_dist.comm.pair_plan import Index, PairPlan
 from cobo_dist.comm.transports.base import Pending
-from cobo_dist.maths.alignment import measure, middle, row_dots
+from cobo_dist.maths.alignment import Statistic, middle, row_dots
 from cobo_dist.maths.flat import Scratch, take_rows, to_device
 
 Floats = NDArray[np.float64]
@@ -52,7 +52,7 @@ class PairwiseDot:
         self.channel, self.deterministic = channel, deterministic
         self._scalars = Scratch(torch.float64, "cpu")
 
-    def alignment(self, plan: PairPlan, gradients_ed: Tensor, kind: str) -> Floats:
+    def alignment(self, plan: PairPlan, gradients_ed: Tensor, statistic: Statistic) -> Floats:
         """Return the alignment [e] of each end's gradient with that of its partner at the midpoint."""
         cut = middle(gradients_ed.shape[1])
         halves, pending = self._exchange_halves(plan, gradients_ed, cut)
@@ -64,7 +64,7 @@ class PairwiseDot:
             (here, side, self._dots(half_ed, here, half_ed, here + 1))
             for side, half_ed in enumerate((first_ed, second_ed))
         ]
-        if kind == "cosine":
+        if statistic.needs_norms:
             wanted.append((every, 2, self._dots(gradients_ed, every, gradients_ed, every)))
         self.channel.wait(pending)
         for peer, transfer in plan.transfers.items():
@@ -81,8 +81,7 @@ class PairwiseDot:
         squares_e2 = np.stack([squares_e, partner_squares_e], axis=1)
         # The norm of the pair's first client comes first, at both ends.
         squares_e2[~plan.first] = squares_e2[~plan.first, ::-1]
-        dots_e = torch.from_numpy(parts_e2[:, 0] + parts_e2[:, 1])
-        return measure(dots_e, torch.from_numpy(squares_e2), kind).numpy()
+        return statistic(parts_e2[:, 0] + parts_e2[:, 1], squares_e2)
 
     def _exchange_halves(
         self, plan: PairPlan, gradients_ed: Tensor, cut: int

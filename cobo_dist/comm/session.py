@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -85,25 +85,26 @@ class Session:
             self.liveness.report(line, EXIT_REFUSED)
             raise ConfigError(line)
 
-    def agree(self, refusal: str | None, fingerprint: str = "") -> None:
+    def agree(self, refusal: str | None, read: Mapping[str, str] | None = None) -> None:
         """End all ranks together if one of them cannot go on, or has another config.
 
         Args:
             refusal: why this rank cannot go on; None if it can.
-            fingerprint: what must be the same on all ranks.
+            read: digests of what must be the same on all ranks, by what it is in words.
 
         Raises:
             ConfigError: the same on all ranks, naming the first rank that refuses.
         """
-        mine = json.dumps([refusal, fingerprint, os.uname().nodename]).encode()
+        mine = json.dumps([refusal, dict(read or {}), os.uname().nodename]).encode()
         verdict = ""
         records = [json.loads(record) for record in self.transport.gather(mine)]
         for rank, (reason, seen, host) in enumerate(records):
             if reason is not None:
                 verdict = reason if rank == 0 else f"rank {rank} on {host}: {reason}"
-            elif seen != records[0][1]:
+            elif seen != (first := records[0][1]):
+                other = next(one for one in (*first, *seen) if first.get(one) != seen.get(one))
                 verdict = (
-                    f"rank {rank} on {host} read another config or other data than rank 0 on "
+                    f"rank {rank} on {host} read {other} than rank 0 on "
                     f"{records[0][2]}; start all ranks with the same files and arguments"
                 )
             if verdict:
@@ -144,15 +145,15 @@ def open_session(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launch.world_size == 1:
-        yield Session(launch, device, SoloTransport(), "none: one rank", guard=guard)
+        solo = _checked(SoloTransport(), config)
+        yield Session(launch, device, solo, "none: one rank", guard=guard)
         return
     if config.backend == "mpi":
         with open_mpi(launch, config.timeout) as mpi:
-            carrier = through_cpu(mpi, device)
-            checked = CheckedTransport(carrier) if config.check else carrier
-            session = Session(
-                launch, device, checked, mpi.world.library, mpi.announce_failure, guard=guard
-            )
+            aware = mpi.world.is_cuda_aware
+            checked = _checked(mpi if aware else through_cpu(mpi, device), config)
+            library = f"{mpi.world.library}{', on memory of GPUs' if aware else ''}"
+            session = Session(launch, device, checked, library, mpi.announce_failure, guard=guard)
             session.liveness.hosts = _all_hosts(checked)
             yield session
         return
@@ -170,23 +171,23 @@ def open_session(
         transport: Transport = TorchTransport(Poll(liveness, config.timeout) if on_nccl else None)
         if not on_nccl:
             transport = through_cpu(transport, device)
-        if config.check:
-            transport = CheckedTransport(transport, store)
         del store  # its threads end with its last reference
         failed = True
         try:
             yield Session(
-                launch, device, transport,
+                launch, device, _checked(transport, config),
                 "nccl, and gloo for records" if on_nccl else "gloo",
                 (lambda: None) if on_nccl else dist.destroy_process_group,
                 liveness, guard, seconds,
             )  # fmt: skip
             failed = False
         finally:
-            if isinstance(transport, CheckedTransport):
-                transport.forget_store()
             guard.detach()
             leave_group(failed and on_nccl)
+
+
+def _checked(transport: Transport, config: CommConfig) -> Transport:
+    return CheckedTransport(transport) if config.check else transport
 
 
 def settle_timeout(config: CommConfig, device: torch.device) -> CommConfig:

@@ -4,7 +4,7 @@ schema       the sections that each package owns, put together; rules on several
 loading      file and arguments -> Config
 from_python  path, dict or Config and overrides -> Config
 messages     every mistake in one line
-help         the text of `train --help`
+help         the texts of `--help` about sections and keys
 """
 
 from cobo_dist.config.from_python import config_of

@@ -15,6 +15,7 @@ Flat = Mapping[str, Any]
 """A config with dotted keys."""
 
 STORAGE_KEYS = frozenset((
+    "plugins",
     "run.dir", "run.overwrite", "run.resume", "run.checkpoint_every", "run.keep_checkpoints",
     "run.checkpoint_writing", "run.on_failed_checkpoint", "data.root",
 ))  # fmt: skip

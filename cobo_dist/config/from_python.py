@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from cobo_dist.config.loading import read_arguments, read_file, resolve
+from cobo_dist.config.loading import load_plugins_of, read_arguments, read_file, resolve
 from cobo_dist.config.schema import VARIANTS, Config, check_across
 from cobo_dist.errors import ConfigError
+from cobo_dist.plugins import load_plugins
 
 Given = str | os.PathLike[str] | Mapping[str, Any] | Config | None
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -30,18 +31,22 @@ def config_of(config: Given = None, overrides: Overrides = ()) -> Config:
         ConfigError: anything wrong with either, in one line.
     """
     if isinstance(config, Config) and not overrides:
+        load_plugins(config.plugins)
         check_across(config)
         return config
     above = _nested(overrides) if isinstance(overrides, Mapping) else _arguments(overrides)
     if isinstance(config, str | os.PathLike):
         path, lines = os.fspath(config), dict[str, int]()
+        load_plugins_of(read_file(path, {}), above, beside=path)
         return resolve(read_file(path, lines), above, f"--config {path}", lines)
     if config is not None and not isinstance(config, Config | Mapping):
         raise ConfigError(
             f"config={config!r} has type {type(config).__name__}; give the path of a YAML file, nested "
             "dictionaries or a Config"
         )
-    return resolve(_plain({} if config is None else config), above)
+    below = _plain({} if config is None else config)
+    load_plugins_of(below, above)
+    return resolve(below, above)
 
 
 def _arguments(overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,12 @@
-"""The text of `train --help`: every key with its type, default and meaning."""
+"""The texts of `--help`: the sections of the config, one section or key, or all keys."""
 
 from __future__ import annotations
 
+import difflib
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -17,50 +22,129 @@ from cobo_dist.config.schema import (
     keys_of,
     section_of,
 )
+from cobo_dist.errors import ConfigError
+
+_WIDTH = 110  # columns
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Keys that are described together: those of a section, of a variant, or of none."""
+
+    topic: str  # `run` or `algorithm.cobo`
+    title: str
+    keys: list[tuple[str, FieldInfo]]
+
+    def text(self, only: str = "") -> str:
+        """Return the title and the keys, or those of them that are `only` or below it."""
+        lines = [self.title]
+        for key, field in self.keys:
+            if f"{key}.".startswith(f"{only}.") or not only:
+                lines.append(
+                    f"  {key}  ({_type_name(field.annotation)}, default {_default(field)})"
+                )
+                lines.append(f"      {field.description}")
+        return "\n".join(lines)
 
 
 def describe_keys() -> str:
-    """Return the text of `--help`: every key with type, default and one line of meaning."""
+    """Return every key with type, default and one line of meaning."""
+    return "\n\n".join(part.text() for part in _parts())
+
+
+def describe_sections() -> str:
+    """Return the sections of the config with one line each, or with the names that they can have."""
     lines = []
     for section, field in Config.model_fields.items():
-        if not _kinds(section, field):
-            lines += ["", *(f"  {line}" for line in _described(section, field))]
-        for kind in _kinds(section, field):
-            doc = _first_line(kind)
-            name = kind.model_fields["name"].default if section in VARIANTS else ""
-            title = f"{section}.name={name}: {doc}" if name else f"{section}: {doc}"
-            default = " (default)" if name == QUICKSTART.get(section, ()) else ""
-            lines.append(f"\n{title}{default}")
-            for key, info in keys_of(kind, f"{section}."):
-                if section in VARIANTS and key == f"{section}.name":
-                    continue
-                lines += [f"  {line}" for line in _described(key, info)]
+        if section in VARIANTS:
+            names = [
+                f"{name} (default)" if name == QUICKSTART[section] else name
+                for name in VARIANTS[section]
+            ]
+            meaning = f"{section}.name: {', '.join(names)}"
+        elif hasattr(field.annotation, "model_fields"):
+            meaning = _first_line(field.annotation)
+        else:
+            meaning = field.description or ""
+        head = f"  {section:<11}"
+        lines += textwrap.wrap(
+            meaning, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head),
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def describe_topic(topic: str) -> str:
+    """Return the keys of a section (`run`), a name in it (`algorithm.cobo`), a group, or one key.
+
+    Of a section with several names, their titles. `algorithm.name=cobo` is `algorithm.cobo`.
+
+    Raises:
+        ConfigError: there is no such section or key.
+    """
+    parts = list(_parts())
+    key, _, name = topic.partition("=")
+    section, _, last = key.partition(".")
+    wanted = f"{section}.{name}" if last == "name" and name else key
+    for part in parts:
+        if part.topic == wanted:
+            return part.text()
+    if section in VARIANTS and last in ("", "name"):
+        titles = [part.title for part in parts if part.topic.startswith(f"{section}.")]
+        hint = f"--help {section}.{QUICKSTART[section]} lists the keys of one"
+        return "\n".join([*titles, "", hint])
+    found = [part.text(key) for part in parts if _has(part, key)]
+    if found:
+        return "\n\n".join(found)
+    known = [
+        *Config.model_fields,
+        *(part.topic for part in parts),
+        *(k for p in parts for k, _ in p.keys),
+    ]
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "give one that --help lists, a key, or all"
+    raise ConfigError(f"--help {topic}: there is no such section or key; {hint}")
+
+
+def _has(part: _Part, key: str) -> bool:
+    return any(f"{known}.".startswith(f"{key}.") for known, _ in part.keys)
+
+
+def _parts() -> Iterator[_Part]:
+    """Yield the parts of the config: the keys of no section, then each section or variant."""
+    plain = [
+        (name, field)
+        for name, field in Config.model_fields.items()
+        if name not in VARIANTS and not hasattr(field.annotation, "model_fields")
+    ]
+    if plain:
+        yield _Part("", "keys without a section:", plain)
+    for section, field in Config.model_fields.items():
+        if section in VARIANTS:
+            for name in VARIANTS[section]:
+                kind = section_of(section, name)
+                default = " (default)" if name == QUICKSTART[section] else ""
+                title = f"{section}.name={name}: {_first_line(kind)}{default}"
+                keys = [one for one in keys_of(kind, f"{section}.") if one[0] != f"{section}.name"]
+                yield _Part(f"{section}.{name}", title, keys)
+        elif hasattr(field.annotation, "model_fields"):
+            whole: Any = field.annotation
+            title = f"{section}: {_first_line(whole)}"
+            yield _Part(section, title, list(keys_of(whole, f"{section}.")))
     for name in CALLBACKS:
-        lines.append(f"\na callback, name={name}: {_first_line(callback_section(name))}")
-        for key, info in callback_keys(name):
-            if key != "callbacks.name":
-                lines += [f"  {line}" for line in _described(key.partition(".")[2], info)]
-    return "\n".join(lines).strip()
+        title = f"callbacks, name={name}: {_first_line(callback_section(name))}"
+        keys = [one for one in callback_keys(name) if one[0] != "callbacks.name"]
+        yield _Part(f"callbacks.{name}", title, keys)
 
 
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
-
-
-def _kinds(section: str, field: FieldInfo) -> list[Any]:
-    """Return the classes of a section: one, or one for each of its names; none of a plain key."""
-    if section in VARIANTS:
-        return [section_of(section, name) for name in VARIANTS[section]]
-    return [field.annotation] if hasattr(field.annotation, "model_fields") else []
-
-
-def _described(key: str, field: FieldInfo) -> list[str]:
-    head = f"{key}  ({_type_name(field.annotation)}, default {_default(field)})"
-    return [head, f"    {field.description}"]
+def _first_line(kind: Any) -> str:
+    return (kind.__doc__ or "").strip().partition("\n")[0]
 
 
 def _default(field: FieldInfo) -> str:
     value = field.default
+    if value is None:
+        return "null"
     if value == "":
         return "empty"
     if isinstance(value, bool):
@@ -69,7 +153,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) in (Annotated, Union):
+    if get_origin(annotation) in (Annotated, Union, UnionType):
         return _type_name(get_args(annotation)[0])
     options = get_args(annotation)
     if options and all(isinstance(option, str) for option in options):

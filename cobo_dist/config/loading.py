@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from cobo_dist.config.schema import (
     text_keys,
 )
 from cobo_dist.errors import ConfigError
+from cobo_dist.plugins import load_plugins
 from cobo_dist.registry import register
 from cobo_dist.settings import flatten
 from cobo_dist.yaml_text import RepeatedKey, YamlError, core_value, read_yaml
@@ -43,7 +45,11 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: anything wrong with either, in one line.
     """
-    lines: dict[str, int] = {}
+    below = {} if file is None else read_file(file, {})
+    load_plugins_of(below, _plugins_only(arguments), beside=file)
+    lines: dict[
+        str, int
+    ] = {}  # how a value is read depends on its key, so the file is read once more
     below = {} if file is None else read_file(file, lines)
     return resolve(below, read_arguments(arguments), f"--config {file}", lines)
 
@@ -88,11 +94,27 @@ def variant_names(file: str | None, names: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ConfigError: the file cannot be read, or a section is no group of keys.
     """
+    load_plugins_of({} if file is None else read_file(file, {}), beside=file)
     arguments = read_arguments([f"{section}.name={name}" for section, name in names.items()])
     merged = _merge({} if file is None else read_file(file, {}), arguments)
     _name_variants(merged)
     groups = {section: merged[section] for section in VARIANTS}
     return {name: str(one["name"]) for name, one in groups.items() if isinstance(one, dict)}
+
+
+def load_plugins_of(*nested: Mapping[str, Any], beside: str | None = None) -> None:
+    """Load the plug-ins that nested keys name, the last ones where several do; keys depend on them.
+
+    `beside`: the file of the config, next to which a run folder has copies.
+    """
+    names = [one["plugins"] for one in nested if "plugins" in one][-1:] or [[]]
+    given = [names[0]] if isinstance(names[0], str) else names[0]
+    if isinstance(given, list) and all(isinstance(name, str) for name in given):
+        load_plugins(given, None if beside is None else Path(beside).parent)
+
+
+def _plugins_only(arguments: Sequence[str]) -> dict[str, Any]:
+    return read_arguments([one for one in arguments if one.startswith("plugins=")])
 
 
 def _name_variants(merged: dict[str, Any]) -> None:

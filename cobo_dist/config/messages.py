@@ -156,7 +156,7 @@ def _nearest(key: str, known_keys: Sequence[str], given: Mapping[str, Any]) -> s
     # The last step may be right, and the section wrong.
     near = near or [known for known in known_keys if _last(known) == _last(key)]
     if not near:
-        return "see --help for all keys"
+        return "--help all lists the keys"
     best = max(near, key=lambda known: sum(scores[known]))
     section, _, rest = best.partition(".")
     owners = owners_of(section, rest) if section in VARIANTS else []

@@ -16,9 +16,11 @@ from cobo_dist.algorithms.algorithm import AlgorithmSection
 from cobo_dist.algorithms.registry import ALGORITHMS
 from cobo_dist.callbacks.callback import CallbackSection
 from cobo_dist.callbacks.registry import CALLBACKS
+from cobo_dist.clients.local_config import LocalWorkConfig, ParticipationConfig
 from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.comm.config import CommConfig
 from cobo_dist.errors import ConfigError
+from cobo_dist.plugins import Plugin, loaded_plugins
 from cobo_dist.registry import Kind, register
 from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.settings import Section, Text, as_tuple
@@ -79,6 +81,11 @@ def _default(variant: str) -> Any:
     return Field(default_factory=lambda: section_of(variant, QUICKSTART[variant])())
 
 
+def _some(value: Any) -> Any:
+    """Take one text for a list of one."""
+    return as_tuple([value] if isinstance(value, str) else value)
+
+
 class Config(Section):
     """The whole config. The defaults are the quickstart.
 
@@ -86,7 +93,7 @@ class Config(Section):
     ('cobo', 'runs/digits-cobo-s0')
     """
 
-    plugins: Annotated[tuple[Text, ...], BeforeValidator(as_tuple)] = Field(
+    plugins: Annotated[tuple[Text, ...], BeforeValidator(_some)] = Field(
         (),
         description="modules, or paths of Python files, that register algorithms, tasks, models, ... of "
         "your own (docs/EXTENDING.md)",
@@ -99,6 +106,8 @@ class Config(Section):
         "algorithm"
     )
     optimizer: OptimizerConfig = OptimizerConfig()
+    local: LocalWorkConfig = LocalWorkConfig()
+    participation: ParticipationConfig = ParticipationConfig()
     comm: CommConfig = CommConfig()
     log: LogConfig = LogConfig()
     callbacks: Annotated[
@@ -115,6 +124,12 @@ class Config(Section):
         """The run folder."""
         default = f"runs/{self.task.name}-{self.algorithm.name}-s{self.run.seed}"
         return Path(self.run.dir or default).expanduser()
+
+    @property
+    def used_plugins(self) -> list[Plugin]:
+        """The loaded plug-ins that the config names, or that something it names belongs to."""
+        sources = [VARIANTS[one][getattr(self, one).name].source for one in VARIANTS]
+        return loaded_plugins(dict.fromkeys((*self.plugins, *sources)))
 
     def to_yaml(self, exclude: Mapping[str, set[str]] | None = None) -> str:
         """Return the resolved config, without some keys of its sections, as YAML that `--config` takes."""
@@ -186,9 +201,21 @@ def check_across(config: Config) -> None:
     Raises:
         ConfigError: values that do not go together.
     """
-    for section in (config.algorithm, config.optimizer):
+    for section in (config.algorithm, config.optimizer, config.local, config.participation):
         if message := section.contradiction():
             raise ConfigError(message)
+    if config.local.several_steps and config.algorithm.takes_one_step:
+        key = "epochs" if config.local.epochs else "steps"
+        raise ConfigError(
+            f"local.{key}={getattr(config.local, key)} does not serve algorithm.name="
+            f"{config.algorithm.name}, which compares gradients at one model; leave local.{key} at its "
+            "default"
+        )
+    if config.participation != ParticipationConfig() and (key := config.algorithm.draws_clients):
+        raise ConfigError(
+            f"{key} of algorithm.name={config.algorithm.name} and participation both say how many clients "
+            "take part; drop one of them"
+        )
     if config.comm.deterministic and config.run.engine == "vectorised":
         raise ConfigError(
             "comm.deterministic=true computes clients one by one, but run.engine=vectorised; "

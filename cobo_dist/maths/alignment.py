@@ -9,16 +9,16 @@ Shapes: m rows, d parameters, k inner products, e ends of pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.flat import numbers_at_once, to_device
 
-MEASURES = ("inner", "cosine")
+Floats = NDArray[np.float64]
 
 _BATCHED_BELOW = 1 << 14
 """Numbers in a row below which one batched product and sum is faster than a dot product for each row."""
@@ -71,21 +71,47 @@ def row_dots(
     return dots.double()
 
 
-def measure(dots_m: Tensor, squares_m2: Tensor, kind: str) -> Tensor:
-    """Return the alignment [m] from inner products [m] and the two squared norms [m, 2].
+@dataclass(frozen=True)
+class Statistic:
+    """A function of two gradients g_i and g_j, i < j, that says how well they align.
 
-    `inner` is the paper's <g_i, g_j>. `cosine` divides by the norms, so that gamma means the same at
-    the start and late in training, when gradients are small. The cosine of a zero gradient is 0.
-
-    Raises:
-        ValueError: `kind` is none of `MEASURES`.
+    `function` takes the inner products [e] and, if it `needs_norms`, the squared norms of g_i [e] and of
+    g_j [e], all float64. Both owners of a pair call it with the same bits, so W stays symmetric.
     """
-    if kind == "inner":
-        return dots_m
-    if kind == "cosine":
-        norms = squares_m2.prod(dim=1).sqrt()
-        return torch.where(norms > 0, dots_m / norms.clamp(min=torch.finfo(norms.dtype).tiny), 0.0)
-    raise ValueError(f"alignment {kind!r} is none of {', '.join(MEASURES)}")
+
+    name: str
+    function: Callable[..., Floats]
+    needs_norms: bool = False
+
+    def __call__(self, dots_e: Floats, squares_e2: Floats) -> Floats:
+        """Return the alignment [e].
+
+        Raises:
+            ValueError: the function returned something else than a finite number for each pair.
+        """
+        norms = (squares_e2[:, 0], squares_e2[:, 1]) if self.needs_norms else ()
+        found_e = np.asarray(self.function(dots_e, *norms), dtype=np.float64)
+        if found_e.shape != dots_e.shape:
+            raise ValueError(
+                f"statistic {self.name} returned shape {found_e.shape} for {len(dots_e)} pairs; return one "
+                "number for each pair"
+            )
+        return found_e
+
+
+def inner(dots_e: Floats) -> Floats:
+    """Return the paper's <g_i, g_j>."""
+    return dots_e
+
+
+def cosine(dots_e: Floats, squares_i_e: Floats, squares_j_e: Floats) -> Floats:
+    """Return <g_i, g_j> / (||g_i|| ||g_j||), 0 for a gradient of 0.
+
+    So gamma means the same at the start and late in training, when gradients are small.
+    """
+    norms_e = np.sqrt(squares_i_e * squares_j_e)
+    tiny = np.finfo(norms_e.dtype).tiny
+    return np.where(norms_e > 0, dots_e / np.maximum(norms_e, tiny), 0.0)
 
 
 def midpoints(own_e: Sequence[Tensor], partner_e: Sequence[Tensor], z_ed: Tensor) -> Tensor:

@@ -106,6 +106,33 @@ class Weights:
             self.ids_c, self.ungrouped_c.copy(), self._keys.copy(), self._values.copy()
         )
 
+    def among(self, part_n: NDArray[np.bool_], *, all_receive: bool = False) -> Weights:
+        """Return these weights with 0 for clients that do not take part: in their columns and their rows.
+
+        `all_receive`: only in their columns, so all clients have weights for those that take part. W is then
+        not symmetric; otherwise it stays so.
+        """
+        n = self.shape[1]
+        # A client that does not take part is in a group of its own, to which no row belongs.
+        labels_n = np.where(part_n, self.groups_n, n + np.arange(n))
+        symmetric = self.symmetric and not all_receive
+        other = Weights(self.ids_c, labels_n, self.level, self.dtype.type, symmetric)
+        rows, columns, values = self.entries()
+        kept = part_n[columns]
+        if all_receive:
+            label_of = np.full(n, -1)  # of each group, the label of its members that take part
+            label_of[self.groups_n[part_n]] = other.groups_n[part_n]
+            other.ungrouped_c = self.ungrouped_c.copy()
+            other.groups_c = np.where(self.groups_c < 0, -1, label_of[self.groups_c])
+            sizes_n = np.bincount(other.groups_n)
+            other._sizes_c = np.where(other.groups_c < 0, 0, sizes_n[other.groups_c])
+        else:
+            here_c = part_n[self.ids_c]
+            kept &= here_c[rows]
+            other._set_ungrouped(self.ungrouped_c | ~here_c)
+        other._keys, other._values = self._keys[kept], values[kept]
+        return other
+
     def entries(self) -> tuple[Ints, Ints, Floats]:
         """Return rows, columns and values of the stored entries, [m] each, row by row."""
         rows, columns = np.divmod(self._keys, self.shape[1])

@@ -23,7 +23,7 @@ from cobo_dist.comm.exchange import PairEnds
 from cobo_dist.comm.pair_plan import PairPlan, plan_pairs
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.traffic_counter import TRAINING
-from cobo_dist.maths.alignment import middle
+from cobo_dist.maths.alignment import Statistic, middle
 from cobo_dist.maths.blocks import blocks_of
 from cobo_dist.maths.flat import row_bytes, widest
 from cobo_dist.maths.mixing import Product
@@ -129,7 +129,7 @@ class CountingExchange:
         x_i, x_j = (self._x_nd[torch.from_numpy(ids)] for ids in (every.clients, every.partners))
         return ends, (x_i + x_j) / 2
 
-    def alignment(self, gradients_ed: Tensor, kind: str) -> NDArray[np.float64]:
+    def alignment(self, gradients_ed: Tensor, statistic: Statistic) -> NDArray[np.float64]:
         """Count half gradients and their scalars; return 0 for every end: no weight moves."""
         assert self._planned is not None
         assert self._ends is not None

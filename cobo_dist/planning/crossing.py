@@ -96,8 +96,10 @@ class _BlocksByRank:
         if self.weights.level:
             mine = np.zeros(int(self.weights.groups_n.max()) + 1, dtype=bool)
             mine[self._columns[rank]] = True
-            clients_r = np.bincount(self.placement.owner_n[mine[self.weights.groups_n]])
-            peers |= set(np.flatnonzero(clients_r).tolist())
+            mine[self._rows[rank][self._rows[rank] >= 0]] = True
+            groups_n = self.weights.groups_c  # of the rows, which may be in groups of other columns
+            alike_n = mine[self.weights.groups_n] | ((groups_n >= 0) & mine[groups_n])
+            peers |= set(np.flatnonzero(np.bincount(self.placement.owner_n[alike_n])).tolist())
         return sorted(peers - {rank})
 
     def models(self, to: int, source: int) -> int:

@@ -26,6 +26,7 @@ from cobo_dist.config import Config
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.maths.graph import link_threshold
+from cobo_dist.maths.participation import Participation
 from cobo_dist.maths.weights import Weights
 from cobo_dist.planning.counting_exchange import CountingExchange
 from cobo_dist.planning.fake_clients import BUFFERS, MODEL, FakeClients
@@ -37,6 +38,8 @@ MAX_COUNTED_RANKS = 32
 """Ranks that are counted; of more ranks so many are sampled."""
 MAX_COMPARISONS = 5_000_000
 """Comparisons of clients in one round, on average, that a dry run takes on."""
+MAX_DRAWS = 100
+"""Draws of the clients that take part that a plan counts, where not all do."""
 MAX_WORK = 6_000_000
 """Clients and comparisons over all representative rounds; beyond it fewer rounds are counted."""
 
@@ -107,27 +110,38 @@ class DryRun:
             ConfigError: more ranks than clients, a task that does not fit the config, or rounds with too
                 many comparisons to count.
         """
-        refuse_unfit(config.algorithm, config.run, task)
+        refuse_unfit(config, task)
         self.config, self.task = config, task
         self.n, self.rounds = clients or task.clients, max(1, config.run.rounds)
         self.clusters = task.clusters
         if self.clusters is not None and self.n != task.clients:
             like_n = np.arange(self.n) * task.clients // self.n
             self.clusters = tuple(np.asarray(task.clusters)[like_n].tolist())
-        context = RunContext(self.n, self.clusters, config.run.seed, self.rounds)
+        config.participation.refuse_unfit(self.n)
+        self.participation = Participation(config.run.seed, self.n, config.participation.of(self.n))
+        sizes = task.train_sizes()
+        examples = [sizes[i * task.clients // self.n] for i in range(self.n)]
+        context = RunContext(
+            self.n, self.clusters, config.run.seed, self.rounds, self.participation, examples
+        )
         self.representatives = self._choose_rounds(context)
         self.placement = Placement.contiguous(self.n, ranks)
         self.counted = sample_ranks(config.run.seed, ranks)
         self.model = ModelSize.of(config, task)
-        self.clients = FakeClients(self.placement, self.counted, self.clusters, self.model)
+        self.clients = FakeClients(
+            self.placement, self.counted, self.clusters, self.model, self.participation
+        )
         self.exchange = self._exchange(self.placement)
         self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, context)
 
-    def _choose_rounds(self, context: RunContext) -> list[tuple[int, int]]:
-        """Return the representative rounds; fewer where there are many clients."""
+    def _choose_rounds(self, context: RunContext) -> list[tuple[int, int, float]]:
+        """Return the representative rounds; fewer where there are many clients.
+
+        Each is t, the round whose clients take part, and how many rounds it stands for.
+        """
         algorithm = self.config.algorithm
-        rounds = algorithm.representative_rounds(self.rounds)
-        comparisons = [algorithm.comparisons(t, context) for t, _ in rounds]
+        rounds = self._with_draws(algorithm.representative_rounds(self.rounds))
+        comparisons = [algorithm.comparisons(t, context) for t, _, _ in rounds]
         most = int(np.argmax(comparisons))
         if comparisons[most] > MAX_COMPARISONS:
             raise ConfigError(
@@ -140,7 +154,21 @@ class DryRun:
             np.arange(len(rounds)), max(1, min(len(rounds), int(len(rounds) * MAX_WORK / work)))
         )
         return [
-            (rounds[part[len(part) // 2]][0], sum(rounds[k][1] for k in part)) for part in parts
+            (*rounds[part[len(part) // 2]][:2], sum(rounds[k][2] for k in part)) for part in parts
+        ]
+
+    def _with_draws(self, rounds: list[tuple[int, int]]) -> list[tuple[int, int, float]]:
+        """Return rounds with a draw of clients each: all rounds of a short run, else a sample of draws."""
+        if not self.participation.is_partial:
+            return [(t, t, count) for t, count in rounds]
+        if self.rounds <= MAX_DRAWS:
+            return [(t, t, 1) for t in range(self.rounds)]
+        # An algorithm whose rounds are random gives many rounds, each with a draw of its own.
+        draws = max(1, MAX_DRAWS // len(rounds))
+        return [
+            (t, t if draws == 1 else self.rounds * k // draws, count / draws)
+            for t, count in rounds
+            for k in range(draws)
         ]
 
     def _exchange(self, placement: Placement) -> CountingExchange:
@@ -160,20 +188,23 @@ class DryRun:
 
     # -- traffic ----------------------------------------------------------------------------------
 
-    def round(self, r: int) -> RoundTraffic:
+    def round(self, r: int, drawn: int | None = None) -> RoundTraffic:
         """Return what round r = 1 .. T sends; rounds are asked for in ascending order.
+
+        The clients that take part are those of round `drawn` = 0 .. T-1; None: its own.
 
         As long as the run's W keeps its initial value, these are the counts of the run. An algorithm that
         looks for clusters is taken to find the true ones.
         """
+        self.participation.stands_for = drawn
         return self._count(self.exchange, lambda: self.algorithm.round(r - 1).pairs)
 
     def traffic(self) -> dict[str, RoundTraffic]:
         """Return round 1, the mean round, and the mean round with models mixed at other W, by name."""
         first = self.round(1)
         found = [
-            (first if t == 0 else self.round(t + 1), count / self.rounds)
-            for t, count in self.representatives
+            (first if t == drawn == 0 else self.round(t + 1, drawn), count / self.rounds)
+            for t, drawn, count in self.representatives
         ]
         mean = RoundTraffic(
             self.placement.ranks,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cobo_dist.comm.placement import Placement
 from cobo_dist.maths import seeds
+from cobo_dist.maths.participation import Participation
 from cobo_dist.planning.memory_estimate import ModelSize
 
 MODEL, BUFFERS = 1, 2
@@ -36,6 +37,7 @@ class FakeClients:
     """
 
     lr = 0.0
+    several_steps = False  # what is sent is the same
 
     def __init__(
         self,
@@ -43,9 +45,10 @@ class FakeClients:
         ranks: Ints,
         clusters: Sequence[int] | None,
         model: ModelSize,
+        participation: Participation,
     ) -> None:
         """Make the clients of a placement. Where no clusters are known, each client is its own."""
-        count = placement.clients
+        count, self.participation = placement.clients, participation
         labels = np.arange(count) if clusters is None else np.asarray(clusters)
         _, cluster_n = np.unique(labels, return_inverse=True)
         self.placement, self.ranks, self.ids = placement, ranks, tuple(range(count))
@@ -68,11 +71,16 @@ class FakeClients:
         t: int,
         rows_e: Ints | None = None,
         on_rows_ready: Callable[[slice], None] | None = None,
+        adjust: Callable[[Tensor, Tensor, Ints], None] | None = None,
     ) -> Tensor:
         """Return losses of 0."""
         if on_rows_ready is not None:
             on_rows_ready(slice(None))
         if rows_e is None:
+            if self.participation.is_partial:
+                self.apart_s = np.maximum(
+                    self.apart_s, self._note(np.flatnonzero(self.participation(t)))
+                )
             return torch.zeros(len(self.ids), dtype=self.x_cd.dtype)
         self.apart_s = np.maximum(self.apart_s, self._note(rows_e))
         return torch.zeros(len(rows_e), dtype=self.x_cd.dtype)
@@ -85,6 +93,7 @@ class FakeClients:
         stream: str,
         *,
         in_place: bool = False,
+        local_work: bool = False,
     ) -> Tensor:
         """Return gradients that differ between clusters."""
         taken_s = self._note(rows_e)
@@ -105,11 +114,16 @@ class FakeClients:
         return (own_e[:, None] != torch.arange(count)).double()
 
     def validation_losses_at(
-        self, points_kd: Tensor, buffers_kd: Tensor, t: int, batch_size: int
+        self,
+        points_kd: Tensor,
+        buffers_kd: Tensor,
+        t: int,
+        batch_size: int,
+        rows_e: Ints | None = None,
     ) -> Tensor:
         """Return losses of which no two are equal, as in a real run."""
         self._scored += 1
-        shape = len(self.ids), len(points_kd)
+        shape = len(self.ids if rows_e is None else rows_e), len(points_kd)
         name = seeds.key(0, "fake losses", self._scored)
         return seeds.uniforms(name, shape[0] * shape[1]).view(shape)
 

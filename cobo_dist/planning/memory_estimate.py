@@ -85,6 +85,7 @@ def memory_items(use: MemoryUse, model: ModelSize, config: Config, task: Task) -
         f"models, {count:,} x {model.size:,} numbers": count * (row + buffers),
         f"optimizer, {own:g} x as many": int(own * count) * row,
         "gradients": count * row,
+        "models, gradients and sums of local steps": 3 * count * row * config.local.several_steps,
         "models of no client, and their optimizer": int((1 + other) * use.others) * row
         + use.others * buffers,
         "midpoints": use.midpoint_bytes,

@@ -55,7 +55,9 @@ def examine(config: Config, launch: Launch) -> list[Finding]:
             refuse_unusable_folder(config, launch)
         except ConfigError as refusal:
             refusals.append(str(refusal))
-    with open_session(launch, config.comm, device) as session:
+    # Links are measured between two ranks at a time, and without what comm.check costs.
+    comm = config.comm.model_copy(update={"check": False})
+    with open_session(launch, comm, device) as session:
         set_up_torch(config.run, launch.cores, config.comm.deterministic, device)
         needed = bytes_needed(
             prepared, config.run.dtype, config.run.keep_checkpoints, launch.world_size

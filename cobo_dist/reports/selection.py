@@ -16,7 +16,6 @@ RATE = "algorithm.sampling.rate"
 # that differ in these keys are compared as strategies.
 _SAMPLING_KEYS = (SAMPLING, RATE, "algorithm.sampling.switch_fraction")
 
-_LEARN_W = ("ifca", "federated_clustering", "validation_based", "cobo")
 _MAX_VARIANTS = 3  # settings of one method that a figure of several methods shows
 
 
@@ -66,7 +65,7 @@ def learning(groups: Iterable[Group]) -> list[Group]:
     for group in groups:
         logged = [run.weights for run in group.runs if run.weights is not None]
         moves = any(weights.moves for weights in logged)
-        if logged and (moves or group.algorithm in _LEARN_W):
+        if logged and (moves or group.method.learns_weights):
             found.append(group)
     return found
 

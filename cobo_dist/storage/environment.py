@@ -80,7 +80,9 @@ def _git_revision() -> str | None:
         return named.read_text(encoding="utf-8").strip() or None
     try:
         answer = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            # The second revision exists only where this file belongs to the checkout: a folder of installed
+            # packages may lie in a checkout of something else.
+            ["git", "-C", str(here), "rev-parse", "HEAD", f"HEAD:./{Path(__file__).name}"],
             capture_output=True,
             text=True,
             check=False,
@@ -88,4 +90,4 @@ def _git_revision() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() or None
+    return None if answer.returncode else answer.stdout.split()[0]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from cobo_dist.plugins import COPIES_DIR
 from cobo_dist.storage.record import Number
 from cobo_dist.storage.record import Record as Record
 from cobo_dist.storage.summary_schema import BytesPerClient as BytesPerClient
@@ -27,8 +28,10 @@ WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE = "W.npz", "summary.json", "status.json"
 MODELS_DIR, CHECKPOINTS_DIR, FIGURES_DIR, ERRORS_DIR = "models", "checkpoints", "figures", "errors"
 TENSORBOARD_DIR, TRACES_DIR = "tensorboard", "profile"
 OWNER_DIR = "owner"
+PLUGINS_DIR = COPIES_DIR
 RUN_FOLDERS = (
     MODELS_DIR, FIGURES_DIR, TENSORBOARD_DIR, ERRORS_DIR, CHECKPOINTS_DIR, TRACES_DIR,
+    PLUGINS_DIR,
 )  # fmt: skip
 RUN_FILES = (
     CONFIG_FILE, ENVIRONMENT_FILE, MODEL_FILE, METRICS_FILE, WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE,
@@ -207,6 +210,22 @@ class Resumed(Record):
     warnings: list[str] = Field(description="checkpoints that were not used, and why")
 
 
+class Method(Record):
+    """How reports show the algorithm, and what they must know of it."""
+
+    title: str = Field("", description="its name in figures and tables")
+    color: str = Field("", description="#rrggbb; empty: a neutral one")
+    marker: str = Field("", description="marker of matplotlib; empty: a circle")
+    place: int = Field(100, description="place in tables and legends, ascending")
+    role: Literal["", "alone", "upper_bound", "emphasized"] = Field(
+        "", description="alone: the one to beat; upper_bound; emphasized: drawn in front"
+    )
+    learns_weights: bool = Field(False, description="whether W is worth a figure")
+    equal_share: float = Field(
+        0.0, description="one client's equal share where rows of W sum to 1, else 0"
+    )
+
+
 class Environment(Record):
     """What ran, where and how it was started. Environment variables are left out: they hold secrets."""
 
@@ -222,6 +241,7 @@ class Environment(Record):
     threads_per_rank: int = Field(1, description="CPU threads")
     engine: str = Field("", description="how gradients were computed (`run.engine`)")
     engine_choice: str = Field("", description="why this engine")
+    method: Method | None = Field(None, description="the algorithm as reports show it")
     resumed: list[Resumed] = Field([], description="each resumption, the first one first")
 
 
@@ -262,6 +282,7 @@ class Manifest(Record):
     clients: int = Field(description="number of clients")
     ranks: int = Field(description="number of ranks that wrote it")
     data: str = Field(description="fingerprint of the task's data")
+    plugins: dict[str, str] = Field({}, description="SHA-256 of each plug-in's file")
     versions: dict[str, str] = Field(description="versions of Python and libraries")
     files: dict[str, FileDigest] = Field({}, description="size and digest of each file")
     sha256: str = Field("", description="SHA-256 of the keys above, as JSON without indentation")

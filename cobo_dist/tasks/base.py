@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,12 @@ class DataConfig(Section):
         "",
         description="in place of CIFAR-100: an npz with x_train uint8 [N, H, W, 3 or 1], y_train, "
         "x_test, y_test (cross_silo, cross_device)",
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="seed of what clients have: splits, partitions and label maps; null: run.seed. Batches, "
+        "pairs, participation and x^0 come from run.seed, so several runs may share one split",
     )
     batch_size: int = Field(
         32, ge=1, le=1_000_000, description="examples that a client's gradient is taken on at once"
@@ -64,9 +70,13 @@ class DataConfig(Section):
         description="keep images in memory with channels last, which makes convolutions faster",
     )
 
+    def split_seed(self, run_seed: int) -> int:
+        """Return the seed of splits, partitions and label maps."""
+        return run_seed if self.seed is None else self.seed
+
     @property
     def examples_a_round(self) -> int:
-        """Examples of one client in a round of one local step."""
+        """Examples of one client in one local step."""
         return self.batch_size * self.accumulation
 
 
@@ -78,9 +88,14 @@ class Task(LearningTask, Protocol):
     names: tuple[str, ...] = ()  # of the clients; empty if they have none
     clusters: tuple[int, ...] | None  # the true cluster of each client, if known
     splits: tuple[str, ...]  # what can be evaluated
+    batch_size: int = 1  # training examples in one gradient of a client
     metrics: tuple[str, ...]  # of an evaluation: "loss" first, the one to compare runs by last
     notices: tuple[str, ...] = ()  # what a user should know of the data, a line each
     diagnoses: bool = False  # whether `diagnose` returns figures every round
+
+    def train_sizes(self) -> Sequence[int]:
+        """Return how many training examples each of all n clients has, [n]; here 1 each."""
+        return [1] * self.clients
 
     def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
         """Return one client's metrics from the sums over so many examples: their means."""

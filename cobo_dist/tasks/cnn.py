@@ -16,7 +16,7 @@ from cobo_dist.tasks.sections import ModelSection
 class CnnConfig(ModelSection):
     """Two 5x5 convolutions with max-pooling, a hidden layer, a linear layer; no normalization."""
 
-    min_pixels: ClassVar = 4  # of a side: after two poolings by 2, one is left
+    min_pixels: ClassVar[int] = 4  # of a side: after two poolings by 2, one is left
 
     name: Literal["cnn"] = "cnn"
     width: Width = Field(

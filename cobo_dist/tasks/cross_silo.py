@@ -53,7 +53,7 @@ class CrossSiloConfig(ImagesConfig):
     )
     label_seeds: Seeds = Field(
         (),
-        description="label_map=permuted: a seed for each cluster's permutation; empty: from run.seed",
+        description="label_map=permuted: a seed for each cluster's permutation; empty: from data.seed",
     )
 
     def load(self, data: DataConfig, seed: int, dtype: torch.dtype) -> ClientExamples:

@@ -49,7 +49,7 @@ class ImageSet:
 class ImagesConfig(ClassificationConfig):
     """CIFAR-100, or other images in its place."""
 
-    default_model: ClassVar = "resnet9"
+    default_model: ClassVar[str] = "resnet9"
 
     def fetch(self, data: DataConfig) -> Iterator[str]:
         """Fetch CIFAR-100 where it is missing and no file takes its place."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cobo_dist.clients.batches import number_of
 from cobo_dist.clients.engine_choice import ENGINES
 from cobo_dist.clients.engines import Batch
 from cobo_dist.errors import ConfigError
@@ -32,13 +33,14 @@ from cobo_dist.tasks.sections import ModelSection, TaskSection
 class QuadraticConfig(TaskSection):
     """Quadratic losses around given centers (Example 2)."""
 
-    model_kind: ClassVar = "none"
-    splits: ClassVar = ("test",)
+    model_kind: ClassVar[Literal["classifier", "language", "none"]] = "none"
+    splits: ClassVar[tuple[str, ...]] = ("test",)
 
     name: Literal["quadratic"] = "quadratic"
     file: Text = Field(
         "",
-        description="problem.npz with centers [n, d], curvature [n], start [d]; clusters [n] if "
+        description="problem.npz with centers [n, d], curvature [n], start [d]; examples [n], by default "
+        "1 each, for local.epochs and algorithm.weighting; clusters [n] if "
         "known (otherwise clients with equal centers form a cluster)",
     )
     noise: float = Field(
@@ -71,7 +73,7 @@ class Quadratic(Task):
     splits: tuple[str, ...] = ("validation", "test")  # the same: there is only f_i
     diagnoses = True
     engines: tuple[str, ...] = tuple(ENGINES)
-    accumulation = 1  # a batch is the whole problem
+    batch_size = accumulation = 1  # a batch is the whole problem
 
     def __init__(self, config: QuadraticConfig, seed: int, dtype: torch.dtype) -> None:
         """Read the problem.
@@ -88,6 +90,7 @@ class Quadratic(Task):
         self.noise, self.seed = config.noise, seed
         self.centers_nd, self.curvature_n = arrays["centers"], arrays["curvature"]
         self.clients = len(self.centers_nd)
+        self._examples = arrays.get("examples", np.ones(self.clients)).astype(np.int64).tolist()
         self.clusters = _clusters(arrays.get("clusters"), self.centers_nd)
         self._start = torch.from_numpy(arrays["start"]).to(dtype)
         self._centers = torch.from_numpy(self.centers_nd).to(dtype)
@@ -114,6 +117,10 @@ class Quadratic(Task):
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return f_i(x)."""
         return {"loss": model(*batch)}
+
+    def train_sizes(self) -> list[int]:
+        """Return the file's `examples`: local steps in an epoch, and weight in an average by examples."""
+        return list(self._examples)
 
     def training(self, clients: Sequence[int], device: torch.device) -> QuadraticBatches:
         """Return the problems of these clients, with new noise in each round."""
@@ -161,7 +168,9 @@ class Quadratic(Task):
 
     def fingerprint(self) -> str:
         """Return a digest of the problem."""
-        parts = (self.centers_nd, self.curvature_n, self._start.double().numpy())
+        parts = [self.centers_nd, self.curvature_n, self._start.double().numpy()]
+        if set(self._examples) != {1}:
+            parts.append(np.array(self._examples, dtype=np.float64))
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
@@ -174,9 +183,11 @@ class QuadraticBatches:
         self.curvature_c = task._curvature[clients].to(device)
         self.no_noise_cd = torch.zeros_like(self.centers_cd)
 
-    def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
-        """Return centers [m, d], curvatures [m] and noise [m, d] of round t."""
-        noise_cd = self._noise(t, stream) if self.noise else self.no_noise_cd
+    def batch(
+        self, t: int, stream: str, rows: Tensor | None = None, part: int | None = None
+    ) -> Batch:
+        """Return centers [m, d], curvatures [m] and noise [m, d] of batch t, or of that part of epoch t."""
+        noise_cd = self._noise(number_of(t, part), stream) if self.noise else self.no_noise_cd
         if rows is None:
             return self.centers_cd, self.curvature_c, noise_cd
         rows = to_device(rows, self.centers_cd.device)
@@ -198,9 +209,10 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
         ConfigError: the file is missing or no npz, lacks an array, or has wrong shapes or numbers.
     """
     arrays, _ = read_arrays(path, f"task.file={path}", "write one with numpy.savez")
-    for name, dimensions in (("centers", 2), ("curvature", 1), ("start", 1), ("clusters", 1)):
+    shapes = {"centers": 2, "curvature": 1, "start": 1, "clusters": 1, "examples": 1}
+    for name, dimensions in shapes.items():
         if name not in arrays:
-            if name == "clusters":
+            if name in ("clusters", "examples"):
                 continue
             found = ", ".join(sorted(arrays)) or "nothing"
             raise ConfigError(f"task.file={path} lacks the array {name!r}; it holds {found}")
@@ -212,15 +224,20 @@ def read_problem(path: Path) -> dict[str, NDArray[np.float64]]:
         if not arrays[name].size or not np.isfinite(arrays[name]).all():
             raise ConfigError(f"task.file={path}: {name} is empty or holds NaN or infinite numbers")
     n, d = arrays["centers"].shape
-    for name, length in (("curvature", n), ("start", d), ("clusters", n)):
+    for name, length in (("curvature", n), ("start", d), ("clusters", n), ("examples", n)):
         if name in arrays and arrays[name].shape != (length,):
             raise ConfigError(
                 f"task.file={path}: centers is [{n}, {d}], so {name} must be [{length}], not "
                 f"{list(arrays[name].shape)}"
             )
-    clusters = arrays.get("clusters", np.zeros(1))
-    if (clusters != np.round(clusters)).any():
-        raise ConfigError(f"task.file={path}: clusters must be whole numbers, one for each client")
+    for name in ("clusters", "examples"):
+        numbers = arrays.get(name, np.zeros(1))
+        least = 0 if name == "examples" else -np.inf
+        if (numbers != np.round(numbers)).any() or (numbers < least).any():
+            raise ConfigError(
+                f"task.file={path}: {name} must be whole numbers, one for each client"
+                + ", and at least 0" * (name == "examples")
+            )
     if (arrays["curvature"] <= 0).any():
         raise ConfigError(
             f"task.file={path}: curvature must be above 0 (Example 2), and its least is "

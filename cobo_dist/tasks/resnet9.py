@@ -16,7 +16,7 @@ from cobo_dist.tasks.sections import ModelSection
 class Resnet9Config(ModelSection):
     """ResNet-9: eight 3x3 convolutions, two residual blocks, one linear layer."""
 
-    min_pixels: ClassVar = 8  # of a side: after three poolings by 2, one is left
+    min_pixels: ClassVar[int] = 8  # of a side: after three poolings by 2, one is left
 
     name: Literal["resnet9"] = "resnet9"
     width: int = Field(

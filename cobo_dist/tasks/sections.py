@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.registry import class_of, register, takes
 from cobo_dist.settings import Section
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
     from cobo_dist.tasks.base import DataConfig, Task
 
 

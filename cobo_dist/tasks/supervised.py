@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cobo_dist.clients.batches import BatchIndices
+from cobo_dist.clients.batches import BatchIndices, number_of
 from cobo_dist.clients.engine_choice import ENGINES
 from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.learning_task import BatchSource
@@ -162,14 +162,24 @@ class ExampleBatches:
             if data.augment and examples.are_images:
                 self.views[stream] = Augmentation(seed, stream, clients, examples.inputs)
 
-    def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
-        """Return inputs [m, B, ...], targets [m, B] and, with dropout, a mask [m, B, features] of round t."""
-        indices_mb, clients_m = self.streams[stream].batch(t), self.clients
+    def batch(
+        self, t: int, stream: str, rows: Tensor | None = None, part: int | None = None
+    ) -> Batch:
+        """Return inputs [m, B, ...], targets [m, B] and, with dropout, a mask [m, B, features] of batch t.
+
+        With `part`, of that batch of epoch t.
+        """
+        numbers, clients_m = self.streams[stream], self.clients
         which = None if rows is None else rows.tolist()
+        if part is not None:
+            indices_mb = numbers.part(t, part, range(len(self.ids)) if which is None else which)
+        elif rows is None:
+            indices_mb = numbers.batch(t)
+        else:
+            indices_mb = numbers.batch(t).index_select(0, to_device(rows, clients_m.device))
         if rows is not None:
-            there = to_device(rows, clients_m.device)
-            indices_mb = indices_mb.index_select(0, there)
-            clients_m = clients_m.index_select(0, there)
+            clients_m = clients_m.index_select(0, to_device(rows, clients_m.device))
+        t = number_of(t, part)
         examples = self.examples
         targets = examples.labels_of[clients_m[:, None], examples.targets[indices_mb]]
         if stream in self.views:
@@ -208,8 +218,9 @@ class Classification(Task):
             ConfigError: see `ClassificationConfig.load`; or a model that cannot take these inputs.
         """
         self.config, self.name = config, config.name
-        loaded = config.load(data, seed, dtype)
-        order = config.client_order(len(loaded.clusters), seed)
+        self.split_seed = data.split_seed(seed)
+        loaded = config.load(data, self.split_seed, dtype)
+        order = config.client_order(len(loaded.clusters), self.split_seed)
         self.examples = replace(loaded.examples, labels_of=loaded.examples.labels_of[order])
         self.split_of = {
             split: [own[client] for client in order] for split, own in loaded.splits.items()
@@ -218,7 +229,7 @@ class Classification(Task):
         self.pools = loaded.pools and [loaded.pools[client] for client in order]
         self.data, self.seed, self.dtype = data, seed, dtype
         self.model_config, self.clients = model, len(order)
-        self.accumulation = data.accumulation
+        self.batch_size, self.accumulation = data.examples_a_round, data.accumulation
         self.channels_last = self.examples.are_images and self.examples.channels_last
         # A split in which a client has no examples cannot be evaluated.
         self.splits = tuple(n for n in ("validation", "test") if all(map(len, self.split_of[n])))
@@ -232,7 +243,7 @@ class Classification(Task):
 
         def sizes(fraction: float) -> list[int]:
             config = self.config.model_copy(update={"validation_fraction": fraction})
-            return list(map(len, config.load(self.data, self.seed, self.dtype).splits[split]))
+            return list(map(len, config.load(self.data, self.split_seed, self.dtype).splits[split]))
 
         assert self.clusters is not None, "classification knows its clusters"
         now, train = ([len(own) for own in self.split_of[name]] for name in (split, "train"))
@@ -268,6 +279,10 @@ class Classification(Task):
             "accuracy": (logits.argmax(dim=1) == targets).sum(),
         }
 
+    def train_sizes(self) -> list[int]:
+        """Return how many training examples each client has."""
+        return [len(own) for own in self.split_of["train"]]
+
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training batches of these clients."""
         self._move_to(device)
@@ -294,8 +309,8 @@ class Classification(Task):
         self._move_to(device)
         indices, most = self.split_of[split][client], self.data.eval_examples
         if not whole and 0 < most < len(indices):
-            part = seeds.permutation(seeds.key(self.seed, f"part of {split}"), len(indices))[:most]
-            indices = indices[part]
+            key = seeds.key(self.split_seed, f"part of {split}")
+            indices = indices[seeds.permutation(key, len(indices))[:most]]
         for chunk in torch.split(to_device(indices, device), self.data.eval_batch_size):
             targets = self.examples.labels_of[client][self.examples.targets[chunk]]
             yield len(chunk), (self.examples.as_inputs(self.examples.inputs[chunk]), targets)

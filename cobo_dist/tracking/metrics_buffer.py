@@ -203,13 +203,14 @@ class MetricsBuffer:
             traffic = np.sum([rank[f"{number}.traffic"] for rank in ranks], axis=0)
             row |= {"messages": int(traffic[0]), "bytes_sent": int(traffic[1:].sum())}
             row |= {f"bytes_{p}": int(b) for p, b in zip(TRAINING, traffic[1:], strict=True)}
-            bad = np.flatnonzero(~np.isfinite(losses_n))
+            part_n = self.clients.participation(row["round"] - 1)
+            bad = np.flatnonzero(~np.isfinite(losses_n) & part_n)
             skips = self.clients.skips_bad
             if skips:
                 row["skipped"] = len(bad)
                 self._warn_of_skipped(row["round"], bad)
-                losses_n = losses_n[np.isfinite(losses_n)]
-            row["loss"] = float(losses_n.mean()) if len(losses_n) else float("nan")
+            counted = losses_n[part_n & np.isfinite(losses_n)] if skips else losses_n[part_n]
+            row["loss"] = float(counted.mean()) if len(counted) else float("nan")
             if self.task.diagnoses:
                 models = [rank[f"{number}.models"] for rank in ranks]
                 row |= self.task.diagnose(in_client_order(models))

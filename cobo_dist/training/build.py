@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from cobo_dist.algorithms.base import RunContext
-from cobo_dist.algorithms.registry import build_algorithm
+from cobo_dist.algorithms.registry import build_algorithm, shown_as
 from cobo_dist.callbacks.callback import Callback
 from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
@@ -29,11 +29,12 @@ from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.maths.graph import link_threshold
+from cobo_dist.maths.participation import Participation
 from cobo_dist.phase_timer import PhaseTimer
 from cobo_dist.results.run import Run
 from cobo_dist.storage.environment import describe_environment
 from cobo_dist.storage.run_dir import RunDir
-from cobo_dist.storage.schema import Manifest
+from cobo_dist.storage.schema import Manifest, Method
 from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.health_checks import HealthMonitor
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
@@ -102,7 +103,7 @@ def run_in_session(
             problem = prepared.agree(session)
             found = resume.find(
                 config.run, folder, partial(resume_differences, config),
-                session, problem.placement, problem.data,
+                session, problem.placement, problem.data, problem.plugins,
             )  # fmt: skip
             if isinstance(found, resume.Done):
                 if launch.rank == 0:
@@ -139,6 +140,7 @@ def build_learner(config: Config, session: Session, problem: Problem, timer: Pha
     """Return clients, exchange and algorithm of this rank."""
     task, run, comm = problem.task, config.run, config.comm
     dtype = getattr(torch, run.dtype)
+    participation = Participation(run.seed, task.clients, config.participation.of(task.clients))
     clients = ClientBatch(
         problem.placement.by_rank[session.transport.rank],
         task,
@@ -150,6 +152,8 @@ def build_learner(config: Config, session: Session, problem: Problem, timer: Pha
         rounds=run.rounds,
         skips_bad=run.on_nan == "skip_client",
         graphs=run.cuda_graphs == "auto" and not comm.deterministic,
+        local=config.local,
+        participation=participation,
         timer=timer,
     )
     exchange = Exchange(
@@ -157,7 +161,9 @@ def build_learner(config: Config, session: Session, problem: Problem, timer: Pha
         deterministic=comm.deterministic, timer=timer,
         wire=None if comm.dtype == "model" else getattr(torch, comm.dtype),
     )  # fmt: skip
-    context = RunContext(task.clients, task.clusters, run.seed, run.rounds)
+    context = RunContext(
+        task.clients, task.clusters, run.seed, run.rounds, participation, task.train_sizes()
+    )
     new_algorithm = partial(build_algorithm, config.algorithm, clients, exchange, context)
     return Learner(task, clients, exchange, new_algorithm)
 
@@ -186,10 +192,13 @@ def open_trainer(
     config_yaml = config.model_copy(update={"run": run.model_copy(update=settled)}).to_yaml()
     environment = describe_environment(session.device)
     environment.engine, environment.engine_choice = engine, why
+    environment.method = Method.model_validate(shown_as(config.algorithm, problem.task.clients))
     if found is not None:
         startup.restore(found, learner, session)  # before anything in the run folder is changed
     found = startup.claim(folder, session, found, epoch)
-    startup.write_head(folder, session, config_yaml, environment, problem.task, found)
+    startup.write_head(
+        folder, session, config_yaml, environment, problem.task, found, config.used_plugins
+    )
 
     with (
         _open_run_logger(config, session, problem.task, folder, first) as run_logger,
@@ -210,6 +219,7 @@ def open_trainer(
             clients=problem.task.clients,
             ranks=session.transport.world_size,
             data=problem.data,
+            plugins=dict(problem.plugins),
             versions=environment.versions,
         )
         checkpoint_writer = CheckpointWriter(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 
-from cobo_dist.algorithms.algorithm import AlgorithmSection
 from cobo_dist.callbacks.callback import Callback
 from cobo_dist.callbacks.registry import build_callbacks
 from cobo_dist.checkpoint import resume
@@ -20,6 +20,7 @@ from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import ConfigError
+from cobo_dist.plugins import load_plugins
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage.owner_record import STALE_SECONDS, await_verdict, refuse_living
 from cobo_dist.storage.run_dir import RunDir
@@ -35,6 +36,7 @@ class Problem:
     task: Task
     placement: Placement
     data: str  # fingerprint of the task's data
+    plugins: Mapping[str, str] = field(default_factory=dict)  # digests by name
     callbacks: Sequence[Callback] = ()
 
 
@@ -43,7 +45,9 @@ class Prepared:
     """What a rank has before it connects to the others: the problem, or the reason why it refuses to run."""
 
     problem: Problem | None = None
-    fingerprint: str = ""  # of config and data
+    read: Mapping[str, str] = field(
+        default_factory=dict
+    )  # digests of what all ranks must read alike
     epoch: int = 0  # on rank 0, of the run folder's last owner, which is gone
     refusal: str | None = None
 
@@ -55,7 +59,7 @@ class Prepared:
             RunFailure: a rank failed while it read its data.
         """
         session.wait_for_all(rank_0_seconds=STALE_SECONDS)
-        session.agree(self.refusal, self.fingerprint)
+        session.agree(self.refusal, self.read)
         assert self.problem is not None, "without one, a rank refuses"
         return self.problem
 
@@ -73,6 +77,7 @@ def prepare(
     beside those of the config.
     """
     try:
+        load_plugins(config.plugins)  # another config may have been loaded meanwhile
         checks_folder = launch.rank == 0 and with_folder
         epoch = await_verdict(config.run_dir) if checks_folder else 0
         if checks_folder:
@@ -80,16 +85,21 @@ def prepare(
         dtype = getattr(torch, config.run.dtype)
         task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
         placement = Placement.contiguous(task.clients, launch.world_size)
-        refuse_unfit(config.algorithm, config.run, task)
+        refuse_unfit(config, task)
         callbacks = [*build_callbacks(config.callbacks), *callbacks]
         for one in callbacks:
             one.check(config.run, task.metrics)
         if checks_folder:
             refuse_unusable_folder(config, launch)
         data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
-        titles = ", ".join(one.title for one in callbacks)
-        fingerprint = hashlib.sha256((config.to_yaml() + data + titles).encode()).hexdigest()
-        return Prepared(Problem(task, placement, data, callbacks), fingerprint, epoch)
+        plugins = {plugin.name: plugin.digest for plugin in config.used_plugins}
+        read = {
+            **{f"another plug-in {name}": digest for name, digest in plugins.items()},
+            "another config": hashlib.sha256(config.to_yaml().encode()).hexdigest(),
+            "other data": data,
+            "other callbacks": ", ".join(one.title for one in callbacks),
+        }
+        return Prepared(Problem(task, placement, data, plugins, callbacks), read, epoch)
     except ConfigError as error:
         return Prepared(refusal=str(error))
     except Exception as error:  # of any kind: the other ranks wait for this one in `agree`
@@ -106,16 +116,29 @@ def refuse_unusable_folder(config: Config, launch: Launch) -> None:
     resume.refuse_unusable(config.run, folder, partial(resume_differences, config), launch)
 
 
-def refuse_unfit(algorithm: AlgorithmSection, run: RunConfig, task: Task) -> None:
-    """Check that the task has what algorithm, engine and evaluation need.
+def refuse_unfit(config: Config, task: Task) -> None:
+    """Check that the task has what algorithm, engine, local work and evaluation need.
 
     Raises:
-        ConfigError: it lacks clusters, validation data, the engine or a split.
+        ConfigError: it lacks clusters, validation data, the engine, a split or examples.
     """
+    algorithm, run = config.algorithm, config.run
+    config.local.refuse_unfit(task.train_sizes(), task.batch_size)
+    config.participation.refuse_unfit(task.clients)
     if algorithm.needs_clusters and task.clusters is None:
         raise ConfigError(
             f"algorithm.name={algorithm.name} needs a task with known clusters, and {task.lack_clusters()}"
         )
+    if algorithm.weighs_examples:
+        sizes_n, groups_n = task.train_sizes(), np.zeros(task.clients, dtype=np.int64)
+        if algorithm.needs_clusters:
+            groups_n = np.unique(np.asarray(task.clusters), return_inverse=True)[1].reshape(-1)
+        if (empty := np.flatnonzero(np.bincount(groups_n, weights=sizes_n) == 0)).size:
+            client = int(np.flatnonzero(groups_n == empty[0])[0])
+            raise ConfigError(
+                f"algorithm.weighting=examples: client {client}, and each that it is averaged with, has no "
+                "training examples, so the weights sum to 0; set algorithm.weighting=equal"
+            )
     if run.engine not in ("auto", *task.engines):
         raise ConfigError(
             f"run.engine={run.engine} does not serve task.name={task.name}, which has "

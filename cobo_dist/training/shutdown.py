@@ -27,6 +27,7 @@ from cobo_dist.errors import (
     RunFailure,
 )
 from cobo_dist.formatting import human_bytes
+from cobo_dist.plugins import place_in_plugin
 from cobo_dist.storage.files import read_file
 from cobo_dist.storage.owner import TakenOver
 from cobo_dist.storage.run_dir import RunDir
@@ -269,7 +270,8 @@ def one_line(error: BaseException) -> str:
         )
     if isinstance(error, KeyboardInterrupt):
         return "interrupted from the keyboard"
-    return f"{type(error).__name__}: {text}"
+    place = place_in_plugin(error)
+    return f"{f'{place}: ' if place else ''}{type(error).__name__}: {text}"
 
 
 def _write_status(folder: RunDir, line: str, code: int = EXIT_FAILED) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,7 @@ from cobo_dist.checkpoint.resume import Resumption
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.session import Session
 from cobo_dist.errors import ConfigError
+from cobo_dist.plugins import Plugin
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage.checkpoint_format import Damaged
 from cobo_dist.storage.disk import SMALL_FILE_BYTES, explain_start
@@ -24,6 +26,7 @@ from cobo_dist.storage.schema import (
     ENVIRONMENT_FILE,
     FORMAT,
     MODEL_FILE,
+    PLUGINS_DIR,
     Environment,
     ModelRecord,
     Owner,
@@ -116,8 +119,9 @@ def write_head(
     environment: Environment,
     task: Task,
     found: Resumption | None,
+    plugins: Iterable[Plugin],
 ) -> None:
-    """Write config.yaml, env.json and model.json, on rank 0; all ranks call this."""
+    """Write config.yaml, env.json, model.json and copies of plug-ins on rank 0; all ranks call this."""
     me = f"{socket.gethostname()} {session.device}"
     ranks = [record.decode() for record in session.transport.gather(me.encode())]
     if session.transport.rank:
@@ -135,6 +139,10 @@ def write_head(
             warnings=list(found.warnings),
         )
         environment.resumed = [*folder.environment().resumed, now]
+    for plugin in plugins:
+        if plugin.is_file:
+            (folder.path / PLUGINS_DIR).mkdir(exist_ok=True)
+            folder.write_text(f"{PLUGINS_DIR}/{plugin.file.name}", plugin.file.read_text("utf-8"))
     folder.write_text(CONFIG_FILE, config_yaml)
     folder.write_record(ENVIRONMENT_FILE, environment)
     folder.write_record(MODEL_FILE, ModelRecord(format=FORMAT, **task.model_facts()))

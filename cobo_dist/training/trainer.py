@@ -6,6 +6,7 @@ import time
 
 from torch.profiler import profile
 
+from cobo_dist.algorithms.base import RoundResult
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.errors import RunFailure
 from cobo_dist.phase_timer import RoundClock
@@ -75,7 +76,8 @@ class Trainer:
         for r in range(self.first + 1, self.last + 1):
             self.round = r
             clock.start()
-            result = self.learner.algorithm.round(r - 1)
+            self.learner.exchange.begin_round(r)
+            result = self._round(r - 1)
             self.metrics.round(r, result, clock.stop())
             with timer.span("logging"):
                 if self.profiler is not None:
@@ -86,6 +88,14 @@ class Trainer:
         self._wait_for_checkpoint(stopped_by)
         self.seconds = time.monotonic() - self._began
         return stopped_by
+
+    def _round(self, t: int) -> RoundResult:
+        """Let the algorithm take round t."""
+        result: object = self.learner.algorithm.round(t)
+        if not isinstance(result, RoundResult):
+            name, given = type(self.learner.algorithm).__name__, type(result).__name__
+            raise RunFailure(f"{name}.round returned a {given}; return RoundResult(losses)")
+        return result
 
     def _log_start(self) -> None:
         """Log W^0 and evaluate x^0."""

@@ -421,7 +421,7 @@ def test_ranks_with_different_data_or_config_are_refused(
         )
     assert len(set(answers)) == 1
     assert "rank 1" in answers[0]
-    assert "another config or other data" in answers[0]
+    assert {"config": "another config", "data": "other data"}[difference] in answers[0]
     assert not (tmp_path / "out").exists()
 
 

@@ -51,6 +51,18 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     "federated_clustering": ("algorithm.name=federated_clustering", *MOMENTUM),
     "validation_based": ("algorithm.name=validation_based", "algorithm.every=3", *ADAM),
     "oracle": ("algorithm.name=oracle", *MOMENTUM),
+    "local-epochs": (
+        "algorithm.name=oracle",
+        "algorithm.weighting=examples",
+        "local.epochs=1",
+        "participation.count=5",
+        "optimizer.name=adamw",
+        "optimizer.lr=0.003",
+        "optimizer.schedule=step",
+        "optimizer.step_every=5",
+        "data.batch_size=50",
+    ),
+    "cobo-some": ("algorithm.gamma=0.3", "local.steps=2", "participation.fraction=0.5", *MOMENTUM),
 }
 
 

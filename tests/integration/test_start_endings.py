@@ -140,7 +140,7 @@ def test_a_resumed_run_stopped_before_its_first_round_goes_on_later(tmp_path: Pa
 
 
 def test_nobody_can_reach_the_store_of_a_run_that_has_begun(tmp_path: Path) -> None:
-    """At MASTER_PORT nothing listens any more. With comm.check the run itself still uses its store."""
+    """At MASTER_PORT nothing listens any more, and the run goes on."""
     port, out = free_port(), tmp_path / "run"
     run = ranks.start(
         2, [*arguments(write_problem(tmp_path / "p.npz"), 10**6, 5), f"run.dir={out}", "comm.check=true"],

@@ -195,7 +195,7 @@ def test_a_value_is_not_told_to_be_a_group(tmp_path: Path, arguments: list[str])
 
 @pytest.mark.parametrize("key", ["run.zzz", "algorithm.xyz", "algorithm.samplin", "q"])
 def test_no_hint_is_better_than_one_that_does_not_help(key: str) -> None:
-    assert message_of([f"{key}={{}}"]) == f"{key} is not a known key; see --help for all keys"
+    assert message_of([f"{key}={{}}"]) == f"{key} is not a known key; --help all lists the keys"
 
 
 # -- any mistake -----------------------------------------------------------------------------------

@@ -1,198 +1,149 @@
-"""`comm.check`: a transport that checks what ranks post against NCCL's rules during the run.
+"""`comm.check`: a transport on which ranks compare what they are about to do before they do it.
 
-Each rank records its batches. Whenever records are gathered for the log, the batches since the last gather
-travel with them; rank 0 replays them, and its next broadcast tells all ranks the result. So checking sends no
-message of its own, and no rank keeps more than the batches between two gathers.
-
-A broken rule may end the run before that: gloo aborts a process that receives more than it expects. So each
-rank also writes its batch to the shared store before it posts it. Ranks that lose contact compare what the
-store has, whichever ranks are still alive.
+Before each step (`steps.Step`) every rank sends a description of it to rank 0, which compares them and tells
+all ranks the result. So a message without its counterpart, a call that one rank does not make, or arguments
+that differ end the run at once on all ranks, with one line, and before anything is posted that gloo would
+abort on and NCCL would hang on. It costs a gather and a broadcast for every step.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Mapping
 
-import torch
+import numpy as np
 from torch import Tensor
-from torch.distributed import Store  # type: ignore[attr-defined]
 
 from cobo_dist.comm.transports.base import LostContact, Pending, Transport
-from cobo_dist.comm.transports.nccl_rules import (
-    Batch,
-    NcclRuleBroken,
-    Operation,
-    check_mirrors,
-    check_schedule,
-    describe_batch,
+from cobo_dist.comm.transports.nccl_rules import describe_batch
+from cobo_dist.comm.transports.steps import (
+    Step,
+    calling_line,
+    find_mistake,
+    fingerprint,
+    first_difference,
+    operations_of,
+    value_bytes,
 )
 from cobo_dist.errors import RunFailure
-
-STORE_SETTLE_SECONDS = 0.5
-"""How long to wait after contact is lost, so that other ranks' last batches reach the store."""
 
 _LENGTH = struct.Struct("<Q")
 
 
 class RuleBroken(RunFailure):
-    """Ranks posted what NCCL would hang on, corrupt or reject. The same line on all ranks."""
+    """Ranks do not do the same, or post what NCCL would hang on, corrupt or reject. The same line on all."""
 
 
 class CheckedTransport:
-    """Passes everything on to another transport, and checks what all ranks post."""
+    """Passes everything on to another transport, once all ranks are known to do the same."""
 
-    def __init__(self, inner: Transport, store: Store | None = None) -> None:
-        """Check `inner`; with `store`, which all ranks share, also after contact is lost."""
-        self.inner, self._store = inner, store
+    def __init__(self, inner: Transport) -> None:
+        """Check `inner`. All ranks take every step together, also those with nothing to send."""
+        self.inner = inner
         self.rank, self.world_size = inner.rank, inner.world_size
-        self.checked = 0  # batches of all ranks, on rank 0
-        self._batches: list[list[Operation]] = []  # since the last gather
-        self._first = 0  # the number of the first of them in the run
-        self._gathers = 0
-        self._broken_rule = ""  # found on rank 0, and sent with its next broadcast
+        self.checked = 0  # batches of all ranks that were checked, on rank 0
+        self._number = 0  # of the next batch
+        self._call = ""
 
     def exchange(
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], purpose: str
     ) -> Pending:
-        """Record the batch and pass it on."""
-        if batch := describe_batch(sends, receives, purpose):
-            self._record(batch)
-        explaining = _Explaining(self)
-        with explaining:
-            return _CheckedPending(self.inner.exchange(sends, receives, purpose), explaining)
+        """Compare the batches of all ranks and post this one's.
+
+        Raises:
+            RuleBroken: on all ranks, if the batches break one of NCCL's rules (`nccl_rules`).
+        """
+        operations = operations_of(describe_batch(sends, receives, purpose))
+        self._take(
+            Step("batch", self._call, calling_line(), purpose=purpose, operations=operations)
+        )
+        self._number += 1
+        return self.inner.exchange(sends, receives, purpose)
 
     def gather(self, record: bytes) -> list[bytes]:
-        """Gather every rank's record on rank 0, with the batches since the last gather; check those."""
-        batches = [_to_json(batch) for batch in self._batches]
-        window = json.dumps([self._first, batches]).encode()
-        with _Explaining(self):
-            received = self.inner.gather(_LENGTH.pack(len(window)) + window + record)
-        self._first += len(self._batches)
-        self._batches = []
-        self._gathers += 1
-        pairs = [_split(one) for one in received]
-        if pairs and not self._broken_rule:
-            self._check_windows([window for window, _ in pairs])
-        return [record for _, record in pairs]
+        """Gather every rank's record on rank 0.
+
+        Raises:
+            RuleBroken: on all ranks, if one of them does something else.
+        """
+        return self._take(Step("gather", line=calling_line()), to_gather=record)[0]
 
     def broadcast(self, record: bytes) -> bytes:
         """Return rank 0's record on every rank.
 
         Raises:
-            RuleBroken: on all ranks, if one of them broke a rule before the last gather.
+            RuleBroken: on all ranks, if one of them does something else.
         """
-        found = self._broken_rule.encode()
-        with _Explaining(self):
-            received = self.inner.broadcast(_LENGTH.pack(len(found)) + found + record)
-        found, record = _split(received)
-        if found:
-            raise RuleBroken(found.decode())
-        return record
+        return self._take(Step("broadcast", line=calling_line()), to_broadcast=record)[1]
 
-    def forget_store(self) -> None:
-        """Release the store: the session ends."""
-        self._store = None
+    def begin_round(self, r: int) -> None:
+        """Compare the rounds that all ranks begin.
 
-    def explain_loss(self) -> str:
-        """Return the broken rule that explains a lost contact; empty if the store shows none."""
-        if self._broken_rule or self._store is None:
-            return self._broken_rule
-        time.sleep(STORE_SETTLE_SECONDS)
-        batches, first = {}, {}
-        with suppress(RuntimeError):  # the store is gone if rank 0 is
-            for rank in range(self.world_size):
-                first[rank], batches[rank] = self._stored_batches(rank, self._store)
-            try:
-                check_mirrors(batches, first)
-            except NcclRuleBroken as broken:
-                return f"comm.check: {broken}"
-        return ""
-
-    def _record(self, batch: list[Operation]) -> None:
-        """Keep the batch, and write it to the store.
-
-        Keys are used again after two gathers, so the store does not grow with the run.
+        Raises:
+            RuleBroken: on all ranks, if one of them begins another round, or does something else.
         """
-        if self._store is not None:
-            number = self._first + len(self._batches)
-            entry = json.dumps([self._gathers, number, _to_json(batch)])
-            with suppress(RuntimeError):  # the exchange itself will report the lost contact
-                self._store.set(self._key(self.rank, len(self._batches)), entry)
-        self._batches.append(batch)
+        self._call = ""
+        self._take(Step("round", f"round {r}", calling_line()))
 
-    def _stored_batches(self, rank: int, store: Store) -> tuple[int, list[Batch]]:
-        """Return the number of a rank's first batch since the last gather, and all these batches."""
-        first = 0
-        batches: list[Batch] = []
-        while store.check([key := self._key(rank, len(batches))]):
-            gathers, number, batch = json.loads(store.get(key))
-            if gathers != self._gathers:  # written before the last gather
-                break
-            first = first if batches else number
-            batches.append(_from_json(batch))
-        return first, batches
+    def agree(self, call: str, same: Mapping[str, object], problem: str = "") -> None:
+        """Compare what all ranks call.
 
-    def _key(self, rank: int, index: int) -> str:
-        return f"check/{self._gathers % 2}/{rank}/{index}"
+        Args:
+            call: what this rank calls, for people; the batches that follow are named after it.
+            same: what must be the same on every rank, by name: arrays, or what `str` describes.
+            problem: what this rank found wrong by itself; it ends all ranks.
 
-    def _check_windows(self, windows: Sequence[bytes]) -> None:
-        """Replay the batches that the ranks sent; keep the rule that they break, if any."""
-        batches, first = {}, {}
-        for rank, window in enumerate(windows):
-            first[rank], entries = json.loads(window)
-            batches[rank] = [_from_json(batch) for batch in entries]
-        self.checked += sum(map(len, batches.values()))
+        Raises:
+            RuleBroken: on all ranks, if one calls something else, or with other values.
+        """
+        self._call = call
+        known = {name: fingerprint(value) for name, value in same.items()}
+        self._take(Step("call", call, calling_line(), known, problem), values=same)
+
+    def _take(
+        self,
+        step: Step,
+        *,
+        to_gather: bytes = b"",
+        to_broadcast: bytes = b"",
+        values: Mapping[str, object] | None = None,
+    ) -> tuple[list[bytes], bytes]:
+        """Compare the steps of all ranks; return the records gathered (on rank 0) and broadcast."""
         try:
-            check_schedule(batches, first)
-        except NcclRuleBroken as broken:
-            self._broken_rule = f"comm.check: {broken}"
+            received = [_split(one) for one in self.inner.gather(_join(step.to_json(), to_gather))]
+            steps = [Step(**json.loads(head)) for head, _ in received]
+            found = find_mistake(steps, self._number) if steps else ("", "")
+            self.checked += sum(bool(one.operations) for one in steps)
+            answer = self.inner.broadcast(_join(found, to_broadcast))
+            head, record = _split(answer)
+            mistake, name = json.loads(head)
+            if mistake:
+                raise RuleBroken(f"comm.check: {mistake}{self._show(name, values or {})}")
+        except LostContact as lost:
+            doing = f"comm.check: rank {self.rank} {step.describe(self._number)}"
+            raise LostContact(f"{lost}; {doing}", lost.peers, lost.how, lost.waited) from lost
+        return [record for _, record in received], record
+
+    def _show(self, name: str, values: Mapping[str, object]) -> str:
+        """Return on all ranks where the arrays of that name differ; empty where there is none."""
+        mine = values.get(name)
+        if not isinstance(mine, np.ndarray):
+            return ""
+        received = self.inner.gather(value_bytes(mine))
+        found = first_difference(name, received, mine) if received else ""
+        found = self.inner.broadcast(found.encode()).decode()
+        return f": {found}" if found else ""
 
 
-class _Explaining:
-    """Context manager that turns LostContact into the broken rule that caused it, where one did."""
-
-    def __init__(self, transport: CheckedTransport) -> None:
-        self.transport = transport
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, LostContact) and (rule := self.transport.explain_loss()):
-            raise RuleBroken(rule) from error
-
-
-class _CheckedPending:
-    def __init__(self, inner: Pending, explaining: _Explaining) -> None:
-        self.inner, self.explaining = inner, explaining
-
-    def wait(self) -> None:
-        with self.explaining:
-            self.inner.wait()
+def _join(head: object, record: bytes) -> bytes:
+    """Return a record with what travels before it."""
+    text = json.dumps(head).encode()
+    return _LENGTH.pack(len(text)) + text + record
 
 
 def _split(received: bytes) -> tuple[bytes, bytes]:
-    """Return what was put before a record, and the record."""
+    """Return what travels before a record, and the record."""
     (length,) = _LENGTH.unpack_from(received)
     start = _LENGTH.size
     return received[start : start + length], received[start + length :]
-
-
-def _to_json(batch: Batch) -> list[Any]:
-    rows = [[op.kind, op.peer, op.count, str(op.dtype), op.contiguous] for op in batch]
-    return [batch[0].purpose, rows]
-
-
-def _from_json(entry: Sequence[Any]) -> Batch:
-    purpose, rows = entry
-    return [
-        Operation(
-            kind, peer, count, getattr(torch, dtype.removeprefix("torch.")), contiguous, purpose=purpose
-        )
-        for kind, peer, count, dtype, contiguous in rows
-    ]  # fmt: skip

@@ -1,5 +1,7 @@
 """The transport over MPI: Isend and Irecv on the tensors' own memory, without a copy.
 
+That may be memory of a GPU where the MPI library says that it can use it.
+
 All messages travel as bytes, since MPI has no name for bfloat16. mpi4py 4 counts in 64 bits, so a message may
 be longer than 2 GiB. No call of MPI ever blocks: `wait` polls, so that `comm.timeout` holds and a rank that
 fails can tell the others.
@@ -14,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cobo_dist.comm.startup.launch_env import Launch
@@ -52,14 +55,19 @@ class MpiTransport:
     def exchange(
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], purpose: str
     ) -> Pending:
-        """Post all sends and receives, ordered by peer."""
+        """Post all sends and receives, ordered by peer.
+
+        Waits until the GPU has computed what is sent, and has read what was received before.
+        """
         operations = posting_order(sends, receives)
         for _, peer, tensor in operations:  # all of them, before the first is posted
             check_message(tensor, self.rank, peer, self.world_size)
-            if tensor.device.type != "cpu":
-                raise ValueError(f"MPI moves CPU tensors, not one on {tensor.device}")
+            if tensor.device.type != "cpu" and not self.world.is_cuda_aware:
+                raise ValueError(f"this MPI moves CPU tensors, not one on {tensor.device}")
         if not operations:
             return NothingPending()
+        for device in {tensor.device for _, _, tensor in operations if tensor.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()
         peers = ", ".join(map(str, sorted({*sends, *receives})))
         pending = _MpiPending(self, f"exchanging {purpose} with rank(s) {peers}")
         with as_lost_contact(self.rank, pending.activity):

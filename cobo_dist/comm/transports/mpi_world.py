@@ -10,9 +10,13 @@ thread calls MPI.
 from __future__ import annotations
 
 import atexit
+import ctypes
+import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from cobo_dist import terminal
@@ -34,6 +38,7 @@ class MpiWorld:
     code: int = EXIT_FAILED  # a process that ends without `exit_barrier` has failed
     unfinished: set[object] = field(default_factory=set)
     """Messages in flight. Their buffers must stay alive, and MPI_Finalize may wait for them."""
+    is_cuda_aware: bool = False  # it sends from and receives into memory of a GPU
 
     @property
     def library(self) -> str:
@@ -76,9 +81,36 @@ def start_mpi(reason: str) -> MpiWorld:
                 "pip install 'cobo_dist[mpi]', which brings mpi4py 4"
             )
         everyone: Any = mpi.COMM_WORLD
-        _world = MpiWorld(mpi, everyone.Dup(), everyone.Dup())
+        aware = any(map(is_cuda_aware, loaded_libraries("libmpi")))
+        _world = MpiWorld(mpi, everyone.Dup(), everyone.Dup(), is_cuda_aware=aware)
         atexit.register(_wait_for_all_ranks, _world)
     return _world
+
+
+def is_cuda_aware(library: Any) -> bool:
+    """Return whether an MPI library says that it can use memory of a GPU; one that does not say cannot.
+
+    mpi4py has no name for this extension of Open MPI and MPICH.
+    """
+    query = getattr(library, "MPIX_Query_cuda_support", None)
+    if query is None:
+        return False
+    query.argtypes, query.restype = [], ctypes.c_int
+    return bool(query())
+
+
+def loaded_libraries(prefix: str) -> list[ctypes.CDLL]:
+    """Return the shared libraries of this process whose file names begin so (Linux; none elsewhere)."""
+    paths: list[str] = []
+    with suppress(OSError):
+        lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+        paths = sorted({line.split(maxsplit=5)[5] for line in lines if "/" in line})
+    found = []
+    for path in paths:
+        if Path(path).name.startswith(prefix):
+            with suppress(OSError):  # RTLD_NOLOAD: only what is loaded already
+                found.append(ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW))
+    return found
 
 
 def set_exit_code(code: int) -> None:

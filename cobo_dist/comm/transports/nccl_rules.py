@@ -53,14 +53,11 @@ def describe_batch(
 
 
 class Schedule:
-    """The batches of all ranks, or the last ones, and their names in error messages."""
+    """The batches of all ranks, and their names in error messages."""
 
-    def __init__(
-        self, batches: Mapping[int, Sequence[Batch]], first: Mapping[int, int] | None = None
-    ) -> None:
-        """Take {rank: batches in order}; `first` is the number in the run of each rank's first batch."""
-        self.batches = batches
-        self.first = first or {}
+    def __init__(self, batches: Mapping[int, Sequence[Batch]], first: int = 0) -> None:
+        """Take {rank: batches in order}; `first` is the number in the run of the first batches."""
+        self.batches, self.first = batches, first
 
     def name(self, rank: int, index: int) -> str:
         """Return `rank 1, batch 17 (mixing)`."""
@@ -70,20 +67,16 @@ class Schedule:
         """Return `batch 17 (mixing)`."""
         batch = self.batches[rank][index]
         purpose = f" ({batch[0].purpose})" if batch and batch[0].purpose else ""
-        return f"batch {index + self.first.get(rank, 0)}{purpose}"
+        return f"batch {index + self.first}{purpose}"
 
 
-def check_schedule(
-    batches: Mapping[int, Sequence[Batch]], first: Mapping[int, int] | None = None
-) -> None:
+def check_schedule(batches: Mapping[int, Sequence[Batch]]) -> None:
     """Replay the batches of all ranks, {rank: batches in order}, against the rules.
-
-    `first` is the number of each rank's first batch, where earlier ones were checked before.
 
     Raises:
         NcclRuleBroken: naming the rank, its batch and the rule.
     """
-    schedule = Schedule(batches, first)
+    schedule = Schedule(batches)
     for rank in batches:
         for index in range(len(batches[rank])):
             _check_batch(rank, index, schedule)
@@ -100,31 +93,25 @@ def check_schedule(
         raise NcclRuleBroken(_describe_stuck(stuck, done, schedule))
 
 
-def check_mirrors(
-    batches: Mapping[int, Sequence[Batch]], first: Mapping[int, int] | None = None
-) -> None:
-    """Check what can be checked where ranks are missing, or have not posted all their batches yet.
+def check_batch(batches: Sequence[Batch], number: int) -> None:
+    """Check one batch, which all ranks post at the same time; those with nothing to do post an empty one.
 
-    That is each batch by itself, and for every two ranks the batches that both have posted.
+    `number` is that of the batch, for the message.
 
     Raises:
         NcclRuleBroken: naming the rank, its batch and the rule.
     """
-    schedule = Schedule(batches, first)
-    ranks = sorted(batches)
+    ranks = range(len(batches))
+    schedule = Schedule({rank: [batches[rank]] for rank in ranks}, number)
     for rank in ranks:
-        for index in range(len(batches[rank])):
-            _check_batch(rank, index, schedule, all_known=False)
-        for peer in (other for other in ranks if other > rank):
-            mine, theirs = (
-                [k for k, batch in enumerate(batches[a]) if any(op.peer == b for op in batch)]
-                for a, b in ((rank, peer), (peer, rank))
-            )
-            for index, peer_index in zip(mine, theirs, strict=False):
-                _check_mirror(rank, index, peer, peer_index, schedule)
+        if batches[rank]:
+            _check_batch(rank, 0, schedule)
+    for rank in ranks:
+        for peer in sorted({op.peer for op in batches[rank]}):
+            _check_mirror(rank, 0, peer, 0, schedule)
 
 
-def _check_batch(rank: int, index: int, schedule: Schedule, all_known: bool = True) -> None:
+def _check_batch(rank: int, index: int, schedule: Schedule) -> None:
     """Check a batch by itself."""
     where, batch = schedule.name(rank, index), schedule.batches[rank][index]
     if not batch:
@@ -133,7 +120,7 @@ def _check_batch(rank: int, index: int, schedule: Schedule, all_known: bool = Tr
         what = f"{where}: {op.kind} with rank {op.peer}"
         if op.peer == rank:
             raise NcclRuleBroken(f"{what}: a message to oneself")
-        if all_known and op.peer not in schedule.batches:
+        if op.peer not in schedule.batches:
             raise NcclRuleBroken(f"{what}: there is no such rank")
         if op.count == 0:
             raise NcclRuleBroken(f"{what}: an empty message")
@@ -185,9 +172,9 @@ def _check_mirror(rank: int, index: int, peer: int, peer_index: int, schedule: S
         theirs = [(op.count, op.dtype) for op in other if op.peer == rank and op.kind == mirrored]
         if mine != theirs:
             raise NcclRuleBroken(
-                f"{schedule.name(rank, index)} has {kind} {mine} with rank {peer}, whose "
-                f"{schedule.batch_name(peer, peer_index)} has {mirrored} {theirs}: the two do not "
-                "mirror"
+                f"{schedule.name(rank, index)} has {kind} {mine or 'nothing'} with rank {peer}, "
+                f"whose {schedule.batch_name(peer, peer_index)} has {mirrored} {theirs or 'nothing'}: "
+                "the two do not mirror"
             )
 
 

@@ -26,7 +26,7 @@ from cobo_dist.reports.figures.links import draw_graph
 from cobo_dist.reports.figures.matrices import draw_all_weights, draw_weights
 from cobo_dist.reports.figures.profile import draw_profile
 from cobo_dist.reports.figures.shares import draw_shares, left_out
-from cobo_dist.reports.grouping import METHODS, Group
+from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.metrics import problem_metric
 from cobo_dist.reports.selection import learning
 from cobo_dist.reports.writing import slug
@@ -71,7 +71,7 @@ def draw_settings(groups: Sequence[Group], out: Path) -> list[Path]:
     metric = problem_metric(groups)
     name = groups[0].algorithm
     path = out / f"{metric}_{slug(name)}.png"
-    return draw_metric(groups, metric, path, METHODS.get(name, name))
+    return draw_metric(groups, metric, path, groups[0].method_title)
 
 
 def draw_single(groups: Sequence[Group], out: Path) -> list[Path]:

@@ -88,7 +88,7 @@ def _draw_panel(axes: Axes, lines: Sequence[pd.DataFrame]) -> None:
             capsize=2.0,
             marker=style.marker,
             markersize=3.8,
-            markerfacecolor="none" if group.algorithm == "oracle" else None,
+            markerfacecolor="none" if group.method.role == "upper_bound" else None,
             **style.line,
         )
     axes.xaxis.set_major_locator(FixedLocator(values))

@@ -17,7 +17,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import is_color_like, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
@@ -25,21 +25,7 @@ from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.writing import write_csv
 from cobo_dist.storage.files import replacing
 
-# Colors after Okabe and Ito, which differ for any color vision; CoBo has the warmest one.
-_COLORS = {
-    "local": "#7f7f7f",
-    "fedavg": "#56b4e9",
-    "finetuned_fedavg": "#0072b2",
-    "ditto": "#e6a700",
-    "ifca": "#cc79a7",
-    "federated_clustering": "#009e73",
-    "validation_based": "#7a1f5c",
-    "cobo": "#d55e00",
-    "oracle": "#000000",
-}
-_OTHER_COLOR = "#8c6d1f"  # of methods that are not listed
-# Each method has a shape too, for prints without color.
-_MARKERS = dict(zip(_COLORS, "sv^DPXhoo", strict=True))
+_OTHER_COLOR = "#8c6d1f"  # of methods that name none
 _DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
     "-",
     (0, (5.0, 1.5)),
@@ -82,7 +68,7 @@ def group_style(group: Group, alone: bool = False, narrow: bool = False) -> Line
     `alone` is for figures of one method: its settings then differ in color. `narrow` breaks the title into
     short lines.
     """
-    color = to_rgb(_COLORS.get(group.algorithm, _OTHER_COLOR))
+    color = _color_of(group)
     scaled = alone or group.variants > len(_DASHES)
     if scaled:
         # There are more settings than lightnesses that an eye can tell apart, so a color scale orders them.
@@ -92,12 +78,19 @@ def group_style(group: Group, alone: bool = False, narrow: bool = False) -> Line
         hue, light, saturation = colorsys.rgb_to_hls(*color)
         light += (0.8 - light) * min(group.variant * 0.3, 0.75)
         color = colorsys.hls_to_rgb(hue, light, saturation)
-    dashes = _DASHES[(group.variant + (group.algorithm == "oracle")) % len(_DASHES)]
-    # CoBo is thick and in front; the oracle, thin and dashed, stays visible where they coincide.
-    width, layer = {"cobo": (2.0, 4.0), "oracle": (1.2, 5.0)}.get(group.algorithm, (1.2, 3.0))
+    role = group.method.role
+    dashes = _DASHES[(group.variant + (role == "upper_bound")) % len(_DASHES)]
+    # An upper bound, thin and dashed, stays visible where it coincides with a thick line.
+    looks = {"emphasized": (2.0, 4.0), "upper_bound": (1.2, 5.0)}
+    width, layer = looks.get(role, (1.2, 3.0))
     title = _broken_title(group.title, narrow)
-    marker = _MARKERS.get(group.algorithm, "o")
+    marker = group.method.marker or "o"
     return LineStyle(title, color, dashes, 1.4 if scaled else width, layer, marker)
+
+
+def _color_of(group: Group) -> tuple[float, float, float]:
+    color = group.method.color
+    return to_rgb(color if is_color_like(color) else _OTHER_COLOR)
 
 
 def client_style(client: int) -> tuple[str, Any]:

@@ -7,7 +7,7 @@ groups     runs -> groups, named by the settings that differ
 problems   groups -> problems, each task's main problem first
 """
 
-from cobo_dist.reports.grouping.groups import METHODS, Group
+from cobo_dist.reports.grouping.groups import Group
 from cobo_dist.reports.grouping.problems import Problem, group_runs
 
-__all__ = ["METHODS", "Group", "Problem", "group_runs"]
+__all__ = ["Group", "Problem", "group_runs"]

@@ -9,26 +9,13 @@ from cobo_dist.reports.grouping.settings import (
     Settings,
     differing,
     identity,
-    rank,
     settings_of,
     short_keys,
     show_settings,
     sort_key,
 )
 from cobo_dist.reports.reading import Run
-
-METHODS = {
-    "local": "Local",
-    "fedavg": "FedAvg",
-    "finetuned_fedavg": "Fine-tuned FedAvg",
-    "ditto": "Ditto",
-    "ifca": "IFCA",
-    "federated_clustering": "FC",
-    "validation_based": "Validation based",
-    "cobo": "CoBo",
-    "oracle": "Oracle",
-}
-"""The methods with the paper's names, in the order of its Table 2; others follow by name."""
+from cobo_dist.storage.schema import Method
 
 SAMPLING = "algorithm.sampling.name"
 STRATEGIES = {
@@ -64,7 +51,22 @@ class Group:
     @property
     def title(self) -> str:
         """The name in figures and in the paper's tables: `CoBo`, or `CoBo (rho=0.1)`."""
-        return _label(METHODS.get(self.algorithm, self.algorithm), self.settings)
+        return _label(self.method_title, self.settings)
+
+    @property
+    def method_title(self) -> str:
+        """The method's name in figures and tables, without settings: `CoBo`."""
+        return self.method.title or self.algorithm
+
+    @property
+    def method(self) -> Method:
+        """What reports know of the algorithm."""
+        return self.runs[0].method
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """The method's place in tables and legends: the paper's Table 2, then others by name."""
+        return self.method.place, self.algorithm
 
     @property
     def scored(self) -> tuple[Run, ...]:
@@ -116,7 +118,7 @@ def name_groups(groups: Iterable[Group]) -> list[Group]:
     the order of tables: by method, then by their settings.
     """
     families = by_algorithm(groups)
-    ordered = sorted(families, key=lambda algorithm: rank(algorithm, METHODS))
+    ordered = sorted(families, key=lambda algorithm: families[algorithm][0].place)
     return [named for algorithm in ordered for named in _name_family(families[algorithm])]
 
 

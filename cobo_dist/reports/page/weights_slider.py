@@ -46,8 +46,8 @@ def make_slider(groups: Sequence[Group], name: str) -> WeightsSlider | None:
     If all snapshots exceed `MAX_SLIDER_BYTES`, every run keeps as many as fit, evenly spread, with the
     first and the last among them.
     """
-    # CoBo comes first: the page opens with the first run.
-    groups = sorted(groups, key=lambda group: group.algorithm != "cobo")
+    # The page opens with the first run.
+    groups = sorted(groups, key=lambda group: group.method.role != "emphasized")
     runs = [
         (f"{group.title}, seed {run.seed}", run.weights)
         for group in groups

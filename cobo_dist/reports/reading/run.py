@@ -6,7 +6,7 @@ Shapes: n clients, k logged rounds of the weights.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.reports.reading.events import Profile, read_metrics
+from cobo_dist.reports.reading.method import read_method
 from cobo_dist.reports.reading.seriation import seriate
 from cobo_dist.reports.reading.series import Series, link_strengths
 from cobo_dist.reports.reading.sparse_weights import Cells, read_listed
@@ -109,6 +110,7 @@ class Run:
     summary: Summary | None
     notes: tuple[str, ...]
     profile: Profile = field(default_factory=dict)
+    method: schema.Method = field(default_factory=schema.Method)
 
     @property
     def task(self) -> str:
@@ -150,8 +152,11 @@ def read_run(path: Path) -> Run:
             )
     try:
         config = _read_config(path / schema.CONFIG_FILE)
+        method_of = partial(read_method, path / schema.ENVIRONMENT_FILE, config)
         metrics = read_metrics(path / schema.METRICS_FILE)
-        weights = _read_weights(path / schema.WEIGHTS_FILE, config)
+        weights = _read_weights(
+            path / schema.WEIGHTS_FILE, lambda clients: method_of(clients).equal_share
+        )
         summary = read_summary(path / schema.SUMMARY_FILE)
     except OSError as error:
         raise ConfigError(f"{error.filename or path} cannot be read: {error.strerror}") from None
@@ -165,6 +170,7 @@ def read_run(path: Path) -> Run:
         summary=summary,
         notes=tuple(metrics.notes),
         profile=_of_last_ranks(metrics.profile),
+        method=method_of(1 if weights is None else weights.clients),
     )
     _check_clients(run)
     return run
@@ -211,7 +217,7 @@ def _read_config(path: Path) -> dict[str, object]:
     return flat
 
 
-def _read_weights(path: Path, config: Mapping[str, object]) -> Weights | None:
+def _read_weights(path: Path, share_of: Callable[[int], float]) -> Weights | None:
     if not path.exists():
         return None
     try:
@@ -219,7 +225,7 @@ def _read_weights(path: Path, config: Mapping[str, object]) -> Weights | None:
             of_clients = {one.name: stored[one.name] for one in OF_CLIENTS if one.name in stored}
             cells = None
             if listed_rounds(stored):
-                rounds, weights, cells = read_listed(stored, partial(_equal_share, config))
+                rounds, weights, cells = read_listed(stored, share_of)
                 n = cells.clients
             else:
                 arrays = {name: stored[name] for name in ("rounds", "weights") if name in stored}
@@ -240,19 +246,9 @@ def _read_weights(path: Path, config: Mapping[str, object]) -> Weights | None:
         weights.astype(np.float32),
         None if clusters is None else clusters.astype(np.int64),
         tuple(names.tolist()),
-        _equal_share(config, n),
+        share_of(n),
         cells,
     )
-
-
-def _equal_share(config: Mapping[str, object], clients: int) -> float:
-    """One client's equal share of a row of W where the method keeps rows that sum to 1, else 0."""
-    if config["algorithm.name"] == "validation_based":  # its own model takes part
-        return 1.0 / clients
-    if config.get("algorithm.domain") == "simplex":
-        own = config.get("algorithm.own_weight") == "included"
-        return 1.0 / max(1, clients if own else clients - 1)
-    return 0.0
 
 
 def _one_line(error: Exception) -> str:

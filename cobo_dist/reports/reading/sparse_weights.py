@@ -127,7 +127,7 @@ def _components(
 ) -> Ints:
     """The connected component of each client in one snapshot. [n]"""
     parts, ids = _parts(stored, number, n), np.arange(n)
-    empty = Weights(ids, parts["groups"], float(parts["level"][0]))
+    empty = Weights(ids, parts["groups"], float(parts["level"][0]), symmetric=True)
     return component_labels(empty.with_arrays(ids, parts), threshold)
 
 

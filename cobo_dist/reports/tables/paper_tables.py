@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from cobo_dist.reports.grouping import METHODS, Group, Problem
+from cobo_dist.reports.grouping import Group, Problem
 from cobo_dist.reports.grouping.groups import SAMPLING, STRATEGIES, length_note
 from cobo_dist.reports.grouping.settings import Settings, show_settings, show_value
 from cobo_dist.reports.metrics import shown_metrics
@@ -58,7 +58,7 @@ def _family_title(family: Mapping[str, Sequence[Group]], several: bool) -> str:
     group = next(iter(family.values()))[0]
     own = (SAMPLING, RATE)
     rest = {k: v for k, v in group.settings.items() if not any(o.endswith(f".{k}") for o in own)}
-    name = METHODS.get(group.algorithm, group.algorithm)
+    name = group.method_title
     return f"{name} ({show_settings(rest)})" if several and rest else name
 
 
@@ -135,8 +135,8 @@ def _places(mains: Results) -> list[tuple[str, Problem, GroupResult]]:
     the same setting, if it is among the several.
     """
     places = []
-    order = [*METHODS, *sorted({one.group.algorithm for own in mains.values() for one in own})]
-    for algorithm in dict.fromkeys(order):
+    order = sorted({one.group.place for own in mains.values() for one in own})
+    for algorithm in dict.fromkeys(name for _, name in order):
         own = [
             (problem, result)
             for problem, found in mains.items()

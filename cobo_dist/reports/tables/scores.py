@@ -110,7 +110,7 @@ class GroupResult:
 def group_results(problem: Problem) -> list[GroupResult]:
     """Return the results of the groups of one problem."""
     metric, split = problem_metric(problem.groups), problem_split(problem.groups)
-    local = [run for group in problem.groups if group.algorithm == "local" for run in group.runs]
+    local = [run for group in problem.groups if group.method.role == "alone" for run in group.runs]
     return [_group_result(group, metric, split, local) for group in problem.groups]
 
 
@@ -119,7 +119,7 @@ def improvement_note(results: Sequence[GroupResult]) -> str | None:
     lacking = [result for result in results if result.missing]
     if not lacking:
         return None
-    if not any(result.group.algorithm == "local" for result in results):
+    if not any(result.group.method.role == "alone" for result in results):
         return "No Imp.%: there is no run of Local on this problem to compare with."
     parts = [
         f"{result.group.title}, seed{'s' * (len(result.missing) > 1)} "
@@ -135,7 +135,7 @@ def _group_result(group: Group, metric: str, split: str, local: Sequence[Run]) -
     missing = []
     for run in group.scored:
         found += _final_values(run, metric, split).items()
-        if group.algorithm != "local":
+        if group.method.role != "alone":
             improved = _improved(run, metric, split, local)
             found.append(("improved", improved))
             missing += [run.seed] if improved is None else []

@@ -23,8 +23,8 @@ Names = Annotated[tuple[Text, ...], BeforeValidator(as_tuple)]
 class LanguageConfig(TaskSection):
     """Prediction of the next token, one language (or any text) per client."""
 
-    default_model: ClassVar = "gpt2"
-    model_kind: ClassVar = "language"
+    default_model: ClassVar[str] = "gpt2"
+    model_kind: ClassVar[Literal["classifier", "language", "none"]] = "language"
 
     name: Literal["language"] = "language"
     languages: Names = Field(
@@ -68,7 +68,7 @@ class LanguageConfig(TaskSection):
 class Adapters(ModelSection):
     """The keys of all language models: LoRA adapters on a frozen base."""
 
-    kind: ClassVar = "language"
+    kind: ClassVar[Literal["classifier", "language"]] = "language"
 
     lora_rank: int = Field(4, ge=1, le=4096, description="rank of the adapters (paper: 4)")
     lora_alpha: float = Field(

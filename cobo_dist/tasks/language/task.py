@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.clients.batches import BatchIndices
+from cobo_dist.clients.batches import BatchIndices, number_of
 from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.lazy import Tensor, nn, torch
@@ -49,7 +49,7 @@ class Language(Task):
             ConfigError: missing or unsuitable texts or model; see `texts`, `tokens`, `base`.
         """
         self.config, self.data, self.seed = config, data, seed
-        self.accumulation = data.accumulation
+        self.batch_size, self.accumulation = data.examples_a_round, data.accumulation
         texts = read_texts(config, data)  # before the model, which may take minutes to load
         self.names, self.clients = tuple(text.name for text in texts), len(texts)
         base = load_base(model, config.context)
@@ -106,6 +106,10 @@ class Language(Task):
             "perplexity": math.exp(min(loss, 700.0)) if loss == loss else math.nan,
         }
 
+    def train_sizes(self) -> list[int]:
+        """Return how many whole training windows each client has."""
+        return [len(spans["train"]) // self.config.context for spans in self.split_of]
+
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training windows of these clients."""
         size = self.data.examples_a_round
@@ -130,7 +134,7 @@ class Language(Task):
         count, most = full + (rest > 0), self.data.eval_examples
         numbers = torch.arange(count)
         if not whole and 0 < most < count:
-            key = seeds.key(self.seed, f"part of {split}", client)
+            key = seeds.key(self.data.split_seed(self.seed), f"part of {split}", client)
             numbers = seeds.permutation(key, count)[:most].sort().values
         short = numbers[numbers >= full]
         at_once = min(self.data.eval_batch_size, self.data.batch_size)
@@ -211,18 +215,26 @@ class WindowBatches:
             for stream in streams
         }
 
-    def batch(self, t: int, stream: str, rows: Tensor | None = None) -> Batch:
-        """Return windows [m, B, L + 1] and dropout keys [m, B] of round t."""
+    def batch(
+        self, t: int, stream: str, rows: Tensor | None = None, part: int | None = None
+    ) -> Batch:
+        """Return windows [m, B, L + 1] and dropout keys [m, B] of batch t, or of that part of epoch t."""
         which = list(range(len(self.clients))) if rows is None else rows.tolist()
         clients = [self.clients[row] for row in which]
         length = self.task.config.context
-        windows = torch.empty(len(which), self.size, length + 1, dtype=torch.int64)
-        numbers = self.streams[stream].batch(t) if which else None
+        if not which:
+            numbers_mb = torch.empty(0, self.size, dtype=torch.int64)
+        elif part is None:
+            numbers_mb = self.streams[stream].batch(t)[which]
+        else:
+            numbers_mb = self.streams[stream].part(t, part, which)
+        windows = torch.empty(*numbers_mb.shape, length + 1, dtype=torch.int64)
         for place, (row, client) in enumerate(zip(which, clients, strict=True)):
-            assert numbers is not None
-            span = self.spans[row]
-            windows[place] = self.task.windows(client, span, numbers[row].numpy(), length)
-        keys = example_keys(self.task.seed, stream, t, clients, self.size)
+            numbers = numbers_mb[place].numpy()
+            windows[place] = self.task.windows(client, self.spans[row], numbers, length)
+        keys = example_keys(
+            self.task.seed, stream, number_of(t, part), clients, numbers_mb.shape[1]
+        )
         return to_device(windows, self.device), to_device(keys, self.device)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pool import RankPool
 from recording import RecordingTransport
 
+from cobo_dist.algorithms.statistics import statistic_of
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.pair_plan import plan_pairs
 from cobo_dist.comm.placement import Placement
@@ -327,7 +328,7 @@ def partners_and_alignment(session: Session, kind: str, measure: str, determinis
 
     mine = [gradient(i, j) for i, j in zip(ends.ids, ends.partners, strict=True)]
     gradients_ed = torch.from_numpy(np.array(mine).reshape(-1, D))
-    found = exchange.alignment(gradients_ed, measure)
+    found = exchange.alignment(gradients_ed, statistic_of(measure))
     for end, (i, j) in enumerate(zip(ends.ids, ends.partners, strict=True)):
         a, b = gradient(i, j), gradient(j, i)
         expected = a @ b / (np.linalg.norm(a) * np.linalg.norm(b) if measure == "cosine" else 1.0)
@@ -485,7 +486,7 @@ def pair_bytes(session: Session) -> tuple[int, int]:
     exchange.receive_models()
     for piece in torch.split(some_pairs("all"), N):  # midpoints in pieces, models only once
         ends, _ = exchange.midpoints(piece)
-        exchange.alignment(torch.ones(len(ends.ids), D, dtype=torch.float64), "inner")
+        exchange.alignment(torch.ones(len(ends.ids), D, dtype=torch.float64), statistic_of("inner"))
     return exchange.traffic.bytes["pairs"], exchange.traffic.bytes["gradients"]
 
 
@@ -498,6 +499,44 @@ def test_bytes_of_pairs_are_the_planned_ones(pool: RankPool) -> None:
     )
     assert sum(models for models, _ in sent) == N * 2 * D * 8
     assert sum(gradients for _, gradients in sent) == remote * (D + 4) * 8
+
+
+def call_wrongly(exchange: Exchange, x_cd: torch.Tensor, what: str) -> None:
+    ones = Weights(exchange.ids, (0,) * N)
+    if what == "other clients":
+        exchange.mix(Weights(exchange.ids[::-1], (0,) * N), x_cd)
+    elif what == "fewer clients":
+        exchange.mix(Weights(exchange.ids[:-1], (0,) * N), x_cd)
+    elif what == "fewer rows":
+        exchange.mix(ones, x_cd[1:])
+    elif what == "fewer columns":
+        exchange.all_reduce(np.ones((2, N - 1)), x_cd)
+    elif what == "fewer numbers":
+        exchange.all_gather(np.ones(N - 1))
+    elif what == "on their way":
+        exchange.send_models(x_cd, some_pairs("all"))
+        exchange.mix(ones, x_cd)
+    elif what == "slices left":
+        next(exchange.mix(ones, x_cd))
+        exchange.all_reduce(np.ones((1, N)), x_cd)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("other clients", "exchange.mix: weights of 11 of 11 clients are not those of rank 0"),
+        ("fewer clients", "exchange.mix: weights of 10 of 11 clients"),
+        ("fewer rows", "exchange.mix: 10 rows for the 11 clients of rank 0"),
+        ("fewer columns", r"exchange.all_reduce: weights_kn has the shape \(2, 10\)"),
+        ("fewer numbers", "exchange.all_gather: 10 rows for the 11 clients"),
+        ("on their way", "exchange.mix is called before exchange.send_models is finished"),
+        ("slices left", "exchange.all_reduce is called before exchange.mix is finished"),
+    ],
+)
+def test_calls_that_would_give_wrong_numbers_are_refused(what: str, words: str) -> None:
+    exchange, x_cd = open_exchange(SoloTransport())
+    with pytest.raises(ValueError, match=words):
+        call_wrongly(exchange, x_cd, what)
 
 
 def test_one_rank_sends_nothing() -> None:

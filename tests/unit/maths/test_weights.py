@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cobo_dist.comm.client_traffic import count_links
+from cobo_dist.maths.blocks import blocks_of
 from cobo_dist.maths.weights import Weights, join
 
 LEVELS = (0.0, 0.25, 1.0)
@@ -27,6 +29,28 @@ def moves(
 
 def dense_rows(ids: list[int], groups: np.ndarray, level: float) -> np.ndarray:
     return np.where(groups[ids, None] == groups[None, :], level, 0.0).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=200)
+@given(moves(), st.lists(st.booleans(), min_size=7, max_size=7))
+def test_among_clients_that_take_part_the_weights_of_others_are_0(
+    case: tuple, drawn: list[bool]
+) -> None:
+    ids, groups, level, changes = case
+    weights, part_n = Weights(ids, groups, level), np.array(drawn[: len(groups)])
+    for change in changes:
+        rows, columns = np.array(list(change), dtype=np.int64).reshape(-1, 2).T
+        weights.put(rows, columns, np.array(list(change.values()), dtype=np.float32))
+    kept = weights.dense() * part_n
+    for all_receive in (True, False):
+        among = weights.among(part_n, all_receive=all_receive)
+        expected = kept if all_receive else kept * part_n[ids][:, None]
+        np.testing.assert_array_equal(among.dense(), expected)
+        np.testing.assert_allclose(among.sums(), expected.sum(axis=1, dtype=np.float64))
+        np.testing.assert_array_equal(blocks_of(among, [np.arange(len(groups))])[0].dense, expected)
+        own = expected[np.arange(len(ids)), ids]
+        assert count_links(among) == np.count_nonzero(expected) - np.count_nonzero(own)
+    np.testing.assert_array_equal(weights.dense() * part_n, kept, "the weights themselves stay")
 
 
 @settings(deadline=None, max_examples=200)

@@ -91,7 +91,7 @@ def test_few_rounds_are_counted_where_each_takes_long(monkeypatch: pytest.Monkey
     monkeypatch.setattr("cobo_dist.planning.dry_run.MAX_WORK", 5000)
     found = dry_run_of(["run.rounds=1000"], 4, clients=1000).representatives
     assert len(found) == 3
-    assert sum(count for _, count in found) == 1000
+    assert sum(count for _, _, count in found) == 1000
     assert len(dry_run_of(["run.rounds=1000"], 4).representatives) > 50
 
 

@@ -438,11 +438,9 @@ def test_folder_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_nothing_to_report_on(capsys: pytest.CaptureFixture[str]) -> None:
-    """No run folder and no --figure-1."""
-    with pytest.raises(SystemExit) as stopped:
-        main([])
-    assert stopped.value.code == 2
-    assert "no run folder is given; give RUN_DIR... or --figure-1" in capsys.readouterr().err
+    """No run folder and no --figure-1; an option that does not exist."""
+    assert "no run folder is given; give RUN_DIR... or --figure-1" in refused([], capsys)
+    assert "--figure-2 is no option; usage: " in refused(["--figure-2"], capsys)
 
 
 def test_out_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,118 @@
+"""Config sections of what clients do in a round: local work and participation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import Field
+
+from cobo_dist.errors import ConfigError
+from cobo_dist.settings import Section
+
+
+class ParticipationConfig(Section):
+    """Which clients take part in a round; the others keep their models."""
+
+    fraction: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="share of the clients that take part in a round, drawn anew for each, at least one",
+    )
+    count: int = Field(
+        0, ge=0, description="number of clients that take part, in place of participation.fraction"
+    )
+
+    def contradiction(self) -> str:
+        """Return why no client can be drawn."""
+        if not self.fraction:
+            return (
+                "participation.fraction=0 lets no client take part; raise it, or set "
+                "participation.count=1 for one client a round"
+            )
+        if self.count and self.fraction < 1:
+            return (
+                f"participation.count={self.count} and participation.fraction={self.fraction:g} both say "
+                "how many clients take part; drop one of them"
+            )
+        return ""
+
+    def refuse_unfit(self, clients: int) -> None:
+        """Check that there are as many clients as are to take part.
+
+        Raises:
+            ConfigError: there are fewer.
+        """
+        if self.count > clients:
+            raise ConfigError(
+                f"participation.count={self.count} is more than the {clients} clients; set at most "
+                f"{clients}, or drop it so that all take part"
+            )
+
+    def of(self, clients: int) -> int:
+        """Return how many of so many clients take part in a round."""
+        return min(clients, self.count) or max(1, round(self.fraction * clients))
+
+
+class LocalWorkConfig(Section):
+    """What a client computes on its own data in one round."""
+
+    steps: int = Field(
+        1, ge=1, le=1_000_000, description="local steps of a client in a round (paper: 1)"
+    )
+    epochs: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="passes over a client's own examples in a round, in place of local.steps: clients "
+        "with more examples take more steps; 0: local.steps counts",
+    )
+    drop_last: bool = Field(
+        False,
+        description="local.epochs: leave out the incomplete batch at the end of an epoch; by default it "
+        "is a smaller batch",
+    )
+    clip_norm: float = Field(
+        0.0,
+        ge=0,
+        description="largest norm of a client's gradient in a local step: longer ones are scaled down to "
+        "it; 0: none is",
+    )
+
+    @property
+    def several_steps(self) -> bool:
+        """Whether a client may take more than one step in a round."""
+        return self.steps > 1 or self.epochs > 0
+
+    def contradiction(self) -> str:
+        """Return which keys exclude one another."""
+        if self.steps > 1 and self.epochs:
+            return (
+                f"local.steps={self.steps} and local.epochs={self.epochs} both say how much a client "
+                "does in a round; drop one of them"
+            )
+        if self.drop_last and not self.epochs:
+            return (
+                "local.drop_last=true means nothing to local.steps, whose batches are all complete; "
+                "drop it or set local.epochs=1"
+            )
+        return ""
+
+    def refuse_unfit(self, sizes_n: Sequence[int], batch_size: int) -> None:
+        """Check that every client has a batch in an epoch.
+
+        Raises:
+            ConfigError: a client has too few of the `sizes_n` examples [n].
+        """
+        client = int(np.argmin(sizes_n))
+        size = sizes_n[client]
+        if self.epochs and self.drop_last and size < batch_size:
+            raise ConfigError(
+                f"local.drop_last=true leaves client {client} without a batch: it has {size} training "
+                f"examples, and a batch has {batch_size}; drop it or lower data.batch_size"
+            )
+        if self.epochs and not size:
+            raise ConfigError(
+                f"local.epochs={self.epochs}: client {client} has no training examples; set local.steps"
+            )

@@ -1,0 +1,299 @@
+"""Plug-ins: the same numbers on any number of ranks, planned, resumed, reported; every refusal one line."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pool import RankPool
+from problems import models, train, write_quadratic
+
+from cobo_dist.cli import plan, report, sweep
+from cobo_dist.cli.train import main
+from cobo_dist.comm.session import Session
+from cobo_dist.config import load_config
+from cobo_dist.errors import ConfigError, RunFailure
+from cobo_dist.plugins import load_plugins
+from cobo_dist.reports.reading import read_run
+from cobo_dist.training.build import run_in_session
+
+PLUGINS = Path(__file__).parents[1] / "support/plugins"
+RING = PLUGINS / "ring.py"
+N, ROUNDS = 7, 12
+
+
+@pytest.fixture(autouse=True)
+def forget_what_tests_registered() -> None:
+    """Tests use one name for several plug-ins."""
+    load_plugins([])
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_quadratic(tmp_path_factory.mktemp("problem") / "problem.npz", N)
+
+
+def arguments(problem: Path, folder: Path, plugin: Path = RING, *more: str) -> list[str]:
+    return [
+        f"plugins={plugin}", "algorithm.name=ring", "task.name=quadratic", f"task.file={problem}",
+        "run.dtype=float64", f"run.rounds={ROUNDS}", f"run.dir={folder}", "run.checkpoint_every=4",
+        "log.progress=none", "log.figures=false", *more,
+    ]  # fmt: skip
+
+
+def dense_ring(problem: Path, gamma: float = 0.5, eta: float = 0.1) -> np.ndarray:
+    """The ring on one array."""
+    with np.load(problem) as stored:
+        centers, curvature, start = stored["centers"], stored["curvature"], stored["start"]
+    x = np.tile(start, (len(centers), 1))
+    for _ in range(ROUNDS):
+        x = x - eta * curvature[:, None] * (x - centers)
+        x = (1 - gamma) * x + gamma * np.roll(x, -1, axis=0)
+    return x
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("check", ["false", "true"])
+def test_a_directed_ring_equals_the_dense_one(
+    pool: RankPool, problem: Path, tmp_path: Path, ranks: int, check: str
+) -> None:
+    """A key `gamma` of another algorithm than CoBo does not wake CoBo's health checks either."""
+    given = arguments(problem, tmp_path / "run", RING, "algorithm.gamma=0.3", f"comm.check={check}")
+    assert pool.run(ranks, train, given) == [0] * ranks
+    found = np.stack(list(models(tmp_path / "run").values()))
+    np.testing.assert_allclose(found, dense_ring(problem, 0.3), rtol=0, atol=1e-12)
+    assert "warning" not in (tmp_path / "run/metrics.jsonl").read_text()
+
+
+def test_a_run_folder_repeats_the_run_without_the_plugin_file(
+    problem: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.py"
+    shutil.copy(RING, mine)
+    assert main(arguments(problem, tmp_path / "first", mine)) == 0
+    mine.unlink()
+    again = ["--config", str(tmp_path / "first/config.yaml"), f"run.dir={tmp_path / 'again'}"]
+    assert main(again) == 0
+    for name, model in models(tmp_path / "first").items():
+        np.testing.assert_array_equal(model, models(tmp_path / "again")[name])
+
+
+def test_plan_counts_what_a_run_of_the_ring_sends(
+    pool: RankPool, problem: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(problem, tmp_path / "run")
+    assert plan.main([*given, "ranks=2"]) == 0
+    planned = capsys.readouterr().out
+    pool.run(2, train, given)
+    with open(tmp_path / "run/metrics.jsonl") as lines:
+        sent = next(line for line in lines if '"round": 1,' in line and '"bytes_sent"' in line)
+    total = int(sent.partition('"bytes_sent": ')[2].split(",")[0])
+    assert f"{total:,}" in planned or f"{total} B" in planned or f"{total / 1e3:.1f} kB" in planned
+
+
+def test_a_report_draws_the_ring_beside_the_others(problem: Path, tmp_path: Path) -> None:
+    assert main(arguments(problem, tmp_path / "ring")) == 0
+    local = arguments(problem, tmp_path / "local", RING, "algorithm.name=local")
+    assert main(local) == 0
+    load_plugins([])  # a report needs no plug-in
+    assert (
+        report.main([str(tmp_path / "ring"), str(tmp_path / "local"), "--out", str(tmp_path)]) == 0
+    )
+    with open(tmp_path / "table.csv") as file:
+        methods = [row["method"] for row in csv.DictReader(file)]
+    assert methods == ["local", "ring"]
+    assert read_run(tmp_path / "ring").method.title == "Directed ring"
+
+
+def test_a_sweep_runs_a_plugin(
+    problem: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        f"plugins={RING}", "algorithm.name=ring,local", "algorithm.gamma=0.2,0.4",
+        "task.name=quadratic", f"task.file={problem}", "--out", str(tmp_path / "sweep"), "--dry-run",
+    ]  # fmt: skip
+    assert sweep.main(given) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("ring") >= 2
+    assert "quadratic-ring-gamma0.4-s0" in shown
+
+
+# -- refusals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("", "is none of local"),
+        ("import nothing_of_that_name", "line 1: ModuleNotFoundError"),
+        ("x = 1 / 0", "line 1: ZeroDivisionError"),
+        ("def f(:", "line 1"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("register.algorithm('ring')(3)", "3 is no class"),
+        ("register.algorithm('ring')(int)", "int does not derive from it"),
+        ("@register.algorithm('ring')\nclass R(Algorithm): pass", r"R has no method round\(self, t\)"),
+        (
+            "@register.algorithm('ring')\nclass R(Algorithm):\n  def round(self): pass",
+            r"round\(self\): too many positional arguments",
+        ),
+        (
+            "@register.algorithm('cobo')\nclass R(Algorithm):\n  def round(self, t): pass",
+            "algorithm cobo is registered already, by cobo_dist; choose another name",
+        ),
+        (
+            "@register.algorithm('ring')\nclass R(Algorithm):\n  Config = 3\n  def round(self, t): pass",
+            "R.Config does not derive from AlgorithmSection",
+        ),
+        ("register.algorithm('a b')(Algorithm)", "a name is a letter"),
+        ("register.optimizer('x')", "nothing of kind 'optimizer' can be registered"),
+        ("register.statistic('s')(lambda: 0)", "too many positional arguments"),
+    ],
+)  # fmt: skip
+def test_a_plugin_that_is_wrong_is_refused_in_one_line(
+    problem: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: str, says: str
+) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(f"{code and 'from cobo_dist import Algorithm, register; '}{code}\n")
+    if code.startswith(("@", "import", "def")):
+        plugin.write_text(f"{code}\n".replace("@", "from cobo_dist import *\n@", 1))
+    assert main(arguments(problem, tmp_path / "run", plugin)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert re.search(says, error), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_plugin_names_where_it_was_looked_for(
+    problem: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(problem, tmp_path / "run", tmp_path / "no.py")) == 2
+    assert "there is no such file; give its path from" in capsys.readouterr().err
+    assert main(["plugins=no_such_module"]) == 2
+    assert "there is no module no_such_module; install it" in capsys.readouterr().err
+    assert main([f"plugins=[{RING}, {RING}]"]) == 2
+    assert "give each plug-in once" in capsys.readouterr().err
+
+
+def test_two_plugins_of_one_name(
+    problem: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.py"
+    shutil.copy(RING, other)
+    assert main([f"plugins=[{RING}, {other}]", "algorithm.name=ring"]) == 2
+    assert f"algorithm ring is registered already, by {RING}" in capsys.readouterr().err
+
+
+def test_a_key_of_a_plugin_is_checked_and_hinted_at(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong, says in (
+        ("algorithm.gama=1", "did you mean algorithm.gamma?"),
+        ("algorithm.gamma=7", "algorithm.gamma=7 is refused"),
+        ("algorithm.rho=1", "algorithm.rho is no key of algorithm.name=ring"),
+    ):
+        assert main([f"plugins={RING}", "algorithm.name=ring", wrong]) == 2
+        assert says in capsys.readouterr().err
+    assert main([f"plugins={RING}", "algorithm.name=rong"]) == 2
+    assert "did you mean ring?" in capsys.readouterr().err
+
+
+def test_a_changed_plugin_is_no_longer_that_run(
+    problem: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.py"
+    shutil.copy(RING, mine)
+    assert main(arguments(problem, tmp_path / "run", mine)) == 0
+    longer = [f"run.rounds={ROUNDS + 4}", "run.resume=auto"]
+    mine.write_text(mine.read_text() + "\n# changed\n")
+    assert main([*arguments(problem, tmp_path / "run", mine), *longer]) == 2
+    assert f"another plug-in {mine}; give the one that is kept in" in capsys.readouterr().err
+    kept = tmp_path / "run/plugins/mine.py"
+    assert main([*arguments(problem, tmp_path / "run", kept), *longer]) == 0
+    assert main([*arguments(problem, tmp_path / "whole", kept), longer[0]]) == 0
+    for name, model in models(tmp_path / "run").items():
+        np.testing.assert_array_equal(model, models(tmp_path / "whole")[name])
+
+
+def refusal_with_own_plugin(session: Session, given: list[str], files: list[str]) -> str:
+    mine = files[session.transport.rank]
+    try:
+        run_in_session(load_config(None, [f"plugins={mine}", *given[1:]]), session)
+    except (ConfigError, RunFailure) as refusal:
+        return str(refusal)
+    return "not refused"
+
+
+def test_ranks_with_different_plugins_are_refused(
+    pool: RankPool, problem: Path, tmp_path: Path
+) -> None:
+    files = []
+    for rank in range(2):
+        folder = tmp_path / f"node{rank}"
+        folder.mkdir()
+        (folder / "mine.py").write_text(RING.read_text() + f"# rank {rank}\n")
+        files.append(str(folder / "mine.py"))
+    link = tmp_path / "mine.py"
+    given = arguments(problem, tmp_path / "run", link)
+    answers = pool.run(2, refusal_with_own_plugin, given, files)
+    assert len(set(answers)) == 1
+    assert "rank 1 on" in answers[0]
+    assert "read another plug-in" in answers[0]
+
+
+def test_a_plugin_that_raises_in_a_round_names_its_line(
+    problem: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(RING.read_text().replace("losses_c = ", "1 / (t - 2)\n        losses_c = "))
+    line = mine.read_text().splitlines().index("        1 / (t - 2)") + 1
+    assert main(arguments(problem, tmp_path / "run", mine)) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{mine}, line {line}: ZeroDivisionError" in error
+    assert "in round 3" in (tmp_path / "run/errors/rank_00000.txt").read_text()
+
+
+def test_a_round_that_returns_nothing_is_told(
+    problem: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(RING.read_text().replace("return RoundResult(losses_c)", "return losses_c"))
+    assert main(arguments(problem, tmp_path / "run", mine)) == 1
+    assert "round returned a Tensor; return RoundResult(losses)" in capsys.readouterr().err
+
+
+# -- statistics ----------------------------------------------------------------------------------------
+
+SIGN = """
+import numpy as np
+from cobo_dist import register
+
+@register.statistic("sign")
+def sign(dots_e, squares_i_e, squares_j_e):
+    assert len(dots_e) == len(squares_i_e) == len(squares_j_e)
+    return np.sign(dots_e)
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_statistic_of_ones_own(pool: RankPool, problem: Path, tmp_path: Path, ranks: int) -> None:
+    """With the sign, every meeting moves a weight by gamma."""
+    plugin = tmp_path / "sign.py"
+    plugin.write_text(SIGN)
+    given = arguments(
+        problem, tmp_path / "run", plugin, "algorithm.name=cobo", "algorithm.alignment=sign",
+        "algorithm.gamma=0.25", "algorithm.sampling.name=all", "run.log_weights_every=1",
+    )  # fmt: skip
+    pool.run(ranks, train, given)
+    weights = np.load(tmp_path / "run/W.npz")["weights"]
+    off = ~np.eye(N, dtype=bool)
+    assert set(np.unique(weights[:, off])) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert len(np.unique(weights[:, off])) > 2
+
+
+def test_a_statistic_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["algorithm.alignment=cosin"]) == 2
+    assert "is none of cosine, inner; did you mean cosine?" in capsys.readouterr().err
