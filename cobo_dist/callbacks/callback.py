@@ -16,6 +16,8 @@ from cobo_dist.settings import Section
 if TYPE_CHECKING:
     from cobo_dist.results.run import Run
 
+StopsAfter = Literal["rounds", "evaluations", "none"]
+
 
 class CallbackSection(Section):
     """The settings of a callback in the config's list `callbacks`."""
@@ -39,7 +41,7 @@ class Callback:
 
     name: ClassVar[str] = ""  # for messages and checkpoints; empty: the class's
     Config: ClassVar[type[CallbackSection]] = CallbackSection
-    stops_after: ClassVar[Literal["rounds", "evaluations", "none"]] = "rounds"
+    stops_after: ClassVar[StopsAfter] = "rounds"
     """After what `after_round` may stop the run: any round, rounds with an evaluation, or none at all.
 
     With `rounds`, metrics are gathered after every round, which costs a message. Otherwise `after_round` is

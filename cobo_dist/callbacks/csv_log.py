@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from cobo_dist.callbacks.callback import Callback, CallbackSection
+from cobo_dist.callbacks.callback import Callback, CallbackSection, StopsAfter
 from cobo_dist.errors import ConfigError
 from cobo_dist.registry import register
 from cobo_dist.run_config import RunConfig
@@ -32,7 +32,7 @@ class CsvLog(Callback):
 
     name = "csv"
     Config = CsvConfig
-    stops_after: ClassVar = "none"
+    stops_after: ClassVar[StopsAfter] = "none"
     config: CsvConfig
 
     def check(self, run: RunConfig, metrics: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from cobo_dist.callbacks.callback import Callback, CallbackSection
+from cobo_dist.callbacks.callback import Callback, CallbackSection, StopsAfter
 from cobo_dist.errors import ConfigError
 from cobo_dist.registry import register
 from cobo_dist.run_config import RunConfig
@@ -40,7 +40,7 @@ class EarlyStopping(Callback):
 
     name = "early_stopping"
     Config = EarlyStoppingConfig
-    stops_after: ClassVar = "evaluations"
+    stops_after: ClassVar[StopsAfter] = "evaluations"
     config: EarlyStoppingConfig
 
     best: float = math.inf  # of what is minimized

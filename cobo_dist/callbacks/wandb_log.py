@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from cobo_dist.callbacks.callback import Callback, CallbackSection, need_library
+from cobo_dist.callbacks.callback import Callback, CallbackSection, StopsAfter, need_library
 from cobo_dist.registry import register
 from cobo_dist.run_config import RunConfig
 from cobo_dist.settings import Text
@@ -35,7 +35,7 @@ class WandbLog(Callback):
 
     name = "wandb"
     Config = WandbConfig
-    stops_after: ClassVar = "none"
+    stops_after: ClassVar[StopsAfter] = "none"
     config: WandbConfig
 
     _run: Any = None  # the library's object, between `begin` and `end`
