@@ -11,7 +11,17 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cobo_dist.config.schema import QUICKSTART, VARIANTS, Config, keys_of, section_of
+from cobo_dist.callbacks.callback import CallbackSection
+from cobo_dist.callbacks.registry import CALLBACKS
+from cobo_dist.config.schema import (
+    QUICKSTART,
+    VARIANTS,
+    Config,
+    callback_keys,
+    callback_section,
+    keys_of,
+    section_of,
+)
 from cobo_dist.errors import ConfigError
 
 _WIDTH, _LINE = 110, 90  # columns of a text, and of a meaning that takes one line
@@ -121,6 +131,10 @@ def _parts() -> Iterator[_Part]:
             whole: Any = field.annotation
             title = f"{section}: {_first_line(whole)}"
             yield _Part(section, title, list(keys_of(whole, f"{section}.")))
+    for name in CALLBACKS:
+        title = f"callbacks, name={name}: {_first_line(callback_section(name))}"
+        keys = [one for one in callback_keys(name) if one[0] != "callbacks.name"]
+        yield _Part(f"callbacks.{name}", title, keys)
 
 
 def _first_line(kind: Any) -> str:
@@ -146,4 +160,6 @@ def _type_name(annotation: Any) -> str:
         return "|".join(options)
     if get_origin(annotation) is tuple:
         return f"list of {_type_name(options[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, CallbackSection):
+        return "callback"
     return {int: "int", float: "float", bool: "bool", str: "text"}.get(annotation, str(annotation))
