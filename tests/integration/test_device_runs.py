@@ -104,6 +104,11 @@ def test_every_algorithm_with_both_engines(compare: Compare, algorithm: str) -> 
     compare(*(digits(algorithm, f"run.engine={engine}") for engine in ENGINES))
 
 
+def test_an_algorithm_of_a_plugin_with_both_engines(compare: Compare) -> None:
+    ring = digits("ring", f"plugins={Path(__file__).parents[1] / 'support/plugins/ring.py'}")
+    compare(*([*ring, f"run.engine={engine}"] for engine in ENGINES))
+
+
 def test_images_are_augmented_and_normalized_there(compare: Compare, tmp_path: Path) -> None:
     """ResNet-9 with channels last, random crops, dropout drawn on the host, and Adam's moments."""
     images = write_images(tmp_path / "images.npz", train=80, test=20, size=8)
