@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cobo_dist.algorithms.base import RoundResult as RoundResult
     from cobo_dist.algorithms.base import WeightUpdates as WeightUpdates
     from cobo_dist.api import fit as fit
+    from cobo_dist.callbacks.callback import Callback as Callback
     from cobo_dist.config import Config as Config
     from cobo_dist.errors import ConfigError as ConfigError
     from cobo_dist.errors import RunFailure as RunFailure
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "Callback": "cobo_dist.callbacks.callback",
     "Algorithm": "cobo_dist.algorithms.algorithm",
     "AlgorithmSection": "cobo_dist.algorithms.algorithm",
     "AlgorithmState": "cobo_dist.algorithms.base",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from cobo_dist.callbacks.callback import Callback
 from cobo_dist.comm.startup.launch_env import read_launch
 from cobo_dist.comm.transports.mpi_world import set_exit_code
 from cobo_dist.config import config_of
@@ -27,7 +28,7 @@ _begun: set[Path] = set()
 """The run folders of the runs that this process began."""
 
 
-def fit(config: Given = None, overrides: Overrides = ()) -> Run:
+def fit(config: Given = None, overrides: Overrides = (), callbacks: Sequence[Callback] = ()) -> Run:
     """Train as a config says and return the run, on every rank, once its files are written.
 
     Under torchrun, srun or mpirun all ranks must make this call with the same arguments. Alone, it is one
@@ -36,6 +37,7 @@ def fit(config: Given = None, overrides: Overrides = ()) -> Run:
     Args:
         config: path of a YAML file, nested dictionaries or a `Config`; None: the quickstart.
         overrides: `["run.rounds=500"]` or `{"run.rounds": 500}`; they win over `config`.
+        callbacks: see the run beside those that the config names; the same on every rank.
 
     Raises:
         ConfigError: nothing was started or written.
@@ -53,7 +55,7 @@ def fit(config: Given = None, overrides: Overrides = ()) -> Run:
         _begun.add(found.path)
         try:
             on_finished = draw_figures if resolved.log.figures else None
-            outcome = run(resolved, launch, on_finished=on_finished)
+            outcome = run(resolved, launch, on_finished=on_finished, callbacks=callbacks)
         except RunFailure as error:
             if isinstance(error.__cause__, KeyboardInterrupt):
                 raise KeyboardInterrupt(str(error)) from error

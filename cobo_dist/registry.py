@@ -190,12 +190,12 @@ def class_of(base: type) -> Callable[[Any], str]:
     return check
 
 
-def takes(target: Any, *arguments: Any) -> str:
-    """Return why a function or class cannot be called with these positional arguments; empty if it can."""
+def takes(target: Any, *arguments: Any, **named: Any) -> str:
+    """Return why a function or class cannot be called with such arguments; empty if it can."""
     try:
-        inspect.signature(target).bind(*arguments)
+        inspect.signature(target).bind(*arguments, **named)
     except TypeError as error:
-        return f"{target.__qualname__}{inspect.signature(target)}: {error}"
+        return f"{getattr(target, '__qualname__', target)}{inspect.signature(target)}: {error}"
     return ""
 
 

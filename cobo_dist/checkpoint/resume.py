@@ -47,6 +47,7 @@ class Resumption:
     manifest: Manifest
     engine: str
     warnings: tuple[str, ...] = ()
+    stopped: str = ""  # why a callback ended the run there; empty: none did
 
     @property
     def round(self) -> int:
@@ -91,16 +92,19 @@ def find(
     if path is None:
         return None
     transport, manifest = session.transport, checkpoint.read_manifest(path)
-    refusal, engine, done = None, "", False
+    refusal, engine, done, stopped = None, "", False, ""
     if transport.rank == 0:
         old = checkpoint.read_config(path, manifest)
         engine = old["run"]["engine"]
         refusal = _refusal(path, manifest, run.rounds, differences(old), data, plugins)
         own = _run_of(path).resolve() == folder.path.resolve()
-        done = own and manifest.round == run.rounds and is_finished(folder.path)
+        stopped = checkpoint.read_logger(path, manifest)[0].stopped
+        is_last = manifest.round == run.rounds or bool(stopped)
+        done = own and is_last and is_finished(folder.path)
     session.agree(refusal)
-    engine, done = json.loads(transport.broadcast(json.dumps([engine, done]).encode()))
-    return Done() if done else Resumption(path, manifest, engine, tuple(warnings))
+    record = transport.broadcast(json.dumps([engine, done, stopped]).encode())
+    engine, done, stopped = json.loads(record)
+    return Done() if done else Resumption(path, manifest, engine, tuple(warnings), stopped)
 
 
 def _newest_good(

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -27,6 +28,7 @@ def program(command: str) -> str:
 
 
 COLUMNS = 110
+"""Width of help texts, the same on every terminal."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -70,15 +72,17 @@ class CommandParser(argparse.ArgumentParser):
         """
         options, settings = self.parse_known_args(sys.argv[1:] if argv is None else argv)
         if options.help is not None:
-            text = self.help_about(options.help)
+            files = options.config if self.takes_keys else None
+            file = files[0] if isinstance(files, list) and files else files or None
+            text = self.help_about(options.help, file, settings)
             if rank == 0:
                 print(text)
             return None
         options.settings = settings
         return options
 
-    def help_about(self, topic: str) -> str:
-        """Return the text of `--help TOPIC`.
+    def help_about(self, topic: str, file: str | None = None, settings: Sequence[str] = ()) -> str:
+        """Return the text of `--help TOPIC`. It knows the plug-ins of the config file and the settings.
 
         Raises:
             ConfigError: the config has no such section or key.
@@ -88,6 +92,10 @@ class CommandParser(argparse.ArgumentParser):
         if self.takes_keys:
             # The config takes a while to import.
             from cobo_dist.config.help import describe_keys, describe_sections, describe_topic
+            from cobo_dist.config.loading import load_plugins_for
+
+            with suppress(ConfigError):  # help is for a command line that does not work, too
+                load_plugins_for(file, [topic, *settings] if "=" in topic else settings)
 
             # `--help run.seed=3` is about a key, `--help ranks=4` comes from a command line as it was.
             key = topic.partition("=")[0]

@@ -98,8 +98,9 @@ class Exchange:
         `x_cd` [c, d] must not change before the last `midpoints`, and nothing else may be sent before
         `receive_models`. `pairs_m2` int64 [m, 2], i < j, is the same on every rank.
         """
-        self._check_rows("send_models", x_cd)
-        self._enter("send_models", pairs_m2=pairs_m2.numpy(), columns=x_cd.shape[1])
+        self._enter(
+            "send_models", self._wrong_rows(x_cd), pairs_m2=pairs_m2.numpy(), columns=x_cd.shape[1]
+        )
         size, channel = x_cd.shape[1], self._channel
         plan = self._plan(pairs_m2)
         self.client_traffic.send_models(plan, size)
@@ -174,11 +175,10 @@ class Exchange:
                 W[receiver, sender] from its own rows, transposed. Otherwise the receiver sends it first.
             x_cd: this rank's models.
         """
-        self._check_rows("mix", x_cd)
-        self._check_weights(weights)
         self._enter(
-            "mix", columns=x_cd.shape[1], symmetric=weights.symmetric, weights_dtype=weights.dtype
-        )
+            "mix", self._wrong_rows(x_cd) or self._wrong_weights(weights),
+            columns=x_cd.shape[1], symmetric=weights.symmetric, weights_dtype=weights.dtype,
+        )  # fmt: skip
         if weights.symmetric and isinstance(self.transport, CheckedTransport):
             problem = find_asymmetry(weights, self.placement, self.transport)
             self.transport.agree("exchange.mix", {}, problem)
@@ -195,20 +195,19 @@ class Exchange:
 
         `weights_kn` is the same on all ranks. All ranks get the same bits, in scratch rows.
         """
-        self._check_rows("all_reduce", x_cd)
+        problem = self._wrong_rows(x_cd)
         if weights_kn.shape[1:] != (self.placement.clients,):
-            raise ValueError(
-                f"exchange.all_reduce: weights_kn has the shape {weights_kn.shape}; it needs one column for "
-                f"each of the {self.placement.clients} clients"
+            problem = (
+                f"weights_kn has the shape {weights_kn.shape}; it needs one column for each of the "
+                f"{self.placement.clients} clients"
             )
-        self._enter("all_reduce", weights_kn=weights_kn, columns=x_cd.shape[1])
+        self._enter("all_reduce", problem, weights_kn=weights_kn, columns=x_cd.shape[1])
         self.client_traffic.all_reduce(weights_kn, self.ids, x_cd.shape[1])
         return self._mixing.all_reduce(weights_kn, x_cd)
 
     def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return one number of every client, [n] in client order, on every rank."""
-        self._check_rows("all_gather", numbers_c)
-        self._enter("all_gather")
+        self._enter("all_gather", self._wrong_rows(numbers_c))
         self.client_traffic.all_gather(len(numbers_c))
         with self.timer.span("waiting"):
             gathered_n = self.gather_rows(numbers_c.astype(np.float64), "mixing")
@@ -223,32 +222,43 @@ class Exchange:
         if isinstance(self.transport, CheckedTransport):
             self.transport.begin_round(r)
 
-    def _enter(self, method: str, **same: object) -> None:
-        """Begin a method; under `comm.check`, compare what all ranks call, and `same` on all of them."""
-        if self._unfinished and (self._unfinished, method) != ("send_models", "receive_models"):
-            raise ValueError(
-                f"exchange.{method} is called before exchange.{self._unfinished} is finished: "
-                f"{_FINISH[self._unfinished]} first"
-            )
+    def _enter(self, method: str, problem: str = "", **same: object) -> None:
+        """Begin a method; under `comm.check`, compare what all ranks call.
+
+        Args:
+            method: its name.
+            problem: what is wrong with its arguments on this rank.
+            same: what must be the same on all ranks, by name.
+
+        Raises:
+            ValueError: there is a problem, or the method before is not finished.
+            RuleBroken: the same on all ranks, under `comm.check`.
+        """
+        before = self._unfinished
+        if before and (before, method) != ("send_models", "receive_models"):
+            problem = f"called before exchange.{before} is finished: {_FINISH[before]} first"
         self._unfinished = ""
         if isinstance(self.transport, CheckedTransport):
-            self.transport.agree(f"exchange.{method}", same)
+            self.transport.agree(f"exchange.{method}", same, problem)
+        elif problem:
+            raise ValueError(f"exchange.{method}: {problem}")
 
-    def _check_rows(self, method: str, rows_c: Sized) -> None:
-        if len(rows_c) != len(self.ids):
-            raise ValueError(
-                f"exchange.{method}: {len(rows_c)} rows for the {len(self.ids)} clients of rank "
-                f"{self.transport.rank}; it needs one row for each of clients.ids"
-            )
+    def _wrong_rows(self, rows_c: Sized) -> str:
+        if len(rows_c) == len(self.ids):
+            return ""
+        return (
+            f"{len(rows_c)} rows for the {len(self.ids)} clients of rank {self.transport.rank}; it needs one "
+            "row for each of clients.ids"
+        )
 
-    def _check_weights(self, weights: Weights) -> None:
-        is_mine = np.array_equal(weights.ids_c, self.ids)
-        if not is_mine or weights.shape[1] != self.placement.clients:
-            raise ValueError(
-                f"exchange.mix: weights of {weights.shape[0]} of {weights.shape[1]} clients are not those of "
-                f"rank {self.transport.rank}, which has {len(self.ids)} of {self.placement.clients}; make "
-                "them from clients.ids, in that order"
-            )
+    def _wrong_weights(self, weights: Weights) -> str:
+        n = self.placement.clients
+        if np.array_equal(weights.ids_c, self.ids) and weights.shape[1] == n:
+            return ""
+        return (
+            f"weights of {weights.shape[0]} of {weights.shape[1]} clients are not those of rank "
+            f"{self.transport.rank}, which has {len(self.ids)} of {n}; make them from clients.ids"
+        )
 
     # -- migration --------------------------------------------------------------------------------
 

@@ -117,6 +117,8 @@ class MixingExchange:
             self._pack(plans[rank].incoming, x_cd, received[rank])
         elif same_bits and packed:
             received[rank] = next(iter(packed.values()))
+        # Not meanwhile: this rank's own part of the sums. Parts are added in the order of ranks, so only rank
+        # 0 could, and a round lasts as long as its slowest rank.
         channel.wait(pending)
         return channel.in_model_dtype(received, separate=same_bits)
 

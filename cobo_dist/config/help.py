@@ -11,10 +11,20 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cobo_dist.config.schema import QUICKSTART, VARIANTS, Config, keys_of, section_of
+from cobo_dist.callbacks.callback import CallbackSection
+from cobo_dist.callbacks.registry import CALLBACKS
+from cobo_dist.config.schema import (
+    QUICKSTART,
+    VARIANTS,
+    Config,
+    callback_keys,
+    callback_section,
+    keys_of,
+    section_of,
+)
 from cobo_dist.errors import ConfigError
 
-_WIDTH = 110  # columns
+_WIDTH, _LINE = 110, 90  # columns of a text, and of a meaning that takes one line
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ def describe_keys() -> str:
 
 def describe_sections() -> str:
     """Return the sections of the config with one line each, or with the names that they can have."""
-    lines = []
+    lines, widest = [], max(map(len, Config.model_fields))
     for section, field in Config.model_fields.items():
         if section in VARIANTS:
             names = [
@@ -55,8 +65,8 @@ def describe_sections() -> str:
         elif hasattr(field.annotation, "model_fields"):
             meaning = _first_line(field.annotation)
         else:
-            meaning = field.description or ""
-        head = f"  {section:<11}"
+            meaning = textwrap.shorten(field.description or "", _LINE, placeholder=" ...")
+        head = f"  {section:<{widest}}  "
         lines += textwrap.wrap(
             meaning, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head),
             break_long_words=False, break_on_hyphens=False,
@@ -121,6 +131,10 @@ def _parts() -> Iterator[_Part]:
             whole: Any = field.annotation
             title = f"{section}: {_first_line(whole)}"
             yield _Part(section, title, list(keys_of(whole, f"{section}.")))
+    for name in CALLBACKS:
+        title = f"callbacks, name={name}: {_first_line(callback_section(name))}"
+        keys = [one for one in callback_keys(name) if one[0] != "callbacks.name"]
+        yield _Part(f"callbacks.{name}", title, keys)
 
 
 def _first_line(kind: Any) -> str:
@@ -146,4 +160,6 @@ def _type_name(annotation: Any) -> str:
         return "|".join(options)
     if get_origin(annotation) is tuple:
         return f"list of {_type_name(options[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, CallbackSection):
+        return "callback"
     return {int: "int", float: "float", bool: "bool", str: "text"}.get(annotation, str(annotation))

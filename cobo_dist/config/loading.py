@@ -45,8 +45,7 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: anything wrong with either, in one line.
     """
-    below = {} if file is None else read_file(file, {})
-    load_plugins_of(below, _plugins_only(arguments), beside=file)
+    load_plugins_for(file, arguments)
     lines: dict[
         str, int
     ] = {}  # how a value is read depends on its key, so the file is read once more
@@ -100,6 +99,16 @@ def variant_names(file: str | None, names: Mapping[str, str]) -> dict[str, str]:
     _name_variants(merged)
     groups = {section: merged[section] for section in VARIANTS}
     return {name: str(one["name"]) for name, one in groups.items() if isinstance(one, dict)}
+
+
+def load_plugins_for(file: str | None, arguments: Sequence[str]) -> None:
+    """Load the plug-ins that a YAML file and arguments name. No other argument needs to be right.
+
+    Raises:
+        ConfigError: the file cannot be read, or a plug-in cannot be loaded.
+    """
+    below = {} if file is None else read_file(file, {})
+    load_plugins_of(below, _plugins_only(arguments), beside=file)
 
 
 def load_plugins_of(*nested: Mapping[str, Any], beside: str | None = None) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cobo_dist.callbacks.registry import CALLBACKS
 from cobo_dist.config.schema import (
     UNKNOWN_VARIANT,
     VARIANTS,
     all_keys,
+    callback_keys,
     keys_of,
     owners_of,
     section_of,
@@ -50,13 +52,17 @@ def _message(path: Sequence[str], mistake: Any, given: Mapping[str, Any]) -> str
     if kind == "extra_forbidden":
         return _unknown_key(path, value, given)
     if kind in (UNKNOWN_VARIANT, "literal_error"):
-        names = list(VARIANTS[key]) if kind == UNKNOWN_VARIANT else _literals(mistake["ctx"])
+        names = _literals(mistake.get("ctx", {}))
+        if kind == UNKNOWN_VARIANT:
+            names = list(CALLBACKS if path[0] == "callbacks" else VARIANTS[key])
         if kind == UNKNOWN_VARIANT:
             key, value = f"{key}.name", value.get("name") if isinstance(value, dict) else value
         near = difflib.get_close_matches(str(value).lower(), names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{key}={_show(value)} is none of {', '.join(names)}{hint}"
     if kind in ("model_attributes_type", "model_type", "dict_type"):
+        if path[0] == "callbacks":
+            return f"{key}={_show(value)} must be a group of keys, for example {{name: early_stopping}}"
         return must_be_group(key, value)
     hint = _remedy(kind, key, value, given)
     return f"{key}={_show(value)} is refused: {_lower(mistake['msg'])}{hint}"
@@ -121,6 +127,8 @@ def _unknown_key(path: Sequence[str], value: object, given: Mapping[str, Any]) -
     if "<<" in path:
         return f"{key}: there are no merge keys in YAML 1.2; write the keys themselves"
     section, known_keys = path[0], list(dict.fromkeys(known for known, _ in all_keys()))
+    if section == "callbacks":
+        known_keys = [f"callbacks.{path[1]}.{_last(k)}" for k in _keys_of_callback(path, given)]
     if any("." in step for step in path) and (key in known_keys or is_group(key)):
         nested = ": {".join(key.split("."))
         return f"{key} is written as one key; write {nested}: ...{'}' * key.count('.')}"
@@ -131,6 +139,12 @@ def _unknown_key(path: Sequence[str], value: object, given: Mapping[str, Any]) -
             f"{', '.join(owners)}: drop it or set {section}.name={owners[0]}"
         )
     return f"{key[:MAX_SHOWN_CHARACTERS]} is not a known key; {_nearest(key, known_keys, given)}"
+
+
+def _keys_of_callback(path: Sequence[str], given: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the callback that a path leads into: `callbacks.0.patience`."""
+    name = given["callbacks"][int(path[1])]["name"]
+    return [key for key, _ in callback_keys(name)]
 
 
 def _nearest(key: str, known_keys: Sequence[str], given: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ from pydantic_core import PydanticCustomError
 
 from cobo_dist.algorithms.algorithm import AlgorithmSection
 from cobo_dist.algorithms.registry import ALGORITHMS
+from cobo_dist.callbacks.callback import CallbackSection
+from cobo_dist.callbacks.registry import CALLBACKS
 from cobo_dist.clients.local_config import LocalWorkConfig, ParticipationConfig
 from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.comm.config import CommConfig
@@ -54,6 +56,23 @@ def _validate_variant(variant: str, given: Any) -> Any:
     return section_of(variant, name).model_validate(given)
 
 
+def callback_section(name: str) -> type[Section]:
+    """Return the config section of a registered callback."""
+    section = CALLBACKS[name].section
+    assert section is not None, "register.callback takes sections"
+    return section
+
+
+def _validate_callback(given: Any) -> Any:
+    """Return the section of one callback, validated."""
+    if not isinstance(given, dict):
+        return given
+    name = given.get("name")
+    if not isinstance(name, str) or name not in CALLBACKS:
+        raise PydanticCustomError(UNKNOWN_VARIANT, "not registered")
+    return callback_section(name).model_validate(given)
+
+
 def _chosen(variant: str) -> BeforeValidator:
     return BeforeValidator(partial(_validate_variant, variant))
 
@@ -91,6 +110,14 @@ class Config(Section):
     participation: ParticipationConfig = ParticipationConfig()
     comm: CommConfig = CommConfig()
     log: LogConfig = LogConfig()
+    callbacks: Annotated[
+        tuple[Annotated[SerializeAsAny[CallbackSection], BeforeValidator(_validate_callback)], ...],
+        BeforeValidator(as_tuple),
+    ] = Field(
+        (),
+        description="what sees every round on rank 0: a list of callbacks, each with its name and "
+        "settings, for example callbacks='[{name: early_stopping, patience: 3}]'",
+    )
 
     @property
     def run_dir(self) -> Path:
@@ -146,6 +173,11 @@ def all_keys() -> list[tuple[str, FieldInfo]]:
     return list(keys_of(Config))
 
 
+def callback_keys(name: str) -> list[tuple[str, FieldInfo]]:
+    """Return the keys of a callback with their fields: `callbacks.patience`."""
+    return list(keys_of(callback_section(name), "callbacks."))
+
+
 def text_keys() -> frozenset[str]:
     """Return the keys whose value, or whose list's items, are text or one of some names."""
     return _text_keys(register.version)
@@ -153,7 +185,8 @@ def text_keys() -> frozenset[str]:
 
 @cache
 def _text_keys(version: int) -> frozenset[str]:
-    return frozenset(key for key, field in all_keys() if _is_text(field.annotation))
+    keys = [*all_keys(), *(key for name in CALLBACKS for key in callback_keys(name))]
+    return frozenset(key for key, field in keys if _is_text(field.annotation))
 
 
 def _is_text(annotation: Any) -> bool:

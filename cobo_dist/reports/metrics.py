@@ -11,9 +11,10 @@ from cobo_dist.storage.schema import METRICS
 
 
 def problem_metric(groups: Sequence[Group]) -> str:
-    """Return accuracy, perplexity, or loss where there is neither."""
+    """Return accuracy or perplexity, else a metric of a plug-in, else the loss."""
     found = {name for group in groups for run in group.runs for name in _metrics_of(run)}
-    return next((metric for metric in METRICS if metric in found), "loss")
+    known = [metric for metric in METRICS if metric in found and metric != "loss"]
+    return next(iter([*known, *sorted(found - {*METRICS, "bits_per_byte"})]), "loss")
 
 
 def _metrics_of(run: Run) -> Iterator[str]:
@@ -38,8 +39,8 @@ def percent(metric: str) -> float:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is better."""
-    return metric == "accuracy"
+    """Whether more of a metric is better; of one that a plug-in adds it is."""
+    return metric not in ("loss", "perplexity")
 
 
 def mean_over_clients(run: Run, split: str, metric: str) -> Series:

@@ -329,3 +329,5 @@ class LoggerState(_State):
     last_evaluation: list[dict[str, float]] = Field(description="test metrics of each client")
     progress: ProgressState = Field(description="what the progress line shows")
     health: HealthState = Field(description="what the health checks have seen")
+    callbacks: dict[str, dict[str, Any]] = Field({}, description="state of each callback, by name")
+    stopped: str = Field("", description="why a callback stopped the run here; empty: none did")

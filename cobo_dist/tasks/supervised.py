@@ -16,8 +16,10 @@ from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
+from cobo_dist.registry import register
 from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
 from cobo_dist.tasks.base import DataConfig, Task
+from cobo_dist.tasks.functions import LossName, MetricNames
 from cobo_dist.tasks.held_out import explain_lack
 from cobo_dist.tasks.models import build_model
 from cobo_dist.tasks.sections import ModelSection, TaskSection
@@ -36,6 +38,11 @@ class ClassificationConfig(TaskSection):
         "clusters",
         description="how clients are numbered: cluster by cluster (paper), or in a random order, as if the "
         "clusters were unknown",
+    )
+
+    loss: LossName = Field("cross_entropy", description="what is minimized: a registered loss")
+    metrics: MetricNames = Field(
+        ("accuracy",), description="registered metrics, which evaluations report beside the loss"
     )
 
     def load(self, data: DataConfig, seed: int, dtype: torch.dtype) -> ClientExamples:
@@ -218,6 +225,9 @@ class Classification(Task):
             ConfigError: see `ClassificationConfig.load`; or a model that cannot take these inputs.
         """
         self.config, self.name = config, config.name
+        self.loss_of = register.loss[config.loss].target
+        self.metric_of = {name: register.metric[name].target for name in config.metrics}
+        self.metrics = ("loss", *config.metrics)
         self.split_seed = data.split_seed(seed)
         loaded = config.load(data, self.split_seed, dtype)
         order = config.client_order(len(loaded.clusters), self.split_seed)
@@ -266,18 +276,27 @@ class Classification(Task):
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
-        """Return the mean cross-entropy of a batch (inputs, targets, and a dropout mask if any)."""
+        """Return the mean loss of a batch (inputs, targets, and a dropout mask if any)."""
         inputs, targets, *masks = batch
-        return nn.functional.cross_entropy(_at_least_single(model(inputs, *masks)), targets)
+        mean: Tensor = self.loss_of(
+            _at_least_single(model(inputs, *masks)), targets, reduction="mean"
+        )
+        return mean
 
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
-        """Return the sums of cross-entropy and of correct answers over a batch (inputs, targets)."""
+        """Return the sums of the loss and of the metrics over a batch (inputs, targets)."""
         inputs, targets = batch
         logits = _at_least_single(model(inputs))
-        return {
-            "loss": nn.functional.cross_entropy(logits, targets, reduction="sum"),
-            "accuracy": (logits.argmax(dim=1) == targets).sum(),
-        }
+        sums = {"loss": self.loss_of(logits, targets, reduction="sum")}
+        for name, metric in self.metric_of.items():
+            each = metric(logits, targets)
+            if each.shape != targets.shape:
+                raise ValueError(
+                    f"metric {name} returned shape {tuple(each.shape)} for {len(targets)} examples; return "
+                    "one number for each example"
+                )
+            sums[name] = each.sum()
+        return sums
 
     def train_sizes(self) -> list[int]:
         """Return how many training examples each client has."""

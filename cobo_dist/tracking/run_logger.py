@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from cobo_dist.storage.schema import (
 from cobo_dist.tracking.graph_stats import GraphStats
 from cobo_dist.tracking.health_checks import HealthMonitor
 from cobo_dist.tracking.progress import ProgressDisplay
+from cobo_dist.tracking.recent_rounds import RecentRounds
 from cobo_dist.tracking.weight_snapshots import WeightSnapshots
 
 
@@ -87,6 +88,10 @@ class RunLogger:
         self.client_bytes: dict[str, int] | None = {"up": 0, "down": 0}
         self.last_evaluation: list[dict[str, float]] = []
         self.seconds_before = 0.0  # of training, before the run was resumed
+        self.stopped = ""  # why a callback stopped the run; empty: none did
+        self.callback_states: Callable[[], dict[str, dict[str, Any]]] = dict
+        self.restored_callbacks: dict[str, dict[str, Any]] = {}  # as the checkpoint had them
+        self.recent = RecentRounds()
         self._path = folder.path / METRICS_FILE
         self._file = open_file(self._path, append=True)
         self._written, self._digest = 0, hashlib.sha256()
@@ -143,6 +148,8 @@ class RunLogger:
             last_evaluation=self.last_evaluation,
             progress=self.progress,
             health=self.health.state,
+            callbacks=self.callback_states(),
+            stopped=self.stopped,
         )
         return state, self.snapshots.state(self.graph.weights)
 
@@ -165,6 +172,7 @@ class RunLogger:
         self.last_evaluation = state.last_evaluation
         self.progress = state.progress
         self.health.state = state.health
+        self.restored_callbacks, self.stopped = state.callbacks, state.stopped
         weights = self.snapshots.restore(arrays)
         weights.symmetric = symmetric
         self.graph = GraphStats(weights, self.share)
@@ -192,6 +200,7 @@ class RunLogger:
             figures = self.graph.figures()
             row |= dict.fromkeys(figures) if move["replaced"] else figures
             self._write(RoundRow(**row))
+            self.recent.add(row["round"], row)
             for purpose in TRAINING:
                 self.bytes[purpose] += row[f"bytes_{purpose}"]
             self._warn(self.health.after(row["round"], row["loss"], alignments, self.graph))
@@ -226,6 +235,7 @@ class RunLogger:
             self.progress.metric = f"test {name} {mean[name]:.4g}"
         for name, value in total.items():
             self._scalar(f"{split}/{name}", value, r)
+        self.recent.add(r, {f"{split}/{name}": value for name, value in mean.items()})
 
     def weights(self, r: int, weights: Weights) -> None:
         """Write a snapshot of W, all n rows, into W.npz."""

@@ -6,7 +6,7 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ import torch
 
 from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.registry import build_algorithm, shown_as
+from cobo_dist.callbacks.callback import Callback
 from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import ClientBatch
@@ -30,6 +31,7 @@ from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.maths.graph import link_threshold
 from cobo_dist.maths.participation import Participation
 from cobo_dist.phase_timer import PhaseTimer
+from cobo_dist.results.run import Run
 from cobo_dist.storage.environment import describe_environment
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.storage.schema import Manifest, Method
@@ -39,6 +41,7 @@ from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 from cobo_dist.tracking.progress import open_display
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training import startup
+from cobo_dist.training.callback_runner import CallbackRunner
 from cobo_dist.training.learner import Learner
 from cobo_dist.training.migration import ClientMigrator
 from cobo_dist.training.preparation import Problem, prepare, set_up_torch
@@ -61,11 +64,13 @@ def run(
     launch: Launch,
     guard: StartGuard | None = None,
     on_finished: Callable[[RunDir], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Outcome:
     """Train as the config says on the launched ranks; return how the run ended.
 
     `guard` ends this process where a signal, or another rank's end, comes before the run has begun.
     `on_finished`: called on rank 0 with the run folder once all is written, while this run still owns it.
+    `callbacks`: see the run beside those of the config; the same on every rank.
 
     Raises:
         ConfigError: nothing was started or written.
@@ -78,11 +83,14 @@ def run(
     config = config.model_copy(update={"comm": comm})
     # Ranks connect before they read data, so that a rank that dies meanwhile is noticed.
     with open_session(launch, config.comm, device, guard) as session:
-        return run_in_session(config, session, on_finished)
+        return run_in_session(config, session, on_finished, callbacks)
 
 
 def run_in_session(
-    config: Config, session: Session, on_finished: Callable[[RunDir], None] | None = None
+    config: Config,
+    session: Session,
+    on_finished: Callable[[RunDir], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Outcome:
     """Train over ranks that are connected already; see `run`."""
     launch, folder, reached = session.launch, RunDir(config.run_dir), 0
@@ -91,7 +99,7 @@ def run_in_session(
     # Signals are caught while a failure is reported too: when a rank dies, launchers send SIGTERM to all.
     with Signals(ends_process=session.guard.is_watching) as signals:
         try:
-            prepared = prepare(config, launch)
+            prepared = prepare(config, launch, callbacks=callbacks)
             problem = prepared.agree(session)
             found = resume.find(
                 config.run, folder, partial(resume_differences, config),
@@ -106,8 +114,12 @@ def run_in_session(
             reached = 0 if found is None else found.round
             with open_trainer(config, session, problem, found, folder, prepared.epoch) as trainer:
                 if signal := trainer.fit(signals):
-                    return Outcome(stop(trainer, session, folder, signal), signal)
-                code = finish(trainer, session, folder, config.algorithm.name)
+                    code = stop(trainer, session, folder, signal)
+                else:
+                    code = finish(trainer, session, folder, config.algorithm.name)
+                trainer.callbacks.end()
+            if signal:
+                return Outcome(code, signal)
             # Then every rank finds all files but the figures. A rank that is lost has written its own.
             with suppress(LostContact):
                 session.agree(None)
@@ -219,10 +231,19 @@ def open_trainer(
             learner.exchange, learner.clients, learner.task, learner.algorithm, run_logger,
             log.flush_every, first, log.profile,
         )  # fmt: skip
-        yield Trainer(
-            run, first, learner, metrics, checkpoint_writer, migrator, profiler,
-            evaluates_part=config.data.eval_examples > 0,
-        )  # fmt: skip
+        callbacks = CallbackRunner(
+            problem.callbacks, session.transport, run_logger, Run(folder.path)
+        )
+        try:
+            callbacks.begin()
+            yield Trainer(
+                run, first, learner, metrics, checkpoint_writer, migrator, profiler, callbacks,
+                evaluates_part=config.data.eval_examples > 0,
+                stopped_early="" if found is None else found.stopped,
+            )  # fmt: skip
+        except BaseException:
+            callbacks.abandon()
+            raise
 
 
 def _open_run_logger(

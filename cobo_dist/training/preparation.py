@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
 
+from cobo_dist.callbacks.callback import Callback
+from cobo_dist.callbacks.registry import build_callbacks
 from cobo_dist.checkpoint import resume
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
@@ -35,6 +37,7 @@ class Problem:
     placement: Placement
     data: str  # fingerprint of the task's data
     plugins: Mapping[str, str] = field(default_factory=dict)  # digests by name
+    callbacks: Sequence[Callback] = ()
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,17 @@ class Prepared:
         return self.problem
 
 
-def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepared:
+def prepare(
+    config: Config,
+    launch: Launch,
+    with_folder: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> Prepared:
     """Read the data and run all checks that need no other rank.
 
     Never raises: a rank keeps its refusal until `Prepared.agree`, so that all ranks end with one message.
-    Rank 0 also checks whether the run folder can be used, unless `with_folder` is false.
+    Rank 0 also checks whether the run folder can be used, unless `with_folder` is false. `callbacks` come
+    beside those of the config.
     """
     try:
         load_plugins(config.plugins)  # another config may have been loaded meanwhile
@@ -77,6 +86,9 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
         task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
         placement = Placement.contiguous(task.clients, launch.world_size)
         refuse_unfit(config, task)
+        callbacks = [*build_callbacks(config.callbacks), *callbacks]
+        for one in callbacks:
+            one.check(config.run, task.metrics)
         if checks_folder:
             refuse_unusable_folder(config, launch)
         data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
@@ -85,8 +97,9 @@ def prepare(config: Config, launch: Launch, with_folder: bool = True) -> Prepare
             **{f"another plug-in {name}": digest for name, digest in plugins.items()},
             "another config": hashlib.sha256(config.to_yaml().encode()).hexdigest(),
             "other data": data,
+            "other callbacks": ", ".join(one.title for one in callbacks),
         }
-        return Prepared(Problem(task, placement, data, plugins), read, epoch)
+        return Prepared(Problem(task, placement, data, plugins, callbacks), read, epoch)
     except ConfigError as error:
         return Prepared(refusal=str(error))
     except Exception as error:  # of any kind: the other ranks wait for this one in `agree`

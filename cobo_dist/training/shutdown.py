@@ -78,7 +78,7 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
         task=learner.task.name,
         algorithm=algorithm,
         seed=trainer.schedule.seed,
-        rounds=trainer.schedule.rounds,
+        rounds=trainer.last,
         clients=len(results),
         ranks=len(peaks),
         seconds=round(seconds, 3),
@@ -98,8 +98,10 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
         summary.placement = placement
     run_logger.traffic(peaks)
     folder.write_record(SUMMARY_FILE, summary)
-    folder.write_status(EXIT_DONE, "done")
+    folder.write_status(EXIT_DONE, "done", trainer.stopped_early)
     run_logger.display.close()
+    if trainer.stopped_early:
+        print(trainer.stopped_early, flush=True)
     final_table(
         _table(run_logger, summary, final, peaks), ("final (mean of clients, test)", "value")
     )

@@ -12,6 +12,7 @@ from cobo_dist.errors import RunFailure
 from cobo_dist.phase_timer import RoundClock
 from cobo_dist.run_config import RunConfig
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
+from cobo_dist.training.callback_runner import CallbackRunner
 from cobo_dist.training.learner import Learner
 from cobo_dist.training.migration import ClientMigrator
 from cobo_dist.training.signals import Signals, name_of
@@ -29,34 +30,50 @@ class Trainer:
         checkpoint_writer: CheckpointWriter,
         migrator: ClientMigrator,
         profiler: profile | None,
+        callbacks: CallbackRunner,
         evaluates_part: bool,
+        stopped_early: str = "",
     ) -> None:
         """Train from the state after round `first` to the end of the schedule.
 
-        `evaluates_part`: evaluations before the last one use a fixed part of each client's data.
+        Args:
+            schedule: the rounds, and when what is due.
+            first: the round after which training begins.
+            learner: is trained.
+            metrics: collects metrics.
+            checkpoint_writer: writes checkpoints.
+            migrator: moves clients.
+            profiler: traces rounds, if asked for.
+            callbacks: see every round, and may stop the run.
+            evaluates_part: evaluations before the last one use a fixed part of each client's data.
+            stopped_early: why a callback ended the run after round `first`; empty: none did.
         """
         self.schedule, self.learner, self.metrics = schedule, learner, metrics
         self.checkpoint_writer, self.migrator, self.profiler = checkpoint_writer, migrator, profiler
-        self.evaluates_part = evaluates_part
+        self.callbacks, self.evaluates_part = callbacks, evaluates_part
+        self.stopped_early = stopped_early
+        self.last = first if stopped_early else schedule.rounds
         self.first = self.round = first  # round: the one under way, or the last
         self.seconds = 0.0  # of training, since this process began
         self._began = 0.0
 
     def fit(self, signals: Signals) -> int:
-        """Run rounds first + 1 to the last; return 0, or the signal that stopped the run on all ranks.
+        """Run rounds first + 1 to `last`; return 0, or the signal that stopped the run on all ranks.
+
+        A callback may make an earlier round the last one. It then is like the last of a shorter run.
 
         Round r turns x^(r-1) into x^r; what is logged at r is the state after it.
 
         Raises:
             RunFailure: a model diverged, the disk is full, or a stopped run could not be saved.
         """
-        timer, last, stopped_by = self.metrics.timer, self.schedule.rounds, 0
+        timer, stopped_by = self.metrics.timer, 0
         clock = RoundClock(self.learner.clients.device)
         self._began = time.monotonic()
         if not self.first:
             self._log_start()
         timer.take()  # what came before belongs to no round
-        for r in range(self.first + 1, last + 1):
+        for r in range(self.first + 1, self.last + 1):
             self.round = r
             clock.start()
             self.learner.exchange.begin_round(r)
@@ -66,7 +83,7 @@ class Trainer:
                 if self.profiler is not None:
                     self.profiler.step()
                 stopped_by = self._after_round(r, signals.caught)
-            if stopped_by:
+            if stopped_by or self.stopped_early:
                 break
         self._wait_for_checkpoint(stopped_by)
         self.seconds = time.monotonic() - self._began
@@ -90,23 +107,32 @@ class Trainer:
 
         `caught`: the signal that this rank caught, or 0.
         """
-        run, last = self.schedule, r == self.schedule.rounds
+        run, last = self.schedule, r == self.last
         evaluates = last or _is_multiple(r, run.eval_every)
         logs_weights = last or _is_multiple(r, run.log_weights_every)
         saves, migrates = self.checkpoint_writer.is_due(r), self.migrator.is_due(r)
-        if not (evaluates or logs_weights or saves or migrates or self.metrics.is_due(r)):
+        gathers = self.metrics.is_due(r) or self.callbacks.every_round
+        if not (evaluates or logs_weights or saves or migrates or gathers):
             return 0
         decision = self.metrics.flush(caught, self.checkpoint_writer.is_written())
         if decision.commit:
             self.checkpoint_writer.wait()
+        whole = last or not self.evaluates_part
         if evaluates:
-            self.metrics.evaluate(r, run.eval_splits, whole=last or not self.evaluates_part)
-        if logs_weights:
+            self.metrics.evaluate(r, run.eval_splits, whole=whole)
+        reason = self.callbacks.after_rounds()
+        if reason and not last:
+            self.stopped_early, self.last, last = reason, r, True
+            if not (evaluates and whole):
+                self.metrics.evaluate(r, run.eval_splits, whole=True)
+        if logs_weights or last:
             self.metrics.weights(r)
-        if saves or decision.signal:
+        if saves or last or decision.signal:
             self.metrics.check_models(r, last)
+            if self.metrics.run_logger is not None:
+                self.metrics.run_logger.stopped = self.stopped_early
             self.checkpoint_writer.begin(r, time.monotonic() - self._began)
-        if migrates and not decision.signal:
+        if migrates and not last and not decision.signal:
             self.migrator.migrate(r)
             self.metrics.algorithm = self.checkpoint_writer.algorithm = self.learner.algorithm
         return 0 if last else decision.signal

@@ -89,7 +89,8 @@ def test_an_archive_has_tests_and_docs(built: Path) -> None:
     with tarfile.open(archive) as content:
         names = {name.partition("/")[2] for name in content.getnames()}
     wanted = {"README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "docs/USAGE.md", "launch/test.sh",
-              "tests/conftest.py", "benchmarks/traffic.py", "stress/__main__.py"}  # fmt: skip
+              "tests/conftest.py", "examples/from_python.py", "benchmarks/traffic.py",
+              "stress/__main__.py"}  # fmt: skip
     assert wanted <= names
     assert not any("__pycache__" in name or name.endswith(".pyc") for name in names)
 

@@ -297,3 +297,99 @@ def test_a_statistic_of_ones_own(pool: RankPool, problem: Path, tmp_path: Path, 
 def test_a_statistic_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["algorithm.alignment=cosin"]) == 2
     assert "is none of cosine, inner; did you mean cosine?" in capsys.readouterr().err
+
+
+# -- losses, metrics, tasks and models -----------------------------------------------------------------
+
+OWN = """
+from functools import partial
+import torch
+from torch import nn
+from pydantic import Field
+from cobo_dist import ModelSection, register
+
+register.loss("smooth")(partial(nn.functional.cross_entropy, label_smoothing=0.1))
+
+@register.metric("top2")
+def top2(outputs, targets):
+    return (outputs.topk(2, dim=1).indices == targets[:, None]).any(dim=1)
+
+@register.model("wide")
+class Wide(ModelSection):
+    '''One linear layer, repeated.'''
+    depth: int = Field(1, ge=1, description="layers")
+    def build(self, shape, classes):
+        layers = [nn.Linear(shape.numel(), shape.numel()) for _ in range(self.depth - 1)]
+        return nn.Sequential(nn.Flatten(start_dim=1), *layers, nn.Linear(shape.numel(), classes))
+"""
+
+
+def test_a_loss_a_metric_and_a_model_of_ones_own(tmp_path: Path) -> None:
+    plugin = tmp_path / "own.py"
+    plugin.write_text(OWN)
+    folders = []
+    for name, more in (("first", []), ("second", ["task.loss=cross_entropy"])):
+        folders.append(tmp_path / name)
+        given = [
+            f"plugins={plugin}", "task.loss=smooth", "task.metrics=[top2, accuracy]",
+            "model.name=wide", "model.depth=2", "run.rounds=30", "run.eval_every=30",
+            f"run.dir={folders[-1]}", "log.progress=none", "log.figures=false", *more,
+        ]  # fmt: skip
+        assert main(given) == 0
+    one, two = (read_run(folder) for folder in folders)
+    assert one.summary is not None
+    assert two.summary is not None
+    assert one.summary.final["top2"] > one.summary.final["accuracy"] > 0.2
+    assert one.summary.final["loss"] > two.summary.final["loss"] * 0.9
+    assert one.summary.final != two.summary.final
+    assert report.main([*map(str, folders), "--out", str(tmp_path / "report")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("task.loss=smoth", "is none of cross_entropy"),
+        ("task.metrics=[acuracy]", "is none of accuracy; did you mean accuracy?"),
+        ("model.name=wide", "is none of causal-lm, cnn"),
+    ],
+)
+def test_what_is_not_registered_is_refused(
+    capsys: pytest.CaptureFixture[str], given: str, says: str
+) -> None:
+    assert main([given]) == 2
+    assert says in capsys.readouterr().err
+
+
+# -- the examples --------------------------------------------------------------------------------------
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_examples_algorithm_is_fedprox(
+    pool: RankPool, problem: Path, tmp_path: Path, ranks: int
+) -> None:
+    mu, steps, eta = 0.5, 3, 0.1
+    given = arguments(
+        problem, tmp_path / "run", EXAMPLES / "own_algorithm.py", "algorithm.name=fedprox",
+        f"algorithm.mu={mu}", f"local.steps={steps}",
+    )  # fmt: skip
+    assert pool.run(ranks, train, given) == [0] * ranks
+    with np.load(problem) as stored:
+        centers, curvature, start = stored["centers"], stored["curvature"], stored["start"]
+    x = start
+    for _ in range(ROUNDS):
+        own = np.tile(x, (N, 1))
+        for _ in range(steps):
+            own = own - eta * (curvature[:, None] * (own - centers) + mu * (own - x))
+        x = own.mean(axis=0)
+    for model in models(tmp_path / "run").values():
+        np.testing.assert_allclose(model, x, rtol=0, atol=1e-12)
+
+
+def test_the_examples_statistic(problem: Path, tmp_path: Path) -> None:
+    given = arguments(
+        problem, tmp_path / "run", EXAMPLES / "own_statistic.py", "algorithm.name=cobo",
+        "algorithm.alignment=clipped",
+    )  # fmt: skip
+    assert main(given) == 0

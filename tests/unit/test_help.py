@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,8 @@ from cobo_dist.errors import ConfigError
 Main = Callable[[Sequence[str]], int]
 WITH_KEYS: list[Main] = [doctor.main, plan.main, prepare.main, sweep.main, train.main]
 ALL: list[Main] = [*WITH_KEYS, init.main, report.main]
-SCREEN_LINES, SCREEN_COLUMNS = 42, 110
+SCREEN_LINES, SCREEN_COLUMNS = 45, 110
+RING = Path(__file__).parents[1] / "support" / "plugins" / "ring.py"
 _NAMES = [main.__module__.rpartition(".")[2] for main in ALL]
 
 
@@ -114,3 +116,16 @@ def test_other_arguments_may_follow(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(train.main, capsys, "run.rounds=3", "--help", "--config", "F.yaml") == text
     assert shown(plan.main, capsys, "--help", "ranks=4") == shown(plan.main, capsys, "--help")
     assert shown(report.main, capsys, "--help", "runs/a") == shown(report.main, capsys, "--help")
+
+
+def test_help_knows_plugins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that the settings name, and those of a config file."""
+    file = tmp_path / "ring.yaml"
+    file.write_text(f"plugins: [{RING}]\n")
+    for named in ([f"plugins=[{RING}]"], ["--config", str(file)]):
+        assert "ring" in shown(train.main, capsys, "--help", *named)
+        text = shown(sweep.main, capsys, "--help", "algorithm.ring", *named)
+        assert text.startswith(
+            "algorithm.name=ring: Gossip over a directed ring.\n  algorithm.gamma "
+        )
+    assert train.main(["--help", "algorithm.ring"]) == 2

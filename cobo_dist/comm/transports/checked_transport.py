@@ -45,6 +45,7 @@ class CheckedTransport:
         self.checked = 0  # batches of all ranks that were checked, on rank 0
         self._number = 0  # of the next batch
         self._call = ""
+        self._when = ""  # in which round, for error messages
 
     def exchange(
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], purpose: str
@@ -85,6 +86,7 @@ class CheckedTransport:
         """
         self._call = ""
         self._take(Step("round", f"round {r}", calling_line()))
+        self._when = f"; this was in round {r}"
 
     def agree(self, call: str, same: Mapping[str, object], problem: str = "") -> None:
         """Compare what all ranks call.
@@ -115,11 +117,11 @@ class CheckedTransport:
             steps = [Step(**json.loads(head)) for head, _ in received]
             found = find_mistake(steps, self._number) if steps else ("", "")
             self.checked += sum(bool(one.operations) for one in steps)
-            answer = self.inner.broadcast(_join(found, to_broadcast))
+            answer = self.inner.broadcast(_join([*found, self._when], to_broadcast))
             head, record = _split(answer)
-            mistake, name = json.loads(head)
+            mistake, name, when = json.loads(head)
             if mistake:
-                raise RuleBroken(f"comm.check: {mistake}{self._show(name, values or {})}")
+                raise RuleBroken(f"comm.check: {mistake}{self._show(name, values or {})}{when}")
         except LostContact as lost:
             doing = f"comm.check: rank {self.rank} {step.describe(self._number)}"
             raise LostContact(f"{lost}; {doing}", lost.peers, lost.how, lost.waited) from lost

@@ -116,11 +116,11 @@ def find_mistake(steps: Sequence[Step], number: int) -> tuple[str, str]:
             ), ""
     for rank, step in enumerate(steps):
         for name, value in first.same.items():
-            if step.same[name] != value:
+            if (other := step.same.get(name)) != value:
                 return (
                     f"{first.origin}: {name} must be the same on every rank, but is {value} on rank 0 "
-                    f"and {step.same[name]} on rank {rank}"
-                ), name if _are_alike([one.same[name] for one in steps]) else ""
+                    f"and {other} on rank {rank}"
+                ), name if _are_alike([one.same.get(name, "") for one in steps]) else ""
     if first.kind == "batch":
         try:
             check_batch([step.batch() for step in steps], number)

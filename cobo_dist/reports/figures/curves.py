@@ -129,7 +129,7 @@ def draw_metric(groups: Sequence[Group], metric: str, path: Path, only: str = ""
             band = not only or len(found) <= _MAX_BANDS
             _draw_evaluations(axes, found[group], styles[group], percent(metric), band)
         round_axis(axes)
-        axes.set_ylabel(f"{split} {METRIC_LABELS[metric]}")
+        axes.set_ylabel(f"{split} {METRIC_LABELS.get(metric, metric)}")
         if metric != "accuracy" and _spans_decades(curves):
             axes.set_yscale("log")
             log_axis(axes.yaxis)

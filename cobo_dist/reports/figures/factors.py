@@ -42,7 +42,7 @@ def draw_factors(results: Mapping[Problem, Sequence[GroupResult]], path: Path) -
         for axes, (factor, lines) in zip(grid, panels.items(), strict=True):
             _draw_panel(axes, lines)
             axes.set_xlabel(FACTORS[factor])
-        grid[0].set_ylabel(f"{first.split} {METRIC_LABELS[first.metric]}")
+        grid[0].set_ylabel(f"{first.split} {METRIC_LABELS.get(first.metric, first.metric)}")
         shared_legend(figure, grid)
         table = pd.concat(line for lines in panels.values() for line in lines)
         # As in the other CSV files, accuracies are the fractions they were logged as.

@@ -50,7 +50,7 @@ class Metrics:
             self.profile[row.round] = row.seconds
 
     def _add_eval(self, row: EvalRow) -> None:
-        for metric in METRICS:
+        for metric in (*METRICS, *(row.model_extra or {})):  # plug-ins add metrics
             if metric in row.model_fields_set:
                 clients = self.evals.setdefault((row.split, metric), {})
                 clients.setdefault(row.client, {})[row.round] = or_nan(getattr(row, metric))

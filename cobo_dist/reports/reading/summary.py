@@ -56,4 +56,6 @@ def read_summary(path: Path) -> Summary | None:
 
 
 def _scores(results: Mapping[str, Any]) -> dict[str, float]:
-    return {name: or_nan(results[name]) for name in schema.METRICS if name in results}
+    others = set(schema.ClientResult.model_fields) | set(schema.EvalRow.model_fields)
+    names = (*schema.METRICS, *(name for name in results if name not in others))
+    return {name: or_nan(results[name]) for name in names if name in results}

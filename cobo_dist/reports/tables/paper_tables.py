@@ -64,7 +64,11 @@ def _family_title(family: Mapping[str, Sequence[Group]], several: bool) -> str:
 
 def _strategy_table(caption: str, task: str, found: Mapping[str, Sequence[GroupResult]]) -> Table:
     metrics = shown_metrics(next(iter(found.values()))[0].metric)
-    headings = ["Sampling strategy", *(_COLUMNS_1[name][0] for name in metrics), "Seeds"]
+    headings = [
+        "Sampling strategy",
+        *(_COLUMNS_1.get(name, (name, ""))[0] for name in metrics),
+        "Seeds",
+    ]
     rates = {str(_rate(result)) for own in found.values() for result in own}
     notes = [_OVER_SEEDS]
     if len(rates) > 1:
@@ -82,7 +86,7 @@ def _strategy_table(caption: str, task: str, found: Mapping[str, Sequence[GroupR
                 name = f"{title}, {show_settings(result.group.settings)}"
             elif len(rates) > 1:
                 name = f"{title}, rate {show_value(_rate(result))}"
-            cells = [result.show(one, _COLUMNS_1[one][1]) for one in metrics]
+            cells = [result.show(one, _COLUMNS_1.get(one, ("", ".3f"))[1]) for one in metrics]
             text.append([name, *cells, result.seeds])
             line: dict[str, object] = {"task": task, "method": result.group.label}
             line["strategy"] = strategy

@@ -16,6 +16,7 @@ from pool import RankPool
 from problems import train, write_quadratic
 from torch import Tensor
 
+from cobo_dist.algorithms.statistics import statistic_of
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
@@ -95,7 +96,7 @@ def right(exchange: Exchange, x_cd: Tensor) -> None:
     exchange.send_models(x_cd, pairs_m2)
     exchange.receive_models()
     _, z_ed = exchange.midpoints(pairs_m2)
-    exchange.alignment(z_ed, "inner")
+    exchange.alignment(z_ed, statistic_of("inner"))
     list(exchange.mix(Weights(exchange.ids, (0,) * N, symmetric=True), x_cd))
     exchange.all_reduce(np.eye(N)[:2], x_cd)
     exchange.all_gather(np.arange(len(exchange.ids)))
@@ -164,6 +165,14 @@ def one_skips_receiving(exchange: Exchange, x_cd: Tensor) -> None:
     exchange.all_gather(np.arange(len(exchange.ids)))
 
 
+def wrong_on_one(exchange: Exchange, x_cd: Tensor) -> None:
+    """The last rank averages models before it has received them."""
+    exchange.send_models(x_cd, torch.tensor([[0, 4]]))
+    if exchange.transport.rank == 0:
+        exchange.receive_models()
+    exchange.all_reduce(np.eye(N), x_cd)
+
+
 LINE = r"at test_checked_transport\.py:\d+"
 MISTAKES = {
     "none": (right, (), "", 4),
@@ -184,6 +193,10 @@ MISTAKES = {
         one_skips_receiving, (),
         f"rank 0 calls exchange.receive_models {LINE}, but rank 1 calls exchange.all_gather {LINE}", 2,
     ),
+    "a call too early": (
+        wrong_on_one, (),
+        rf"rank 1, exchange.all_reduce {LINE}: called before exchange.send_models is finished", 2,
+    ),
     "between ranks": (
         not_symmetric, (1, 5, 0.5),
         rf"exchange.mix {LINE}: the weights say symmetric=True, but w\[1, 5\] is 0.5 and w\[5, 1\] is 1;", 2,
@@ -199,7 +212,7 @@ MISTAKES = {
     ),
     "other number of sums": (
         other_arguments, ("count",),
-        r"weights_kn must be .* float64 \[3, 7\] \w+ on rank 0 and float64 \[2, 7\] \w+ on rank 1$", 2,
+        r"weights_kn must be .* float64 \[3, 7\] \w+ on rank 0 and float64 \[2, 7\] \w+ on rank 1", 2,
     ),
     "other pairs": (
         other_arguments, ("pairs",),

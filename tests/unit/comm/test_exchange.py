@@ -529,8 +529,8 @@ def call_wrongly(exchange: Exchange, x_cd: torch.Tensor, what: str) -> None:
         ("fewer rows", "exchange.mix: 10 rows for the 11 clients of rank 0"),
         ("fewer columns", r"exchange.all_reduce: weights_kn has the shape \(2, 10\)"),
         ("fewer numbers", "exchange.all_gather: 10 rows for the 11 clients"),
-        ("on their way", "exchange.mix is called before exchange.send_models is finished"),
-        ("slices left", "exchange.all_reduce is called before exchange.mix is finished"),
+        ("on their way", "exchange.mix: called before exchange.send_models is finished"),
+        ("slices left", "exchange.all_reduce: called before exchange.mix is finished"),
     ],
 )
 def test_calls_that_would_give_wrong_numbers_are_refused(what: str, words: str) -> None:
