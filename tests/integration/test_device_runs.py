@@ -147,6 +147,16 @@ def test_skipped_gradients(compare: Compare) -> None:
     compare(digits("fedavg", "run.on_nan=skip_client"), ranks=(1,))
 
 
+def test_local_epochs_of_some_clients(compare: Compare) -> None:
+    """Batches of several sizes, clipped and weighted, on copies of the models; CUDA graphs take part."""
+    epochs = ("local.epochs=1", "local.clip_norm=1", "data.batch_size=50", "participation.count=3")
+    compare(
+        *(digits("fedavg", *epochs, "algorithm.weighting=examples", f"run.engine={engine}")
+          for engine in ENGINES),
+        digits("cobo", "local.steps=2", "participation.count=3", "run.on_nan=skip_client"),
+    )  # fmt: skip
+
+
 def test_language_adapters(compare: Compare, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="needs the extra lm")
     pytest.importorskip("peft", reason="needs the extra lm")
