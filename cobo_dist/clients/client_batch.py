@@ -18,6 +18,7 @@ from cobo_dist.clients.engine_choice import build_engine, fastest
 from cobo_dist.clients.engines import Batch, Engine, OneByOne, trained, with_autocast
 from cobo_dist.clients.evaluation import Evaluator
 from cobo_dist.clients.graphs import GraphedPasses
+from cobo_dist.clients.kept_models import KeptModels
 from cobo_dist.clients.learning_task import BatchSource, LearningTask
 from cobo_dist.clients.local_config import LocalWorkConfig
 from cobo_dist.clients.local_work import Batches, LocalSchedule, Rows, clip_rows
@@ -83,6 +84,7 @@ class ClientBatch:
             (self.buffer_layout, *counters.layouts), (self.b_cd, *counters.rows)
         )
         self.counters = counters.views()
+        self.kept: KeptModels | None = None  # models that the run leaves, where not the last ones
         self.skips_bad = skips_bad
         self.timer = timer or PhaseTimer.off()
         self.loss = with_autocast(task.loss, device, autocast)
@@ -471,7 +473,7 @@ class ClientBatch:
 
     def state_dict(self, row: int) -> dict[str, Tensor]:
         """Return one client's model by name, buffers included, on the CPU."""
-        copies, wait = host_copies({**self.layout.views(self.x_cd[row]), **self._row_buffers(row)})
+        copies, wait = host_copies(self.model_views(row))
         wait()
         # Contiguous copies, since files store tensors in that order.
         return {
@@ -479,11 +481,21 @@ class ClientBatch:
             for name, tensor in copies.items()
         }
 
+    def model_views(self, row: int) -> dict[str, Tensor]:
+        """Return one client's parameters and buffers by name: views."""
+        return {**self.layout.views(self.x_cd[row]), **self._row_buffers(row)}
+
     def client_state(self, row: int) -> dict[str, Tensor]:
         """Return all that one client keeps between rounds, by name: views, to save or to overwrite."""
         kept = {"model": self.layout.views(self.x_cd[row]), "buffer": self._row_buffers(row)}
         kept["optimizer"] = {name: rows[row] for name, rows in self.optimizer.state().items()}
+        if self.kept is not None:
+            kept["kept"] = self.kept.views(row)
         return {f"{kind}.{name}": v for kind, views in kept.items() for name, v in views.items()}
+
+    def keep_models(self) -> None:
+        """Begin to keep a model of each client beside the one in training; now the start."""
+        self.kept = KeptModels(self.layout, self.x_cd, self.buffers)
 
     def replace(self, ids: Iterable[int]) -> None:
         """Replace the clients of this rank by as many others.
@@ -493,7 +505,8 @@ class ClientBatch:
         row_of = {client: row for row, client in enumerate(self.ids)}
         self.ids = tuple(int(client) for client in ids)
         rows = torch.tensor([row_of.get(client, 0) for client in self.ids], device=self.device)
-        for tensor in (self.x_cd, *self.buffers.rows, *self.optimizer.state().values()):
+        more = [] if self.kept is None else self.kept.tensors()
+        for tensor in (self.x_cd, *self.buffers.rows, *self.optimizer.state().values(), *more):
             tensor.copy_(tensor[rows.to(tensor.device)])
         self._open_source()
         self._validation = {}
