@@ -16,6 +16,7 @@ from cobo_dist.clients.engine_choice import build_engine, fastest
 from cobo_dist.clients.engines import Batch, Engine, OneByOne, with_autocast
 from cobo_dist.clients.evaluation import Evaluator
 from cobo_dist.clients.graphs import GraphedPasses
+from cobo_dist.clients.kept_models import KeptModels
 from cobo_dist.clients.learning_task import BatchSource, LearningTask
 from cobo_dist.clients.local_config import LocalWorkConfig
 from cobo_dist.clients.local_work import Rows
@@ -60,6 +61,7 @@ class ClientBatch(ClientGradients):
             ids, task, optimizer, dtype, device, own_starts, rounds, skips_bad,
             local or LocalWorkConfig(), participation, timer or PhaseTimer.off(),
         )  # fmt: skip
+        self.kept: KeptModels | None = None  # models that the run leaves, where not the last ones
         self.loss = with_autocast(task.loss, device, autocast)
         self._validation: dict[int, BatchSource] = {}  # by batch size, opened when first needed
         self._graphs = graphs and device.type == "cuda" and task.loss_is_pure
@@ -168,7 +170,13 @@ class ClientBatch(ClientGradients):
         """Return all that one client keeps between rounds, by name: views, to save or to overwrite."""
         kept = {"model": self.layout.views(self.x_cd[row]), "buffer": self._row_buffers(row)}
         kept["optimizer"] = {name: rows[row] for name, rows in self.optimizer.state().items()}
+        if self.kept is not None:
+            kept["kept"] = self.kept.views(row)
         return {f"{kind}.{name}": v for kind, views in kept.items() for name, v in views.items()}
+
+    def keep_models(self) -> None:
+        """Begin to keep a model of each client beside the one in training; now the start."""
+        self.kept = KeptModels(self.layout, self.x_cd, self.buffers)
 
     def replace(self, ids: Iterable[int]) -> None:
         """Replace the clients of this rank by as many others.
@@ -178,7 +186,8 @@ class ClientBatch(ClientGradients):
         row_of = {client: row for row, client in enumerate(self.ids)}
         self.ids = tuple(int(client) for client in ids)
         rows = torch.tensor([row_of.get(client, 0) for client in self.ids], device=self.device)
-        for tensor in (self.x_cd, *self.buffers.rows, *self.optimizer.state().values()):
+        more = [] if self.kept is None else self.kept.tensors()
+        for tensor in (self.x_cd, *self.buffers.rows, *self.optimizer.state().values(), *more):
             tensor.copy_(tensor[rows.to(tensor.device)])
         self._open_source()
         self._validation = {}

@@ -85,13 +85,17 @@ class ClientRows:
 
     def state_dict(self, row: int) -> dict[str, Tensor]:
         """Return one client's model by name, buffers included, on the CPU."""
-        copies, wait = host_copies({**self.layout.views(self.x_cd[row]), **self._row_buffers(row)})
+        copies, wait = host_copies(self.model_views(row))
         wait()
         # Contiguous copies, since files store tensors in that order.
         return {
             name: tensor.clone(memory_format=torch.contiguous_format)
             for name, tensor in copies.items()
         }
+
+    def model_views(self, row: int) -> dict[str, Tensor]:
+        """Return one client's parameters and buffers by name: views."""
+        return {**self.layout.views(self.x_cd[row]), **self._row_buffers(row)}
 
     def _row_buffers(self, row: int) -> Buffers:
         return {name: buffer[row] for name, buffer in self.buffers.views().items()}
