@@ -23,6 +23,7 @@ from cobo_dist.clients.local_config import LocalWorkConfig
 from cobo_dist.clients.local_work import Batches, LocalSchedule, Rows, clip_rows
 from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.clients.optimizers import Optimizer, build_optimizer, runs, step_size
+from cobo_dist.clients.vectorized import Vectorized
 from cobo_dist.maths.flat import Layout, Scratch, empty_rows, to_device
 from cobo_dist.maths.host_copy import host_copies
 from cobo_dist.maths.participation import Participation
@@ -408,8 +409,9 @@ class ClientBatch:
         count = len(batch[0])
         if not count or not len(points_kd) or self.engine.name == OneByOne.name:
             return self._evaluator.losses(points_kd, buffers, batch)
-        # As many forward passes at once as a round of gradients has, which need more memory.
-        at_once = max(1, len(self.ids) // count)
+        # As many forward passes at once as a pass for gradients has, which needs more memory.
+        most = self.engine.most_at_once if isinstance(self.engine, Vectorized) else None
+        at_once = max(1, min(len(self.ids), most or len(self.ids)) // count)
         return self._evaluator.losses_together(points_kd, buffers, batch, at_once)
 
     def start_rows(self, count: int) -> Tensor:
