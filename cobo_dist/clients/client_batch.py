@@ -18,7 +18,7 @@ from cobo_dist.clients.engine_choice import build_engine, fastest
 from cobo_dist.clients.engines import Batch, Engine, OneByOne, trained, with_autocast
 from cobo_dist.clients.evaluation import Evaluator
 from cobo_dist.clients.graphs import GraphedPasses
-from cobo_dist.clients.learning_task import BatchSource, LearningTask
+from cobo_dist.clients.learning_task import BatchSource, GraphedBatches, LearningTask
 from cobo_dist.clients.local_config import LocalWorkConfig
 from cobo_dist.clients.local_work import Batches, LocalSchedule, Rows, clip_rows
 from cobo_dist.clients.optimizer_config import OptimizerConfig
@@ -94,10 +94,10 @@ class ClientBatch:
         every = len(task.train_sizes())
         self.participation = participation or Participation(0, every, every)
         self.several_steps = self.local.several_steps
+        self._graphs = graphs and device.type == "cuda" and task.loss_is_pure
         self._open_source()
         self._computed: Rows | None = None  # rows of the last `gradients`; None: all
         self._validation: dict[int, BatchSource] = {}  # by batch size, opened when first needed
-        self._graphs = graphs and device.type == "cuda" and task.loss_is_pure
         self.engine = self._build_engine(OneByOne.name)
         self._loader = OneByOne(self.model, self.loss)
         self._evaluator = Evaluator(
@@ -107,6 +107,8 @@ class ClientBatch:
 
     def _open_source(self) -> None:
         self.source: BatchSource = self.task.training(self.ids, self.device)
+        if self._graphs and self.ids and isinstance(self.source, GraphedBatches):
+            self.source.use_graphs()
         sizes_n = self.task.train_sizes()
         sizes_c = [sizes_n[client] for client in self.ids]
         self._schedule = LocalSchedule(self.local, sizes_c, self.task.batch_size)
