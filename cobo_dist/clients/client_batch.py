@@ -106,12 +106,15 @@ class ClientBatch:
         self._scratch, self._copies = Scratch(dtype, device), self.buffers.empty(0)
 
     def _open_source(self) -> None:
-        self.source: BatchSource = self.task.training(self.ids, self.device)
-        if self._graphs and self.ids and isinstance(self.source, GraphedBatches):
-            self.source.use_graphs()
+        self.source: BatchSource = self._graphed(self.task.training(self.ids, self.device))
         sizes_n = self.task.train_sizes()
         sizes_c = [sizes_n[client] for client in self.ids]
         self._schedule = LocalSchedule(self.local, sizes_c, self.task.batch_size)
+
+    def _graphed(self, source: BatchSource) -> BatchSource:
+        if self._graphs and isinstance(source, GraphedBatches):
+            source.use_graphs()
+        return source
 
     def _start_all(self, floating: Iterable[tuple[str, Tensor]], own_starts: bool) -> None:
         """Give every client the common start x^0, or one of its own, and the module's buffers."""
@@ -396,7 +399,8 @@ class ClientBatch:
         As `losses_at`, for all clients or those in `rows_e` [e, k], each on its own validation data.
         """
         if batch_size not in self._validation:
-            self._validation = {batch_size: self.task.validation(self.ids, self.device, batch_size)}
+            source = self.task.validation(self.ids, self.device, batch_size)
+            self._validation = {batch_size: self._graphed(source)}
         batch = self._validation[batch_size].batch(
             t, "validation", None if rows_e is None else torch.from_numpy(rows_e)
         )
