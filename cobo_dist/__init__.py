@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cobo_dist.algorithms.base import WeightUpdates as WeightUpdates
     from cobo_dist.api import fit as fit
     from cobo_dist.callbacks.callback import Callback as Callback
+    from cobo_dist.callbacks.callback import CallbackSection as CallbackSection
     from cobo_dist.config import Config as Config
     from cobo_dist.errors import ConfigError as ConfigError
     from cobo_dist.errors import RunFailure as RunFailure
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "Callback": "cobo_dist.callbacks.callback",
+    "CallbackSection": "cobo_dist.callbacks.callback",
     "Algorithm": "cobo_dist.algorithms.algorithm",
     "AlgorithmSection": "cobo_dist.algorithms.algorithm",
     "AlgorithmState": "cobo_dist.algorithms.base",

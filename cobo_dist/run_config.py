@@ -22,6 +22,17 @@ class RunConfig(Section):
         "where there is none; or the path of a checkpoint or of a run folder to go on from. A launcher's "
         "restart counts as auto",
     )
+    keep: Literal["last", "best", "uniform"] = Field(
+        "last",
+        description="which models the run leaves. last: those after the last round; best: each client's "
+        "with the lowest validation loss of all evaluations; uniform: those after a round that is drawn "
+        "uniformly (the output of the paper's Algorithm 1)",
+    )
+    init_from: Text = Field(
+        "",
+        description="start from the client models of another run, of any algorithm: a run folder or a "
+        "checkpoint in it, with as many clients and the same kind of model; empty: x^0",
+    )
     checkpoint_every: int = Field(
         1000,
         ge=0,

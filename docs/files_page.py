@@ -20,7 +20,7 @@ RUN_RECORDS: Mapping[str, tuple[type[Record], ...]] = {
         schema.PlacementSummary,
     ),
     schema.STATUS_FILE: (schema.Status,),
-    schema.ENVIRONMENT_FILE: (schema.Environment, schema.Resumed),
+    schema.ENVIRONMENT_FILE: (schema.Environment, schema.InitFrom, schema.Resumed),
     schema.MODEL_FILE: (schema.ModelRecord,),
     f"{schema.OWNER_DIR}/NNNNNN.json": (schema.Owner,),
 }
@@ -54,7 +54,8 @@ def describe() -> str:
     lines += ["", folder + schema.client_name(0) + ".safetensors"]
     lines += [
         "",
-        "The model's parameters and buffers, the optimizer's state (`optimizer.NAME`) and the "
+        "The model's parameters and buffers, the kept model (`kept.NAME`, with `run.keep`), "
+        "the optimizer's state (`optimizer.NAME`) and the "
         "algorithm's state (`algorithm.NAME`), each in its own shape, and the client's row of W:",
         *_arrays((*arrays.ROW_DENSE, *arrays.ROW_LISTED)),
     ]

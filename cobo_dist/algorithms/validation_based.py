@@ -109,6 +109,7 @@ class ValidationBased(Algorithm):
         [e, m], of the m clients that take part.
         """
         clients, parts = self.clients, []
+        some_e = None if len(rows_e) == len(clients.ids) else rows_e
         part_m = np.flatnonzero(self.context.taking_part(t))
         for models in models_at_once(len(part_m), clients.size, clients.x_cd.device):
             only_kn = np.eye(self.n)[part_m[models]]
@@ -118,7 +119,7 @@ class ValidationBased(Algorithm):
                 x_kd = x_kd.clone()  # the second `all_reduce` may reuse the memory of the first
                 b_kb = self.exchange.all_reduce(only_kn, clients.b_cd)
             parts.append(
-                clients.validation_losses_at(x_kd, b_kb, t, self.config.batch_size, rows_e)
+                clients.validation_losses_at(x_kd, b_kb, t, self.config.batch_size, some_e)
             )
         return torch.cat(parts, dim=1).cpu().numpy()
 

@@ -71,8 +71,12 @@ class Evaluator:
 
     def _mean_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         parts = list(parts_of(batch, self.task.accumulation))
-        # Equal parts count 1 each.
-        losses = [self.loader.loss(model, *part) * (len(parts) / share) for part, share in parts]
+        losses = [self.loader.loss(model, *part) for part, _ in parts]
+        if any(divisor != len(parts) for _, divisor in parts):  # unequal parts count by their size
+            losses = [
+                loss * (len(parts) / divisor)
+                for loss, (_, divisor) in zip(losses, parts, strict=True)
+            ]
         total: Tensor = sum(losses) / len(parts)  # type: ignore[assignment]
         return total
 

@@ -238,6 +238,16 @@ def check_across(config: Config) -> None:
         raise ConfigError(
             f"run.eval_splits={list(splits)} lacks test, which the summary reports; add it"
         )
+    if config.run.keep == "best" and "validation" not in splits:
+        raise ConfigError(
+            f"run.keep=best compares validation losses, and run.eval_splits={list(splits)} lacks "
+            "validation; set run.eval_splits=[validation, test]"
+        )
+    if config.run.keep == "best" and config.data.eval_examples:
+        raise ConfigError(
+            "run.keep=best compares evaluations on all validation data, and data.eval_examples="
+            f"{config.data.eval_examples} evaluates a part; set data.eval_examples=0"
+        )
     if lacking := [split for split in splits if split not in config.task.splits]:
         raise ConfigError(
             f"run.eval_splits={list(splits)}: task {config.task.name} has only "

@@ -78,13 +78,15 @@ def memory_items(use: MemoryUse, model: ModelSize, config: Config, task: Task) -
     own, other = (state_rows(config.optimizer, rows, model.dtype) for rows in (count, use.others))
     batch = task.training([0], torch.device("cpu")).batch(0, "local")
     example_bytes = sum(tensor[0].nbytes for tensor in batch)
-    migrating = int((1 + own) * row) + buffers + use.weight_row_bytes
+    kept = (config.run.keep != "last") * (row + buffers)
+    migrating = int((1 + own) * row) + buffers + kept + use.weight_row_bytes
     streams = config.algorithm.batch_streams * reads_in_random_order(task)
     data_name, data_bytes = data_in_memory(task)
     items: Mapping[str, int] = {
         f"models, {count:,} x {model.size:,} numbers": count * (row + buffers),
         f"optimizer, {own:g} x as many": int(own * count) * row,
         "gradients": count * row,
+        "models that are kept (run.keep)": count * kept,
         "models, gradients and sums of local steps": 3 * count * row * config.local.several_steps,
         "models of no client, and their optimizer": int((1 + other) * use.others) * row
         + use.others * buffers,

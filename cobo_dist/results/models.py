@@ -68,21 +68,10 @@ def read_state(folder: Path, client: int) -> dict[str, Tensor]:
             raise ConfigError(f"{path} is no safetensors file: {error}") from None
     for newest in checkpoint.checkpoints(folder / CHECKPOINTS_DIR):
         try:
-            return checkpoint_state(newest, client)
+            return checkpoint.read_model(newest, checkpoint.read_manifest(newest), client)
         except Damaged:  # an earlier one may be whole
             continue
     raise ConfigError(f"{path} does not exist; {_known(folder)}")
-
-
-def checkpoint_state(folder: Path, client: int) -> dict[str, Tensor]:
-    """Return one client's parameters and buffers in a checkpoint, by name.
-
-    Raises:
-        Damaged: a file is missing or not as it was written.
-    """
-    held = checkpoint.read_client(folder, checkpoint.read_manifest(folder), client)
-    parts = (name.partition(".") for name in held)
-    return {name: held[f"{kind}.{name}"] for kind, _, name in parts if kind in ("model", "buffer")}
 
 
 def saved_clients(folder: Path) -> list[int]:

@@ -255,6 +255,17 @@ def read_client(folder: Path, manifest: Manifest, client: int) -> dict[str, Tens
     return upgrade_client(tensors, manifest.format)
 
 
+def read_model(folder: Path, manifest: Manifest, client: int) -> dict[str, Tensor]:
+    """Return one client's parameters and buffers by name.
+
+    Raises:
+        Damaged: as `read_client`.
+    """
+    held = read_client(folder, manifest, client)
+    parts = (name.partition(".") for name in held)
+    return {name: held[f"{kind}.{name}"] for kind, _, name in parts if kind in ("model", "buffer")}
+
+
 def read_logger(
     folder: Path, manifest: Manifest
 ) -> tuple[LoggerState, dict[str, NDArray[np.generic]]]:

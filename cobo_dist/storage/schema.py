@@ -73,7 +73,11 @@ class EvalRow(_Row):
     round: int = Field(ge=0, description="rounds done before it; 0 is the initial model")
     client: int | None = Field(None, description="client; null: mean over all clients")
     split: str = Field("test", description="data that it was evaluated on: `test` or `validation`")
-    model: str = Field("personal", description="whose model: `personal`, the client's own")
+    model: str = Field(
+        "personal",
+        description="whose model: `personal`, the client's own in training; `kept`, the one that is saved "
+        "(`run.keep`)",
+    )
     whole: bool = Field(True, description="false: on a part of the split (`data.eval_examples`)")
     loss: Number = Field(None, description="mean loss an example")
     accuracy: Number = Field(None, description="share of correct answers, 0 to 1 (classification)")
@@ -226,6 +230,13 @@ class Method(Record):
     )
 
 
+class InitFrom(Record):
+    """The models that the run started from (`run.init_from`)."""
+
+    path: str = Field(description="folder that had them when the run began")
+    sha256: str = Field(description="digest of all models, by rank")
+
+
 class Environment(Record):
     """What ran, where and how it was started. Environment variables are left out: they hold secrets."""
 
@@ -242,6 +253,7 @@ class Environment(Record):
     engine: str = Field("", description="how gradients were computed (`run.engine`)")
     engine_choice: str = Field("", description="why this engine")
     method: Method | None = Field(None, description="the algorithm as reports show it")
+    init_from: InitFrom | None = Field(None, description="only with `run.init_from`")
     resumed: list[Resumed] = Field([], description="each resumption, the first one first")
 
 

@@ -14,6 +14,7 @@ class ClientResult(Record):
 
     client: int = Field(description="client")
     cluster: int | None = Field(None, description="its connected component in the graph of links")
+    round: int | None = Field(None, description="the round after which its saved model was")
     loss: Number = Field(None, description="as in `metrics.jsonl`; other metrics likewise")
 
 
@@ -50,6 +51,7 @@ class Summary(Record):
         description="as if each client were a machine: the same on any number of ranks; null: unknown, the "
         "run began with an earlier version",
     )
+    keep: str = Field("last", description="which models are saved and evaluated (`run.keep`)")
     final: dict[str, Number] = Field(description="mean over clients of each metric on test data")
     per_client: list[ClientResult] = Field([], description="the same of each client")
     cluster_match: float | None = Field(

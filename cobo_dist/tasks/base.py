@@ -127,3 +127,14 @@ class Task(LearningTask, Protocol):
         draft = path.with_name(path.name + ".part")
         save_file(dict(state), draft)
         draft.replace(path.with_name(path.name + ".safetensors"))
+
+    def load(self, path: Path) -> dict[str, Tensor]:
+        """Return the state that `save` wrote.
+
+        Raises:
+            OSError: it cannot be read.
+            SafetensorError: it is no such file.
+        """
+        from safetensors.torch import load
+
+        return load(path.with_name(path.name + ".safetensors").read_bytes())

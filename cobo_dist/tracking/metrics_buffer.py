@@ -252,18 +252,24 @@ class MetricsBuffer:
                 "count it as `skipped`",
             )  # fmt: skip
 
-    def evaluate(self, r: int, splits: tuple[str, ...], *, whole: bool) -> None:
-        """Evaluate every client, on all its data or on a part of it, and log the results."""
+    def evaluate(
+        self, r: int, splits: tuple[str, ...], *, whole: bool, model: str = "personal"
+    ) -> dict[str, list[dict[str, float]]]:
+        """Evaluate every client, on all its data or on a part of it, and log the results.
+
+        `model`: whose model it is, for the rows. Returns the results of this rank's clients by split.
+        """
         names = (*self.task.metrics, "examples")
-        for split in splits:
-            mine = self.clients.evaluate(split, whole)
+        own = {split: self.clients.evaluate(split, whole) for split in splits}
+        for split, mine in own.items():
             gathered = self.exchange.gather_rows(
                 np.array([[one[n] for n in names] for one in mine])
             )
             if self.run_logger is not None and gathered is not None:
                 results = [dict(zip(names, row, strict=True)) for row in gathered.tolist()]
-                self.run_logger.evaluation(r, split, results, whole)
+                self.run_logger.evaluation(r, split, results, whole, model)
                 self.run_logger.flush()
+        return own
 
     def weights(self, r: int) -> None:
         """Log a snapshot of W."""

@@ -217,25 +217,33 @@ class RunLogger:
             self.client_bytes["down"] += down
 
     def evaluation(
-        self, r: int, split: str, results: Sequence[dict[str, float]], whole: bool
+        self,
+        r: int,
+        split: str,
+        results: Sequence[dict[str, float]],
+        whole: bool,
+        model: str = "personal",
     ) -> None:
         """Write one evaluation: a row for each client, and one for their mean.
 
-        `whole`: it was on all of the split.
+        `whole`: it was on all of the split. `model`: whose model it was, `personal` or `kept`.
         """
         mean = {name: float(np.mean([one[name] for one in results])) for name in self.metrics}
         clients = [one | {"examples": int(one["examples"])} for one in results]
         total = mean | {"examples": sum(one["examples"] for one in clients)}
         for client, one in [*enumerate(clients), (None, total)]:
-            row = {"round": r, "client": client, "split": split, "model": "personal"}
+            row = {"round": r, "client": client, "split": split, "model": model}
             self._write(EvalRow.model_validate(row | {"whole": whole} | one))
         if split == "test":
             self.last_evaluation = list(results)
             name = self.metrics[-1]
             self.progress.metric = f"test {name} {mean[name]:.4g}"
         for name, value in total.items():
-            self._scalar(f"{split}/{name}", value, r)
-        self.recent.add(r, {f"{split}/{name}": value for name, value in mean.items()})
+            self._scalar(
+                f"{split}/{name}" if model == "personal" else f"{model} {split}/{name}", value, r
+            )
+        if model == "personal":
+            self.recent.add(r, {f"{split}/{name}": value for name, value in mean.items()})
 
     def weights(self, r: int, weights: Weights) -> None:
         """Write a snapshot of W, all n rows, into W.npz."""

@@ -42,8 +42,10 @@ from cobo_dist.tracking.progress import open_display
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training import startup
 from cobo_dist.training.callback_runner import CallbackRunner
+from cobo_dist.training.init_from import start_from
 from cobo_dist.training.learner import Learner
 from cobo_dist.training.migration import ClientMigrator
+from cobo_dist.training.model_keeper import ModelKeeper
 from cobo_dist.training.preparation import Problem, prepare, set_up_torch
 from cobo_dist.training.profiler import open_profiler
 from cobo_dist.training.shutdown import failure, finish, stop
@@ -136,8 +138,17 @@ def run_in_session(
                 folder.owner.release()
 
 
-def build_learner(config: Config, session: Session, problem: Problem, timer: PhaseTimer) -> Learner:
-    """Return clients, exchange and algorithm of this rank."""
+def build_learner(
+    config: Config,
+    session: Session,
+    problem: Problem,
+    timer: PhaseTimer,
+    on_clients: Callable[[ClientBatch], None] = lambda clients: None,
+) -> Learner:
+    """Return clients, exchange and algorithm of this rank.
+
+    `on_clients`: called with the clients before the algorithm is built, which may copy their models.
+    """
     task, run, comm = problem.task, config.run, config.comm
     dtype = getattr(torch, run.dtype)
     participation = Participation(run.seed, task.clients, config.participation.of(task.clients))
@@ -156,6 +167,7 @@ def build_learner(config: Config, session: Session, problem: Problem, timer: Pha
         participation=participation,
         timer=timer,
     )
+    on_clients(clients)
     exchange = Exchange(
         session.transport, problem.placement, dtype, session.device,
         deterministic=comm.deterministic, timer=timer,
@@ -185,12 +197,18 @@ def open_trainer(
     first = 0 if found is None else found.round
     on = log.profile or log.trace
     timer = PhaseTimer(session.device, bool(log.trace)) if on else PhaseTimer.off()
-    learner = build_learner(config, session, problem, timer)
+    environment = describe_environment(session.device)
+
+    def start(clients: ClientBatch) -> None:
+        if run.init_from and found is None:
+            environment.init_from = start_from(run.init_from, problem.task, clients, session)
+
+    learner = build_learner(config, session, problem, timer, start)
+    keeper = ModelKeeper(run, learner.clients)
     engine, why = startup.choose_engine(run, comm.deterministic, learner, session, found)
     why = "; ".join(filter(None, (why, learner.clients.use_engine(engine))))
     settled = {"engine": engine, "dir": str(folder.path), "resume": "never"}
     config_yaml = config.model_copy(update={"run": run.model_copy(update=settled)}).to_yaml()
-    environment = describe_environment(session.device)
     environment.engine, environment.engine_choice = engine, why
     environment.method = Method.model_validate(shown_as(config.algorithm, problem.task.clients))
     if found is not None:
@@ -237,7 +255,7 @@ def open_trainer(
         try:
             callbacks.begin()
             yield Trainer(
-                run, first, learner, metrics, checkpoint_writer, migrator, profiler, callbacks,
+                run, first, learner, metrics, checkpoint_writer, migrator, profiler, callbacks, keeper,
                 evaluates_part=config.data.eval_examples > 0,
                 stopped_early="" if found is None else found.stopped,
             )  # fmt: skip

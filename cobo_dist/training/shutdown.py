@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cobo_dist.comm.nccl_group import is_device_error
 from cobo_dist.comm.session import Session
@@ -59,6 +60,7 @@ NEWS_SECONDS = 1.0
 def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -> int:
     """Write models and summary, print the table, return the exit code. All ranks call this."""
     learner, run_logger = trainer.learner, trainer.metrics.run_logger
+    rounds_n1 = _put_back_kept(trainer)
     _save_models(learner, folder, session.transport.rank)
     placement = trainer.migrator.summary()
     # The summary comes last: all models are written, and all bytes that logging sent are counted.
@@ -84,10 +86,16 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
         seconds=round(seconds, 3),
         bytes_sent=sum(run_logger.bytes[purpose] for purpose in (*TRAINING, "moving")),
         bytes_per_client=_bytes_per_client(run_logger, len(results)),
+        keep=trainer.keeper.rule,
         final=dict(final),
         per_client=[
             ClientResult.model_validate(
-                {"client": client, "cluster": int(cluster_n[client]), **one}
+                {
+                    "client": client,
+                    "cluster": int(cluster_n[client]),
+                    "round": trainer.last if rounds_n1 is None else int(rounds_n1[client, 0]),
+                    **one,
+                }
             )
             for client, one in enumerate(results)
         ],
@@ -107,6 +115,17 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
     )
     print(f"run folder  {folder.path}", flush=True)
     return EXIT_DONE
+
+
+def _put_back_kept(trainer: Trainer) -> NDArray[np.floating] | None:
+    """Take up the kept models and evaluate them; return their rounds [n, 1] on rank 0, None for the last."""
+    kept = trainer.learner.clients.kept
+    if kept is None:
+        return None
+    trainer.keeper.put_back()
+    splits = trainer.schedule.eval_splits
+    trainer.metrics.evaluate(trainer.last, splits, whole=True, model="kept")
+    return trainer.learner.exchange.gather_rows(kept.rounds_c1.double().numpy())
 
 
 def _bytes_per_client(run_logger: RunLogger, clients: int) -> BytesPerClient | None:
@@ -138,6 +157,9 @@ def _table(
         *_client_row(summary),
         ("memory", f"{human_bytes(max(peaks))} on a rank at most"),
     ]
+    if summary.keep != "last":
+        saved = [one.round for one in summary.per_client if one.round is not None]
+        rows.append((f"models kept ({summary.keep})", f"rounds {min(saved)} to {max(saved)}"))
     found = f"{summary.clusters_found} (components of W >= {summary.link_threshold:.2g})"
     rows.append(("clusters found", found))
     match, means = summary.link_accuracy, run_logger.weights_by_truth()

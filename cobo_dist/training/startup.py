@@ -138,7 +138,9 @@ def write_head(
             ranks_before=found.manifest.ranks,
             warnings=list(found.warnings),
         )
-        environment.resumed = [*folder.environment().resumed, now]
+        before = folder.environment()
+        environment.resumed = [*before.resumed, now]
+        environment.init_from = before.init_from
     for plugin in plugins:
         if plugin.is_file:
             (folder.path / PLUGINS_DIR).mkdir(exist_ok=True)

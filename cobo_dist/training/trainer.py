@@ -15,6 +15,7 @@ from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 from cobo_dist.training.callback_runner import CallbackRunner
 from cobo_dist.training.learner import Learner
 from cobo_dist.training.migration import ClientMigrator
+from cobo_dist.training.model_keeper import ModelKeeper
 from cobo_dist.training.signals import Signals, name_of
 
 
@@ -31,6 +32,7 @@ class Trainer:
         migrator: ClientMigrator,
         profiler: profile | None,
         callbacks: CallbackRunner,
+        keeper: ModelKeeper,
         evaluates_part: bool,
         stopped_early: str = "",
     ) -> None:
@@ -45,12 +47,13 @@ class Trainer:
             migrator: moves clients.
             profiler: traces rounds, if asked for.
             callbacks: see every round, and may stop the run.
+            keeper: keeps the models that the run leaves.
             evaluates_part: evaluations before the last one use a fixed part of each client's data.
             stopped_early: why a callback ended the run after round `first`; empty: none did.
         """
         self.schedule, self.learner, self.metrics = schedule, learner, metrics
         self.checkpoint_writer, self.migrator, self.profiler = checkpoint_writer, migrator, profiler
-        self.callbacks, self.evaluates_part = callbacks, evaluates_part
+        self.callbacks, self.keeper, self.evaluates_part = callbacks, keeper, evaluates_part
         self.stopped_early = stopped_early
         self.last = first if stopped_early else schedule.rounds
         self.first = self.round = first  # round: the one under way, or the last
@@ -79,6 +82,7 @@ class Trainer:
             self.learner.exchange.begin_round(r)
             result = self._round(r - 1)
             self.metrics.round(r, result, clock.stop())
+            self.keeper.after_round(r)
             with timer.span("logging"):
                 if self.profiler is not None:
                     self.profiler.step()
@@ -100,7 +104,12 @@ class Trainer:
     def _log_start(self) -> None:
         """Log W^0 and evaluate x^0."""
         self.metrics.weights(0)
-        self.metrics.evaluate(0, self.schedule.eval_splits, whole=not self.evaluates_part)
+        self._evaluate(0, whole=not self.evaluates_part)
+
+    def _evaluate(self, r: int, whole: bool) -> None:
+        """Evaluate the models after round r, and keep them where they are the best so far."""
+        results = self.metrics.evaluate(r, self.schedule.eval_splits, whole=whole)
+        self.keeper.after_evaluation(r, results)
 
     def _after_round(self, r: int, caught: int) -> int:
         """Do what is due after round r; return a signal that stops all ranks here, or 0.
@@ -119,12 +128,12 @@ class Trainer:
             self.checkpoint_writer.wait()
         whole = last or not self.evaluates_part
         if evaluates:
-            self.metrics.evaluate(r, run.eval_splits, whole=whole)
+            self._evaluate(r, whole)
         reason = self.callbacks.after_rounds()
         if reason and not last:
             self.stopped_early, self.last, last = reason, r, True
             if not (evaluates and whole):
-                self.metrics.evaluate(r, run.eval_splits, whole=True)
+                self._evaluate(r, whole=True)
         if logs_weights or last:
             self.metrics.weights(r)
         if saves or last or decision.signal:

@@ -107,6 +107,11 @@ def test_every_algorithm_with_both_engines(compare: Compare, algorithm: str) -> 
     compare(*(digits(algorithm, f"run.engine={engine}") for engine in ENGINES))
 
 
+def test_an_algorithm_of_a_plugin_with_both_engines(compare: Compare) -> None:
+    ring = digits("ring", f"plugins={Path(__file__).parents[1] / 'support/plugins/ring.py'}")
+    compare(*([*ring, f"run.engine={engine}"] for engine in ENGINES))
+
+
 def test_images_are_augmented_and_normalized_there(compare: Compare, tmp_path: Path) -> None:
     """ResNet-9 with channels last, random crops, dropout drawn on the host, and Adam's moments."""
     images = write_images(tmp_path / "images.npz", train=80, test=20, size=8)
@@ -143,6 +148,16 @@ def test_bfloat16_autocast_and_messages(compare: Compare) -> None:
 
 def test_skipped_gradients(compare: Compare) -> None:
     compare(digits("fedavg", "run.on_nan=skip_client"), ranks=(1,))
+
+
+def test_local_epochs_of_some_clients(compare: Compare) -> None:
+    """Batches of several sizes, clipped and weighted, on copies of the models; CUDA graphs take part."""
+    epochs = ("local.epochs=1", "local.clip_norm=1", "data.batch_size=50", "participation.count=3")
+    compare(
+        *(digits("fedavg", *epochs, "algorithm.weighting=examples", f"run.engine={engine}")
+          for engine in ENGINES),
+        digits("cobo", "local.steps=2", "participation.count=3", "run.on_nan=skip_client"),
+    )  # fmt: skip
 
 
 def test_language_adapters(compare: Compare, tmp_path: Path) -> None:

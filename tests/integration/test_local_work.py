@@ -197,6 +197,44 @@ def test_ditto_pulls_in_every_local_step(pool: RankPool, problem: Path, tmp_path
     np.testing.assert_allclose(np.stack(list(models(tmp_path / "run").values())), x, atol=1e-12)
 
 
+def test_bits_do_not_depend_on_ranks_or_moves(pool: RankPool, images: Path, tmp_path: Path) -> None:
+    """Epochs in parts, AdamW's steps of each client, and clients that move to their cluster's rank."""
+    found, moves = [], []
+    for ranks in RANKS:
+        folder = tmp_path / f"run{ranks}"
+        pool.run(ranks, train, unequal(
+            images, "algorithm.name=oracle", "task.order=shuffled", "algorithm.weighting=examples",
+            "local.epochs=1", "data.accumulation=3", "local.clip_norm=0.5", "participation.count=3",
+            "optimizer.name=adamw", "optimizer.lr=0.01", "run.dtype=float32", "comm.deterministic=true",
+            "comm.placement=adaptive", "comm.placement_every=2", "run.rounds=30", f"run.dir={folder}",
+            "task.cluster_sizes=[3, 4]",
+        ))  # fmt: skip
+        found.append(models(folder))
+        moves += rows(folder, "placement")
+    for other in found[1:]:
+        for name, value in other.items():
+            assert value.tobytes() == found[0][name].tobytes(), name
+    assert moves, "clients moved"
+
+
+@pytest.mark.parametrize("engine", ["one_by_one", "vectorised"])
+def test_an_incomplete_batch_in_parts_is_the_mean_over_its_examples(
+    engine: str, images: Path, tmp_path: Path
+) -> None:
+    """48 and 12 examples in batches of 15 make last batches of 3 and 12, here in up to three parts."""
+    found = []
+    for accumulation in (1, 3):
+        size = 15 // accumulation
+        folder = tmp_path / f"parts{accumulation}"
+        more = [f"data.batch_size={size}", f"data.accumulation={accumulation}", f"run.dir={folder}"]
+        run = unequal(
+            images, "local.epochs=1", "algorithm.name=local", f"run.engine={engine}", *more
+        )
+        assert main([*QUIET, *run]) == 0
+        found.append(np.concatenate([value.ravel() for value in models(folder).values()]))
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-12)
+
+
 REFUSED = {
     "local.steps=2 local.epochs=1": "drop one of them",
     "local.drop_last=true": "set local.epochs=1",

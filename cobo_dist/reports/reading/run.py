@@ -169,13 +169,23 @@ def read_run(path: Path) -> Run:
         parts=metrics.parts,
         weights=weights,
         summary=summary,
-        notes=tuple(metrics.notes),
+        notes=(*metrics.notes, *_kept(path, config)),
         profile=_of_last_ranks(metrics.profile),
         gpus=_of_last_ranks(metrics.gpus),
         method=method_of(1 if weights is None else weights.clients),
     )
     _check_clients(run)
     return run
+
+
+def _kept(path: Path, config: Mapping[str, object]) -> list[str]:
+    """Say where final metrics are not those of the last models, which the curves end with."""
+    keep = config.get("run.keep", "last")
+    return (
+        []
+        if keep == "last"
+        else [f"{path}: final metrics are of the kept models (run.keep={keep})"]
+    )
 
 
 def _of_last_ranks(profile: Profile | Gpus) -> Profile:

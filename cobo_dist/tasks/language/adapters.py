@@ -128,6 +128,14 @@ class Adapted:
         config.save_pretrained(str(draft))
         draft.replace(folder)
 
+    def load(self, folder: Path) -> dict[str, Tensor]:
+        """Return what `save` wrote; PEFT leaves an adapter's own name out of its files."""
+        from safetensors.torch import load
+
+        held = load((folder / "adapter_model.safetensors").read_bytes())
+        names = {name.replace(f".{_NAME}.", "."): name for name in self.shapes}
+        return {names.get(name, name): one for name, one in held.items()}
+
 
 def read_adapted(config: LanguageModelConfig, context: int, folder: Path) -> nn.Module:
     """Return the PEFT model of the base and the adapters that `Adapted.save` wrote into a folder.

@@ -168,6 +168,10 @@ class Language(Task):
         """Write one client's adapters as a PEFT folder."""
         self.adapted.save(state, path)
 
+    def load(self, path: Path) -> dict[str, Tensor]:
+        """Return the adapters in a PEFT folder."""
+        return self.adapted.load(path)
+
     def lack(self, split: str) -> str:
         """Say that no text is kept for a split, and what helps."""
         return (
