@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field
@@ -12,12 +13,13 @@ from pydantic import Field
 from cobo_dist.clients.batches import BatchIndices, number_of
 from cobo_dist.clients.engine_choice import ENGINES
 from cobo_dist.clients.engines import Batch
+from cobo_dist.clients.graphs import GraphedFunction
 from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
 from cobo_dist.registry import register
-from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
+from cobo_dist.tasks.augmentation import Augmentation, dropout_keys, dropout_mask
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.functions import LossName, MetricNames
 from cobo_dist.tasks.held_out import explain_lack
@@ -27,6 +29,8 @@ from cobo_dist.tasks.sections import ModelSection, TaskSection
 IMAGE_SCALE, IMAGE_OFFSET = 1.0 / 127.5, -1.0
 """Bytes 0 .. 255 of an image become numbers in [-1, 1]: scale * byte + offset."""
 
+Make = Callable[[Tensor, Tensor], Batch]
+"""Makes a batch of example numbers [m, B] and the numbers [k, m] of their clients."""
 Splits = Mapping[str, Sequence[Tensor]]
 """For "train", "validation" and "test" the example indices of each client."""
 
@@ -159,7 +163,6 @@ class ExampleBatches:
         """Read for `clients`; `dropout` is the share and the number of features it may drop."""
         self.examples, self.ids, self.seed, self.dropout = examples, tuple(clients), seed, dropout
         device = examples.inputs.device
-        self.clients = torch.tensor(self.ids, device=device)
         own = [train[client].to(device) for client in clients]
         self.streams, self.views = {}, {}
         for stream in streams:
@@ -168,6 +171,11 @@ class ExampleBatches:
             )
             if data.augment and examples.are_images:
                 self.views[stream] = Augmentation(seed, stream, clients, examples.inputs)
+        self._make: dict[str, Make] = {stream: partial(self._gather, stream) for stream in streams}
+
+    def use_graphs(self) -> None:
+        """Make batches by CUDA graphs from now on: a few launches in place of about seventy."""
+        self._make = {stream: GraphedFunction(make) for stream, make in self._make.items()}
 
     def batch(
         self, t: int, stream: str, rows: Tensor | None = None, part: int | None = None
@@ -176,21 +184,29 @@ class ExampleBatches:
 
         With `part`, of that batch of epoch t.
         """
-        numbers, clients_m = self.streams[stream], self.clients
+        numbers, device = self.streams[stream], self.examples.inputs.device
         which = None if rows is None else rows.tolist()
         if part is not None:
             indices_mb = numbers.part(t, part, range(len(self.ids)) if which is None else which)
         elif rows is None:
             indices_mb = numbers.batch(t)
         else:
-            indices_mb = numbers.batch(t).index_select(0, to_device(rows, clients_m.device))
-        if rows is not None:
-            clients_m = clients_m.index_select(0, to_device(rows, clients_m.device))
+            indices_mb = numbers.batch(t).index_select(0, to_device(rows, device))
+        ids = self.ids if which is None else [self.ids[row] for row in which]
         t = number_of(t, part)
-        examples = self.examples
+        columns = [torch.tensor(ids, dtype=torch.int64)]
+        if stream in self.views:
+            columns.append(self.views[stream].keys(t, which))
+        if self.dropout[0]:
+            columns.append(dropout_keys(self.seed, stream, ids, t))
+        return self._make[stream](indices_mb, to_device(torch.stack(columns), device))
+
+    def _gather(self, stream: str, indices_mb: Tensor, numbers_km: Tensor) -> Batch:
+        """Return the batch of these examples, on the device; `numbers_km`: client ids, then keys of draws."""
+        examples, (clients_m, *keys) = self.examples, numbers_km
         targets = examples.labels_of[clients_m[:, None], examples.targets[indices_mb]]
         if stream in self.views:
-            stored = self.views[stream](indices_mb, t, which)
+            stored = self.views[stream](indices_mb, keys[0])
         else:
             # index_select takes a third of the time of plain indexing.
             stored = examples.inputs.index_select(0, indices_mb.flatten())
@@ -199,9 +215,7 @@ class ExampleBatches:
         share, features = self.dropout
         if not share:
             return batch
-        ids = self.ids if which is None else [self.ids[row] for row in which]
-        shape = (indices_mb.shape[1], features)
-        mask = dropout_mask(self.seed, stream, ids, t, shape, share, targets.device)
+        mask = dropout_mask(keys[-1], (indices_mb.shape[1], features), share)
         return (*batch, mask.to(batch[0].dtype))
 
 
