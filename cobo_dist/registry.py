@@ -91,7 +91,7 @@ class Kind(Mapping[str, Entry]):
             )
         if why := self.check(target):
             raise ConfigError(f"{what} takes {self.expects}: {why}")
-        source = register.source or _source_of(target)
+        source = register.loading_from or _source_of(target)
         old = self.entries.get(name)
         if old is not None and old.source != source:
             raise ConfigError(
@@ -111,7 +111,7 @@ class Register:
         self.version = (
             0  # grows with every change, so that what is computed from the names can be cached
         )
-        self.source = ""  # the plug-in that is being loaded
+        self.loading_from = ""  # the plug-in that is being loaded
 
     def new_kind(self, kind: str, expects: str, **how: Any) -> Kind:
         """Add a kind; the package that uses it does so when it is imported."""
@@ -129,14 +129,14 @@ class Register:
     @contextmanager
     def loading(self, source: str) -> Iterator[None]:
         """Note what is registered inside as the plug-in's; forget all of it where loading fails."""
-        before, self.source = self.source, source
+        before, self.loading_from = self.loading_from, source
         try:
             yield
         except BaseException:
             self.forget(source)
             raise
         finally:
-            self.source = before
+            self.loading_from = before
 
     def forget(self, source: str) -> None:
         """Remove what a plug-in registered."""

@@ -220,7 +220,10 @@ def check_across(config: Config) -> None:
     Raises:
         ConfigError: values that do not go together.
     """
-    for section in (config.algorithm, config.optimizer, config.local, config.participation):
+    sections: tuple[Section, ...] = (
+        config.task, config.algorithm, config.optimizer, config.local, config.participation,
+    )  # fmt: skip
+    for section in sections:
         if message := section.contradiction():
             raise ConfigError(message)
     if config.local.several_steps and config.algorithm.takes_one_step:

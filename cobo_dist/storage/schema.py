@@ -267,8 +267,10 @@ class ModelRecord(Record):
     images: bool = Field(
         False, description="inputs are images of bytes [H, W, C], as the data has them"
     )
-    scale: float = Field(1.0, description="the network takes scale * input + offset")
-    offset: float = Field(0.0, description="see `scale`")
+    scale: float | list[float] = Field(
+        1.0, description="the network takes scale * input + offset; a list has one for each feature"
+    )
+    offset: float | list[float] = Field(0.0, description="see `scale`")
     classes: int = Field(0, description="outputs of the network; 0: it has no classes")
     label_maps: list[list[int]] = Field(
         [], description="for each label of the data, the number of the output; each map once"
