@@ -26,7 +26,7 @@ from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.settings import Section, Text, as_tuple
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.registry import MODELS, TASKS
-from cobo_dist.tasks.sections import ModelSection, TaskSection
+from cobo_dist.tasks.sections import OWNED_DATA_KEYS, ModelSection, TaskSection
 from cobo_dist.yaml_text import Dumper
 
 VARIANTS: Mapping[str, Kind] = {"task": TASKS, "model": MODELS, "algorithm": ALGORITHMS}
@@ -226,6 +226,14 @@ def check_across(config: Config) -> None:
     for section in sections:
         if message := section.contradiction():
             raise ConfigError(message)
+    for key in OWNED_DATA_KEYS:
+        value = getattr(config.data, key)
+        if value and key not in config.task.data_keys:
+            readers = [name for name, one in TASKS.items() if key in one.target.data_keys]
+            raise ConfigError(
+                f"data.{key}={value} is not read by task.name={config.task.name}, but by "
+                f"{', '.join(readers)}: drop it or set task.name={readers[0]}"
+            )
     if config.local.several_steps and config.algorithm.takes_one_step:
         key = "epochs" if config.local.epochs else "steps"
         raise ConfigError(
