@@ -72,7 +72,8 @@ class DataTaskConfig(ClassificationConfig):
     def load(self, data: DataConfig, seed: int, dtype: torch.dtype) -> ClientExamples:
         """Read, partition, split and change the examples."""
         found = self.source.read()
-        labels, classes, notices = renumbered(found)
+        labels, own_labels, notices = renumbered(found)
+        classes = len(own_labels)
         shares = self._partition(found, labels, classes, seed)
         splits = self._split(shares, found, seed)
         x, scale, offset = self._scaled(found, splits["train"])
@@ -100,7 +101,12 @@ class DataTaskConfig(ClassificationConfig):
             self.partition.clusters_of(shares.clients), self.change.clusters_of(shares.clients)
         )
         return ClientExamples(
-            examples, tensors, clusters, names=shares.names, notices=(*found.notices, *notices)
+            examples,
+            tensors,
+            clusters,
+            names=shares.names,
+            notices=(*found.notices, *notices),
+            label_names=own_labels,
         )
 
     def _partition(
@@ -198,8 +204,8 @@ class Shares:
         return f"{client} ({self.names[client]})" if self.names else str(client)
 
 
-def renumbered(found: Labeled) -> tuple[NDArray[np.int64], int, tuple[str, ...]]:
-    """Return labels 0 to C - 1 in the order of the source's own, C, and a notice if they were others.
+def renumbered(found: Labeled) -> tuple[NDArray[np.int64], list[str], tuple[str, ...]]:
+    """Return labels 0 to C - 1, the source's own in this order [C], and a notice if they were others.
 
     Raises:
         ConfigError: labels that are no classes.
@@ -224,12 +230,12 @@ def renumbered(found: Labeled) -> tuple[NDArray[np.int64], int, tuple[str, ...]]
             f"{found.source}: all labels are {own[0]}; classification needs two classes or more"
         )
     if y.dtype.kind in "iu" and own[0] == 0 and own[-1] == classes - 1:
-        return labels.reshape(-1).astype(np.int64), classes, ()
+        return labels.reshape(-1).astype(np.int64), [str(one) for one in own], ()
     shown = ", ".join(str(one) for one in own[:_MAX_SHOWN]) + (
         " ..." if classes > _MAX_SHOWN else ""
     )
     notice = f"{found.source}: labels {shown} are numbered 0 to {classes - 1}, in this order"
-    return labels.reshape(-1).astype(np.int64), classes, (notice,)
+    return labels.reshape(-1).astype(np.int64), [str(one) for one in own], (notice,)
 
 
 def grouped(owners: Owners, clients: int) -> list[NDArray[np.int64]]:

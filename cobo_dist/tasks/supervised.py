@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.clients.batches import BatchIndices, number_of
@@ -143,6 +145,7 @@ class ClientExamples:
     pools: Sequence[int] = ()  # [n], of which validation is a fraction; empty: each client's own
     names: Sequence[str] = ()  # [n], of the clients; empty if they have none
     notices: tuple[str, ...] = ()  # what a user should know of the data, a line each
+    label_names: Sequence[str] = ()  # [classes] in the source; empty where clients share examples
 
 
 class ExampleBatches:
@@ -242,7 +245,7 @@ class Classification(Task):
             None if clusters is None else tuple(clusters[client] for client in order)
         )
         self.names = tuple(loaded.names[client] for client in order) if loaded.names else ()
-        self.notices = loaded.notices
+        self.notices, self.label_names = loaded.notices, tuple(loaded.label_names)
         self.pools = loaded.pools and [loaded.pools[client] for client in order]
         self.data, self.seed, self.dtype = data, seed, dtype
         self.model_config, self.clients = model, len(order)
@@ -357,6 +360,21 @@ class Classification(Task):
             "label_maps": maps.tolist(),
             "label_map_of": map_of.tolist(),
         }
+
+    def partition(self) -> dict[str, NDArray[Any]]:
+        """Return client, split and label of every example, where each belongs to one client."""
+        if not self.label_names:
+            return {}
+        labels = self.examples.targets.cpu().numpy()
+        client, split = np.zeros(len(labels), np.int64), np.zeros(len(labels), np.uint8)
+        for number, name in enumerate(("train", "validation", "test")):
+            for i, own in enumerate(self.split_of[name]):
+                client[own.numpy()], split[own.numpy()] = i, number
+        names = {"names": np.array(self.names)} if self.names else {}
+        label_names = np.array(self.label_names)
+        return {
+            "client": client, "split": split, "label": labels, "label_names": label_names, **names
+        }  # fmt: skip
 
     def fingerprint(self) -> str:
         """Return a digest of examples, labels and splits."""

@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cobo_dist.cli.prepare import main as prepare
 from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
 from cobo_dist.registry import register
 from cobo_dist.results.run import open_run
+from cobo_dist.storage.array_schema import PARTITION, check_arrays
 from cobo_dist.tasks.partitions import TrainingLabels, dirichlet
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.tasks.supervised import Classification
@@ -534,3 +536,74 @@ def test_images_by_class_and_what_is_refused(tmp_path: Path) -> None:
     message = refusal(*given)
     assert "3.png is no image that can be read" in message
     assert "replace or remove it" in message
+
+
+# -- what is shown and kept ----------------------------------------------------------------------------
+
+
+def test_the_picture_shows_the_label_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "labels.png"
+    by_column = ["task.name=classification", "task.partition.name=by_column"]
+    given = [*csv(tmp_path / "t.csv", client=np.repeat(["a", "b", "c"], 20)), *by_column]
+    assert prepare(["--picture", str(file), *given]) == 0
+    assert f"written     {file}" in capsys.readouterr().out
+    assert Image.open(file).size > (100, 100)
+    counts = pd.read_csv(file.with_suffix(".csv"))
+    assert counts["client"].tolist() == ["a", "b", "c"]
+    task = task_of(*given)
+    own = [
+        task.examples.targets[one].bincount(minlength=3).tolist() for one in task.split_of["train"]
+    ]
+    assert counts.drop(columns="client").to_numpy().tolist() == own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--picture", "x.jpg"], "x.jpg is no name of a PNG"),
+        (["--picture", "/nope/x.png"], "/nope/x.png cannot be written"),
+        (
+            ["--picture", "x.png", "task.name=quadratic", "task.file={file}"],
+            "have no labels; drop it",
+        ),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused(
+    tmp_path: Path, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "problem.npz"
+    np.savez(file, centers=np.zeros((3, 4)), curvature=np.ones(3), start=np.zeros(4))
+    assert prepare([one.format(file=file) for one in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert expected in error
+
+
+def test_partition_npz_says_whose_each_example_is_and_can_be_read_again(tmp_path: Path) -> None:
+    """A run with its partition from that file gives the same clients the same examples."""
+    settings = [
+        "task.name=classification", *csv(tmp_path / "t.csv", label=["x", "y", "z"] * 20),
+        "task.partition.name=by_column",
+    ]  # fmt: skip
+    quick = ["run.rounds=1", "run.threads=1", "log.figures=false", "log.progress=none"]
+    assert main([*settings, *quick, f"run.dir={tmp_path / 'run'}"]) == 0
+    with np.load(tmp_path / "run" / "partition.npz", allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    check_arrays(PARTITION, found)
+    assert found["label_names"].tolist() == ["x", "y", "z"]
+    assert found["names"].tolist() == [str(i) for i in range(6)]
+    assert found["client"].tolist() == (np.arange(60) // 10).tolist()
+    task = task_of(*settings)
+    again = task_of(
+        *settings[:-1], "task.partition.name=from_file",
+        f"task.partition.file={tmp_path / 'run' / 'partition.npz'}",
+    )  # fmt: skip
+    for number, name in enumerate(("train", "validation", "test")):
+        for client, own in enumerate(task.split_of[name]):
+            kept = np.flatnonzero((found["client"] == client) & (found["split"] == number))
+            assert own.sort().values.tolist() == kept.tolist()
+            assert own.equal(again.split_of[name][client])
+    assert main([*quick, f"run.dir={tmp_path / 'digits'}"]) == 0
+    assert not (tmp_path / "digits" / "partition.npz").exists(), "its clients share test images"
