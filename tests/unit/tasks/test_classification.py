@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import runpy
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from cobo_dist.cli.prepare import main as prepare
 from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.registry import register
+from cobo_dist.registry import BUILT_IN, register
 from cobo_dist.results.run import open_run
 from cobo_dist.storage.array_schema import PARTITION, check_arrays
 from cobo_dist.tasks.partitions import TrainingLabels, dirichlet
@@ -607,3 +608,16 @@ def test_partition_npz_says_whose_each_example_is_and_can_be_read_again(tmp_path
             assert own.equal(again.split_of[name][client])
     assert main([*quick, f"run.dir={tmp_path / 'digits'}"]) == 0
     assert not (tmp_path / "digits" / "partition.npz").exists(), "its clients share test images"
+
+
+def test_the_docs_have_every_name_and_picture() -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    page = (docs / "DATA.md").read_text(encoding="utf-8")
+    for kind in ("source", "partition", "change"):
+        for name in [name for name, one in register.kinds[kind].items() if one.source == BUILT_IN]:
+            assert f"| `{name}` |" in page, f"docs/DATA.md has no row of task.{kind}.name={name}"
+    pictured = runpy.run_path(str(docs / "partition_pictures.py"))["SETTINGS"]
+    assert set(pictured) == set(PARTITIONS) - {"by_column", "from_file"}
+    for name in pictured:
+        assert (docs / "figures" / f"partition_{name}.png").is_file()
+        assert f"figures/partition_{name}.png" in page
