@@ -6,7 +6,7 @@ CIFAR-100, no two clusters share one, and a cluster's images are split at random
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -27,6 +27,9 @@ Sizes = Annotated[
 @register.task("cross_device")
 class CrossDeviceConfig(ImagesConfig):
     """CIFAR-100 in clusters with disjoint classes."""
+
+    title: ClassVar[str] = "Cross-device"
+    place: ClassVar[int] = 2
 
     name: Literal["cross_device"] = "cross_device"
     cluster_sizes: Sizes = Field(

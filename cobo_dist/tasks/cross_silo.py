@@ -6,7 +6,7 @@ among its clients, and permutes the labels by a seed of its own, in training and
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -25,6 +25,9 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tu
 @register.task("cross_silo")
 class CrossSiloConfig(ImagesConfig):
     """CIFAR-100 in clusters with permuted labels."""
+
+    title: ClassVar[str] = "Cross-silo"
+    place: ClassVar[int] = 1
 
     name: Literal["cross_silo"] = "cross_silo"
     clusters: int = Field(4, ge=1, description="clusters, each with its own label permutation")

@@ -9,7 +9,7 @@ so no training example belongs to two clients. For more clients than there are i
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,9 @@ SCALE = 1.0 / 16.0  # pixels are 0 .. 16
 @register.task("digits")
 class DigitsConfig(ClassificationConfig):
     """Handwritten digits in clusters with permuted labels."""
+
+    title: ClassVar[str] = "Digits"
+    place: ClassVar[int] = 4
 
     name: Literal["digits"] = "digits"
     clusters: int = Field(4, ge=1, description="clusters, each with its own label permutation")

@@ -33,6 +33,9 @@ from cobo_dist.tasks.sections import ModelSection, TaskSection
 class QuadraticConfig(TaskSection):
     """Quadratic losses around given centers (Example 2)."""
 
+    title: ClassVar[str] = "Quadratic"
+    place: ClassVar[int] = 5
+
     model_kind: ClassVar[Literal["classifier", "language", "none"]] = "none"
     splits: ClassVar[tuple[str, ...]] = ("test",)
 

@@ -52,6 +52,8 @@ OWNED_DATA_KEYS = ("file", "text_dir")
 class TaskSection(Section):
     """The config of a task, and what others ask of it before the data are read."""
 
+    title: ClassVar[str] = ""  # in tables; empty: the name
+    place: ClassVar[int] = 100  # in tables, ascending
     default_model: ClassVar[str] = "mlp"
     model_kind: ClassVar[Literal["classifier", "language", "none"]] = "classifier"
     splits: ClassVar[tuple[str, ...]] = ("validation", "test")  # that may be evaluated

@@ -21,15 +21,8 @@ from cobo_dist.reports.grouping.settings import (
     sort_key,
 )
 from cobo_dist.reports.reading import Run
-
-TASKS = {
-    "cross_silo": "Cross-silo",
-    "cross_device": "Cross-device",
-    "language": "Language models",
-    "digits": "Digits",
-    "quadratic": "Quadratic",
-}
-"""Tasks with their titles, in the order of the paper's Table 2; others follow by name."""
+from cobo_dist.tasks.registry import TASKS
+from cobo_dist.tasks.sections import TaskSection
 
 # The paper's own problem: it decides which problem is the main one if nothing else does.
 _PAPER: Settings = {"task.data_fraction": 1.0, "task.clusters": 4, "task.clients_per_cluster": 2}
@@ -58,7 +51,14 @@ class Problem:
     @property
     def title(self) -> str:
         """The task's title: `Cross-silo`."""
-        return TASKS.get(self.task, self.task)
+        known = TASKS.get(self.task)
+        return (known and known.target.title) or self.task
+
+
+def _place(task: str) -> tuple[int, str]:
+    """Return a task's place in tables: the paper's Table 2, then others by name."""
+    known = TASKS.get(task)
+    return (known.target.place if known else TaskSection.place), task
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[list[Problem], list[str]]:
@@ -74,7 +74,7 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Problem], list[str]]:
         tasks.setdefault(group.runs[0].task, []).append(group)
     problems = [
         problem
-        for task in sorted(tasks, key=lambda task: rank(task, TASKS))
+        for task in sorted(tasks, key=_place)
         for problem in _problems_of(task, name_groups(tasks[task]))
     ]
     for problem in problems:

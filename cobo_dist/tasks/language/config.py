@@ -23,6 +23,9 @@ Names = Annotated[tuple[Text, ...], BeforeValidator(as_tuple)]
 class LanguageConfig(TaskSection):
     """Prediction of the next token, one language (or any text) per client."""
 
+    title: ClassVar[str] = "Language models"
+    place: ClassVar[int] = 3
+
     default_model: ClassVar[str] = "gpt2"
     model_kind: ClassVar[Literal["classifier", "language", "none"]] = "language"
     data_keys: ClassVar[tuple[str, ...]] = ("text_dir",)

@@ -1024,3 +1024,12 @@ def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
     assert main([*arguments, "--dry-run"]) == 0
     said = capsys.readouterr()
     assert "[1/2] digits-cobo-s0  go on (it has a checkpoint)" in said.out
+
+
+def test_a_signal_that_a_launcher_repeats_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a second one, a sweep no longer waits for the training's checkpoint."""
+    stop = process.StopSignal()
+    for now, times in ((100.0, 1), (104.0, 1), (106.0, 2)):
+        monkeypatch.setattr("time.monotonic", lambda now=now: now)
+        stop.handle(signal.SIGTERM, None)
+        assert stop.times == times
