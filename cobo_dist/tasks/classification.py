@@ -9,7 +9,7 @@ Shapes: N examples, those of the source's test set last; n clients, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ from cobo_dist.tasks.supervised import ClassificationConfig, ClientExamples, Exa
 _SOURCE = Variant("source", "sklearn")
 _PARTITION = Variant("partition", "iid")
 _CHANGE = Variant("change", "none")
+_ROWS_AT_ONCE = 65_536
 _MAX_SHOWN = 4  # labels that a notice names
 
 
@@ -76,7 +77,9 @@ class DataTaskConfig(ClassificationConfig):
         classes = len(own_labels)
         shares = self._partition(found, labels, classes, seed)
         splits = self._split(shares, found, seed)
-        x, scale, offset = self._scaled(found, splits["train"])
+        x, scale, offset = self._scaled(
+            found, splits["train"], np.dtype(str(dtype).partition(".")[2])
+        )
         maps = torch.from_numpy(self.change.label_maps(shares.clients, classes, seed).copy())
         examples = Examples(
             torch.from_numpy(self.change.inputs(x, shares.owners, seed)),
@@ -87,8 +90,6 @@ class DataTaskConfig(ClassificationConfig):
             scale,
             offset,
         )
-        if not examples.are_images:
-            examples = replace(examples, inputs=examples.inputs.to(dtype))
         if found.client is not None and self.partition.name != "by_column":
             notices += (
                 f"{found.source}: the column of clients is not used with task.partition.name="
@@ -177,18 +178,27 @@ class DataTaskConfig(ClassificationConfig):
         return splits
 
     def _scaled(
-        self, found: Labeled, train: Sequence[NDArray[np.int64]]
+        self, found: Labeled, train: Sequence[NDArray[np.int64]], dtype: np.dtype[Any]
     ) -> tuple[NDArray[Any], float | list[float], float | list[float]]:
         """Return the inputs, standardized if that is wanted, and scale and offset of each feature."""
         x = found.x
-        if x.dtype == np.uint8 or not self.standardize:
+        if x.dtype == np.uint8:
             return x, 1.0, 0.0
+        if not self.standardize:
+            return x.astype(dtype, copy=False), 1.0, 0.0
         flat = x.reshape(len(x), -1)
-        own = flat[np.sort(np.concatenate(train))].astype(np.float64)
-        std = own.std(axis=0)
-        scale = 1.0 / np.where(std > 0, std, 1.0)  # a constant feature becomes 0
-        offset = -own.mean(axis=0) * scale
-        return (flat * scale + offset).reshape(x.shape), scale.tolist(), offset.tolist()
+        own = np.zeros((len(x), 1), dtype=bool)
+        own[np.concatenate(train)] = True
+        mean = flat.mean(axis=0, dtype=np.float64, where=own)
+        std = flat.std(axis=0, dtype=np.float64, where=own)
+        # A constant feature becomes 0; the sum of its mean rounds, so its deviation may not be exactly 0.
+        scale = 1.0 / np.where(std > 1e-12 * np.abs(mean), std, 1.0)
+        offset = -mean * scale
+        scaled = np.empty(flat.shape, dtype=dtype)
+        for rows in range(0, len(flat), _ROWS_AT_ONCE):  # or else two more copies of the data
+            part = slice(rows, rows + _ROWS_AT_ONCE)
+            scaled[part] = flat[part] * scale + offset
+        return scaled.reshape(x.shape), scale.tolist(), offset.tolist()
 
 
 @dataclass(frozen=True)
@@ -270,7 +280,7 @@ def _by_name(found: Labeled, names: tuple[str, ...]) -> Owners:
     """Return the client of each test example as the source's column names it."""
     assert found.client is not None, "the source has a column of clients"
     number = {name: i for i, name in enumerate(names)}
-    column = [str(name) for name in found.client[found.train :]]
+    column = list(map(str, found.client[found.train :].tolist()))
     if unknown := [name for name in column if name not in number]:
         raise ConfigError(
             f"{found.source}: client_test names {unknown[0]}, which has no training example; drop its "

@@ -134,9 +134,7 @@ def _labels(y: NDArray[Any], name: str, count: int, key: str) -> NDArray[Any]:
     return y
 
 
-def _column(
-    arrays: dict[str, NDArray[Any]], counts: list[int], key: str
-) -> NDArray[np.str_] | None:
+def _column(arrays: dict[str, NDArray[Any]], counts: list[int], key: str) -> NDArray[Any] | None:
     """Return the clients' names of all examples, or of the training examples where that is all there is."""
     given = [name for name in ("client", "client_test") if name in arrays]
     if "client_test" in given and ("client" not in given or len(counts) == 1):
@@ -150,7 +148,7 @@ def _column(
                 f"{key}: {name} is {_kind(column)}, but must be a whole number or text for each of {count} "
                 "examples; convert it"
             )
-    return np.concatenate([arrays[name].astype(str) for name in given]) if given else None
+    return np.concatenate([arrays[name] for name in given]) if given else None
 
 
 _BUNDLED = ("digits", "wine", "breast_cancer", "iris")

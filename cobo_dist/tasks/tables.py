@@ -61,7 +61,6 @@ class TableSource(SourceSection):
         client = None
         if self.client in table.columns:
             client = _complete(table[self.client], self.client, key, "task.source.client")
-            client = client.astype(str)
         labels = _complete(table[self.label], self.label, key, "task.source.label")
         inputs = table.drop(columns={self.label, self.client, *self.drop} & {*table.columns})
         return Labeled(_numbers(inputs, key), labels, key, client=client)
@@ -144,5 +143,8 @@ def _numbers(inputs: pd.DataFrame, key: str) -> NDArray[Any]:
                 f"first in row {int(finite.argmin()) + 1}; fill or drop them, or set "
                 f"task.source.drop=[{name}]"
             )
-    numbers: NDArray[Any] = inputs.apply(pd.to_numeric).to_numpy(dtype=np.float64)
+    single = all(dtype == np.float32 for dtype in inputs.dtypes)
+    numbers: NDArray[Any] = inputs.apply(pd.to_numeric).to_numpy(
+        np.float32 if single else np.float64
+    )
     return numbers

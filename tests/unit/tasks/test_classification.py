@@ -408,9 +408,10 @@ def test_labels_are_renumbered_and_that_is_said(tmp_path: Path, labels: list[obj
 
 
 def test_inputs_are_standardized_by_the_training_examples(tmp_path: Path) -> None:
-    task = task_of(*csv(tmp_path / "t.csv", flat=np.full(60, 7.0)), "run.dtype=float64")
+    task = task_of(*csv(tmp_path / "t.csv", flat=np.full(60, 0.1)), "run.dtype=float64")
     own = task.examples.inputs[torch.cat(list(task.split_of["train"]))]
     assert torch.allclose(own.mean(dim=0), torch.zeros(3, dtype=torch.float64), atol=1e-12)
+    assert task.examples.inputs[:, 2].abs().max() < 1e-12, "a constant"
     assert torch.allclose(own[:, :2].std(dim=0, unbiased=False), torch.ones(2, dtype=torch.float64))
     raw = pd.read_csv(tmp_path / "t.csv")[["a", "b", "flat"]].to_numpy()
     facts = task.model_facts()
