@@ -11,8 +11,8 @@ from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 for _module in (
-    *("cnn", "cross_device", "cross_silo", "digits", "language.config", "models", "quadratic"),
-    "resnet9",
+    *("classification", "cnn", "cross_device", "cross_silo", "digits", "language.config", "models"),
+    *("quadratic", "resnet9"),
 ):
     import_module(f"cobo_dist.tasks.{_module}")  # each registers its own
 

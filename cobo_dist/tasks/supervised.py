@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.clients.batches import BatchIndices, number_of
@@ -95,9 +97,9 @@ class Examples:
     labels_of: Tensor  # int64 [n, classes]
     dtype: torch.dtype  # of a batch
     channels_last: bool = False  # memory format of a batch of images
-    scale: float = (
-        1.0  # by which the data's numbers became `inputs`; images as bytes have their own
-    )
+    # The data's numbers became `inputs` as scale * number + offset; images as bytes have their own.
+    scale: float | Sequence[float] = 1.0  # one number, or one for each feature
+    offset: float | Sequence[float] = 0.0
 
     @property
     def are_images(self) -> bool:
@@ -143,8 +145,11 @@ class ClientExamples:
 
     examples: Examples
     splits: Splits
-    clusters: Sequence[int]  # [n], the cluster of each client
+    clusters: Sequence[int] | None  # [n], the cluster of each client; None: there are none
     pools: Sequence[int] = ()  # [n], of which validation is a fraction; empty: each client's own
+    names: Sequence[str] = ()  # [n], of the clients; empty if they have none
+    notices: tuple[str, ...] = ()  # what a user should know of the data, a line each
+    label_names: Sequence[str] = ()  # [classes] in the source; empty where clients share examples
 
 
 class ExampleBatches:
@@ -244,12 +249,17 @@ class Classification(Task):
         self.metrics = ("loss", *config.metrics)
         self.split_seed = data.split_seed(seed)
         loaded = config.load(data, self.split_seed, dtype)
-        order = config.client_order(len(loaded.clusters), self.split_seed)
+        order = config.client_order(len(loaded.splits["train"]), self.split_seed)
         self.examples = replace(loaded.examples, labels_of=loaded.examples.labels_of[order])
         self.split_of = {
             split: [own[client] for client in order] for split, own in loaded.splits.items()
         }
-        self.clusters: tuple[int, ...] | None = tuple(loaded.clusters[client] for client in order)
+        clusters = loaded.clusters
+        self.clusters: tuple[int, ...] | None = (
+            None if clusters is None else tuple(clusters[client] for client in order)
+        )
+        self.names = tuple(loaded.names[client] for client in order) if loaded.names else ()
+        self.notices, self.label_names = loaded.notices, tuple(loaded.label_names)
         self.pools = loaded.pools and [loaded.pools[client] for client in order]
         self.data, self.seed, self.dtype = data, seed, dtype
         self.model_config, self.clients = model, len(order)
@@ -269,10 +279,9 @@ class Classification(Task):
             config = self.config.model_copy(update={"validation_fraction": fraction})
             return list(map(len, config.load(self.data, self.split_seed, self.dtype).splits[split]))
 
-        assert self.clusters is not None, "classification knows its clusters"
         now, train = ([len(own) for own in self.split_of[name]] for name in (split, "train"))
         pools = self.pools or [sum(pair) for pair in zip(now, train, strict=True)]
-        return explain_lack(fraction, pools, self.clusters, now, sizes)
+        return explain_lack(fraction, pools, self.clusters or [0] * self.clients, now, sizes)
 
     def model(self) -> nn.Module:
         """Return a classifier at x^0."""
@@ -360,11 +369,26 @@ class Classification(Task):
             "input_shape": list(examples.shape),
             "images": examples.are_images,
             "scale": IMAGE_SCALE if examples.are_images else examples.scale,
-            "offset": IMAGE_OFFSET if examples.are_images else 0.0,
+            "offset": IMAGE_OFFSET if examples.are_images else examples.offset,
             "classes": examples.labels_of.shape[1],
             "label_maps": maps.tolist(),
             "label_map_of": map_of.tolist(),
         }
+
+    def partition(self) -> dict[str, NDArray[Any]]:
+        """Return client, split and label of every example, where each belongs to one client."""
+        if not self.label_names:
+            return {}
+        labels = self.examples.targets.cpu().numpy()
+        client, split = np.zeros(len(labels), np.int64), np.zeros(len(labels), np.uint8)
+        for number, name in enumerate(("train", "validation", "test")):
+            for i, own in enumerate(self.split_of[name]):
+                client[own.numpy()], split[own.numpy()] = i, number
+        names = {"names": np.array(self.names)} if self.names else {}
+        label_names = np.array(self.label_names)
+        return {
+            "client": client, "split": split, "label": labels, "label_names": label_names, **names
+        }  # fmt: skip
 
     def fingerprint(self) -> str:
         """Return a digest of examples, labels and splits."""
