@@ -24,7 +24,7 @@ from cobo_dist.config.schema import (
     variants_in,
 )
 from cobo_dist.errors import ConfigError
-from cobo_dist.plugins import load_plugins
+from cobo_dist.plugins import blaming_plugins, load_plugins
 from cobo_dist.registry import Variant, register
 from cobo_dist.settings import flatten
 from cobo_dist.yaml_text import RepeatedKey, YamlError, core_value, read_yaml
@@ -77,12 +77,14 @@ def resolve(
     merged = _merge(below, above)
     _name_variants(merged)
     try:
-        config = Config.model_validate(merged)
+        with blaming_plugins():
+            config = Config.model_validate(merged)
     except ValidationError as error:
         line = lines.get(place_of(error))
         where = f"{source}, line {line}: " if line else ""
         raise ConfigError(where + explain(error, merged)) from None
-    check_across(config)
+    with blaming_plugins():
+        check_across(config)
     return config
 
 

@@ -18,6 +18,7 @@ from cobo_dist.config.schema import (
     keys_of,
     owners_of,
 )
+from cobo_dist.plugins import broken_plugins
 from cobo_dist.registry import UNKNOWN_VARIANT
 from cobo_dist.yaml_text import core_value
 
@@ -58,7 +59,7 @@ def _message(path: Sequence[str], mistake: Any, given: Mapping[str, Any]) -> str
         if kind == UNKNOWN_VARIANT:
             key, value = f"{key}.name", value.get("name") if isinstance(value, dict) else value
         near = difflib.get_close_matches(str(value).lower(), names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else broken_plugins()
         return f"{key}={_show(value)} is none of {', '.join(names)}{hint}"
     if kind in ("model_attributes_type", "model_type", "dict_type"):
         if path[0] == "callbacks":

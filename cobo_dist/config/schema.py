@@ -20,7 +20,7 @@ from cobo_dist.clients.local_config import LocalWorkConfig, ParticipationConfig
 from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.comm.config import CommConfig
 from cobo_dist.errors import ConfigError
-from cobo_dist.plugins import Plugin, loaded_plugins
+from cobo_dist.plugins import Plugin, used_plugins
 from cobo_dist.registry import UNKNOWN_VARIANT, Kind, Variant, register, variant_of
 from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.settings import Section, Text, as_tuple
@@ -58,6 +58,18 @@ def _validate_callback(given: Any) -> Any:
 def _some(value: Any) -> Any:
     """Take one text for a list of one."""
     return as_tuple([value] if isinstance(value, str) else value)
+
+
+def _texts(nested: Any) -> Iterator[str]:
+    """Yield all texts in nested dictionaries and lists."""
+    if isinstance(nested, str):
+        yield nested
+    elif isinstance(nested, Mapping):
+        for one in nested.values():
+            yield from _texts(one)
+    elif isinstance(nested, list | tuple):
+        for one in nested:
+            yield from _texts(one)
 
 
 class Config(Section):
@@ -100,14 +112,7 @@ class Config(Section):
     @property
     def used_plugins(self) -> list[Plugin]:
         """The loaded plug-ins that the config names, or that something it names belongs to."""
-        sources = []
-        for group, variant in groups().items():
-            section: Any = self
-            for step in group.split("."):
-                section = getattr(section, step, None)  # another task may not have the group
-            if section is not None:
-                sources.append(variant.names[section.name].source)
-        return loaded_plugins(dict.fromkeys((*self.plugins, *sources)))
+        return used_plugins(_texts(self.model_dump(mode="json", exclude={"run"})), self.plugins)
 
     def to_yaml(self, exclude: Mapping[str, set[str]] | None = None) -> str:
         """Return the resolved config, without some keys of its sections, as YAML that `--config` takes."""

@@ -146,9 +146,11 @@ def write_head(
         environment.resumed = [*before.resumed, now]
         environment.init_from = before.init_from
     for plugin in plugins:
-        if plugin.is_file:
-            (folder.path / PLUGINS_DIR).mkdir(exist_ok=True)
-            folder.write_text(f"{PLUGINS_DIR}/{plugin.file.name}", plugin.file.read_text("utf-8"))
+        for name, content in plugin.copies.items():
+            copy = f"{PLUGINS_DIR}/{name}"
+            (folder.path / copy).parent.mkdir(parents=True, exist_ok=True)
+            with folder.replacing(copy, len(content)) as draft:
+                draft.write_bytes(content)
     folder.write_text(CONFIG_FILE, config_yaml)
     folder.write_record(ENVIRONMENT_FILE, environment)
     folder.write_record(MODEL_FILE, ModelRecord(format=FORMAT, **task.model_facts()))
