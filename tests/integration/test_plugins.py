@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError, RunFailure
 from cobo_dist.plugins import load_plugins
+from cobo_dist.registry import register
 from cobo_dist.reports.reading import read_run
 from cobo_dist.training.build import run_in_session
 
@@ -463,3 +465,38 @@ def test_a_model_that_diverges_is_told_which_keys_to_lower(
         more = [f"algorithm.name={algorithm}", "optimizer.lr=1e12", "run.rounds=30"]
         assert main(arguments(problem, tmp_path / algorithm, RING, *more)) == 1
         assert says in capsys.readouterr().err
+
+
+TWICE = """
+from functools import partial
+from torch.nn import functional as F
+from cobo_dist import register
+register.loss("twice")(F.cross_entropy)
+register.loss("{}")(partial(F.cross_entropy, label_smoothing=0.1))
+"""
+
+
+def test_a_name_is_registered_once_in_a_file_that_may_be_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "twice_registered.py"
+    plugin.write_text(TWICE.format("twice"))
+    with pytest.raises(
+        ConfigError, match=r"in line 6: line 5 registers loss twice already; choose"
+    ):
+        load_plugins([str(plugin)])
+    assert "twice" not in register.loss
+    plugin.write_text(TWICE.format("other"))
+    for _ in range(2):
+        load_plugins([])
+        load_plugins([str(plugin)])
+    load_plugins([])
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("twice_registered")
+    importlib.reload(module)
+    for _ in range(2):  # a cell of a notebook, whose second run has a line more
+        exec(
+            compile("\n" + TWICE.format("other"), "cell", "exec"), {"__name__": "twice_registered"}
+        )
+    register.forget("torch.nn.functional")
+    register.forget("functools")
