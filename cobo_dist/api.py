@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from cobo_dist.callbacks.callback import Callback
+from cobo_dist.callbacks.callback import Callback, check_callbacks
 from cobo_dist.comm.startup.launch_env import read_launch
 from cobo_dist.comm.transports.mpi_world import set_exit_code
 from cobo_dist.config import config_of
@@ -45,6 +45,7 @@ def fit(config: Given = None, overrides: Overrides = (), callbacks: Sequence[Cal
             stopped it with a checkpoint.
         KeyboardInterrupt: Ctrl-C stopped it with a checkpoint, or a second one without.
     """
+    callbacks = check_callbacks(callbacks)
     resolved = config_of(config, overrides)
     found = Run(resolved.run_dir)
     with safe_terminal(), _process_as_it_was():

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, GetCoreSchemaHandler, create_model
@@ -35,13 +37,16 @@ BUILT_IN = "cobo_dist"
 class Entry:
     """What is registered under a name: the object, its config section if it has one, and where it is from.
 
-    `source` is `cobo_dist`, a plug-in as the key `plugins` names it, or else the module.
+    `source` is `cobo_dist`, a plug-in as the key `plugins` names it, or else the module. `code` and `line`
+    are where it was registered.
     """
 
     name: str
     target: Any
     section: type[Section] | None
     source: str
+    code: CodeType
+    line: int
 
 
 @dataclass
@@ -75,15 +80,16 @@ class Kind(Mapping[str, Entry]):
         Raises:
             ConfigError: a name that a config cannot hold or that is taken, or an object of another kind.
         """
+        caller = sys._getframe(1)
+        code, line = caller.f_code, caller.f_lineno
 
         def add(target: T) -> T:
-            self.add(name, target)
+            self._add(name, target, code, line)
             return target
 
         return add
 
-    def add(self, name: str, target: Any) -> None:
-        """Register an object; see `__call__`."""
+    def _add(self, name: str, target: Any, code: CodeType, line: int) -> None:
         what = f"register.{self.kind}({name!r})"
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(
@@ -98,8 +104,14 @@ class Kind(Mapping[str, Entry]):
                 f"{what} of {source}: {self.kind} {name} is registered already, by {old.source}; "
                 "choose another name"
             )
+        # A module that is reloaded, or a cell of a notebook that is run again, is compiled anew.
+        if old is not None and old.code is code and old.line != line:
+            raise ConfigError(
+                f"{what} in line {line}: line {old.line} registers {self.kind} {name} already; choose "
+                "another name"
+            )
         section = self.section_of and _with_name(self.section_of(target), name)
-        self.entries[name] = Entry(name, target, section, source)
+        self.entries[name] = Entry(name, target, section, source, code, line)
         register.version += 1
 
 

@@ -20,6 +20,11 @@ class Section(BaseModel):
         """Return one line about keys that do not go together; empty if all do."""
         return ""
 
+    @property
+    def needs_rounds(self) -> tuple[str, ...]:
+        """Why a run cannot go on with another `run.rounds`, by the keys whose effect depends on it."""
+        return ()
+
     def flat(self) -> dict[str, Any]:
         """Return all keys as YAML has them, dotted: `{"run.seed": 0, ...}`."""
         return flatten(self.model_dump(mode="json", by_alias=True))

@@ -128,8 +128,18 @@ class Clients(Protocol):
         the models (weight decay), so call it before they change.
         """
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the clients start from models of another run (`run.init_from`), which are in `x_cd`.
+
+        False where a run is resumed. An algorithm with other models than the clients' starts these from them.
+        """
+
     def start_rows(self, count: int) -> Tensor:
-        """Return starting models [count, d]: x^0 first, the others from other seeds."""
+        """Return starting models [count, d]: x^0 first, the others from other seeds.
+
+        With `loaded` they are the same.
+        """
 
     def start_buffers(self, count: int) -> Tensor:
         """Return the buffers [count, b] of starting models."""

@@ -140,6 +140,13 @@ class CoBoConfig(AlgorithmSection):
         return self.gamma
 
     @property
+    def needs_rounds(self) -> tuple[str, ...]:
+        """The share of the rounds before mixed sampling switches."""
+        if self.sampling.name != "mixed":
+            return ()
+        return ("algorithm.sampling.name=mixed switches after a share of them",)
+
+    @property
     def step_keys(self) -> tuple[str, ...]:
         """The penalty's factor."""
         return ("algorithm.rho",)

@@ -39,6 +39,7 @@ class Ditto(Algorithm):
     every one of them, and v moves by the mean over clients of their plain gradient steps from v. The global
     v is one more row on every rank, with a momentum of its own. `lambda=0` is Local; the larger lambda, the
     closer x_i stays to FedAvg's v. Only clients that take part step, and v is their mean.
+    v starts at x^0; from models of another run (`run.init_from`) at their mean.
     Collaboration is fixed and equal: W is all ones.
     """
 
@@ -51,7 +52,12 @@ class Ditto(Algorithm):
         self, config: DittoConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
         super().__init__(config, clients, exchange, context)
-        self.v_1d = clients.start_rows(1)
+        n = context.clients
+        if clients.loaded:
+            mean_1d = exchange.all_reduce(np.full((1, n), 1.0 / n), clients.x_cd)
+            self.v_1d = mean_1d.clone()  # the exchange uses its rows again
+        else:
+            self.v_1d = clients.start_rows(1)
         self.global_optimizer = clients.new_optimizer(self.v_1d)
 
     def first_weights(self) -> Weights:

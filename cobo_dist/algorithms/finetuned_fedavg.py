@@ -26,6 +26,12 @@ class FinetunedFedAvgConfig(WeightedAveragingConfig):
         "not say how many)",
     )
 
+    @property
+    def needs_rounds(self) -> tuple[str, ...]:
+        """The share of the rounds that are FedAvg."""
+        share = f"algorithm.fedavg_share={self.fedavg_share:g}"
+        return (f"{share}: fine-tuned FedAvg turns local after a share of them",)
+
     def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
         """One round of FedAvg and one of local steps."""
         together = min(rounds, math.ceil(self.fedavg_share * rounds))

@@ -75,7 +75,10 @@ class Ifca(Algorithm):
     With several local steps a center becomes the mean of its clients' models after them (the paper's model
     averaging), and the optimizer's moments are the clients'. BatchNorm's statistics belong to the center:
     the mean over the clients that trained it. The first center starts at x^0, the others from other seeds.
-    One center is FedAvg. w_ij is 1 for clients that picked the same center.
+    From models of another run (`run.init_from`), centers start at models of clients: the first at client 0's,
+    each other one at the model that is farthest from the centers before it; a client starts with the center
+    nearest to its model. Where centers are equally good, a client keeps its last one. One center is FedAvg.
+    w_ij is 1 for clients that picked the same center.
     """
 
     Config = IfcaConfig
@@ -96,10 +99,34 @@ class Ifca(Algorithm):
         self.optimizer = clients.new_optimizer(self.centers_kd)
         drawn = max(1, round(config.client_share * context.clients))
         self.drawn = Participation(context.seed, context.clients, drawn)
-        # A client that does not take part keeps its last loss; at first, that of the first center.
-        every_c = np.arange(len(clients.ids))
-        first_c1 = clients.losses_at(self.centers_kd[:1], self.buffers_kd[:1], every_c, 0)
-        self.losses_c = first_c1[:, 0].to(clients.x_cd.dtype)
+        # A client that does not take part keeps its last loss; at first, that of its first center.
+        every_c, scored = np.arange(len(clients.ids)), 1
+        if clients.loaded:
+            self.start_at_models()
+            self.weights, scored = self.first_weights(), count
+        losses_ck = clients.losses_at(
+            self.centers_kd[:scored], self.buffers_kd[:scored], every_c, 0
+        )
+        choice_c1 = to_device(self.choice_n[list(clients.ids), None], losses_ck.device)
+        self.losses_c = losses_ck.gather(1, choice_c1)[:, 0].to(clients.x_cd.dtype)
+
+    def start_at_models(self) -> None:
+        """Put every center at a client's model, far from one another, and let clients pick the nearest."""
+        n, count = self.context.clients, len(self.centers_kd)
+        x_cd, b_cd = self.clients.x_cd, self.clients.b_cd
+        distances_kn = np.empty((count, n))
+        client = 0
+        for k in range(count):
+            one_1n = np.eye(1, n, client)
+            self.centers_kd[k] = self.exchange.all_reduce(one_1n, x_cd)[0]
+            if b_cd.shape[1]:
+                self.buffers_kd[k] = self.exchange.all_reduce(one_1n, b_cd)[0]
+            # Row by row: a client's distance must not depend on how many others its rank has.
+            distances = [(x_d - self.centers_kd[k]).double().square().sum() for x_d in x_cd]
+            distances_kn[k] = self.exchange.all_gather(np.array([float(one) for one in distances]))
+            client = int(distances_kn[: k + 1].min(axis=0).argmax())
+        # Models may be all alike: then clients spread over the centers, which part from one another.
+        self.choice_n = least(distances_kn.T, np.arange(n) % count)
 
     def round(self, t: int) -> RoundResult:
         """Let the clients choose centers, then move the centers."""
@@ -119,7 +146,7 @@ class Ifca(Algorithm):
         choice_c = self.choice_n[mine]
         rows = np.flatnonzero(part_n[mine])
         scores_ek = self.clients.losses_at(self.centers_kd, self.buffers_kd, rows, t)
-        choice_c[rows] = scores_ek.cpu().numpy().argmin(axis=1)
+        choice_c[rows] = least(scores_ek.cpu().numpy(), choice_c[rows])
         self.choice_n = self.exchange.all_gather(choice_c.astype(np.float64)).astype(np.int64)
 
     def train_centers(self, t: int, part_n: NDArray[np.bool_]) -> None:
@@ -165,3 +192,14 @@ class Ifca(Algorithm):
     def first_weights(self) -> Weights:
         """Return this rank's rows of W: 1 for clients of the same center."""
         return Weights(self.clients.ids, self.choice_n, symmetric=True)
+
+
+def least(scores_ek: NDArray[np.float64], last_e: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the column of each row's least score [e]: of equal ones the last choice, else the first.
+
+    >>> least(np.array([[2.0, 1.0, 1.0], [0.0, 0.0, 3.0]]), np.array([2, 2])).tolist()
+    [2, 0]
+    """
+    best_e1 = scores_ek.min(axis=1, keepdims=True)
+    kept_e = np.take_along_axis(scores_ek, last_e[:, None], axis=1) == best_e1
+    return np.where(kept_e[:, 0], last_e, scores_ek.argmin(axis=1)).astype(np.int64)

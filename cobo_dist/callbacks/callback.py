@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from pydantic import ValidationError
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.registry import class_of, register
+from cobo_dist.registry import class_of, register, takes
 from cobo_dist.run_config import RunConfig
 from cobo_dist.settings import Section
 
@@ -65,8 +66,9 @@ class Callback:
 
     @property
     def title(self) -> str:
-        """The name for messages and checkpoints."""
-        return self.name or type(self).__name__
+        """The name for messages and checkpoints: its own, that of the config, or the class's."""
+        registered = getattr(getattr(self, "config", None), "name", "")
+        return self.name or registered or type(self).__name__
 
     def check(self, run: RunConfig, metrics: Sequence[str]) -> None:
         """Refuse a run that it cannot serve, before training; called on every rank.
@@ -118,9 +120,69 @@ def need_library(module: str, title: str) -> None:
         )
 
 
+def check_callbacks(callbacks: Any) -> list[Callback]:
+    """Return callbacks given in Python as a list.
+
+    Raises:
+        ConfigError: it is no list of callbacks, or a method does not take what it is given.
+    """
+    if isinstance(callbacks, Callback | type | str | Mapping) or not isinstance(
+        callbacks, Iterable
+    ):
+        raise ConfigError(
+            f"callbacks={callbacks!r} is no list of callbacks; write callbacks=[EarlyStopping()]"
+        )
+    found = list(callbacks)
+    for one in found:
+        name = one.__name__ if isinstance(one, type) else repr(one)
+        if isinstance(one, type) and issubclass(one, Callback):
+            raise ConfigError(
+                f"callbacks: {name} is a class; write {name}() for one of its objects"
+            )
+        if not isinstance(one, Callback):
+            raise ConfigError(
+                f"callbacks: {name} does not derive from cobo_dist.Callback; derive its class from it"
+            )
+        if why := _wrong_method(one):
+            raise ConfigError(f"callbacks: {one.title}: {why}")
+    return found
+
+
+_CALLS: Mapping[str, tuple[Any, ...]] = {
+    "check": (None, ()), "restore": ({},), "begin": (None,), "after_round": (0, {}), "end": (None,),
+    "state": (),
+}  # fmt: skip
+"""The methods of a callback, each with as many arguments as it is called with."""
+
+
+def _wrong_method(target: Callback | type[Callback]) -> str:
+    """Return which method cannot be called as a run does; empty if all can."""
+    for name, arguments in _CALLS.items():
+        method = getattr(target, name)
+        if not callable(method):
+            return f"{name} is {method!r}, which is no method"
+        own = isinstance(target, type) and not isinstance(
+            inspect.getattr_static(target, name), staticmethod | classmethod
+        )
+        if why := takes(method, *((None, *arguments) if own else arguments)):
+            return why
+    allowed = get_args(StopsAfter)
+    if target.stops_after not in allowed:
+        return f"stops_after={target.stops_after!r} is none of {', '.join(allowed)}"
+    return ""
+
+
+def _check(target: Any) -> str:
+    if why := class_of(Callback)(target) or _wrong_method(target):
+        return why
+    if not (isinstance(target.Config, type) and issubclass(target.Config, CallbackSection)):
+        return f"{target.__name__}.Config does not derive from CallbackSection"
+    return takes(target, **dict.fromkeys(target.Config.model_fields))
+
+
 register.new_kind(
     "callback",
     "a class derived from cobo_dist.Callback",
-    check=class_of(Callback),
+    check=_check,
     section_of=lambda target: target.Config,
 )

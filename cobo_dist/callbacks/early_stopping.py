@@ -13,9 +13,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.registry import register
 from cobo_dist.run_config import RunConfig
 from cobo_dist.settings import Text
-
-RISING = ("accuracy",)
-"""Metrics of which more is better."""
+from cobo_dist.storage.schema import higher_is_better
 
 
 class EarlyStoppingConfig(CallbackSection):
@@ -30,7 +28,9 @@ class EarlyStoppingConfig(CallbackSection):
     )
     min_delta: float = Field(0.0, ge=0, description="a smaller change than this is no improvement")
     mode: Literal["auto", "min", "max"] = Field(
-        "auto", description="whether less or more is better; auto: more of accuracy, else less"
+        "auto",
+        description="whether less or more is better; auto: less of loss, "
+        "perplexity and bits_per_byte, more of every other metric",
     )
 
 
@@ -75,7 +75,7 @@ class EarlyStopping(Callback):
         if value is None:
             return None
         rises = self.config.mode == "max" or (
-            self.config.mode == "auto" and self.config.metric in RISING
+            self.config.mode == "auto" and higher_is_better(self.config.metric)
         )
         value = -value if rises else value
         if value < self.best - (self.config.min_delta if math.isfinite(self.best) else 0.0):

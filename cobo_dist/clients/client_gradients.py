@@ -280,7 +280,7 @@ class ClientGradients(ClientRows):
         adjust: Adjust | None = None,
         clips: bool = True,
     ) -> Tensor:
-        """Compute gradients of the clients in `rows_e` (None: all), skip bad ones, adjust and clip them.
+        """Compute gradients of the clients in `rows_e` (None: all), skip bad ones, clip and adjust them.
 
         Returns the losses [e].
         """
@@ -294,11 +294,11 @@ class ClientGradients(ClientRows):
                     for current, old in zip(buffers.rows, before, strict=True):
                         current[rows][bad_k] = old[rows][bad_k]
                     losses_e[rows][bad_k] = float("nan")
-            if adjust is not None:
-                own_k = np.arange(len(points_ed)) if rows_e is None else rows_e
-                adjust(points_ed[rows], gradients_ed[rows], own_k[rows])
             if clips and self.local.clip_norm:
                 clip_rows(gradients_ed[rows], self.local.clip_norm)
+            if adjust is not None:  # what is added is no gradient of the client's, and not clipped
+                own_k = np.arange(len(points_ed)) if rows_e is None else rows_e
+                adjust(points_ed[rows], gradients_ed[rows], own_k[rows])
             if on_rows_ready is not None:
                 with self.timer.span("other"):
                     on_rows_ready(rows)

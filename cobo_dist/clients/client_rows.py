@@ -66,6 +66,7 @@ class ClientRows:
             views[name].copy_(buffer)
         self.b_cd.copy_(self._start_1b)
         self.g_cd.zero_()
+        self.loaded = False  # whether models of another run replaced these starts
 
     def start_rows(self, count: int) -> Tensor:
         """Return starting models [count, d]: the first is x^0, the others have other seeds."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.settings import Section
@@ -85,9 +86,15 @@ class LocalWorkConfig(Section):
         """Whether a client may take more than one step in a round."""
         return self.steps > 1 or self.epochs > 0
 
+    @model_serializer(mode="wrap")
+    def _without_steps(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `steps` where epochs count, so that a written config can be read again."""
+        written: dict[str, Any] = write(self)
+        return {key: value for key, value in written.items() if key != "steps" or not self.epochs}
+
     def contradiction(self) -> str:
         """Return which keys exclude one another."""
-        if self.steps > 1 and self.epochs:
+        if "steps" in self.model_fields_set and self.epochs:
             return (
                 f"local.steps={self.steps} and local.epochs={self.epochs} both say how much a client "
                 "does in a round; drop one of them"

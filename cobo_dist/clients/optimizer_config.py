@@ -89,6 +89,13 @@ class OptimizerConfig(Section):
             return {key: value for key, value in given.items() if key != "weight_decay"}
         return given
 
+    @property
+    def needs_rounds(self) -> tuple[str, ...]:
+        """The schedules that end with the last round."""
+        if self.schedule not in ("cosine", "one_cycle"):
+            return ()
+        return (f"optimizer.schedule={self.schedule} spreads over them",)
+
     def contradiction(self) -> str:
         """Return why keys of another optimizer or schedule have no effect; empty if none is set."""
         adam = self.name == "adamw"

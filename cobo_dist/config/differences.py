@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cobo_dist.config.schema import Config
-from cobo_dist.settings import flatten
+from cobo_dist.settings import Section, flatten
 
 Flat = Mapping[str, Any]
 """A config with dotted keys."""
@@ -31,13 +31,6 @@ RESUME_KEYS = STORAGE_KEYS | {
 """Keys that may also change when a run is resumed: they do not change what it learns. Whether the data
 behind a new path are the same is checked by their fingerprint."""
 
-_NEED_ROUNDS = {
-    "algorithm.fedavg_share": "fine-tuned FedAvg turns local after a share of them",
-    "optimizer.schedule": "optimizer.schedule={} spreads over them",
-    "algorithm.sampling.switch_fraction": "algorithm.sampling.name=mixed switches after a share of them",
-}
-"""Keys whose effect depends on run.rounds, and why."""
-
 
 def differences(old: Flat, new: Flat, ignored: Collection[str]) -> dict[str, tuple[Any, Any]]:
     """Return `key: (old, new)` for the keys that differ, without those of `ignored` and of `log`."""
@@ -55,12 +48,10 @@ def resume_differences(config: Config, old: Mapping[str, Any]) -> list[str]:
         f"{key} {was} -> {new}" for key, (was, new) in differences(before, now, RESUME_KEYS).items()
     ]
     if before.get("run.rounds") != config.run.rounds:
-        found += [
-            f"run.rounds {before.get('run.rounds')} -> {config.run.rounds}, and "
-            + why.format(now.get(key))
-            for key, why in _NEED_ROUNDS.items()
-            if _applies(key, now)
-        ]
+        changed = f"run.rounds {before.get('run.rounds')} -> {config.run.rounds}"
+        sections = (getattr(config, name) for name in Config.model_fields)
+        needs = [why for one in sections if isinstance(one, Section) for why in one.needs_rounds]
+        found += [f"{changed}, and {why}" for why in needs]
     return found
 
 
@@ -84,12 +75,3 @@ def _remove(nested: Any, location: Sequence[int | str]) -> None:
     for step in path:
         nested = nested.get(step, nested)
     nested.pop(key, None)
-
-
-def _applies(key: str, now: Flat) -> bool:
-    """Return whether a key that depends on run.rounds has an effect."""
-    if key == "optimizer.schedule":
-        return now[key] in ("cosine", "one_cycle")
-    if key.startswith("algorithm.sampling"):
-        return now.get("algorithm.sampling.name") == "mixed"
-    return key in now

@@ -88,15 +88,18 @@ def resolve(
     return config
 
 
-def variant_names(file: str | None, names: Mapping[str, str]) -> dict[str, str]:
+def variant_names(
+    file: str | None, names: Mapping[str, str], plugins: str | None = None
+) -> dict[str, str]:
     """Return the variant that each section has with `{"algorithm": "local", ...}` typed over a YAML file.
 
-    Groups in a section have variants too: `{"task.partition": "iid"}`. Nothing else is checked.
+    Groups in a section have variants too: `{"task.partition": "iid"}`. `plugins`: the value of that key,
+    where it is typed; they stay loaded. Nothing else is checked.
 
     Raises:
         ConfigError: the file cannot be read, or a section is no group of keys.
     """
-    load_plugins_of({} if file is None else read_file(file, {}), beside=file)
+    load_plugins_for(file, [] if plugins is None else [f"plugins={plugins}"])
     arguments = read_arguments([f"{section}.name={name}" for section, name in names.items()])
     merged = _merge({} if file is None else read_file(file, {}), arguments)
     _name_variants(merged)

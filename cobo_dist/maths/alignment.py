@@ -87,7 +87,7 @@ class Statistic:
         """Return the alignment [e].
 
         Raises:
-            ValueError: the function returned something else than a finite number for each pair.
+            ValueError: the function did not return a number for each pair, finite where the products are.
         """
         norms = (squares_e2[:, 0], squares_e2[:, 1]) if self.needs_norms else ()
         found_e = np.asarray(self.function(dots_e, *norms), dtype=np.float64)
@@ -95,6 +95,16 @@ class Statistic:
             raise ValueError(
                 f"statistic {self.name} returned shape {found_e.shape} for {len(dots_e)} pairs; return one "
                 "number for each pair"
+            )
+        # Products that are not finite come from a model that diverged, which is told as that.
+        known_e = np.isfinite(dots_e) & np.all([np.isfinite(one_e) for one_e in norms], axis=0)
+        wrong = np.flatnonzero(known_e & ~np.isfinite(found_e))
+        if len(wrong):
+            first = int(wrong[0])
+            given = ", ".join(f"{one_e[first]:.6g}" for one_e in (dots_e, *norms))
+            raise ValueError(
+                f"statistic {self.name} returned {found_e[first]} for ({given}); return a finite number for "
+                "every finite inner product, also where a norm is 0"
             )
         return found_e
 

@@ -38,6 +38,7 @@ class FakeClients:
 
     lr = 0.0
     several_steps = False  # what is sent is the same
+    loaded = False
 
     def __init__(
         self,

@@ -38,11 +38,6 @@ def percent(metric: str) -> float:
     return 100.0 if metric == "accuracy" else 1.0
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is better; of one that a plug-in adds it is."""
-    return metric not in ("loss", "perplexity")
-
-
 def mean_over_clients(run: Run, split: str, metric: str) -> Series:
     """Return the metric of the average client by round: as logged, else the mean of the clients."""
     clients = run.evals.get((split, metric), {})

@@ -9,7 +9,8 @@ from dataclasses import replace
 from cobo_dist.reports.grouping import Group, Problem
 from cobo_dist.reports.grouping.groups import SAMPLING, STRATEGIES, by_algorithm, name_groups
 from cobo_dist.reports.grouping.settings import identity, rank
-from cobo_dist.reports.metrics import higher_is_better, last_value, problem_metric
+from cobo_dist.reports.metrics import last_value, problem_metric
+from cobo_dist.storage.schema import higher_is_better
 
 RATE = "algorithm.sampling.rate"
 # Only `mixed` uses a switch, and a rate is a factor on 1/n in one strategy and on 1/t in another. So runs

@@ -46,6 +46,11 @@ METRICS = ("accuracy", "perplexity", "loss")
 """Metrics that a task may be judged by; the first that a task has decides."""
 
 
+def higher_is_better(metric: str) -> bool:
+    """Return whether more of a metric is better; of one that a plug-in adds it is."""
+    return metric not in ("loss", "perplexity", "bits_per_byte")
+
+
 def client_name(client: int) -> str:
     """Return the name, without suffix, of the files of one client."""
     return f"client_{client:05d}"

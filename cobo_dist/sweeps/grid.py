@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ def _combinations(
         typed = {
             group: settings[f"{group}.name"] for group in groups() if f"{group}.name" in settings
         }
-        names = _names(file, tuple(typed.items()))
+        names = _names(file, typed, settings.get("plugins"))
         yield (
             file,
             {
@@ -117,10 +116,10 @@ def _combinations(
         )
 
 
-@cache
-def _names(file: str | None, typed: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+def _names(file: str | None, typed: Mapping[str, str], plugins: str | None) -> Mapping[str, str]:
+    """Return the variant of each section, with the plug-ins loaded that `_is_foreign` must know."""
     try:
-        return variant_names(file, dict(typed))
+        return variant_names(file, typed, plugins)
     except ConfigError:
         return {}  # loading the config says what is wrong
 

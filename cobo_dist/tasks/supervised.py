@@ -20,10 +20,10 @@ from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
-from cobo_dist.registry import register
+from cobo_dist.registry import BUILT_IN, register
 from cobo_dist.tasks.augmentation import Augmentation, dropout_keys, dropout_mask
 from cobo_dist.tasks.base import DataConfig, Task
-from cobo_dist.tasks.functions import LossName, MetricNames
+from cobo_dist.tasks.functions import LossName, MetricNames, refuse_wrong_loss
 from cobo_dist.tasks.held_out import explain_lack
 from cobo_dist.tasks.models import build_model
 from cobo_dist.tasks.sections import ModelSection, TaskSection
@@ -33,6 +33,10 @@ IMAGE_SCALE, IMAGE_OFFSET = 1.0 / 127.5, -1.0
 
 Make = Callable[[Tensor, Tensor], Batch]
 """Makes a batch of example numbers [m, B] and the numbers [k, m] of their clients."""
+
+CHECKED_EXAMPLES = 8
+"""Examples on which a plug-in's loss is tried before training."""
+
 Splits = Mapping[str, Sequence[Tensor]]
 """For "train", "validation" and "test" the example indices of each client."""
 
@@ -267,7 +271,17 @@ class Classification(Task):
         self.channels_last = self.examples.are_images and self.examples.channels_last
         # A split in which a client has no examples cannot be evaluated.
         self.splits = tuple(n for n in ("validation", "test") if all(map(len, self.split_of[n])))
-        self.model()  # refuses a model that cannot take these inputs before training starts
+        first = self.model()  # refuses a model that cannot take these inputs before training starts
+        if register.loss[config.loss].source != BUILT_IN:
+            self._try_loss(first)
+
+    def _try_loss(self, model: nn.Module) -> None:
+        examples = self.examples
+        targets = examples.labels_of[0][examples.targets[:CHECKED_EXAMPLES]]
+        with torch.no_grad():
+            inputs = examples.as_inputs(examples.inputs[:CHECKED_EXAMPLES])
+            outputs = _at_least_single(model.eval()(inputs))
+        refuse_wrong_loss(self.config.loss, outputs, targets)
 
     def lack(self, split: str) -> str:
         """Say which client has no validation examples, and what helps."""

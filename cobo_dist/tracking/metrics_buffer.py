@@ -188,9 +188,10 @@ class MetricsBuffer:
             raise RunFailure(failure)
 
     def _diverged(self, what: str, client: int, value: object, r: int) -> str:
+        keys = ("optimizer.lr", *self.algorithm.config.step_keys)
         return (
-            f"the {what} of client {client} became {value} in round {r}; lower optimizer.lr (now "
-            f"{self.clients.lr:g}) or, with algorithm.name=cobo, algorithm.rho"
+            f"the {what} of client {client} became {value} in round {r}; lower {' or '.join(keys)} "
+            f"(optimizer.lr is now {self.clients.lr:g})"
         )
 
     def _log(self, ranks: list[Arrays]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
+
 from cobo_dist.callbacks.callback import Callback
 from cobo_dist.comm.transports.base import Transport
 from cobo_dist.errors import RunFailure
@@ -90,10 +92,15 @@ class CallbackRunner:
             for one in self.callbacks:
                 with _naming(one, f"after round {r}"):
                     asks = one.after_round(r, dict(metrics))
+                    if not isinstance(asks, bool | np.bool_ | None):
+                        raise TypeError(
+                            f"after_round returned {_short(asks)}; return True to stop the run, else "
+                            "False or None"
+                        )
                 counts = one.stops_after == "rounds" or (
                     one.stops_after == "evaluations" and evaluated
                 )
-                if asks is True and counts:
+                if asks and counts:
                     reason = reason or f"stopped early at round {r} by {one.title}"
         return reason
 
@@ -115,7 +122,10 @@ class CallbackRunner:
         states = {}
         for key, one in self._named():
             with _naming(one, "in its state"):
-                states[key] = json.loads(json.dumps(one.state(), allow_nan=False))
+                state: Any = one.state()
+                if not isinstance(state, dict):
+                    raise TypeError(f"state returned {_short(state)}; return a dictionary")
+                states[key] = json.loads(json.dumps(state, allow_nan=False))
         return states
 
     def _agree(self, act: Callable[[], str]) -> str:
@@ -132,6 +142,11 @@ class CallbackRunner:
         if failure:
             raise error or RunFailure(failure)
         return str(reason)
+
+
+def _short(value: object) -> str:
+    shown = " ".join(repr(value).split())
+    return f"{type(value).__name__} {shown[:80]}{'...' if len(shown) > 80 else ''}"
 
 
 @contextmanager

@@ -44,6 +44,7 @@ def start_from(source: str, task: Task, clients: ClientBatch, session: Session) 
         why = getattr(error, "strerror", None) or error
         refusal = f"run.init_from={source} cannot be read: {why}; give a run folder or a checkpoint"
     session.agree(refusal)
+    clients.loaded = True
     digests = [one.decode() for one in session.transport.gather(digest.hexdigest().encode())]
     whole = hashlib.sha256("".join(digests).encode()).hexdigest()
     return InitFrom(path=os.fspath(folder.absolute()), sha256=whole)

@@ -196,6 +196,8 @@ def test_early_stopping_resumed_in_the_middle_stops_at_the_same_round(
         ({"patience": 1, "metric": "accuracy"}, [0.1, 0.2, 0.2], 3),
         ({"patience": 1, "metric": "accuracy", "mode": "min"}, [0.1, 0.2], 2),
         ({"patience": 3}, [3, 3, 3], 0),
+        ({"patience": 1, "metric": "top2"}, [0.1, 0.2, 0.3, 0.2], 4),
+        ({"patience": 1, "metric": "bits_per_byte"}, [3, 2, 2.5], 3),
     ],
 )
 def test_early_stopping_compares_with_the_best(
@@ -371,3 +373,70 @@ def test_settings_of_a_callback_are_checked_in_python() -> None:
     with pytest.raises(ConfigError, match="EarlyStopping: patience=0 is refused") as refused:
         EarlyStopping(patience=0)
     assert "\n" not in str(refused.value)
+
+
+def returning(value: object) -> Callback:
+    """A callback that returns a value after round 3."""
+
+    class Returning(Callback):
+        def after_round(self, r: int, metrics: Any) -> Any:
+            return value if r == 3 else None
+
+    return Returning()
+
+
+def test_what_a_callback_returns(tmp_path: Path) -> None:
+    """NumPy's truth stops a run as Python's does; what is neither true nor false is refused."""
+    run = fit(tmp_path / "stopped", returning(np.True_))
+    assert run.summary is not None
+    assert run.summary["rounds"] == 3
+    for value in (1, "yes", 0.5):
+        with pytest.raises(
+            RunFailure, match=r"Returning failed after round 3: .*; return True"
+        ) as told:
+            fit(tmp_path / f"run{value}", returning(value))
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("member", "says"),
+    [
+        ("def after_round(self, r): pass", r"after_round\(self, r\): too many"),
+        ("def begin(self): pass", r"begin\(self\): too many"),
+        ("def end(self): pass", r"end\(self\): too many"),
+        ("def state(self, x): return {}", r"state\(self, x\): missing a required argument"),
+        ("def restore(self): pass", r"restore\(self\): too many"),
+        ("def check(self, run): pass", r"check\(self, run\): too many"),
+        ("stops_after = 'never'", "stops_after='never' is none of rounds, evaluations, none"),
+        ("begin = 3", "begin is 3, which is no method"),
+    ],
+)
+def test_a_callback_with_wrong_methods_is_refused_before_training(
+    member: str, says: str, tmp_path: Path
+) -> None:
+    names: dict[str, Any] = {"Callback": Callback}
+    exec(f"class Wrong(Callback):\n    {member}", names)
+    with pytest.raises(ConfigError, match=rf"register.callback\('wrong'\) .*{says}"):
+        register.callback("wrong")(names["Wrong"])
+    with pytest.raises(
+        ConfigError, match=says.replace(r"\(self", r"\(").replace("(, ", "(")
+    ) as told:
+        fit(tmp_path / "run", names["Wrong"]())
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "says"),
+    [
+        ([EarlyStopping], r"EarlyStopping is a class; write EarlyStopping\(\)"),
+        (EarlyStopping(), r"is no list of callbacks; write callbacks=\["),
+        (EarlyStopping, r"is no list of callbacks; write callbacks=\["),
+        ("early_stopping", r"is no list of callbacks; write callbacks=\["),
+        (None, r"is no list of callbacks; write callbacks=\["),
+        ([int], "int does not derive from cobo_dist.Callback"),
+    ],
+)
+def test_what_is_no_list_of_callbacks_is_refused(callbacks: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        cobo_dist.fit(callbacks=callbacks)

@@ -14,6 +14,7 @@ import torch
 from pool import RankPool
 from problems import QUIET, models, rows, train, write_texts
 from resuming import assert_same, stopped
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 import cobo_dist
@@ -37,6 +38,16 @@ def run_of(folder: Path, *more: str) -> cobo_dist.Run:
     """Train the small config with more arguments."""
     assert main([*QUIET, *SMALL, f"run.dir={folder}", *more]) == 0
     return cobo_dist.open_run(folder)
+
+
+def whole_models(folder: Path) -> np.ndarray:
+    """Return all parameters of each client's final model [n, d]."""
+    found = []
+    for path in sorted((folder / "models").glob("*.safetensors")):
+        state = load_file(path)
+        names = [name for name in sorted(state) if "running" not in name and "num_" not in name]
+        found.append(np.concatenate([state[name].numpy().ravel() for name in names]))
+    return np.stack(found)
 
 
 def accuracies(run: cobo_dist.Run) -> list[float]:
@@ -227,6 +238,39 @@ def test_a_run_that_began_from_models_goes_on_without_them(
     assert_same(whole, parts)
     recorded = [json.loads((one / "env.json").read_text())["init_from"] for one in (whole, parts)]
     assert recorded[0]["path"] == recorded[1]["path"]
+
+
+@pytest.mark.parametrize("name", ["ditto", "ifca"])
+def test_models_beside_the_clients_start_from_another_runs_too(
+    name: str, pool: RankPool, tmp_path: Path
+) -> None:
+    """Ditto's global model is their mean, IFCA's centers are some of them, on any number of ranks."""
+    source = run_of(tmp_path / "source", "run.rounds=60", "algorithm.name=local").path
+    given = whole_models(source)
+    # Nothing moves: what is saved is where the round began.
+    still = [*SMALL, f"algorithm.name={name}", f"run.init_from={source}", "run.rounds=1"]
+    saved, found = {"ditto": "v", "ifca": "centers"}[name], []
+    for ranks in (1, 2, 3):
+        folder = tmp_path / f"on{ranks}"
+        given_there = [*QUIET, *still, "optimizer.lr=1e-30", f"run.dir={folder}"]
+        assert pool.run(ranks, train, given_there) == [0] * ranks
+        state = load_file(folder / "checkpoints/round-000000001/shared.safetensors")
+        found.append(state[saved])
+        if name == "ifca":  # a client has one of the models that the run began with
+            assert all((row == given).all(axis=1).any() for row in whole_models(folder))
+    assert all(torch.equal(found[0], one) for one in found)
+    start = found[0].numpy()
+    if name == "ditto":
+        assert abs(np.sort(start[0]) - np.sort(given.mean(axis=0))).max() < 1e-6
+    else:
+        assert len(np.unique(start, axis=0)) == 4
+        assert run_of(tmp_path / "one", *still[len(SMALL) :]).summary["final"]["accuracy"] > 0.4
+
+
+def test_ifcas_centers_part_where_all_models_are_alike(tmp_path: Path) -> None:
+    source = run_of(tmp_path / "source", "algorithm.name=fedavg").path
+    run = run_of(tmp_path / "run", "algorithm.name=ifca", f"run.init_from={source}")
+    assert len({model.tobytes() for model in models(run.path).values()}) > 1
 
 
 @pytest.mark.parametrize(

@@ -235,8 +235,45 @@ def test_an_incomplete_batch_in_parts_is_the_mean_over_its_examples(
     np.testing.assert_allclose(*found, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_dittos_pull_is_not_clipped(steps: int, tmp_path: Path) -> None:
+    n, rounds, eta, pull, most = 4, 6, 0.1, 0.8, 0.05
+    problem = write_quadratic(tmp_path / "problem.npz", n)
+    given = [
+        "task.name=quadratic", f"task.file={problem}", "run.dtype=float64", f"run.rounds={rounds}",
+        "algorithm.name=ditto", f"algorithm.lambda={pull}", f"local.clip_norm={most}",
+        f"local.steps={steps}", f"optimizer.lr={eta}", f"run.dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    assert main([*QUIET, *given]) == 0
+    with np.load(problem) as stored:
+        centers, curvature, start = stored["centers"], stored["curvature"], stored["start"]
+
+    def clipped(points: np.ndarray) -> np.ndarray:
+        gradients = curvature[:, None] * (points - centers)
+        norms = np.linalg.norm(gradients, axis=1, keepdims=True)
+        return gradients * np.minimum(1.0, most / (norms + 1e-6))
+
+    x, v = np.tile(start, (n, 1)), start
+    for _ in range(rounds):
+        near_v = np.tile(v, (n, 1))
+        for _ in range(steps):
+            x = x - eta * (clipped(x) + pull * (x - v))
+            near_v = near_v - eta * clipped(near_v)
+        v = near_v.mean(axis=0)
+    found = np.stack(list(models(tmp_path / "run").values()))
+    np.testing.assert_allclose(found, x, rtol=0, atol=1e-12)
+
+
+def test_a_config_with_epochs_can_be_read_again(tmp_path: Path) -> None:
+    """It does not name steps, which would contradict it."""
+    written = load_config(None, ["local.epochs=2"])
+    (tmp_path / "config.yaml").write_text(written.to_yaml())
+    assert load_config(str(tmp_path / "config.yaml"), []) == written
+
+
 REFUSED = {
     "local.steps=2 local.epochs=1": "drop one of them",
+    "local.steps=1 local.epochs=2": "drop one of them",
     "local.drop_last=true": "set local.epochs=1",
     "local.steps=0": "local.steps",
     "local.clip_norm=-1": "local.clip_norm",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from launching import environment
 from pool import RankPool
-from problems import models, train, write_quadratic
+from problems import QUIET, models, train, write_quadratic
 
 from cobo_dist.cli import plan, report, sweep
 from cobo_dist.cli.train import main
@@ -21,6 +22,7 @@ from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError, RunFailure
 from cobo_dist.plugins import load_plugins
+from cobo_dist.registry import register
 from cobo_dist.reports.reading import read_run
 from cobo_dist.training.build import run_in_session
 
@@ -586,3 +588,108 @@ def test_installed_plugins(tmp_path: Path, name: str) -> None:
     else:
         assert done.returncode == 2
         assert "the installed plug-in mine cannot be loaded: badpoint.py, line 1" in done.stderr
+
+
+# -- what is checked before training -------------------------------------------------------------------
+
+LOSSES = {
+    "ignores": ("F.cross_entropy(o, t)", "with 'sum' for 8 examples; return the mean"),
+    "none": (
+        "F.cross_entropy(o, t, reduction='none')",
+        r"returned shape \[8\] with reduction='mean'",
+    ),
+    "number": ("float(F.cross_entropy(o, t))", "with reduction='mean'; return a tensor"),
+    "right": ("F.cross_entropy(o, t, reduction=reduction)", ""),
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_a_loss_must_heed_its_reduction(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin, (code, says) = tmp_path / "own.py", LOSSES[case]
+    plugin.write_text(
+        "from torch.nn import functional as F\nfrom cobo_dist import register\n"
+        f"@register.loss('own')\ndef own(o, t, reduction='mean'):\n    return {code}\n"
+    )
+    folder = tmp_path / "run"
+    given = [f"plugins={plugin}", "task.loss=own", "run.rounds=1", f"run.dir={folder}", *QUIET]
+    assert main(given) == (2 if says else 0)
+    if says:
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: task.loss=own returned ")
+        assert re.search(says, line), line
+        assert not folder.exists()
+
+
+def test_a_sweep_over_keys_of_a_plugin_leaves_them_out_of_other_algorithms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for files in ([], ["--config", str(tmp_path / "some.yaml")]):
+        (tmp_path / "some.yaml").write_text("run: {rounds: 3}\n")
+        load_plugins([])
+        given = [
+            f"plugins={EXAMPLES / 'own_algorithm.py'}", "algorithm.name=fedprox,fedavg",
+            "algorithm.mu=0,0.1", "--out", str(tmp_path / "sweep"), "--dry-run", *files,
+        ]  # fmt: skip
+        assert sweep.main(given) == 0
+        assert "3 to run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_statistic_that_is_not_finite_is_named(
+    value: str, problem: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "sign.py"
+    plugin.write_text(SIGN.replace("np.sign(dots_e)", f"dots_e * np.{value}"))
+    given = arguments(
+        problem, tmp_path / "run", plugin, "algorithm.name=cobo", "algorithm.alignment=sign",
+        "algorithm.sampling.name=all",
+    )  # fmt: skip
+    assert main(given) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"statistic sign returned {value} for (" in line.replace("-inf", "inf")
+
+
+def test_a_model_that_diverges_is_told_which_keys_to_lower(
+    problem: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for algorithm, says in (("local", "lower optimizer.lr ("), ("cobo", "or algorithm.rho (")):
+        more = [f"algorithm.name={algorithm}", "optimizer.lr=1e12", "run.rounds=30"]
+        assert main(arguments(problem, tmp_path / algorithm, RING, *more)) == 1
+        assert says in capsys.readouterr().err
+
+
+TWICE = """
+from functools import partial
+from torch.nn import functional as F
+from cobo_dist import register
+register.loss("twice")(F.cross_entropy)
+register.loss("{}")(partial(F.cross_entropy, label_smoothing=0.1))
+"""
+
+
+def test_a_name_is_registered_once_in_a_file_that_may_be_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "twice_registered.py"
+    plugin.write_text(TWICE.format("twice"))
+    with pytest.raises(
+        ConfigError, match=r"in line 6: line 5 registers loss twice already; choose"
+    ):
+        load_plugins([str(plugin)])
+    assert "twice" not in register.loss
+    plugin.write_text(TWICE.format("other"))
+    for _ in range(2):
+        load_plugins([])
+        load_plugins([str(plugin)])
+    load_plugins([])
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("twice_registered")
+    importlib.reload(module)
+    for _ in range(2):  # a cell of a notebook, whose second run has a line more
+        exec(
+            compile("\n" + TWICE.format("other"), "cell", "exec"), {"__name__": "twice_registered"}
+        )
+    register.forget("torch.nn.functional")
+    register.forget("functools")

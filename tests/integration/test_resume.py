@@ -428,3 +428,25 @@ def test_a_sigterm_while_a_failure_is_written_down_is_survived(tmp_path: Path) -
         assert main([*QUIET, *DIGITS, f"run.dir={tmp_path / 'run'}"]) == 1
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["reason"] == "rank 0 lost contact with rank 1; this was in round 1"
+
+
+def test_what_depends_on_the_number_of_rounds_is_said_by_the_sections(tmp_path: Path) -> None:
+    """A key of a plug-in that is named as one of another algorithm is not taken for it."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from cobo_dist import *\n@register.algorithm('mine')\nclass Mine(Algorithm):\n"
+        "    class Config(AlgorithmSection):\n        fedavg_share: float = 0.5\n"
+        "    def round(self, t): ...\n"
+    )
+    for given, why in {
+        "algorithm.name=finetuned_fedavg": "fedavg_share=0.5: fine-tuned FedAvg turns local",
+        "optimizer.schedule=cosine": "optimizer.schedule=cosine spreads",
+        "optimizer.schedule=step": "",
+        "algorithm.sampling.name=mixed": "algorithm.sampling.name=mixed switches",
+        "algorithm.sampling.name=time": "",
+        f"plugins={plugin} algorithm.name=mine": "",
+    }.items():
+        old, new = (load_config(None, [*given.split(), f"run.rounds={t}"]) for t in (10, 20))
+        (*found,) = resume_differences(new, yaml.safe_load(old.to_yaml()))
+        assert len(found) == bool(why), found
+        assert why in "".join(found)

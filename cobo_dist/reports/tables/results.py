@@ -11,11 +11,11 @@ import pandas as pd
 from cobo_dist.reports.grouping import Problem
 from cobo_dist.reports.grouping.groups import length_note
 from cobo_dist.reports.grouping.settings import Settings, show_settings, show_value
-from cobo_dist.reports.metrics import higher_is_better, shown_metrics
+from cobo_dist.reports.metrics import shown_metrics
 from cobo_dist.reports.tables.scores import GroupResult, improvement_note
 from cobo_dist.reports.tables.table import Table
 from cobo_dist.reports.writing import write_csv
-from cobo_dist.storage.schema import METRICS
+from cobo_dist.storage.schema import METRICS, higher_is_better
 
 NOTE = (
     "Last values of the mean over clients; mean ± sample standard deviation over seeds. "

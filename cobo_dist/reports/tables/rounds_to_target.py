@@ -11,13 +11,13 @@ import pandas as pd
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.grouping.groups import length_note
 from cobo_dist.reports.metrics import (
-    higher_is_better,
     mean_over_clients,
     percent,
     problem_metric,
     problem_split,
 )
 from cobo_dist.reports.tables.table import Table
+from cobo_dist.storage.schema import higher_is_better
 
 _MAX_TARGETS = 4
 _STEPS = (10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1)  # between targets, in percent

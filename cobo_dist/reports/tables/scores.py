@@ -11,7 +11,6 @@ import pandas as pd
 
 from cobo_dist.reports.grouping import Group, Problem
 from cobo_dist.reports.metrics import (
-    higher_is_better,
     last_value,
     percent,
     problem_metric,
@@ -20,6 +19,7 @@ from cobo_dist.reports.metrics import (
 )
 from cobo_dist.reports.reading import Run
 from cobo_dist.reports.statistics import statistics_over_seeds
+from cobo_dist.storage.schema import higher_is_better
 
 Score = tuple[float, float]
 """Mean and sample standard deviation over seeds; the latter is NaN for a single seed."""
