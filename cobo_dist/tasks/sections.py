@@ -105,6 +105,7 @@ register.new_kind(
     "a class derived from cobo_dist.TaskSection",
     check=_check_task,
     section_of=lambda target: target,
+    place=lambda target: int(target.place),
 )
 register.new_kind(
     "model",
