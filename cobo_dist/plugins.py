@@ -177,6 +177,10 @@ def _import_file(file: Path) -> object:
 
 def _import_module(name: str) -> object:
     """Import a module, again if it was imported before: what it registered was forgotten."""
+    if not all(name.split(".")):
+        raise ConfigError(
+            f"{name!r} is no module; give its whole name or the path of a .py file, or plugins=[] for none"
+        )
     module = sys.modules.get(name)
     return importlib.import_module(name) if module is None else importlib.reload(module)
 
