@@ -31,12 +31,22 @@ if TYPE_CHECKING:
     from cobo_dist.results.run import open_run as open_run
     from cobo_dist.settings import Section as Section
     from cobo_dist.tasks.base import Task as Task
+    from cobo_dist.tasks.changes import ChangeSection as ChangeSection
+    from cobo_dist.tasks.partitions import PartitionSection as PartitionSection
+    from cobo_dist.tasks.partitions import TrainingLabels as TrainingLabels
     from cobo_dist.tasks.sections import ModelSection as ModelSection
     from cobo_dist.tasks.sections import TaskSection as TaskSection
+    from cobo_dist.tasks.sources import Labeled as Labeled
+    from cobo_dist.tasks.sources import SourceSection as SourceSection
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "ChangeSection": "cobo_dist.tasks.changes",
+    "Labeled": "cobo_dist.tasks.sources",
+    "PartitionSection": "cobo_dist.tasks.partitions",
+    "SourceSection": "cobo_dist.tasks.sources",
+    "TrainingLabels": "cobo_dist.tasks.partitions",
     "Callback": "cobo_dist.callbacks.callback",
     "CallbackSection": "cobo_dist.callbacks.callback",
     "Algorithm": "cobo_dist.algorithms.algorithm",

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any, Literal, TypeVar
 
-from pydantic import create_model
-from pydantic_core import PydanticCustomError
+from pydantic import Field, GetCoreSchemaHandler, create_model
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.settings import Section
@@ -96,7 +97,7 @@ class Kind(Mapping[str, Entry]):
             )
         if why := self.check(target):
             raise ConfigError(f"{what} takes {self.expects}: {why}")
-        source = register.source or _source_of(target)
+        source = register.loading_from or _source_of(target)
         old = self.entries.get(name)
         if old is not None and old.source != source:
             raise ConfigError(
@@ -122,7 +123,7 @@ class Register:
         self.version = (
             0  # grows with every change, so that what is computed from the names can be cached
         )
-        self.source = ""  # the plug-in that is being loaded
+        self.loading_from = ""  # the plug-in that is being loaded
 
     def new_kind(self, kind: str, expects: str, **how: Any) -> Kind:
         """Add a kind; the package that uses it does so when it is imported."""
@@ -140,14 +141,14 @@ class Register:
     @contextmanager
     def loading(self, source: str) -> Iterator[None]:
         """Note what is registered inside as the plug-in's; forget all of it where loading fails."""
-        before, self.source = self.source, source
+        before, self.loading_from = self.loading_from, source
         try:
             yield
         except BaseException:
             self.forget(source)
             raise
         finally:
-            self.source = before
+            self.loading_from = before
 
     def forget(self, source: str) -> None:
         """Remove what a plug-in registered."""
@@ -178,6 +179,57 @@ def _with_name(section: type[Section], name: str) -> type[Section]:
         __doc__=section.__doc__,
         name=named,
     )
+
+
+UNKNOWN_VARIANT = "unknown_variant"
+"""The type of pydantic's error about a name that is not registered."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Marks a key whose own keys are those of the section that its `name` is registered with.
+
+    `source: Annotated[SerializeAsAny[SourceSection], Variant("source", "npz")]`; `default` is the name
+    where none is given. Help, hints and files treat such a key alike wherever it stands.
+    """
+
+    kind: str
+    default: str
+
+    @property
+    def names(self) -> Kind:
+        """What is registered."""
+        return register.kinds[self.kind]
+
+    def section(self, name: str) -> type[Section]:
+        """Return the config section that belongs to a name."""
+        section = self.names[name].section
+        assert section is not None, f"register.{self.kind} takes sections"
+        return section
+
+    def field(self, description: str = "") -> Any:
+        """Return the field of the key: its default, and what `--help` says of it."""
+        return Field(default_factory=lambda: self.section(self.default)(), description=description)
+
+    def validate(self, given: Any) -> Any:
+        """Return the section that `given["name"]` belongs to, validated."""
+        if not isinstance(given, dict):
+            return given
+        name = given.get("name", self.default)
+        if not isinstance(name, str) or name not in self.names:
+            raise PydanticCustomError(UNKNOWN_VARIANT, "not registered")
+        return self.section(name).model_validate(given)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Let pydantic call `validate` before it checks the type."""
+        return core_schema.no_info_before_validator_function(self.validate, handler(source))
+
+
+def variant_of(field: FieldInfo) -> Variant | None:
+    """Return the mark of a key with variants; None for any other."""
+    return next((one for one in field.metadata if isinstance(one, Variant)), None)
 
 
 def registered(kind: str, name: str) -> str:

@@ -45,6 +45,9 @@ def describe() -> str:
     lines += ["", f"W of up to {n} clients:", *_arrays(arrays.DENSE_WEIGHTS)]
     lines += ["", "W of more clients, for each snapshot after round r:"]
     lines += _arrays(arrays.LISTED_WEIGHTS)
+    lines += ["", f"## {schema.PARTITION_FILE}"]
+    lines += ["", "Which example is whose, with `task.name=classification`:"]
+    lines += _arrays(arrays.PARTITION)
     for name, records in CHECKPOINT_RECORDS.items():
         lines += ["", f"## {schema.CHECKPOINTS_DIR}/round-NNNNNNNNN/{name}", *_records(records)]
     folder = f"## {schema.CHECKPOINTS_DIR}/round-NNNNNNNNN/"

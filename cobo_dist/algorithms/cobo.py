@@ -24,6 +24,8 @@ from pydantic import Field
 from cobo_dist.algorithms import cobo_health
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection, Finding, HealthFacts
 from cobo_dist.algorithms.base import (
+    Clients,
+    Exchange,
     PairEnds,
     RoundResult,
     RunContext,
@@ -198,6 +200,12 @@ class CoBo(Algorithm):
     role, learns_weights = "emphasized", True
     config: CoBoConfig
 
+    def __init__(
+        self, config: CoBoConfig, clients: Clients, exchange: Exchange, context: RunContext
+    ) -> None:
+        super().__init__(config, clients, exchange, context)
+        self.statistic = statistic_of(config.alignment)
+
     def first_weights(self) -> Weights:
         """Return this rank's rows of W^0."""
         config, ids, n = self.config, self.clients.ids, self.context.clients
@@ -275,7 +283,7 @@ class CoBo(Algorithm):
         ends, z_ed = self.exchange.midpoints(pairs_k2)  # z_ij = (x_i + x_j)/2
         stream = "midpoint" if self.config.midpoint_data == "fresh" else "local"
         g_ed = self.clients.gradients_at(z_ed, ends.rows, t, stream, in_place=True)
-        return ends, self.exchange.alignment(g_ed, statistic_of(self.config.alignment))
+        return ends, self.exchange.alignment(g_ed, self.statistic)
 
     def onto_simplex(
         self, moved_kn: NDArray[np.floating], rows: NDArray[np.intp]

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
 from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext, models_at_once
-from cobo_dist.lazy import Tensor
-from cobo_dist.maths.flat import empty_rows, take_rows, to_device
+from cobo_dist.lazy import Tensor, torch
+from cobo_dist.maths.flat import Scratch, take_rows, to_device, upload
 from cobo_dist.registry import register
 
 
@@ -69,6 +69,8 @@ class FederatedClustering(Algorithm):
             raise ValueError("federated clustering needs a task with known clusters")
         super().__init__(config, clients, exchange, context)
         n = self.n = context.clients
+        # Allocated once: CUDA graphs are recorded for addresses.
+        self.scratch = Scratch(clients.x_cd.dtype, clients.x_cd.device)
         self.cluster_n = np.unique(context.clusters, return_inverse=True)[1].reshape(-1)
         self.user_notice = (
             f"federated clustering computes n^2 = {n * n} gradients a round and moves every model and "
@@ -100,20 +102,23 @@ class FederatedClustering(Algorithm):
         only_kn = np.eye(self.n)[group]
         x_kd = self.exchange.all_reduce(only_kn, clients.x_cd)
         # The first model at all clients, then the next.
-        points_ed = at_every_client(x_kd, len(rows_e))
+        points_ed = at_every_client(x_kd, len(rows_e), self.scratch)
         g_ed = clients.gradients_at(points_ed, np.tile(rows_e, k), t, "local", local_work=True)
         g_kcd = in_rows_of(rows_e, len(part_c), g_ed.view(k, len(rows_e), g_ed.shape[1]))
         within_kn = np.zeros((k, self.n), dtype=bool)
-        v_kd = self.exchange.all_reduce(only_kn, self.own(group, g_kcd.flatten(0, 1))).clone()
+        v_kd = self.scratch.rows("centers", *x_kd.shape)
+        v_kd.copy_(self.exchange.all_reduce(only_kn, self.own(group, g_kcd.flatten(0, 1))))
         for _ in range(self.config.inner_rounds):
             distances_kc = (g_kcd - v_kd[:, None]).norm(dim=2).double().cpu().numpy()
             distances_kc[:, ~part_c] = np.inf
             for at, i in enumerate(group):
                 distances_n = self.exchange.all_gather(distances_kc[at])
                 tau = np.sort(distances_n)[sizes_k[self.cluster_n[i]] - 1]
-                within_n = within_kn[at] = distances_n <= tau
-                near_1d = self.exchange.all_reduce(within_n[None] / m, g_kcd[at])
-                v_kd[at].mul_(1.0 - within_n.sum() / m).add_(near_1d[0])
+                within_kn[at] = distances_n <= tau
+            far_k1 = torch.from_numpy(1.0 - within_kn.sum(axis=1, keepdims=True) / m)
+            v_kd.mul_(upload(far_k1, v_kd))
+            for at in range(k):
+                v_kd[at].add_(self.exchange.all_reduce(within_kn[[at]] / m, g_kcd[at])[0])
         here = {i: row for row, i in enumerate(clients.ids)}
         mine = [at for at, i in enumerate(group) if i in here]
         rows = np.array([here[group[at]] for at in mine], dtype=np.int64)
@@ -138,10 +143,10 @@ def in_rows_of(rows_e: NDArray[np.int64], count: int, g_ked: Tensor) -> Tensor:
     return g_kcd
 
 
-def at_every_client(x_kd: Tensor, count: int) -> Tensor:
+def at_every_client(x_kd: Tensor, count: int, scratch: Scratch) -> Tensor:
     """Return each of k models `count` times, [k * count, d]; of a single model, which may be large, views."""
     if len(x_kd) == 1:
-        return x_kd.clone().expand(count, -1)
-    points_ed = empty_rows(len(x_kd) * count, x_kd.shape[1], dtype=x_kd.dtype, device=x_kd.device)
+        return scratch.rows("point", *x_kd.shape).copy_(x_kd).expand(count, -1)
+    points_ed = scratch.rows("points", len(x_kd) * count, x_kd.shape[1])
     take_rows(x_kd, to_device(np.arange(len(x_kd)).repeat(count), x_kd.device), points_ed)
     return points_ed

@@ -20,6 +20,7 @@ from cobo_dist.errors import (
     RunFailure,
 )
 from cobo_dist.lazy import torch
+from cobo_dist.plugins import blaming_plugins
 from cobo_dist.terminal import safe_terminal
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cobo_dist.cli.plan_output import plan_text, tried_text
         from cobo_dist.planning.try_rounds import try_rounds
 
-        dry_run = _dry_run(config, counts, launch)
+        with blaming_plugins():
+            dry_run = _dry_run(config, counts, launch)
         tries = _number_of_tries(arguments.tried, dry_run, launch)
         ranks = dry_run.placement.ranks
         if tries and launch.world_size < ranks:
@@ -84,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         here = launch.local_world_size
         if launch.launcher == "python":
             here = ranks if ranks <= MAX_RANKS_PER_CORE * _cores() else 0
-        text = plan_text(dry_run, here) if rank == 0 else ""
+        with blaming_plugins():
+            text = plan_text(dry_run, here) if rank == 0 else ""
         if tries:
             tried = try_rounds(config, launch, tries)
             text += "\n\n" + tried_text(tried, config.run.rounds) if tried else ""

@@ -32,6 +32,7 @@ files written:
                              smoothed, where they sum to 1; up to 12 clients (Figure 4)
   graph*.png                 how the links form: weights, components, alignment
   profile.png                where a round's time goes on each rank, of runs with log.profile=true
+  gpus.png                   busy share, memory and power of the ranks' GPUs, of runs on GPUs
   decay.png                  task quadratic: the quantities of Theorem 1
   figure1.png                with --figure-1: how client selection decides on a pair (Figure 1)
   index.html                 all of this on one page that needs no other file, with a slider over

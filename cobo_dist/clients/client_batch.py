@@ -21,6 +21,7 @@ from cobo_dist.clients.learning_task import BatchSource, LearningTask
 from cobo_dist.clients.local_config import LocalWorkConfig
 from cobo_dist.clients.local_work import Rows
 from cobo_dist.clients.optimizer_config import OptimizerConfig
+from cobo_dist.clients.vectorized import Vectorized
 from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.participation import Participation
 from cobo_dist.phase_timer import PhaseTimer
@@ -57,6 +58,7 @@ class ClientBatch(ClientGradients):
         `local`: the local work of a round; None: one step.
         `participation`: which clients take part in a round; None: all.
         """
+        self._graphs = graphs and device.type == "cuda" and task.loss_is_pure
         super().__init__(
             ids, task, optimizer, dtype, device, own_starts, rounds, skips_bad,
             local or LocalWorkConfig(), participation, timer or PhaseTimer.off(),
@@ -64,7 +66,6 @@ class ClientBatch(ClientGradients):
         self.kept: KeptModels | None = None  # models that the run leaves, where not the last ones
         self.loss = with_autocast(task.loss, device, autocast)
         self._validation: dict[int, BatchSource] = {}  # by batch size, opened when first needed
-        self._graphs = graphs and device.type == "cuda" and task.loss_is_pure
         self.engine = self._build_engine(OneByOne.name)
         self._loader = OneByOne(self.model, self.loss)
         self._evaluator = Evaluator(
@@ -133,7 +134,8 @@ class ClientBatch(ClientGradients):
         As `losses_at`, for all clients or those in `rows_e` [e, k], each on its own validation data.
         """
         if batch_size not in self._validation:
-            self._validation = {batch_size: self.task.validation(self.ids, self.device, batch_size)}
+            source = self.task.validation(self.ids, self.device, batch_size)
+            self._validation = {batch_size: self._graphed(source)}
         batch = self._validation[batch_size].batch(
             t, "validation", None if rows_e is None else torch.from_numpy(rows_e)
         )
@@ -148,8 +150,9 @@ class ClientBatch(ClientGradients):
         count = len(batch[0])
         if not count or not len(points_kd) or self.engine.name == OneByOne.name:
             return self._evaluator.losses(points_kd, buffers, batch)
-        # As many forward passes at once as a round of gradients has, which need more memory.
-        at_once = max(1, len(self.ids) // count)
+        # As many forward passes at once as a pass for gradients has, which needs more memory.
+        most = self.engine.most_at_once if isinstance(self.engine, Vectorized) else None
+        at_once = max(1, min(len(self.ids), most or len(self.ids)) // count)
         return self._evaluator.losses_together(points_kd, buffers, batch, at_once)
 
     # -- evaluation and saved state -----------------------------------------------------------------

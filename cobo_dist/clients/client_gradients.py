@@ -14,7 +14,7 @@ from torch import Tensor
 from cobo_dist.clients.buffers import BufferRows
 from cobo_dist.clients.client_rows import ClientRows
 from cobo_dist.clients.engines import Batch, Engine
-from cobo_dist.clients.learning_task import BatchSource, LearningTask
+from cobo_dist.clients.learning_task import BatchSource, GraphedBatches, LearningTask
 from cobo_dist.clients.local_config import LocalWorkConfig
 from cobo_dist.clients.local_work import Batches, LocalSchedule, Rows, clip_rows
 from cobo_dist.clients.optimizer_config import OptimizerConfig
@@ -31,6 +31,7 @@ class ClientGradients(ClientRows):
     """The clients of one rank, what they compute on their own data, and their optimizers."""
 
     engine: Engine
+    _graphs: bool  # whether to record CUDA graphs
 
     def __init__(
         self,
@@ -59,10 +60,15 @@ class ClientGradients(ClientRows):
         self._open_source()
 
     def _open_source(self) -> None:
-        self.source: BatchSource = self.task.training(self.ids, self.device)
+        self.source: BatchSource = self._graphed(self.task.training(self.ids, self.device))
         sizes_n = self.task.train_sizes()
         sizes_c = [sizes_n[client] for client in self.ids]
         self._schedule = LocalSchedule(self.local, sizes_c, self.task.batch_size)
+
+    def _graphed(self, source: BatchSource) -> BatchSource:
+        if self._graphs and isinstance(source, GraphedBatches):
+            source.use_graphs()
+        return source
 
     def new_optimizer(self, rows_kd: Tensor) -> Optimizer:
         """Return an optimizer like the clients', for the models in other rows."""

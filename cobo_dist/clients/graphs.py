@@ -1,4 +1,4 @@
-"""Forward and backward passes as CUDA graphs: recorded once, replayed for every client and midpoint.
+"""Passes, and how batches are made, as CUDA graphs: recorded once, replayed for every client and midpoint.
 
 Small batches keep a GPU waiting for the next launch: a pass of ResNet-9 has several hundred kernels. A graph
 launches them all at once. It repeats the same kernels on the same addresses, so which model it takes is a
@@ -191,3 +191,51 @@ class GraphedPasses:
         finally:
             put_back()
         return Recorded(replay, row_1, kept_batch, losses_m, (point_1d, gradient_1d, *own.rows))
+
+
+class GraphedFunction:
+    """A function of tensors [m, ...] or [k, m] of a GPU, replayed as a CUDA graph for so many m or fewer.
+
+    What it returns [m, ...] lies where the last answer for such shapes did: use it before the next call.
+    """
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Batch]) -> None:
+        self.function, self._record = function, CudaRecorder()
+        self._recorded: OrderedDict[Hashable, tuple[Step, tuple[Tensor, Tensor], Batch]] = (
+            OrderedDict()
+        )
+        self._refused = False
+
+    def __call__(self, one_m: Tensor, numbers_km: Tensor) -> Batch:
+        """Return what the function does of `one_m` [m, ...] and `numbers_km` [k, m]."""
+        count, key = len(one_m), (one_m.shape[1:], numbers_km.shape[0])
+        found = self._recorded.pop(key, None)
+        if not count or self._refused:
+            return self.function(one_m, numbers_km)
+        if found is None or len(found[1][0]) < count:
+            try:
+                found = self._record_call(one_m.clone(), numbers_km.clone())
+            except RuntimeError:  # of what CUDA cannot record, or out of memory
+                self._refused = True
+                self._recorded.clear()
+                return self.function(one_m, numbers_km)
+        self._recorded[key] = found
+        while len(self._recorded) > MAX_GRAPHS:
+            self._recorded.popitem(last=False)
+        replay, (kept_m, kept_km), answer = found
+        kept_m[:count].copy_(one_m)
+        kept_km[:, :count].copy_(numbers_km)
+        replay()
+        return tuple(tensor[:count] for tensor in answer)
+
+    def _record_call(
+        self, kept_m: Tensor, kept_km: Tensor
+    ) -> tuple[Step, tuple[Tensor, Tensor], Batch]:
+        # Outside the graph's memory, which its next replay may use for other numbers.
+        answer = tuple(tensor.clone() for tensor in self.function(kept_m, kept_km))
+
+        def step() -> None:
+            for out, tensor in zip(answer, self.function(kept_m, kept_km), strict=True):
+                out.copy_(tensor)
+
+        return self._record(step), (kept_m, kept_km), answer

@@ -6,7 +6,7 @@ Shapes: c clients, e rows of some clients, B examples in a batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cobo_dist.clients.engines import Batch
 from cobo_dist.lazy import Tensor, nn, torch
@@ -24,6 +24,14 @@ class BatchSource(Protocol):
         "midpoint" for training data, "validation" for validation data. With `part`, return batch number
         `part` of epoch t instead, which may be incomplete: the clients have equally many examples in it.
         """
+
+
+@runtime_checkable
+class GraphedBatches(Protocol):
+    """A source that can make its batches by CUDA graphs."""
+
+    def use_graphs(self) -> None:
+        """Do so from now on. A batch then keeps its numbers until the stream's next one is made."""
 
 
 class LearningTask(Protocol):

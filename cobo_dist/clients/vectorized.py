@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from cobo_dist.clients.buffers import BufferRows, Buffers, state_buffers
 from cobo_dist.clients.engines import Batch, Done, Loss, parts_of, trained
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths.flat import Layout
+from cobo_dist.maths.gpu_memory import free_bytes
+
+MAX_SHARE_OF_FREE_MEMORY = 0.8
+"""The share of a GPU's free memory that one pass may take: what is left is lost between blocks."""
 
 
 class Vectorized:
@@ -24,9 +28,7 @@ class Vectorized:
         self._slots = _slots(model, dict(trained(model))) + _slots(
             model, dict(state_buffers(model))
         )
-        self.most_at_once = (
-            0  # models in one pass; 0: all, until a GPU's memory has no room for them
-        )
+        self._most: dict[Hashable, int] = {}  # models in one pass, by the shape of a batch
 
     def gradients(
         self,
@@ -38,13 +40,17 @@ class Vectorized:
     ) -> Tensor:
         """Map the forward pass over the m models; one backward pass a part writes all gradients.
 
-        Where a GPU runs out of memory, half as many models go into one pass from then on.
+        On a GPU, as many models go into one pass as its free memory has room for, by the memory that a pass
+        of one model took. If it runs out nevertheless, half as many do from then on.
         """
         if not self.model.training:
             self.model.train()
+        shape = tuple((one.shape[1:], one.dtype) for one in batch)
+        if points_md.is_cuda and len(points_md) > 1 and shape not in self._most:
+            self._most[shape] = self._measure(points_md, buffers, batch)
         losses_m, at = points_md.new_empty(len(points_md)), 0
         while at < len(points_md):
-            rows = slice(at, min(len(points_md), at + (self.most_at_once or len(points_md))))
+            rows = slice(at, at + self._next(shape, len(points_md) - at))
             gradients_kd = gradients_md[rows]
             points_kd = gradients_kd if gradients_md is points_md else points_md[rows]
             held = {name: rows_of[rows] for name, rows_of in buffers.views().items()}
@@ -54,13 +60,40 @@ class Vectorized:
             except torch.OutOfMemoryError:
                 if len(points_kd) == 1:
                     raise
-                self.most_at_once = (len(points_kd) + 1) // 2
+                self._most[shape] = (len(points_kd) + 1) // 2
                 torch.cuda.empty_cache()
                 continue
             if done is not None:
                 done(rows, losses_m)
             at = rows.stop
         return losses_m
+
+    @property
+    def most_at_once(self) -> int | None:
+        """Models that have been found to fit into one pass; None: any number."""
+        return min(self._most.values(), default=None)
+
+    def _next(self, shape: Hashable, left: int) -> int:
+        """Return how many of the models that are left go into the next pass: passes of equal size."""
+        most = self._most.get(shape, left)
+        return -(-left // -(-left // most))
+
+    def _measure(self, points_md: Tensor, buffers: BufferRows, batch: Batch) -> int:
+        """Return how many models' pass fits into the free memory, by one of the first model on copies."""
+        device, free = points_md.device, free_bytes(points_md.device)
+        held = {name: rows_of[:1].clone() for name, rows_of in buffers.views().items()}
+        gradient_1d = torch.empty_like(points_md[:1])
+        before = torch.cuda.memory_allocated(device)
+        # A later peak has in it what is held now; only what came and went before is forgotten.
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            self._pass(points_md[:1], gradient_1d, held, tuple(one[:1] for one in batch))
+        except torch.OutOfMemoryError:
+            return 1
+        needed = torch.cuda.max_memory_allocated(device) - before
+        if self.parts > 1:  # a pass in place keeps the points
+            needed += gradient_1d.nbytes
+        return max(1, int(MAX_SHARE_OF_FREE_MEMORY * free / max(1, needed)))
 
     def _pass(
         self, points_md: Tensor, gradients_md: Tensor, buffers: Buffers, batch: Batch

@@ -147,7 +147,10 @@ class MixingExchange:
             term_d = self.channel.scratch.flat("term", sums_rd.shape[1])
             mixing.ordered_sum(rows_rn, of_client.__getitem__, sums_rd, term_d)
             return
-        sums_rd.zero_()
+        first = True
         for peer, plan in enumerate(plans):
             if plan.incoming.models:
-                mixing.unpack(plan.incoming, models[peer], sums_rd)
+                mixing.unpack(plan.incoming, models[peer], sums_rd, first=first)
+                first = False
+        if first:
+            sums_rd.zero_()

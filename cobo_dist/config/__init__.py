@@ -10,7 +10,7 @@ help         the texts of `--help` about sections and keys
 from cobo_dist.config.from_python import config_of
 from cobo_dist.config.help import describe_keys
 from cobo_dist.config.loading import as_argument, load_config, read_value, variant_names
-from cobo_dist.config.schema import VARIANTS, Config, all_keys, owners_of
+from cobo_dist.config.schema import VARIANTS, Config, all_keys, groups, owners_of
 
 __all__ = [
     "VARIANTS",
@@ -19,6 +19,7 @@ __all__ = [
     "as_argument",
     "config_of",
     "describe_keys",
+    "groups",
     "load_config",
     "owners_of",
     "read_value",

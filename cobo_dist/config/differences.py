@@ -24,8 +24,9 @@ STORAGE_KEYS = frozenset((
 RESUME_KEYS = STORAGE_KEYS | {
     "run.rounds", "run.eval_every", "run.eval_splits", "run.log_weights_every", "run.device",
     "run.threads", "run.engine", "data.file", "data.text_dir", "data.eval_batch_size",
-    "data.eval_examples", "task.file", "comm.backend", "comm.timeout", "comm.connect_timeout",
-    "comm.check", "comm.placement", "comm.placement_every", "callbacks",
+    "data.eval_examples", "task.file", "task.source.file", "task.source.folder",
+    "task.partition.file", "comm.backend", "comm.timeout", "comm.connect_timeout", "comm.check",
+    "comm.placement", "comm.placement_every", "callbacks",
 }  # fmt: skip
 """Keys that may also change when a run is resumed: they do not change what it learns. Whether the data
 behind a new path are the same is checked by their fingerprint."""

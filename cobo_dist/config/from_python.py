@@ -17,9 +17,10 @@ from cobo_dist.config.loading import (
     refuse_moved,
     resolve,
 )
-from cobo_dist.config.schema import VARIANTS, Config, check_across
+from cobo_dist.config.schema import Config, check_across
 from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import load_plugins
+from cobo_dist.registry import variant_of
 
 Given = str | os.PathLike[str] | Mapping[str, Any] | Config | None
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -83,16 +84,21 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def _add_names(section: BaseModel, given: dict[str, Any]) -> None:
+    """Add the names of a section and of those in it."""
+    if "name" in type(section).model_fields:
+        given["name"] = getattr(section, "name")  # noqa: B009
+    for key, field in type(section).model_fields.items():
+        if variant_of(field):
+            _add_names(getattr(section, key), given.setdefault(key, {}))
+
+
 def _plain(value: Any) -> Any:
     """Return a value as YAML would give it: dictionaries, lists, texts, numbers."""
     if isinstance(value, BaseModel):
         # Only what was set, since a few keys mean more than their default; names tell variants apart.
         given = value.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        if isinstance(value, Config):
-            for section in VARIANTS:
-                given.setdefault(section, {})["name"] = getattr(value, section).name
-        elif "name" in type(value).model_fields:
-            given["name"] = getattr(value, "name")  # noqa: B009
+        _add_names(value, given)
         return given
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}

@@ -19,10 +19,13 @@ from cobo_dist.config.schema import (
     Config,
     callback_keys,
     callback_section,
+    groups,
     keys_of,
-    section_of,
+    variants_in,
 )
 from cobo_dist.errors import ConfigError
+from cobo_dist.registry import Variant
+from cobo_dist.settings import Section
 
 _WIDTH, _LINE = 110, 90  # columns of a text, and of a meaning that takes one line
 
@@ -83,14 +86,14 @@ def describe_topic(topic: str, why_lacking: str = "") -> str:
     """
     parts = list(_parts())
     key, _, name = topic.partition("=")
-    section, _, last = key.partition(".")
-    wanted = f"{section}.{name}" if last == "name" and name else key
+    wanted = f"{key.removesuffix('.name')}.{name}" if key.endswith(".name") and name else key
     for part in parts:
         if part.topic == wanted:
             return part.text()
-    if section in VARIANTS and last in ("", "name"):
-        titles = [part.title for part in parts if part.topic.startswith(f"{section}.")]
-        hint = f"--help {section}.{QUICKSTART[section]} lists the keys of one"
+    group = key.removesuffix(".name")
+    if group in groups():
+        titles = [part.title for part in parts if part.topic.rpartition(".")[0] == group]
+        hint = f"--help {group}.{groups()[group].default} lists the keys of one"
         return "\n".join([*titles, "", hint])
     found = [part.text(key) for part in parts if _has(part, key)]
     if found:
@@ -121,12 +124,12 @@ def _parts() -> Iterator[_Part]:
         yield _Part("", "keys without a section:", plain)
     for section, field in Config.model_fields.items():
         if section in VARIANTS:
+            nested: dict[str, Variant] = {}
             for name in VARIANTS[section]:
-                kind = section_of(section, name)
-                default = " (default)" if name == QUICKSTART[section] else ""
-                title = f"{section}.name={name}: {_first_line(kind)}{default}"
-                keys = [one for one in keys_of(kind, f"{section}.") if one[0] != f"{section}.name"]
-                yield _Part(f"{section}.{name}", title, keys)
+                inside = variants_in(VARIANTS[section][name].section or Section)
+                nested |= {f"{section}.{key}": one for key, one in inside.items()}
+            for group, variant in {section: groups()[section], **nested}.items():
+                yield from _variant_parts(group, variant)
         elif hasattr(field.annotation, "model_fields"):
             whole: Any = field.annotation
             title = f"{section}: {_first_line(whole)}"
@@ -135,6 +138,17 @@ def _parts() -> Iterator[_Part]:
         title = f"callbacks, name={name}: {_first_line(callback_section(name))}"
         keys = [one for one in callback_keys(name) if one[0] != "callbacks.name"]
         yield _Part(f"callbacks.{name}", title, keys)
+
+
+def _variant_parts(group: str, variant: Variant) -> Iterator[_Part]:
+    """Yield a part for each name that a section or a group in it can have."""
+    for name in variant.names:
+        kind = variant.section(name)
+        default = " (default)" if name == variant.default else ""
+        keys = [
+            one for one in keys_of(kind, f"{group}.", inside=False) if one[0] != f"{group}.name"
+        ]
+        yield _Part(f"{group}.{name}", f"{group}.name={name}: {_first_line(kind)}{default}", keys)
 
 
 def _first_line(kind: Any) -> str:

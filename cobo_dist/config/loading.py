@@ -12,19 +12,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cobo_dist.config.messages import explain, is_group, must_be_group, place_of
+from cobo_dist.config.messages import explain, is_group, must_be_group, name_at, place_of
 from cobo_dist.config.schema import (
     QUICKSTART,
     VARIANTS,
     Config,
     all_keys,
     check_across,
-    section_of,
+    groups,
     text_keys,
+    variants_in,
 )
 from cobo_dist.errors import ConfigError
-from cobo_dist.plugins import load_plugins
-from cobo_dist.registry import register
+from cobo_dist.plugins import blaming_plugins, load_plugins
+from cobo_dist.registry import Variant, register
 from cobo_dist.settings import flatten
 from cobo_dist.storage.schema import CHECKPOINTS_DIR
 from cobo_dist.yaml_text import RepeatedKey, YamlError, core_value, read_yaml
@@ -93,17 +94,19 @@ def resolve(
         while key:
             lines.pop(key, None)
             key = key.rpartition(".")[0]
-    for section in VARIANTS:
-        _drop_other_variant(section, below, above)
+    for group in groups():
+        _drop_other_variant(group, below, above)
     merged = _merge(below, above)
     _name_variants(merged)
     try:
-        config = Config.model_validate(merged)
+        with blaming_plugins():
+            config = Config.model_validate(merged)
     except ValidationError as error:
         line = lines.get(place_of(error))
         where = f"{source}, line {line}: " if line else ""
         raise ConfigError(where + explain(error, merged)) from None
-    check_across(config)
+    with blaming_plugins():
+        check_across(config)
     return config
 
 
@@ -112,7 +115,8 @@ def variant_names(
 ) -> dict[str, str]:
     """Return the variant that each section has with `{"algorithm": "local", ...}` typed over a YAML file.
 
-    `plugins`: the value of that key, where it is typed. They stay loaded. Nothing else is checked.
+    Groups in a section have variants too: `{"task.partition": "iid"}`. `plugins`: the value of that key,
+    where it is typed; they stay loaded. Nothing else is checked.
 
     Raises:
         ConfigError: the file cannot be read, or a section is no group of keys.
@@ -121,8 +125,7 @@ def variant_names(
     arguments = read_arguments([f"{section}.name={name}" for section, name in names.items()])
     merged = _merge({} if file is None else read_file(file, {}), arguments)
     _name_variants(merged)
-    groups = {section: merged[section] for section in VARIANTS}
-    return {name: str(one["name"]) for name, one in groups.items() if isinstance(one, dict)}
+    return {group: name for group in groups() if (name := name_at(merged, group))}
 
 
 def load_plugins_for(file: str | None, arguments: Sequence[str]) -> None:
@@ -159,6 +162,17 @@ def _name_variants(merged: dict[str, Any]) -> None:
             if section == "model" and isinstance(task, str) and task in VARIANTS["task"]:
                 default = VARIANTS["task"][task].target.default_model
             given.setdefault("name", default)
+            _name_nested(given, groups()[section])
+
+
+def _name_nested(given: dict[str, Any], variant: Variant) -> None:
+    """Fill in the names of the groups in a section, where the section has any."""
+    if not isinstance(given["name"], str) or given["name"] not in variant.names:
+        return
+    for key, inside in variants_in(variant.section(given["name"])).items():
+        if isinstance(group := given.setdefault(key, {}), dict):
+            given[key] = group = {"name": inside.default, **group}
+            _name_nested(group, inside)
 
 
 def read_file(file: str, lines: dict[str, int]) -> dict[str, Any]:
@@ -285,19 +299,21 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     return tree
 
 
-def _drop_other_variant(section: str, below: dict[str, Any], above: dict[str, Any]) -> None:
+def _drop_other_variant(group: str, below: dict[str, Any], above: dict[str, Any]) -> None:
     """Let `algorithm.name=local` on the command line win over a file written for cobo.
 
     Drop the keys of the file that only the old name has.
     """
-    base, over = below.get(section), above.get(section)
-    if not isinstance(base, dict) or not isinstance(over, dict) or "name" not in over:
+    variant, name, base = groups()[group], name_at(above, group), below
+    if name not in variant.names or name == name_at(below, group):
         return
-    name = over["name"]
-    if not isinstance(name, str) or name not in VARIANTS[section] or name == base.get("name"):
-        return
-    fields = section_of(section, name).model_fields
-    known = {key for other in VARIANTS[section] for key in section_of(section, other).model_fields}
+    for step in group.split("."):
+        inside = base.get(step)
+        if not isinstance(inside, dict):
+            return
+        base = inside
+    fields = variant.section(name).model_fields
+    known = {key for other in variant.names for key in variant.section(other).model_fields}
     for key in [key for key in base if key in known and key not in fields]:
         del base[key]
 

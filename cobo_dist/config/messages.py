@@ -11,14 +11,15 @@ from pydantic import ValidationError
 
 from cobo_dist.callbacks.registry import CALLBACKS
 from cobo_dist.config.schema import (
-    UNKNOWN_VARIANT,
-    VARIANTS,
     all_keys,
     callback_keys,
+    groups,
+    groups_above,
     keys_of,
     owners_of,
-    section_of,
 )
+from cobo_dist.plugins import broken_plugins
+from cobo_dist.registry import UNKNOWN_VARIANT
 from cobo_dist.yaml_text import core_value
 
 MAX_SHOWN_CHARACTERS = 500
@@ -56,11 +57,11 @@ def _message(path: Sequence[str], mistake: Any, given: Mapping[str, Any]) -> str
     if kind in (UNKNOWN_VARIANT, "literal_error"):
         names = _literals(mistake.get("ctx", {}))
         if kind == UNKNOWN_VARIANT:
-            names = list(CALLBACKS if path[0] == "callbacks" else VARIANTS[key])
+            names = list(CALLBACKS if path[0] == "callbacks" else groups()[key].names)
         if kind == UNKNOWN_VARIANT:
             key, value = f"{key}.name", value.get("name") if isinstance(value, dict) else value
         near = difflib.get_close_matches(str(value).lower(), names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else broken_plugins()
         return f"{key}={_show(value)} is none of {', '.join(names)}{hint}"
     if kind in ("model_attributes_type", "model_type", "dict_type"):
         if path[0] == "callbacks":
@@ -80,7 +81,7 @@ def _remedy(kind: str, key: str, value: object, given: Mapping[str, Any]) -> str
         return "; write it without quotes"
     if kind == "tuple_type" and not isinstance(value, dict):
         section, name = key.partition(".")[0], _name_in(given, key)
-        keys = keys_of(section_of(section, name), f"{section}.") if name else all_keys()
+        keys = keys_of(groups()[section].section(name), f"{section}.") if name else all_keys()
         example = next((field.default for known, field in keys if known == key), None)
         if isinstance(example, tuple) and example:
             return f", for example {key}=[{', '.join(map(str, example))}]"
@@ -91,7 +92,7 @@ def _name_in(given: Mapping[str, Any], key: str) -> str:
     """Return the name that a key's section has; empty where its keys do not depend on a name."""
     section = key.partition(".")[0]
     name = given[section].get("name") if isinstance(given.get(section), dict) else None
-    return str(name) if name in VARIANTS.get(section, {}) else ""
+    return str(name) if section in groups() and name in groups()[section].names else ""
 
 
 def _literals(context: Mapping[str, Any]) -> list[str]:
@@ -118,7 +119,8 @@ def must_be_group(key: str, value: object) -> str:
     """Return the message for a value where a section is needed."""
     inside = [known for known, _ in all_keys() if known.startswith(f"{key}.")]
     first = f"{key}.name" if f"{key}.name" in inside else inside[0]
-    name = value if isinstance(value, str) and value in VARIANTS.get(key, ()) else "..."
+    names = groups()[key].names if key in groups() else ()
+    name = value if isinstance(value, str) and value in names else "..."
     return f"{key}={_show(value)} must be a group of keys, for example {first}={name}"
 
 
@@ -134,13 +136,22 @@ def _unknown_key(path: Sequence[str], value: object, given: Mapping[str, Any]) -
     if any("." in step for step in path) and (key in known_keys or is_group(key)):
         nested = ": {".join(key.split("."))
         return f"{key} is written as one key; write {nested}: ...{'}' * key.count('.')}"
-    owners = owners_of(section, ".".join(path[1:])) if section in VARIANTS else []
-    if owners and given[section]["name"] not in owners:
-        return (
-            f"{key} is no key of {section}.name={given[section]['name']}; it belongs to "
-            f"{', '.join(owners)}: drop it or set {section}.name={owners[0]}"
-        )
+    for group in groups_above(key):
+        owners, name = owners_of(group, key.removeprefix(f"{group}.")), name_at(given, group)
+        if owners and name not in owners:
+            return (
+                f"{key} is no key of {group}.name={name}; it belongs to "
+                f"{', '.join(owners)}: drop it or set {group}.name={owners[0]}"
+            )
     return f"{key[:MAX_SHOWN_CHARACTERS]} is not a known key; {_nearest(key, known_keys, given)}"
+
+
+def name_at(given: Mapping[str, Any], group: str) -> str:
+    """Return the name that a section or a group in it has; empty where it has none."""
+    found: Any = given
+    for step in (*group.split("."), "name"):
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found if isinstance(found, str) else ""
 
 
 def _keys_of_callback(path: Sequence[str], given: Mapping[str, Any]) -> list[str]:
@@ -161,7 +172,7 @@ def _nearest(key: str, known_keys: Sequence[str], given: Mapping[str, Any]) -> s
         return "--help all lists the keys"
     best = max(near, key=lambda known: sum(scores[known]))
     section, _, rest = best.partition(".")
-    owners = owners_of(section, rest) if section in VARIANTS else []
+    owners = owners_of(section, rest) if section in groups() else []
     group = given.get(section)
     if owners and isinstance(group, dict) and group.get("name") not in owners:
         return f"did you mean {best}, a key of {section}.name={owners[0]}?"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -20,13 +20,13 @@ from cobo_dist.clients.local_config import LocalWorkConfig, ParticipationConfig
 from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.comm.config import CommConfig
 from cobo_dist.errors import ConfigError
-from cobo_dist.plugins import Plugin, loaded_plugins
-from cobo_dist.registry import Kind, register
+from cobo_dist.plugins import Plugin, used_plugins
+from cobo_dist.registry import UNKNOWN_VARIANT, Kind, Variant, register, variant_of
 from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.settings import Section, Text, as_tuple
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.registry import MODELS, TASKS
-from cobo_dist.tasks.sections import ModelSection, TaskSection
+from cobo_dist.tasks.sections import OWNED_DATA_KEYS, ModelSection, TaskSection
 from cobo_dist.yaml_text import Dumper
 
 VARIANTS: Mapping[str, Kind] = {"task": TASKS, "model": MODELS, "algorithm": ALGORITHMS}
@@ -35,25 +35,7 @@ VARIANTS: Mapping[str, Kind] = {"task": TASKS, "model": MODELS, "algorithm": ALG
 QUICKSTART = {"task": "digits", "model": "mlp", "algorithm": "cobo"}
 """The names where none is given."""
 
-UNKNOWN_VARIANT = "unknown_variant"
-"""The type of pydantic's error about a name that is not registered."""
-
-
-def section_of(variant: str, name: str) -> type[Section]:
-    """Return the config section that belongs to a name."""
-    section = VARIANTS[variant][name].section
-    assert section is not None, f"register.{variant} takes sections"
-    return section
-
-
-def _validate_variant(variant: str, given: Any) -> Any:
-    """Return the section that `given["name"]` belongs to, validated."""
-    if not isinstance(given, dict):
-        return given
-    name = given.get("name", QUICKSTART[variant])
-    if not isinstance(name, str) or name not in VARIANTS[variant]:
-        raise PydanticCustomError(UNKNOWN_VARIANT, "not registered")
-    return section_of(variant, name).model_validate(given)
+_TASK, _MODEL, _ALGORITHM = (Variant(one, QUICKSTART[one]) for one in VARIANTS)
 
 
 def callback_section(name: str) -> type[Section]:
@@ -73,17 +55,21 @@ def _validate_callback(given: Any) -> Any:
     return callback_section(name).model_validate(given)
 
 
-def _chosen(variant: str) -> BeforeValidator:
-    return BeforeValidator(partial(_validate_variant, variant))
-
-
-def _default(variant: str) -> Any:
-    return Field(default_factory=lambda: section_of(variant, QUICKSTART[variant])())
-
-
 def _some(value: Any) -> Any:
     """Take one text for a list of one."""
     return as_tuple([value] if isinstance(value, str) else value)
+
+
+def _texts(nested: Any) -> Iterator[str]:
+    """Yield all texts in nested dictionaries and lists."""
+    if isinstance(nested, str):
+        yield nested
+    elif isinstance(nested, Mapping):
+        for one in nested.values():
+            yield from _texts(one)
+    elif isinstance(nested, list | tuple):
+        for one in nested:
+            yield from _texts(one)
 
 
 class Config(Section):
@@ -99,12 +85,10 @@ class Config(Section):
         "your own (docs/EXTENDING.md)",
     )
     run: RunConfig = RunConfig()
-    task: Annotated[SerializeAsAny[TaskSection], _chosen("task")] = _default("task")
-    model: Annotated[SerializeAsAny[ModelSection], _chosen("model")] = _default("model")
+    task: Annotated[SerializeAsAny[TaskSection], _TASK] = _TASK.field()
+    model: Annotated[SerializeAsAny[ModelSection], _MODEL] = _MODEL.field()
     data: DataConfig = DataConfig()
-    algorithm: Annotated[SerializeAsAny[AlgorithmSection], _chosen("algorithm")] = _default(
-        "algorithm"
-    )
+    algorithm: Annotated[SerializeAsAny[AlgorithmSection], _ALGORITHM] = _ALGORITHM.field()
     optimizer: OptimizerConfig = OptimizerConfig()
     local: LocalWorkConfig = LocalWorkConfig()
     participation: ParticipationConfig = ParticipationConfig()
@@ -128,8 +112,7 @@ class Config(Section):
     @property
     def used_plugins(self) -> list[Plugin]:
         """The loaded plug-ins that the config names, or that something it names belongs to."""
-        sources = [VARIANTS[one][getattr(self, one).name].source for one in VARIANTS]
-        return loaded_plugins(dict.fromkeys((*self.plugins, *sources)))
+        return used_plugins(_texts(self.model_dump(mode="json", exclude={"run"})), self.plugins)
 
     def to_yaml(self, exclude: Mapping[str, set[str]] | None = None) -> str:
         """Return the resolved config, without some keys of its sections, as YAML that `--config` takes."""
@@ -137,13 +120,24 @@ class Config(Section):
         return yaml.dump(content, Dumper=Dumper, sort_keys=False)
 
 
-def keys_of(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the dotted key and the field of every key of a section."""
+def keys_of(
+    kind: type[Section], prefix: str = "", inside: bool = True
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the dotted key and the field of every key of a section.
+
+    Of a key with variants, the keys of all of them, or with `inside=False` its name alone.
+    """
     for attribute, field in kind.model_fields.items():
         name, annotation = field.alias or attribute, field.annotation
-        if kind is Config and name in VARIANTS:
-            for variant in VARIANTS[name]:
-                yield from keys_of(section_of(name, variant), f"{name}.")
+        if (variant := variant_of(field)) and inside:
+            for one in variant.names:
+                yield from keys_of(variant.section(one), f"{prefix}{name}.")
+        elif variant:
+            names: Any = Literal[tuple(variant.names)]
+            yield (
+                f"{prefix}{name}.name",
+                FieldInfo(annotation=names, default=variant.default, description=field.description),
+            )
         # Python 3.10 calls list[int] a type, so look at its origin first.
         elif (
             get_origin(annotation) is None
@@ -155,16 +149,46 @@ def keys_of(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldI
             yield f"{prefix}{name}", field
 
 
+def variants_in(kind: type[Section]) -> dict[str, Variant]:
+    """Return the keys of a section that have variants."""
+    marks = {name: variant_of(field) for name, field in kind.model_fields.items()}
+    return {name: one for name, one in marks.items() if one}
+
+
+def groups() -> Mapping[str, Variant]:
+    """Return every dotted key that has variants: `task`, `model`, `algorithm`, `task.source`, ..."""
+    return _groups(register.version)
+
+
+@cache
+def _groups(version: int) -> Mapping[str, Variant]:
+    def below(kind: type[Section], prefix: str) -> Iterator[tuple[str, Variant]]:
+        for key, variant in variants_in(kind).items():
+            yield f"{prefix}{key}", variant
+            for name in variant.names:
+                yield from below(variant.section(name), f"{prefix}{key}.")
+
+    return dict(below(Config, ""))
+
+
+def groups_above(key: str) -> list[str]:
+    """Return the keys with variants that a dotted key is in, the outermost first."""
+    return [group for group in groups() if key.startswith(f"{group}.")]
+
+
 def owners_of(section: str, key: str) -> list[str]:
-    """Return the variants of a section that have a key or group of keys.
+    """Return the variants of a section, or of a group in one, that have a key or group of keys.
 
     >>> owners_of("algorithm", "sampling.rate")
     ['cobo']
     """
     return [
         name
-        for name in VARIANTS[section]
-        if any(f"{known}.".startswith(f"{key}.") for known, _ in keys_of(section_of(section, name)))
+        for name in groups()[section].names
+        if any(
+            f"{known}.".startswith(f"{key}.")
+            for known, _ in keys_of(groups()[section].section(name))
+        )
     ]
 
 
@@ -201,9 +225,20 @@ def check_across(config: Config) -> None:
     Raises:
         ConfigError: values that do not go together.
     """
-    for section in (config.algorithm, config.optimizer, config.local, config.participation):
+    sections: tuple[Section, ...] = (
+        config.task, config.algorithm, config.optimizer, config.local, config.participation,
+    )  # fmt: skip
+    for section in sections:
         if message := section.contradiction():
             raise ConfigError(message)
+    for key in OWNED_DATA_KEYS:
+        value = getattr(config.data, key)
+        if value and key not in config.task.data_keys:
+            readers = [name for name, one in TASKS.items() if key in one.target.data_keys]
+            raise ConfigError(
+                f"data.{key}={value} is not read by task.name={config.task.name}, but by "
+                f"{', '.join(readers)}: drop it or set task.name={readers[0]}"
+            )
     if config.local.several_steps and config.algorithm.takes_one_step:
         key = "epochs" if config.local.epochs else "steps"
         raise ConfigError(

@@ -127,14 +127,16 @@ class Product:
         size = self.shape[0] * self.shape[1]
         return size > 0 and bool(is_written_out(len(self._more), size))
 
-    def add(self, x_kd: Tensor, into_rd: Tensor) -> None:
-        """Add sum_k b_rk x_k to every row of `into_rd` [r, d]."""
+    def add(self, x_kd: Tensor, into_rd: Tensor, *, first: bool = False) -> None:
+        """Add sum_k b_rk x_k to every row of `into_rd` [r, d]; `first`: write it there instead."""
         if x_kd.is_cuda and 0 < self.shape[0] * self.shape[1] <= _MAX_FACTOR_ON_GPU:
             if self._on_gpu is None:
                 self._on_gpu = upload(torch.from_numpy(self._dense(0, self.shape[0])), x_kd)
             with _full_precision():
-                into_rd.addmm_(self._on_gpu, x_kd)
+                into_rd.addmm_(self._on_gpu, x_kd, beta=0.0 if first else 1.0)
             return
+        if first:
+            into_rd.zero_()
         if self.is_written_out:
             self._add_dense(x_kd, into_rd)
             return
@@ -213,7 +215,7 @@ def is_written_out(listed: int | Ints, size: int | Ints) -> NDArray[np.bool_] | 
 def pack(plan: BlockPlan, x_sd: Tensor, out_kd: Tensor) -> None:
     """Write what the sender of the models `x_sd` sends under `plan` into `out_kd`, k = plan.models."""
     if plan.kind == "sums":
-        plan.product.add(x_sd, out_kd.zero_())
+        plan.product.add(x_sd, out_kd, first=True)
         return
     head = int(plan.kind == "total")
     if head:
@@ -222,12 +224,20 @@ def pack(plan: BlockPlan, x_sd: Tensor, out_kd: Tensor) -> None:
         torch.index_select(x_sd, 0, _index(plan.send, x_sd), out=out_kd[head:])
 
 
-def unpack(plan: BlockPlan, payload_kd: Tensor, into_rd: Tensor) -> None:
-    """Add the sender's part of sum_k w_ik x_k, from what it sent, to the receiver's rows `into_rd`."""
+def unpack(plan: BlockPlan, payload_kd: Tensor, into_rd: Tensor, *, first: bool = False) -> None:
+    """Add the sender's part of sum_k w_ik x_k, from what it sent, to the receiver's rows `into_rd`.
+
+    `first`: write it there instead. On a GPU that saves a launch.
+    """
+    one_for_all = plan.kind == "sums" and plan.models == 1 and len(plan.receivers) == len(into_rd)
+    writes_all = one_for_all or (plan.kind == "rows" and len(plan.send) > 0)
+    if first and not (into_rd.is_cuda and writes_all):
+        into_rd.zero_()
+        first = False
+    if one_for_all:
+        into_rd.copy_(payload_kd) if first else into_rd.add_(payload_kd)
+        return
     if plan.kind == "sums":
-        if plan.models == 1 and len(plan.receivers) == len(into_rd):
-            into_rd.add_(payload_kd)
-            return
         if into_rd.is_cuda:
             receivers, taken = _index(plan.receivers, into_rd), _index(plan.send, into_rd)
             into_rd.index_add_(0, receivers, payload_kd.index_select(0, taken))
@@ -239,7 +249,7 @@ def unpack(plan: BlockPlan, payload_kd: Tensor, into_rd: Tensor) -> None:
         into_rd.add_(payload_kd[0] - payload_kd[1:].sum(dim=0))
         payload_kd = payload_kd[1:]
     if len(plan.send):
-        plan.product.add(payload_kd, into_rd)
+        plan.product.add(payload_kd, into_rd, first=first)
 
 
 def ordered_sum(

@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Sequence
 
 from cobo_dist.lazy import Tensor, torch
-from cobo_dist.maths.flat import to_device
 
 _MASK = (1 << 64) - 1
 STEP = 0x9E3779B97F4A7C15
@@ -52,11 +51,14 @@ def uniforms(
     return _to_unit_interval(words(signed(name), count, start, device))
 
 
-def uniform_rows(names: Sequence[int], count: int, *, device: str | torch.device = "cpu") -> Tensor:
-    """Return `uniforms` of several keys at once, float64 [len(names), count]."""
-    keys = torch.tensor([signed(name) for name in names], dtype=torch.int64)
-    keys = to_device(keys, torch.device(device))
-    return _to_unit_interval(words(keys[:, None], count, 0, device))
+def key_tensor(names: Sequence[int]) -> Tensor:
+    """Return several keys as the signed int64 [len(names)] that `words` takes, on the CPU."""
+    return torch.tensor([signed(name) for name in names], dtype=torch.int64)
+
+
+def uniform_rows(keys_k: Tensor, count: int) -> Tensor:
+    """Return `uniforms` of several (signed) keys at once, float64 [k, count], on their device."""
+    return _to_unit_interval(words(keys_k[:, None], count, 0, keys_k.device))
 
 
 def _to_unit_interval(words: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The arrays that a run leaves: those of W.npz, and those of a checkpoint's safetensors files.
 
-Shapes: n clients, k snapshots of W, m listed weights.
+Shapes: n clients, k snapshots of W, m listed weights, e examples, c classes.
 """
 
 from __future__ import annotations
@@ -60,6 +60,17 @@ def _named(prefix: str, layout: Sequence[Array]) -> tuple[Array, ...]:
     return tuple(Array(prefix + one.name, one.dtype, one.shape, one.description) for one in layout)
 
 
+PARTITION = (
+    Array(
+        "client", "int64", "e", "client of each example; those of the source's test set are last"
+    ),
+    Array("split", "uint8", "e", "0: training, 1: validation, 2: test"),
+    Array("label", "int64", "e", "label in the data, before a client's change"),
+    Array("label_names", "str", "c", "what the source calls each label"),
+    Array("names", "str", "n", "names of the clients, if they have any", optional=True),
+)
+"""partition.npz."""
+
 LISTED_WEIGHTS = (*_named("r.", WEIGHT_LISTS), *OF_CLIENTS)
 LOGGER_DENSE = (
     Array("rounds", "int64", "k", "as in W.npz"),
@@ -77,7 +88,9 @@ ROW_LISTED = (
     Array("weights.values", "float", "m", "the weights there"),
 )
 
-_LETTERS = {"n": "clients", "k": "snapshots", "m": "listed weights", "b": "bytes"}
+_LETTERS = {
+    "n": "clients", "k": "snapshots", "m": "listed weights", "b": "bytes", "e": "examples", "c": "classes",
+}  # fmt: skip
 _KINDS = {"int64": "iu", "int32": "iu", "uint8": "ub", "float": "f", "float32": "f", "float64": "f"}
 
 

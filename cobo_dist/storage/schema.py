@@ -23,7 +23,7 @@ FORMAT = 2
 """Version of run folders and checkpoints; `storage/reading.py` says how 1 differed."""
 
 CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE = "config.yaml", "env.json", "metrics.jsonl"
-MODEL_FILE = "model.json"
+MODEL_FILE, PARTITION_FILE = "model.json", "partition.npz"
 WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE = "W.npz", "summary.json", "status.json"
 MODELS_DIR, CHECKPOINTS_DIR, FIGURES_DIR, ERRORS_DIR = "models", "checkpoints", "figures", "errors"
 TENSORBOARD_DIR, TRACES_DIR = "tensorboard", "profile"
@@ -34,8 +34,8 @@ RUN_FOLDERS = (
     PLUGINS_DIR,
 )  # fmt: skip
 RUN_FILES = (
-    CONFIG_FILE, ENVIRONMENT_FILE, MODEL_FILE, METRICS_FILE, WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE,
-    *RUN_FOLDERS,
+    CONFIG_FILE, ENVIRONMENT_FILE, MODEL_FILE, METRICS_FILE, PARTITION_FILE, WEIGHTS_FILE, SUMMARY_FILE,
+    STATUS_FILE, *RUN_FOLDERS,
 )  # fmt: skip
 """What run.overwrite removes: all that a run may leave in its folder, but for the record of its owner."""
 
@@ -272,8 +272,10 @@ class ModelRecord(Record):
     images: bool = Field(
         False, description="inputs are images of bytes [H, W, C], as the data has them"
     )
-    scale: float = Field(1.0, description="the network takes scale * input + offset")
-    offset: float = Field(0.0, description="see `scale`")
+    scale: float | list[float] = Field(
+        1.0, description="the network takes scale * input + offset; a list has one for each feature"
+    )
+    offset: float | list[float] = Field(0.0, description="see `scale`")
     classes: int = Field(0, description="outputs of the network; 0: it has no classes")
     label_maps: list[list[int]] = Field(
         [], description="for each label of the data, the number of the output; each map once"

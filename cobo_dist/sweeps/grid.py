@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cobo_dist.config import VARIANTS, Config, load_config, owners_of, variant_names
+from cobo_dist.config import Config, groups, load_config, owners_of, variant_names
 from cobo_dist.errors import ConfigError
 from cobo_dist.sweeps.axes import SEED, Axis
 
@@ -102,7 +102,9 @@ def _combinations(
         sources, itertools.product(*(axis.values for axis in axes))
     ):
         settings = dict(zip((axis.key for axis in axes), values, strict=True))
-        typed = {name: settings[f"{name}.name"] for name in VARIANTS if f"{name}.name" in settings}
+        typed = {
+            group: settings[f"{group}.name"] for group in groups() if f"{group}.name" in settings
+        }
         names = _names(file, typed, settings.get("plugins"))
         yield (
             file,
@@ -123,12 +125,13 @@ def _names(file: str | None, typed: Mapping[str, str], plugins: str | None) -> M
 
 
 def _is_foreign(key: str, names: Mapping[str, str]) -> bool:
-    """Whether the key exists, but only in other variants of its section."""
-    section, _, rest = key.partition(".")
-    if not rest or names.get(section) not in VARIANTS.get(section, ()):
-        return False
-    owners = owners_of(section, rest)
-    return bool(owners) and names[section] not in owners
+    """Whether the key exists, but only in other variants of its section, or of a group in it."""
+    for group, variant in groups().items():
+        if key.startswith(f"{group}.") and names.get(group) in variant.names:
+            owners = owners_of(group, key.removeprefix(f"{group}."))
+            if owners and names[group] not in owners:
+                return True
+    return False
 
 
 def _with_validation(file: str | None, arguments: Sequence[str], config: Config) -> Config | None:

@@ -22,18 +22,23 @@ class Augmentation:
         Reflection needs more pixels than padding, so small images are padded less.
         """
         self.seed, self.purpose, self.clients = seed, f"augmentation {stream}", tuple(clients)
-        self.images, self.device = images, images.device
+        self.images = images
         self.padding = [min(PADDING_PIXELS, size - 1) for size in images.shape[1:3]]
 
-    def __call__(self, indices_mb: Tensor, t: int, rows: Sequence[int] | None = None) -> Tensor:
-        """Return the augmented images uint8 [m, B, H, W, C] of image indices `indices_mb` in round t.
+    def keys(self, t: int, rows: Sequence[int] | None = None) -> Tensor:
+        """Return the keys of round t's draws, int64 [m], on the CPU.
 
-        `rows`: the rows of the clients that they belong to; None: all clients in order.
+        `rows`: the rows of the clients that draw; None: all clients in order.
         """
         clients = self.clients if rows is None else [self.clients[row] for row in rows]
-        names = [seeds.key(self.seed, self.purpose, t, client) for client in clients]
+        return seeds.key_tensor(
+            [seeds.key(self.seed, self.purpose, t, client) for client in clients]
+        )
+
+    def __call__(self, indices_mb: Tensor, keys_m: Tensor) -> Tensor:
+        """Return the augmented images uint8 [m, B, H, W, C] of image indices, by the draws of these keys."""
         m, batch = indices_mb.shape
-        draws = seeds.uniform_rows(names, 3 * batch, device=self.device).view(m, 3, batch)
+        draws = seeds.uniform_rows(keys_m, 3 * batch).view(m, 3, batch)
         height, width = self.images.shape[1:3]
         across = _window(draws[:, 1], width, self.padding[1])
         flipped = (draws[:, 2] < 0.5)[..., None]
@@ -50,17 +55,12 @@ def _window(draws_mb: Tensor, size: int, padding: int) -> Tensor:
     return (size - 1) - ((size - 1) - position.abs()).abs()
 
 
-def dropout_mask(
-    seed: int,
-    stream: str,
-    clients: Sequence[int],
-    t: int,
-    shape: tuple[int, int],
-    share: float,
-    device: str | torch.device = "cpu",
-) -> Tensor:
+def dropout_keys(seed: int, stream: str, clients: Sequence[int], t: int) -> Tensor:
+    """Return the keys of round t's dropout masks of some clients, int64 [m], on the CPU."""
+    return seeds.key_tensor([seeds.key(seed, f"dropout {stream}", t, client) for client in clients])
+
+
+def dropout_mask(keys_m: Tensor, shape: tuple[int, int], share: float) -> Tensor:
     """Return factors [m, *shape]: 0 for the dropped `share` of the features, 1 / (1 - share) for the rest."""
-    names = [seeds.key(seed, f"dropout {stream}", t, client) for client in clients]
-    draws = seeds.uniform_rows(names, shape[0] * shape[1], device=device)
-    draws = draws.view(len(names), *shape)
+    draws = seeds.uniform_rows(keys_m, shape[0] * shape[1]).view(len(keys_m), *shape)
     return (draws >= share).to(torch.float32) / (1.0 - share)

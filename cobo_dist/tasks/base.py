@@ -109,6 +109,10 @@ class Task(LearningTask, Protocol):
         """Return the fields of model.json, from which a model can be rebuilt without the data."""
         return {}
 
+    def partition(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays of partition.npz; none where clients share examples or have none."""
+        return {}
+
     def fingerprint(self) -> str:
         """Return a digest of the data, by which ranks check that they read the same data."""
 

@@ -22,7 +22,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.shape, self.images = tuple(facts["input_shape"]), bool(facts["images"])
-        self.scale, self.offset = float(facts["scale"]), float(facts["offset"])
+        self.scale, self.offset = (self._factor(facts[name]) for name in ("scale", "offset"))
         outputs = torch.tensor(facts["label_maps"][facts["label_map_of"][client]])
         labels = torch.full((facts["classes"],), -1)
         labels[outputs] = torch.arange(len(outputs))
@@ -58,8 +58,14 @@ class Classifier(nn.Module):
                 f"inputs have shape {list(torch.as_tensor(inputs).shape)}, and this model takes "
                 f"[m, {', '.join(map(str, wanted))}]"
             )
-        numbers = stored.to(like).mul(self.scale).add(self.offset)
-        return numbers.reshape(count, *self.shape)
+        numbers = stored.reshape(count, *self.shape).to(like)
+        return numbers.mul(_on(like, self.scale)).add(_on(like, self.offset))
+
+    def _factor(self, fact: float | list[float]) -> float | Tensor:
+        """Return one number, or one for each feature in the shape of an input."""
+        if isinstance(fact, list):
+            return torch.tensor(fact, dtype=torch.float64).reshape(self.shape)
+        return float(fact)
 
     @property
     def _size(self) -> int:
@@ -77,6 +83,10 @@ class Classifier(nn.Module):
         found = self.labels[self(self.prepare(inputs)).argmax(dim=1)]
         self.train(was_training)
         return found
+
+
+def _on(like: Tensor, fact: float | Tensor) -> float | Tensor:
+    return fact.to(like) if isinstance(fact, Tensor) else fact
 
 
 def rebuild_classifier(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cobo_dist.tasks.base import Task
 from cobo_dist.tasks.language.task import Language
 from cobo_dist.tasks.quadratic import Quadratic
@@ -24,6 +27,18 @@ def facts_of(task: Task) -> dict[str, str]:
             least, most = min(map(len, numbers)), max(map(len, numbers))
             facts[name] = f"{least} examples a client" + (f" to {most}" if most > least else "")
     return facts | {"digest": task.fingerprint()}
+
+
+def label_counts(task: Task) -> NDArray[np.int64] | None:
+    """Return each client's number of training examples with each of its labels, [n, C]; None: no labels."""
+    if not isinstance(task, Classification):
+        return None
+    examples, classes = task.examples, task.examples.labels_of.shape[1]
+    counts = [
+        examples.labels_of[client][examples.targets[own]].bincount(minlength=classes)
+        for client, own in enumerate(task.split_of["train"])
+    ]
+    return np.stack([one.numpy() for one in counts])
 
 
 def data_in_memory(task: Task) -> tuple[str, int]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.host import free_memory
 
 
 def read_arrays(
@@ -31,6 +32,7 @@ def read_arrays(
         with file:
             found = list(file.files)
             names = [name for name in wanted or found if name in found]
+            _refuse_too_large(file, names, source)
             return {name: np.asarray(file[name]) for name in names}, found
     except (
         ValueError,
@@ -45,3 +47,15 @@ def read_arrays(
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{source} is no readable npz: {reason}; write it anew") from None
+
+
+def _refuse_too_large(file: Any, names: list[str], source: str) -> None:
+    """Refuse arrays that do not fit into memory, by the sizes in the archive: zeros compress well."""
+    members = {info.filename.removesuffix(".npy"): info.file_size for info in file.zip.infolist()}
+    size, free = sum(members.get(name, 0) for name in names), free_memory()
+    if size > free:
+        raise ConfigError(
+            f"{source} unpacks to {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free; "
+            f"use a "
+            "smaller file, or a machine with more memory"
+        )

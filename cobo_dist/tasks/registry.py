@@ -11,8 +11,8 @@ from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 for _module in (
-    *("cnn", "cross_device", "cross_silo", "digits", "language.config", "models", "quadratic"),
-    "resnet9",
+    *("classification", "cnn", "cross_device", "cross_silo", "digits", "language.config", "models"),
+    *("quadratic", "resnet9"),
 ):
     import_module(f"cobo_dist.tasks.{_module}")  # each registers its own
 
@@ -37,4 +37,27 @@ def build_task(
             f"model.name={model.name} is no {_KINDS[wanted]}; task.name={config.name} takes "
             f"{', '.join(fitting)}"
         )
-    return config.build(model, data, seed, dtype)
+    task = config.build(model, data, seed, dtype)
+    if lacking := [name for name in _MEMBERS if not hasattr(task, name)]:
+        raise ConfigError(
+            f"task.name={config.name}: build returned a {type(task).__name__} without {', '.join(lacking)}; "
+            "return an object with all members of cobo_dist.Task"
+        )
+    return task
+
+
+_MEMBERS = (
+    *(
+        "name",
+        "clients",
+        "clusters",
+        "splits",
+        "metrics",
+        "engines",
+        "accumulation",
+        "model",
+        "start",
+    ),
+    *("loss", "score", "means", "training", "evaluation", "fingerprint", "train_sizes"),
+)
+"""What every task has (`tasks.base.Task`)."""

@@ -45,6 +45,10 @@ class ModelSection(Section):
         yield from ()
 
 
+OWNED_DATA_KEYS = ("file", "text_dir")
+"""Keys of `data` that only some tasks read; the others refuse them."""
+
+
 class TaskSection(Section):
     """The config of a task, and what others ask of it before the data are read."""
 
@@ -53,6 +57,7 @@ class TaskSection(Section):
     default_model: ClassVar[str] = "mlp"
     model_kind: ClassVar[Literal["classifier", "language", "none"]] = "classifier"
     splits: ClassVar[tuple[str, ...]] = ("validation", "test")  # that may be evaluated
+    data_keys: ClassVar[tuple[str, ...]] = ()  # of `OWNED_DATA_KEYS`, those that the task reads
 
     name: str = ""
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.clients.batches import BatchIndices, number_of
 from cobo_dist.clients.engine_choice import ENGINES
 from cobo_dist.clients.engines import Batch
+from cobo_dist.clients.graphs import GraphedFunction
 from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
 from cobo_dist.registry import BUILT_IN, register
-from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
+from cobo_dist.tasks.augmentation import Augmentation, dropout_keys, dropout_mask
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.functions import LossName, MetricNames, refuse_wrong_loss
 from cobo_dist.tasks.held_out import explain_lack
@@ -26,6 +30,9 @@ from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 IMAGE_SCALE, IMAGE_OFFSET = 1.0 / 127.5, -1.0
 """Bytes 0 .. 255 of an image become numbers in [-1, 1]: scale * byte + offset."""
+
+Make = Callable[[Tensor, Tensor], Batch]
+"""Makes a batch of example numbers [m, B] and the numbers [k, m] of their clients."""
 
 CHECKED_EXAMPLES = 8
 """Examples on which a plug-in's loss is tried before training."""
@@ -94,9 +101,9 @@ class Examples:
     labels_of: Tensor  # int64 [n, classes]
     dtype: torch.dtype  # of a batch
     channels_last: bool = False  # memory format of a batch of images
-    scale: float = (
-        1.0  # by which the data's numbers became `inputs`; images as bytes have their own
-    )
+    # The data's numbers became `inputs` as scale * number + offset; images as bytes have their own.
+    scale: float | Sequence[float] = 1.0  # one number, or one for each feature
+    offset: float | Sequence[float] = 0.0
 
     @property
     def are_images(self) -> bool:
@@ -142,8 +149,11 @@ class ClientExamples:
 
     examples: Examples
     splits: Splits
-    clusters: Sequence[int]  # [n], the cluster of each client
+    clusters: Sequence[int] | None  # [n], the cluster of each client; None: there are none
     pools: Sequence[int] = ()  # [n], of which validation is a fraction; empty: each client's own
+    names: Sequence[str] = ()  # [n], of the clients; empty if they have none
+    notices: tuple[str, ...] = ()  # what a user should know of the data, a line each
+    label_names: Sequence[str] = ()  # [classes] in the source; empty where clients share examples
 
 
 class ExampleBatches:
@@ -162,7 +172,6 @@ class ExampleBatches:
         """Read for `clients`; `dropout` is the share and the number of features it may drop."""
         self.examples, self.ids, self.seed, self.dropout = examples, tuple(clients), seed, dropout
         device = examples.inputs.device
-        self.clients = torch.tensor(self.ids, device=device)
         own = [train[client].to(device) for client in clients]
         self.streams, self.views = {}, {}
         for stream in streams:
@@ -171,6 +180,11 @@ class ExampleBatches:
             )
             if data.augment and examples.are_images:
                 self.views[stream] = Augmentation(seed, stream, clients, examples.inputs)
+        self._make: dict[str, Make] = {stream: partial(self._gather, stream) for stream in streams}
+
+    def use_graphs(self) -> None:
+        """Make batches by CUDA graphs from now on: a few launches in place of about seventy."""
+        self._make = {stream: GraphedFunction(make) for stream, make in self._make.items()}
 
     def batch(
         self, t: int, stream: str, rows: Tensor | None = None, part: int | None = None
@@ -179,21 +193,29 @@ class ExampleBatches:
 
         With `part`, of that batch of epoch t.
         """
-        numbers, clients_m = self.streams[stream], self.clients
+        numbers, device = self.streams[stream], self.examples.inputs.device
         which = None if rows is None else rows.tolist()
         if part is not None:
             indices_mb = numbers.part(t, part, range(len(self.ids)) if which is None else which)
         elif rows is None:
             indices_mb = numbers.batch(t)
         else:
-            indices_mb = numbers.batch(t).index_select(0, to_device(rows, clients_m.device))
-        if rows is not None:
-            clients_m = clients_m.index_select(0, to_device(rows, clients_m.device))
+            indices_mb = numbers.batch(t).index_select(0, to_device(rows, device))
+        ids = self.ids if which is None else [self.ids[row] for row in which]
         t = number_of(t, part)
-        examples = self.examples
+        columns = [torch.tensor(ids, dtype=torch.int64)]
+        if stream in self.views:
+            columns.append(self.views[stream].keys(t, which))
+        if self.dropout[0]:
+            columns.append(dropout_keys(self.seed, stream, ids, t))
+        return self._make[stream](indices_mb, to_device(torch.stack(columns), device))
+
+    def _gather(self, stream: str, indices_mb: Tensor, numbers_km: Tensor) -> Batch:
+        """Return the batch of these examples, on the device; `numbers_km`: client ids, then keys of draws."""
+        examples, (clients_m, *keys) = self.examples, numbers_km
         targets = examples.labels_of[clients_m[:, None], examples.targets[indices_mb]]
         if stream in self.views:
-            stored = self.views[stream](indices_mb, t, which)
+            stored = self.views[stream](indices_mb, keys[0])
         else:
             # index_select takes a third of the time of plain indexing.
             stored = examples.inputs.index_select(0, indices_mb.flatten())
@@ -202,9 +224,7 @@ class ExampleBatches:
         share, features = self.dropout
         if not share:
             return batch
-        ids = self.ids if which is None else [self.ids[row] for row in which]
-        shape = (indices_mb.shape[1], features)
-        mask = dropout_mask(self.seed, stream, ids, t, shape, share, targets.device)
+        mask = dropout_mask(keys[-1], (indices_mb.shape[1], features), share)
         return (*batch, mask.to(batch[0].dtype))
 
 
@@ -233,12 +253,17 @@ class Classification(Task):
         self.metrics = ("loss", *config.metrics)
         self.split_seed = data.split_seed(seed)
         loaded = config.load(data, self.split_seed, dtype)
-        order = config.client_order(len(loaded.clusters), self.split_seed)
+        order = config.client_order(len(loaded.splits["train"]), self.split_seed)
         self.examples = replace(loaded.examples, labels_of=loaded.examples.labels_of[order])
         self.split_of = {
             split: [own[client] for client in order] for split, own in loaded.splits.items()
         }
-        self.clusters: tuple[int, ...] | None = tuple(loaded.clusters[client] for client in order)
+        clusters = loaded.clusters
+        self.clusters: tuple[int, ...] | None = (
+            None if clusters is None else tuple(clusters[client] for client in order)
+        )
+        self.names = tuple(loaded.names[client] for client in order) if loaded.names else ()
+        self.notices, self.label_names = loaded.notices, tuple(loaded.label_names)
         self.pools = loaded.pools and [loaded.pools[client] for client in order]
         self.data, self.seed, self.dtype = data, seed, dtype
         self.model_config, self.clients = model, len(order)
@@ -268,10 +293,9 @@ class Classification(Task):
             config = self.config.model_copy(update={"validation_fraction": fraction})
             return list(map(len, config.load(self.data, self.split_seed, self.dtype).splits[split]))
 
-        assert self.clusters is not None, "classification knows its clusters"
         now, train = ([len(own) for own in self.split_of[name]] for name in (split, "train"))
         pools = self.pools or [sum(pair) for pair in zip(now, train, strict=True)]
-        return explain_lack(fraction, pools, self.clusters, now, sizes)
+        return explain_lack(fraction, pools, self.clusters or [0] * self.clients, now, sizes)
 
     def model(self) -> nn.Module:
         """Return a classifier at x^0."""
@@ -359,11 +383,26 @@ class Classification(Task):
             "input_shape": list(examples.shape),
             "images": examples.are_images,
             "scale": IMAGE_SCALE if examples.are_images else examples.scale,
-            "offset": IMAGE_OFFSET if examples.are_images else 0.0,
+            "offset": IMAGE_OFFSET if examples.are_images else examples.offset,
             "classes": examples.labels_of.shape[1],
             "label_maps": maps.tolist(),
             "label_map_of": map_of.tolist(),
         }
+
+    def partition(self) -> dict[str, NDArray[Any]]:
+        """Return client, split and label of every example, where each belongs to one client."""
+        if not self.label_names:
+            return {}
+        labels = self.examples.targets.cpu().numpy()
+        client, split = np.zeros(len(labels), np.int64), np.zeros(len(labels), np.uint8)
+        for number, name in enumerate(("train", "validation", "test")):
+            for i, own in enumerate(self.split_of[name]):
+                client[own.numpy()], split[own.numpy()] = i, number
+        names = {"names": np.array(self.names)} if self.names else {}
+        label_names = np.array(self.label_names)
+        return {
+            "client": client, "split": split, "label": labels, "label_names": label_names, **names
+        }  # fmt: skip
 
     def fingerprint(self) -> str:
         """Return a digest of examples, labels and splits."""

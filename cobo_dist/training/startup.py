@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 
 from cobo_dist.checkpoint import resume
@@ -16,6 +18,7 @@ from cobo_dist.comm.session import Session
 from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import Plugin
 from cobo_dist.run_config import RunConfig
+from cobo_dist.storage.array_schema import PARTITION, check_arrays
 from cobo_dist.storage.checkpoint_format import Damaged
 from cobo_dist.storage.disk import SMALL_FILE_BYTES, explain_start
 from cobo_dist.storage.owner import Ownership
@@ -26,6 +29,7 @@ from cobo_dist.storage.schema import (
     ENVIRONMENT_FILE,
     FORMAT,
     MODEL_FILE,
+    PARTITION_FILE,
     PLUGINS_DIR,
     Environment,
     ModelRecord,
@@ -142,12 +146,20 @@ def write_head(
         environment.resumed = [*before.resumed, now]
         environment.init_from = before.init_from
     for plugin in plugins:
-        if plugin.is_file:
-            (folder.path / PLUGINS_DIR).mkdir(exist_ok=True)
-            folder.write_text(f"{PLUGINS_DIR}/{plugin.file.name}", plugin.file.read_text("utf-8"))
+        for name, content in plugin.copies.items():
+            copy = f"{PLUGINS_DIR}/{name}"
+            (folder.path / copy).parent.mkdir(parents=True, exist_ok=True)
+            with folder.replacing(copy, len(content)) as draft:
+                draft.write_bytes(content)
     folder.write_text(CONFIG_FILE, config_yaml)
     folder.write_record(ENVIRONMENT_FILE, environment)
     folder.write_record(MODEL_FILE, ModelRecord(format=FORMAT, **task.model_facts()))
+    partition: Mapping[str, Any] = task.partition()
+    if partition:
+        check_arrays(PARTITION, partition)
+        nbytes = sum(one.nbytes for one in partition.values())
+        with folder.replacing(PARTITION_FILE, nbytes) as draft, draft.open("wb") as file:
+            np.savez_compressed(file, **partition)
 
 
 def announce(

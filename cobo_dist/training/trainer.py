@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from torch import Tensor
 from torch.profiler import profile
 
 from cobo_dist.algorithms.base import RoundResult
@@ -99,6 +100,18 @@ class Trainer:
         if not isinstance(result, RoundResult):
             name, given = type(self.learner.algorithm).__name__, type(result).__name__
             raise RunFailure(f"{name}.round returned a {given}; return RoundResult(losses)")
+        count = len(self.learner.clients.ids)
+        losses: object = result.losses_c
+        if not isinstance(losses, Tensor) or losses.shape != (count,):
+            given = (
+                f"shape {tuple(losses.shape)}"
+                if isinstance(losses, Tensor)
+                else type(losses).__name__
+            )
+            raise RunFailure(
+                f"{type(self.learner.algorithm).__name__}.round returned losses of {given}; return a tensor "
+                f"with one loss for each of this rank's {count} clients"
+            )
         return result
 
     def _log_start(self) -> None:

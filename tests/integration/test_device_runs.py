@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,9 +16,11 @@ from device_counts import train_alone
 from pool import VirtualCudaPool
 from problems import rows, train, write_quadratic, write_texts
 from safetensors.numpy import load_file
+from virtual_cuda import virtual_cuda
 from vision_data import write_images
 
 from cobo_dist.algorithms.registry import ALGORITHMS
+from cobo_dist.checkpoint.writer import PendingCheckpoint
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.channel import Channel
 from cobo_dist.comm.session import Session
@@ -183,6 +186,44 @@ def test_a_resumed_run_continues_as_on_the_cpu(
         more = [f"run.resume={newest}", "run.rounds=3", f"run.dir={resumed}", "run.eval_every=0"]
         cuda_pool.run(3 - ranks, train_each, [[*run, *more]])
         assert_close(resumed, tmp_path / "cpu0")
+
+
+class LastMomentWriter:
+    """In place of the thread that writes a checkpoint: it begins when training waits for it."""
+
+    def __init__(self, pending: PendingCheckpoint, files: Any) -> None:
+        self.pending, self.files = pending, files
+
+    def is_alive(self) -> bool:
+        return True
+
+    def join(self) -> None:
+        self.pending.write(self.files)
+
+
+def test_a_checkpoint_is_not_changed_by_the_rounds_that_follow_it(tmp_path: Path) -> None:
+    """Its copies leave the device on a stream of their own, while training goes on."""
+
+    def write_late(self: PendingCheckpoint, files: Any) -> None:
+        self._thread = LastMomentWriter(self, files)  # type: ignore[assignment]
+
+    run = [*digits("ifca"), "run.rounds=4", "run.checkpoint_every=2", "run.engine=vectorised"]
+    run += ["run.keep_checkpoints=3"]
+    for device in ("cpu", "cuda:0"):
+        with ExitStack() as patches:
+            if device != "cpu":
+                patches.enter_context(virtual_cuda())
+            patches.enter_context(
+                mock.patch.object(PendingCheckpoint, "write_in_background", write_late)
+            )
+            train_alone(device, [*run, f"run.dir={tmp_path / device}"])
+    reference = tmp_path / "cpu" / "checkpoints" / "round-000000002"
+    files = sorted(reference.glob("*.safetensors"))
+    assert files
+    for path in files:
+        mine = load_file(tmp_path / "cuda:0" / "checkpoints" / reference.name / path.name)
+        for name, value in load_file(path).items():
+            np.testing.assert_allclose(mine[name], value, 2e-5, 2e-5, err_msg=name)
 
 
 def test_clients_move_between_devices(cuda_pool: VirtualCudaPool, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pool import RankPool
 from problems import train
@@ -26,6 +28,35 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     client.execute()
     (said,) = [cell.outputs[0]["text"] for cell in notebook.cells[-2:-1]]
     assert float(said.partition("%")[0]) > 80
+
+
+def test_own_data_finds_the_hospitals_that_swap_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "own_data.py"))
+    *accuracies, clusters = capsys.readouterr().out.splitlines()[-6:]
+    assert [line.split()[0] for line in accuracies] == ["Aalen", "Bern", "Chur", "Davos", "Enna"]
+    assert all(float(line.split()[-1]) > 0.85 for line in accuracies)
+    assert clusters == "clusters [0 0 0 1 1]"
+
+
+def test_own_partition_separates_even_from_odd_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has a help text, and a refusal of its own."""
+    plugin = f"plugins={EXAMPLES / 'own_partition.py'}"
+    given = [plugin, "task.name=classification", "task.partition.name=even_odd"]
+    assert main([*given, "task.partition.clients=3", f"run.dir={tmp_path / 'odd'}"]) == 2
+    assert "task.partition.clients=3 cannot be halved" in capsys.readouterr().err
+    quick = ["run.rounds=1", "run.threads=1", "log.figures=false", "log.progress=none"]
+    assert main([*given, *quick, "task.partition.clients=6", f"run.dir={tmp_path / 'run'}"]) == 0
+    with np.load(tmp_path / "run" / "partition.npz") as arrays:
+        assert sorted(set(arrays["client"].tolist())) == list(range(6))
+        assert np.array_equal(arrays["client"] >= 3, arrays["label"] % 2 == 1)
+    assert (tmp_path / "run" / "plugins" / "own_partition.py").is_file()
+    assert main(["--help", "task.partition.even_odd", plugin]) == 0
+    assert "task.partition.name=even_odd: Even labels" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

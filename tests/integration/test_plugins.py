@@ -6,10 +6,13 @@ import csv
 import importlib
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import environment
 from pool import RankPool
 from problems import QUIET, models, train, write_quadratic
 
@@ -397,6 +400,196 @@ def test_the_examples_statistic(problem: Path, tmp_path: Path) -> None:
     assert main(given) == 0
 
 
+# -- hostile cases -------------------------------------------------------------------------------------
+
+
+def quiet(folder: Path, *more: str) -> list[str]:
+    return [
+        f"run.dir={folder}", "run.rounds=4", "run.eval_every=4", "log.progress=none",
+        "log.figures=false", "run.threads=1", *more,
+    ]  # fmt: skip
+
+
+def fedprox(path: Path, name: str, *changes: tuple[str, str]) -> Path:
+    code = (EXAMPLES / "own_algorithm.py").read_text().replace('"fedprox"', f'"{name}"')
+    for old, new in changes:
+        assert old in code
+        code = code.replace(old, new)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(code)
+    return path
+
+
+def test_a_run_can_be_overwritten_from_its_own_copy_of_the_plugin(tmp_path: Path) -> None:
+    """Also with the ends of lines and the encoding of another system."""
+    plugin = fedprox(
+        tmp_path / "gone.py", "gone", ('"""FedProx', '# -*- coding: latin-1 -*-\n"""F')
+    )
+    plugin.write_bytes(plugin.read_bytes().replace(b"\n", b"\r\n").replace(b"FedAvg", b"F\xe9dAvg"))
+    run = tmp_path / "run"
+    assert main(quiet(run, f"plugins={plugin}", "algorithm.name=gone")) == 0
+    assert (run / "plugins/gone.py").read_bytes() == plugin.read_bytes()
+    plugin.unlink()
+    load_plugins([])
+    again = ["--config", str(run / "config.yaml"), "log.progress=none", "log.figures=false"]
+    assert main([*again, "run.overwrite=true"]) == 0
+    assert main([*again, "run.rounds=6", "run.resume=auto"]) == 0
+
+
+def test_a_runs_config_means_the_plugin_that_the_run_kept(tmp_path: Path) -> None:
+    plugin = fedprox(tmp_path / "ed.py", "ed")
+    run, again = tmp_path / "run", tmp_path / "again"
+    assert main(quiet(run, f"plugins={plugin}", "algorithm.name=ed")) == 0
+    fedprox(plugin, "ed", ("losses_c = ", "x_cd.zero_()\n        losses_c = "))
+    assert (
+        main(["--config", str(run / "config.yaml"), f"run.dir={again}", "log.progress=none"]) == 0
+    )
+    for name, model in models(run).items():
+        np.testing.assert_array_equal(model, models(again)[name])
+
+
+def test_a_package_and_what_it_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It can be loaded twice in a process, has a copy, and a change in any of its files is seen."""
+    fedprox(tmp_path / "pk/algo.py", "pkprox")
+    (tmp_path / "pk/__init__.py").write_text("from . import algo\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = quiet(tmp_path / "run", "plugins=pk", "algorithm.name=pkprox")
+    assert main(given) == 0
+    assert main(quiet(tmp_path / "other")) == 0  # forgets it
+    assert main([*given, "run.overwrite=true"]) == 0
+    assert (tmp_path / "run/plugins/pk/algo.py").exists()
+    fedprox(
+        tmp_path / "pk/algo.py",
+        "pkprox",
+        ("losses_c = ", "raise ValueError('deep')\n        losses_c = "),
+    )
+    assert main([*given, "run.rounds=6", "run.resume=auto"]) == 2
+    assert "was written with another plug-in pk" in capsys.readouterr().err
+    assert main([*given, "run.overwrite=true"]) == 1
+    assert re.search(r"pk/algo.py, line \d+: ValueError: deep", capsys.readouterr().err)
+
+
+def test_a_plugin_imports_its_neighbours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = fedprox(
+        tmp_path / "sib/a.py", "sib", ("import numpy as np", "import numpy as np\nfrom helper_x import K"),
+        ("points - start_cd[rows]", "K * (points - start_cd[rows])"),
+    )  # fmt: skip
+    (plugin.parent / "helper_x.py").write_text("K = 1.0\n")
+    given = quiet(tmp_path / "run", f"plugins={plugin}", "algorithm.name=sib")
+    assert main(given) == 0
+    assert (tmp_path / "run/plugins/helper_x.py").exists()
+    (plugin.parent / "helper_x.py").write_text("K = -5.0\n")
+    assert main([*given, "run.rounds=6", "run.resume=auto"]) == 2
+    assert "another plug-in" in capsys.readouterr().err
+
+
+def test_a_path_in_a_config_may_be_relative_to_it(tmp_path: Path) -> None:
+    fedprox(tmp_path / "exp/mine.py", "mine")
+    (tmp_path / "exp/c.yaml").write_text("plugins: [mine.py]\nalgorithm: {name: mine}\n")
+    assert main(["--config", str(tmp_path / "exp/c.yaml"), *quiet(tmp_path / "run")]) == 0
+
+
+def test_another_config_may_be_read_while_a_run_goes_on(tmp_path: Path) -> None:
+    """A callback looks at another run, which has no plug-ins; this one has a statistic of its own."""
+    import cobo_dist
+
+    assert main(quiet(tmp_path / "base")) == 0
+
+    class Look(cobo_dist.Callback):
+        def begin(self, run: object) -> None:
+            assert cobo_dist.open_run(tmp_path / "base").config.plugins == ()
+
+    plugin = f"plugins={EXAMPLES / 'own_statistic.py'}"
+    given = quiet(tmp_path / "run", plugin, "algorithm.alignment=clipped")
+    run = cobo_dist.fit(overrides=given, callbacks=[Look()])
+    assert run.summary is not None
+    once_more = cobo_dist.fit(run.config, [f"run.dir={tmp_path / 'again'}"])
+    assert once_more.summary is not None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("return Weights(", "return np.ones(3) if 1 else Weights(", "weights is a ndarray; make it"),
+        ("RoundResult(losses_c)", "RoundResult(losses_c.mean())", "returned losses of shape"),
+        ("RoundResult(losses_c)", "RoundResult([1.0])", "returned losses of list"),
+        (
+            "    def round(self",
+            "    def state(self):\n        return None\n\n    def round(self",
+            r"state\(\) returned a NoneType; return an AlgorithmState",
+        ),
+        (
+            "    def round(self",
+            "    def __init__(self, *parts):\n        self.weights = None\n\n    def round(self",
+            r"__init__ does not call super\(\).__init__",
+        ),
+    ],
+)  # fmt: skip
+def test_what_an_algorithm_makes_is_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, says: str
+) -> None:
+    plugin = fedprox(tmp_path / "mine.py", "mine", (old, new))
+    assert main(quiet(tmp_path / "run", f"plugins={plugin}", "algorithm.name=mine")) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(says, error), error
+
+
+def test_a_section_that_raises_is_refused_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raises = "\n\n        def contradiction(self):\n            raise KeyError('x')\n"
+    plugin = fedprox(
+        tmp_path / "mine.py", "mine", ("(FedAvg: 0)\")", f"(FedAvg: 0)\"){raises}")
+    )  # fmt: skip
+    for command in (main, plan.main):
+        given = [f"plugins={plugin}", "algorithm.name=mine"]
+        assert command([*given, "ranks=2"] if command is plan.main else given) == 2
+        assert re.fullmatch(
+            r"error: \S*mine.py, line \d+: KeyError: 'x'; .*\n", capsys.readouterr().err
+        )
+
+
+ENTRY = "[cobo_dist.plugins]\nmine = {}\n"
+
+
+@pytest.mark.parametrize("name", ["goodpoint", "badpoint"])
+def test_installed_plugins(tmp_path: Path, name: str) -> None:
+    """One that cannot be loaded is told where a name is unknown, and stops nothing else."""
+    site = tmp_path / "site"
+    fedprox(site / "goodpoint.py", "pointed")
+    (site / "badpoint.py").write_text("1 / 0\n")
+    info = site / "mine-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(ENTRY.format(name))
+
+    def run(*given: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cobo_dist.train", *quiet(tmp_path / "run"), *given]
+        path = f"{site}:{EXAMPLES.parent}"
+        return subprocess.run(
+            command, env=environment(PYTHONPATH=path), capture_output=True, text=True
+        )
+
+    assert run("run.overwrite=true").returncode == 0
+    done = run("algorithm.name=pointed", "run.overwrite=true")
+    if name == "goodpoint":
+        assert done.returncode == 0, done.stderr
+        fedprox(
+            site / "goodpoint.py", "pointed", ("losses_c = ", "x_cd.zero_()\n        losses_c = ")
+        )
+        done = run("algorithm.name=pointed", "run.rounds=6", "run.resume=auto")
+        assert done.returncode == 2
+        assert "another plug-in goodpoint" in done.stderr
+    else:
+        assert done.returncode == 2
+        assert "the installed plug-in mine cannot be loaded: badpoint.py, line 1" in done.stderr
+
+
 # -- what is checked before training -------------------------------------------------------------------
 
 LOSSES = {
@@ -541,10 +734,3 @@ def test_help_says_which_plugin_cannot_be_loaded(
     for topic in ("algorithm.cobo", "run.seed", ""):
         assert main([f"plugins={plugin}", "--help", *filter(None, [topic])]) == 0
         assert "line 1: ZeroDivisionError" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["", ".rel", "a..b"])
-def test_what_is_no_module_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([f"plugins={name}"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{name!r} is no module; give its whole name" in line

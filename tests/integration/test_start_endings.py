@@ -44,7 +44,7 @@ def hang(place: str) -> None:
     """Let a rank wait for ever as it reads data, and say in a file that it is there."""
     from cobo_dist.training import build
 
-    def prepare(*args: object) -> None:
+    def prepare(*args: object, **named: object) -> None:
         Path(place, f"reads_{os.environ['RANK']}").touch()
         time.sleep(600)
 

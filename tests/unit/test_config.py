@@ -14,7 +14,16 @@ from pydantic import ValidationError
 
 import cobo_dist
 from cobo_dist.cli.train import main
-from cobo_dist.config import VARIANTS, Config, all_keys, describe_keys, load_config
+from cobo_dist.config import (
+    VARIANTS,
+    Config,
+    all_keys,
+    config_of,
+    describe_keys,
+    groups,
+    load_config,
+    owners_of,
+)
 from cobo_dist.errors import ConfigError
 
 
@@ -155,7 +164,7 @@ def test_help_lists_every_key_with_type_default_and_meaning(
                     kind = lines[n].split("(")[1].split(",")[0]
                     assert kind, lines[n]
                     assert "typing" not in kind, lines[n]
-                    assert "class" not in kind, lines[n]
+                    assert "<class" not in kind, lines[n]
                     meaning = lines[n + 1].strip()
                     assert len(meaning) >= 8, f"the meaning of {key} is {meaning!r}"
                     assert meaning != "None"
@@ -164,12 +173,27 @@ def test_help_lists_every_key_with_type_default_and_meaning(
 def test_every_key_of_help_exists() -> None:
     """The other direction: `all_keys` lists no key that does not exist."""
     real = set()
-    for section, variants in VARIANTS.items():
-        for name in variants:
-            real |= set(
-                leaves(load_config(None, [f"{section}.name={name}"]).model_dump(by_alias=True))
-            )
+    for group, variant in groups().items():
+        section, _, rest = group.partition(".")
+        above = [f"{section}.name={one}" for one in owners_of(section, rest)] if rest else []
+        for name in variant.names:
+            config = load_config(None, [*above[:1], f"{group}.name={name}"])
+            real |= set(leaves(config.model_dump(by_alias=True)))
     assert {key for key, _ in all_keys()} == real
+
+
+def test_arguments_replace_a_variant_inside_a_section(tmp_path: Path) -> None:
+    """What only the old name has is dropped, in a section and in a group of it."""
+    (tmp_path / "f.yaml").write_text(
+        "task: {name: classification, partition: {name: dirichlet, alpha: 1.0, clients: 5}}\n"
+    )
+    config = load_config(str(tmp_path / "f.yaml"), ["task.partition.name=shards"])
+    assert config.flat()["task.partition.name"] == "shards"
+    assert config.flat()["task.partition.clients"] == 5
+    assert "task.partition.alpha" not in config.flat()
+    assert load_config(str(tmp_path / "f.yaml"), ["task.name=digits"]).task.name == "digits"
+    again = config_of(config, {"task.change.name": "labels"})
+    assert again.flat()["task.partition.name"] == "shards"
 
 
 # -- round trip ----------------------------------------------------------------------------------------

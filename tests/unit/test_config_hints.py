@@ -169,6 +169,14 @@ def test_hints_for_files(tmp_path: Path, text: str, hint: str, better: str) -> N
         (["comm.deterministic=true", "run.engine=vectorised"], "leave run.engine at auto"),
         (["comm.deterministic=true", "comm.dtype=bfloat16"], "leave comm.dtype at model"),
         (["comm.deterministic=true", "run.threads=3"], "leave run.threads at 0"),
+        (["data.file=/nope.npz"], "is not read by task.name=digits, but by cross_device, cross_silo"),
+        (["task.name=quadratic", "data.text_dir=/nope"], "drop it or set task.name=language"),
+        (["task.partition.alpha=1"], "drop it or set task.name=classification"),
+        (["task.name=classification", "task.partition.alpha=1"],
+         "task.partition.alpha is no key of task.partition.name=iid; it belongs to dirichlet, quantity"),
+        (["task.name=classification", "task.partition.name=dirichet"], "did you mean dirichlet?"),
+        (["task.name=classification", "task.partition.aplha=1"], "did you mean task.partition.alpha?"),
+        (["task.name=classification", "task.source=csv"], "for example task.source.name=csv"),
     ],
 )  # fmt: skip
 def test_hints_for_arguments(arguments: list[str], hint: str) -> None:

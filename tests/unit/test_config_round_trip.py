@@ -23,6 +23,8 @@ any_text = st.text(FIT_FOR_FILES, max_size=60) | st.sampled_from(
 floats = st.floats(0, 1e15)
 configs = st.fixed_dictionaries(
     {
+        "task.name": st.just("cross_silo"),  # which reads data.file
+        "model.name": st.just("mlp"),
         "run.dir": any_text,
         "run.resume": any_text,
         "run.device": any_text,

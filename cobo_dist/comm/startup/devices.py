@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+from pathlib import Path
 
 import torch
 
@@ -40,8 +43,11 @@ def choose_device(wanted: str, backend: str, launch: Launch) -> torch.device:
 def why_cpu(wanted: str, backend: str, launch: Launch) -> str:
     """Return why `auto` takes the CPU although this host has GPUs; empty if it does not, or has none."""
     gpus, ranks = _gpus(launch), launch.local_world_size
-    if wanted != "auto" or not gpus or backend == "nccl":
+    if wanted != "auto" or backend == "nccl":
         return ""
+    if not gpus:
+        why = why_no_gpu()
+        return why and f"run.device=auto takes the CPU: {why}"
     if backend == "mpi":
         return (
             f"run.device=auto takes the CPU: comm.backend=mpi carries memory of the CPU; "
@@ -53,6 +59,50 @@ def why_cpu(wanted: str, backend: str, launch: Launch) -> str:
             f"{gpus}, or share GPUs with run.device=cuda comm.backend=gloo"
         )
     return ""
+
+
+def why_no_gpu() -> str:
+    """Return why torch sees no GPU although this host has a driver.
+
+    Empty without a driver, and where CUDA_VISIBLE_DEVICES hides the GPUs on purpose (empty, or -1).
+    """
+    sign, visible = _sign_of_driver(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not sign or visible in ("", "-1"):
+        return ""
+    found = f"this host has {sign}, but"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"{found} torch {torch.__version__} is a build for the CPU; install a build for CUDA"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        reason = _short(error)
+    else:
+        return ""
+    remedy = f"update the driver, or install a build of torch for it (this one: CUDA {torch.version.cuda})"
+    if "no NVIDIA driver" in reason:
+        remedy = (
+            "start the container with --gpus all (docker) or --nv (apptainer), or load the driver"
+        )
+    elif "No CUDA GPUs" in reason and visible:
+        reason += f" with CUDA_VISIBLE_DEVICES={visible}"
+        remedy = "correct the variable, or ask the scheduler for a GPU"
+    elif "No CUDA GPUs" in reason:
+        remedy = "ask the scheduler for a GPU; nvidia-smi lists those that this process may use"
+    return f"{found} torch {torch.__version__} cannot use a GPU: {reason}; {remedy}"
+
+
+def _sign_of_driver() -> str:
+    """Return by what this host shows that it has an NVIDIA driver; empty where nothing does."""
+    if Path("/proc/driver/nvidia").exists():
+        return "/proc/driver/nvidia"
+    return shutil.which("nvidia-smi") or ""
+
+
+def _short(error: BaseException) -> str:
+    """Return the reason in a message of torch's start of CUDA, without its advice."""
+    text = " ".join(str(error).split())
+    number = re.search(r"Error \d+: .*", text)  # what CUDA itself says
+    return number.group() if number else text.partition(". ")[0]
 
 
 def wire_device(device: torch.device, backend: str) -> torch.device:
@@ -74,10 +124,8 @@ def _choose_gpu(
 ) -> torch.device:
     ranks = launch.local_world_size
     if not gpus:
-        raise HostConfigError(
-            f"run.device={wanted} but torch sees no CUDA device (torch {torch.__version__}); "
-            "use run.device=cpu"
-        )
+        why, seen = why_no_gpu(), f"torch sees no CUDA device (torch {torch.__version__})"
+        raise HostConfigError(f"run.device={wanted} but {why or seen}; use run.device=cpu")
     if number is not None and ranks > 1 and not shared:
         raise ConfigError(
             f"run.device={wanted} would put {ranks} ranks of this host on one GPU, which NCCL refuses; "

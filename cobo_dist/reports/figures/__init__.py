@@ -9,6 +9,7 @@ matrices          heat maps of the weights (Figures 3 and 5)
 shares            what each client gives the others, where weights sum to 1 (Figure 4)
 links             the graph of links
 profile           where a round's time goes
+gpus              busy share, memory and power of the GPUs
 client_selection  two clients and their midpoint (Figure 1)
 """
 
@@ -22,6 +23,7 @@ from cobo_dist.reports.figures.client_selection import draw_client_selection
 from cobo_dist.reports.figures.curves import draw_metric
 from cobo_dist.reports.figures.decay import draw_decay
 from cobo_dist.reports.figures.factors import draw_factors
+from cobo_dist.reports.figures.gpus import draw_gpus
 from cobo_dist.reports.figures.links import draw_graph
 from cobo_dist.reports.figures.matrices import draw_all_weights, draw_weights
 from cobo_dist.reports.figures.profile import draw_profile
@@ -46,7 +48,7 @@ def draw_over_rounds(groups: Sequence[Group], out: Path) -> list[Path]:
     """Draw what compares the methods on one problem: curves, decay, and W of those that learn it.
 
     Where weights sum to 1, this includes each client's weights over the rounds, and where a run was
-    profiled, its time.
+    profiled or on GPUs, its time and what the GPUs did.
     """
     metric = problem_metric(groups)
     files = [] if metric == "loss" else draw_metric(groups, metric, out / f"{metric}.png")
@@ -59,6 +61,7 @@ def draw_over_rounds(groups: Sequence[Group], out: Path) -> list[Path]:
     if len(entries) > 1:
         files += draw_all_weights(entries, out / "weights_all.png")
     files += draw_profile(groups, out / "profile.png")
+    files += draw_gpus(groups, out / "gpus.png")
     sharing = [group for group, weights in entries if weights.share]
     for group in sharing:
         name = "shares" if len(sharing) == 1 else f"shares_{slug(group.label)}"

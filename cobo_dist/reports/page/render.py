@@ -34,6 +34,9 @@ _CAPTIONS = {
     "logged; bold: their exponential moving average; grey: an equal share.",
     "profile": "Where a round's time goes on each rank, mean over rounds after the first 10. Each second "
     "counts once, to the innermost kind of work.",
+    "gpus": "The GPU of each rank: the share of the time in which kernels ran, memory that tensors use "
+    "(dotted: that PyTorch took from the GPU) and power, whenever metrics were written. The first seed of "
+    "each method.",
     "factors": "Final values against one factor of the problem at a time; bars: ± one standard "
     "deviation over seeds.",
     "figure1": "Client selection: gradients at the midpoint of two models decide whether their "

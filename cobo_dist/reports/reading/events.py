@@ -10,10 +10,13 @@ from cobo_dist.host import free_memory
 from cobo_dist.reports.reading.series import Series
 from cobo_dist.storage.files import read_file
 from cobo_dist.storage.reading import NotJson, SchemaError, read_row
-from cobo_dist.storage.schema import METRICS, EvalRow, ProfileRow, RoundRow, Row
+from cobo_dist.storage.schema import METRICS, EvalRow, GpuRow, ProfileRow, RoundRow, Row
 
 Profile = dict[int, dict[str, list[float]]]
 """By round and kind of work, the seconds on each rank."""
+Gpus = dict[int, dict[str, list[float]]]
+"""By round and quantity of a row `gpu`, the value on each rank; NaN where it is not known."""
+_GPU_QUANTITIES = ("utilisation", "allocated", "reserved", "power")
 
 
 @dataclass
@@ -29,13 +32,14 @@ class Metrics:
     rounds: dict[str, Series] = field(default_factory=dict)
     parts: dict[str, dict[int, int | None]] = field(default_factory=dict)
     profile: Profile = field(default_factory=dict)
+    gpus: Gpus = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, row: Row | None) -> None:
         """Enter one row. Events of other kinds are not needed here.
 
         Raises:
-            SchemaError: a profile has lists of different lengths.
+            SchemaError: a profile, or a row of GPUs, has lists of different lengths.
         """
         if isinstance(row, RoundRow):
             for key, value in row:
@@ -48,6 +52,11 @@ class Metrics:
             if len({len(ranks) for ranks in row.seconds.values()}) != 1:
                 raise SchemaError("seconds are not one list of all ranks for each kind")
             self.profile[row.round] = row.seconds
+        elif isinstance(row, GpuRow):
+            values = {name: [or_nan(one) for one in getattr(row, name)] for name in _GPU_QUANTITIES}
+            if len({len(ranks) for ranks in values.values()}) != 1:
+                raise SchemaError("the quantities of GPUs are not one list of all ranks each")
+            self.gpus[row.round] = values
 
     def _add_eval(self, row: EvalRow) -> None:
         for metric in (*METRICS, *(row.model_extra or {})):  # plug-ins add metrics

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.reports.reading.events import Profile, read_metrics
+from cobo_dist.reports.reading.events import Gpus, Profile, read_metrics
 from cobo_dist.reports.reading.method import read_method
 from cobo_dist.reports.reading.seriation import seriate
 from cobo_dist.reports.reading.series import Series, link_strengths
@@ -110,6 +110,7 @@ class Run:
     summary: Summary | None
     notes: tuple[str, ...]
     profile: Profile = field(default_factory=dict)
+    gpus: Gpus = field(default_factory=dict)
     method: schema.Method = field(default_factory=schema.Method)
 
     @property
@@ -170,6 +171,7 @@ def read_run(path: Path) -> Run:
         summary=summary,
         notes=(*metrics.notes, *_kept(path, config)),
         profile=_of_last_ranks(metrics.profile),
+        gpus=_of_last_ranks(metrics.gpus),
         method=method_of(1 if weights is None else weights.clients),
     )
     _check_clients(run)
@@ -186,7 +188,7 @@ def _kept(path: Path, config: Mapping[str, object]) -> list[str]:
     )
 
 
-def _of_last_ranks(profile: Profile) -> Profile:
+def _of_last_ranks(profile: Profile | Gpus) -> Profile:
     """Leave out rounds of a run that was resumed on another number of ranks, with other kinds of work."""
     if not profile:
         return {}

@@ -37,7 +37,6 @@ class Functions(TorchFunctionMode):
             Tensor.is_cpu.__get__: lambda one: not on_device(one),
             Tensor.get_device: lambda one: 0 if on_device(one) else -1,
             Tensor.is_pinned: lambda one, *_: is_pinned(one),
-            Tensor.record_stream: lambda one, stream: None,
             Tensor.pin_memory: self._pin,
             Tensor.cpu: lambda one, **_: self._move(one, CPU),
             Tensor.cuda: lambda one, *_, **how: self._move(one, CUDA, **how),
@@ -142,8 +141,6 @@ class Functions(TorchFunctionMode):
         if to:
             return mark_on_device(moved)
         if non_blocking:  # torch takes pinned memory for this
-            with unwatched():
-                source = moved.detach().clone()
             mark_pinned(moved)
-            streams.copy_later(moved.detach(), source)
+            streams.copy_later(moved.detach(), tensor)
         return moved

@@ -103,6 +103,7 @@ class Kernels(TorchDispatchMode):
         if place and name != "_local_scalar_dense":
             if name not in _FREE and not _is_view(func):
                 counts.kernel(_SEVERAL.get(name, 1))
+                streams.launched()
             mark_on_device(result)
         return result
 
@@ -112,6 +113,7 @@ class Kernels(TorchDispatchMode):
         behind = bool(rest[0] if rest else kwargs.get("non_blocking", False))
         if to and origin:
             counts.kernel()
+            streams.launched()
         elif to:
             counts.upload(source.nbytes, blocks=not behind)
         elif origin and behind and is_pinned(target):

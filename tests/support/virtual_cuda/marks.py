@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
+from virtual_cuda import memory
 from virtual_cuda.counts import site
 
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
+_ON_DEVICE = "on_virtual_cuda"
 
 
 class VirtualCudaError(RuntimeError):
@@ -49,7 +51,7 @@ def _storage(tensor: Tensor) -> Any:
 
 def on_device(tensor: Tensor) -> bool:
     """Return whether a tensor lies on the virtual device."""
-    return hasattr(_storage(tensor), "on_virtual_cuda")
+    return hasattr(_storage(tensor), _ON_DEVICE)
 
 
 def is_pinned(tensor: Tensor) -> bool:
@@ -59,7 +61,7 @@ def is_pinned(tensor: Tensor) -> bool:
 
 def mark_on_device(result: Any) -> Any:
     """Put every tensor of a result on the virtual device; return the result."""
-    return _mark(result, "on_virtual_cuda")
+    return _mark(result, _ON_DEVICE)
 
 
 def mark_pinned(result: Any) -> Any:
@@ -70,6 +72,8 @@ def mark_pinned(result: Any) -> Any:
 def _mark(result: Any, name: str) -> Any:
     def one(item: Any) -> Any:
         if isinstance(item, Tensor) and (storage := _storage(item)) is not None:
+            if name == _ON_DEVICE and not hasattr(storage, name):
+                memory.current.allocate(storage)
             setattr(storage, name, True)
         return item
 

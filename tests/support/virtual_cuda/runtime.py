@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from virtual_cuda import nccl, streams
+from virtual_cuda import memory, nccl, streams
 from virtual_cuda.functions import Functions
 from virtual_cuda.graphs import Recorder
 from virtual_cuda.kernels import Kernels
@@ -32,9 +32,9 @@ def _properties(device: Any = None) -> SimpleNamespace:
 
 
 @contextmanager
-def virtual_cuda(gpus: int = 1) -> Iterator[None]:
-    """Let torch see `gpus` virtual GPUs of this host in this thread."""
-    kernels = Kernels()
+def virtual_cuda(gpus: int = 1, total_memory: int = memory.LARGE_BYTES) -> Iterator[memory.Memory]:
+    """Let torch see `gpus` virtual GPUs of this host in this thread; they share `total_memory` bytes."""
+    kernels, held = Kernels(), memory.Memory(total_memory)
     cuda = mock.patch.multiple(
         torch.cuda,
         is_available=lambda: True,
@@ -42,14 +42,21 @@ def virtual_cuda(gpus: int = 1) -> Iterator[None]:
         is_initialized=lambda: True,
         set_device=lambda device: None,
         current_device=lambda: 0,
-        synchronize=lambda device=None: streams.wait_for_device("torch.cuda.synchronize"),
-        max_memory_allocated=lambda device=None: 0,
+        synchronize=lambda device=None: streams.wait_for_all("torch.cuda.synchronize"),
+        mem_get_info=held.free,
+        memory_allocated=lambda device=None: held.allocated,
+        memory_reserved=lambda device=None: held.allocated,
+        max_memory_allocated=lambda device=None: held.peak,
+        reset_peak_memory_stats=held.reset_peak,
         empty_cache=lambda: None,
         get_device_properties=_properties,
-        current_stream=streams.Stream,
+        current_stream=streams.current,
+        stream=streams.using,
+        Stream=streams.Stream,
         Event=streams.Event,
     )
     autocast = mock.patch.object(torch, "autocast", Autocast)
     recorder = mock.patch("cobo_dist.clients.graphs.CudaRecorder", Recorder)
-    with cuda, autocast, recorder, nccl.patched(), kernels, Functions(kernels):
-        yield
+    memory_here = mock.patch.object(memory, "current", held)
+    with cuda, autocast, recorder, memory_here, nccl.patched(), kernels, Functions(kernels):
+        yield held

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
+from cobo_dist.comm.startup import devices
 from cobo_dist.comm.startup import launch_env as launching
 from cobo_dist.comm.startup.devices import choose_device, why_cpu, wire_device
 from cobo_dist.comm.startup.launch_env import Launch, check_open_files, read_launch
@@ -307,6 +309,73 @@ def test_auto_takes_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("auto", "auto", rank_of(1, 2)) == torch.device("cpu")
     gpus(monkeypatch, 2)
     assert choose_device("auto", "auto", rank_of(1, 2)) == torch.device("cuda", 1)
+
+
+TOO_OLD = (
+    "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by "
+    "downloading and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+)
+UNSUPPORTED = (
+    "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling "
+    "NumCudaDevices() that might have already set an error? Error 803: system has unsupported display "
+    "driver / cuda driver combination"
+)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "says", "visible", "words"),
+    [
+        (None, "", None, ["is a build for the CPU", "install a build for CUDA"]),
+        (
+            "13.0",
+            TOO_OLD,
+            None,
+            ["too old (found version 11040);", "update the driver", "CUDA 13.0"],
+        ),
+        ("13.0", UNSUPPORTED, "0", ["GPU: Error 803: system has unsupported", "update the driver"]),
+        ("13.0", "Found no NVIDIA driver on your system. Please", None, ["--gpus all", "--nv"]),
+        ("13.0", "No CUDA GPUs are available", "NoDevFiles", ["CUDA_VISIBLE_DEVICES=NoDevFiles"]),
+        ("13.0", "No CUDA GPUs are available", None, ["ask the scheduler for a GPU"]),
+    ],
+)
+@pytest.mark.parametrize("sign", ["nvidia-smi", "/proc/driver/nvidia"])
+def test_a_gpu_that_torch_cannot_use_is_explained(
+    monkeypatch: pytest.MonkeyPatch,
+    cuda: str | None,
+    says: str,
+    visible: str | None,
+    words: list[str],
+    sign: str,
+) -> None:
+    def init() -> None:
+        if says:
+            raise RuntimeError(says)
+
+    gpus(monkeypatch, 0)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(devices, "Path", lambda name: Path("/" if name == sign else "/none"))
+    monkeypatch.setattr(devices.shutil, "which", lambda name: name if name == sign else None)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert choose_device("auto", "auto", rank_of(0, 1)) == torch.device("cpu")
+    for text in (
+        why_cpu("auto", "auto", rank_of(0, 1)),
+        device_refusal("cuda", "auto", rank_of(0, 1)),
+    ):
+        assert all(word in text for word in [*words, f"this host has {sign}, but torch"]), text
+        assert text.splitlines() == [text]
+    assert not why_cpu("cpu", "auto", rank_of(0, 1)), "as asked"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
+    assert not why_cpu("auto", "auto", rank_of(0, 1))
+
+
+def test_a_host_without_a_gpu_explains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 0)
+    monkeypatch.setattr(devices, "Path", lambda name: Path("/none"))
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    assert not why_cpu("auto", "auto", rank_of(0, 1))
 
 
 @pytest.mark.parametrize(

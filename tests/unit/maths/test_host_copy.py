@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from virtual_cuda import counted, on_device, virtual_cuda
+from virtual_cuda import VirtualCudaError, counted, on_device, virtual_cuda
 
 from cobo_dist.maths.host_copy import host_copies
 
@@ -31,9 +32,11 @@ def test_copies_equal_the_views_and_stay() -> None:
         assert copy.stride() == named[name].stride()
 
 
-def test_a_gpu_is_waited_for_once_and_later() -> None:
+@pytest.mark.parametrize("total_memory", [1 << 37, 300], ids=["much memory", "little memory"])
+def test_a_gpu_is_waited_for_once_and_later(total_memory: int) -> None:
+    """With little memory there is no copy on the device, so the copies stay in the main stream's order."""
     expected = views("cpu")
-    with virtual_cuda():
+    with virtual_cuda(total_memory=total_memory) as memory:
         named = views("cuda")
         with counted() as counts:
             copies, wait = host_copies(named)
@@ -41,7 +44,29 @@ def test_a_gpu_is_waited_for_once_and_later() -> None:
         assert counts.syncs.total() == 0, counts.describe()
         assert counts.to_host.total() == (8 + 5) * 4 + 3 * 8, "the rows that are used, once"
         assert copies["row"].isnan().all(), "not there yet"
+        with counted() as waited:
+            float(named["row"].sum())  # the main stream
+        assert waited.syncs.total() == 1
+        behind = total_memory > 300
+        assert copies["row"].isnan().all() == behind, "another stream brings them"
+        held = memory.allocated
         wait()
+        assert (memory.allocated < held) == behind, "the copy on the GPU has gone"
         for name, copy in copies.items():
             assert not on_device(copy)
             assert torch.equal(copy, expected[name]), name
+
+
+def test_the_virtual_gpu_sees_a_copy_that_is_not_guarded() -> None:
+    """Rows that change under a copy of another stream, and a stream that does not wait for the rows."""
+    with virtual_cuda():
+        rows = torch.ones(4, device="cuda")
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream), pytest.raises(VirtualCudaError, match="does not wait"):
+            rows.to("cpu", non_blocking=True)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            copy = rows.to("cpu", non_blocking=True)
+        rows.zero_()
+        stream.synchronize()
+        assert copy.tolist() == [0.0] * 4

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from virtual_cuda import virtual_cuda
 
 from cobo_dist.comm.mixing_plan import MixingPlans, RankMixing
 from cobo_dist.comm.placement import Placement
@@ -47,12 +48,16 @@ def least(block: np.ndarray) -> int:
 
 
 def deliver(plan: BlockPlan, x_sd: torch.Tensor, receivers: int) -> torch.Tensor:
-    payload = torch.empty(plan.models, x_sd.shape[1], dtype=x_sd.dtype)
-    if plan.models:
-        pack(plan, x_sd, payload)
-    into = torch.ones(receivers, x_sd.shape[1], dtype=x_sd.dtype)  # `unpack` adds
-    if plan.models:
-        unpack(plan, payload, into)
+    """Return the product, added to other numbers; the first one replaces what lies there."""
+    payload = torch.full_like(x_sd[:1], float("nan")).repeat(plan.models, 1)
+    into = torch.ones_like(x_sd[:1]).repeat(receivers, 1)
+    if not plan.models:
+        return into - 1.0
+    pack(plan, x_sd, payload)
+    unpack(plan, payload, into)
+    alone = torch.full_like(into, float("nan"))
+    unpack(plan, payload, alone, first=True)
+    torch.testing.assert_close(alone, into - 1.0, rtol=0, atol=1e-12)
     return into - 1.0
 
 
@@ -74,6 +79,17 @@ def test_all_plans_deliver_the_product_and_the_chosen_one_is_cheapest(block: np.
             delivered, torch.from_numpy(block) @ x_sd, rtol=0, atol=1e-12, msg=make.__name__
         )
     assert plan_block(block).models == least(block)
+
+
+@settings(deadline=None, max_examples=40)
+@given(blocks())
+def test_all_plans_deliver_the_product_on_a_gpu(block: np.ndarray) -> None:
+    x_sd = torch.from_numpy(np.random.default_rng(block.size).normal(size=(block.shape[1], 7)))
+    expected = torch.from_numpy(block) @ x_sd
+    for make in PLANS:
+        with virtual_cuda():
+            found = deliver(make(Block.of(block)), x_sd.to("cuda"), block.shape[0]).cpu()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12, msg=make.__name__)
 
 
 @st.composite

@@ -6,6 +6,7 @@ import hashlib
 import pickle
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from cobo_dist.cli.prepare import main as prepare
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.tasks.augmentation import Augmentation, dropout_mask
+from cobo_dist.tasks.augmentation import Augmentation, dropout_keys, dropout_mask
 from cobo_dist.tasks.images import load_images
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.tasks.supervised import Classification
@@ -184,7 +185,7 @@ def test_augmented_images_are_crops_of_the_reflected_image() -> None:
     stored = torch.from_numpy(generator.integers(0, 256, size=(5, 12, 9, 3), dtype=np.uint8))
     views = Augmentation(3, "local", [4, 7], stored)
     numbers = torch.tensor([[0, 1, 2, 3, 4, 0, 0, 0], [4, 3, 2, 1, 0, 0, 0, 0]])
-    drawn = views(numbers, t=11)
+    drawn = views(numbers, views.keys(11))
     padded = F.pad(stored.permute(0, 3, 1, 2).float(), (4, 4, 4, 4), mode="reflect").byte()
     offsets, flips = set(), set()
     for row in range(2):
@@ -212,23 +213,30 @@ def test_augmented_images_are_crops_of_the_reflected_image() -> None:
 def test_augmentation_depends_only_on_seed_round_and_client() -> None:
     stored = torch.arange(4 * 16 * 16 * 3).remainder(251).to(torch.uint8).view(4, 16, 16, 3)
     numbers = torch.arange(4).repeat(2, 1)
-    both = Augmentation(3, "local", [4, 7], stored)(numbers, 5)
-    alone = Augmentation(3, "local", [7], stored)(numbers[:1], 5)
-    picked = Augmentation(3, "local", [4, 7], stored)(numbers[:1], 5, [1])
+
+    def drawn(
+        seed: int, stream: str, clients: list[int], t: int, rows: list[int] | None = None
+    ) -> Any:
+        views = Augmentation(seed, stream, clients, stored)
+        keys = views.keys(t, rows)
+        return views(numbers[: len(keys)], keys)
+
+    both, alone = drawn(3, "local", [4, 7], 5), drawn(3, "local", [7], 5)
     assert torch.equal(both[1], alone[0])
-    assert torch.equal(both[1], picked[0])
+    assert torch.equal(both[1], drawn(3, "local", [4, 7], 5, [1])[0])
     assert not torch.equal(both[0], both[1])
     for other in (
-        Augmentation(3, "local", [7], stored)(numbers[:1], 6),
-        Augmentation(4, "local", [7], stored)(numbers[:1], 5),
-        Augmentation(3, "midpoint", [7], stored)(numbers[:1], 5),
+        drawn(3, "local", [7], 6),
+        drawn(4, "local", [7], 5),
+        drawn(3, "midpoint", [7], 5),
     ):
         assert not torch.equal(other, alone)
 
 
 def test_offsets_are_uniform() -> None:
     ramp = torch.arange(32).to(torch.uint8)[None, :, None, None].expand(1, 32, 32, 1).contiguous()
-    views = Augmentation(0, "local", [0], ramp)(torch.zeros(1, 4500, dtype=torch.int64), 0)
+    augmentation = Augmentation(0, "local", [0], ramp)
+    views = augmentation(torch.zeros(1, 4500, dtype=torch.int64), augmentation.keys(0))
     # Row 10 of the view shows row 10 + offset, offset in -4..4.
     counts = torch.bincount(views[0, :, 10, 0, 0].long() - 6, minlength=9)
     assert len(counts) == 9
@@ -236,12 +244,14 @@ def test_offsets_are_uniform() -> None:
 
 
 def test_masks_drop_their_share_and_keep_the_mean() -> None:
-    mask = dropout_mask(1, "local", [3, 5], 2, (50, 40), 0.2)
+    mask = dropout_mask(dropout_keys(1, "local", [3, 5], 2), (50, 40), 0.2)
     assert mask.shape == (2, 50, 40)
     assert set(mask.unique().tolist()) == {0.0, 1.25}
     assert abs(float(mask.mean()) - 1.0) < 0.05
-    assert torch.equal(mask[1], dropout_mask(1, "local", [5], 2, (50, 40), 0.2)[0])
-    assert not torch.equal(mask[1], dropout_mask(1, "local", [5], 3, (50, 40), 0.2)[0])
+    assert torch.equal(mask[1], dropout_mask(dropout_keys(1, "local", [5], 2), (50, 40), 0.2)[0])
+    assert not torch.equal(
+        mask[1], dropout_mask(dropout_keys(1, "local", [5], 3), (50, 40), 0.2)[0]
+    )
 
 
 def test_dropout_acts_in_training_only(images: Path) -> None:

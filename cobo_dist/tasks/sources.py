@@ -1,0 +1,171 @@
+"""Sources of labeled examples: what `task.source.name` names, and the sources `npz` and `sklearn`.
+
+Shapes: N examples, those of the source's test set last.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from cobo_dist.errors import ConfigError
+from cobo_dist.registry import class_of, register
+from cobo_dist.settings import Section, Text
+from cobo_dist.tasks.npz import read_arrays
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """Examples as a source has them.
+
+    `x`: images as bytes uint8 [N, H, W, C], or numbers float [N, ...]. `y`: labels, whole numbers or text
+    [N]. The last `test` of them are the source's test set. `client`: name of each example's client [N]; of
+    the training examples alone where the test set names none.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+    source: str  # for messages: key and value
+    test: int = 0
+    client: NDArray[Any] | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> int:
+        """How many examples are not of the test set."""
+        return len(self.x) - self.test
+
+
+class SourceSection(Section):
+    """The config of a source. `read` returns its examples."""
+
+    name: str = ""
+
+    @abstractmethod
+    def read(self) -> Labeled:
+        """Return the examples.
+
+        Raises:
+            ConfigError: missing or malformed data.
+        """
+
+
+register.new_kind(
+    "source",
+    "a class derived from cobo_dist.SourceSection",
+    check=class_of(SourceSection),
+    section_of=lambda target: target,
+)
+
+
+@register.source("npz")
+class NpzSource(SourceSection):
+    """Arrays of a file: x_train, y_train, and if there are, x_test, y_test, client, client_test."""
+
+    file: Text = Field("", description="path of the file")
+
+    def read(self) -> Labeled:
+        """Return the arrays; uint8 of two or three dimensions after the first is an image."""
+        key = f"task.source.file={self.file}"
+        names = ("x_train", "y_train", "x_test", "y_test", "client", "client_test")
+        path = Path(self.file).expanduser()
+        arrays, found = read_arrays(path, key, "give the path of an npz", names)
+        parts = ["train", *(["test"] if {"x_test", "y_test"} & {*arrays} else [])]
+        for name in [f"{which}_{part}" for part in parts for which in "xy"]:
+            if name not in arrays:
+                raise ConfigError(
+                    f"{key} lacks the array {name!r}, and holds {', '.join(sorted(found)) or 'nothing'}; "
+                    "save x_train and y_train, and x_test and y_test or neither"
+                )
+        xs = [_inputs(arrays[f"x_{part}"], f"x_{part}", key) for part in parts]
+        ys = [
+            _labels(arrays[f"y_{part}"], f"y_{part}", len(x), key)
+            for part, x in zip(parts, xs, strict=True)
+        ]
+        if len({x.shape[1:] for x in xs}) > 1 or len({x.dtype for x in xs}) > 1:
+            raise ConfigError(
+                f"{key}: x_train is {_kind(xs[0])} and x_test {_kind(xs[1])}; they must be alike"
+            )
+        column = _column(arrays, [len(x) for x in xs], key)
+        unused = sorted(set(found) - set(names))
+        notices = (f"{key}: {', '.join(unused)} is not used",) if unused else ()
+        test = len(xs[1]) if len(xs) > 1 else 0
+        return Labeled(np.concatenate(xs), np.concatenate(ys), key, test, column, notices)
+
+
+def _kind(x: NDArray[Any]) -> str:
+    return f"{x.dtype} {list(x.shape)}"
+
+
+def _inputs(x: NDArray[Any], name: str, key: str) -> NDArray[Any]:
+    if x.dtype.kind not in "iufb" or x.ndim < 2 or not x.size:
+        raise ConfigError(
+            f"{key}: {name} is {_kind(x)}, but must be numbers [N, ...] with at least one example and one "
+            "feature; convert it"
+        )
+    if x.dtype == np.uint8 and x.ndim in (3, 4):
+        images = x[..., None] if x.ndim == 3 else x
+        if images.shape[3] not in (1, 3):
+            raise ConfigError(
+                f"{key}: {name} is {_kind(x)}, but images are uint8 [N, H, W] or [N, H, W, 1 or 3]; move "
+                "the channels last, or save it as float32"
+            )
+        return images
+    finite = np.isfinite(x.reshape(len(x), -1)).all(axis=1) if x.dtype.kind == "f" else True
+    if not np.all(finite):
+        first = int(np.argmin(finite))
+        raise ConfigError(
+            f"{key}: {name}[{first}] holds a NaN or an infinity; drop or fill {np.sum(~finite)} examples"
+        )
+    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
+
+
+def _labels(y: NDArray[Any], name: str, count: int, key: str) -> NDArray[Any]:
+    if y.shape != (count,):
+        raise ConfigError(
+            f"{key}: {name} is {_kind(y)}, but must be one label for each of {count} examples"
+        )
+    return y
+
+
+def _column(arrays: dict[str, NDArray[Any]], counts: list[int], key: str) -> NDArray[Any] | None:
+    """Return the clients' names of all examples, or of the training examples where that is all there is."""
+    given = [name for name in ("client", "client_test") if name in arrays]
+    if "client_test" in given and ("client" not in given or len(counts) == 1):
+        raise ConfigError(
+            f"{key} holds client_test, but no {'x_test' if 'client' in given else 'client'}; add it"
+        )
+    for name, count in zip(given, counts, strict=False):  # a test set may name no clients
+        column = arrays[name]
+        if column.shape != (count,) or column.dtype.kind not in "iuU":
+            raise ConfigError(
+                f"{key}: {name} is {_kind(column)}, but must be a whole number or text for each of {count} "
+                "examples; convert it"
+            )
+    return np.concatenate([arrays[name] for name in given]) if given else None
+
+
+_BUNDLED = ("digits", "wine", "breast_cancer", "iris")
+
+
+@register.source("sklearn")
+class SklearnSource(SourceSection):
+    """A set that scikit-learn brings along; it needs no file and no network."""
+
+    set: Literal["digits", "wine", "breast_cancer", "iris"] = Field(
+        "digits", description="which one; digits are images of 8 x 8 pixels"
+    )
+
+    def read(self) -> Labeled:
+        """Return the set; digits have the shape [1, 8, 8]."""
+        from sklearn import datasets
+
+        x, y = getattr(datasets, f"load_{self.set}")(return_X_y=True)
+        x = x.reshape(-1, 1, 8, 8) if self.set == "digits" else x
+        return Labeled(x, y, f"task.source.set={self.set}")
