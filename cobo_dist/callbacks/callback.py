@@ -60,9 +60,10 @@ class Callback:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(map(str, first["loc"]))
-            raise ConfigError(
-                f"{type(self).__name__}: {key}={first['input']!r} is refused: {first['msg']}"
-            ) from None
+            why = f"{key}={first['input']!r} is refused: {first['msg']}"
+            if first["type"] == "missing":
+                why = f"{key} must be given"
+            raise ConfigError(f"{type(self).__name__}: {why}") from None
 
     @property
     def title(self) -> str:

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -94,15 +93,20 @@ class CommandParser(argparse.ArgumentParser):
             from cobo_dist.config.help import describe_keys, describe_sections, describe_topic
             from cobo_dist.config.loading import load_plugins_for
 
-            with suppress(ConfigError):  # help is for a command line that does not work, too
+            note = ""
+            try:
                 load_plugins_for(file, [topic, *settings] if "=" in topic else settings)
+            except ConfigError as error:  # help is for a command line that does not work, too
+                if file is None or os.path.exists(file):
+                    note = f"not described here: {error}"
 
             # `--help run.seed=3` is about a key, `--help ranks=4` comes from a command line as it was.
             key = topic.partition("=")[0]
             if topic and not everything and ("=" not in topic or "." in key):
-                return describe_topic(topic)
+                return "\n\n".join(part for part in (describe_topic(topic, note), note) if part)
             sections = f"sections of the config, for --help SECTION:\n{describe_sections()}"
             parts.append(f"keys:\n\n{describe_keys()}" if everything else sections)
+            parts.append(note)
         return "\n\n".join(part for part in (*parts, self.closing) if part)
 
     def paths(self, options: argparse.Namespace) -> list[Path]:

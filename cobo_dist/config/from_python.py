@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from cobo_dist.config.loading import load_plugins_of, read_arguments, read_file, resolve
+from cobo_dist.config.loading import (
+    load_plugins_of,
+    read_arguments,
+    read_file,
+    refuse_moved,
+    resolve,
+)
 from cobo_dist.config.schema import Config, check_across
 from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import load_plugins
@@ -39,7 +45,9 @@ def config_of(config: Given = None, overrides: Overrides = ()) -> Config:
     if isinstance(config, str | os.PathLike):
         path, lines = os.fspath(config), dict[str, int]()
         load_plugins_of(read_file(path, {}), above, beside=path)
-        return resolve(read_file(path, lines), above, f"--config {path}", lines)
+        resolved = resolve(read_file(path, lines), above, f"--config {path}", lines)
+        refuse_moved(path, above, resolved)
+        return resolved
     if config is not None and not isinstance(config, Config | Mapping):
         raise ConfigError(
             f"config={config!r} has type {type(config).__name__}; give the path of a YAML file, nested "

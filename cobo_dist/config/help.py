@@ -43,10 +43,8 @@ class _Part:
         lines = [self.title]
         for key, field in self.keys:
             if f"{key}.".startswith(f"{only}.") or not only:
-                lines.append(
-                    f"  {key}  ({_type_name(field.annotation)}, default {_default(field)})"
-                )
-                lines.append(f"      {field.description}")
+                lines.append(f"  {key}  ({_type_name(field.annotation)}, {_default(field)})")
+                lines += [f"      {field.description}"] if field.description else []
         return "\n".join(lines)
 
 
@@ -77,10 +75,11 @@ def describe_sections() -> str:
     return "\n".join(lines)
 
 
-def describe_topic(topic: str) -> str:
+def describe_topic(topic: str, why_lacking: str = "") -> str:
     """Return the keys of a section (`run`), a name in it (`algorithm.cobo`), a group, or one key.
 
     Of a section with several names, their titles. `algorithm.name=cobo` is `algorithm.cobo`.
+    `why_lacking`: why plug-ins are not known, in place of a hint at another key.
 
     Raises:
         ConfigError: there is no such section or key.
@@ -106,6 +105,7 @@ def describe_topic(topic: str) -> str:
     ]
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]}?" if near else "give one that --help lists, a key, or all"
+    hint = why_lacking or hint
     raise ConfigError(f"--help {topic}: there is no such section or key; {hint}")
 
 
@@ -156,14 +156,23 @@ def _first_line(kind: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.default
+    if field.is_required():
+        return "required"
+    try:
+        value = field.get_default(call_default_factory=True)
+    except (TypeError, ValueError):  # it is made from the other keys
+        return "default computed"
+    return f"default {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
     if value is None:
         return "null"
     if value == "":
         return "empty"
     if isinstance(value, bool):
         return str(value).lower()
-    return str(list(value)).replace("'", "") if isinstance(value, tuple) else str(value)
+    return str(list(value)).replace("'", "") if isinstance(value, tuple | list) else str(value)
 
 
 def _type_name(annotation: Any) -> str:

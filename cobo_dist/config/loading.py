@@ -27,6 +27,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import blaming_plugins, load_plugins
 from cobo_dist.registry import Variant, register
 from cobo_dist.settings import flatten
+from cobo_dist.storage.schema import CHECKPOINTS_DIR
 from cobo_dist.yaml_text import RepeatedKey, YamlError, core_value, read_yaml
 
 MAX_FILE_BYTES = 1 << 18
@@ -51,7 +52,28 @@ def load_config(file: str | None, arguments: Sequence[str]) -> Config:
         str, int
     ] = {}  # how a value is read depends on its key, so the file is read once more
     below = {} if file is None else read_file(file, lines)
-    return resolve(below, read_arguments(arguments), f"--config {file}", lines)
+    above = read_arguments(arguments)
+    config = resolve(below, above, f"--config {file}", lines)
+    refuse_moved(file, above, config)
+    return config
+
+
+def refuse_moved(file: str | None, above: Mapping[str, Any], config: Config) -> None:
+    """Check that the config of a run folder resumes that run: the folder may have been moved or copied.
+
+    Raises:
+        ConfigError: the file is in a folder with checkpoints, and its own run.dir is another one.
+    """
+    given = above.get("run")
+    if file is None or config.run.resume != "auto" or (isinstance(given, dict) and "dir" in given):
+        return
+    folder = Path(file).parent
+    if (folder / CHECKPOINTS_DIR).is_dir() and folder.resolve() != config.run_dir.resolve():
+        raise ConfigError(
+            f"--config {file} is of a run folder, and names run.dir={config.run_dir}, from which "
+            f"run.resume=auto goes on; set run.dir={folder} if the folder was moved, or run.dir to the other "
+            "one"
+        )
 
 
 def resolve(

@@ -52,6 +52,8 @@ def _message(path: Sequence[str], mistake: Any, given: Mapping[str, Any]) -> str
     key, value, kind = ".".join(path), mistake.get("input"), mistake["type"]
     if kind == "extra_forbidden":
         return _unknown_key(path, value, given)
+    if kind == "missing":
+        return f"{key} must be given"
     if kind in (UNKNOWN_VARIANT, "literal_error"):
         names = _literals(mistake.get("ctx", {}))
         if kind == UNKNOWN_VARIANT:

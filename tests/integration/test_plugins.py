@@ -693,3 +693,44 @@ def test_a_name_is_registered_once_in_a_file_that_may_be_loaded_again(
         )
     register.forget("torch.nn.functional")
     register.forget("functools")
+
+
+REQUIRED = """
+from pydantic import Field
+from cobo_dist import Algorithm, AlgorithmSection, register
+
+@register.algorithm("mine")
+class Mine(Algorithm):
+    class Config(AlgorithmSection):
+        mu: float
+        sizes: list[int] = Field(default_factory=lambda: [3, 4], description="some sizes")
+    def round(self, t): ...
+"""
+
+
+def test_help_and_refusals_of_required_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(REQUIRED)
+    assert main([f"plugins={plugin}", "--help", "algorithm.mine"]) == 0
+    shown = capsys.readouterr().out
+    assert "algorithm.mu  (float, required)\n  algorithm.sizes" in shown
+    assert "default [3, 4])\n      some sizes" in shown
+    assert "Undefined" not in shown
+    assert "None" not in shown
+    assert main([f"plugins={plugin}", "algorithm.name=mine"]) == 2
+    assert capsys.readouterr().err == "error: algorithm.mu must be given\n"
+
+
+def test_help_says_which_plugin_cannot_be_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "broken.py"
+    plugin.write_text("1/0\n")
+    assert main([f"plugins={plugin}", "--help", "algorithm.mine"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "line 1: ZeroDivisionError" in line
+    for topic in ("algorithm.cobo", "run.seed", ""):
+        assert main([f"plugins={plugin}", "--help", *filter(None, [topic])]) == 0
+        assert "line 1: ZeroDivisionError" in capsys.readouterr().out

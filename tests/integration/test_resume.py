@@ -450,3 +450,16 @@ def test_what_depends_on_the_number_of_rounds_is_said_by_the_sections(tmp_path: 
         (*found,) = resume_differences(new, yaml.safe_load(old.to_yaml()))
         assert len(found) == bool(why), found
         assert why in "".join(found)
+
+
+def test_the_config_of_a_moved_run_folder_does_not_start_anew(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(done, moved)
+    given = ["--config", str(moved / "config.yaml"), "run.resume=auto"]
+    assert main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"set run.dir={moved} if the folder was moved" in line
+    assert main([*given, f"run.dir={moved}", "--show-run-dir"]) == 0
+    assert main(["--config", str(done / "config.yaml"), "run.resume=auto", "--show-run-dir"]) == 0
