@@ -59,8 +59,11 @@ example:
       --config configs/quickstart.yaml run.dir=runs/first run.seed=1"""
 
 SCRIPTS = {"srun": "train.sbatch", "torchrun": "train_torchrun.sbatch"}
-PATHS = ("run.dir", "data.root", "data.file", "data.text_dir", "task.file", "model.gguf")
-PATHS_OR_NAMES = ("run.resume", "model.path", "model.tokenizer")
+PATHS = (
+    *("run.dir", "data.root", "data.file", "data.text_dir", "task.file", "model.gguf"),
+    *("task.source.file", "task.source.folder", "task.partition.file"),
+)
+PATHS_OR_NAMES = ("run.resume", "run.init_from", "model.path", "model.tokenizer")
 """Keys that hold a path; and those that may hold one: where a file or folder of that name is found."""
 
 _REFUSED = {
@@ -163,16 +166,23 @@ def read_request(arguments: Sequence[str]) -> Request:
 def with_absolute_paths(config: Config) -> Config:
     """Return the config with absolute paths, since the job runs in another folder."""
     for key in (*PATHS, *PATHS_OR_NAMES):
-        section, name = key.split(".")
-        part = getattr(config, section)
-        given = str(config.run_dir) if key == "run.dir" else getattr(part, name, "")
+        *groups, name = key.split(".")
+        parts = [config]
+        for group in groups:
+            parts.append(getattr(parts[-1], group, None))  # another task may not have the group
+        given = str(config.run_dir) if key == "run.dir" else getattr(parts[-1], name, "")
         path = Path(given).expanduser()
         if not given or (key in PATHS_OR_NAMES and not path.exists()):
             continue
-        config = config.model_copy(
-            update={section: part.model_copy(update={name: str(path.absolute())})}
-        )
-    return config
+        changed = parts[-1].model_copy(update={name: str(path.absolute())})
+        for group, part in zip(reversed(groups), reversed(parts[:-1]), strict=True):
+            changed = part.model_copy(update={group: changed})
+        config = changed
+    plugins = [
+        str(Path(one).expanduser().absolute()) if one.endswith(".py") or "/" in one else one
+        for one in config.plugins
+    ]
+    return config.model_copy(update={"plugins": tuple(plugins)})
 
 
 # -- submission ---------------------------------------------------------------------------------------
