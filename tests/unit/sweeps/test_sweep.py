@@ -622,7 +622,9 @@ def test_the_chosen_settings_are_a_config_file(done_before: Path) -> None:
     assert f"python -m cobo_dist.sweep {' '.join(SETTINGS)}" in text
     wanted = ["algorithm.rho=0.5", "run.rounds=5", "run.eval_splits=[validation,test]"]
     assert load_config(str(file), []) == load_config(None, wanted)
-    assert all(f"\n  {key}:" not in text for key in ("dir", "seed", "overwrite"))
+    run = text.partition("\nrun:\n")[2].partition("\ntask:")[0]
+    assert run
+    assert all(f"  {key}:" not in run for key in ("dir", "seed", "overwrite"))
     assert "\n  engine: auto" in text
 
 
