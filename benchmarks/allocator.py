@@ -18,7 +18,7 @@ from pathlib import Path
 
 import floor
 import torch
-from made_up import make_images
+from made_up import make_images, with_images
 
 SETTINGS = ("default", "kept")
 METHOD = "fedavg"
@@ -42,7 +42,7 @@ def main() -> None:
         images = make_images(Path(place) / "images.npz", 8_000, 1_000)
         for name in given.only:
             seconds: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
-            settings = [*floor.WORKS[name].settings, f"data.file={images}"]
+            settings = with_images(floor.WORKS[name].settings, images)
             for _ in range(given.repeats):
                 for setting in SETTINGS:
                     how = argparse.Namespace(allocator=setting, bf16=given.bf16)

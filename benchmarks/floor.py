@@ -34,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from made_up import make_images
+from made_up import make_images, with_images
 from torch import Tensor, nn
 
 RANKS = 2
@@ -133,7 +133,7 @@ def _ours(
     """Return seconds a round of a real run, the engine it used, and its settings."""
     work, folder = WORKS[name], place / "run"
     settings = [
-        *work.settings, *METHODS[method], f"data.file={images}", f"run.rounds={work.rounds}",
+        *with_images(work.settings, images), *METHODS[method], f"run.rounds={work.rounds}",
         f"run.engine={engine}", "run.eval_every=0", "run.log_weights_every=0", "log.profile=true",
         "run.checkpoint_every=0", f"run.autocast={'bfloat16' if arguments.bf16 else 'none'}",
         "log.figures=false", "log.progress=none", "run.overwrite=true", f"run.dir={folder}",

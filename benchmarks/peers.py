@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 from floor import KEPT
-from made_up import make_images
+from made_up import make_images, with_images
 from peers.install import REQUIREMENTS, NotInstalled, cache, environment
 from peers.work import LEARNING_RATE, WORKS, Problem, Work, read_result, write_problem
 from safetensors.torch import load_file
@@ -185,7 +185,7 @@ def run_ours(
     """Return seconds of every round but the last, everything included, and the last model."""
     folder = place / "run"
     settings = [
-        *work.settings, "algorithm.name=fedavg", f"optimizer.lr={LEARNING_RATE}", f"data.file={images}",
+        *with_images(work.settings, images), "algorithm.name=fedavg", f"optimizer.lr={LEARNING_RATE}",
         f"run.rounds={rounds}", f"run.dir={folder}", "run.overwrite=true", "run.eval_every=0",
         "run.log_weights_every=0", "run.checkpoint_every=0", "data.eval_examples=1", "log.profile=true",
         "log.figures=false", "log.progress=none",

@@ -46,10 +46,12 @@ WORKS = {
 
 def write_problem(work: Work, images: Path, rounds: int, path: Path) -> Path:
     """Write x^0 and every client's batch of every round, as cobo_dist draws them, ready for the model."""
+    from made_up import with_images
+
     from cobo_dist.config import load_config
     from cobo_dist.tasks.registry import build_task
 
-    config = load_config(None, [*work.settings, f"data.file={images}"])
+    config = load_config(None, with_images(work.settings, images))
     task = build_task(config.task, config.model, config.data, config.run.seed, torch.float32)
     source = task.training(range(work.clients), torch.device("cpu"))
     inputs, targets = zip(*(source.batch(t, "local")[:2] for t in range(rounds)), strict=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_up import make_images
+from made_up import make_images, with_images
 from peers.work import Problem, Work, read_result, write_problem, write_result
 
 from cobo_dist.config import load_config
@@ -26,7 +26,7 @@ def test_peers_get_the_start_and_batches_of_cobo_dist(kind: str, tmp_path: Path)
     """All of 4 clients' batches of 3 rounds, and how images lie in memory."""
     work, images = WORKS[kind], make_images(tmp_path / "images.npz", 600, 100)
     problem = Problem(write_problem(work, images, work.rounds, tmp_path / "problem.pt"))
-    config = load_config(None, [*work.settings, f"data.file={images}"])
+    config = load_config(None, with_images(work.settings, images))
     task = build_task(config.task, config.model, config.data, config.run.seed, torch.float32)
     source = task.training(range(work.clients), torch.device("cpu"))
     assert (problem.rounds, problem.clients) == (work.rounds, work.clients)
