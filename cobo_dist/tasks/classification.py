@@ -25,9 +25,10 @@ from cobo_dist.lazy import torch
 from cobo_dist.registry import Variant, register
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.changes import ChangeSection
+from cobo_dist.tasks.examples import ClientExamples, Examples
 from cobo_dist.tasks.partitions import Owners, PartitionSection, TrainingLabels, deal, shuffled
 from cobo_dist.tasks.sources import Labeled, SourceSection
-from cobo_dist.tasks.supervised import ClassificationConfig, ClientExamples, Examples
+from cobo_dist.tasks.supervised import ClassificationConfig
 
 _SOURCE = Variant("source", "sklearn")
 _PARTITION = Variant("partition", "iid")

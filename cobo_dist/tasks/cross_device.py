@@ -16,8 +16,8 @@ from cobo_dist.maths import seeds
 from cobo_dist.registry import register
 from cobo_dist.settings import as_tuple
 from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.examples import ClientExamples, split_evenly
 from cobo_dist.tasks.images import ImagesConfig, ImageSet, load_images
-from cobo_dist.tasks.supervised import ClientExamples, split_evenly
 
 Sizes = Annotated[
     tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple), Field(min_length=1)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.examples import Examples
 from cobo_dist.tasks.npz import read_arrays
-from cobo_dist.tasks.supervised import ClassificationConfig, Examples
+from cobo_dist.tasks.supervised import ClassificationConfig
 
 NPZ, TORCHVISION = "cifar100.npz", "cifar-100-python"
 _LABELS = {"fine": "y", "coarse": "coarse"}

@@ -11,7 +11,7 @@ from virtual_cuda import counted, virtual_cuda
 
 from cobo_dist.clients.graphs import GraphedFunction
 from cobo_dist.tasks.base import DataConfig
-from cobo_dist.tasks.supervised import ExampleBatches, Examples
+from cobo_dist.tasks.examples import ExampleBatches, Examples
 
 CLIENTS = 5
 

@@ -1,0 +1,175 @@
+"""Labeled examples, which the device holds once: a client is a list of their indices. Batches of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from cobo_dist.clients.batches import BatchIndices, number_of
+from cobo_dist.clients.engines import Batch
+from cobo_dist.clients.graphs import GraphedFunction
+from cobo_dist.lazy import Tensor, torch
+from cobo_dist.maths.flat import to_device
+from cobo_dist.tasks.augmentation import Augmentation, dropout_keys, dropout_mask
+from cobo_dist.tasks.base import DataConfig
+
+IMAGE_SCALE, IMAGE_OFFSET = 1.0 / 127.5, -1.0
+"""Bytes 0 .. 255 of an image become numbers in [-1, 1]: scale * byte + offset."""
+
+Make = Callable[[Tensor, Tensor], Batch]
+"""Makes a batch of example numbers [m, B] and the numbers [k, m] of their clients."""
+
+Splits = Mapping[str, Sequence[Tensor]]
+"""For "train", "validation" and "test" the example indices of each client."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N labeled examples, and the labels by which n clients know them.
+
+    `inputs` are numbers as the model takes them, or images as bytes (uint8 [N, H, W, C]), which become
+    numbers in [-1, 1] only when a batch is made. `labels_of` [n, classes] maps the label in the data to
+    the client's own label: clusters that permute labels share images.
+    """
+
+    inputs: Tensor
+    targets: Tensor  # int64 [N]
+    labels_of: Tensor  # int64 [n, classes]
+    dtype: torch.dtype  # of a batch
+    channels_last: bool = False  # memory format of a batch of images
+    # The data's numbers became `inputs` as scale * number + offset; images as bytes have their own.
+    scale: float | Sequence[float] = 1.0  # one number, or one for each feature
+    offset: float | Sequence[float] = 0.0
+
+    @property
+    def are_images(self) -> bool:
+        """Whether inputs are bytes of images."""
+        return self.inputs.dtype == torch.uint8
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of one input as the model takes it."""
+        shape = self.inputs.shape[1:]
+        return torch.Size((shape[2], shape[0], shape[1])) if self.are_images else shape
+
+    def to(self, device: torch.device) -> Examples:
+        """Return the same on `device`."""
+        return replace(
+            self,
+            inputs=self.inputs.to(device),
+            targets=self.targets.to(device),
+            labels_of=self.labels_of.to(device),
+        )
+
+    def as_inputs(self, stored: Tensor) -> Tensor:
+        """Return stored inputs as the model takes them: images [..., H, W, C] to [..., C, H, W] in [-1, 1].
+
+        Stored images have their channels last, so a batch with channels last needs no copy.
+        """
+        if not self.are_images:
+            return stored
+        images = stored.movedim(-1, -3).to(self.dtype).mul_(IMAGE_SCALE).add_(IMAGE_OFFSET)
+        return images if self.channels_last else images.contiguous()
+
+    def fingerprint(self, splits: Iterable[Sequence[Tensor]]) -> str:
+        """Return a digest of the examples, the labels and every client's splits."""
+        digest = hashlib.sha256()
+        for tensor in (self.inputs, self.targets, self.labels_of, *(i for s in splits for i in s)):
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ClientExamples:
+    """Examples split over n clients."""
+
+    examples: Examples
+    splits: Splits
+    clusters: Sequence[int] | None  # [n], the cluster of each client; None: there are none
+    pools: Sequence[int] = ()  # [n], of which validation is a fraction; empty: each client's own
+    names: Sequence[str] = ()  # [n], of the clients; empty if they have none
+    notices: tuple[str, ...] = ()  # what a user should know of the data, a line each
+    label_names: Sequence[str] = ()  # [classes] in the source; empty where clients share examples
+
+
+class ExampleBatches:
+    """Training batches of some clients, gathered on the device by example index."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        train: Sequence[Tensor],
+        clients: Sequence[int],
+        seed: int,
+        data: DataConfig,
+        dropout: tuple[float, int] = (0.0, 0),
+        streams: Sequence[str] = ("local", "midpoint"),
+    ) -> None:
+        """Read for `clients`; `dropout` is the share and the number of features it may drop."""
+        self.examples, self.ids, self.seed, self.dropout = examples, tuple(clients), seed, dropout
+        device = examples.inputs.device
+        own = [train[client].to(device) for client in clients]
+        self.streams, self.views = {}, {}
+        for stream in streams:
+            self.streams[stream] = BatchIndices(
+                seed, f"batches {stream}", clients, own, data.examples_a_round
+            )
+            if data.augment and examples.are_images:
+                self.views[stream] = Augmentation(seed, stream, clients, examples.inputs)
+        self._make: dict[str, Make] = {stream: partial(self._gather, stream) for stream in streams}
+
+    def use_graphs(self) -> None:
+        """Make batches by CUDA graphs from now on: a few launches in place of about seventy."""
+        self._make = {stream: GraphedFunction(make) for stream, make in self._make.items()}
+
+    def batch(
+        self, t: int, stream: str, rows: Tensor | None = None, part: int | None = None
+    ) -> Batch:
+        """Return inputs [m, B, ...], targets [m, B] and, with dropout, a mask [m, B, features] of batch t.
+
+        With `part`, of that batch of epoch t.
+        """
+        numbers, device = self.streams[stream], self.examples.inputs.device
+        which = None if rows is None else rows.tolist()
+        if part is not None:
+            indices_mb = numbers.part(t, part, range(len(self.ids)) if which is None else which)
+        elif rows is None:
+            indices_mb = numbers.batch(t)
+        else:
+            indices_mb = numbers.batch(t).index_select(0, to_device(rows, device))
+        ids = self.ids if which is None else [self.ids[row] for row in which]
+        t = number_of(t, part)
+        columns = [torch.tensor(ids, dtype=torch.int64)]
+        if stream in self.views:
+            columns.append(self.views[stream].keys(t, which))
+        if self.dropout[0]:
+            columns.append(dropout_keys(self.seed, stream, ids, t))
+        return self._make[stream](indices_mb, to_device(torch.stack(columns), device))
+
+    def _gather(self, stream: str, indices_mb: Tensor, numbers_km: Tensor) -> Batch:
+        """Return the batch of these examples, on the device; `numbers_km`: client ids, then keys of draws."""
+        examples, (clients_m, *keys) = self.examples, numbers_km
+        targets = examples.labels_of[clients_m[:, None], examples.targets[indices_mb]]
+        if stream in self.views:
+            stored = self.views[stream](indices_mb, keys[0])
+        else:
+            # index_select takes a third of the time of plain indexing.
+            stored = examples.inputs.index_select(0, indices_mb.flatten())
+            stored = stored.view(*indices_mb.shape, *stored.shape[1:])
+        batch: Batch = (examples.as_inputs(stored), targets)
+        share, features = self.dropout
+        if not share:
+            return batch
+        mask = dropout_mask(keys[-1], (indices_mb.shape[1], features), share)
+        return (*batch, mask.to(batch[0].dtype))
+
+
+def split_evenly(indices: Tensor, clients: int) -> list[Tensor]:
+    """Cut shuffled example indices into `clients` parts whose sizes differ by at most one.
+
+    >>> [part.tolist() for part in split_evenly(torch.arange(5), 2)]
+    [[0, 1, 2], [3, 4]]
+    """
+    return list(torch.tensor_split(indices, clients))
