@@ -118,7 +118,7 @@ def test_a_second_sigterm_ends_a_rank_that_waits_for_a_late_peer(tmp_path: Path)
     assert wait_for((tmp_path / "fault").exists, run, 60.0)
     for rank in (0, 1):
         run.signal(rank, signal.SIGTERM)
-    time.sleep(REPEATED_SIGNAL_SECONDS + 1.0)
+    time.sleep(REPEATED_SIGNAL_SECONDS[signal.SIGTERM] + 1.0)
     run.restart_clock()
     for rank in (0, 1):
         run.signal(rank, signal.SIGTERM)
