@@ -127,14 +127,17 @@ def random_arguments(rng: random.Random, folder: Path) -> list[str]:
 
     algorithm = rng.choice(sorted(VARIANTS["algorithm"]))
     owners: dict[str, Any] = {
-        section: VARIANTS[section][name]
+        section: VARIANTS[section][name].section
         for section, name in (("task", "digits"), ("model", "mlp"), ("algorithm", algorithm))
     }
     for section, about in Config.model_fields.items():
         owners.setdefault(section, about.annotation)
-    own = [
+    plain = {"plugins", "callbacks"}  # keys of no section
+    own = [(key, Config.model_fields[key]) for key in sorted(plain)]
+    own += [
         (f"{section}.{field.alias or name}", field)
         for section, owner in owners.items()
+        if section not in plain
         for name, field in owner.model_fields.items()
         if name != "name"
     ]

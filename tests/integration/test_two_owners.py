@@ -35,12 +35,12 @@ REPOSITORY = Path(__file__).parents[2]
 ELSEWHERE = """\
 import os, signal, sys
 from unittest import mock
-from cobo_dist.cli import train
 from cobo_dist.cli.train import main
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.storage import checkpoint_format, owner, owner_record
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
+from cobo_dist.training import figures
 
 owner_record.machine_id = owner.machine_id = lambda: "another boot"
 place, at = {
@@ -50,7 +50,7 @@ place, at = {
     "models": (RunDir, "saving_model"),
     "status": (RunDir, "write_status"),
     "rename": (RunDir, "publish"),
-    "figures": (train, "_draw"),
+    "figures": (figures, "draw_figures"),
 }[sys.argv[1]]
 real, calls = getattr(place, at), 0
 
