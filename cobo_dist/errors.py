@@ -32,6 +32,15 @@ def _one_line(message: str) -> str:
     return found.sub(rf"\1 {limit}", " ".join(message.splitlines()))
 
 
+def words_of(error: BaseException) -> str:
+    """Return what an error says, on one line.
+
+    >>> words_of(ValueError("many   blanks"))
+    'many blanks'
+    """
+    return " ".join(str(error).split())
+
+
 class ConfigError(Exception):
     """Refused before training: config, data, or environment. Exit code 2.
 

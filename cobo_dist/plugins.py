@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cobo_dist.errors import ConfigError, HostConfigError
+from cobo_dist.errors import ConfigError, HostConfigError, words_of
 from cobo_dist.registry import BUILT_IN, register
 
 ENTRY_POINTS = "cobo_dist.plugins"
@@ -158,7 +158,7 @@ def blaming_plugins() -> Iterator[None]:
         raise
     except Exception as error:
         if place := place_in_plugin(error):
-            said = " ".join(str(error).split())
+            said = words_of(error)
             raise ConfigError(
                 f"{place}: {type(error).__name__}: {said}; mend the plug-in"
             ) from error
@@ -176,7 +176,7 @@ def _load(name: str, target: str, beside: Path | None, what: str) -> None:
     sys.dont_write_bytecode = True
     try:
         with register.loading(name):
-            module = _import_file(target, beside) if _is_path(target) else _import(target, beside)
+            module = _import_file(target, beside) if is_path(target) else _import(target, beside)
             own = _own_modules(module, before)
             _state.loaded[name] = _plugin(name, module, own)
     except HostConfigError:
@@ -232,7 +232,8 @@ def _import_file(path: str, beside: Path | None) -> ModuleType:
     return module
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Return whether a plug-in is named by its file and not as a module."""
     return name.endswith(".py") or "/" in name
 
 
@@ -320,7 +321,7 @@ def _reason(error: BaseException) -> str:
         if not one.filename.startswith("<") and Path(one.filename).resolve() != Path(__file__)
     ]
     where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: " if frames else ""
-    said = " ".join(str(error).split())
+    said = words_of(error)
     return f"{where}{type(error).__name__}" + (f": {said}" if said else "")
 
 

@@ -23,6 +23,7 @@ import cobo_dist  # noqa: E402
 from cobo_dist.comm.startup.launch_env import read_launch  # noqa: E402
 from cobo_dist.config import Config, load_config  # noqa: E402
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED, ConfigError  # noqa: E402
+from cobo_dist.plugins import is_path  # noqa: E402
 from cobo_dist.storage.files import MAX_CONFIG_BYTES, read_file  # noqa: E402
 from cobo_dist.terminal import safe_terminal  # noqa: E402
 from cobo_dist.training.preparation import refuse_unusable_folder  # noqa: E402
@@ -179,8 +180,7 @@ def with_absolute_paths(config: Config) -> Config:
             changed = part.model_copy(update={group: changed})
         config = changed
     plugins = [
-        str(Path(one).expanduser().absolute()) if one.endswith(".py") or "/" in one else one
-        for one in config.plugins
+        str(Path(one).expanduser().absolute()) if is_path(one) else one for one in config.plugins
     ]
     return config.model_copy(update={"plugins": tuple(plugins)})
 

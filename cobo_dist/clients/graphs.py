@@ -17,6 +17,7 @@ from typing import Any
 
 from cobo_dist.clients.buffers import BufferRows
 from cobo_dist.clients.engines import Batch, Done, OneByOne
+from cobo_dist.errors import words_of
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.flat import empty_rows
 
@@ -134,7 +135,7 @@ class GraphedPasses:
                 torch.cuda.empty_cache()
                 return None  # other graphs still fit
             except RuntimeError as error:
-                self.refusal = " ".join(str(error).split()) or type(error).__name__
+                self.refusal = words_of(error) or type(error).__name__
                 self._recorded.clear()
                 return None
         self._recorded[key] = found

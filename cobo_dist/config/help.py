@@ -14,11 +14,11 @@ from pydantic.fields import FieldInfo
 from cobo_dist.callbacks.callback import CallbackSection
 from cobo_dist.callbacks.registry import CALLBACKS
 from cobo_dist.config.schema import (
+    CALLBACK,
     QUICKSTART,
     VARIANTS,
     Config,
     callback_keys,
-    callback_section,
     groups,
     keys_of,
     variants_in,
@@ -135,7 +135,7 @@ def _parts() -> Iterator[_Part]:
             title = f"{section}: {_first_line(whole)}"
             yield _Part(section, title, list(keys_of(whole, f"{section}.")))
     for name in CALLBACKS:
-        title = f"callbacks, name={name}: {_first_line(callback_section(name))}"
+        title = f"callbacks, name={name}: {_first_line(CALLBACK.section(name))}"
         keys = [one for one in callback_keys(name) if one[0] != "callbacks.name"]
         yield _Part(f"callbacks.{name}", title, keys)
 

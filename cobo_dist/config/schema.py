@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
 from cobo_dist.algorithms.algorithm import AlgorithmSection
 from cobo_dist.algorithms.registry import ALGORITHMS
@@ -21,7 +20,7 @@ from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.comm.config import CommConfig
 from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import Plugin, used_plugins
-from cobo_dist.registry import UNKNOWN_VARIANT, Kind, Variant, register, variant_of
+from cobo_dist.registry import Kind, Variant, register, variant_of
 from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.settings import Section, Text, as_tuple
 from cobo_dist.tasks.base import DataConfig
@@ -36,23 +35,7 @@ QUICKSTART = {"task": "digits", "model": "mlp", "algorithm": "cobo"}
 """The names where none is given."""
 
 _TASK, _MODEL, _ALGORITHM = (Variant(one, QUICKSTART[one]) for one in VARIANTS)
-
-
-def callback_section(name: str) -> type[Section]:
-    """Return the config section of a registered callback."""
-    section = CALLBACKS[name].section
-    assert section is not None, "register.callback takes sections"
-    return section
-
-
-def _validate_callback(given: Any) -> Any:
-    """Return the section of one callback, validated."""
-    if not isinstance(given, dict):
-        return given
-    name = given.get("name")
-    if not isinstance(name, str) or name not in CALLBACKS:
-        raise PydanticCustomError(UNKNOWN_VARIANT, "not registered")
-    return callback_section(name).model_validate(given)
+CALLBACK = Variant("callback", default="")  # of each in the list; it has no default
 
 
 def _some(value: Any) -> Any:
@@ -95,7 +78,7 @@ class Config(Section):
     comm: CommConfig = CommConfig()
     log: LogConfig = LogConfig()
     callbacks: Annotated[
-        tuple[Annotated[SerializeAsAny[CallbackSection], BeforeValidator(_validate_callback)], ...],
+        tuple[Annotated[SerializeAsAny[CallbackSection], BeforeValidator(CALLBACK.validate)], ...],
         BeforeValidator(as_tuple),
     ] = Field(
         (),
@@ -199,7 +182,7 @@ def all_keys() -> list[tuple[str, FieldInfo]]:
 
 def callback_keys(name: str) -> list[tuple[str, FieldInfo]]:
     """Return the keys of a callback with their fields: `callbacks.patience`."""
-    return list(keys_of(callback_section(name), "callbacks."))
+    return list(keys_of(CALLBACK.section(name), "callbacks."))
 
 
 def text_keys() -> frozenset[str]:
@@ -266,6 +249,11 @@ def check_across(config: Config) -> None:
             f"comm.deterministic=true uses one thread, but run.threads={config.run.threads}; "
             "leave run.threads at 0"
         )
+    _check_evaluation(config)
+
+
+def _check_evaluation(config: Config) -> None:
+    """Check what is evaluated, and what needs it."""
     splits = config.run.eval_splits
     if len(set(splits)) < len(splits):
         raise ConfigError(f"run.eval_splits={list(splits)} names a split twice; name each once")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from cobo_dist.plugins import COPIES_DIR
+from cobo_dist.plugins import COPIES_DIR, RUN_MARK
 from cobo_dist.storage.record import Number
 from cobo_dist.storage.record import Record as Record
 from cobo_dist.storage.summary_schema import BytesPerClient as BytesPerClient
@@ -22,7 +22,7 @@ from cobo_dist.storage.summary_schema import Summary as Summary
 FORMAT = 2
 """Version of run folders and checkpoints; `storage/reading.py` says how 1 differed."""
 
-CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE = "config.yaml", "env.json", "metrics.jsonl"
+CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE = "config.yaml", "env.json", RUN_MARK
 MODEL_FILE, PARTITION_FILE = "model.json", "partition.npz"
 WEIGHTS_FILE, SUMMARY_FILE, STATUS_FILE = "W.npz", "summary.json", "status.json"
 MODELS_DIR, CHECKPOINTS_DIR, FIGURES_DIR, ERRORS_DIR = "models", "checkpoints", "figures", "errors"

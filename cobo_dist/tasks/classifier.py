@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from cobo_dist.errors import ConfigError
+from cobo_dist.errors import ConfigError, words_of
 from cobo_dist.tasks.models import build_model
 from cobo_dist.tasks.sections import ModelSection
 
@@ -105,7 +105,7 @@ def rebuild_classifier(
     try:
         network.to(dtype).load_state_dict(dict(state))
     except RuntimeError as error:
-        why = " ".join(str(error).split())
+        why = words_of(error)
         raise ConfigError(
             f"client {client}'s model does not fit model.name={config.name}: {why}"
         ) from None

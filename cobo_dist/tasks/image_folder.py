@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.errors import ConfigError
+from cobo_dist.errors import ConfigError, words_of
 from cobo_dist.registry import register
 from cobo_dist.settings import Text
 from cobo_dist.tasks.sources import Labeled, SourceSection
@@ -60,7 +60,7 @@ class ImagesSource(SourceSection):
             if self.size:
                 image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = words_of(error)[:200]
             raise ConfigError(
                 f"{key}: {path} is no image that can be read ({reason}); replace or remove it"
             ) from None

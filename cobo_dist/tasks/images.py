@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.errors import ConfigError
+from cobo_dist.errors import ConfigError, words_of
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.examples import Examples
@@ -100,7 +100,7 @@ def fetch_cifar100(root: str) -> None:
     try:
         CIFAR100(str(Path(root).expanduser()), download=True)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = words_of(error)
         raise ConfigError(
             f"CIFAR-100 cannot be fetched into data.root={root} ({reason}); where there is no network, "
             f"copy {NPZ} or the folder {TORCHVISION} there from another machine"
@@ -179,7 +179,7 @@ def _read_torchvision(root: Path, source: str, labels: str) -> ImageSet:
             part = CIFAR100(str(root), train=train, download=False)
             targets = part.targets if labels == "fine" else _coarse(part)
         except (RuntimeError, OSError, pickle.UnpicklingError, KeyError) as error:
-            reason = " ".join(str(error).split())
+            reason = words_of(error)
             raise ConfigError(
                 f"{source} is incomplete or damaged ({reason}); remove it and fetch it again with "
                 "python -m cobo_dist.prepare"

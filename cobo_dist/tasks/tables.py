@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
-from cobo_dist.errors import ConfigError
+from cobo_dist.errors import ConfigError, words_of
 from cobo_dist.registry import register
 from cobo_dist.settings import Text, as_tuple
 from cobo_dist.tasks.sources import Labeled, SourceSection
@@ -53,7 +53,7 @@ class TableSource(SourceSection):
                 "save the table as csv"
             ) from None
         except (ValueError, OSError, MemoryError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = words_of(error)[:300]
             raise ConfigError(
                 f"{key} cannot be read as {self.name}: {reason}; write it anew"
             ) from None

@@ -11,7 +11,7 @@ import numpy as np
 
 from cobo_dist.callbacks.callback import Callback
 from cobo_dist.comm.transports.base import Transport
-from cobo_dist.errors import RunFailure
+from cobo_dist.errors import RunFailure, words_of
 from cobo_dist.results.run import Run
 from cobo_dist.tracking.run_logger import RunLogger
 
@@ -155,7 +155,7 @@ def _naming(callback: Callback, when: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = words_of(error)
         raise RunFailure(
             f"the callback {callback.title} failed {when}: {type(error).__name__}: {text}"
         ) from error

@@ -26,6 +26,7 @@ from cobo_dist.errors import (
     EXIT_STOPPED,
     ConfigError,
     RunFailure,
+    words_of,
 )
 from cobo_dist.formatting import human_bytes
 from cobo_dist.plugins import place_in_plugin
@@ -269,7 +270,7 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
 
 def one_line(error: BaseException) -> str:
     """Return an error as one line: its own words, and its kind where it is not ours."""
-    text = " ".join(str(error).split())
+    text = words_of(error)
     if isinstance(error, (ConfigError, RunFailure)):
         return text
     where = f"({text or type(error).__name__})"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cobo_dist.comm.startup.launch_env import Launch
-from cobo_dist.errors import ConfigError, HostConfigError
+from cobo_dist.errors import ConfigError, HostConfigError, words_of
 
 
 def choose_device(wanted: str, backend: str, launch: Launch) -> torch.device:
@@ -100,7 +100,7 @@ def _sign_of_driver() -> str:
 
 def _short(error: BaseException) -> str:
     """Return the reason in a message of torch's start of CUDA, without its advice."""
-    text = " ".join(str(error).split())
+    text = words_of(error)
     number = re.search(r"Error \d+: .*", text)  # what CUDA itself says
     return number.group() if number else text.partition(". ")[0]
 

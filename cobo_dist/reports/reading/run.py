@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cobo_dist.errors import ConfigError
+from cobo_dist.errors import ConfigError, words_of
 from cobo_dist.reports.reading.events import Gpus, Profile, read_metrics
 from cobo_dist.reports.reading.method import read_method
 from cobo_dist.reports.reading.seriation import seriate
@@ -264,4 +264,4 @@ def _read_weights(path: Path, share_of: Callable[[int], float]) -> Weights | Non
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return words_of(error) or type(error).__name__
