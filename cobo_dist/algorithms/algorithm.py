@@ -186,6 +186,11 @@ class Algorithm(ABC):
         """Return what a resumed run needs beside the clients and `weights`."""
         return AlgorithmState()
 
+    def matrices(self) -> dict[str, Weights]:
+        """Return this rank's rows of W and of the state's `pairs`, by their names in checkpoints."""
+        pairs = self.state().pairs.items()
+        return {"weights": self.weights} | {f"algorithm.{name}": one for name, one in pairs}
+
     def possible_weights(self) -> dict[str, Weights | None]:
         """Return W that the run may reach and that change what `mix` sends, by a name for people.
 

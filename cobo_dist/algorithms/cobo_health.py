@@ -10,7 +10,7 @@ import numpy as np
 from cobo_dist.algorithms.algorithm import Finding, Graph, HealthFacts
 
 if TYPE_CHECKING:
-    from cobo_dist.algorithms.cobo import CoBoConfig
+    from cobo_dist.algorithms.cobo_config import CoBoConfig
 
 LARGE_JUMP = 0.3
 """A weight that moves by this share of [0, 1] in one round depends on a single batch."""
