@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -59,7 +59,11 @@ class AlgorithmSection(Section):
     """The config of an algorithm, and what others ask of it before the algorithm is built.
 
     The defaults suit an algorithm that does the same in every round.
+
+    `presets`: by name, keys of the whole config, nested, that suit each other (the key `preset`).
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     name: str = ""
 

@@ -17,6 +17,30 @@ from cobo_dist.algorithms.statistics import StatisticName
 from cobo_dist.maths.sampling import pair_probability
 from cobo_dist.settings import Section
 
+PRESETS = {
+    "paper": {
+        "algorithm": {
+            "sampling": {"name": "constant", "rate": 1.0}, "alignment": "inner", "start": "ones",
+            "order": "weights_first", "midpoint_data": "fresh", "penalty": "scheduled",
+            "coupling": "explicit", "selection": "gradient", "margin": 0.0, "threshold": 0.0,
+        },
+    },
+    "published": {
+        "algorithm": {
+            "sampling": {"name": "published"}, "alignment": "inner", "start": "ones", "order": "models_first",
+            "coupling": "explicit", "selection": "gradient", "margin": 0.0, "threshold": 0.0,
+        },
+    },
+    "robust": {
+        "algorithm": {
+            "rho": 5.0, "alignment": "inner", "start": "zeros", "coupling": "capped",
+            "selection": "evidence",
+        },
+    },
+}  # fmt: skip
+"""The update as the paper prints it, as the authors' code has it, and one that needs no tuning for a task.
+What a task decides, rho and gamma, is in the first two no part of it."""
+
 
 class SamplingConfig(Section):
     """Which pairs meet in a round (Table 1)."""
@@ -63,6 +87,8 @@ class EvidenceConfig(Section):
 
 class CoBoConfig(AlgorithmSection):
     """Learns models and collaboration weights together."""
+
+    presets = PRESETS
 
     name: Literal["cobo"] = "cobo"
     rho: float = Field(
