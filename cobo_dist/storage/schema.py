@@ -42,13 +42,13 @@ RUN_FILES = (
 MANIFEST_FILE, SHARED_FILE = "manifest.json", "shared.safetensors"
 LOGGER_FILE, LOGGER_ARRAYS_FILE = "logger.json", "logger.safetensors"
 
-METRICS = ("accuracy", "perplexity", "loss")
+METRICS = ("accuracy", "perplexity", "rmse", "mae", "loss")
 """Metrics that a task may be judged by; the first that a task has decides."""
 
 
 def higher_is_better(metric: str) -> bool:
     """Return whether more of a metric is better; of one that a plug-in adds it is."""
-    return metric not in ("loss", "perplexity", "bits_per_byte")
+    return metric not in ("loss", "perplexity", "bits_per_byte", "rmse", "mae")
 
 
 def client_name(client: int) -> str:
@@ -88,6 +88,10 @@ class EvalRow(_Row):
     accuracy: Number = Field(None, description="share of correct answers, 0 to 1 (classification)")
     perplexity: Number = Field(None, description="exp of the mean loss a token (language)")
     bits_per_byte: Number = Field(None, description="loss in bits a byte of text (language)")
+    rmse: Number = Field(
+        None, description="root of the mean squared error, in the data's units (regression)"
+    )
+    mae: Number = Field(None, description="mean absolute error, in the data's units (regression)")
     examples: int | None = Field(None, description="examples evaluated; in the mean's row, of all")
 
 
@@ -281,6 +285,13 @@ class ModelRecord(Record):
         [], description="for each label of the data, the number of the output; each map once"
     )
     label_map_of: list[int] = Field([], description="for each client, which of `label_maps` it has")
+    outputs: int = Field(
+        0, description="numbers that a regression's network predicts; 0: it has classes"
+    )
+    target_scale: list[float] = Field(
+        [], description="for each output: the network predicts scale * target + offset"
+    )
+    target_offset: list[float] = Field([], description="see `target_scale`")
 
 
 # -- the files of a checkpoint -----------------------------------------------------------------------

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cobo_dist.storage.schema import METRICS
+from cobo_dist.storage.schema import METRICS, higher_is_better
 from cobo_dist.sweeps.axes import Axis
 from cobo_dist.sweeps.folders import Result
 from cobo_dist.sweeps.grid import Run, is_number, show
@@ -136,7 +136,7 @@ def _choose(settings: Sequence[Setting], metric: str) -> tuple[Setting | None, l
     compared = [one for one in settings if not one.incomplete]
     if not compared:
         return None, [*notes, "nothing is chosen: no setting is complete"]
-    sign = -1.0 if metric == "accuracy" else 1.0
+    sign = -1.0 if higher_is_better(metric) else 1.0
     best = min(compared, key=lambda one: sign * one.mean)  # the first of equals
     equals = [_name(one) for one in compared if one is not best and one.mean == best.mean]
     if equals:

@@ -1,9 +1,9 @@
-"""A client's saved network, which takes the data's inputs and returns the data's labels."""
+"""A client's saved network, which takes the data's inputs and returns the data's labels or numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from numpy.typing import ArrayLike
@@ -14,8 +14,10 @@ from cobo_dist.tasks.models import build_model
 from cobo_dist.tasks.sections import ModelSection
 
 
-class Classifier(nn.Module):
-    """A client's network, with what turns the data's inputs and labels into the network's and back."""
+class SavedModel(nn.Module):
+    """A client's network, with what turns the data's inputs into the network's and its outputs back."""
+
+    outputs_fact: ClassVar[str]  # in model.json: the number of outputs
 
     def __init__(self, network: nn.Module, facts: Mapping[str, Any], client: int) -> None:
         """Wrap the network of a client; `facts` are those of model.json."""
@@ -23,16 +25,41 @@ class Classifier(nn.Module):
         self.network = network
         self.shape, self.images = tuple(facts["input_shape"]), bool(facts["images"])
         self.scale, self.offset = (self._factor(facts[name]) for name in ("scale", "offset"))
-        outputs = torch.tensor(facts["label_maps"][facts["label_map_of"][client]])
-        labels = torch.full((facts["classes"],), -1)
-        labels[outputs] = torch.arange(len(outputs))
-        self.labels: Tensor
-        self.register_buffer("labels", labels, persistent=False)  # of the data, for each output
+
+    @classmethod
+    def rebuild(
+        cls,
+        config: ModelSection,
+        facts: Mapping[str, Any],
+        client: int,
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype,
+    ) -> SavedModel:
+        """Return a client's model from its saved parameters and buffers.
+
+        Raises:
+            ConfigError: they are not those of this model.
+        """
+        network = build_model(
+            config, torch.Size(facts["input_shape"]), facts[cls.outputs_fact], seed=0
+        )
+        try:
+            network.to(dtype).load_state_dict(dict(state))
+        except RuntimeError as error:
+            why = words_of(error)
+            raise ConfigError(
+                f"client {client}'s model does not fit model.name={config.name}: {why}"
+            ) from None
+        return cls(network, facts, client)
+
+    def found(self, outputs: Tensor) -> Tensor:
+        """Return what outputs [m, outputs] mean in the data."""
+        raise TypeError(f"{type(self).__name__} has no method found(outputs)")
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the logits [m, classes] of inputs as the network takes them (`prepare`)."""
-        logits: Tensor = self.network(inputs)
-        return logits
+        """Return the outputs [m, outputs] for inputs as the network takes them (`prepare`)."""
+        outputs: Tensor = self.network(inputs)
+        return outputs
 
     def prepare(self, inputs: ArrayLike | Tensor) -> Tensor:
         """Return the data's own inputs as the network takes them: in its shape, type and scale.
@@ -73,14 +100,17 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, inputs: ArrayLike | Tensor) -> Tensor:
-        """Return the label in the data of each of the data's own inputs, int64 [m], in evaluation mode.
+        """Return what the model finds for each of the data's own inputs, [m], in evaluation mode.
+
+        A classifier returns labels of the data, int64; a regression numbers in the data's units, float64
+        [m], or [m, outputs] where there are several.
 
         Raises:
             ValueError: as `prepare`.
         """
         was_training = self.training
         self.eval()
-        found = self.labels[self(self.prepare(inputs)).argmax(dim=1)]
+        found = self.found(self(self.prepare(inputs)))
         self.train(was_training)
         return found
 
@@ -89,24 +119,39 @@ def _on(like: Tensor, fact: float | Tensor) -> float | Tensor:
     return fact.to(like) if isinstance(fact, Tensor) else fact
 
 
-def rebuild_classifier(
-    config: ModelSection,
-    facts: Mapping[str, Any],
-    client: int,
-    state: Mapping[str, Tensor],
-    dtype: torch.dtype,
-) -> Classifier:
-    """Return a client's model from its saved parameters and buffers.
+class Classifier(SavedModel):
+    """A client's network with the labels of the data; `forward` returns logits [m, classes]."""
 
-    Raises:
-        ConfigError: they are not those of this model.
-    """
-    network = build_model(config, torch.Size(facts["input_shape"]), facts["classes"], seed=0)
-    try:
-        network.to(dtype).load_state_dict(dict(state))
-    except RuntimeError as error:
-        why = words_of(error)
-        raise ConfigError(
-            f"client {client}'s model does not fit model.name={config.name}: {why}"
-        ) from None
-    return Classifier(network, facts, client)
+    outputs_fact = "classes"
+
+    def __init__(self, network: nn.Module, facts: Mapping[str, Any], client: int) -> None:
+        """Wrap the network of a client; `facts` are those of model.json."""
+        super().__init__(network, facts, client)
+        outputs = torch.tensor(facts["label_maps"][facts["label_map_of"][client]])
+        labels = torch.full((facts["classes"],), -1)
+        labels[outputs] = torch.arange(len(outputs))
+        self.labels: Tensor
+        self.register_buffer("labels", labels, persistent=False)  # of the data, for each output
+
+    def found(self, outputs: Tensor) -> Tensor:
+        """Return the label in the data of each example, int64 [m]."""
+        return self.labels[outputs.argmax(dim=1)]
+
+
+class Regressor(SavedModel):
+    """A client's network with the units of the data; `forward` returns standardized numbers."""
+
+    outputs_fact = "outputs"
+
+    def __init__(self, network: nn.Module, facts: Mapping[str, Any], client: int) -> None:
+        """Wrap the network of a client; `facts` are those of model.json."""
+        super().__init__(network, facts, client)
+        self.target_scale: Tensor
+        self.target_offset: Tensor
+        for name in ("target_scale", "target_offset"):
+            self.register_buffer(name, torch.tensor(facts[name], dtype=torch.float64), False)
+
+    def found(self, outputs: Tensor) -> Tensor:
+        """Return numbers in the data's units, float64 [m], or [m, outputs] where there are several."""
+        numbers = (outputs.double() - self.target_offset) / self.target_scale
+        return numbers[:, 0] if numbers.shape[1] == 1 else numbers

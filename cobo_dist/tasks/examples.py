@@ -1,4 +1,4 @@
-"""Labeled examples, which the device holds once: a client is a list of their indices. Batches of them."""
+"""Examples with targets, which the device holds once: a client is a list of their indices. Their batches."""
 
 from __future__ import annotations
 
@@ -27,21 +27,39 @@ Splits = Mapping[str, Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Examples:
-    """N labeled examples, and the labels by which n clients know them.
+    """N examples with their targets: labels, and those by which n clients know them, or numbers.
 
     `inputs` are numbers as the model takes them, or images as bytes (uint8 [N, H, W, C]), which become
     numbers in [-1, 1] only when a batch is made. `labels_of` [n, classes] maps the label in the data to
-    the client's own label: clusters that permute labels share images.
+    the client's own label: clusters that permute labels share images. Without it targets are numbers.
     """
 
     inputs: Tensor
-    targets: Tensor  # int64 [N]
-    labels_of: Tensor  # int64 [n, classes]
+    targets: Tensor  # int64 [N], or numbers [N, outputs] of `dtype`
+    labels_of: Tensor | None  # int64 [n, classes]
     dtype: torch.dtype  # of a batch
     channels_last: bool = False  # memory format of a batch of images
     # The data's numbers became `inputs` as scale * number + offset; images as bytes have their own.
     scale: float | Sequence[float] = 1.0  # one number, or one for each feature
     offset: float | Sequence[float] = 0.0
+    # Likewise targets that are numbers, one for each output.
+    target_scale: Sequence[float] = ()
+    target_offset: Sequence[float] = ()
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model returns for an example: one for each class, or for each target."""
+        return (self.targets if self.labels_of is None else self.labels_of).shape[1]
+
+    def targets_of(self, clients: Tensor | int, indices: Tensor) -> Tensor:
+        """Return the targets of examples as their clients know them; both arguments are broadcast."""
+        if self.labels_of is None:
+            return self.targets[indices]
+        return self.labels_of[clients, self.targets[indices]]
+
+    def of_clients(self, order: Sequence[int]) -> Examples:
+        """Return the same with the clients in another order."""
+        return self if self.labels_of is None else replace(self, labels_of=self.labels_of[order])
 
     @property
     def are_images(self) -> bool:
@@ -60,7 +78,7 @@ class Examples:
             self,
             inputs=self.inputs.to(device),
             targets=self.targets.to(device),
-            labels_of=self.labels_of.to(device),
+            labels_of=None if self.labels_of is None else self.labels_of.to(device),
         )
 
     def as_inputs(self, stored: Tensor) -> Tensor:
@@ -73,10 +91,16 @@ class Examples:
         images = stored.movedim(-1, -3).to(self.dtype).mul_(IMAGE_SCALE).add_(IMAGE_OFFSET)
         return images if self.channels_last else images.contiguous()
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the device holds."""
+        maps = () if self.labels_of is None else (self.labels_of,)
+        return (self.inputs, self.targets, *maps)
+
     def fingerprint(self, splits: Iterable[Sequence[Tensor]]) -> str:
-        """Return a digest of the examples, the labels and every client's splits."""
+        """Return a digest of the examples, the targets and every client's splits."""
         digest = hashlib.sha256()
-        for tensor in (self.inputs, self.targets, self.labels_of, *(i for s in splits for i in s)):
+        for tensor in (*self.tensors, *(i for s in splits for i in s)):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -92,6 +116,7 @@ class ClientExamples:
     names: Sequence[str] = ()  # [n], of the clients; empty if they have none
     notices: tuple[str, ...] = ()  # what a user should know of the data, a line each
     label_names: Sequence[str] = ()  # [classes] in the source; empty where clients share examples
+    labels: Tensor | None = None  # int64 [N], by which partitions went where targets are numbers
 
 
 class ExampleBatches:
@@ -151,7 +176,7 @@ class ExampleBatches:
     def _gather(self, stream: str, indices_mb: Tensor, numbers_km: Tensor) -> Batch:
         """Return the batch of these examples, on the device; `numbers_km`: client ids, then keys of draws."""
         examples, (clients_m, *keys) = self.examples, numbers_km
-        targets = examples.labels_of[clients_m[:, None], examples.targets[indices_mb]]
+        targets = examples.targets_of(clients_m[:, None], indices_mb)
         if stream in self.views:
             stored = self.views[stream](indices_mb, keys[0])
         else:

@@ -1,8 +1,9 @@
-"""Losses and metrics of classification by name.
+"""Losses and metrics by name.
 
 A loss is a function as torch.nn.functional has them: `loss(outputs, targets, reduction="mean")` takes outputs
-[B, classes] and targets [B], and returns the mean, or with `reduction="sum"` the sum, over the examples of a
-batch. A metric returns a number for each example [B]; its mean over all examples is logged.
+[B, classes] and labels [B], or outputs and numbers [B, outputs], and returns the mean, or with
+`reduction="sum"` the sum, over the examples of a batch. A metric returns a number for each example [B]; its
+mean over all examples is logged, or what the metric's `of_mean` makes of it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
-from cobo_dist.errors import ConfigError
+from cobo_dist.errors import ConfigError, words_of
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.registry import function_of, register, registered, takes
 from cobo_dist.settings import as_tuple
@@ -52,7 +53,7 @@ def refuse_wrong_loss(name: str, outputs: Tensor, targets: Tensor) -> None:
     """
     found = {}
     for reduction in ("mean", "sum"):
-        value: Any = register.loss[name].target(outputs, targets, reduction=reduction)
+        value = _tried("loss", name, outputs, targets, reduction=reduction)
         if not isinstance(value, torch.Tensor) or value.shape:
             what = f"shape {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
             raise ConfigError(
@@ -70,9 +71,50 @@ def refuse_wrong_loss(name: str, outputs: Tensor, targets: Tensor) -> None:
         )
 
 
+def refuse_wrong_metric(name: str, outputs: Tensor, targets: Tensor) -> None:
+    """Check on some examples that a registered metric returns a number for each.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    value = _tried("metric", name, outputs, targets)
+    if not isinstance(value, torch.Tensor) or value.shape != targets.shape[:1]:
+        what = f"shape {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+        raise ConfigError(
+            f"task.metrics={name} returned {what} for {len(targets)} examples; return one number for each"
+        )
+
+
+def _tried(kind: str, name: str, outputs: Tensor, targets: Tensor, **how: str) -> Any:
+    """Return what a loss or metric returns.
+
+    Raises:
+        ConfigError: it cannot take these outputs and targets.
+    """
+    try:
+        return register.kinds[kind][name].target(outputs, targets, **how)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        key = "task.loss" if kind == "loss" else "task.metrics"
+        raise ConfigError(
+            f"{key}={name} cannot take outputs {list(outputs.shape)} and targets {list(targets.shape)} of "
+            f"{str(targets.dtype).partition('.')[2]} ({words_of(error)}); choose another {kind}"
+        ) from None
+
+
+def of_mean(metric: Any, mean: float) -> float:
+    """Return what a metric makes of its mean over examples: the mean, unless it has a method `of_mean`."""
+    return float(metric.of_mean(mean)) if hasattr(metric, "of_mean") else mean
+
+
 @register.loss("cross_entropy")
 def cross_entropy(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Return the cross-entropy of logits."""
+    """Return the cross-entropy of logits.
+
+    Raises:
+        ValueError: the targets are no labels; torch would take numbers for probabilities.
+    """
+    if targets.is_floating_point():
+        raise ValueError("cross-entropy takes labels")
     return nn.functional.cross_entropy(outputs, targets, reduction=reduction)
 
 
@@ -80,3 +122,62 @@ def cross_entropy(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return whether the largest output is that of the right class."""
     return outputs.argmax(dim=1) == targets
+
+
+def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return outputs - targets, [B, outputs].
+
+    Raises:
+        ValueError: they are not alike.
+    """
+    if outputs.shape != targets.shape:
+        raise ValueError("outputs and targets of a regression have one shape")
+    return outputs - targets
+
+
+def _over_examples(each: Tensor, reduction: str) -> Tensor:
+    """Return the mean or the sum over examples; one of several outputs counts by the mean over them."""
+    mean_of_each = each.mean(dim=1)
+    return mean_of_each.sum() if reduction == "sum" else mean_of_each.mean()
+
+
+@register.loss("mse")
+def mse(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the squared error."""
+    return _over_examples(_errors(outputs, targets).square(), reduction)
+
+
+@register.loss("l1")
+def l1(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the absolute error."""
+    return _over_examples(_errors(outputs, targets).abs(), reduction)
+
+
+@register.loss("huber")
+def huber(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Return half the squared error up to an error of 1, from there on the absolute error less 1/2."""
+    error = _errors(outputs, targets)
+    return _over_examples(
+        nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none"), reduction
+    )
+
+
+@register.metric("mae")
+def mae(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the absolute error of each example, the mean over its outputs."""
+    return _errors(outputs, targets).abs().mean(dim=1)
+
+
+class Rmse:
+    """The root of the mean squared error of a client's examples."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the squared error of each example, the mean over its outputs."""
+        return _errors(outputs, targets).square().mean(dim=1)
+
+    def of_mean(self, mean: float) -> float:
+        """Return the root."""
+        return math.sqrt(mean)
+
+
+register.metric("rmse")(Rmse())

@@ -25,8 +25,8 @@ class Labeled:
     """Examples as a source has them.
 
     `x`: images as bytes uint8 [N, H, W, C], or numbers float [N, ...]. `y`: labels, whole numbers or text
-    [N]. The last `test` of them are the source's test set. `client`: name of each example's client [N]; of
-    the training examples alone where the test set names none.
+    [N], or numbers [N, outputs]. The last `test` of them are the source's test set. `client`: name of each
+    example's client [N]; of the training examples alone where the test set names none.
     """
 
     x: NDArray[Any]
@@ -85,7 +85,7 @@ class NpzSource(SourceSection):
                 )
         xs = [_inputs(arrays[f"x_{part}"], f"x_{part}", key) for part in parts]
         ys = [
-            _labels(arrays[f"y_{part}"], f"y_{part}", len(x), key)
+            _targets(arrays[f"y_{part}"], f"y_{part}", len(x), key)
             for part, x in zip(parts, xs, strict=True)
         ]
         if len({x.shape[1:] for x in xs}) > 1 or len({x.dtype for x in xs}) > 1:
@@ -126,10 +126,11 @@ def _inputs(x: NDArray[Any], name: str, key: str) -> NDArray[Any]:
     return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
 
 
-def _labels(y: NDArray[Any], name: str, count: int, key: str) -> NDArray[Any]:
-    if y.shape != (count,):
+def _targets(y: NDArray[Any], name: str, count: int, key: str) -> NDArray[Any]:
+    if y.ndim not in (1, 2) or len(y) != count or not y.size:
         raise ConfigError(
-            f"{key}: {name} is {_kind(y)}, but must be one label for each of {count} examples"
+            f"{key}: {name} is {_kind(y)}, but must be one label for each of {count} examples, or "
+            "numbers [N, outputs]"
         )
     return y
 
@@ -151,9 +152,6 @@ def _column(arrays: dict[str, NDArray[Any]], counts: list[int], key: str) -> NDA
     return np.concatenate([arrays[name] for name in given]) if given else None
 
 
-_BUNDLED = ("digits", "wine", "breast_cancer", "iris")
-
-
 @register.source("sklearn")
 class SklearnSource(SourceSection):
     """A set that scikit-learn brings along; it needs no file and no network."""
@@ -168,4 +166,21 @@ class SklearnSource(SourceSection):
 
         x, y = getattr(datasets, f"load_{self.set}")(return_X_y=True)
         x = x.reshape(-1, 1, 8, 8) if self.set == "digits" else x
+        return Labeled(x, y, f"task.source.set={self.set}")
+
+
+@register.source("sklearn_regression")
+class SklearnRegressionSource(SourceSection):
+    """A set for regression that scikit-learn brings along; it needs no file and no network."""
+
+    set: Literal["diabetes", "linnerud"] = Field(
+        "diabetes", description="442 patients with one target, or 20 athletes with three"
+    )
+
+    def read(self) -> Labeled:
+        """Return the set in its own units."""
+        from sklearn import datasets
+
+        unscaled = {"scaled": False} if self.set == "diabetes" else {}
+        x, y = getattr(datasets, f"load_{self.set}")(return_X_y=True, **unscaled)
         return Labeled(x, y, f"task.source.set={self.set}")

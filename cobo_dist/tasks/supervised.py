@@ -1,9 +1,8 @@
-"""Classification on labeled examples that are split over clients."""
+"""Supervised tasks: examples with targets, split over clients. `Classification` is the one with labels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,17 +23,23 @@ from cobo_dist.tasks.examples import (
     ClientExamples,
     ExampleBatches,
 )
-from cobo_dist.tasks.functions import LossName, MetricNames, refuse_wrong_loss
+from cobo_dist.tasks.functions import (
+    LossName,
+    MetricNames,
+    of_mean,
+    refuse_wrong_loss,
+    refuse_wrong_metric,
+)
 from cobo_dist.tasks.held_out import explain_lack
 from cobo_dist.tasks.models import build_model
 from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 CHECKED_EXAMPLES = 8
-"""Examples on which a plug-in's loss is tried before training."""
+"""Examples on which losses and metrics are tried before training, unless they are the task's usual ones."""
 
 
-class ClassificationConfig(TaskSection):
-    """Labeled examples that are split over clients in clusters."""
+class SupervisedConfig(TaskSection):
+    """Examples with targets that are split over clients in clusters."""
 
     order: Literal["clusters", "shuffled"] = Field(
         "clusters",
@@ -42,10 +47,8 @@ class ClassificationConfig(TaskSection):
         "clusters were unknown",
     )
 
-    loss: LossName = Field("cross_entropy", description="what is minimized: a registered loss")
-    metrics: MetricNames = Field(
-        ("accuracy",), description="registered metrics, which evaluations report beside the loss"
-    )
+    loss: LossName
+    metrics: MetricNames
 
     def load(self, data: DataConfig, seed: int, dtype: torch.dtype) -> ClientExamples:
         """Read the examples and split them over the clients, which come cluster by cluster.
@@ -55,23 +58,6 @@ class ClassificationConfig(TaskSection):
         """
         raise TypeError(f"task.name={self.name} has no method load(data, seed, dtype)")
 
-    def build(self, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype) -> Task:
-        """Return the task over the loaded examples."""
-        return Classification(self, model, data, seed, dtype)
-
-    def rebuild(
-        self,
-        model: ModelSection,
-        facts: Mapping[str, Any],
-        client: int,
-        state: Mapping[str, Tensor],
-        dtype: torch.dtype,
-    ) -> nn.Module:
-        """Return the client's network as a `Classifier`, which predicts labels of the data."""
-        from cobo_dist.tasks.classifier import rebuild_classifier
-
-        return rebuild_classifier(model, facts, client, state, dtype)
-
     def client_order(self, clients: int, seed: int) -> list[int]:
         """Return which client, counted cluster by cluster, has the id 0, 1, ..."""
         if self.order == "clusters":
@@ -79,15 +65,14 @@ class ClassificationConfig(TaskSection):
         return list(seeds.permutation(seeds.key(seed, "client order"), clients).tolist())
 
 
-class Classification(Task):
-    """Cross-entropy and accuracy of every client's classifier of its own examples."""
+class Supervised(Task):
+    """Loss and metrics of every client's model on its own examples."""
 
-    metrics: tuple[str, ...] = ("loss", "accuracy")
     engines: tuple[str, ...] = tuple(ENGINES)
 
     def __init__(
         self,
-        config: ClassificationConfig,
+        config: SupervisedConfig,
         model: ModelSection,
         data: DataConfig,
         seed: int,
@@ -96,7 +81,7 @@ class Classification(Task):
         """Load the examples.
 
         Raises:
-            ConfigError: see `ClassificationConfig.load`; or a model that cannot take these inputs.
+            ConfigError: see `SupervisedConfig.load`; or a model that cannot take these inputs.
         """
         self.config, self.name = config, config.name
         self.loss_of = register.loss[config.loss].target
@@ -105,7 +90,7 @@ class Classification(Task):
         self.split_seed = data.split_seed(seed)
         loaded = config.load(data, self.split_seed, dtype)
         order = config.client_order(len(loaded.splits["train"]), self.split_seed)
-        self.examples = replace(loaded.examples, labels_of=loaded.examples.labels_of[order])
+        self.examples = loaded.examples.of_clients(order)
         self.split_of = {
             split: [own[client] for client in order] for split, own in loaded.splits.items()
         }
@@ -115,6 +100,7 @@ class Classification(Task):
         )
         self.names = tuple(loaded.names[client] for client in order) if loaded.names else ()
         self.notices, self.label_names = loaded.notices, tuple(loaded.label_names)
+        self.labels = self.examples.targets if loaded.labels is None else loaded.labels
         self.pools = loaded.pools and [loaded.pools[client] for client in order]
         self.data, self.seed, self.dtype = data, seed, dtype
         self.model_config, self.clients = model, len(order)
@@ -123,16 +109,23 @@ class Classification(Task):
         # A split in which a client has no examples cannot be evaluated.
         self.splits = tuple(n for n in ("validation", "test") if all(map(len, self.split_of[n])))
         first = self.model()  # refuses a model that cannot take these inputs before training starts
-        if register.loss[config.loss].source != BUILT_IN:
-            self._try_loss(first)
+        usual = type(config).model_fields
+        functions = [register.loss[config.loss], *(register.metric[one] for one in config.metrics)]
+        if any(one.source != BUILT_IN for one in functions) or any(
+            getattr(config, key) != usual[key].default for key in ("loss", "metrics")
+        ):
+            self._try_functions(first)
 
-    def _try_loss(self, model: nn.Module) -> None:
-        examples = self.examples
-        targets = examples.labels_of[0][examples.targets[:CHECKED_EXAMPLES]]
+    def _try_functions(self, model: nn.Module) -> None:
+        """Refuse a loss or metrics that cannot take the targets before training starts."""
+        examples, some = self.examples, torch.arange(len(self.examples.targets))[:CHECKED_EXAMPLES]
         with torch.no_grad():
-            inputs = examples.as_inputs(examples.inputs[:CHECKED_EXAMPLES])
-            outputs = _at_least_single(model.eval()(inputs))
-        refuse_wrong_loss(self.config.loss, outputs, targets)
+            outputs = _at_least_single(model.eval()(examples.as_inputs(examples.inputs[some])))
+            targets = examples.targets_of(0, some)
+            refuse_wrong_loss(self.config.loss, outputs, targets)
+            outputs, targets = self.in_units(outputs), self.in_units(targets)
+            for name in self.config.metrics:
+                refuse_wrong_metric(name, outputs, targets)
 
     def lack(self, split: str) -> str:
         """Say which client has no validation examples, and what helps."""
@@ -149,7 +142,7 @@ class Classification(Task):
         return explain_lack(fraction, pools, self.clusters or [0] * self.clients, now, sizes)
 
     def model(self) -> nn.Module:
-        """Return a classifier at x^0."""
+        """Return a model at x^0."""
         return self._build(self.seed)
 
     def start(self, variant: int = 0) -> dict[str, Tensor]:
@@ -158,8 +151,7 @@ class Classification(Task):
         return {name: one.detach() for name, one in self._build(seed).named_parameters()}
 
     def _build(self, seed: int) -> nn.Module:
-        classes = self.examples.labels_of.shape[1]
-        model = build_model(self.model_config, self.examples.shape, classes, seed)
+        model = build_model(self.model_config, self.examples.shape, self.examples.outputs, seed)
         # Kernels in the memory format of the images need no reordering in a convolution.
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
@@ -174,17 +166,33 @@ class Classification(Task):
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return the sums of the loss and of the metrics over a batch (inputs, targets)."""
         inputs, targets = batch
-        logits = _at_least_single(model(inputs))
-        sums = {"loss": self.loss_of(logits, targets, reduction="sum")}
+        outputs = _at_least_single(model(inputs))
+        sums = {"loss": self.loss_of(outputs, targets, reduction="sum")}
+        outputs, targets = self.in_units(outputs), self.in_units(targets)
         for name, metric in self.metric_of.items():
-            each = metric(logits, targets)
-            if each.shape != targets.shape:
+            each = metric(outputs, targets)
+            if each.shape != targets.shape[:1]:
                 raise ValueError(
                     f"metric {name} returned shape {tuple(each.shape)} for {len(targets)} examples; return "
                     "one number for each example"
                 )
             sums[name] = each.sum()
         return sums
+
+    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
+        """Return one client's metrics from the sums over so many examples."""
+        return {
+            name: of_mean(self.metric_of.get(name), value / examples)
+            for name, value in sums.items()
+        }
+
+    def labels_of(self, client: int, indices: Tensor) -> Tensor:
+        """Return the labels by which partitions went, int64; a client's own where it renames classes."""
+        return self.labels[indices]
+
+    def in_units(self, numbers: Tensor) -> Tensor:
+        """Return outputs or targets as metrics take them: here as they are."""
+        return numbers
 
     def train_sizes(self) -> list[int]:
         """Return how many training examples each client has."""
@@ -219,7 +227,7 @@ class Classification(Task):
             key = seeds.key(self.split_seed, f"part of {split}")
             indices = indices[seeds.permutation(key, len(indices))[:most]]
         for chunk in torch.split(to_device(indices, device), self.data.eval_batch_size):
-            targets = self.examples.labels_of[client][self.examples.targets[chunk]]
+            targets = self.examples.targets_of(client, chunk)
             yield len(chunk), (self.examples.as_inputs(self.examples.inputs[chunk]), targets)
 
     def _move_to(self, device: torch.device) -> None:
@@ -227,24 +235,20 @@ class Classification(Task):
             self.examples = self.examples.to(device)
 
     def model_facts(self) -> dict[str, Any]:
-        """Return shape and scale of inputs, and each client's label map."""
+        """Return shape and scale of inputs."""
         examples = self.examples
-        maps, map_of = torch.unique(examples.labels_of, dim=0, return_inverse=True)
         return {
             "input_shape": list(examples.shape),
             "images": examples.are_images,
             "scale": IMAGE_SCALE if examples.are_images else examples.scale,
             "offset": IMAGE_OFFSET if examples.are_images else examples.offset,
-            "classes": examples.labels_of.shape[1],
-            "label_maps": maps.tolist(),
-            "label_map_of": map_of.tolist(),
         }
 
     def partition(self) -> dict[str, NDArray[Any]]:
         """Return client, split and label of every example, where each belongs to one client."""
         if not self.label_names:
             return {}
-        labels = self.examples.targets.cpu().numpy()
+        labels = self.labels.cpu().numpy()
         client, split = np.zeros(len(labels), np.int64), np.zeros(len(labels), np.uint8)
         for number, name in enumerate(("train", "validation", "test")):
             for i, own in enumerate(self.split_of[name]):
@@ -260,6 +264,51 @@ class Classification(Task):
         return self.examples.fingerprint(self.split_of.values())
 
 
-def _at_least_single(logits: Tensor) -> Tensor:
-    """Return logits in a precision that suffices for a loss: autocast may have made them bfloat16."""
-    return logits.float() if logits.dtype == torch.bfloat16 else logits
+class ClassificationConfig(SupervisedConfig):
+    """Labeled examples that are split over clients in clusters."""
+
+    loss: LossName = Field("cross_entropy", description="what is minimized: a registered loss")
+    metrics: MetricNames = Field(
+        ("accuracy",), description="registered metrics, which evaluations report beside the loss"
+    )
+
+    def build(self, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype) -> Task:
+        """Return the task over the loaded examples."""
+        return Classification(self, model, data, seed, dtype)
+
+    def rebuild(
+        self,
+        model: ModelSection,
+        facts: Mapping[str, Any],
+        client: int,
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype,
+    ) -> nn.Module:
+        """Return the client's network as a `Classifier`, which predicts labels of the data."""
+        from cobo_dist.tasks.classifier import Classifier
+
+        return Classifier.rebuild(model, facts, client, state, dtype)
+
+
+class Classification(Supervised):
+    """Cross-entropy and accuracy of every client's classifier of its own examples."""
+
+    def labels_of(self, client: int, indices: Tensor) -> Tensor:
+        """Return the client's own labels, int64."""
+        return self.examples.targets_of(client, indices)
+
+    def model_facts(self) -> dict[str, Any]:
+        """Return shape and scale of inputs, and each client's label map."""
+        assert self.examples.labels_of is not None, "classes have labels"
+        maps, map_of = torch.unique(self.examples.labels_of, dim=0, return_inverse=True)
+        return {
+            **super().model_facts(),
+            "classes": self.examples.outputs,
+            "label_maps": maps.tolist(),
+            "label_map_of": map_of.tolist(),
+        }
+
+
+def _at_least_single(outputs: Tensor) -> Tensor:
+    """Return outputs in a precision that suffices for a loss: autocast may have made them bfloat16."""
+    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs

@@ -354,7 +354,7 @@ def test_a_loss_a_metric_and_a_model_of_ones_own(tmp_path: Path) -> None:
     ("given", "says"),
     [
         ("task.loss=smoth", "is none of cross_entropy"),
-        ("task.metrics=[acuracy]", "is none of accuracy; did you mean accuracy?"),
+        ("task.metrics=[acuracy]", "is none of accuracy, mae, rmse; did you mean accuracy?"),
         ("model.name=wide", "is none of causal-lm, cnn"),
     ],
 )

@@ -20,6 +20,7 @@ _ORDER = (
 _CAPTIONS = {
     "accuracy": "Accuracy, mean over clients; band: ± one standard deviation over seeds.",
     "perplexity": "Perplexity, mean over clients; band: ± one standard deviation over seeds.",
+    "rmse": "Root of the mean squared error, mean over clients; band: ± one standard deviation over seeds.",
     "loss": "Loss, mean over clients; band: ± one standard deviation over seeds.",
     "decay": "Theorem 1: bold lines are means over rounds 1..T; without noise they fall as 1/T.",
     "graph": "How the graph of links forms. A link is a weight of at least 0.5 or, where a client's "

@@ -86,7 +86,7 @@ def _strategy_table(caption: str, task: str, found: Mapping[str, Sequence[GroupR
                 name = f"{title}, {show_settings(result.group.settings)}"
             elif len(rates) > 1:
                 name = f"{title}, rate {show_value(_rate(result))}"
-            cells = [result.show(one, _COLUMNS_1.get(one, ("", ".3f"))[1]) for one in metrics]
+            cells = [result.show(one, _COLUMNS_1.get(one, ("", ".4g"))[1]) for one in metrics]
             text.append([name, *cells, result.seeds])
             line: dict[str, object] = {"task": task, "method": result.group.label}
             line["strategy"] = strategy
@@ -178,8 +178,8 @@ def _problem_title(problem: Problem, results: Sequence[GroupResult]) -> str:
 def _cells(result: GroupResult, with_rounds: bool) -> dict[str, str]:
     """The cells of one result in Table 2, by heading."""
     cells = {}
-    for name in _METRICS_2[result.metric]:
-        heading, form = _COLUMNS_2[name]
+    for name in _METRICS_2.get(result.metric, (result.metric,)):
+        heading, form = _COLUMNS_2.get(name, (name, ".4g"))
         mean = result.mean(name)
         small = name == "loss" and mean is not None and 0 < abs(mean) < 0.05
         cells[heading] = result.show(name, ".1e" if small else form)
@@ -190,7 +190,7 @@ def _cells(result: GroupResult, with_rounds: bool) -> dict[str, str]:
 def _fields(task: str, result: GroupResult) -> dict[str, object]:
     """The numbers of one result in the CSV of Table 2, by column."""
     fields: dict[str, object] = {}
-    for name in _METRICS_2[result.metric]:
+    for name in _METRICS_2.get(result.metric, (result.metric,)):
         fields |= result.csv_fields(name, f"{task}_{csv_name(name)}")
     fields[f"{task}_imp_percent"] = result.csv_mean("improved")
     fields[f"{task}_rounds"] = result.rounds

@@ -31,7 +31,7 @@ _BEST = (
     "Bold: the best of a method's settings on validation data, the data on which to choose them, among "
     "runs of equal length."
 )
-_HEADINGS = {"accuracy": "accuracy %", "perplexity": "perplexity", "loss": "loss"}
+_HEADINGS = {"accuracy": "accuracy %"}
 _CSV_MEANS = {
     "imp_percent": "improved",
     "link_accuracy_percent": "link_accuracy",
@@ -64,8 +64,8 @@ def results_table(problem: Problem, results: Sequence[GroupResult]) -> Table:
     validated = any(result.score("validation") is not None for result in results)
     on = "validation " if split == "validation" else ""
     headings = ["method", *keys, "seeds"]
-    headings += [f"validation {_HEADINGS[metric]}"] * validated
-    headings += [on + _HEADINGS[name] for name in shown_metrics(metric)]
+    headings += [f"validation {_HEADINGS.get(metric, metric)}"] * validated
+    headings += [on + _HEADINGS.get(name, name) for name in shown_metrics(metric)]
     links = [name for name in _LINK_COLUMNS if any(one.score(name) for one in results)]
     headings += ["Imp.%", *(_LINK_COLUMNS[name][0] for name in links)]
     headings += ["rounds", "MB sent a round"]
@@ -98,7 +98,9 @@ def setting_keys(results: Sequence[GroupResult]) -> list[str]:
 
 def write_results_csv(path: Path, results: Mapping[Problem, Sequence[GroupResult]]) -> Path:
     """Write the results of all problems with all digits; accuracies and shares in percent."""
-    keys = setting_keys([result for own in results.values() for result in own])
+    every = [result for own in results.values() for result in own]
+    keys = setting_keys(every)
+    measured = [one for one in METRICS if any(result.score(one) for result in every)]
     rows: list[list[tuple[str, object]]] = []
     for problem, own in results.items():
         for result in own:
@@ -109,7 +111,7 @@ def write_results_csv(path: Path, results: Mapping[Problem, Sequence[GroupResult
             stopped = [run.last_round for run in group.scored if run.summary is None]
             row += [("seeds", len(group.scored)), ("rounds", result.rounds)]
             row.append(("unfinished_at_round", max(stopped, default="")))
-            for name in (*METRICS, "validation"):
+            for name in (*measured, "validation"):
                 row += result.csv_fields(name, csv_name(name)).items()
             row += [(column, result.csv_mean(name)) for column, name in _CSV_MEANS.items()]
             rows.append(row)
@@ -162,7 +164,7 @@ def _score_format(result: GroupResult, quantity: str) -> str:
     mean = result.mean(quantity)
     if metric == "loss" and mean is not None and 0 < abs(mean) < 0.01:
         return ".2e"  # the quadratic's losses fall below any fixed number of decimals
-    return {"accuracy": ".1f", "perplexity": ".2f"}.get(metric, ".3f")
+    return {"accuracy": ".1f", "perplexity": ".2f", "rmse": ".4g", "mae": ".4g"}.get(metric, ".3f")
 
 
 def _best_on_validation(results: Sequence[GroupResult]) -> set[int]:
