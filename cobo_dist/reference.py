@@ -83,7 +83,7 @@ class Evidence:
 
     sum_nn: Tensor
     variance_nn: Tensor
-    certainty: float = 2.0
+    certainty: float = 1.0
     share: float = 0.8
     discount: float = 0.97
     recent: float = 0.0  # how many alignments the mean is of

@@ -66,7 +66,7 @@ class EvidenceConfig(Section):
     """Client selection by evidence (`algorithm.selection=evidence`)."""
 
     certainty: float = Field(
-        2.0,
+        1.0,
         ge=0,
         description="how many standard deviations of evidence a link needs; w_ij is what exceeds it, up to 1",
     )
