@@ -13,7 +13,7 @@ from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.lazy import torch
 from cobo_dist.tasks.base import Task
-from cobo_dist.tasks.describe import facts_of, label_counts
+from cobo_dist.tasks.describe import facts_of
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.terminal import safe_terminal
 
@@ -62,7 +62,7 @@ def _prepare(config: Config, picture: str | None) -> None:
 
 def _draw(task: Task, path: Path) -> None:
     """Draw the label counts of the clients."""
-    counts = label_counts(task)
+    counts = task.label_counts()
     if counts is None:
         raise ConfigError(
             f"--picture: the examples of task.name={task.name} have no labels; drop it"

@@ -92,6 +92,7 @@ class Task(LearningTask, Protocol):
     metrics: tuple[str, ...]  # of an evaluation: "loss" first, the one to compare runs by last
     notices: tuple[str, ...] = ()  # what a user should know of the data, a line each
     diagnoses: bool = False  # whether `diagnose` returns figures every round
+    random_order: bool = False  # whether clients read their examples by shuffled indices
 
     def train_sizes(self) -> Sequence[int]:
         """Return how many training examples each of all n clients has, [n]; here 1 each."""
@@ -104,6 +105,18 @@ class Task(LearningTask, Protocol):
     def diagnose(self, x_nd: NDArray[np.floating]) -> dict[str, float]:
         """Return further figures of all clients' models [n, d]."""
         return {}
+
+    def describe(self) -> dict[str, str]:
+        """Return model and data in words, by what to call them: what a user wants to know ahead of time."""
+        return {"model": f"{sum(one.numel() for one in self.model().parameters()):,} parameters"}
+
+    def label_counts(self) -> NDArray[np.int64] | None:
+        """Return each client's number of training examples with each label, [n, C]; None: no labels."""
+        return None
+
+    def data_in_memory(self) -> tuple[str, int]:
+        """Return what a rank keeps of the examples, in words, and its bytes."""
+        return "data, once", 0
 
     def model_facts(self) -> dict[str, Any]:
         """Return the fields of model.json, from which a model can be rebuilt without the data."""

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cobo_dist.tasks.base import Task
-from cobo_dist.tasks.language.task import Language
-from cobo_dist.tasks.quadratic import Quadratic
-from cobo_dist.tasks.supervised import Classification
 
 
 def facts_of(task: Task) -> dict[str, str]:
@@ -18,44 +12,4 @@ def facts_of(task: Task) -> dict[str, str]:
         "task": task.name,
         "clients": f"{task.clients}" + (f" in {groups} clusters" if groups else ""),
     }
-    if isinstance(task, Language):
-        return facts | task.facts() | {"digest": task.fingerprint()}
-    size = sum(parameter.numel() for parameter in task.model().parameters())
-    facts["model"] = f"{size:,} parameters"
-    if isinstance(task, Classification):
-        for name, numbers in task.split_of.items():
-            least, most = min(map(len, numbers)), max(map(len, numbers))
-            facts[name] = f"{least} examples a client" + (f" to {most}" if most > least else "")
-    return facts | {"digest": task.fingerprint()}
-
-
-def label_counts(task: Task) -> NDArray[np.int64] | None:
-    """Return each client's number of training examples with each of its labels, [n, C]; None: no labels."""
-    if not isinstance(task, Classification):
-        return None
-    examples, classes = task.examples, task.examples.labels_of.shape[1]
-    counts = [
-        examples.labels_of[client][examples.targets[own]].bincount(minlength=classes)
-        for client, own in enumerate(task.split_of["train"])
-    ]
-    return np.stack([one.numpy() for one in counts])
-
-
-def data_in_memory(task: Task) -> tuple[str, int]:
-    """Return what a rank keeps of the examples, in words, and its bytes."""
-    if isinstance(task, Language):
-        return "tokens of all clients, files mapped", sum(
-            stream.tokens.nbytes for stream in task.streams
-        )
-    if isinstance(task, Classification):
-        examples = task.examples
-        parts = (examples.inputs, examples.targets, examples.labels_of)
-        return "data, once", sum(one.nbytes for one in parts)
-    if isinstance(task, Quadratic):
-        return "data, once", 2 * int(task.centers_nd.nbytes)  # as it was read, and in run.dtype
-    return "data, once", 0
-
-
-def reads_in_random_order(task: Task) -> bool:
-    """Return whether clients read their examples by shuffled indices."""
-    return isinstance(task, (Classification, Language))
+    return facts | task.describe() | {"digest": task.fingerprint()}

@@ -84,6 +84,7 @@ class Classification(Task):
 
     metrics: tuple[str, ...] = ("loss", "accuracy")
     engines: tuple[str, ...] = tuple(ENGINES)
+    random_order = True
 
     def __init__(
         self,
@@ -254,6 +255,29 @@ class Classification(Task):
         return {
             "client": client, "split": split, "label": labels, "label_names": label_names, **names
         }  # fmt: skip
+
+    def describe(self) -> dict[str, str]:
+        """Return the size of the model and the numbers of examples."""
+        facts = super().describe()
+        for name, numbers in self.split_of.items():
+            least, most = min(map(len, numbers)), max(map(len, numbers))
+            facts[name] = f"{least} examples a client" + (f" to {most}" if most > least else "")
+        return facts
+
+    def label_counts(self) -> NDArray[np.int64]:
+        """Return each client's number of training examples with each of its labels, [n, C]."""
+        examples, classes = self.examples, self.examples.labels_of.shape[1]
+        counts = [
+            examples.labels_of[client][examples.targets[own]].bincount(minlength=classes)
+            for client, own in enumerate(self.split_of["train"])
+        ]
+        return np.stack([one.numpy() for one in counts])
+
+    def data_in_memory(self) -> tuple[str, int]:
+        """Return the bytes of inputs and labels."""
+        examples = self.examples
+        parts = (examples.inputs, examples.targets, examples.labels_of)
+        return "data, once", sum(one.nbytes for one in parts)
 
     def fingerprint(self) -> str:
         """Return a digest of examples, labels and splits."""

@@ -39,6 +39,7 @@ class Language(Task):
     # vmap supports neither PEFT's modules nor dropout whose keys are set from outside.
     engines: tuple[str, ...] = ("one_by_one",)
     clusters: tuple[int, ...] | None = None
+    random_order = True
 
     def __init__(
         self, config: LanguageConfig, model: LanguageModelConfig, data: DataConfig, seed: int
@@ -179,7 +180,11 @@ class Language(Task):
             f"{self.config.validation_fraction:g}; set task.validation_fraction=0.1"
         )
 
-    def facts(self) -> dict[str, str]:
+    def data_in_memory(self) -> tuple[str, int]:
+        """Return the bytes of all tokens."""
+        return "tokens of all clients, files mapped", sum(s.tokens.nbytes for s in self.streams)
+
+    def describe(self) -> dict[str, str]:
         """Return a description of texts and model, by title."""
         own, frozen = self.adapted.size()
         facts = {
