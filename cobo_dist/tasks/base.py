@@ -13,6 +13,7 @@ from pydantic import Field
 from cobo_dist.clients.learning_task import LearningTask
 from cobo_dist.lazy import Tensor
 from cobo_dist.settings import Section, Text
+from cobo_dist.tasks.sections import ModelSection
 
 
 class DataConfig(Section):
@@ -92,6 +93,7 @@ class Task(LearningTask, Protocol):
     metrics: tuple[str, ...]  # of an evaluation: "loss" first, the one to compare runs by last
     notices: tuple[str, ...] = ()  # what a user should know of the data, a line each
     diagnoses: bool = False  # whether `diagnose` returns figures every round
+    model_section: ModelSection | None = None  # the config of its model, if the task takes one
     random_order: bool = False  # whether clients read their examples by shuffled indices
 
     def train_sizes(self) -> Sequence[int]:
@@ -137,12 +139,15 @@ class Task(LearningTask, Protocol):
         """Say why `clusters` is None, and what helps."""
         return f"task.name={self.name} knows none; choose another algorithm"
 
-    def save(self, state: Mapping[str, Tensor], path: Path) -> None:
-        """Write one client's model atomically at `path`, to which the task adds a suffix."""
+    def save(self, state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+        """Write one client's model atomically at `path`, to which the task adds a suffix.
+
+        `metadata` are those of `storage.model_schema.ModelMetadata`.
+        """
         from safetensors.torch import save_file
 
         draft = path.with_name(path.name + ".part")
-        save_file(dict(state), draft)
+        save_file(dict(state), draft, dict(metadata))
         draft.replace(path.with_name(path.name + ".safetensors"))
 
     def load(self, path: Path) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ class Classifier(nn.Module):
         self.scale, self.offset = (self._factor(facts[name]) for name in ("scale", "offset"))
         outputs = torch.tensor(facts["label_maps"][facts["label_map_of"][client]])
         labels = torch.full((facts["classes"],), -1)
-        labels[outputs] = torch.arange(len(outputs))
+        labels[outputs[outputs >= 0]] = torch.arange(len(outputs))[outputs >= 0]
         self.labels: Tensor
         self.register_buffer("labels", labels, persistent=False)  # of the data, for each output
 

@@ -230,16 +230,27 @@ class Classification(Task):
     def model_facts(self) -> dict[str, Any]:
         """Return shape and scale of inputs, and each client's label map."""
         examples = self.examples
-        maps, map_of = torch.unique(examples.labels_of, dim=0, return_inverse=True)
+        maps, map_of = torch.unique(self._own_labels(), dim=0, return_inverse=True)
         return {
             "input_shape": list(examples.shape),
             "images": examples.are_images,
             "scale": IMAGE_SCALE if examples.are_images else examples.scale,
             "offset": IMAGE_OFFSET if examples.are_images else examples.offset,
             "classes": examples.labels_of.shape[1],
+            "label_names": list(self.label_names),
             "label_maps": maps.tolist(),
             "label_map_of": map_of.tolist(),
         }
+
+    def _own_labels(self) -> Tensor:
+        """Return `labels_of` [n, classes], where labels share an output without those of no example: -1."""
+        maps = self.examples.labels_of.clone()
+        ordered = maps.sort(dim=1).values
+        for client in (ordered[:, 1:] == ordered[:, :-1]).any(dim=1).nonzero()[:, 0].tolist():
+            own = torch.cat([split[client] for split in self.split_of.values()])
+            lacking = self.examples.targets[own].bincount(minlength=maps.shape[1]) == 0
+            maps[client, lacking] = -1
+        return maps
 
     def partition(self) -> dict[str, NDArray[Any]]:
         """Return client, split and label of every example, where each belongs to one client."""

@@ -38,6 +38,7 @@ from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
 from cobo_dist.training.lost_contact import Loss, describe_loss
+from cobo_dist.training.model_metadata import model_metadata
 from cobo_dist.training.signals import name_of
 from cobo_dist.training.trainer import Trainer
 
@@ -137,11 +138,12 @@ def _bytes_per_client(run_logger: RunLogger, clients: int) -> BytesPerClient | N
 
 
 def _save_models(learner: Learner, folder: RunDir, rank: int) -> None:
+    metadata_of = model_metadata(learner.task)
     for row, client in enumerate(learner.clients.ids):
         state = learner.clients.state_dict(row)
         nbytes = sum(one.nbytes for one in state.values())
         with folder.saving_model(client, rank, nbytes) as draft:
-            learner.task.save(state, draft)
+            learner.task.save(state, draft, metadata_of(client).to_text())
 
 
 def _table(

@@ -165,9 +165,9 @@ class Language(Task):
         parts = [self.adapted.fingerprint(), *(stream.digest for stream in self.streams)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
-    def save(self, state: Mapping[str, Tensor], path: Path) -> None:
+    def save(self, state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
         """Write one client's adapters as a PEFT folder."""
-        self.adapted.save(state, path)
+        self.adapted.save(state, path, metadata)
 
     def load(self, path: Path) -> dict[str, Tensor]:
         """Return the adapters in a PEFT folder."""
