@@ -12,6 +12,7 @@ from pydantic import Field
 
 from cobo_dist.clients.learning_task import LearningTask
 from cobo_dist.lazy import Tensor
+from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.settings import Section, Text
 from cobo_dist.tasks.sections import ModelSection
 
@@ -88,6 +89,7 @@ class Task(LearningTask, Protocol):
     clients: int
     names: tuple[str, ...] = ()  # of the clients; empty if they have none
     clusters: tuple[int, ...] | None  # the true cluster of each client, if known
+    true_graph: TrueGraph | None = None  # where clusters do not say all that is known
     splits: tuple[str, ...]  # what can be evaluated
     batch_size: int = 1  # training examples in one gradient of a client
     metrics: tuple[str, ...]  # of an evaluation: "loss" first, the one to compare runs by last

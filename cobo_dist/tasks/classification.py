@@ -18,10 +18,12 @@ from pydantic import Field, SerializeAsAny
 
 # Each registers its own.
 import cobo_dist.tasks.image_folder
+import cobo_dist.tasks.input_changes
 import cobo_dist.tasks.label_partitions
 import cobo_dist.tasks.tables  # noqa: F401
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import torch
+from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.registry import Variant, register
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.changes import ChangeSection
@@ -106,10 +108,19 @@ class DataTaskConfig(ClassificationConfig):
             examples,
             tensors,
             clusters,
+            graph=self._graph(shares.clients, classes),
             names=shares.names,
             notices=(*found.notices, *notices),
             label_names=own_labels,
         )
+
+    def _graph(self, clients: int, classes: int) -> TrueGraph | None:
+        """Return how alike clients are by partition and change; without the former, by a change alone."""
+        of_partition = self.partition.graph_of(clients, classes)
+        of_change = self.change.graph_of(clients, classes)
+        if of_partition is None or of_change is None:
+            return of_change
+        return of_partition & of_change
 
     def _partition(
         self, found: Labeled, labels: NDArray[np.int64], classes: int, seed: int

@@ -114,6 +114,8 @@ class Classification(Task):
         self.clusters: tuple[int, ...] | None = (
             None if clusters is None else tuple(clusters[client] for client in order)
         )
+        if loaded.graph is not None and not loaded.graph.are_clusters:
+            self.true_graph = loaded.graph.reordered(order)
         self.names = tuple(loaded.names[client] for client in order) if loaded.names else ()
         self.notices, self.label_names = loaded.notices, tuple(loaded.label_names)
         self.pools = loaded.pools and [loaded.pools[client] for client in order]

@@ -103,7 +103,7 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
         ],
         clusters_found=int(cluster_n.max()) + 1,
         link_threshold=graph.link,
-    ).model_copy(update=graph.agreement(run_logger.clusters))
+    ).model_copy(update=graph.agreement(run_logger.clusters, run_logger.true_graph))
     if placement is not None:
         summary.placement = placement
     run_logger.traffic(peaks)
@@ -171,6 +171,8 @@ def _table(
         scores = f"{summary.link_f1:.2f}, {summary.adjusted_rand:.2f}"
         rows.append(("link F1, adjusted Rand", scores))
         rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
+    if summary.graph_correlation is not None:
+        rows.append(("correlation with the right graph", f"{summary.graph_correlation:.2f}"))
     return rows
 
 
