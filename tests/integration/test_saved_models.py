@@ -95,25 +95,36 @@ PLAIN = """
     import torch
 
     sys.modules["cobo_dist"] = None  # an import of it fails
-    for name in sys.argv[1:]:
+    for way in sys.argv[1:]:
         names = {}
-        exec(open(f"{name}.load.py").read(), names)
-        for inputs, expected in torch.load(f"{name}.pt"):
+        exec(open(f"{way}.py").read(), names)
+        for inputs, expected in torch.load(way.rpartition(".")[0] + ".pt"):
             with torch.no_grad():
                 torch.testing.assert_close(names["network"](inputs), expected)
-        print(name)
+        print(way)
 """
 """Compares the outputs of each run's network, loaded by the lines of the docs, with those saved."""
 
 
+def titles() -> dict[str, str]:
+    """Return the sections of the page by title."""
+    page = PAGE.read_text(encoding="utf-8")
+    return dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+
+
 def lines(title: str, run: str) -> list[str]:
     """Return the blocks of Python below a title of the page, for a run."""
-    page = PAGE.read_text(encoding="utf-8")
-    sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
-    found = re.findall(r"^```python\n(.*?)^```$", sections[title], re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```python\n(.*?)^```$", titles()[title], re.MULTILINE | re.DOTALL)
     return [
         re.sub(r"runs/[a-z0-9-]+", run, text).replace("client.pt2", f"{run}.pt2") for text in found
     ]
+
+
+def load_lines(run: str) -> tuple[str, str, str]:
+    """Return the docs' lines that read a file, that make its network, and that fill it."""
+    (load, _) = lines("In plain PyTorch", run=run)
+    read, make, fill = re.split(r"^(network = .*\n)", load, flags=re.MULTILINE)
+    return read, make, fill
 
 
 def in_fresh_process(code: str, *arguments: str, folder: Path) -> str:
@@ -178,19 +189,25 @@ def scores(folder: Path) -> dict[str, dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def plain(folder: Path, scores: dict[str, dict[str, float]]) -> set[str]:
-    """The runs whose network the docs' lines load without cobo_dist, with the same outputs."""
-    ran = [name for name in scores if (folder / f"{name}.pt").is_file()]
-    exported = []
-    for name in ran:
-        if metadata(folder, name)["layers"] is not None:
-            (load, _) = lines("In plain PyTorch", run=name)
+    """The ways in which the docs load networks without cobo_dist, `RUN by WAY`, with the same outputs."""
+    exports, ways = [], []
+    for name in [name for name in scores if (folder / f"{name}.pt").is_file()]:
+        about = metadata(folder, name)
+        (read, make, fill) = load_lines(name)
+        loads = {}
+        if about["layers"] is not None:
+            loads["layers"] = read + make + fill
         else:
             (export, load) = lines("Other networks", run=name)
-            exported.append(export)
-            load = f"import torch\n{load}"
-        (folder / f"{name}.load.py").write_text(load)
-    in_fresh_process("\n".join(exported), folder=folder)
-    return set(in_fresh_process(PLAIN, *ran, folder=folder).split())
+            exports.append(export)
+            loads["export"] = f"import torch\n{load}"
+        if (title := f"`{about['model']['name']}` in plain PyTorch") in titles():
+            loads["module"] = read + lines(title, run=name)[0] + fill
+        for way, code in loads.items():
+            (folder / f"{name}.{way}.py").write_text(code)
+            ways.append(f"{name}.{way}")
+    in_fresh_process("\n".join(exports), folder=folder)
+    return set(in_fresh_process(PLAIN, *ways, folder=folder).split())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -208,7 +225,9 @@ def test_models_score_in_a_fresh_process_what_the_summary_says(
     assert found["metrics"] == list(summary["final"])
     config = open_run(folder / name).config
     if config.task.model_kind == "classifier":
-        assert name in plain
+        ways = {way for way in ("layers", "module", "export") if f"{name}.{way}" in plain}
+        assert ways == {"layers"} if found["layers"] is not None else "export" in ways
+        assert config.model.name != "resnet9" or "module" in ways
         assert found["model"] == config.model.model_dump(mode="json")
         assert found["layers"] is not None or config.model.name not in ("mlp", "cnn")
 
