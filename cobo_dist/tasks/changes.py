@@ -132,11 +132,18 @@ class HierarchyChange(ClusterChange):
             raise ConfigError(
                 f"task.change.groups={self.groups} is more than the {count} clusters; lower it"
             )
-        if most > moved or moved == classes:
+        if most >= classes:
             raise ConfigError(
-                f"task.change.shared={self.shared:g} of {classes} labels leaves {moved} for clusters to "
-                f"rotate, too {'many' if moved == classes else 'few'} for {most} clusters in a group; "
-                f"{'raise' if moved == classes else 'lower'} task.change.shared"
+                f"task.change.groups={self.groups} has {most} clusters in a group, and clusters can rotate "
+                f"{classes - 1} of {classes} labels at most; raise task.change.groups or lower "
+                "task.change.clusters"
+            )
+        if not most <= moved < classes:
+            fitting = 1 - (most if moved < most else classes - 1) / classes
+            raise ConfigError(
+                f"task.change.shared={self.shared:g} of {classes} labels leaves {moved} for {most} clusters "
+                f"of a group to rotate, of which {most} to {classes - 1} are needed; set "
+                f"task.change.shared={fitting:.4g}"
             )
         return clusters, group_of, moved
 

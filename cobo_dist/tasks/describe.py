@@ -10,6 +10,8 @@ def facts_of(task: Task) -> dict[str, str]:
     groups = len(set(task.clusters)) if task.clusters is not None else 0
     facts = {
         "task": task.name,
-        "clients": f"{task.clients}" + (f" in {groups} clusters" if groups else ""),
+        "clients": f"{task.clients}"
+        + (f" in {groups} clusters" if groups else "")
+        + (", with a graph of right weights" if task.true_graph is not None else ""),
     }
     return facts | task.describe() | {"digest": task.fingerprint()}

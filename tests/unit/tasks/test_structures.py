@@ -16,9 +16,13 @@ from cobo_dist.cli.report import main as report
 from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
+from cobo_dist.maths.true_graph import TrueGraph
+from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import BUILT_IN, register
+from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.tasks.supervised import Classification
+from cobo_dist.tracking.weight_snapshots import WeightSnapshots
 
 RING = [
     "task.partition.name=ring",
@@ -96,15 +100,39 @@ def test_hierarchies_of_unequal_clusters() -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({"groups": 5}, "task.change.groups=5 is more than the 4 clusters; lower it"),
-        ({"shared": 0.99}, "leaves 0 for clusters to rotate, too few for 2 clusters in a group; lower"),
-        ({"shared": 0.01}, "leaves 10 for clusters to rotate, too many for 2 clusters in a group; raise"),
+        ("groups=5", "task.change.groups=5 is more than the 4 clusters; lower it"),
+        ("shared=0.99", "leaves 0 for 2 clusters of a group to rotate, of which 2 to 9 are needed; set "
+         "task.change.shared=0.8"),
+        ("shared=0.01", "leaves 10 for 2 clusters of a group to rotate, of which 2 to 9 are needed; set "
+         "task.change.shared=0.1"),
+        ("clusters=8 groups=1", "leaves 5 for 8 clusters of a group to rotate, of which 8 to 9 are needed; "
+         "set task.change.shared=0.2"),
     ],
 )  # fmt: skip
-def test_hierarchies_that_do_not_fit_are_refused(keys: dict[str, object], expected: str) -> None:
+def test_hierarchies_that_do_not_fit_are_refused_with_a_remedy(keys: str, expected: str) -> None:
+    given = [*HIERARCHY, *(f"task.change.{one}" for one in keys.split())]
     with pytest.raises(ConfigError) as caught:
-        task_of(*HIERARCHY, *(f"task.change.{key}={value}" for key, value in keys.items()))
-    assert expected in str(caught.value)
+        task_of(*given)
+    message = str(caught.value)
+    assert message.endswith(expected)
+    if "set " in expected:
+        assert task_of(*given, message.rpartition("set ")[2]).clusters is not None
+
+
+def test_a_group_has_no_more_clusters_than_labels_can_tell_apart() -> None:
+    wine = ["task.source.set=wine", *HIERARCHY]  # 3 labels
+    with pytest.raises(ConfigError, match="groups=2 has 3 clusters in a group"):
+        task_of(*wine, "task.change.clusters=6")
+    assert task_of(*wine, "task.change.clusters=6", "task.change.groups=3").true_graph is not None
+
+
+@pytest.mark.parametrize("n", [512, 513])
+def test_many_clients_have_no_graph_in_the_file(tmp_path: Path, n: int) -> None:
+    graph = TrueGraph.of(np.arange(n) / n, lambda one, other: np.abs(one - other) < 0.1)
+    snapshots = WeightSnapshots(RunDir(tmp_path), None, (), graph)
+    snapshots.add(0, Weights(range(n), np.zeros(n), symmetric=True))
+    with np.load(tmp_path / "W.npz") as stored:
+        assert ("true_graph" in stored) == ("true_order" in stored) == (n == 512)
 
 
 def test_the_weights_of_a_continuum_fall_with_the_distance() -> None:
