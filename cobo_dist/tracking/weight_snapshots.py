@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.host import free_memory
+from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.maths.weights import Weights, join
 from cobo_dist.storage.array_schema import (
     MAX_DENSE_CLIENTS,
@@ -44,15 +45,22 @@ class WeightSnapshots:
     """Writes W.npz of a run folder."""
 
     def __init__(
-        self, folder: RunDir, clusters: Sequence[int] | None, names: Sequence[str]
+        self,
+        folder: RunDir,
+        clusters: Sequence[int] | None,
+        names: Sequence[str],
+        true_graph: TrueGraph | None = None,
     ) -> None:
-        """Start without snapshots; `clusters` and `names` are those of the clients, where known."""
+        """Start without snapshots; the others are those of the clients, where known."""
         self.folder = folder
         self._of_clients: Arrays = {}
         if clusters is not None:
             self._of_clients["clusters"] = np.asarray(clusters, dtype=np.int64)
         if names:
             self._of_clients["names"] = np.asarray(names, dtype=np.str_)
+        if true_graph is not None and true_graph.clients <= MAX_DENSE_CLIENTS:
+            self._of_clients["true_graph"] = true_graph.rows(range(true_graph.clients))
+            self._of_clients["true_order"] = true_graph.order
         self._dense: dict[int, NDArray[np.float32]] = {}
 
     def add(self, r: int, weights: Weights) -> None:

@@ -141,7 +141,7 @@ class Adapted:
                 digest.update(f"{name} {list(one.shape)}".encode() + first.tobytes())
         return digest.hexdigest()[:16]
 
-    def save(self, state: Mapping[str, Tensor], folder: Path) -> None:
+    def save(self, state: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> None:
         """Write adapters as PEFT's folder: `adapter_model.safetensors`, `adapter_config.json`."""
         from safetensors.torch import save_file
 
@@ -152,7 +152,9 @@ class Adapted:
         named = peft.get_peft_model_state_dict(
             self.model, state_dict=dict(state), adapter_name=_NAME, save_embedding_layers=False
         )
-        save_file(named, draft / "adapter_model.safetensors", metadata={"format": "pt"})
+        # Libraries refuse a file that does not name its framework.
+        about = {"format": "pt", **metadata}
+        save_file(named, draft / "adapter_model.safetensors", metadata=about)
         config = copy.copy(self.model.peft_config[_NAME])
         config.inference_mode, config.base_model_name_or_path = True, self.base.name
         if isinstance(config.target_modules, set):
