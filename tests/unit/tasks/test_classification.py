@@ -186,6 +186,9 @@ def test_splits_are_disjoint_and_cover(tmp_path: Path, name: str, source: str) -
             x_test=rng.normal(size=(90, 2, 3)), y_test=np.arange(90) % 3, client=np.arange(90) % 4,
         ),
         "images": lambda: folder(tmp_path / "images"),
+        "sklearn_regression": lambda: [
+            "task.name=regression", "task.source.name=sklearn_regression", "task.bins=3",
+        ],
     }  # fmt: skip
     given = builders.get(source, list)() or [f"task.source.name={source}"]
     if source == "parquet":
