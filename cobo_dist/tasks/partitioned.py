@@ -24,9 +24,10 @@ from cobo_dist.lazy import Tensor, torch
 from cobo_dist.registry import Variant
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.changes import ChangeSection
+from cobo_dist.tasks.columns import Columns
 from cobo_dist.tasks.examples import ClientExamples, Examples
 from cobo_dist.tasks.partitions import PartitionSection
-from cobo_dist.tasks.scaling import standardized
+from cobo_dist.tasks.scaling import as_they_are, standardized
 from cobo_dist.tasks.shares import shares_of, together
 from cobo_dist.tasks.sources import Labeled, SourceSection
 from cobo_dist.tasks.splits import split
@@ -149,13 +150,13 @@ class PartitionedConfig(SupervisedConfig):
         )
 
     def _scaled(
-        self, x: NDArray[Any], train: Sequence[NDArray[np.int64]], dtype: np.dtype[Any]
+        self, x: NDArray[Any] | Columns, train: Sequence[NDArray[np.int64]], dtype: np.dtype[Any]
     ) -> tuple[NDArray[Any], float | list[float], float | list[float]]:
         """Return the inputs, standardized if that is wanted, and scale and offset of each feature."""
-        if x.dtype == np.uint8:
+        if not isinstance(x, Columns) and x.dtype == np.uint8:
             return x, 1.0, 0.0
         if not self.standardize:
-            return x.astype(dtype, copy=False), 1.0, 0.0
+            return as_they_are(x, dtype), 1.0, 0.0
         return standardized(x, train, dtype)
 
 

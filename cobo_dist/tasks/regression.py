@@ -19,6 +19,7 @@ from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.registry import Variant, register
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.changes import ChangeSection
+from cobo_dist.tasks.columns import Coded
 from cobo_dist.tasks.functions import LossName, MetricNames
 from cobo_dist.tasks.partitioned import (
     Labels,
@@ -149,12 +150,14 @@ def numbers_of(found: Labeled) -> NDArray[np.float64]:
     Raises:
         ConfigError: they are no numbers, one is NaN or infinite, or all are equal.
     """
-    y = found.y[:, None] if found.y.ndim == 1 else found.y
-    if y.dtype.kind not in "biuf":
+    given = found.y
+    if isinstance(given, Coded) or given.dtype.kind not in "biuf":
+        what = f"text such as {given.names[0][:40]!r}" if isinstance(given, Coded) else given.dtype
         raise ConfigError(
-            f"{found.source}: targets are {y.dtype}, but task.name=regression takes numbers; convert them, "
-            "or set task.name=classification"
+            f"{found.source}: targets are {what}, but task.name=regression takes numbers; convert them, or "
+            "set task.name=classification"
         )
+    y = given[:, None] if given.ndim == 1 else given
     numbers = y.astype(np.float64)
     finite = np.isfinite(numbers).all(axis=1)
     if not finite.all():

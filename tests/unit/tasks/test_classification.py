@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import runpy
+import sys
 import zipfile
 from pathlib import Path
 
@@ -464,7 +465,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_pyarrow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    monkeypatch.setattr(pd, "read_parquet", lambda path: (_ for _ in ()).throw(ImportError("none")))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     message = refusal("task.source.name=parquet", f"task.source.file={tmp_path / 't.parquet'}")
     assert "needs the package pyarrow" in message
     assert "save the table as csv" in message
