@@ -54,7 +54,7 @@ def numbered(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         if span < min(_MAX_SPAN, 8 * len(values)):
             offsets = (values - values.dtype.type(low)).astype(f"u{values.dtype.itemsize}")
             present = np.bincount(offsets.astype(np.int64)) > 0
-            own = (np.flatnonzero(present) + low).astype(values.dtype)
+            own = np.flatnonzero(present).astype(values.dtype) + values.dtype.type(low)
             if low == 0 and present.all() and values.dtype == np.int64 and values.flags.writeable:
                 return own, values
             return own, (np.cumsum(present) - 1)[offsets]

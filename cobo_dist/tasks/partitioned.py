@@ -20,6 +20,7 @@ from pydantic import Field, SerializeAsAny
 import cobo_dist.tasks.image_folder
 import cobo_dist.tasks.label_partitions
 import cobo_dist.tasks.tables  # noqa: F401
+from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.registry import Variant
 from cobo_dist.tasks.base import DataConfig
@@ -118,8 +119,12 @@ class PartitionedConfig(SupervisedConfig):
         if self.validation_fraction:
             fractions["validation"] = self.validation_fraction
         splits = split(shares, found, self.partition, fractions, seed)
-        x, scale, offset = self._scaled(found.x, splits["train"], numpy_type(dtype))
-        targets = self.targets(found, labels, shares.clients, splits["train"], seed, dtype)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                x, scale, offset = self._scaled(found.x, splits["train"], numpy_type(dtype))
+                targets = self.targets(found, labels, shares.clients, splits["train"], seed, dtype)
+        except OverflowError as error:
+            raise ConfigError(f"{found.source}: {error}; divide or drop them") from None
         examples = Examples(
             torch.from_numpy(self.change.inputs(x, shares.owners, seed)),
             targets.values,

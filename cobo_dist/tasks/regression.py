@@ -152,7 +152,9 @@ def numbers_of(found: Labeled) -> NDArray[np.float64]:
     """
     given = found.y
     if isinstance(given, Coded) or given.dtype.kind not in "biuf":
-        what = f"text such as {given.names[0][:40]!r}" if isinstance(given, Coded) else given.dtype
+        what = (
+            f"text such as {_no_number(given.names)}" if isinstance(given, Coded) else given.dtype
+        )
         raise ConfigError(
             f"{found.source}: targets are {what}, but task.name=regression takes numbers; convert them, or "
             "set task.name=classification"
@@ -171,3 +173,13 @@ def numbers_of(found: Labeled) -> NDArray[np.float64]:
             f"{numbers[0, column]:g}; there is nothing to predict"
         )
     return numbers
+
+
+def _no_number(names: Sequence[str]) -> str:
+    """Return the first text that is no number, as a message shows it."""
+    for name in names:
+        try:
+            float(name)
+        except ValueError:
+            return repr(name[:40])
+    return repr(names[0][:40])

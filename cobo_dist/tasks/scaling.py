@@ -20,8 +20,11 @@ def standardized(
 
     Over the given rows together, each feature then has mean 0 and standard deviation 1, or 0 if it is
     constant.
+
+    Raises:
+        OverflowError: numbers whose square is infinite.
     """
-    own = np.zeros(len(x), dtype=bool)
+    own: NDArray[np.bool_] = np.zeros(len(x), dtype=bool)
     for some in rows:
         own[some] = True
     scaled = np.empty((len(x), int(np.prod(x.shape[1:]))), dtype=dtype)
@@ -32,6 +35,9 @@ def standardized(
         else:
             mean = part.mean(axis=0, dtype=np.float64, where=own[:, None])
             std = part.std(axis=0, dtype=np.float64, where=own[:, None])
+        if not np.isfinite(mean + std).all():
+            number = first + int(np.argmin(np.isfinite(mean + std)))
+            raise OverflowError(f"number {number} of an example is too large to be standardized")
         # A constant feature becomes 0; the sum of its mean rounds, so its deviation may not be exactly 0.
         scale = 1.0 / np.where(std > 1e-12 * np.abs(mean), std, 1.0)
         offset = -mean * scale
@@ -44,13 +50,18 @@ def standardized(
 
 
 def as_they_are(x: NDArray[Any] | Columns, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return the numbers in `dtype`."""
-    if not isinstance(x, Columns):
-        return x.astype(dtype, copy=False)
-    numbers = np.empty(x.shape, dtype=dtype)
-    for column, part in _parts(x):
-        numbers[:, column] = part[:, 0]
-    return numbers
+    """Return the numbers in `dtype`.
+
+    Raises:
+        OverflowError: it cannot hold them.
+    """
+    numbers = np.empty((len(x), int(np.prod(x.shape[1:]))), dtype=dtype)
+    for first, part in _parts(x):
+        some = numbers[:, first : first + part.shape[1]]
+        some[...] = part
+        if not np.isfinite(some).all():
+            raise OverflowError(f"some numbers of the examples are too large for {dtype}")
+    return numbers.reshape(x.shape)
 
 
 def _parts(x: NDArray[Any] | Columns) -> Iterator[tuple[int, NDArray[Any]]]:

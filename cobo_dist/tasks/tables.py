@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -118,6 +119,10 @@ class TableSource(SourceSection):
                 raise ConfigError(
                     f"task.source.{which}={name} is no column of {key}, which has {shown}; name one of them"
                 )
+        if len(set(self.label)) < len(self.label):
+            raise ConfigError(
+                f"task.source.label={list(self.label)} names a column twice; name each once"
+            )
         if self.client in self.label:
             raise ConfigError(
                 f"task.source.client={self.client} is the label too; name another column"
@@ -173,9 +178,17 @@ class CsvSource(TableSource):
 
         # pandas would rename the second of two columns that are called alike.
         header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
-        frame = pd.read_csv(path, dtype={self.client: str}, low_memory=False)
-        if not isinstance(frame.index, pd.RangeIndex):
-            raise ValueError(f"rows have more fields than the {header.shape[1]} of the header")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                # Or else pandas takes the first of too many fields for the name of the row.
+                frame = pd.read_csv(
+                    path, dtype={self.client: str}, low_memory=False, index_col=False
+                )
+        except pd.errors.ParserWarning:
+            raise ValueError(
+                f"rows have more fields than the {header.shape[1]} of the header"
+            ) from None
         return _Frame(frame, [str(name) for name in header.iloc[0]])
 
 
@@ -229,14 +242,15 @@ def complete(column: pd.Series[Any], name: str, key: str, setting: str) -> NDArr
         column = column.astype(column.cat.categories.dtype)
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy()
-    try:
-        text = column if column.dtype != object else column.map(str)
-        codes, names = pd.factorize(text, sort=True)
-    except TypeError as error:
-        raise ConfigError(
-            f"{key}: column {name} ({setting}) holds {str(column.iloc[0])[:40]!r} ({words_of(error)}); give "
-            "numbers or text"
-        ) from None
+    if column.dtype == object:
+        nested = column.map(lambda one: isinstance(one, (bytes, list, dict, tuple, np.ndarray)))
+        if nested.any():
+            raise ConfigError(
+                f"{key}: column {name} ({setting}) holds {str(column[nested].iloc[0])[:40]!r}, which is "
+                "neither number nor text; convert it"
+            )
+        column = column.map(str)
+    codes, names = pd.factorize(column, sort=True)
     return Coded(codes, [str(one) for one in names])
 
 
