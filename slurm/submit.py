@@ -175,6 +175,8 @@ def with_absolute_paths(config: Config) -> Config:
         path = Path(given).expanduser()
         if not given or (key in PATHS_OR_NAMES and not path.exists()):
             continue
+        if groups == ["data"] and name not in config.task.data_keys:  # refused, unless a default
+            continue
         changed = parts[-1].model_copy(update={name: str(path.absolute())})
         for group, part in zip(reversed(groups), reversed(parts[:-1]), strict=True):
             changed = part.model_copy(update={group: changed})

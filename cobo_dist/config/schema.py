@@ -221,7 +221,8 @@ def check_across(config: Config) -> None:
             raise ConfigError(message)
     for key in OWNED_DATA_KEYS:
         value = getattr(config.data, key)
-        if value and key not in config.task.data_keys:
+        given = value != type(config.data).model_fields[key].default
+        if given and key not in config.task.data_keys:
             readers = [name for name, one in TASKS.items() if key in one.target.data_keys]
             raise ConfigError(
                 f"data.{key}={value} is not read by task.name={config.task.name}, but by "

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import torch
 from cobo_dist.registry import register
+from cobo_dist.tasks.columns import Coded, numbered
 from cobo_dist.tasks.partitioned import Labels, PartitionedConfig, Targets
 from cobo_dist.tasks.sources import Labeled
 from cobo_dist.tasks.supervised import ClassificationConfig
@@ -49,6 +50,8 @@ def renumbered(found: Labeled) -> Labels:
         ConfigError: labels that are no classes.
     """
     y = found.y
+    if isinstance(y, Coded):
+        return _named(found, np.asarray(y.codes, dtype=np.int64), list(y.names))
     if y.ndim != 1:
         raise ConfigError(
             f"{found.source}: there are {y.shape[1]} targets, and task.name=classification takes one label; "
@@ -66,17 +69,18 @@ def renumbered(found: Labeled) -> Labels:
         raise ConfigError(
             f"{found.source}: labels are {y.dtype}, but must be whole numbers or text; convert them"
         )
-    own, labels = np.unique(y, return_inverse=True)
-    classes = len(own)
-    if classes < 2:
+    own, numbers = numbered(y)
+    if y.dtype.kind in "iu" and len(own) > 1 and own[0] == 0 and own[-1] == len(own) - 1:
+        return Labels(numbers, [str(one) for one in own])
+    return _named(found, numbers, [str(one) for one in own])
+
+
+def _named(found: Labeled, numbers: NDArray[np.int64], names: Sequence[str]) -> Labels:
+    """Return labels with a notice of what they were."""
+    if len(names) < 2:
         raise ConfigError(
-            f"{found.source}: all labels are {own[0]}; classification needs two classes or more"
+            f"{found.source}: all labels are {names[0]}; classification needs two classes or more"
         )
-    numbers, names = labels.reshape(-1).astype(np.int64), [str(one) for one in own]
-    if y.dtype.kind in "iu" and own[0] == 0 and own[-1] == classes - 1:
-        return Labels(numbers, names)
-    shown = ", ".join(str(one) for one in own[:_MAX_SHOWN]) + (
-        " ..." if classes > _MAX_SHOWN else ""
-    )
-    notice = f"{found.source}: labels {shown} are numbered 0 to {classes - 1}, in this order"
+    shown = ", ".join(names[:_MAX_SHOWN]) + (" ..." if len(names) > _MAX_SHOWN else "")
+    notice = f"{found.source}: labels {shown} are numbered 0 to {len(names) - 1}, in this order"
     return Labels(numbers, names, (notice,))

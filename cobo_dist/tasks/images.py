@@ -51,7 +51,7 @@ class ImagesConfig(ClassificationConfig):
     """CIFAR-100, or other images in its place."""
 
     default_model: ClassVar[str] = "resnet9"
-    data_keys: ClassVar[tuple[str, ...]] = ("file",)
+    data_keys: ClassVar[tuple[str, ...]] = ("root", "file")
 
     def fetch(self, data: DataConfig) -> Iterator[str]:
         """Fetch CIFAR-100 where it is missing and no file takes its place."""

@@ -21,14 +21,16 @@ import cobo_dist.tasks.image_folder
 import cobo_dist.tasks.input_changes
 import cobo_dist.tasks.label_partitions
 import cobo_dist.tasks.tables  # noqa: F401
+from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.registry import Variant
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.changes import ChangeSection
+from cobo_dist.tasks.columns import Columns
 from cobo_dist.tasks.examples import ClientExamples, Examples
 from cobo_dist.tasks.partitions import PartitionSection
-from cobo_dist.tasks.scaling import standardized
+from cobo_dist.tasks.scaling import as_they_are, standardized
 from cobo_dist.tasks.shares import shares_of, together
 from cobo_dist.tasks.sources import Labeled, SourceSection
 from cobo_dist.tasks.splits import split
@@ -119,8 +121,12 @@ class PartitionedConfig(SupervisedConfig):
         if self.validation_fraction:
             fractions["validation"] = self.validation_fraction
         splits = split(shares, found, self.partition, fractions, seed)
-        x, scale, offset = self._scaled(found.x, splits["train"], numpy_type(dtype))
-        targets = self.targets(found, labels, shares.clients, splits["train"], seed, dtype)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                x, scale, offset = self._scaled(found.x, splits["train"], numpy_type(dtype))
+                targets = self.targets(found, labels, shares.clients, splits["train"], seed, dtype)
+        except OverflowError as error:
+            raise ConfigError(f"{found.source}: {error}; divide or drop them") from None
         examples = Examples(
             torch.from_numpy(self.change.inputs(x, shares.owners, seed)),
             targets.values,
@@ -160,13 +166,13 @@ class PartitionedConfig(SupervisedConfig):
         return of_partition & of_change
 
     def _scaled(
-        self, x: NDArray[Any], train: Sequence[NDArray[np.int64]], dtype: np.dtype[Any]
+        self, x: NDArray[Any] | Columns, train: Sequence[NDArray[np.int64]], dtype: np.dtype[Any]
     ) -> tuple[NDArray[Any], float | list[float], float | list[float]]:
         """Return the inputs, standardized if that is wanted, and scale and offset of each feature."""
-        if x.dtype == np.uint8:
+        if not isinstance(x, Columns) and x.dtype == np.uint8:
             return x, 1.0, 0.0
         if not self.standardize:
-            return x.astype(dtype, copy=False), 1.0, 0.0
+            return as_they_are(x, dtype), 1.0, 0.0
         return standardized(x, train, dtype)
 
 

@@ -23,6 +23,7 @@ from cobo_dist.maths import seeds
 from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.registry import class_of, register
 from cobo_dist.settings import Section, Text
+from cobo_dist.tasks.columns import Coded
 from cobo_dist.tasks.npz import read_arrays
 
 Owners = NDArray[np.int64]
@@ -36,7 +37,7 @@ class TrainingLabels:
     labels: NDArray[np.int64]  # [N], 0 .. classes - 1
     classes: int
     source: str  # for messages: key and value
-    client: NDArray[Any] | None = None  # [N], the source's column of clients
+    client: NDArray[Any] | Coded | None = None  # [N], the source's column of clients
     all: int = 0  # examples with those of the test set, which come last
 
 
@@ -186,12 +187,17 @@ class ByColumnPartition(PartitionSection):
                 "a column client, or set task.partition.name=iid"
             )
         number = {name: i for i, name in enumerate(self.names_of(given))}
-        names, which = np.unique(given.client, return_inverse=True)
-        return np.array([number[str(name)] for name in names], dtype=np.int64)[which.reshape(-1)]
+        column = Coded.of(given.client)
+        owners: Owners = np.array([number.get(name, -1) for name in column.names])[column.codes]
+        return owners
 
     def names_of(self, given: TrainingLabels) -> tuple[str, ...]:
         """Return the names, sorted; those of digits by their number."""
-        names = [str(name) for name in np.unique(given.client)] if given.client is not None else []
+        if given.client is None:
+            return ()
+        column = Coded.of(given.client)
+        there = np.bincount(column.codes, minlength=len(column.names)) > 0
+        names = [name for name, has in zip(column.names, there, strict=True) if has]
         return tuple(
             sorted(names, key=lambda one: (0, int(one), one) if one.isdecimal() else (1, 0, one))
         )

@@ -19,6 +19,7 @@ from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.registry import Variant, register
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.changes import ChangeSection
+from cobo_dist.tasks.columns import Coded
 from cobo_dist.tasks.functions import LossName, MetricNames
 from cobo_dist.tasks.partitioned import (
     Labels,
@@ -149,12 +150,16 @@ def numbers_of(found: Labeled) -> NDArray[np.float64]:
     Raises:
         ConfigError: they are no numbers, one is NaN or infinite, or all are equal.
     """
-    y = found.y[:, None] if found.y.ndim == 1 else found.y
-    if y.dtype.kind not in "biuf":
-        raise ConfigError(
-            f"{found.source}: targets are {y.dtype}, but task.name=regression takes numbers; convert them, "
-            "or set task.name=classification"
+    given = found.y
+    if isinstance(given, Coded) or given.dtype.kind not in "biuf":
+        what = (
+            f"text such as {_no_number(given.names)}" if isinstance(given, Coded) else given.dtype
         )
+        raise ConfigError(
+            f"{found.source}: targets are {what}, but task.name=regression takes numbers; convert them, or "
+            "set task.name=classification"
+        )
+    y = given[:, None] if given.ndim == 1 else given
     numbers = y.astype(np.float64)
     finite = np.isfinite(numbers).all(axis=1)
     if not finite.all():
@@ -168,3 +173,13 @@ def numbers_of(found: Labeled) -> NDArray[np.float64]:
             f"{numbers[0, column]:g}; there is nothing to predict"
         )
     return numbers
+
+
+def _no_number(names: Sequence[str]) -> str:
+    """Return the first text that is no number, as a message shows it."""
+    for name in names:
+        try:
+            float(name)
+        except ValueError:
+            return repr(name[:40])
+    return repr(names[0][:40])

@@ -46,7 +46,7 @@ class ModelSection(Section):
         yield from ()
 
 
-OWNED_DATA_KEYS = ("file", "text_dir")
+OWNED_DATA_KEYS = ("root", "file", "text_dir")
 """Keys of `data` that only some tasks read; the others refuse them."""
 
 

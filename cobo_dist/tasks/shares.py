@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.errors import ConfigError
+from cobo_dist.tasks.columns import Coded
 from cobo_dist.tasks.partitions import Owners, PartitionSection, TrainingLabels, deal, shuffled
 from cobo_dist.tasks.sources import Labeled
 
@@ -38,7 +39,7 @@ def shares_of(
         ConfigError: the partition does not fit, or returned what is no client for each example.
     """
     count = found.train
-    client = None if found.client is None else found.client[:count]
+    client = None if found.client is None else Coded.of(found.client)[:count]
     given = TrainingLabels(labels[:count], classes, found.source, client, len(labels))
     train = np.asarray(partition.assign(given, seed))
     if train.shape != (count,) or train.dtype.kind not in "iu" or train.min() < 0:
@@ -56,7 +57,8 @@ def shares_of(
         test = by_name(found, names)
     else:
         test = follow(train, labels[:count], labels[count:], clients, classes, seed)
-    return Shares(np.concatenate([train, test]).astype(np.int64), clients, names)
+    owners = np.concatenate([train, test]) if len(test) else train
+    return Shares(owners.astype(np.int64, copy=False), clients, names)
 
 
 def grouped(owners: Owners, clients: int) -> list[NDArray[np.int64]]:
@@ -65,7 +67,10 @@ def grouped(owners: Owners, clients: int) -> list[NDArray[np.int64]]:
     >>> [own.tolist() for own in grouped(np.array([1, 0, 1]), 3)]
     [[1], [0, 2], []]
     """
-    order = np.argsort(owners, kind="stable").astype(np.int64)
+    small = owners.astype(
+        np.min_scalar_type(max(clients - 1, 0))
+    )  # up to 16 bits sort without comparing
+    order = np.argsort(small, kind="stable").astype(np.int64, copy=False)
     return np.split(order, np.cumsum(np.bincount(owners, minlength=clients))[:-1])
 
 
@@ -91,13 +96,15 @@ def by_name(found: Labeled, names: tuple[str, ...]) -> Owners:
     """Return the client of each test example as the source's column names it."""
     assert found.client is not None, "the source has a column of clients"
     number = {name: i for i, name in enumerate(names)}
-    column = list(map(str, found.client[found.train :].tolist()))
-    if unknown := [name for name in column if name not in number]:
+    column = Coded.of(found.client)[found.train :]
+    owners: Owners = np.array([number.get(name, -1) for name in column.names])[column.codes]
+    if (owners < 0).any():
+        unknown = column.codes[np.argmin(owners)]
         raise ConfigError(
-            f"{found.source}: client_test names {unknown[0]}, which has no training example; drop its "
-            f"{column.count(unknown[0])} test examples"
+            f"{found.source}: client_test names {column.names[unknown]}, which has no training example; drop "
+            f"its {np.sum(column.codes == unknown)} test examples"
         )
-    return np.array([number[name] for name in column], dtype=np.int64)
+    return owners
 
 
 def together(one: Sequence[int] | None, other: Sequence[int] | None) -> list[int] | None:

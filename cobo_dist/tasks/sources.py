@@ -17,6 +17,7 @@ from pydantic import Field
 from cobo_dist.errors import ConfigError
 from cobo_dist.registry import class_of, register
 from cobo_dist.settings import Section, Text
+from cobo_dist.tasks.columns import Coded, Columns
 from cobo_dist.tasks.npz import read_arrays
 
 
@@ -24,16 +25,16 @@ from cobo_dist.tasks.npz import read_arrays
 class Labeled:
     """Examples as a source has them.
 
-    `x`: images as bytes uint8 [N, H, W, C], or numbers float [N, ...]. `y`: labels, whole numbers or text
-    [N], or numbers [N, outputs]. The last `test` of them are the source's test set. `client`: name of each
-    example's client [N]; of the training examples alone where the test set names none.
+    `x`: images as bytes uint8 [N, H, W, C], or numbers float [N, ...], or `Columns` of them. `y`: labels,
+    whole numbers or text [N], or numbers [N, outputs]. The last `test` of them are the source's test set.
+    `client`: name of each example's client [N]; of the training examples alone where the test set names none.
     """
 
-    x: NDArray[Any]
-    y: NDArray[Any]
+    x: NDArray[Any] | Columns
+    y: NDArray[Any] | Coded
     source: str  # for messages: key and value
     test: int = 0
-    client: NDArray[Any] | None = None
+    client: NDArray[Any] | Coded | None = None
     notices: tuple[str, ...] = ()
 
     @property
@@ -96,7 +97,8 @@ class NpzSource(SourceSection):
         unused = sorted(set(found) - set(names))
         notices = (f"{key}: {', '.join(unused)} is not used",) if unused else ()
         test = len(xs[1]) if len(xs) > 1 else 0
-        return Labeled(np.concatenate(xs), np.concatenate(ys), key, test, column, notices)
+        x = xs[0] if len(xs) == 1 else np.concatenate(xs)
+        return Labeled(x, np.concatenate(ys), key, test, column, notices)
 
 
 def _kind(x: NDArray[Any]) -> str:

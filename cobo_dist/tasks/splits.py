@@ -28,10 +28,12 @@ def split(
         order = shuffled(seed, "split", own, client)
         if len(order) <= len(parts):
             wanted = ["train", *reversed(parts)]
+            small = np.sum(np.bincount(shares.owners[: found.train]) <= len(parts)) - 1
             raise ConfigError(
                 f"task.partition.name={partition.name} leaves client {shares.called(client)} {len(order)} "
                 f"of {found.train} examples, and it needs {len(wanted)}: one each for "
-                f"{', '.join(wanted)}; {partition.remedy}"
+                f"{', '.join(wanted)}{f' ({small} other clients have too few)' if small else ''}; "
+                f"{partition.remedy}"
                 + (", or set task.validation_fraction=0" if "validation" in parts else "")
             )
         left, waiting = len(order), len(parts)

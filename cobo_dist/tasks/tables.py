@@ -1,7 +1,15 @@
-"""Sources `csv` and `parquet`: tables with one example a row."""
+"""Sources `csv` and `parquet`: tables with one example a row.
+
+Columns are read one at a time where the format can, so that a rank has the numbers once, as the model takes
+them.
+"""
 
 from __future__ import annotations
 
+import warnings
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +20,7 @@ from pydantic import BeforeValidator, Field
 from cobo_dist.errors import ConfigError, words_of
 from cobo_dist.registry import register
 from cobo_dist.settings import Text, as_tuple
+from cobo_dist.tasks.columns import Coded, Columns
 from cobo_dist.tasks.sources import Labeled, SourceSection
 
 if TYPE_CHECKING:
@@ -20,11 +29,34 @@ if TYPE_CHECKING:
 _MAX_NAMED = 8  # columns that a message names
 
 
+class Table(ABC):
+    """A table as its file has it."""
+
+    names: Sequence[str]
+    rows: int
+
+    @abstractmethod
+    def column(self, name: str) -> pd.Series[Any]:
+        """Return one column.
+
+        Raises:
+            ValueError, OSError: it cannot be read.
+        """
+
+
+def _names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else as_tuple(value)
+
+
 class TableSource(SourceSection):
     """A table: one column has labels, one may have the clients, the others are inputs."""
 
     file: Text = Field("", description="path of the file")
-    label: Text = Field("label", description="column with the label of each example")
+    label: Annotated[tuple[Text, ...], BeforeValidator(_names), Field(min_length=1)] = Field(
+        ("label",),
+        description="column with the label or target of each example; several for a regression with several "
+        "targets",
+    )
     client: Text = Field(
         "client", description="column with the name of each example's client, if the table has it"
     )
@@ -32,8 +64,8 @@ class TableSource(SourceSection):
         (), description="columns that are no inputs"
     )
 
-    def table(self, path: Path) -> pd.DataFrame:
-        """Return the table; the columns `label` and `client` as text if they can be.
+    def table(self, path: Path) -> Table:
+        """Return the table.
 
         Raises:
             ValueError, OSError, ImportError: it cannot be read.
@@ -41,34 +73,45 @@ class TableSource(SourceSection):
         raise TypeError(f"task.source.name={self.name} has no method table(path)")
 
     def read(self) -> Labeled:
-        """Return the rows."""
+        """Return the rows; inputs as columns."""
         key, path = f"task.source.file={self.file}", Path(self.file).expanduser()
         if not path.is_file():
             raise ConfigError(f"{key} is no file; give the path of a {self.name} file")
         try:
             table = self.table(path)
+            names = self._inputs(table, key)
+            client = None
+            if self.client in table.names:
+                client = complete(table.column(self.client), self.client, key, "task.source.client")
+            targets = [
+                complete(table.column(name), name, key, "task.source.label") for name in self.label
+            ]
         except ImportError as error:
             raise ConfigError(
                 f"task.source.name={self.name} needs the package pyarrow ({error}); pip install pyarrow, or "
                 "save the table as csv"
             ) from None
         except (ValueError, OSError, MemoryError) as error:
-            reason = words_of(error)[:300]
-            raise ConfigError(
-                f"{key} cannot be read as {self.name}: {reason}; write it anew"
-            ) from None
-        self._check_names(table, key)
-        client = None
-        if self.client in table.columns:
-            client = _complete(table[self.client], self.client, key, "task.source.client")
-        labels = _complete(table[self.label], self.label, key, "task.source.label")
-        inputs = table.drop(columns={self.label, self.client, *self.drop} & {*table.columns})
-        return Labeled(_numbers(inputs, key), labels, key, client=client)
+            raise unreadable(key, self.name, error) from None
+        return Labeled(
+            TableColumns(table, names, key, self.name),
+            targets[0] if len(targets) == 1 else _side_by_side(targets, self.label, key),
+            key,
+            client=None if client is None else _of_clients(client, self.client, key),
+        )
 
-    def _check_names(self, table: pd.DataFrame, key: str) -> None:
-        names = [str(name) for name in table.columns]
+    def _inputs(self, table: Table, key: str) -> list[str]:
+        """Return the names of the columns that are inputs."""
+        names = [str(name) for name in table.names]
         shown = ", ".join(names[:_MAX_NAMED]) + (" ..." if len(names) > _MAX_NAMED else "")
-        wanted = [("label", self.label), *(("drop", name) for name in self.drop)]
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ConfigError(
+                f"{key} has several columns called {twice[0]!r}; give each a name of its own"
+            )
+        wanted = [
+            *(("label", name) for name in self.label),
+            *(("drop", name) for name in self.drop),
+        ]
         if self.client != "client":
             wanted.append(("client", self.client))
         for which, name in wanted:
@@ -76,75 +119,205 @@ class TableSource(SourceSection):
                 raise ConfigError(
                     f"task.source.{which}={name} is no column of {key}, which has {shown}; name one of them"
                 )
-        if self.client == self.label:
+        if len(set(self.label)) < len(self.label):
+            raise ConfigError(
+                f"task.source.label={list(self.label)} names a column twice; name each once"
+            )
+        if self.client in self.label:
             raise ConfigError(
                 f"task.source.client={self.client} is the label too; name another column"
             )
-        if not len(table):
+        if not table.rows:
             raise ConfigError(f"{key} has no rows; give a table with examples")
-        if not set(names) - {self.label, self.client, *self.drop}:
+        others = {*self.label, self.client, *self.drop}
+        if not set(names) - others:
             raise ConfigError(f"{key} has no inputs beside {shown}; add columns of numbers")
+        return [name for name in names if name not in others]
+
+
+class TableColumns(Columns):
+    """The inputs of a table."""
+
+    def __init__(self, table: Table, names: Sequence[str], key: str, kind: str) -> None:
+        self.table, self.names, self.key, self.kind = table, names, key, kind
+        self.shape = (table.rows, len(names))
+
+    def __iter__(self) -> Iterator[NDArray[np.float64]]:
+        """Yield each column as numbers."""
+        for name in self.names:
+            try:
+                column = self.table.column(name)
+            except (ValueError, OSError, MemoryError) as error:
+                raise unreadable(self.key, self.kind, error) from None
+            yield _numbers(column, name, self.key)
+
+
+def unreadable(key: str, kind: str, error: Exception) -> ConfigError:
+    """Return the refusal of a file that is no such table."""
+    how = "as UTF-8 with a header" if kind == "csv" else "anew"
+    return ConfigError(f"{key} cannot be read as {kind}: {words_of(error)[:300]}; write it {how}")
+
+
+class _Frame(Table):
+    """A table in memory."""
+
+    def __init__(self, frame: pd.DataFrame, names: Sequence[str]) -> None:
+        self.frame, self.names, self.rows = frame, names, len(frame)
+
+    def column(self, name: str) -> pd.Series[Any]:
+        return self.frame[name]
 
 
 @register.source("csv")
 class CsvSource(TableSource):
     """A CSV file with a header."""
 
-    def table(self, path: Path) -> pd.DataFrame:
+    def table(self, path: Path) -> Table:
         """Return the table; clients as they are written, 007 too."""
         import pandas as pd
 
-        return pd.read_csv(path, dtype={self.client: str}, low_memory=False)
+        # pandas would rename the second of two columns that are called alike.
+        header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                # Or else pandas takes the first of too many fields for the name of the row.
+                frame = pd.read_csv(
+                    path, dtype={self.client: str}, low_memory=False, index_col=False
+                )
+        except pd.errors.ParserWarning:
+            raise ValueError(
+                f"rows have more fields than the {header.shape[1]} of the header"
+            ) from None
+        return _Frame(frame, [str(name) for name in header.iloc[0]])
+
+
+class _Parquet(Table):
+    """A Parquet file, of which one column is in memory at a time."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet
+
+        self.file = pyarrow.parquet.ParquetFile(path)
+        self.names, self.rows = self.file.schema_arrow.names, self.file.metadata.num_rows
+
+    def column(self, name: str) -> pd.Series[Any]:
+        found: pd.Series[Any] = self.file.read(columns=[name]).column(name).to_pandas()
+        return found
 
 
 @register.source("parquet")
 class ParquetSource(TableSource):
     """A Parquet file; needs pyarrow."""
 
-    def table(self, path: Path) -> pd.DataFrame:
+    def table(self, path: Path) -> Table:
         """Return the table."""
-        import pandas as pd
-
-        return pd.read_parquet(path)
+        return _Parquet(path)
 
 
-def _complete(column: pd.Series[Any], name: str, key: str, setting: str) -> NDArray[Any]:
-    """Return a column of labels or clients, none of which is missing."""
+def refuse_missing(column: pd.Series[Any], name: str, key: str, setting: str) -> None:
+    """Check that every row of a column has a value.
+
+    Raises:
+        ConfigError: with the first row that has none.
+    """
     missing = column.isna().to_numpy()
     if missing.any():
         raise ConfigError(
             f"{key}: column {name} ({setting}) is empty or NaN in {missing.sum()} of {len(column)} rows, "
-            f"first in "
-            f"row {int(missing.argmax()) + 1}; fill or drop them"
+            f"first in row {int(missing.argmax()) + 1}; fill or drop them"
         )
-    values = column.to_numpy()
-    return values.astype(str) if values.dtype.kind in "OT" else values
 
 
-def _numbers(inputs: pd.DataFrame, key: str) -> NDArray[Any]:
-    """Return the inputs as numbers [N, columns]."""
+def complete(column: pd.Series[Any], name: str, key: str, setting: str) -> NDArray[Any] | Coded:
+    """Return a column of labels or clients, none of which is missing: numbers, or text as `Coded`.
+
+    Raises:
+        ConfigError: a row has none, or one that is neither number nor text.
+    """
     import pandas as pd
 
-    for name in inputs.columns:
-        column = inputs[name]
-        if not pd.api.types.is_numeric_dtype(column):
-            wrong = pd.to_numeric(column, errors="coerce").isna().to_numpy()
-            if not wrong.any():
-                continue
+    refuse_missing(column, name, key, setting)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    if pd.api.types.is_numeric_dtype(column):
+        return column.to_numpy()
+    if column.dtype == object:
+        nested = column.map(lambda one: isinstance(one, (bytes, list, dict, tuple, np.ndarray)))
+        if nested.any():
+            raise ConfigError(
+                f"{key}: column {name} ({setting}) holds {str(column[nested].iloc[0])[:40]!r}, which is "
+                "neither number nor text; convert it"
+            )
+        column = column.map(str)
+    codes, names = pd.factorize(column, sort=True)
+    return Coded(codes, [str(one) for one in names])
+
+
+def _of_clients(client: NDArray[Any] | Coded, name: str, key: str) -> NDArray[Any] | Coded:
+    """Return the names of clients: text, or whole numbers, which may be stored as floats."""
+    if isinstance(client, Coded) or client.dtype.kind in "iub":
+        return client
+    if not (np.isfinite(client) & (client == np.floor(client))).all():
+        raise ConfigError(
+            f"{key}: column {name} (task.source.client) holds fractions such as {client[0]:g}; clients are "
+            "whole numbers or text"
+        )
+    return client.astype(np.int64)
+
+
+def _side_by_side(
+    targets: Sequence[NDArray[Any] | Coded], names: Sequence[str], key: str
+) -> NDArray[Any]:
+    """Return several targets [N, outputs]."""
+    for one, name in zip(targets, names, strict=True):
+        if isinstance(one, Coded):
+            raise ConfigError(
+                f"{key}: column {name} (task.source.label) holds {one.names[0][:40]!r}; several targets "
+                "are numbers"
+            )
+    return np.stack([np.asarray(one, dtype=np.float64) for one in targets], axis=1)
+
+
+def _numbers(column: pd.Series[Any], name: str, key: str) -> NDArray[np.float64]:
+    """Return a column of inputs as numbers [N]."""
+    import pandas as pd
+
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    if not pd.api.types.is_numeric_dtype(column):
+        numbers = _converted(column)
+        wrong = (numbers.isna() & column.notna()).to_numpy()
+        if wrong.any():
             row = int(wrong.argmax())
             raise ConfigError(
                 f"{key}: column {name} holds {str(column.iloc[row])[:40]!r} in row {row + 1}, but inputs are "
                 f"numbers; convert it or set task.source.drop=[{name}]"
             )
-        finite = np.isfinite(column.to_numpy(dtype=np.float64, na_value=np.nan))
-        if not finite.all():
-            raise ConfigError(
-                f"{key}: column {name} is empty, NaN or infinite in {(~finite).sum()} of {len(finite)} rows, "
-                f"first in row {int(finite.argmin()) + 1}; fill or drop them, or set "
-                f"task.source.drop=[{name}]"
-            )
-    single = all(dtype == np.float32 for dtype in inputs.dtypes)
-    numbers: NDArray[Any] = inputs.apply(pd.to_numeric).to_numpy(
-        np.float32 if single else np.float64
-    )
-    return numbers
+        column = numbers
+    if pd.api.types.is_complex_dtype(column):
+        raise ConfigError(
+            f"{key}: column {name} has complex numbers; split them or set task.source.drop=[{name}]"
+        )
+    values: NDArray[np.float64] = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    finite = np.isfinite(values)
+    if not finite.all():
+        raise ConfigError(
+            f"{key}: column {name} is empty, NaN or infinite in {(~finite).sum()} of {len(finite)} rows, "
+            f"first in row {int(finite.argmin()) + 1}; fill or drop them, or set "
+            f"task.source.drop=[{name}]"
+        )
+    return values
+
+
+def _converted(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return text as numbers, NaN where it is none. A date is none, though pandas would take it for one."""
+    import pandas as pd
+
+    nothing = pd.Series(np.nan, index=column.index)
+    if column.dtype.kind in "mM":
+        return nothing
+    try:
+        return pd.to_numeric(column, errors="coerce")
+    except (TypeError, ValueError):  # lists, dictionaries
+        return nothing

@@ -83,8 +83,10 @@ def test_paths_are_frozen_as_absolute_ones(
     )
     assert config.run_dir == tmp_path / "runs" / "quadratic-cobo-s0"
     assert config.task.file == str(tmp_path / "q.npz")
-    assert config.data.root == str(tmp_path / "data")
+    assert config.data.root == "data", "not read by this task, which would refuse another"
     assert config.data.file == ""
+    images = submit.with_absolute_paths(load_config(None, ["task.name=cross_silo"]))
+    assert images.data.root == str(tmp_path / "data")
     assert config.run.resume == "auto"
     hub = ["task.name=language", "model.name=causal-lm", "model.path=some/model"]
     assert submit.with_absolute_paths(load_config(None, hub)).model.path == "some/model"

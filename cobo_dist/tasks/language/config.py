@@ -30,7 +30,7 @@ class LanguageConfig(TaskSection):
 
     default_model: ClassVar[str] = "gpt2"
     model_kind: ClassVar[Literal["classifier", "language", "none"]] = "language"
-    data_keys: ClassVar[tuple[str, ...]] = ("text_dir",)
+    data_keys: ClassVar[tuple[str, ...]] = ("root", "text_dir")
 
     name: Literal["language"] = "language"
     languages: Names = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import runpy
+import sys
 import zipfile
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from cobo_dist.results.run import open_run
 from cobo_dist.storage.array_schema import PARTITION, check_arrays
 from cobo_dist.tasks.partitions import TrainingLabels, dirichlet
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.tasks.supervised import Classification
+from cobo_dist.tasks.supervised import Supervised
 
 CLIENTS = 6
 SMALL = {
@@ -41,12 +42,12 @@ def built_in(kind: str) -> list[str]:
 PARTITIONS = {name: SMALL.get(name, {}) for name in built_in("partition")}
 
 
-def task_of(*given: str) -> Classification:
+def task_of(*given: str) -> Supervised:
     config = load_config(None, ["task.name=classification", *given])
     task = build_task(
         config.task, config.model, config.data, config.run.seed, getattr(torch, config.run.dtype)
     )
-    assert isinstance(task, Classification)
+    assert isinstance(task, Supervised)
     return task
 
 
@@ -119,7 +120,7 @@ def test_a_run_is_predicted_by_its_saved_model(tmp_path: Path) -> None:
     )
 
 
-def assert_disjoint_and_covering(task: Classification, count: int) -> None:
+def assert_disjoint_and_covering(task: Supervised, count: int) -> None:
     """Every example belongs to one split of one client, and every client has one of each split."""
     parts = [own for those in task.split_of.values() for own in those]
     assert torch.cat(parts).sort().values.tolist() == list(range(count))
@@ -297,7 +298,8 @@ def test_the_test_set_of_natural_clients_is_their_own(tmp_path: Path) -> None:
         (["name=ring", "clients=4", "classes_per_client=2"], "raise one of them"),
         (["name=ring", "clients=5", "classes_per_client=1"], "raise one of them"),
         (["name=iid", "clients=1000"], "2 of 1797 examples, and it needs 3: one each for train, "
-         "validation, test; lower task.partition.clients, or set task.validation_fraction=0"),
+         "validation, test (999 other clients have too few); lower task.partition.clients, or set "
+         "task.validation_fraction=0"),
         (["name=disjoint_classes", "cluster_sizes=[1,1,1,1,1,1,1,1,1,1,1]"], "give at most 10"),
         (["name=by_column"], "no column of clients"),
         (["name=from_file", "file=/nope.npz"], "task.partition.file=/nope.npz is no file"),
@@ -472,7 +474,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_pyarrow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    monkeypatch.setattr(pd, "read_parquet", lambda path: (_ for _ in ()).throw(ImportError("none")))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     message = refusal("task.source.name=parquet", f"task.source.file={tmp_path / 't.parquet'}")
     assert "needs the package pyarrow" in message
     assert "save the table as csv" in message
