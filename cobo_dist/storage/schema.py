@@ -262,6 +262,14 @@ class Environment(Record):
     resumed: list[Resumed] = Field([], description="each resumption, the first one first")
 
 
+class TextRecord(Record):
+    """How text becomes token ids."""
+
+    tokenizer: str = Field(description="bytes (UTF-8), or a tokenizer of transformers")
+    length: int = Field(description="ids of a text: it is cut there, or filled up with the last id")
+    vocabulary: int = Field(description="ids are below it")
+
+
 class ModelRecord(Record):
     """What rebuilds a model without the data, beside `config.yaml` and the client's file."""
 
@@ -281,6 +289,10 @@ class ModelRecord(Record):
         [], description="for each label of the data, the number of the output; each map once"
     )
     label_map_of: list[int] = Field([], description="for each client, which of `label_maps` it has")
+    text: TextRecord | None = Field(
+        None,
+        description="inputs are text, and this is how it becomes token ids; null: they are none",
+    )
 
 
 # -- the files of a checkpoint -----------------------------------------------------------------------

@@ -19,7 +19,8 @@ from pydantic import Field, SerializeAsAny
 # Each registers its own.
 import cobo_dist.tasks.image_folder
 import cobo_dist.tasks.label_partitions
-import cobo_dist.tasks.tables  # noqa: F401
+import cobo_dist.tasks.tables
+import cobo_dist.tasks.text_source  # noqa: F401
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import torch
 from cobo_dist.registry import Variant, register
@@ -62,8 +63,8 @@ class DataTaskConfig(ClassificationConfig):
     )
     standardize: bool = Field(
         True,
-        description="bring each input that is no image to mean 0 and standard deviation 1 over all training "
-        "examples",
+        description="bring each input that is no image or text to mean 0 and standard deviation 1 over all "
+        "training examples",
     )
 
     def contradiction(self) -> str:
@@ -90,6 +91,7 @@ class DataTaskConfig(ClassificationConfig):
             data.channels_last,
             scale,
             offset,
+            found.text,
         )
         if found.client is not None and self.partition.name != "by_column":
             notices += (
@@ -183,7 +185,7 @@ class DataTaskConfig(ClassificationConfig):
     ) -> tuple[NDArray[Any], float | list[float], float | list[float]]:
         """Return the inputs, standardized if that is wanted, and scale and offset of each feature."""
         x = found.x
-        if x.dtype == np.uint8:
+        if x.dtype == np.uint8 or found.text is not None:
             return x, 1.0, 0.0
         if not self.standardize:
             return x.astype(dtype, copy=False), 1.0, 0.0

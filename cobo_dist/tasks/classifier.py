@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from cobo_dist.errors import ConfigError, words_of
-from cobo_dist.tasks.models import build_model
+from cobo_dist.tasks.models import build_model, logits_of
 from cobo_dist.tasks.sections import ModelSection
+from cobo_dist.tasks.text_format import TextFormat
 
 
 class Classifier(nn.Module):
@@ -22,6 +24,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.shape, self.images = tuple(facts["input_shape"]), bool(facts["images"])
+        self.text = TextFormat(**facts["text"]) if facts.get("text") else None
         self.scale, self.offset = (self._factor(facts[name]) for name in ("scale", "offset"))
         outputs = torch.tensor(facts["label_maps"][facts["label_map_of"][client]])
         labels = torch.full((facts["classes"],), -1)
@@ -31,18 +34,23 @@ class Classifier(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits [m, classes] of inputs as the network takes them (`prepare`)."""
-        logits: Tensor = self.network(inputs)
-        return logits
+        return logits_of(self.network(inputs))
 
-    def prepare(self, inputs: ArrayLike | Tensor) -> Tensor:
+    def prepare(self, inputs: ArrayLike | Tensor | Sequence[str]) -> Tensor:
         """Return the data's own inputs as the network takes them: in its shape, type and scale.
 
         Args:
-            inputs: [m, ...]; images as bytes [m, H, W, C].
+            inputs: [m, ...]; images as bytes [m, H, W, C]; or m texts.
 
         Raises:
-            ValueError: they have another shape.
+            ValueError: they have another shape, or are no texts.
         """
+        if self.text is not None:
+            texts = list(np.asarray(inputs, dtype=object).flat)
+            if not all(isinstance(one, str) for one in texts):
+                raise ValueError("this model takes a list of texts, and inputs hold something else")
+            tokens = torch.from_numpy(self.text.encode(texts))
+            return tokens.to(next(self.network.parameters()).device)
         stored = torch.as_tensor(inputs)
         like = next(self.network.parameters())
         if self.images and stored.dim() == 4:
@@ -72,7 +80,7 @@ class Classifier(nn.Module):
         return torch.Size(self.shape).numel()
 
     @torch.no_grad()
-    def predict(self, inputs: ArrayLike | Tensor) -> Tensor:
+    def predict(self, inputs: ArrayLike | Tensor | Sequence[str]) -> Tensor:
         """Return the label in the data of each of the data's own inputs, int64 [m], in evaluation mode.
 
         Raises:
@@ -101,7 +109,8 @@ def rebuild_classifier(
     Raises:
         ConfigError: they are not those of this model.
     """
-    network = build_model(config, torch.Size(facts["input_shape"]), facts["classes"], seed=0)
+    vocabulary = facts["text"]["vocabulary"] if facts.get("text") else 0
+    network = build_model(config, torch.Size(facts["input_shape"]), facts["classes"], 0, vocabulary)
     try:
         network.to(dtype).load_state_dict(dict(state))
     except RuntimeError as error:

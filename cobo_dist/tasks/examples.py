@@ -14,6 +14,7 @@ from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.flat import to_device
 from cobo_dist.tasks.augmentation import Augmentation, dropout_keys, dropout_mask
 from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.text_format import TextFormat
 
 IMAGE_SCALE, IMAGE_OFFSET = 1.0 / 127.5, -1.0
 """Bytes 0 .. 255 of an image become numbers in [-1, 1]: scale * byte + offset."""
@@ -29,9 +30,9 @@ Splits = Mapping[str, Sequence[Tensor]]
 class Examples:
     """N labeled examples, and the labels by which n clients know them.
 
-    `inputs` are numbers as the model takes them, or images as bytes (uint8 [N, H, W, C]), which become
-    numbers in [-1, 1] only when a batch is made. `labels_of` [n, classes] maps the label in the data to
-    the client's own label: clusters that permute labels share images.
+    `inputs` are numbers as the model takes them, token ids of text (int64 [N, length]), or images as bytes
+    (uint8 [N, H, W, C]), which become numbers in [-1, 1] only when a batch is made. `labels_of` [n, classes]
+    maps the label in the data to the client's own label: clusters that permute labels share images.
     """
 
     inputs: Tensor
@@ -42,6 +43,12 @@ class Examples:
     # The data's numbers became `inputs` as scale * number + offset; images as bytes have their own.
     scale: float | Sequence[float] = 1.0  # one number, or one for each feature
     offset: float | Sequence[float] = 0.0
+    text: TextFormat | None = None  # how text became token ids
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are; 0 where inputs are no text."""
+        return self.text.vocabulary if self.text else 0
 
     @property
     def are_images(self) -> bool:

@@ -12,7 +12,7 @@ from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 for _module in (
     *("classification", "cnn", "cross_device", "cross_silo", "digits", "language.config", "models"),
-    *("quadratic", "resnet9"),
+    *("networks", "quadratic", "resnet9", "text_models"),
 ):
     import_module(f"cobo_dist.tasks.{_module}")  # each registers its own
 
@@ -32,7 +32,7 @@ def build_task(
     """
     wanted = config.model_kind
     if wanted not in ("none", model.kind):
-        fitting = [name for name, one in MODELS.items() if one.target.kind == wanted]
+        fitting = [n for n, one in MODELS.items() if getattr(one.section, "kind", "") == wanted]
         raise ConfigError(
             f"model.name={model.name} is no {_KINDS[wanted]}; task.name={config.name} takes "
             f"{', '.join(fitting)}"

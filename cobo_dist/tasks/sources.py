@@ -18,13 +18,15 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.registry import class_of, register
 from cobo_dist.settings import Section, Text
 from cobo_dist.tasks.npz import read_arrays
+from cobo_dist.tasks.text_format import TextFormat
 
 
 @dataclass(frozen=True)
 class Labeled:
     """Examples as a source has them.
 
-    `x`: images as bytes uint8 [N, H, W, C], or numbers float [N, ...]. `y`: labels, whole numbers or text
+    `x`: images as bytes uint8 [N, H, W, C], or numbers float [N, ...], or with `text` token ids int64
+    [N, length]. `y`: labels, whole numbers or text
     [N]. The last `test` of them are the source's test set. `client`: name of each example's client [N]; of
     the training examples alone where the test set names none.
     """
@@ -35,6 +37,7 @@ class Labeled:
     test: int = 0
     client: NDArray[Any] | None = None
     notices: tuple[str, ...] = ()
+    text: TextFormat | None = None
 
     @property
     def train(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +26,8 @@ from cobo_dist.tasks.examples import (
 )
 from cobo_dist.tasks.functions import LossName, MetricNames, refuse_wrong_loss
 from cobo_dist.tasks.held_out import explain_lack
-from cobo_dist.tasks.models import build_model
+from cobo_dist.tasks.model_checks import refuse_unfit_model
+from cobo_dist.tasks.models import build_model, logits_of
 from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 CHECKED_EXAMPLES = 8
@@ -123,6 +124,9 @@ class Classification(Task):
         # A split in which a client has no examples cannot be evaluated.
         self.splits = tuple(n for n in ("validation", "test") if all(map(len, self.split_of[n])))
         first = self.model()  # refuses a model that cannot take these inputs before training starts
+        inputs = self.examples.as_inputs(self.examples.inputs[:CHECKED_EXAMPLES])
+        outputs = self.examples.labels_of.shape[1] if config.loss == "cross_entropy" else None
+        refuse_unfit_model(first.to(dtype), model.name, inputs, outputs)
         if register.loss[config.loss].source != BUILT_IN:
             self._try_loss(first)
 
@@ -131,7 +135,7 @@ class Classification(Task):
         targets = examples.labels_of[0][examples.targets[:CHECKED_EXAMPLES]]
         with torch.no_grad():
             inputs = examples.as_inputs(examples.inputs[:CHECKED_EXAMPLES])
-            outputs = _at_least_single(model.eval()(inputs))
+            outputs = logits_of(model.eval()(inputs))
         refuse_wrong_loss(self.config.loss, outputs, targets)
 
     def lack(self, split: str) -> str:
@@ -159,22 +163,21 @@ class Classification(Task):
 
     def _build(self, seed: int) -> nn.Module:
         classes = self.examples.labels_of.shape[1]
-        model = build_model(self.model_config, self.examples.shape, classes, seed)
+        vocabulary = self.examples.vocabulary
+        model = build_model(self.model_config, self.examples.shape, classes, seed, vocabulary)
         # Kernels in the memory format of the images need no reordering in a convolution.
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
         """Return the mean loss of a batch (inputs, targets, and a dropout mask if any)."""
         inputs, targets, *masks = batch
-        mean: Tensor = self.loss_of(
-            _at_least_single(model(inputs, *masks)), targets, reduction="mean"
-        )
+        mean: Tensor = self.loss_of(logits_of(model(inputs, *masks)), targets, reduction="mean")
         return mean
 
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return the sums of the loss and of the metrics over a batch (inputs, targets)."""
         inputs, targets = batch
-        logits = _at_least_single(model(inputs))
+        logits = logits_of(model(inputs))
         sums = {"loss": self.loss_of(logits, targets, reduction="sum")}
         for name, metric in self.metric_of.items():
             each = metric(logits, targets)
@@ -238,6 +241,7 @@ class Classification(Task):
             "classes": examples.labels_of.shape[1],
             "label_maps": maps.tolist(),
             "label_map_of": map_of.tolist(),
+            **({"text": asdict(examples.text)} if examples.text else {}),
         }
 
     def partition(self) -> dict[str, NDArray[Any]]:
@@ -258,8 +262,3 @@ class Classification(Task):
     def fingerprint(self) -> str:
         """Return a digest of examples, labels and splits."""
         return self.examples.fingerprint(self.split_of.values())
-
-
-def _at_least_single(logits: Tensor) -> Tensor:
-    """Return logits in a precision that suffices for a loss: autocast may have made them bfloat16."""
-    return logits.float() if logits.dtype == torch.bfloat16 else logits

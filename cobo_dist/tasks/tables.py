@@ -60,8 +60,8 @@ class TableSource(SourceSection):
         self._check_names(table, key)
         client = None
         if self.client in table.columns:
-            client = _complete(table[self.client], self.client, key, "task.source.client")
-        labels = _complete(table[self.label], self.label, key, "task.source.label")
+            client = complete(table[self.client], self.client, key, "task.source.client")
+        labels = complete(table[self.label], self.label, key, "task.source.label")
         inputs = table.drop(columns={self.label, self.client, *self.drop} & {*table.columns})
         return Labeled(_numbers(inputs, key), labels, key, client=client)
 
@@ -108,8 +108,19 @@ class ParquetSource(TableSource):
         return pd.read_parquet(path)
 
 
-def _complete(column: pd.Series[Any], name: str, key: str, setting: str) -> NDArray[Any]:
+def complete(column: pd.Series[Any], name: str, key: str, setting: str) -> NDArray[Any]:
     """Return a column of labels or clients, none of which is missing."""
+    refuse_missing(column, name, key, setting)
+    values = column.to_numpy()
+    return values.astype(str) if values.dtype.kind in "OT" else values
+
+
+def refuse_missing(column: pd.Series[Any], name: str, key: str, setting: str) -> None:
+    """Check that every row of a column has a value.
+
+    Raises:
+        ConfigError: with the first row that has none.
+    """
     missing = column.isna().to_numpy()
     if missing.any():
         raise ConfigError(
@@ -117,8 +128,6 @@ def _complete(column: pd.Series[Any], name: str, key: str, setting: str) -> NDAr
             f"first in "
             f"row {int(missing.argmax()) + 1}; fill or drop them"
         )
-    values = column.to_numpy()
-    return values.astype(str) if values.dtype.kind in "OT" else values
 
 
 def _numbers(inputs: pd.DataFrame, key: str) -> NDArray[Any]:
