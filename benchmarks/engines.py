@@ -64,7 +64,7 @@ def main() -> None:
         }
         for name in arguments.only or MODELS:
             clients = _clients(name, made)
-            chosen, _ = clients.time_engines()
+            chosen, *_ = clients.time_engines()
             seconds = {
                 engine: _seconds(clients, engine, arguments) for engine in clients.task.engines
             }

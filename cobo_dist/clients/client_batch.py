@@ -94,8 +94,8 @@ class ClientBatch(ClientGradients):
         parts = self.task.accumulation
         return build_engine(name, self.model, self.loss, parts, graphs=self._graphs)
 
-    def time_engines(self) -> tuple[str, dict[str, float]]:
-        """Return the name of the fastest engine for this rank's models, and the seconds of each."""
+    def time_engines(self) -> tuple[str, dict[str, float], dict[str, str]]:
+        """Return the fastest engine for this rank's models, the seconds of each, and why others fail."""
         engines = [self._build_engine(name) for name in self.task.engines]
         return fastest(engines, self.x_cd, self.buffers, self.source.batch(0, "local"))
 

@@ -11,6 +11,7 @@ from cobo_dist.clients.buffers import BufferRows
 from cobo_dist.clients.engines import Batch, Engine, Loss, OneByOne
 from cobo_dist.clients.graphs import GraphedPasses
 from cobo_dist.clients.vectorized import Vectorized
+from cobo_dist.errors import words_of
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths.flat import empty_rows
 
@@ -36,39 +37,41 @@ def fastest(
     batch: Batch,
     repeats: int = 5,
     max_seconds: float = 4.0,
-) -> tuple[str, dict[str, float]]:
-    """Time each engine on the real models and one real batch; return the fastest and the seconds of each.
+) -> tuple[str, dict[str, float], dict[str, str]]:
+    """Time each engine on the real models and one real batch.
+
+    Returns the fastest, the seconds of each, and for those that fail why, in words.
 
     Works on copies: no model or buffer changes. After one warm-up, each engine makes `repeats` passes, or
     as many as fit into `max_seconds`, and its median counts. An engine that fails takes infinitely long: it
     may have not enough memory, or lack an operation.
 
     Raises:
-        RuntimeError, MemoryError: no engine works; of the first one.
+        Exception: no engine works; of the first one.
     """
     deadline = time.perf_counter() + max_seconds
     gradients_md = empty_rows(*points_md.shape, dtype=points_md.dtype, device=points_md.device)
     scratch = BufferRows(buffers.layouts, tuple(rows.clone() for rows in buffers.rows))
     seconds: dict[str, list[float]] = {engine.name: [] for engine in engines}
-    failures: list[Exception] = []
+    failures: dict[str, Exception] = {}
     for repeat in range(repeats + 1):
         if repeat > 1 and time.perf_counter() > deadline:
             break
         for engine in engines:
-            if math.inf in seconds[engine.name]:
+            if engine.name in failures:
                 continue
             started = time.perf_counter()
             try:
                 engine.gradients(points_md, gradients_md, scratch, batch)
                 if points_md.is_cuda:
                     torch.cuda.synchronize(points_md.device)
-            except (RuntimeError, MemoryError) as error:
-                failures.append(error)
-                seconds[engine.name] = [math.inf]
+            except Exception as error:  # of any kind: a model may have any code
+                failures[engine.name], seconds[engine.name] = error, [math.inf]
                 continue
             if repeat:
                 seconds[engine.name].append(time.perf_counter() - started)
     if len(failures) == len(engines):
-        raise failures[0]
+        raise next(iter(failures.values()))
     medians = {name: median(times) for name, times in seconds.items()}
-    return min(medians, key=medians.__getitem__), medians
+    why = {name: words_of(error) for name, error in failures.items()}
+    return min(medians, key=medians.__getitem__), medians, why

@@ -106,6 +106,24 @@ class LocalWorkConfig(Section):
             )
         return ""
 
+    def batch_of_one(
+        self, sizes_n: Sequence[int], batch_size: int, accumulation: int
+    ) -> int | None:
+        """Return the first client with `sizes_n` examples [n] whose batches, or parts, may have one example.
+
+        A batch has `batch_size * accumulation` examples, in parts of `batch_size`; without epochs it is
+        always complete.
+        """
+        whole = batch_size * accumulation
+        for client, size in enumerate(sizes_n):
+            rest = size % whole if self.epochs and not self.drop_last else 0
+            batches = [whole, rest] if size >= whole or not self.epochs else [rest]
+            for batch in filter(None, batches):
+                part = -(-batch // accumulation)  # as torch.chunk divides
+                if 1 in (part, batch % part or part):
+                    return client
+        return None
+
     def refuse_unfit(self, sizes_n: Sequence[int], batch_size: int) -> None:
         """Check that every client has a batch in an epoch.
 

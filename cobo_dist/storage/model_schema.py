@@ -10,6 +10,14 @@ from pydantic import Field
 from cobo_dist.storage.record import Record
 
 
+class TextRecord(Record):
+    """How text becomes token ids."""
+
+    tokenizer: str = Field(description="bytes (UTF-8), or a tokenizer of transformers")
+    length: int = Field(description="ids of a text: it is cut there, or filled up with the last id")
+    vocabulary: int = Field(description="ids are below it")
+
+
 class ModelFacts(Record):
     """What model.json and the metadata of a model have in common."""
 
@@ -20,6 +28,10 @@ class ModelFacts(Record):
         False, description="inputs are images of bytes [H, W, C], as the data has them"
     )
     classes: int = Field(0, description="outputs of the network; 0: it has no classes")
+    text: TextRecord | None = Field(
+        None,
+        description="inputs are text, and this is how it becomes token ids; null: they are none",
+    )
     outputs: int = Field(
         0, description="numbers that a regression's network predicts; 0: it has classes"
     )

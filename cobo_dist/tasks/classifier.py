@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from cobo_dist.errors import ConfigError, words_of
-from cobo_dist.tasks.models import build_model
+from cobo_dist.tasks.models import build_model, logits_of
 from cobo_dist.tasks.sections import ModelSection
+from cobo_dist.tasks.text_format import TextFormat
 
 
 class SavedModel(nn.Module):
@@ -24,6 +26,7 @@ class SavedModel(nn.Module):
         super().__init__()
         self.network = network
         self.shape, self.images = tuple(facts["input_shape"]), bool(facts["images"])
+        self.text = TextFormat(**facts["text"]) if facts.get("text") else None
         self.scale, self.offset = (self._factor(facts[name]) for name in ("scale", "offset"))
 
     @classmethod
@@ -40,9 +43,9 @@ class SavedModel(nn.Module):
         Raises:
             ConfigError: they are not those of this model.
         """
-        network = build_model(
-            config, torch.Size(facts["input_shape"]), facts[cls.outputs_fact], seed=0
-        )
+        vocabulary = facts["text"]["vocabulary"] if facts.get("text") else 0
+        shape, outputs = torch.Size(facts["input_shape"]), facts[cls.outputs_fact]
+        network = build_model(config, shape, outputs, 0, vocabulary)
         try:
             network.to(dtype).load_state_dict(dict(state))
         except RuntimeError as error:
@@ -58,18 +61,23 @@ class SavedModel(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs [m, outputs] for inputs as the network takes them (`prepare`)."""
-        outputs: Tensor = self.network(inputs)
-        return outputs
+        return logits_of(self.network(inputs))
 
-    def prepare(self, inputs: ArrayLike | Tensor) -> Tensor:
+    def prepare(self, inputs: ArrayLike | Tensor | Sequence[str]) -> Tensor:
         """Return the data's own inputs as the network takes them: in its shape, type and scale.
 
         Args:
-            inputs: [m, ...]; images as bytes [m, H, W, C].
+            inputs: [m, ...]; images as bytes [m, H, W, C]; or m texts.
 
         Raises:
-            ValueError: they have another shape.
+            ValueError: they have another shape, or are no texts.
         """
+        if self.text is not None:
+            texts = list(np.asarray(inputs, dtype=object).flat)
+            if not all(isinstance(one, str) for one in texts):
+                raise ValueError("this model takes a list of texts, and inputs hold something else")
+            tokens = torch.from_numpy(self.text.encode(texts))
+            return tokens.to(next(self.network.parameters()).device)
         stored = torch.as_tensor(inputs)
         like = next(self.network.parameters())
         if self.images and stored.dim() == 4:
@@ -99,7 +107,7 @@ class SavedModel(nn.Module):
         return torch.Size(self.shape).numel()
 
     @torch.no_grad()
-    def predict(self, inputs: ArrayLike | Tensor) -> Tensor:
+    def predict(self, inputs: ArrayLike | Tensor | Sequence[str]) -> Tensor:
         """Return what the model finds for each of the data's own inputs, [m], in evaluation mode.
 
         A classifier returns labels of the data, int64; a regression numbers in the data's units, float64

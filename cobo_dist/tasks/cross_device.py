@@ -68,7 +68,8 @@ class CrossDeviceConfig(ImagesConfig):
         examples = images.examples(labels.expand(len(clusters), -1), data, dtype)
         counts = (torch.from_numpy(images.y_train) // each).bincount(minlength=len(sizes))
         pools = counts[clusters].tolist()
-        return ClientExamples(examples, split(self, images, each, seed), clusters, pools)
+        splits = split(self, images, each, seed)
+        return ClientExamples(examples, splits, clusters, pools, notices=images.notices)
 
 
 def split(

@@ -71,7 +71,8 @@ class CrossSiloConfig(ImagesConfig):
         labels = torch.stack([label_map(self, k, images.classes, seed) for k in clusters])
         examples = images.examples(labels, data, dtype)
         pools = [len(images.x_train)] * len(clusters)
-        return ClientExamples(examples, split(self, images, seed), clusters, pools)
+        splits = split(self, images, seed)
+        return ClientExamples(examples, splits, clusters, pools, notices=images.notices)
 
 
 def label_map(config: CrossSiloConfig, cluster: int, classes: int, seed: int) -> Tensor:

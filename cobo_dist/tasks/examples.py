@@ -15,6 +15,7 @@ from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.tasks.augmentation import Augmentation, dropout_keys, dropout_mask
 from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.text_format import TextFormat
 
 IMAGE_SCALE, IMAGE_OFFSET = 1.0 / 127.5, -1.0
 """Bytes 0 .. 255 of an image become numbers in [-1, 1]: scale * byte + offset."""
@@ -30,9 +31,10 @@ Splits = Mapping[str, Sequence[Tensor]]
 class Examples:
     """N examples with their targets: labels, and those by which n clients know them, or numbers.
 
-    `inputs` are numbers as the model takes them, or images as bytes (uint8 [N, H, W, C]), which become
-    numbers in [-1, 1] only when a batch is made. `labels_of` [n, classes] maps the label in the data to
-    the client's own label: clusters that permute labels share images. Without it targets are numbers.
+    `inputs` are numbers as the model takes them, token ids of text (int64 [N, length]), or images as bytes
+    (uint8 [N, H, W, C]), which become numbers in [-1, 1] only when a batch is made. `labels_of` [n, classes]
+    maps the label in the data to the client's own label: clusters that permute labels share images. Without
+    it targets are numbers.
     """
 
     inputs: Tensor
@@ -46,6 +48,12 @@ class Examples:
     # Likewise targets that are numbers, one for each output.
     target_scale: Sequence[float] = ()
     target_offset: Sequence[float] = ()
+    text: TextFormat | None = None  # how text became token ids
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are; 0 where inputs are no text."""
+        return self.text.vocabulary if self.text else 0
 
     @property
     def outputs(self) -> int:

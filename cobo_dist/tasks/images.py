@@ -35,6 +35,7 @@ class ImageSet:
     y_test: NDArray[np.int64]  # [M]
     classes: int
     source: str  # for messages: the file, as the user named it
+    notices: tuple[str, ...] = ()  # what a user should know of them
 
     def examples(self, labels_of: Tensor, data: DataConfig, dtype: torch.dtype) -> Examples:
         """Return the N training images with the M test images after them; `labels_of` as in `Examples`."""
@@ -156,13 +157,22 @@ def _checked(arrays: dict[str, NDArray[np.generic]], source: str) -> ImageSet:
                 f"{source}: {name} holds labels {low} to {high}, but labels must lie in 0 to "
                 f"{classes - 1}, the greatest in training"
             )
+    own, labels = np.unique(np.concatenate([y_train, y_test]), return_inverse=True)
+    notices: tuple[str, ...] = ()
+    if len(own) < classes:  # or else a classifier has outputs for labels that no image has
+        notices = (
+            f"{source}: {len(own)} labels from {own[0]} to {own[-1]} are numbered 0 to {len(own) - 1}, in "
+            "their order",
+        )
+        y_train, y_test = np.split(labels.reshape(-1), [len(y_train)])
     return ImageSet(
         x_train.astype(np.uint8, copy=False),
         y_train.astype(np.int64),
         x_test.astype(np.uint8, copy=False),
         y_test.astype(np.int64),
-        classes,
+        len(own),
         source,
+        notices,
     )
 
 

@@ -148,7 +148,16 @@ def _linear(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _numbers(x: NDArray[Any]) -> NDArray[np.float64]:
-    """Return inputs as the model takes them: bytes of images in [-1, 1]."""
+    """Return inputs as the model takes them: bytes of images in [-1, 1].
+
+    Raises:
+        ConfigError: they are token ids of text.
+    """
+    if x.dtype.kind == "i":
+        raise ConfigError(
+            "task.change.name=scale and noise change numbers, and the inputs are text; set "
+            "task.change.name=labels or none"
+        )
     return x / 127.5 - 1.0 if x.dtype == np.uint8 else x.astype(np.float64)
 
 

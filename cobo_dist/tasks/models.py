@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -38,8 +38,21 @@ class MlpConfig(ModelSection):
         return nn.Sequential(*layers, nn.Linear(width, classes))
 
 
-def build_model(config: ModelSection, shape: torch.Size, classes: int, seed: int) -> nn.Module:
+@register.model("linear")
+class LinearConfig(ModelSection):
+    """One linear layer: multinomial logistic regression."""
+
+    def build(self, shape: torch.Size, classes: int) -> nn.Module:
+        """Return the network, not yet initialized."""
+        return nn.Sequential(nn.Flatten(start_dim=1), nn.Linear(shape.numel(), classes))
+
+
+def build_model(
+    config: ModelSection, shape: torch.Size, classes: int, seed: int, vocabulary: int = 0
+) -> nn.Module:
     """Return the configured classifier of inputs of `shape` into `classes` classes: x^0 of the seed.
+
+    `vocabulary`: inputs are ids of so many tokens; 0: they are numbers.
 
     >>> build_model(MlpConfig(hidden=(3,)), torch.Size([2]), 4, seed=0)
     Sequential(
@@ -63,9 +76,30 @@ def build_model(config: ModelSection, shape: torch.Size, classes: int, seed: int
             f"model.name={config.name} needs images of at least {least} x {least} pixels, and these "
             f"have {shape[1]} x {shape[2]}; set model.name=mlp"
         )
-    model = config.build(shape, classes)
-    initialize(model, seed)
+    if bool(vocabulary) != config.takes_text:
+        raise ConfigError(
+            f"model.name={config.name} takes text, and this task's inputs are numbers; set model.name=mlp"
+            if config.takes_text
+            else f"model.name={config.name} takes numbers, and this task's inputs are text; set "
+            "model.name=lstm"
+        )
+    if vocabulary:
+        shape = torch.Size([*shape, vocabulary])
+    with torch.random.fork_rng(devices=[]):  # what layers draw themselves follows from the seed too
+        torch.default_generator.manual_seed(seeds.signed(seeds.key(seed, "start of other layers")))
+        model = config.build(shape, classes)
+    if not config.initialized:
+        initialize(model, seed)
     return model
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits among what a network returns: a tensor, or an object with a field `logits`.
+
+    In a precision that suffices for a loss: autocast may have made them bfloat16.
+    """
+    logits: Tensor = getattr(output, "logits", output)
+    return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
 def initialize(model: nn.Module, seed: int) -> None:

@@ -20,7 +20,8 @@ from pydantic import Field, SerializeAsAny
 import cobo_dist.tasks.image_folder
 import cobo_dist.tasks.input_changes
 import cobo_dist.tasks.label_partitions
-import cobo_dist.tasks.tables  # noqa: F401
+import cobo_dist.tasks.tables
+import cobo_dist.tasks.text_source  # noqa: F401
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.true_graph import TrueGraph
@@ -83,8 +84,8 @@ class PartitionedConfig(SupervisedConfig):
     )
     standardize: bool = Field(
         True,
-        description="bring each input that is no image to mean 0 and standard deviation 1 over all training "
-        "examples",
+        description="bring each input that is no image or text to mean 0 and standard deviation 1 over all "
+        "training examples",
     )
 
     def contradiction(self) -> str:
@@ -123,7 +124,7 @@ class PartitionedConfig(SupervisedConfig):
         splits = split(shares, found, self.partition, fractions, seed)
         try:
             with np.errstate(over="ignore", invalid="ignore"):
-                x, scale, offset = self._scaled(found.x, splits["train"], numpy_type(dtype))
+                x, scale, offset = self._scaled(found, splits["train"], numpy_type(dtype))
                 targets = self.targets(found, labels, shares.clients, splits["train"], seed, dtype)
         except OverflowError as error:
             raise ConfigError(f"{found.source}: {error}; divide or drop them") from None
@@ -137,6 +138,7 @@ class PartitionedConfig(SupervisedConfig):
             offset,
             targets.scale,
             targets.offset,
+            found.text,
         )
         notices = found.notices + labels.notices
         if found.client is not None and self.partition.name != "by_column":
@@ -166,10 +168,11 @@ class PartitionedConfig(SupervisedConfig):
         return of_partition & of_change
 
     def _scaled(
-        self, x: NDArray[Any] | Columns, train: Sequence[NDArray[np.int64]], dtype: np.dtype[Any]
+        self, found: Labeled, train: Sequence[NDArray[np.int64]], dtype: np.dtype[Any]
     ) -> tuple[NDArray[Any], float | list[float], float | list[float]]:
         """Return the inputs, standardized if that is wanted, and scale and offset of each feature."""
-        if not isinstance(x, Columns) and x.dtype == np.uint8:
+        x = found.x
+        if not isinstance(x, Columns) and (x.dtype == np.uint8 or found.text is not None):
             return x, 1.0, 0.0
         if not self.standardize:
             return as_they_are(x, dtype), 1.0, 0.0

@@ -12,7 +12,7 @@ from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 for _module in (
     *("classification", "cnn", "cross_device", "cross_silo", "digits", "language.config", "models"),
-    *("quadratic", "regression", "resnet9"),
+    *("networks", "quadratic", "regression", "resnet9", "text_models"),
 ):
     import_module(f"cobo_dist.tasks.{_module}")  # each registers its own
 

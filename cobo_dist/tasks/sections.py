@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
+
+from pydantic import create_model
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor, nn, torch
@@ -24,13 +27,19 @@ class ModelSection(Section):
 
     kind: ClassVar[Literal["classifier", "language"]] = "classifier"
     min_pixels: ClassVar[int] = 0  # of a side of an image; 0: inputs may be any numbers
+    takes_text: ClassVar[bool] = False  # inputs are tokens of text
+    initialized: ClassVar[bool] = False  # whether the network that `build` returns is x^0
 
     name: str = ""
 
     def build(self, shape: torch.Size, classes: int) -> nn.Module:
-        """Return the network for inputs of `shape` into `classes` classes, not yet initialized.
+        """Return the network for inputs of `shape` into `classes` classes.
 
-        Linear and convolution layers are initialized from run.seed afterwards.
+        Where it draws numbers, PyTorch's generator has a seed that follows from run.seed. Linear and
+        convolution layers are initialized from run.seed afterwards, unless `initialized` says that they are.
+
+        A network that `takes_text` gets token ids, int64 [B, length]; `shape` is then [length, tokens]. Ids
+        are below `tokens`, and the last one fills up short texts.
 
         Raises:
             ConfigError: keys that do not go together.
@@ -111,7 +120,31 @@ def _check_task(target: Any) -> str:
 
 
 def _check_model(target: Any) -> str:
-    return class_of(ModelSection)(target) or takes(target.build, None, None, 2)
+    is_class = isinstance(target, type)
+    if is_class:
+        return class_of(ModelSection)(target) or takes(target.build, None, None, 2)
+    return takes(target, None, 2) if callable(target) else f"{target!r} cannot be called"
+
+
+def _model_section(target: Any) -> type[ModelSection]:
+    """Return the section of a model: the class, or that of a function whose other arguments are its keys."""
+    if isinstance(target, type):
+        return target
+    hints, given = get_type_hints(target), list(signature(target).parameters.values())[2:]
+    keys: dict[str, Any] = {one.name: (hints.get(one.name, Any), one.default) for one in given}
+
+    class FunctionSection(ModelSection):
+        def build(self, shape: torch.Size, classes: int) -> nn.Module:
+            made: nn.Module = target(shape, classes, **{key: getattr(self, key) for key in keys})
+            return made
+
+    return create_model(
+        target.__name__,
+        __base__=FunctionSection,
+        __module__=target.__module__,
+        __doc__=target.__doc__,
+        **keys,
+    )
 
 
 register.new_kind(
@@ -123,7 +156,7 @@ register.new_kind(
 )
 register.new_kind(
     "model",
-    "a class derived from cobo_dist.ModelSection",
+    "a class derived from cobo_dist.ModelSection, or a function (shape, classes) that returns a network",
     check=_check_model,
-    section_of=lambda target: target,
+    section_of=_model_section,
 )

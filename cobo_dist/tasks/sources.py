@@ -19,15 +19,17 @@ from cobo_dist.registry import class_of, register
 from cobo_dist.settings import Section, Text
 from cobo_dist.tasks.columns import Coded, Columns
 from cobo_dist.tasks.npz import read_arrays
+from cobo_dist.tasks.text_format import TextFormat
 
 
 @dataclass(frozen=True)
 class Labeled:
     """Examples as a source has them.
 
-    `x`: images as bytes uint8 [N, H, W, C], or numbers float [N, ...], or `Columns` of them. `y`: labels,
-    whole numbers or text [N], or numbers [N, outputs]. The last `test` of them are the source's test set.
-    `client`: name of each example's client [N]; of the training examples alone where the test set names none.
+    `x`: images as bytes uint8 [N, H, W, C], numbers float [N, ...], or `Columns` of them, or with `text`
+    token ids int64 [N, length]. `y`: labels, whole numbers or text [N], or numbers [N, outputs]. The last
+    `test` of them are the source's test set. `client`: name of each example's client [N]; of the training
+    examples alone where the test set names none.
     """
 
     x: NDArray[Any] | Columns
@@ -36,6 +38,7 @@ class Labeled:
     test: int = 0
     client: NDArray[Any] | Coded | None = None
     notices: tuple[str, ...] = ()
+    text: TextFormat | None = None
 
     @property
     def train(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +32,8 @@ from cobo_dist.tasks.functions import (
     refuse_wrong_metric,
 )
 from cobo_dist.tasks.held_out import explain_lack
-from cobo_dist.tasks.models import build_model
+from cobo_dist.tasks.model_checks import refuse_unfit_model
+from cobo_dist.tasks.models import build_model, logits_of
 from cobo_dist.tasks.sections import ModelSection, TaskSection
 
 CHECKED_EXAMPLES = 8
@@ -112,6 +114,10 @@ class Supervised(Task):
         # A split in which a client has no examples cannot be evaluated.
         self.splits = tuple(n for n in ("validation", "test") if all(map(len, self.split_of[n])))
         first = self.model()  # refuses a model that cannot take these inputs before training starts
+        inputs = self.examples.as_inputs(self.examples.inputs[:CHECKED_EXAMPLES])
+        known = register.loss[config.loss].source == BUILT_IN
+        outputs = self.examples.outputs if known else None
+        refuse_unfit_model(first.to(dtype), model.name, inputs, outputs)
         usual = type(config).model_fields
         functions = [register.loss[config.loss], *(register.metric[one] for one in config.metrics)]
         if any(one.source != BUILT_IN for one in functions) or any(
@@ -123,7 +129,7 @@ class Supervised(Task):
         """Refuse a loss or metrics that cannot take the targets before training starts."""
         examples, some = self.examples, torch.arange(len(self.examples.targets))[:CHECKED_EXAMPLES]
         with torch.no_grad():
-            outputs = _at_least_single(model.eval()(examples.as_inputs(examples.inputs[some])))
+            outputs = logits_of(model.eval()(examples.as_inputs(examples.inputs[some])))
             targets = examples.targets_of(0, some)
             refuse_wrong_loss(self.config.loss, outputs, targets)
             outputs, targets = self.in_units(outputs), self.in_units(targets)
@@ -154,22 +160,23 @@ class Supervised(Task):
         return {name: one.detach() for name, one in self._build(seed).named_parameters()}
 
     def _build(self, seed: int) -> nn.Module:
-        model = build_model(self.model_config, self.examples.shape, self.examples.outputs, seed)
+        examples = self.examples
+        model = build_model(
+            self.model_config, examples.shape, examples.outputs, seed, examples.vocabulary
+        )
         # Kernels in the memory format of the images need no reordering in a convolution.
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
     def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
         """Return the mean loss of a batch (inputs, targets, and a dropout mask if any)."""
         inputs, targets, *masks = batch
-        mean: Tensor = self.loss_of(
-            _at_least_single(model(inputs, *masks)), targets, reduction="mean"
-        )
+        mean: Tensor = self.loss_of(logits_of(model(inputs, *masks)), targets, reduction="mean")
         return mean
 
     def score(self, model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
         """Return the sums of the loss and of the metrics over a batch (inputs, targets)."""
         inputs, targets = batch
-        outputs = _at_least_single(model(inputs))
+        outputs = logits_of(model(inputs))
         sums = {"loss": self.loss_of(outputs, targets, reduction="sum")}
         outputs, targets = self.in_units(outputs), self.in_units(targets)
         for name, metric in self.metric_of.items():
@@ -245,6 +252,7 @@ class Supervised(Task):
             "images": examples.are_images,
             "scale": IMAGE_SCALE if examples.are_images else examples.scale,
             "offset": IMAGE_OFFSET if examples.are_images else examples.offset,
+            **({"text": asdict(examples.text)} if examples.text else {}),
         }
 
     def partition(self) -> dict[str, NDArray[Any]]:
@@ -342,8 +350,3 @@ class Classification(Supervised):
             lacking = self.examples.targets[own].bincount(minlength=maps.shape[1]) == 0
             maps[client, lacking] = -1
         return maps
-
-
-def _at_least_single(outputs: Tensor) -> Tensor:
-    """Return outputs in a precision that suffices for a loss: autocast may have made them bfloat16."""
-    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs

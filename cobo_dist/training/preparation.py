@@ -14,6 +14,7 @@ import torch
 from cobo_dist.callbacks.callback import Callback
 from cobo_dist.callbacks.registry import build_callbacks
 from cobo_dist.checkpoint import resume
+from cobo_dist.clients.trials import why_no_single_example, why_not
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.launch_env import Launch
@@ -144,6 +145,7 @@ def refuse_unfit(config: Config, task: Task) -> None:
             f"run.engine={run.engine} does not serve task.name={task.name}, which has "
             f"{', '.join(task.engines)}; leave run.engine at auto"
         )
+    _refuse_unfit_model(config, task)
     if algorithm.needs_validation and "validation" not in task.splits:
         raise ConfigError(
             f"algorithm.name={algorithm.name} scores models on validation data, and "
@@ -155,6 +157,32 @@ def refuse_unfit(config: Config, task: Task) -> None:
                 f"run.eval_splits={list(run.eval_splits)} names {split}, and {task.lack(split)}, or "
                 "run.eval_splits=[test]"
             )
+
+
+def _refuse_unfit_model(config: Config, task: Task) -> None:
+    """Try what the model may not be able to do: a batch of one example, a pass over several clients.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    run, dtype = config.run, getattr(torch, config.run.dtype)
+    client = config.local.batch_of_one(
+        task.train_sizes(), config.data.batch_size, config.data.accumulation
+    )
+    if client is not None and (why := why_no_single_example(task, client, dtype)):
+        size = task.train_sizes()[client]
+        raise ConfigError(
+            f"model.name={config.model.name} cannot train on a batch of one example ({why}), and "
+            f"data.batch_size={config.data.batch_size} gives client {client}, which has {size} training "
+            f"example{'s' * (size != 1)}, such a batch; choose another data.batch_size, set "
+            "local.drop_last=true with local.epochs, or a model without BatchNorm"
+        )
+    # Tried only where it was asked for: by itself run takes an engine that works.
+    if run.engine == "vectorised" and (why := why_not(run.engine, task, dtype)):
+        raise ConfigError(
+            f"run.engine={run.engine} cannot compute gradients of model.name={config.model.name} ({why}); "
+            "leave run.engine at auto"
+        )
 
 
 def set_up_torch(run: RunConfig, cores: int, deterministic: bool, device: torch.device) -> None:
@@ -178,4 +206,6 @@ def set_up_torch(run: RunConfig, cores: int, deterministic: bool, device: torch.
         convolutions.fp32_precision = precision  # torch's own default is tf32
         # Shapes stay the same all through a run, so the fastest kernels are worth a search.
         torch.backends.cudnn.benchmark = not deterministic
+    # Its kernels for evaluation have no rule for vmap, and round otherwise than those of training.
+    torch.backends.mha.set_fastpath_enabled(False)
     torch.set_num_threads(threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -60,12 +59,14 @@ def choose_engine(
         return found.engine, "as before"
     choice, why = "", ""
     if transport.rank == 0:
-        choice, seconds = learner.clients.time_engines()
+        choice, seconds, failures = learner.clients.time_engines()
         why = ", ".join(
-            f"{name} {1000 * took:.2f} ms" if math.isfinite(took) else f"{name} fails"
+            f"{name} fails: {failures[name]}"
+            if name in failures
+            else f"{name} {1000 * took:.2f} ms"
             for name, took in seconds.items()
         )
-    choice, why = transport.broadcast(f"{choice}|{why}".encode()).decode().split("|")
+    choice, why = transport.broadcast(f"{choice}|{why}".encode()).decode().split("|", 1)
     return choice, why
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pool import RankPool
-from problems import train
+from problems import models, train
 
 from cobo_dist.cli.train import main
 from cobo_dist.storage.reading import read_status
@@ -79,3 +79,22 @@ def test_the_callback_stops_once_the_clusters_are_settled(
     again = read_status(part)
     assert again is not None
     assert again.reason == status.reason
+
+
+def test_own_model_trains_in_both_engines(pool: RankPool, tmp_path: Path) -> None:
+    """Attention over the rows of digits; the number of its heads is checked."""
+    given = [
+        f"plugins={EXAMPLES / 'own_model.py'}", "task.name=classification", "run.threads=1",
+        "task.partition.clients=4", "model.name=row_attention", "model.width=16",
+    ]  # fmt: skip
+    found = {}
+    for engine, ranks in (("one_by_one", 1), ("one_by_one", 2), ("vectorised", 2)):
+        folder = tmp_path / f"{engine}-{ranks}"
+        settings = [*given, f"run.engine={engine}", "run.rounds=2", f"run.dir={folder}"]
+        assert pool.run(ranks, train, settings) == [0] * ranks
+        found[folder.name] = models(folder)
+    first = found.pop("one_by_one-1")
+    for other in found.values():
+        for name, one in first.items():
+            np.testing.assert_allclose(other[name], one, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert main([*given, "model.heads=3", f"run.dir={tmp_path / 'run'}"]) == 2

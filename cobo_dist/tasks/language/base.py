@@ -15,6 +15,7 @@ from typing import Any
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import torch
 from cobo_dist.maths import seeds
+from cobo_dist.tasks.dropout_off import turn_off_dropout
 from cobo_dist.tasks.language.config import (
     CausalLmConfig,
     GgufConfig,
@@ -50,7 +51,7 @@ def fetch_base(config: LanguageModelConfig) -> None:
     if isinstance(config, Gpt2Config | CausalLmConfig):
         _folder(config, fetch=True)
     if isinstance(config, Tokenized) and config.tokenizer not in ("", "bytes"):
-        _find(config.tokenizer, "model.tokenizer", fetch=True)
+        find(config.tokenizer, "model.tokenizer", fetch=True)
 
 
 def load_base(config: LanguageModelConfig, context: int) -> Base:
@@ -68,7 +69,7 @@ def load_base(config: LanguageModelConfig, context: int) -> Base:
         else:
             base = _load(config, _folder(config), config.path)
     _check(base, config, context)
-    _silence(base.model)
+    turn_off_dropout(base.model)
     _skip_mask(base.model)
     base.model.requires_grad_(False)
     return base
@@ -105,10 +106,10 @@ def _folder(config: Gpt2Config | CausalLmConfig, fetch: bool = False) -> Path:
         raise ConfigError(
             f"model.path is not set; model.name={config.name} needs a name or a local folder"
         )
-    return _find(config.path, "model.path", fetch)
+    return find(config.path, "model.path", fetch)
 
 
-def _find(name: str, key: str, fetch: bool = False) -> Path:
+def find(name: str, key: str, fetch: bool = False) -> Path:
     """Return the local folder of a model or tokenizer, by path or from the hub's cache."""
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -179,7 +180,7 @@ def _load(
     if config.tokenizer == "bytes":
         return Base(model, ByteTokenizer(), name)
     if config.tokenizer:
-        folder, at = _find(config.tokenizer, "model.tokenizer"), {"local_files_only": True}
+        folder, at = find(config.tokenizer, "model.tokenizer"), {"local_files_only": True}
     try:
         tokenizer = LibraryTokenizer(transformers.AutoTokenizer.from_pretrained(folder, **at))
         # Some versions return an empty tokenizer for a folder without one.
@@ -221,13 +222,3 @@ def _skip_mask(model: Any) -> None:
         return
     interface.register(_CAUSAL, interface()[chosen])
     model.set_attn_implementation(_CAUSAL)
-
-
-def _silence(model: torch.nn.Module) -> None:
-    """Turn off the base's own dropout, which draws from a global generator; adapters have their own."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)

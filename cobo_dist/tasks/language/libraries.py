@@ -8,8 +8,8 @@ from typing import Any
 from cobo_dist.errors import ConfigError
 
 
-def library(name: str) -> Any:
-    """Return an optional library.
+def library(name: str, needed_by: str = "task.name=language", extra: str = "lm") -> Any:
+    """Return an optional library, of the package's extra of that name.
 
     Raises:
         ConfigError: it is not installed.
@@ -19,8 +19,8 @@ def library(name: str) -> Any:
     except ImportError as error:
         missing = error.name or name
         raise ConfigError(
-            f"task.name=language needs the package {missing}, which is not installed; "
-            "pip install 'cobo_dist[lm]'"
+            f"{needed_by} needs the package {missing}, which is not installed; "
+            f"pip install 'cobo_dist[{extra}]'"
         ) from None
     if name == "transformers":
         found.logging.set_verbosity_error()

@@ -272,7 +272,8 @@ def test_timing_changes_nothing_and_names_an_engine() -> None:
     before = points.clone(), {n: b.clone() for n, b in buffers.items()}
     engines = [build(model, loss) for build in ENGINES.values()]
     held = strided_copy(buffers)
-    winner, seconds = fastest(engines, points, held, batch, repeats=3)
+    winner, seconds, failures = fastest(engines, points, held, batch, repeats=3)
+    assert not failures
     assert seconds.keys() == ENGINES.keys()
     assert seconds[winner] == min(seconds.values()) > 0
     assert torch.equal(points, before[0])
@@ -290,7 +291,8 @@ def test_an_engine_that_fails_is_infinitely_slow() -> None:
     model, points, buffers, batch = problem("batch")
     held = strided_copy(buffers)
     engines = [_Failing(model, loss), OneByOne(model, loss)]
-    winner, seconds = fastest(engines, points, held, batch, repeats=2)
+    winner, seconds, failures = fastest(engines, points, held, batch, repeats=2)
+    assert failures == {"failing": "CUDA out of memory"}
     assert winner == "one_by_one"
     assert seconds["failing"] == float("inf")
     with pytest.raises(torch.OutOfMemoryError):

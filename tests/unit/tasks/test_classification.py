@@ -79,6 +79,12 @@ def npz(path: Path, **arrays: np.ndarray) -> list[str]:
     return ["task.source.name=npz", f"task.source.file={path}"]
 
 
+def texts(path: Path) -> list[str]:
+    rows = [f"text {k},{k % 3},client {k % 4}" for k in range(90)]
+    path.write_text("\n".join(["text,label,client", *rows]))
+    return ["task.source.name=text", f"task.source.file={path}", "model.name=lstm"]
+
+
 def folder(path: Path, parts: tuple[str, ...] = ("",)) -> list[str]:
     """Write 12 images of each of two classes, whose color says the class."""
     for part in parts:
@@ -187,6 +193,7 @@ def test_splits_are_disjoint_and_cover(tmp_path: Path, name: str, source: str) -
             x_test=rng.normal(size=(90, 2, 3)), y_test=np.arange(90) % 3, client=np.arange(90) % 4,
         ),
         "images": lambda: folder(tmp_path / "images"),
+        "text": lambda: texts(tmp_path / "texts.csv"),
         "sklearn_regression": lambda: [
             "task.name=regression", "task.source.name=sklearn_regression", "task.bins=3",
         ],

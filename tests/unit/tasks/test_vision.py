@@ -483,6 +483,27 @@ def test_a_malformed_file_is_refused(tmp_path: Path, case: str) -> None:
     assert "bad.npz" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["cross_silo", "cross_device"])
+@pytest.mark.parametrize("greatest", [90, 2**61])
+def test_labels_with_gaps_are_numbered_anew_and_said(
+    tmp_path: Path, name: str, greatest: int
+) -> None:
+    """A file without gaps gives the same; the classifier has an output for each label that there is."""
+    plain = write_images(tmp_path / "plain.npz")
+    with np.load(plain) as arrays:
+        gaps = {
+            key: np.where(arrays[key] == 9, greatest, 2 * arrays[key].astype(np.int64))
+            for key in ("y_train", "y_test")
+        }
+    path = mend(write_images(tmp_path / "gaps.npz"), **gaps)
+    task, same = task_of(name, f"data.file={path}"), task_of(name, f"data.file={plain}")
+    assert task.fingerprint() == same.fingerprint()
+    assert task.model_facts()["classes"] == 10
+    (notice,) = task.notices
+    assert f"10 labels from 0 to {greatest} are numbered 0 to 9" in notice
+    assert same.notices == ()
+
+
 def test_missing_and_unreadable_files_are_refused(tmp_path: Path) -> None:
     torn = tmp_path / "torn.npz"
     torn.write_bytes(b"PK\x03\x04 no zip")
