@@ -123,7 +123,8 @@ def midpoints(first_e: Sequence[Tensor], second_e: Sequence[Tensor], z_ed: Tenso
     if z_ed.is_cuda and len(z_ed):
         rows = list(z_ed.unbind())
         torch._foreach_copy_(rows, list(first_e))
-        torch._foreach_lerp_(rows, list(second_e), 0.5)
+        # A model that arrived may be of the type that travels, which `lerp` does not mix.
+        torch._foreach_lerp_(rows, [x_j.to(z_ed.dtype) for x_j in second_e], 0.5)
         return z_ed
     long = z_ed.shape[1] >= _BATCHED_BELOW  # halve such a row while it is in the cache
     for x_i, x_j, z_d in zip(first_e, second_e, z_ed.unbind(), strict=True):

@@ -49,10 +49,13 @@ def test_some_rows_are_a_view_where_they_are_evenly_spaced(index: list[int]) -> 
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_midpoints(device: str) -> None:
+@pytest.mark.parametrize("wire", [torch.float32, torch.bfloat16])
+def test_midpoints(device: str, wire: torch.dtype) -> None:
+    """Also where a partner's model arrived in another type."""
     with virtual_cuda():
-        x_cd = torch.randn(3, 1001).to(device)
+        x_cd = torch.randn(3, 1001).to(wire).float().to(device)
         z_ed = empty_rows(2, 1001, dtype=x_cd.dtype, device=device)
-        found = midpoints([x_cd[0], x_cd[1]], [x_cd[2], x_cd[1]], z_ed).cpu()
+        arrived = x_cd[2].to(wire)
+        found = midpoints([x_cd[0], arrived], [arrived, x_cd[1]], z_ed).cpu()
         x_cd = x_cd.cpu()
-    torch.testing.assert_close(found, torch.stack([(x_cd[0] + x_cd[2]) / 2, x_cd[1]]))
+    torch.testing.assert_close(found, (x_cd[:2] + x_cd[2]) / 2)
