@@ -144,17 +144,31 @@ def out_of_memory(place: Place) -> Outcome:
 
 def frozen(place: Place) -> Outcome:
     """SIGSTOP: a rank is alive but sends nothing."""
-    out = place.folder / "frozen"
+    return _frozen(place, 1)
+
+
+def frozen_0(place: Place) -> Outcome:
+    """The same of rank 0, which then speaks after the others, and of itself."""
+    return _frozen(place, 0)
+
+
+def _frozen(place: Place, rank: int) -> Outcome:
+    out = place.folder / f"frozen-{rank}"
     run = place.start(out)
-    run.signal(1, signal.SIGSTOP)
-    run.wait(place.timeout + place.slack, [0, 2])
-    run.signal(1, signal.SIGCONT)
+    run.signal(rank, signal.SIGSTOP)
+    run.wait(place.timeout + place.slack, [other for other in range(RANKS) if other != rank])
+    run.signal(rank, signal.SIGCONT)
     ended = run.end(place.timeout + 2 * place.slack)
+    wrong = []
+    if rank == 0 and not any(
+        "; rank 0 on" in one and "stopped for" in one for one in ended[0].said
+    ):
+        wrong.append(f"rank 0 does not say that it was stopped: {ended[0].said}")
     return judge(
-        f"SIGSTOP of rank 1, comm.timeout={place.timeout:g}",
+        f"SIGSTOP of rank {rank}, comm.timeout={place.timeout:g}",
         "the others end with 1 after the time-out, and it, once awake, too; resumes",
-        ended, {0: 1, 1: 1, 2: 1}, ["nothing was heard of rank 1 on"],
-        place.timeout + 2 * place.slack, place.goes_on(out),
+        ended, {0: 1, 1: 1, 2: 1}, [f"nothing was heard of rank {rank} on"],
+        place.timeout + 2 * place.slack, [*wrong, *place.goes_on(out)],
     )  # fmt: skip
 
 
@@ -320,6 +334,7 @@ ENDINGS: dict[str, Callable[[Place], Outcome]] = {
     "killed-0": killed_0,
     "memory": out_of_memory,
     "frozen": frozen,
+    "frozen-0": frozen_0,
     "nan": not_a_number,
     "asked": asked_to_stop,
     "twice": asked_twice,

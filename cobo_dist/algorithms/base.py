@@ -200,14 +200,15 @@ class Exchange(Protocol):
         weights are `symmetric`, ranks need not send each other their rows of W.
         """
 
-    def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
+    def all_reduce(self, weights_kn: NDArray[np.floating], x: Tensor) -> Tensor:
         """Return k weighted sums of all clients' rows [k, d], the same on every rank.
 
-        The caller may change them.
+        `x` has this rank's rows [c, d], or [k, c, d] with rows of their own for each sum. The caller may
+        change the sums.
         """
 
     def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return a number of every client [n], or k numbers [n, k], on every rank."""
+        """Return numbers of every client, [c] or [c, k] on each rank and [n] or [n, k] of all, everywhere."""
 
 
 @dataclass(frozen=True)

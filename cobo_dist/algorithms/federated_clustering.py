@@ -105,20 +105,17 @@ class FederatedClustering(Algorithm):
         points_ed = at_every_client(x_kd, len(rows_e), self.scratch)
         g_ed = clients.gradients_at(points_ed, np.tile(rows_e, k), t, "local", local_work=True)
         g_kcd = in_rows_of(rows_e, len(part_c), g_ed.view(k, len(rows_e), g_ed.shape[1]))
-        within_kn = np.zeros((k, self.n), dtype=bool)
         v_kd = self.scratch.rows("centers", *x_kd.shape)
-        v_kd.copy_(self.exchange.all_reduce(only_kn, self.own(group, g_kcd.flatten(0, 1))))
+        v_kd.copy_(self.exchange.all_reduce(only_kn, g_kcd))  # g_i(x_i)
         for _ in range(self.config.inner_rounds):
-            distances_kc = (g_kcd - v_kd[:, None]).norm(dim=2).double().cpu().numpy()
+            distances_kc = (g_kcd - v_kd[:, None]).norm(dim=2).cpu().double().numpy()
             distances_kc[:, ~part_c] = np.inf
-            for at, i in enumerate(group):
-                distances_n = self.exchange.all_gather(distances_kc[at])
-                tau = np.sort(distances_n)[sizes_k[self.cluster_n[i]] - 1]
-                within_kn[at] = distances_n <= tau
+            distances_kn = self.exchange.all_gather(distances_kc.T).T
+            tau_k = np.sort(distances_kn)[np.arange(k), sizes_k[self.cluster_n[group]] - 1]
+            within_kn = distances_kn <= tau_k[:, None]
             far_k1 = torch.from_numpy(1.0 - within_kn.sum(axis=1, keepdims=True) / m)
-            v_kd.mul_(upload(far_k1, v_kd))
-            for at in range(k):
-                v_kd[at].add_(self.exchange.all_reduce(within_kn[[at]] / m, g_kcd[at])[0])
+            near_kd = self.exchange.all_reduce(within_kn / m, g_kcd)
+            v_kd.mul_(upload(far_k1, v_kd)).add_(near_kd)
         here = {i: row for row, i in enumerate(clients.ids)}
         mine = [at for at, i in enumerate(group) if i in here]
         rows = np.array([here[group[at]] for at in mine], dtype=np.int64)
@@ -126,12 +123,6 @@ class FederatedClustering(Algorithm):
             taken = v_kd.index_select(0, to_device(np.array(mine), v_kd.device))
             clients.g_cd.index_copy_(0, to_device(rows, v_kd.device), taken)
             self.weights.put_rows(rows, within_kn[mine].astype(np.float32))
-
-    def own(self, group: list[int], g_ed: Tensor) -> Tensor:
-        """Return each client's gradient at its own model [c, d]; any for clients outside the group."""
-        ids, place = self.clients.ids, {i: at for at, i in enumerate(group)}
-        rows_c = [place.get(i, 0) * len(ids) + row for row, i in enumerate(ids)]
-        return g_ed.index_select(0, to_device(np.array(rows_c, dtype=np.int64), g_ed.device))
 
 
 def in_rows_of(rows_e: NDArray[np.int64], count: int, g_ked: Tensor) -> Tensor:

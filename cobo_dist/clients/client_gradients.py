@@ -130,7 +130,7 @@ class ClientGradients(ClientRows):
                 batch = self.source.batch(t, "local")
                 return self._compute(
                     self.x_cd, self.g_cd, self.buffers, batch, None, on_rows_ready, adjust
-                )
+                ).clone()  # which the engine's next losses may overwrite
             rows_e = np.arange(len(self.ids)) if rows_e is None else rows_e
             rows = to_device(rows_e, self.device)
             points_ed = self._scratch.rows("points", len(rows), self.x_cd.shape[1])
@@ -141,7 +141,9 @@ class ClientGradients(ClientRows):
             else:
                 gradients_ed = self._scratch.rows("gradients", *points_ed.shape)
                 batches = Batches(t, None, None)
-                losses_e = self._pass(points_ed, gradients_ed, rows_e, batches, True, adjust)
+                losses_e = self._pass(
+                    points_ed, gradients_ed, rows_e, batches, True, adjust
+                ).clone()
             self.g_cd[rows] = gradients_ed
             if on_rows_ready is not None:
                 with self.timer.span("other"):

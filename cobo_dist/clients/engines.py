@@ -21,6 +21,12 @@ from cobo_dist.maths.flat import Layout, empty_rows
 
 Result = TypeVar("Result")
 Batch = tuple[Tensor, ...]
+
+
+class ReusedBatch(Batch):
+    """A batch that lies where the last one of its stream did: a recorded pass can read it there."""
+
+
 Loss = Callable[..., Tensor]  # (model, *one client's batch) -> mean loss, a scalar
 Done = Callable[[slice, Tensor], None]  # (rows whose gradients are computed, losses [m])
 

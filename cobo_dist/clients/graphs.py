@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cobo_dist.clients.buffers import BufferRows
-from cobo_dist.clients.engines import Batch, Done, OneByOne
+from cobo_dist.clients.engines import Batch, Done, OneByOne, ReusedBatch
 from cobo_dist.errors import words_of
 from cobo_dist.lazy import Tensor, torch
-from cobo_dist.maths.flat import empty_rows
+from cobo_dist.maths.flat import empty_rows, to_device
 
 Step = Callable[[], None]
 Record = Callable[[Step], Step]  # takes a step, returns what repeats it
@@ -96,7 +96,10 @@ class GraphedPasses:
         batch: Batch,
         done: Done | None = None,
     ) -> Tensor:
-        """As `OneByOne.gradients`, with one call of `done` for all models."""
+        """As `OneByOne.gradients`, with one call of `done` for all models.
+
+        The losses lie where the next ones will.
+        """
         count = len(points_md)
         if not count:
             return points_md.new_empty(0)
@@ -105,10 +108,11 @@ class GraphedPasses:
             return self.engine.gradients(points_md, gradients_md, buffers, batch, done)
         taken.row_1.zero_()
         for kept, new in zip(taken.batch, batch, strict=True):
-            kept[:count].copy_(new)
+            if kept.data_ptr() != new.data_ptr():
+                kept[:count].copy_(new)
         for _ in range(count):
             taken.replay()
-        losses_m = taken.losses_m[:count].clone()
+        losses_m = taken.losses_m[:count]
         if done is not None:
             done(slice(0, count), losses_m)
         return losses_m
@@ -148,7 +152,9 @@ class GraphedPasses:
     ) -> Recorded:
         engine, device = self.engine, points_md.device
         row_1 = torch.zeros(1, dtype=torch.int64, device=device)
-        kept_batch = tuple(tensor.clone() for tensor in batch)
+        kept_batch = batch
+        if not isinstance(batch, ReusedBatch):
+            kept_batch = tuple(tensor.clone() for tensor in batch)
         losses_m = torch.zeros(len(points_md), dtype=points_md.dtype, device=device)
         point_1d, gradient_1d = (
             empty_rows(1, engine.layout.size, dtype=points_md.dtype, device=device)
@@ -195,48 +201,46 @@ class GraphedPasses:
 
 
 class GraphedFunction:
-    """A function of tensors [m, ...] or [k, m] of a GPU, replayed as a CUDA graph for so many m or fewer.
+    """A function of tensors [m, ...], replayed as a CUDA graph for tensors that are as long or shorter.
 
-    What it returns [m, ...] lies where the last answer for such shapes did: use it before the next call.
+    The first one is on the GPU, where others of the CPU are copied to. What it returns, as long as the last
+    one, lies where the last answer for such shapes did: use it before the next call.
     """
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Batch]) -> None:
+    def __init__(self, function: Callable[..., Batch]) -> None:
         self.function, self._record = function, CudaRecorder()
-        self._recorded: OrderedDict[Hashable, tuple[Step, tuple[Tensor, Tensor], Batch]] = (
-            OrderedDict()
-        )
+        self._recorded: OrderedDict[Hashable, tuple[Step, Batch, Batch]] = OrderedDict()
         self._refused = False
 
-    def __call__(self, one_m: Tensor, numbers_km: Tensor) -> Batch:
-        """Return what the function does of `one_m` [m, ...] and `numbers_km` [k, m]."""
-        count, key = len(one_m), (one_m.shape[1:], numbers_km.shape[0])
-        found = self._recorded.pop(key, None)
+    def __call__(self, *given: Tensor) -> Batch:
+        """Return what the function does."""
+        count, key = len(given[-1]), tuple(one.shape[1:] for one in given)
         if not count or self._refused:
-            return self.function(one_m, numbers_km)
-        if found is None or len(found[1][0]) < count:
+            return self.function(*given)
+        found = self._recorded.pop(key, None)
+        if found is None or any(len(k) < len(new) for k, new in zip(found[1], given, strict=True)):
             try:
-                found = self._record_call(one_m.clone(), numbers_km.clone())
+                found = self._record_call(given)
             except RuntimeError:  # of what CUDA cannot record, or out of memory
                 self._refused = True
                 self._recorded.clear()
-                return self.function(one_m, numbers_km)
+                return self.function(*given)
         self._recorded[key] = found
         while len(self._recorded) > MAX_GRAPHS:
             self._recorded.popitem(last=False)
-        replay, (kept_m, kept_km), answer = found
-        kept_m[:count].copy_(one_m)
-        kept_km[:, :count].copy_(numbers_km)
+        replay, kept, answer = found
+        for into, new in zip(kept, given, strict=True):
+            into[: len(new)].copy_(new, non_blocking=True)
         replay()
-        return tuple(tensor[:count] for tensor in answer)
+        return ReusedBatch(tensor[:count] for tensor in answer)
 
-    def _record_call(
-        self, kept_m: Tensor, kept_km: Tensor
-    ) -> tuple[Step, tuple[Tensor, Tensor], Batch]:
+    def _record_call(self, given: Batch) -> tuple[Step, Batch, Batch]:
+        kept = tuple(to_device(one, given[0].device).clone() for one in given)
         # Outside the graph's memory, which its next replay may use for other numbers.
-        answer = tuple(tensor.clone() for tensor in self.function(kept_m, kept_km))
+        answer = tuple(tensor.clone() for tensor in self.function(*kept))
 
         def step() -> None:
-            for out, tensor in zip(answer, self.function(kept_m, kept_km), strict=True):
+            for out, tensor in zip(answer, self.function(*kept), strict=True):
                 out.copy_(tensor)
 
-        return self._record(step), (kept_m, kept_km), answer
+        return self._record(step), kept, answer

@@ -6,8 +6,9 @@ A pure function of what the algorithm asks of the exchange:
   alignment     up and down: half a gradient and two numbers for each such pair
   mix           up: its model to each client that gives it a weight; down: a model for each client that it
                 gives a weight; where W is not symmetric, both ways also one weight for each other client
-  all_reduce    up: its model, once, if any sum contains it; down: each sum that contains another client's
-  all_gather    up: its numbers; down: those of all others
+  all_reduce    up: its model, once, if any sum contains it, or its row for each sum with rows of its own;
+                down: each sum that contains another client's
+  all_gather    up: its numbers; down: the numbers of all others
 
 With one client on each rank, ranks send just that for the first three. For `all_reduce` they send their part
 to every other rank, while here a sum arrives once, as from a server. Logging and migration do not count.
@@ -72,19 +73,25 @@ class ClientTraffic:
         self._both_ways(others * (size * self.wire_bytes + weight_bytes))
 
     def all_reduce(
-        self, weights_kn: NDArray[np.floating], ids_c: NDArray[np.int64], size: int
+        self,
+        weights_kn: NDArray[np.floating],
+        ids_c: NDArray[np.int64],
+        size: int,
+        *,
+        own_rows: bool = False,
     ) -> None:
-        """Count the models of the clients `ids_c`, and the sums that they receive."""
+        """Count the models of the clients `ids_c`, and the sums, with `own_rows`, that they receive."""
         if self.clients == 1:
             return
         there_kn = weights_kn != 0
         mine_kc = there_kn[:, ids_c]
         others_kc = there_kn.sum(axis=1, keepdims=True) - mine_kc
-        self.up += int(mine_kc.any(axis=0).sum()) * size * self.wire_bytes
+        sent = mine_kc.sum() if own_rows else mine_kc.any(axis=0).sum()
+        self.up += int(sent) * size * self.wire_bytes
         self.down += int((others_kc > 0).sum()) * size * self.wire_bytes
 
     def all_gather(self, count: int) -> None:
-        """Count `count` numbers of clients, each sent once and received by all others."""
+        """Count `count` numbers of this rank's clients, sent once, and as many from every other client."""
         self.up += count * _NUMBER_BYTES * (self.clients > 1)
         self.down += count * _NUMBER_BYTES * (self.clients - 1)
 

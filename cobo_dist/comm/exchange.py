@@ -137,8 +137,11 @@ class Exchange:
         size = next(iter(models.values())).shape[0]
         z_ed = self._channel.scratch.rows("midpoints", len(plan.clients), size)
         with self.timer.span("packing"):
-            own, partners = plan.clients.tolist(), plan.partners.tolist()
-            midpoints([models[i] for i in own], [models[j] for j in partners], z_ed)
+            firsts, seconds = (
+                [models[i] for i in of_pair(plan.clients, plan.partners).tolist()]
+                for of_pair in (np.minimum, np.maximum)
+            )
+            midpoints(firsts, seconds, z_ed)
         rows = self.placement.row_n[plan.clients]
         return PairEnds(rows, plan.clients, plan.partners, plan.first), z_ed
 
@@ -190,31 +193,36 @@ class Exchange:
         yield from sums
         self._unfinished = ""
 
-    def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
+    def all_reduce(self, weights_kn: NDArray[np.floating], x: Tensor) -> Tensor:
         """Return the same k combinations sum_j w_kj x_j of all clients' rows on every rank, [k, d].
 
-        `weights_kn` is the same on all ranks. All ranks get the same bits, in scratch rows.
+        All ranks get the same bits, in scratch rows.
+
+        Args:
+            weights_kn: the same on all ranks.
+            x: this rank's rows [c, d], or [k, c, d] with rows of their own for each sum.
         """
-        problem = self._wrong_rows(x_cd)
+        problem, own_rows = self._wrong_rows(x.movedim(-2, 0)), x.dim() == 3
         if weights_kn.shape[1:] != (self.placement.clients,):
             problem = (
                 f"weights_kn has the shape {weights_kn.shape}; it needs one column for each of the "
                 f"{self.placement.clients} clients"
             )
-        self._enter("all_reduce", problem, weights_kn=weights_kn, columns=x_cd.shape[1])
-        self.client_traffic.all_reduce(weights_kn, self.ids, x_cd.shape[1])
-        return self._mixing.all_reduce(weights_kn, x_cd)
+        elif own_rows and len(x) != len(weights_kn):
+            problem = f"rows for {len(x)} of {len(weights_kn)} sums; each needs rows of its own"
+        self._enter("all_reduce", problem, weights_kn=weights_kn, columns=x.shape[-1])
+        self.client_traffic.all_reduce(weights_kn, self.ids, x.shape[-1], own_rows=own_rows)
+        return self._mixing.all_reduce(weights_kn, x)
 
     def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return a number of every client [n], or k numbers [n, k], in client order, on every rank."""
+        """Return numbers of every client, [n] or [n, k] in client order, on every rank."""
         self._enter("all_gather", self._wrong_rows(numbers_c))
         self.client_traffic.all_gather(numbers_c.size)
         with self.timer.span("waiting"):
             gathered_n = self.gather_rows(numbers_c.astype(np.float64), "mixing")
             # Rank 0 sends them to all, so that every rank decides by the same bits.
             record = b"" if gathered_n is None else gathered_n.tobytes()
-            gathered = np.frombuffer(self.transport.broadcast(record))
-            return gathered.reshape(-1, *numbers_c.shape[1:])
+            return np.frombuffer(self.transport.broadcast(record)).reshape(-1, *numbers_c.shape[1:])
 
     # -- how it is called -----------------------------------------------------------------------------
 

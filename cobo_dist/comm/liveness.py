@@ -3,13 +3,15 @@
 The kernel closes a process's connections when it ends, however it ends. So rank 0 learns at once that a rank
 was killed, and tells the others. A rank that fails says why over the same connection, also while there is no
 run folder yet that a report could go into. Silence means nothing here: a rank that is slow, suspended or cut
-off by the network keeps its connection, and the time-outs decide about it.
+off by the network keeps its connection, and the time-outs decide about it. The thread that reads notices when
+its own process was stopped.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import selectors
 import socket
@@ -32,6 +34,11 @@ _KEEPALIVE = (
     (socket.TCP_KEEPCNT, 120),
 )
 """One probe a minute; the connection outlasts two hours without an answer."""
+_WAKE_SECONDS = 1.0  # how often the reading thread looks at the clock
+MIN_STOP_SECONDS = 2.0
+"""If the thread wakes up later than this, its process was stopped, and not only short of a processor."""
+STOP_MEMORY_SECONDS = 60.0
+"""A stop that ended longer ago than this, and than it lasted, has no part in a loss of contact now."""
 _DRAIN_SECONDS = 0.2  # for messages on their way, before a process ends and resets its connections
 
 
@@ -90,6 +97,8 @@ class Liveness:
         self._selector: selectors.BaseSelector | None = None  # None: there are no connections
         self._listener: socket.socket | None = None
         self._token = ""
+        self._looked = time.monotonic()
+        self._stop = (-math.inf, 0.0)  # when the last stop of this process ended, and its seconds
         self._is_closed = False
         self._is_leaving = False  # it knows why it ends, so what others do then is no news
 
@@ -166,6 +175,22 @@ class Liveness:
             self._tell({"ready": True})
         return missing
 
+    def stopped_seconds(self) -> float:
+        """Return for how long this process was lately stopped (suspended, or by SIGSTOP); 0: it was not."""
+        if self._selector is None:
+            return 0.0
+        self._look_at_clock()
+        ended, seconds = self._stop
+        recent = time.monotonic() - ended <= max(STOP_MEMORY_SECONDS, seconds)
+        return seconds if recent else 0.0
+
+    def _look_at_clock(self) -> None:
+        now = time.monotonic()
+        late = now - self._looked - _WAKE_SECONDS
+        if late > MIN_STOP_SECONDS:
+            self._stop = (now, late)
+        self._looked = now
+
     # -- what this rank does ------------------------------------------------------------------------
 
     def report(self, line: str, code: int = EXIT_FAILED) -> bool:
@@ -198,7 +223,7 @@ class Liveness:
     def _reading(self) -> selectors.BaseSelector:
         """Return the connections that the reading thread reads; the first call starts it."""
         if self._selector is None:
-            self._selector = selectors.DefaultSelector()
+            self._selector, self._looked = selectors.DefaultSelector(), time.monotonic()
             self._wake, woken = socket.socketpair()  # closing one end wakes the thread
             self._selector.register(woken, selectors.EVENT_READ)
             threading.Thread(
@@ -241,7 +266,9 @@ class Liveness:
         """Read all connections until this rank leaves."""
         with woken, selector:
             while True:
-                for key, _ in selector.select():
+                events = selector.select(_WAKE_SECONDS)
+                self._look_at_clock()
+                for key, _ in events:
                     if key.fileobj is woken:
                         return
                     with suppress(OSError):

@@ -43,16 +43,29 @@ class MixingExchange:
             models = self._exchange_models(plans, x_cd) | {self.rank: x_cd}
         return self._column_by_column(weights, plans, models, x_cd.shape[1])
 
-    def all_reduce(self, weights_kn: NDArray[np.floating], x_cd: Tensor) -> Tensor:
-        """Return the sums [k, d] of all clients' rows, with the same bits on every rank."""
+    def all_reduce(self, weights_kn: NDArray[np.floating], x: Tensor) -> Tensor:
+        """Return the sums [k, d] of all clients' rows, with the same bits on every rank.
+
+        Where each sum has rows of its own, `x` [k, c, d], client j's row for sum k is that of client
+        k * n + j of k * n clients.
+        """
         with self.channel.timer.span("mixing"):
+            placement, block_of, rows_kn = self.placement, Block.of, iter(weights_kn)
+            if x.dim() == 3:
+                count, n = weights_kn.shape
+                placement = Placement(placement.owners * count, placement.ranks)
+                block_of, x = Block.of_own_rows, x.flatten(0, 1)
+                rows_kn = (
+                    np.pad(row_n, (k * n, (count - 1 - k) * n))
+                    for k, row_n in enumerate(weights_kn)
+                )
             plan = planner(self.deterministic)
-            incoming = [plan(Block.of(weights_kn[:, ids])) for ids in self.placement.by_rank]
+            incoming = [plan(block_of(weights_kn[:, ids])) for ids in self.placement.by_rank]
             own = incoming[self.rank]  # one object, so that one message serves all peers
             plans = [RankMixing(part, own) for part in incoming]
-            models = self._exchange_models(plans, x_cd, same_bits=True)
-            sums_kd = self.channel.scratch.rows("sums", len(weights_kn), x_cd.shape[1])
-            self._sum(weights_kn, plans, models, sums_kd)
+            models = self._exchange_models(plans, x, same_bits=True)
+            sums_kd = self.channel.scratch.rows("sums", len(weights_kn), x.shape[1])
+            self._sum(rows_kn, plans, models, sums_kd, placement)
             return sums_kd
 
     def _column_by_column(
@@ -65,7 +78,7 @@ class MixingExchange:
             with self.channel.timer.span("mixing"):
                 parts = {peer: rows_kd[:, columns] for peer, rows_kd in models.items()}
                 mixed_ck = buffer_ck[:, : columns.stop - columns.start]
-                self._sum(weights.each_row(), plans, parts, mixed_ck)
+                self._sum(weights.each_row(), plans, parts, mixed_ck, self.placement)
             yield columns, mixed_ck
 
     def _exchange_blocks(self, weights: Weights) -> list[RankMixing]:
@@ -136,13 +149,14 @@ class MixingExchange:
         plans: list[RankMixing],
         models: dict[int, Tensor],
         sums_rd: Tensor,
+        placement: Placement,
     ) -> None:
         """Write sum_k w_rk x_k for each row of weights into `sums_rd`, from what the ranks sent."""
         if self.deterministic:
             of_client = {
                 int(client): models[peer][row]
                 for peer, plan in enumerate(plans)
-                for row, client in enumerate(self.placement.by_rank[peer][plan.incoming.send])
+                for row, client in enumerate(placement.by_rank[peer][plan.incoming.send])
             }
             term_d = self.channel.scratch.flat("term", sums_rd.shape[1])
             mixing.ordered_sum(rows_rn, of_client.__getitem__, sums_rd, term_d)

@@ -149,7 +149,7 @@ class PairwiseDot:
 
 def _read(wanted: list[tuple[Index, int, Tensor]], ends: int) -> Floats:
     """Return products by end and kind [e, 3], read from the device at once: each reading waits for it."""
-    values = torch.cat([dots for _, _, dots in wanted]).cpu().numpy()
+    values = torch.cat([dots for _, _, dots in wanted]).cpu().double().numpy()
     products_e3 = np.zeros((ends, 3))
     at = 0
     for rows, kind, dots in wanted:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.lazy import Tensor, torch
-from cobo_dist.maths.flat import numbers_at_once, to_device
+from cobo_dist.maths.flat import numbers_at_once, some_rows
 
 Floats = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ def row_dots(
     *,
     deterministic: bool = False,
 ) -> Tensor:
-    """Return the inner products float64 [k] of rows `rows_a` of `a_md` with rows `rows_b` of `b_md`.
+    """Return the inner products [k] of rows `rows_a` of `a_md` with rows `rows_b` of `b_md`.
 
     The shorter list of rows decides k. `deterministic` sums every row by itself in one fixed order, so
     that its result does not depend on the number of rows. On a CPU, long rows are multiplied in place,
@@ -47,28 +47,19 @@ def row_dots(
     """
     count, size = min(len(rows_a), len(rows_b)), a_md.shape[1]
     if not count:
-        return torch.empty(0, dtype=torch.float64, device=a_md.device)
+        return a_md.new_empty(0)
     if deterministic or (size >= _BATCHED_BELOW and not a_md.is_cuda):
         products = [
             torch.mul(a_md[a], b_md[b]).sum() if deterministic else torch.dot(a_md[a], b_md[b])
             for a, b in zip(rows_a[:count], rows_b[:count], strict=True)
         ]
-        dots = torch.stack(products)
-    else:
-        a, b = (to_device(rows[:count], a_md.device) for rows in (rows_a, rows_b))
-        together = _BATCHED_ROWS
-        if a_md.is_cuda:
-            together = max(1, numbers_at_once(a_md.device) // max(1, size))
-        # Plain indexing takes four times as long as `index_select` for rows of this length.
-        dots = torch.cat(
-            [
-                (a_md.index_select(0, some_a) * b_md.index_select(0, some_b)).sum(dim=1)
-                for some_a, some_b in zip(
-                    torch.split(a, together), torch.split(b, together), strict=True
-                )
-            ]
-        )
-    return dots.double()
+        return torch.stack(products)
+    together = _BATCHED_ROWS
+    if a_md.is_cuda:
+        together = max(1, numbers_at_once(a_md.device) // max(1, size))
+    parts = [slice(at, min(count, at + together)) for at in range(0, count, together)]
+    dots = [(some_rows(a_md, rows_a[k]) * some_rows(b_md, rows_b[k])).sum(dim=1) for k in parts]
+    return dots[0] if len(dots) == 1 else torch.cat(dots)
 
 
 @dataclass(frozen=True)
@@ -124,18 +115,19 @@ def cosine(dots_e: Floats, squares_i_e: Floats, squares_j_e: Floats) -> Floats:
     return np.where(norms_e > 0, dots_e / np.maximum(norms_e, tiny), 0.0)
 
 
-def midpoints(own_e: Sequence[Tensor], partner_e: Sequence[Tensor], z_ed: Tensor) -> Tensor:
+def midpoints(first_e: Sequence[Tensor], second_e: Sequence[Tensor], z_ed: Tensor) -> Tensor:
     """Write the midpoint (x_i + x_j)/2 of each pair of models [d] into a row of `z_ed`; return `z_ed`.
 
-    Both owners of a pair get the same bits.
+    Both owners of a pair name its first client's model first, and get the same bits.
     """
     if z_ed.is_cuda and len(z_ed):
         rows = list(z_ed.unbind())
-        torch._foreach_copy_(rows, list(own_e))
-        torch._foreach_add_(rows, list(partner_e))
-        return z_ed.mul_(0.5)
+        torch._foreach_copy_(rows, list(first_e))
+        # A model that arrived may be of the type that travels, which `lerp` does not mix.
+        torch._foreach_lerp_(rows, [x_j.to(z_ed.dtype) for x_j in second_e], 0.5)
+        return z_ed
     long = z_ed.shape[1] >= _BATCHED_BELOW  # halve such a row while it is in the cache
-    for x_i, x_j, z_d in zip(own_e, partner_e, z_ed.unbind(), strict=True):
+    for x_i, x_j, z_d in zip(first_e, second_e, z_ed.unbind(), strict=True):
         torch.add(x_i, x_j, out=z_d)
         if long:
             z_d.mul_(0.5)

@@ -47,6 +47,14 @@ class Block:
         none = np.full(block_rs.shape[0], -1), np.full(block_rs.shape[1], -2)
         return cls(*none, 0.0, rows, columns, block_rs[rows, columns])
 
+    @classmethod
+    def of_own_rows(cls, block_rs: Floats) -> Block:
+        """Return [r, r * s]: each receiver of a dense matrix has s senders of its own."""
+        r, s = block_rs.shape
+        rows, columns = np.nonzero(block_rs)
+        none = np.full(r, -1), np.full(r * s, -2)
+        return cls(*none, 0.0, rows, rows * s + columns, block_rs[rows, columns])
+
     @property
     def shape(self) -> tuple[int, int]:
         """The numbers of receivers and of senders, (r, s)."""

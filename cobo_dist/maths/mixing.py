@@ -229,12 +229,14 @@ def unpack(plan: BlockPlan, payload_kd: Tensor, into_rd: Tensor, *, first: bool 
 
     `first`: write it there instead. On a GPU that saves a launch.
     """
-    one_for_all = plan.kind == "sums" and plan.models == 1 and len(plan.receivers) == len(into_rd)
-    writes_all = one_for_all or (plan.kind == "rows" and len(plan.send) > 0)
+    # Every receiver takes a sum: all the same one, or each the next.
+    each_one = plan.kind == "sums" and len(plan.receivers) == len(into_rd)
+    each_one &= plan.models == 1 or np.array_equal(plan.send, np.arange(len(into_rd)))
+    writes_all = each_one or (plan.kind == "rows" and len(plan.send) > 0)
     if first and not (into_rd.is_cuda and writes_all):
         into_rd.zero_()
         first = False
-    if one_for_all:
+    if each_one:
         into_rd.copy_(payload_kd) if first else into_rd.add_(payload_kd)
         return
     if plan.kind == "sums":

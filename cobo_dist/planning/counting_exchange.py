@@ -201,11 +201,12 @@ class CountingExchange:
         self._keep_arrived(_INCOMING, received_sr.sum(axis=1) * size)
         self._keep_packed(sent_sr.max(axis=1) * size)
 
-    def all_reduce(self, weights_kn: NDArray[np.floating], x_nd: Tensor) -> Tensor:
-        """Return k combinations of all rows, and count them as brought to every rank."""
-        size, ranks = self._size(x_nd), self.placement.ranks
-        self.client_mixing.all_reduce(weights_kn, np.arange(self.placement.clients), size)
-        models_r = self._crossing.all_reduce(weights_kn)
+    def all_reduce(self, weights_kn: NDArray[np.floating], x: Tensor) -> Tensor:
+        """Return k combinations of all rows, [n, d] or [k, n, d], and count them as brought to every rank."""
+        size, ranks, own_rows = self._size(x), self.placement.ranks, x.dim() == 3
+        every = np.arange(self.placement.clients)
+        self.client_mixing.all_reduce(weights_kn, every, size, own_rows=own_rows)
+        models_r = self._crossing.all_reduce(weights_kn, own_rows)
         numbers_s = models_r[self.ranks] * size
         self._send(
             "mixing", (ranks - 1) * (numbers_s > 0), (ranks - 1) * numbers_s * self.wire.itemsize
@@ -220,20 +221,21 @@ class CountingExchange:
             self._keep("arrived by rank", own_sr * size * self.dtype.itemsize)
         self._keep_packed(numbers_s)
         self._keep_sums("sums", np.full(len(self.ranks), len(weights_kn)), size)
-        return torch.from_numpy(np.ascontiguousarray(weights_kn)).to(x_nd) @ x_nd
+        weights = torch.from_numpy(np.ascontiguousarray(weights_kn)).to(x)
+        return (weights[:, None] @ x)[:, 0]
 
     def all_gather(self, numbers_n: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the numbers, and count them as gathered by rank 0."""
         sends_s = (self.ranks > 0).astype(np.int64)
         self.client_mixing.all_gather(numbers_n.size)
-        numbers_s = self._clients_s * (numbers_n.size // self.placement.clients)
-        self._send("mixing", sends_s, sends_s * numbers_s * _SCALAR_BYTES)
+        nbytes = numbers_n.size // self.placement.clients * _SCALAR_BYTES
+        self._send("mixing", sends_s, sends_s * self._clients_s * nbytes)
         return numbers_n
 
     # -- counting ---------------------------------------------------------------------------------
 
     def _size(self, rows: Tensor) -> int:
-        return self.sizes[rows.shape[1]]
+        return self.sizes[rows.shape[-1]]
 
     def _send(
         self, purpose: str, messages: int | Ints, nbytes: int | Ints, at: int | slice = slice(None)

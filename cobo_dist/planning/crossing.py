@@ -51,8 +51,12 @@ class CrossingModels:
         fewest_sr = np.minimum(received_sr, sent_sr)
         return fewest_sr, fewest_sr
 
-    def all_reduce(self, weights_kn: NDArray[np.floating]) -> Ints:
-        """Return the models that each rank sends to every other for the same k sums on all ranks, [R]."""
+    def all_reduce(self, weights_kn: NDArray[np.floating], own_rows: bool = False) -> Ints:
+        """Return the models that each rank sends to every other for the same k sums on all ranks, [R].
+
+        `own_rows`: each sum has rows of its own.
+        """
+        block_of = Block.of_own_rows if own_rows else Block.of
         models_r = np.zeros(self.placement.ranks, dtype=np.int64)
         known: dict[bytes, int] = {}  # many ranks of a large run have the same weights
         used_n = (weights_kn != 0).any(axis=0)
@@ -60,7 +64,7 @@ class CrossingModels:
             weights_kc = np.ascontiguousarray(weights_kn[:, self.placement.by_rank[rank]])
             key = weights_kc.tobytes()
             if key not in known:
-                known[key] = self._plan(Block.of(weights_kc)).models
+                known[key] = self._plan(block_of(weights_kc)).models
             models_r[rank] = known[key]
         return models_r
 

@@ -21,7 +21,7 @@ IMAGE_SCALE, IMAGE_OFFSET = 1.0 / 127.5, -1.0
 """Bytes 0 .. 255 of an image become numbers in [-1, 1]: scale * byte + offset."""
 
 Make = Callable[[Tensor, Tensor], Batch]
-"""Makes a batch of example numbers [m, B] and the numbers [k, m] of their clients."""
+"""Makes a batch of example numbers [c, B] and the numbers [m, k] of m clients: row, id, keys of draws."""
 
 Splits = Mapping[str, Sequence[Tensor]]
 """For "train", "validation" and "test" the example indices of each client."""
@@ -166,26 +166,26 @@ class ExampleBatches:
 
         With `part`, of that batch of epoch t.
         """
-        numbers, device = self.streams[stream], self.examples.inputs.device
-        which = None if rows is None else rows.tolist()
-        if part is not None:
-            indices_mb = numbers.part(t, part, range(len(self.ids)) if which is None else which)
-        elif rows is None:
-            indices_mb = numbers.batch(t)
+        numbers = self.streams[stream]
+        which = list(range(len(self.ids))) if rows is None else rows.tolist()
+        if part is None:
+            indices_cb, taken = numbers.batch(t), which
         else:
-            indices_mb = numbers.batch(t).index_select(0, to_device(rows, device))
-        ids = self.ids if which is None else [self.ids[row] for row in which]
+            indices_cb, taken = numbers.part(t, part, which), list(range(len(which)))
+        ids = [self.ids[row] for row in which]
         t = number_of(t, part)
-        columns = [torch.tensor(ids, dtype=torch.int64)]
+        columns = [torch.tensor(of_each, dtype=torch.int64) for of_each in (taken, ids)]
         if stream in self.views:
             columns.append(self.views[stream].keys(t, which))
         if self.dropout[0]:
             columns.append(dropout_keys(self.seed, stream, ids, t))
-        return self._make[stream](indices_mb, to_device(torch.stack(columns), device))
+        return self._make[stream](indices_cb, torch.stack(columns, dim=1))
 
-    def _gather(self, stream: str, indices_mb: Tensor, numbers_km: Tensor) -> Batch:
-        """Return the batch of these examples, on the device; `numbers_km`: client ids, then keys of draws."""
-        examples, (clients_m, *keys) = self.examples, numbers_km
+    def _gather(self, stream: str, indices_cb: Tensor, numbers_mk: Tensor) -> Batch:
+        """Return the batch of these examples, on the device; `numbers_mk`: see `Make`."""
+        examples = self.examples
+        rows_m, clients_m, *keys = to_device(numbers_mk, indices_cb.device).unbind(dim=1)
+        indices_mb = indices_cb.index_select(0, rows_m)
         targets = examples.targets_of(clients_m[:, None], indices_mb)
         if stream in self.views:
             stored = self.views[stream](indices_mb, keys[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from cobo_dist.comm.transports.base import HowLost, LostContact
 
@@ -20,27 +20,32 @@ _ENDED = "killed, out of memory, or hanging"
 
 @dataclass(frozen=True)
 class Loss:
-    """How one rank lost contact: with which peers (empty: not known), after how many seconds of waiting."""
+    """How one rank lost contact: with which peers (empty: not known), after how many seconds of waiting.
+
+    `stopped`: for how many seconds its own process had lately been stopped.
+    """
 
     peers: frozenset[int] = frozenset()
     how: HowLost = "closed"
     waited: float = 0.0
+    stopped: float = 0.0
 
     @classmethod
-    def of(cls, error: LostContact) -> Loss:
+    def of(cls, error: LostContact, stopped: float = 0.0) -> Loss:
         """Return what the error says."""
-        return cls(error.peers, error.how, error.waited)
+        return cls(error.peers, error.how, error.waited, stopped)
 
     def to_line(self) -> str:
         """Return one line of JSON for the rank's error report."""
-        return json.dumps({"peers": sorted(self.peers), "how": self.how, "waited": self.waited})
+        return json.dumps(asdict(self) | {"peers": sorted(self.peers)})
 
     @classmethod
     def of_line(cls, line: str) -> Loss:
         """Return what `to_line` wrote; a loss without peers if it cannot be read."""
         with suppress(ValueError, TypeError, KeyError):
             read = json.loads(line)
-            return cls(frozenset(map(int, read["peers"])), read["how"], float(read["waited"]))
+            waited, stopped = (float(read[name]) for name in ("waited", "stopped"))
+            return cls(frozenset(map(int, read["peers"])), read["how"], waited, stopped)
         return cls()
 
 
@@ -52,6 +57,15 @@ def describe_loss(losses: Mapping[int, Loss], hosts: Sequence[str], rank: int) -
         hosts: the host of each rank; empty if not known.
         rank: the rank that will print it.
     """
+    if hosts and (stopped := _stopped(losses)):
+        names = ", ".join(
+            f"rank {one} on {hosts[one]} was itself stopped for {losses[one].stopped:.0f} s"
+            for one in stopped
+        )
+        return (
+            f"; {names} (suspended, or by SIGSTOP), and other ranks wait for comm.timeout at most: resume "
+            "with run.resume=auto, and raise comm.timeout for longer stops"
+        )
     missing = set(range(len(hosts))) - losses.keys()
     if missing:
         # Ranks that this one did not wait for may still be at work.
@@ -61,6 +75,16 @@ def describe_loss(losses: Mapping[int, Loss], hosts: Sequence[str], rank: int) -
         return ""
     what = _describe_links(losses, hosts)
     return f"; all ranks live, but {what}" if what else ""
+
+
+def _stopped(losses: Mapping[int, Loss]) -> list[int]:
+    """Return the ranks that were stopped for most of the time that another one waited in vain."""
+    waited = {rank: loss.waited for rank, loss in losses.items() if loss.how != "closed"}
+    return [
+        rank
+        for rank, loss in sorted(losses.items())
+        if any(2 * loss.stopped > waited[other] for other in waited.keys() - {rank})
+    ]
 
 
 # -- ranks that reported nothing ---------------------------------------------------------------------

@@ -228,7 +228,7 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
     """
     line, rank = one_line(error), session.transport.rank
     here_only = error.here_only if isinstance(error, RunFailure) else True
-    lost = isinstance(error, LostContact)
+    lost, stopped = isinstance(error, LostContact), session.liveness.stopped_seconds()
     when = f"in round {r}" if r else "before the first round"
     head = LOST_CONTACT_MARK if lost else f"rank {rank} on {os.uname().nodename} failed {when}: "
     taken_over = error if isinstance(error, TakenOver) else folder.taken_over()
@@ -238,7 +238,7 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
     with suppress(OSError, TakenOver):
         if folder.owner is not None:
             stack = "".join(traceback.format_exception(error))
-            loss = Loss.of(error).to_line() if isinstance(error, LostContact) else ""
+            loss = Loss.of(error, stopped).to_line() if isinstance(error, LostContact) else ""
             folder.error_report(rank, f"{head}{line}\n{loss}\n{stack}")
             reported = True
     if rank == 0:
@@ -262,7 +262,7 @@ def failure(error: BaseException, session: Session, folder: RunDir, r: int = 0) 
             death = f", since when nothing was heard of rank {ended.rank} on {hosts[ended.rank]}: it was "
             cause = _with_round(line, r, f"{death}killed, or ran out of memory") if speaks else None
         else:
-            cause = _cause_by_reports(folder, hosts, line, rank, Loss.of(error), r)
+            cause = _cause_by_reports(folder, hosts, line, rank, Loss.of(error, stopped), r)
         here_only = cause is not None
         if cause is not None:
             line = cause

@@ -100,6 +100,9 @@ def test_all_reduce_by_hand() -> None:
     traffic.all_reduce(weights_kn, np.array([0, 1]), 10)
     # Both send their model. Client 0 receives sums 0 and 1, client 1 sum 0: sum 1 is its own model.
     assert traffic.totals() == (2 * 20, 3 * 20)
+    # With rows of their own for each sum, client 0 sends one, for sum 0, and client 1 two.
+    traffic.all_reduce(np.array([[0.5, 0.1, 0.5], [0, 1, 0]]), np.array([0, 1]), 10, own_rows=True)
+    assert traffic.totals() == (2 * 20 + 3 * 20, 3 * 20 + 3 * 20)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -47,8 +47,8 @@ def digits(algorithm: str, *more: str) -> list[str]:
         (digits("validation_based"), 1, 320),
         (digits("validation_based", "run.engine=one_by_one"), 1, 900),
         (digits("validation_based", "model.norm=batch", "algorithm.buffers=averaged"), 1, 590),
-        (digits("federated_clustering"), 3, 220),
-        (digits("federated_clustering", "run.engine=one_by_one"), 3, 185),
+        (digits("federated_clustering"), 3, 150),
+        (digits("federated_clustering", "run.engine=one_by_one"), 3, 110),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
@@ -167,10 +167,12 @@ def test_cobo_waits_once_a_round_and_launches_little_beside_its_graphs(tmp_path:
     """The products of alignment are what the host must know: W is updated there."""
     rounds = cobo(tmp_path, "one_by_one", 8)
     assert all(one.syncs.total() <= 1 for one in rounds[1:]), rounds[-1].describe()
-    # Rounds with more pairs than any before record their passes anew. Of the others' launches, 12 replay
-    # passes and 2 the making of the two batches.
-    usual = min(rounds, key=lambda one: one.kernels.total())
-    assert usual.kernels.total() <= 56, usual.describe(20)
+    # Graphs replay a pass for each gradient, and the making of the two batches. Rounds with more pairs than
+    # any before record their passes anew.
+    usual = [one for one in rounds if one.kernels.total() < 100]
+    assert len(usual) >= 4
+    for counts in usual:
+        assert counts.outside_graphs <= 20, counts.describe(20)
 
 
 def test_cobo_vectorised(tmp_path: Path) -> None:

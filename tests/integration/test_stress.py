@@ -61,6 +61,11 @@ def test_endings(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_rank_0_that_was_stopped_blames_no_other(tmp_path: Path) -> None:
+    check(endings(tmp_path, ["frozen-0"], timeout=6.0, slack=60.0))
+
+
+@pytest.mark.slow
 def test_owners_on_two_ranks(tmp_path: Path) -> None:
     """A successor on two ranks, of two ranks that were killed, and of two that wake up later."""
     check(owners(tmp_path, 60.0, ["stale", "zombie in a round"]))

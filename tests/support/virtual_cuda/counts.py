@@ -24,11 +24,18 @@ class Counts:
     to_device: Counter[str] = field(default_factory=Counter)  # bytes
     to_host: Counter[str] = field(default_factory=Counter)  # bytes
     batches: int = 0  # messages posted together, by NCCL
+    replays: int = 0  # of the kernels, those that replay a CUDA graph
+
+    @property
+    def outside_graphs(self) -> int:
+        """Kernels that replay no graph."""
+        return self.kernels.total() - self.replays
 
     def describe(self, most: int = 12) -> str:
         """Return the totals and the lines with the largest counts."""
         lines = [
-            f"{self.kernels.total()} kernels, {self.syncs.total()} syncs, {self.batches} batches, "
+            f"{self.kernels.total()} kernels, of them {self.replays} replays of graphs, "
+            f"{self.syncs.total()} syncs, {self.batches} batches, "
             f"{self.to_device.total()} bytes to the device, {self.to_host.total()} to the host"
         ]
         for name in ("syncs", "kernels"):
@@ -106,6 +113,13 @@ def download(nbytes: int, *, blocks: bool) -> None:
         _add("to_host", site(), nbytes)
         if blocks:
             host_sync("copy to the host")
+
+
+def replay() -> None:
+    """Note a graph that one launch replays."""
+    kernel()
+    for counts in _open:
+        counts.replays += 1
 
 
 def batch() -> None:

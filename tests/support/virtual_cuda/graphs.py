@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from virtual_cuda.counts import counted, kernel, uncounted
+from virtual_cuda import counts as count
+from virtual_cuda.counts import counted, uncounted
 
 
 class Recorder:
@@ -23,7 +24,7 @@ class Recorder:
             raise RuntimeError(f"operation not permitted when stream is capturing: {where}")
 
         def replay() -> None:
-            kernel()
+            count.replay()
             with uncounted():
                 step()
 

@@ -51,15 +51,15 @@ def test_batches_are_the_same_with_few_launches() -> None:
             for mine, theirs in zip(found, expected, strict=True):
                 assert torch.equal(mine.cpu(), theirs)
             if t >= 2 and len(expected[0]):
-                assert counts.kernels.total() <= 4, counts.describe()
+                assert counts.kernels.total() <= 2, counts.describe()
 
 
-def waits(one_m: torch.Tensor, numbers_km: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return (one_m * float(numbers_km.sum()),)
+def waits(one_m: torch.Tensor, numbers_mk: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (one_m * float(numbers_mk.sum()),)
 
 
-def doubles(one_m: torch.Tensor, numbers_km: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return (one_m * 2.0, numbers_km[0] + 1)
+def doubles(one_m: torch.Tensor, numbers_mk: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (one_m * 2.0, numbers_mk[:, 0] + 1)
 
 
 @pytest.mark.parametrize("function", [waits, doubles])
@@ -68,7 +68,18 @@ def test_what_cannot_be_recorded_is_computed(
 ) -> None:
     with virtual_cuda():
         graphed = GraphedFunction(function)
-        for count in (2, 3, 1):
-            given = torch.arange(float(count)).to("cuda"), torch.ones(2, count).to("cuda")
+        for count in (2, 3, 0, 1):
+            given = torch.arange(float(count)).to("cuda"), torch.ones(count, 2).to("cuda")
             for mine, theirs in zip(graphed(*given), function(*given), strict=True):
                 assert torch.equal(mine.cpu(), theirs.cpu())
+
+
+def test_a_call_without_clients_forgets_no_recording() -> None:
+    with virtual_cuda():
+        graphed = GraphedFunction(doubles)
+        two = torch.arange(2.0).to("cuda"), torch.ones(2, 2)
+        none = torch.empty(0).to("cuda"), torch.ones(0, 2)
+        first, *_ = graphed(*two)
+        graphed(*none)
+        again, *_ = graphed(*two)
+        assert again.data_ptr() == first.data_ptr()

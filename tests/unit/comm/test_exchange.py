@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from unittest import mock
 
 import numpy as np
@@ -458,10 +459,43 @@ def reducing(session: Session, deterministic: bool) -> bytes:
     return found.contiguous().numpy().tobytes()
 
 
+def reducing_own_rows(session: Session, deterministic: bool) -> bytes:
+    """Sum k is over other rows: (k + 1) x_j here. A deterministic one equals that of its rows alone."""
+    exchange, x_cd = open_exchange(session.transport, deterministic)
+    rng = np.random.default_rng(2)
+    near = (rng.random((4, N)) < 0.3) / N
+    weights_kn = np.stack([*near, np.full(N, 1 / N), np.eye(N)[4], np.zeros(N)])
+    factors_k = torch.arange(1.0, 8.0, dtype=torch.float64)
+    own_kcd = factors_k[:, None, None] * x_cd
+    found = exchange.all_reduce(weights_kn, own_kcd).clone()
+    expected = factors_k[:, None] * (torch.from_numpy(weights_kn) @ every_model())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    if deterministic:
+        for k, weights_n in enumerate(weights_kn):
+            assert torch.equal(exchange.all_reduce(weights_n[None], own_kcd[k])[0], found[k])
+    return found.numpy().tobytes()
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_reducing(pool: RankPool, ranks: int, deterministic: bool) -> None:
-    assert len(set(pool.run(ranks, reducing, deterministic))) == 1
+@pytest.mark.parametrize("function", [reducing, reducing_own_rows])
+def test_reducing(
+    pool: RankPool, ranks: int, deterministic: bool, function: Callable[..., bytes]
+) -> None:
+    assert len(set(pool.run(ranks, function, deterministic))) == 1
+
+
+def gathering_for_all(session: Session) -> None:
+    """Several numbers of each client, on every rank in client order: row i is (i, 2i)."""
+    exchange, _ = open_exchange(session.transport)
+    both_c2 = np.stack([exchange.ids, 2 * exchange.ids], axis=1)
+    assert exchange.all_gather(both_c2).tolist() == [[i, 2 * i] for i in range(N)]
+    assert exchange.all_gather(both_c2[:, 1]).tolist() == [2 * i for i in range(N)]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_gathering_for_all(pool: RankPool, ranks: int) -> None:
+    pool.run(ranks, gathering_for_all)
 
 
 def gathering(session: Session) -> None:
@@ -511,6 +545,10 @@ def call_wrongly(exchange: Exchange, x_cd: torch.Tensor, what: str) -> None:
         exchange.mix(ones, x_cd[1:])
     elif what == "fewer columns":
         exchange.all_reduce(np.ones((2, N - 1)), x_cd)
+    elif what == "fewer rows for a sum":
+        exchange.all_reduce(np.ones((2, N)), x_cd[1:].repeat(2, 1, 1))
+    elif what == "rows for fewer sums":
+        exchange.all_reduce(np.ones((2, N)), x_cd[None])
     elif what == "fewer numbers":
         exchange.all_gather(np.ones(N - 1))
     elif what == "on their way":
@@ -528,6 +566,8 @@ def call_wrongly(exchange: Exchange, x_cd: torch.Tensor, what: str) -> None:
         ("fewer clients", "exchange.mix: weights of 10 of 11 clients"),
         ("fewer rows", "exchange.mix: 10 rows for the 11 clients of rank 0"),
         ("fewer columns", r"exchange.all_reduce: weights_kn has the shape \(2, 10\)"),
+        ("fewer rows for a sum", "exchange.all_reduce: 10 rows for the 11 clients of rank 0"),
+        ("rows for fewer sums", "exchange.all_reduce: rows for 1 of 2 sums"),
         ("fewer numbers", "exchange.all_gather: 10 rows for the 11 clients"),
         ("on their way", "exchange.mix: called before exchange.send_models is finished"),
         ("slices left", "exchange.all_reduce: called before exchange.mix is finished"),

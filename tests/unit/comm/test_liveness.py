@@ -151,3 +151,14 @@ def test_one_rank_has_nobody_to_ask() -> None:
     assert alone.failure(SOON) is None
     assert not alone.report("x")
     alone.close()
+
+
+def test_a_stop_of_its_own_process_is_noticed_and_forgotten(ranks: list[Liveness]) -> None:
+    assert ranks[0].stopped_seconds() == Liveness().stopped_seconds() == 0.0
+    ranks[0]._looked -= 20.0  # as if the reading thread had not run since then
+    assert 18.0 < ranks[0].stopped_seconds() < 20.0
+    ended, seconds = ranks[0]._stop
+    ranks[0]._stop = ended - 61.0, seconds
+    assert ranks[0].stopped_seconds() == 0.0
+    ranks[0]._stop = ended - 61.0, 100.0
+    assert ranks[0].stopped_seconds() == 100.0

@@ -164,10 +164,35 @@ def test_ranks_without_a_report(
 
 @pytest.mark.parametrize("how", ["closed", "silent", "unreachable"])
 def test_a_report_keeps_the_loss(how: HowLost) -> None:
-    loss = Loss.of(LostContact("rank 0 lost contact", [3, 1], how, 2.5))
-    assert Loss.of_line(loss.to_line()) == loss == Loss(frozenset({1, 3}), how, 2.5)
+    loss = Loss.of(LostContact("rank 0 lost contact", [3, 1], how, 2.5), stopped=1.5)
+    assert Loss.of_line(loss.to_line()) == loss == Loss(frozenset({1, 3}), how, 2.5, 1.5)
 
 
 @pytest.mark.parametrize("line", ["", "Traceback", "[]", "{}", '{"peers": 1}', "null"])
 def test_a_report_that_cannot_be_read_names_no_peer(line: str) -> None:
     assert Loss.of_line(line) == Loss()
+
+
+def stopped(seconds: float, *peers: int) -> Loss:
+    return Loss(frozenset(peers), "closed", seconds, seconds)
+
+
+def test_a_rank_that_was_stopped_is_the_cause_wherever_it_is() -> None:
+    """It finds its connections closed by those that waited for it."""
+    for rank in (0, 2):
+        losses = {other: silent(rank) for other in range(4)} | {rank: stopped(12.0, 1)}
+        found = describe_loss(losses, TWO, 0)
+        assert found.startswith(f"; rank {rank} on {TWO[rank]} was itself stopped for 12 s (")
+        assert "comm.timeout" in found
+
+
+def test_a_stop_that_kept_nobody_waiting_is_not_the_cause() -> None:
+    cut = {
+        0: silent(2, 3),
+        1: silent(2, 3),
+        2: silent(0, 1),
+        3: Loss(frozenset({0, 1}), "silent", 10.0, 4.0),
+    }
+    assert describe_loss(cut, TWO, 0) == BETWEEN
+    none_waited = {0: stopped(12.0, 1), 1: closed(0)}
+    assert "stopped" not in describe_loss(none_waited, ["a", "b"], 0)
