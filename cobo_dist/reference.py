@@ -21,6 +21,7 @@ Two clusters of two clients, with f_i(x) = 1/2 ||x - c_i||^2:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,29 +38,72 @@ def cobo(
     rho: float,
     gamma: float,
     eta: float,
+    margin: float = 0.0,
+    threshold: float = 0.0,
+    capped: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the models X^T [n, d] and the weights W^T [n, n] after one round for each list of pairs.
 
     rho is the penalty on the distance of collaborators' models, gamma the step size of the weights, eta the
-    step size of the models. `rho=0` is Local training.
+    step size of the models. `rho=0` is Local training. The last three keys are not the paper's.
     """
-    w_nn = torch.ones(len(x_nd), len(x_nd), dtype=x_nd.dtype)  # W^0: all ones
+    s_nn = torch.ones(len(x_nd), len(x_nd), dtype=x_nd.dtype)  # W^0: all ones
+    training = capped_training if capped else model_training
     for pairs in pairs_by_round:
-        w_nn = client_selection(x_nd, w_nn, gradient, pairs, gamma)
-        x_nd = model_training(x_nd, w_nn, gradient, rho, eta)  # with the new weights
-    return x_nd, w_nn
+        s_nn = client_selection(x_nd, s_nn, gradient, pairs, gamma, margin, threshold)
+        x_nd = training(x_nd, s_nn.clamp(0, 1), gradient, rho, eta)  # with the new weights
+    return x_nd, s_nn.clamp(0, 1)
 
 
 def client_selection(
-    x_nd: Tensor, w_nn: Tensor, gradient: Gradient, pairs: Pairs, gamma: float
+    x_nd: Tensor,
+    s_nn: Tensor,
+    gradient: Gradient,
+    pairs: Pairs,
+    gamma: float,
+    margin: float = 0.0,
+    threshold: float = 0.0,
 ) -> Tensor:
-    """w_ij <- Proj_[0,1](w_ij + gamma <g_i(z), g_j(z)>) at the midpoint z = (x_i + x_j)/2 (equation 1)."""
-    w_nn = w_nn.clone()
+    """w_ij <- Proj_[0,1](w_ij + gamma <g_i(z), g_j(z)>) at the midpoint z = (x_i + x_j)/2 (equation 1).
+
+    With a margin, s_ij keeps what is beyond [0, 1] for later, and w_ij is s_ij, clipped.
+    """
+    s_nn = s_nn.clone()
     for i, j in pairs:
         z_d = (x_nd[i] + x_nd[j]) / 2
         alignment = torch.dot(gradient(i, z_d), gradient(j, z_d))
-        w_nn[i, j] = w_nn[j, i] = torch.clamp(w_nn[i, j] + gamma * alignment, 0, 1)
-    return w_nn
+        moved = s_nn[i, j] + gamma * (alignment - threshold)
+        s_nn[i, j] = s_nn[j, i] = torch.clamp(moved, -margin, 1 + margin)
+    return s_nn
+
+
+@dataclass
+class Evidence:
+    """Client selection by evidence, in place of `client_selection` (not the paper's): it has no step size."""
+
+    sum_nn: Tensor
+    variance_nn: Tensor
+    certainty: float = 1.0
+    share: float = 0.8
+    discount: float = 0.97
+    recent: float = 0.0  # how many alignments the mean is of
+    total: float = 0.0
+
+    def select(self, x_nd: Tensor, w_nn: Tensor, gradient: Gradient, pairs: Pairs) -> Tensor:
+        """w_ij <- clip(S_ij / sqrt(V_ij) - certainty, 0, 1) after a meeting; S and V add up evidence."""
+        w_nn, alignments = w_nn.clone(), []
+        for i, j in pairs:
+            z_d = (x_nd[i] + x_nd[j]) / 2
+            alignments.append(float(torch.dot(gradient(i, z_d), gradient(j, z_d))))
+            if self.recent:
+                evidence = alignments[-1] - self.share * max(0.0, self.total / self.recent)
+                s = self.sum_nn[i, j] = self.discount * self.sum_nn[i, j] + evidence
+                v = self.variance_nn[i, j] = self.discount**2 * self.variance_nn[i, j] + evidence**2
+                w_nn[i, j] = w_nn[j, i] = torch.clamp(s / v.sqrt() - self.certainty, 0, 1)
+        if alignments:
+            self.recent = 0.9 * self.recent + len(alignments)
+            self.total = 0.9 * self.total + sum(alignments)
+        return w_nn
 
 
 def model_training(
@@ -69,6 +113,20 @@ def model_training(
     g_nd = torch.stack([gradient(i, x_d) for i, x_d in enumerate(x_nd)])
     penalty_nd = w_nn.sum(dim=1, keepdim=True) * x_nd - w_nn @ x_nd  # sum_k w_ik (x_i - x_k)
     return x_nd - eta * (g_nd + rho * penalty_nd)
+
+
+def capped_training(
+    x_nd: Tensor, w_nn: Tensor, gradient: Gradient, rho: float, eta: float
+) -> Tensor:
+    """x_i <- y_i + sum_k a_ik (y_k - y_i), y_i = x_i - eta g_i, in place of `model_training`.
+
+    It is not the paper's. a_ik = w_ik min(eta rho, 1 / (1 + max(deg_i, deg_k))): no rho makes it diverge.
+    """
+    y_nd = x_nd - eta * torch.stack([gradient(i, x_d) for i, x_d in enumerate(x_nd)])
+    w_nn = w_nn - torch.diag(torch.diag(w_nn))
+    degree_n = w_nn.sum(dim=1)
+    a_nn = w_nn * (1 / (1 + torch.maximum(degree_n[:, None], degree_n))).clamp(max=eta * rho)
+    return y_nd + a_nn @ y_nd - a_nn.sum(dim=1, keepdim=True) * y_nd
 
 
 def sample_pairs(n: int, rounds: int, seed: int = 0) -> Iterator[list[tuple[int, int]]]:

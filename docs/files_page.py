@@ -22,6 +22,7 @@ RUN_RECORDS: Mapping[str, tuple[type[Record], ...]] = {
     schema.STATUS_FILE: (schema.Status,),
     schema.ENVIRONMENT_FILE: (schema.Environment, schema.InitFrom, schema.Resumed),
     schema.MODEL_FILE: (schema.ModelRecord,),
+    f"{schema.MODELS_DIR}/client_NNNNN.safetensors": (schema.ModelMetadata,),
     f"{schema.OWNER_DIR}/NNNNNN.json": (schema.Owner,),
 }
 CHECKPOINT_RECORDS: Mapping[str, tuple[type[Record], ...]] = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -59,7 +59,11 @@ class AlgorithmSection(Section):
     """The config of an algorithm, and what others ask of it before the algorithm is built.
 
     The defaults suit an algorithm that does the same in every round.
+
+    `presets`: by name, keys of the whole config, nested, that suit each other (the key `preset`).
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     name: str = ""
 
@@ -185,6 +189,11 @@ class Algorithm(ABC):
     def state(self) -> AlgorithmState:
         """Return what a resumed run needs beside the clients and `weights`."""
         return AlgorithmState()
+
+    def matrices(self) -> dict[str, Weights]:
+        """Return this rank's rows of W and of the state's `pairs`, by their names in checkpoints."""
+        pairs = self.state().pairs.items()
+        return {"weights": self.weights} | {f"algorithm.{name}": one for name, one in pairs}
 
     def possible_weights(self) -> dict[str, Weights | None]:
         """Return W that the run may reach and that change what `mix` sends, by a name for people.

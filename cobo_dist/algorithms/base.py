@@ -207,7 +207,7 @@ class Exchange(Protocol):
         """
 
     def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return one number of every client, [n], on every rank."""
+        """Return a number of every client [n], or k numbers [n, k], on every rank."""
 
 
 @dataclass(frozen=True)
@@ -241,11 +241,13 @@ class RoundResult:
 class AlgorithmState:
     """What an algorithm keeps beside its clients and W, to save it or to fill it in place.
 
-    `rows`: of this rank's clients, each tensor [c, ...]. `shared`: the same on every rank.
+    `rows`: of this rank's clients, each tensor [c, ...]. `shared`: the same on every rank. `pairs`: of pairs
+    of clients, each with this rank's rows of a matrix [c, n], in compressed form as W.
     """
 
     rows: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
+    pairs: dict[str, Weights] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

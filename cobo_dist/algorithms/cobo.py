@@ -14,171 +14,30 @@ all weight to one client. `cobo_dist.reference` has the algorithm on one array.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from cobo_dist.algorithms import cobo_health
-from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection, Finding, HealthFacts
+from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.algorithms.base import (
+    AlgorithmState,
     Clients,
     Exchange,
     PairEnds,
     RoundResult,
     RunContext,
     WeightUpdates,
-    sampled_rounds,
 )
-from cobo_dist.algorithms.statistics import StatisticName, statistic_of
+from cobo_dist.algorithms.cobo_config import CoBoConfig
+from cobo_dist.algorithms.cobo_selection import EvidenceSelection, GradientSelection, Selection
+from cobo_dist.algorithms.statistics import statistic_of
 from cobo_dist.lazy import Tensor, torch
-from cobo_dist.maths import projections, seeds
+from cobo_dist.maths import coupling, projections, seeds
 from cobo_dist.maths.flat import upload
-from cobo_dist.maths.sampling import draw_pairs, pair_probability
+from cobo_dist.maths.sampling import draw_pairs
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
-from cobo_dist.settings import Section
-
-
-class SamplingConfig(Section):
-    """Which pairs meet in a round (Table 1)."""
-
-    name: Literal["constant", "time", "mixed", "all", "published"] = Field(
-        "constant",
-        description="probability of an unordered pair: constant 1/n, time 1/t, mixed 1/n at first "
-        "and then 1/t, all 1; published (the authors' code) 2/n for 800 rounds, then 1/sqrt(t)",
-    )
-    rate: float = Field(1.0, ge=0, description="factor on that probability; 0 draws none")
-    switch_fraction: float = Field(
-        0.002, ge=0, le=1, description="mixed: share of the rounds before 1/t (paper: 0.2%)"
-    )
-
-    def probability(self, t: int, clients: int, rounds: int) -> float:
-        """Return the probability of one unordered pair in round t."""
-        return pair_probability(
-            self.name, t, clients, rounds, rate=self.rate, switch_fraction=self.switch_fraction
-        )
-
-
-class CoBoConfig(AlgorithmSection):
-    """Learns models and collaboration weights together."""
-
-    name: Literal["cobo"] = "cobo"
-    rho: float = Field(
-        0.2, ge=0, le=1e15, description="penalty on the distance of collaborators' models"
-    )
-    gamma: float = Field(0.01, ge=0, description="step size of the collaboration weights")
-    domain: Literal["box", "simplex"] = Field(
-        "box",
-        description="domain of the weights: box is [0, 1] each; simplex: a client's weights are 0 or more "
-        "and sum to 1 (language)",
-    )
-    own_weight: Literal["excluded", "included"] = Field(
-        "excluded",
-        description="simplex: whether w_ii belongs to client i's row. The penalty does not see it and "
-        "the authors start at 1/(n-1) off the diagonal: excluded; included, it takes the weight that a "
-        "client gives to no other",
-    )
-    sampling: SamplingConfig = SamplingConfig()
-    alignment: StatisticName = Field(
-        "inner",
-        description="what changes a weight: inner product of the midpoint gradients (paper), their "
-        "cosine, which does not shrink with the gradients, or a statistic of a plug-in",
-    )
-    start: Literal["ones", "zeros"] = Field(
-        "ones",
-        description="W^0: all ones (paper) or zeros, which lets collaboration grow; on a simplex, ones "
-        "is one weight for all that sums to 1",
-    )
-    order: Literal["weights_first", "models_first"] = Field(
-        "weights_first",
-        description="within a round: client selection, then models with the new weights (paper), or "
-        "models with the old weights, then selection (the authors' code); both read x^t",
-    )
-    midpoint_data: Literal["fresh", "shared"] = Field(
-        "fresh",
-        description="a client's examples at midpoints: a stream of their own, or the batch of its "
-        "local step (the paper leaves it open)",
-    )
-    penalty: Literal["scheduled", "fixed"] = Field(
-        "scheduled",
-        description="the penalty's step: eta(t) rho at x^t (paper), or optimizer.lr rho whatever "
-        "optimizer.schedule says, at the models after their gradient step (the authors' language "
-        "code: its 0.001 is rho 0.5 at lr 2e-3)",
-    )
-
-    def contradiction(self) -> str:
-        """Return which keys do not go together with the domain."""
-        if self.domain == "simplex" and self.start == "zeros":
-            return (
-                "algorithm.start=zeros is outside algorithm.domain=simplex, where weights sum to 1; "
-                "use algorithm.start=ones, which is one weight for all"
-            )
-        if self.domain == "box" and self.own_weight == "included":
-            return (
-                "algorithm.own_weight=included means nothing to algorithm.domain=box, where each "
-                "weight stands alone; drop it or set algorithm.domain=simplex"
-            )
-        return ""
-
-    @property
-    def batch_streams(self) -> int:
-        """Midpoints may have a stream of their own."""
-        return 1 + (self.midpoint_data == "fresh")
-
-    def equal_share(self, clients: int) -> float:
-        """Return a simplex's equal weights."""
-        if self.domain == "box":
-            return 0.0
-        return 1.0 / max(1, clients - (self.own_weight == "excluded"))
-
-    @property
-    def weight_step(self) -> float:
-        """Gamma."""
-        return self.gamma
-
-    @property
-    def needs_rounds(self) -> tuple[str, ...]:
-        """The share of the rounds before mixed sampling switches."""
-        if self.sampling.name != "mixed":
-            return ()
-        return ("algorithm.sampling.name=mixed switches after a share of them",)
-
-    @property
-    def step_keys(self) -> tuple[str, ...]:
-        """The penalty's factor."""
-        return ("algorithm.rho",)
-
-    def check_settings(self, facts: HealthFacts) -> Iterator[Finding]:
-        """Check the penalty's step."""
-        check = (
-            cobo_health.penalty_on_box if self.domain == "box" else cobo_health.penalty_on_simplex
-        )
-        yield from check(self, facts)
-
-    def check_round(self, facts: HealthFacts) -> Iterator[Finding]:
-        """Check weights when pairs have met, and at the end."""
-        if facts.graph is None or not facts.graph.pairs:
-            return
-        if facts.drawn_now:
-            yield from cobo_health.saturation(self, facts, facts.graph)
-        if facts.r == facts.rounds:
-            yield from cobo_health.at_the_end(self, facts, facts.graph)
-
-    def comparisons(self, t: int, context: RunContext) -> float:
-        """Return the expected number of pairs; on a simplex every weight of W is kept by itself."""
-        n = context.clients
-        if self.domain == "simplex":
-            return float(n * n)
-        return self.sampling.probability(t, n, context.rounds) * n * (n - 1) / 2
-
-    def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
-        """Rounds differ unless all pairs meet in each."""
-        if self.sampling.name == "all" and self.sampling.rate >= 1:
-            return [(0, rounds)]
-        return sampled_rounds(rounds)
 
 
 @register.algorithm("cobo")
@@ -205,6 +64,11 @@ class CoBo(Algorithm):
     ) -> None:
         super().__init__(config, clients, exchange, context)
         self.statistic = statistic_of(config.alignment)
+        self.selection: Selection = (
+            EvidenceSelection(config.evidence, self.weights)
+            if config.selection == "evidence"
+            else GradientSelection(config, self.weights)
+        )
 
     def first_weights(self) -> Weights:
         """Return this rank's rows of W^0."""
@@ -235,7 +99,11 @@ class CoBo(Algorithm):
             selections = self.row_selection(t, pieces)
         if not self.context.all_take_part:
             weights = weights.among(self.context.taking_part(t))
-        self.model_training(t, weights)
+        degrees_n = self.gather(len(pairs_m2), weights)
+        if self.config.coupling == "capped":
+            self.capped_training(t, weights, degrees_n)
+        else:
+            self.model_training(t, weights)
         return RoundResult(losses_c, len(pairs_m2), selections)
 
     def draw(self, t: int) -> Tensor:
@@ -252,10 +120,12 @@ class CoBo(Algorithm):
         return pairs_m2[part_n[pairs_m2].all(dim=1)]
 
     def client_selection(self, t: int, pairs_k2: Tensor) -> WeightUpdates:
-        """w_ij <- Proj(w_ij + gamma <g_i(z_ij), g_j(z_ij)>), each gradient on its owner's data."""
+        """w_ij <- Proj(w_ij + gamma <g_i(z_ij), g_j(z_ij)>), each gradient on its owner's data.
+
+        That is the paper's; `cobo_selection` has the alternatives.
+        """
         ends, alignment_e = self.alignments(t, pairs_k2)
-        moved_e = self.weights.at(ends.rows, ends.partners) + self.config.gamma * alignment_e
-        w_e = projections.box(torch.from_numpy(moved_e)).numpy().astype(self.weights.dtype)
+        w_e = self.selection.select(ends, alignment_e).astype(self.weights.dtype)
         self.weights.put(ends.rows, ends.partners, w_e)
         once = ends.first
         return WeightUpdates(ends.ids[once], ends.partners[once], w_e[once], alignment_e[once])
@@ -295,6 +165,35 @@ class CoBo(Algorithm):
             outside_kn = torch.arange(self.context.clients) == own_k1
         return projections.simplex(torch.from_numpy(moved_kn), outside_kn).numpy()
 
+    def gather(self, pairs: int, weights: Weights) -> NDArray[np.float64] | None:
+        """Exchange one or a few numbers a client where selection or coupling needs them.
+
+        Returns the degrees deg_i = sum over k != i of w_ik of all clients, [n], if the coupling is capped.
+        """
+        numbers = self.selection.numbers()
+        is_capped = self.config.coupling == "capped"
+        columns = [*numbers, *([coupling.degrees(weights)] if is_capped else [])]
+        if not columns:
+            return None
+        gathered_nk = self.exchange.all_gather(np.stack(columns, axis=1))
+        self.selection.learn(pairs, gathered_nk[:, : len(numbers)].sum(axis=0))
+        return gathered_nk[:, -1].astype(np.float64) if is_capped else None
+
+    def capped_training(
+        self, t: int, weights: Weights, degrees_n: NDArray[np.float64] | None
+    ) -> None:
+        """x_i <- y_i + sum_k a_ik (y_k - y_i), y_i = x_i - eta g_i, with the weights of `maths.coupling`."""
+        assert degrees_n is not None, "the coupling is capped"
+        x_cd, eta = self.clients.x_cd, self.clients.eta(t)
+        x_cd.add_(self.clients.direction(), alpha=-eta)
+        pull = self.config.rho * (eta if self.config.penalty == "scheduled" else self.clients.lr)
+        if not pull:
+            return
+        b, keep_c, scale = coupling.capped(weights, degrees_n, pull)
+        kept_c1 = upload(torch.from_numpy(keep_c)[:, None], x_cd)
+        for at, mixed in self.exchange.mix(b, x_cd):
+            x_cd[:, at].mul_(kept_c1).add_(mixed.mul_(scale))
+
     def model_training(self, t: int, weights: Weights) -> None:
         """x_i <- x_i - eta (g_i + rho sum_k w_ik (x_i - x_k)) with these rows of W.
 
@@ -315,6 +214,10 @@ class CoBo(Algorithm):
             kept_c1 = upload(1.0 - lr * pull_c1, x_cd)
             for at, mixed in self.exchange.mix(weights, x_cd):
                 x_cd[:, at].mul_(kept_c1).add_(mixed.mul_(lr * rho))
+
+    def state(self) -> AlgorithmState:
+        """Return what selection keeps of pairs beside W."""
+        return AlgorithmState(shared=self.selection.shared(), pairs=self.selection.pairs())
 
     def possible_weights(self) -> dict[str, Weights | None]:
         """Return W of the true clusters, if the task knows them, and a W with no two equal weights."""

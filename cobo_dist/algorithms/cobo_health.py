@@ -10,7 +10,7 @@ import numpy as np
 from cobo_dist.algorithms.algorithm import Finding, Graph, HealthFacts
 
 if TYPE_CHECKING:
-    from cobo_dist.algorithms.cobo import CoBoConfig
+    from cobo_dist.algorithms.cobo_config import CoBoConfig
 
 LARGE_JUMP = 0.3
 """A weight that moves by this share of [0, 1] in one round depends on a single batch."""
@@ -23,14 +23,18 @@ MIN_DRAWS_PER_PAIR = 3.0
 
 
 def penalty_on_box(config: CoBoConfig, facts: HealthFacts) -> Iterator[Finding]:
-    """Check the penalty's step at W = 1."""
-    step = facts.lr * config.rho * facts.clients
-    if config.start == "ones" and step >= 2.0:
+    """Check the penalty's explicit step at W^0: all linked, or as soon as two clients are."""
+    starts_linked = config.start == "ones"
+    linked, symbol = (facts.clients, "n") if starts_linked else (2, "2")
+    step = facts.lr * config.rho * linked
+    if step >= 2.0:
+        when = "at W = 1" if starts_linked else "between two clients of weight 1"
         yield Finding(
             "penalty_step",
-            f"at W = 1 the penalty's step eta rho n = {facts.lr:g} * {config.rho:g} * "
-            f"{facts.clients} = {step:.2f} is 2 or more and overshoots: models will diverge; "
-            f"lower algorithm.rho below {2 / (facts.lr * facts.clients):.3g} or optimizer.lr",
+            f"{when} the penalty's step eta rho {symbol} = {facts.lr:g} * {config.rho:g} * {linked} = "
+            f"{step:.2f} is 2 or more and overshoots: models will diverge; set "
+            f"algorithm.coupling=capped, or lower algorithm.rho below {2 / (facts.lr * linked):.3g} or "
+            "optimizer.lr",
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.checkpoint.writer import client_views
@@ -303,15 +304,19 @@ def restore(found: Resumption, clients: ClientBatch, algorithm: Algorithm) -> No
         Damaged: a file changed since it was checked, or is of another run.
     """
     folder, manifest = found.folder, found.manifest
-    weights, rows = algorithm.weights, []
+    matrices = algorithm.matrices()
+    rows: dict[str, list[NDArray[Any]]] = {name: [] for name in matrices}
     for row, client in enumerate(clients.ids):
         path = folder / checkpoint.client_file(client)
         held = checkpoint.read_client(folder, manifest, client)
-        rows.append(take_row(held, weights, path))
+        for name, matrix in matrices.items():
+            rows[name].append(take_row(held, matrix, path, name))
         checkpoint.fill(client_views(clients, algorithm, row), held, path)
-        if len(rows) == _ROWS_AT_ONCE or row + 1 == len(clients.ids):
-            weights.put_rows(np.arange(row + 1 - len(rows), row + 1), np.stack(rows))
-            rows = []
+        count = len(rows["weights"])
+        if count == _ROWS_AT_ONCE or row + 1 == len(clients.ids):
+            for name, matrix in matrices.items():
+                matrix.put_rows(np.arange(row + 1 - count, row + 1), np.stack(rows[name]))
+                rows[name] = []
     if shared := algorithm.state().shared:
         path = folder / SHARED_FILE
         content = checkpoint.read(folder, manifest, SHARED_FILE)

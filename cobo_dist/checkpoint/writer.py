@@ -183,9 +183,11 @@ class CheckpointWriter:
         Returns the name and content of each file, which are made when they are asked for.
         """
         named: dict[tuple[str, str], Tensor] = {}
+        matrices = self.algorithm.matrices()
         for row in rows:
             views = client_views(self.clients, self.algorithm, row)
-            views |= row_tensors(self.algorithm.weights, row)
+            for name, matrix in matrices.items():
+                views |= row_tensors(matrix, row, name)
             file = checkpoint.client_file(self.clients.ids[row])
             named |= {(file, name): one for name, one in views.items()}
         if self.run_logger is not None and 0 in rows:
@@ -217,7 +219,8 @@ class CheckpointWriter:
     def _bytes(self) -> int:
         """Return about how many bytes this rank writes."""
         held = client_views(self.clients, self.algorithm, 0)
-        held |= row_tensors(self.algorithm.weights, 0)
+        for name, matrix in self.algorithm.matrices().items():
+            held |= row_tensors(matrix, 0, name)
         mine = len(self.clients.ids) * sum(one.nbytes for one in held.values())
         mine += sum(one.nbytes for one in self.algorithm.state().shared.values())
         return mine + (self.run_logger.snapshots.nbytes if self.run_logger is not None else 0)

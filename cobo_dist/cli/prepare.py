@@ -12,8 +12,9 @@ from cobo_dist.cli.parser import report_error, settings_parser
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.lazy import torch
+from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.tasks.base import Task
-from cobo_dist.tasks.describe import facts_of, label_counts
+from cobo_dist.tasks.describe import facts_of
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.terminal import safe_terminal
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(
             "--picture",
             metavar="FILE.png",
-            help="draw each client's label counts, with a CSV beside it",
+            help="draw each client's label counts and the right weights, with a CSV beside it",
         )
         options = parser.read(argv)
         if options is not None:
@@ -61,18 +62,21 @@ def _prepare(config: Config, picture: str | None) -> None:
 
 
 def _draw(task: Task, path: Path) -> None:
-    """Draw the label counts of the clients."""
-    counts = label_counts(task)
+    """Draw the label counts of the clients, and the right weights where they can be said."""
+    counts = task.label_counts()
     if counts is None:
         raise ConfigError(
             f"--picture: the examples of task.name={task.name} have no labels; drop it"
         )
     if path.suffix != ".png":
         raise ConfigError(f"--picture {path} is no name of a PNG; give FILE.png")
-    from cobo_dist.reports.figures.label_counts import draw_label_counts
+    from cobo_dist.reports.figures.label_counts import MAX_CLIENTS, draw_label_counts
 
+    graph = task.true_graph or (None if task.clusters is None else TrueGraph.of(task.clusters))
+    shown = range(min(task.clients, MAX_CLIENTS))
+    right = None if graph is None else graph.rows(shown)[:, shown]
     try:
-        files = draw_label_counts(counts, task.names, path)
+        files = draw_label_counts(counts, task.names, path, right)
     except OSError as error:
         raise ConfigError(
             f"--picture {path} cannot be written: {error.strerror}; give a path in a folder that exists"

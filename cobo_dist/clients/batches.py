@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import seeds
+from cobo_dist.maths.flat import to_device
 
 _BLOCK = 64  # rounds whose batches are computed together
 _MAX_PARTS = 1 << 32  # batches of an epoch
@@ -88,8 +89,9 @@ class BatchIndices:
         for count, alike in by_count.items():
             clients = torch.tensor([self.clients[row] for row in alike])
             names = seeds.keys(self.seed, self.purpose, clients, torch.tensor(epoch))
-            for row, order in zip(alike, seeds.permutations(names, count), strict=True):
-                self._orders[row] = self.examples[row][order.to(self._device)]
+            orders = to_device(seeds.permutations(names, count), self._device)
+            for row, order in zip(alike, orders, strict=True):
+                self._orders[row] = self.examples[row][order]
         begin = number * self.batch_size
         return torch.stack([self._orders[row][begin : begin + self.batch_size] for row in rows])
 
@@ -103,5 +105,5 @@ class BatchIndices:
         clients = torch.tensor([self.clients[row] for row in rows])
         names = seeds.keys(self.seed, self.purpose, clients[:, None], epochs)
         order = seeds.permutations(names.flatten(), count).view(len(rows), -1)
-        order = order[:, start - first * count :][:, :length].to(examples_kn.device)
+        order = to_device(order[:, start - first * count :][:, :length], examples_kn.device)
         return examples_kn.gather(1, order).view(len(rows), _BLOCK, self.batch_size)

@@ -288,12 +288,13 @@ class ClientGradients(ClientRows):
 
         def done(rows: slice, losses_e: Tensor) -> None:
             if self.skips_bad:
+                # Without asking whether any is bad, for which the host would wait for a GPU.
                 bad_k = ~(losses_e[rows].isfinite() & gradients_ed[rows].isfinite().all(dim=1))
-                if bad_k.any():
-                    gradients_ed[rows][bad_k] = 0.0
-                    for current, old in zip(buffers.rows, before, strict=True):
-                        current[rows][bad_k] = old[rows][bad_k]
-                    losses_e[rows][bad_k] = float("nan")
+                bad_k1 = bad_k[:, None]
+                gradients_ed[rows].masked_fill_(bad_k1, 0.0)
+                for current, old in zip(buffers.rows, before, strict=True):
+                    current[rows] = torch.where(bad_k1, old[rows], current[rows])
+                losses_e[rows].masked_fill_(bad_k, float("nan"))
             if clips and self.local.clip_norm:
                 clip_rows(gradients_ed[rows], self.local.clip_norm)
             if adjust is not None:  # what is added is no gradient of the client's, and not clipped

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cobo_dist.clients.buffers import BufferRows, Buffers
-from cobo_dist.maths.flat import Layout
+from cobo_dist.clients.local_work import Rows
+from cobo_dist.maths.flat import Layout, to_device
 
 
 class KeptModels:
@@ -23,12 +24,12 @@ class KeptModels:
         self.rounds_c1 = torch.zeros(count, 1, dtype=torch.int64)
         self.losses_c1 = torch.full((count, 1), torch.inf, dtype=torch.float64)
 
-    def take(self, r: int, rows_c: Tensor, x_cd: Tensor, buffers: BufferRows) -> None:
-        """Keep the models of the clients where `rows_c` [c] is true, as they are after round r."""
-        there = rows_c.to(x_cd.device)
+    def take(self, r: int, rows_k: Rows, x_cd: Tensor, buffers: BufferRows) -> None:
+        """Keep the models of the clients in the rows `rows_k`, as they are after round r."""
+        there = to_device(rows_k, x_cd.device)
         for kept, now in ((self.x_cd, x_cd), *zip(self.buffers.rows, buffers.rows, strict=True)):
-            kept[there] = now[there]
-        self.rounds_c1[rows_c] = r
+            kept.index_copy_(0, there, now.index_select(0, there))
+        self.rounds_c1[rows_k] = r
 
     def put_back(self, x_cd: Tensor, buffers: BufferRows) -> None:
         """Overwrite the models in training by the kept ones."""

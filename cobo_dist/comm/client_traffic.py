@@ -7,7 +7,7 @@ A pure function of what the algorithm asks of the exchange:
   mix           up: its model to each client that gives it a weight; down: a model for each client that it
                 gives a weight; where W is not symmetric, both ways also one weight for each other client
   all_reduce    up: its model, once, if any sum contains it; down: each sum that contains another client's
-  all_gather    up: one number; down: the numbers of all others
+  all_gather    up: its numbers; down: those of all others
 
 With one client on each rank, ranks send just that for the first three. For `all_reduce` they send their part
 to every other rank, while here a sum arrives once, as from a server. Logging and migration do not count.
@@ -84,7 +84,7 @@ class ClientTraffic:
         self.down += int((others_kc > 0).sum()) * size * self.wire_bytes
 
     def all_gather(self, count: int) -> None:
-        """Count one number of each of `count` clients, sent once and received from all others."""
+        """Count `count` numbers of clients, each sent once and received by all others."""
         self.up += count * _NUMBER_BYTES * (self.clients > 1)
         self.down += count * _NUMBER_BYTES * (self.clients - 1)
 

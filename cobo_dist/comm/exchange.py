@@ -206,14 +206,15 @@ class Exchange:
         return self._mixing.all_reduce(weights_kn, x_cd)
 
     def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return one number of every client, [n] in client order, on every rank."""
+        """Return a number of every client [n], or k numbers [n, k], in client order, on every rank."""
         self._enter("all_gather", self._wrong_rows(numbers_c))
-        self.client_traffic.all_gather(len(numbers_c))
+        self.client_traffic.all_gather(numbers_c.size)
         with self.timer.span("waiting"):
             gathered_n = self.gather_rows(numbers_c.astype(np.float64), "mixing")
             # Rank 0 sends them to all, so that every rank decides by the same bits.
             record = b"" if gathered_n is None else gathered_n.tobytes()
-            return np.frombuffer(self.transport.broadcast(record))
+            gathered = np.frombuffer(self.transport.broadcast(record))
+            return gathered.reshape(-1, *numbers_c.shape[1:])
 
     # -- how it is called -----------------------------------------------------------------------------
 

@@ -96,7 +96,7 @@ def resolve(
             key = key.rpartition(".")[0]
     for group in groups():
         _drop_other_variant(group, below, above)
-    merged = _merge(below, above)
+    merged = _merge(*with_preset(below, above))
     _name_variants(merged)
     try:
         with blaming_plugins():
@@ -316,6 +316,34 @@ def _drop_other_variant(group: str, below: dict[str, Any], above: dict[str, Any]
     known = {key for other in variant.names for key in variant.section(other).model_fields}
     for key in [key for key in base if key in known and key not in fields]:
         del base[key]
+
+
+def with_preset(
+    below: dict[str, Any], above: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Add the keys of the named preset below those beside which it is named; `above` names it last.
+
+    Raises:
+        ConfigError: the algorithm has no such preset.
+    """
+    name = above.get("preset", below.get("preset", ""))
+    if not name or not isinstance(name, str):  # what is no text is refused as any other key
+        return below, above
+    algorithm = (
+        name_at(above, "algorithm") or name_at(below, "algorithm") or QUICKSTART["algorithm"]
+    )
+    known = {one: register.algorithm[one].target.Config.presets for one in register.algorithm}
+    presets = known.get(algorithm, {})
+    if name not in presets:
+        having = [one for one, presets in known.items() if presets]
+        raise ConfigError(
+            f"preset={name} is none of {', '.join(presets)}, the presets of algorithm.name={algorithm}"
+            if presets
+            else f"preset={name}, but algorithm.name={algorithm} has no presets; drop it or set "
+            f"algorithm.name={' or '.join(having)}"
+        )
+    keys = presets[name]
+    return (below, _merge(keys, above)) if "preset" in above else (_merge(keys, below), above)
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any], at: str = "") -> dict[str, Any]:

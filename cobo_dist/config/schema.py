@@ -67,6 +67,11 @@ class Config(Section):
         description="modules, or paths of Python files, that register algorithms, tasks, models, ... of "
         "your own (docs/EXTENDING.md)",
     )
+    preset: str = Field(
+        "",
+        description="keys that suit each other, by name, from the algorithm: cobo has paper, published and "
+        "robust; any other key given with it wins",
+    )
     run: RunConfig = RunConfig()
     task: Annotated[SerializeAsAny[TaskSection], _TASK] = _TASK.field()
     model: Annotated[SerializeAsAny[ModelSection], _MODEL] = _MODEL.field()

@@ -225,8 +225,9 @@ class CountingExchange:
     def all_gather(self, numbers_n: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the numbers, and count them as gathered by rank 0."""
         sends_s = (self.ranks > 0).astype(np.int64)
-        self.client_mixing.all_gather(self.placement.clients)
-        self._send("mixing", sends_s, sends_s * self._clients_s * _SCALAR_BYTES)
+        self.client_mixing.all_gather(numbers_n.size)
+        numbers_s = self._clients_s * (numbers_n.size // self.placement.clients)
+        self._send("mixing", sends_s, sends_s * numbers_s * _SCALAR_BYTES)
         return numbers_n
 
     # -- counting ---------------------------------------------------------------------------------

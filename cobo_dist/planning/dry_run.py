@@ -286,6 +286,7 @@ class DryRun:
         mixed = sum(
             held for name, held in kept.items() if name.startswith(("mixed ", "sums ", "term"))
         )
+        matrices = self.algorithm.matrices().values()
         use = MemoryUse(
             clients=count,
             others=self.clients.others,
@@ -294,8 +295,8 @@ class DryRun:
             midpoint_bytes=midpoints,
             mixed_bytes=mixed,
             message_bytes=sum(kept.values()) - mixed - midpoints,
-            weight_bytes=self.algorithm.weights.bytes_of(count),
-            weight_row_bytes=self.n * self.algorithm.weights.dtype.itemsize,
+            weight_bytes=sum(one.bytes_of(count) for one in matrices),
+            weight_row_bytes=sum(self.n * one.dtype.itemsize for one in matrices),
         )
         return memory_items(use, self.model, self.config, self.task)
 

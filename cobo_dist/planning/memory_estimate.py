@@ -15,7 +15,6 @@ from cobo_dist.clients.optimizers import build_optimizer
 from cobo_dist.config import Config
 from cobo_dist.maths.flat import row_bytes
 from cobo_dist.tasks.base import Task
-from cobo_dist.tasks.describe import data_in_memory, reads_in_random_order
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ def memory_items(use: MemoryUse, model: ModelSize, config: Config, task: Task) -
     example_bytes = sum(tensor[0].nbytes for tensor in batch)
     kept = (config.run.keep != "last") * (row + buffers)
     migrating = int((1 + own) * row) + buffers + kept + use.weight_row_bytes
-    streams = config.algorithm.batch_streams * reads_in_random_order(task)
-    data_name, data_bytes = data_in_memory(task)
+    streams = config.algorithm.batch_streams * task.random_order
+    data_name, data_bytes = task.data_in_memory()
     items: Mapping[str, int] = {
         f"models, {count:,} x {model.size:,} numbers": count * (row + buffers),
         f"optimizer, {own:g} x as many": int(own * count) * row,

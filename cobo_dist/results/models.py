@@ -23,8 +23,6 @@ from cobo_dist.storage.schema import (
     ModelRecord,
     client_name,
 )
-from cobo_dist.tasks.language.adapters import read_adapted
-from cobo_dist.tasks.language.config import LanguageConfig, LanguageModelConfig
 
 
 def load_model(folder: Path, config: Config, client: int) -> nn.Module:
@@ -34,10 +32,8 @@ def load_model(folder: Path, config: Config, client: int) -> nn.Module:
         ConfigError: there is no such client or no saved model yet, or a file cannot be read.
     """
     saved = folder / MODELS_DIR / client_name(client)
-    if isinstance(config.task, LanguageConfig) and isinstance(config.model, LanguageModelConfig):
-        if not saved.is_dir():
-            raise ConfigError(f"{saved} does not exist; {_known(folder)}")
-        return read_adapted(config.model, config.task.context, saved).eval()
+    if saved.is_dir():
+        return config.task.read_folder(config.model, saved).eval()
     try:
         facts = read_record(folder / MODEL_FILE, ModelRecord)
     except (OSError, SchemaError) as error:

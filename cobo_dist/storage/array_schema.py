@@ -35,6 +35,20 @@ class Array:
 OF_CLIENTS = (
     Array("clusters", "int64", "n", "true cluster of each client, if known", optional=True),
     Array("names", "str", "n", "names of the clients, if they have any", optional=True),
+    Array(
+        "true_graph",
+        "float32",
+        "n n",
+        f"right weights, where clusters do not say them; of up to {MAX_DENSE_CLIENTS} clients",
+        optional=True,
+    ),
+    Array(
+        "true_order",
+        "int64",
+        "n",
+        "with `true_graph`: clients in the order of figures",
+        optional=True,
+    ),
 )
 """What the rows and columns of W are."""
 

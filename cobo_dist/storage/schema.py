@@ -12,6 +12,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from cobo_dist.plugins import COPIES_DIR, RUN_MARK
+from cobo_dist.storage.model_schema import ModelMetadata as ModelMetadata
+from cobo_dist.storage.model_schema import ModelRecord as ModelRecord
 from cobo_dist.storage.record import Number
 from cobo_dist.storage.record import Record as Record
 from cobo_dist.storage.summary_schema import BytesPerClient as BytesPerClient
@@ -264,34 +266,6 @@ class Environment(Record):
     method: Method | None = Field(None, description="the algorithm as reports show it")
     init_from: InitFrom | None = Field(None, description="only with `run.init_from`")
     resumed: list[Resumed] = Field([], description="each resumption, the first one first")
-
-
-class ModelRecord(Record):
-    """What rebuilds a model without the data, beside `config.yaml` and the client's file."""
-
-    format: int = Field(1, description="version of the run folder")
-    input_shape: list[int] = Field(
-        [], description="shape of one input as the network takes it; images: channels first"
-    )
-    images: bool = Field(
-        False, description="inputs are images of bytes [H, W, C], as the data has them"
-    )
-    scale: float | list[float] = Field(
-        1.0, description="the network takes scale * input + offset; a list has one for each feature"
-    )
-    offset: float | list[float] = Field(0.0, description="see `scale`")
-    classes: int = Field(0, description="outputs of the network; 0: it has no classes")
-    label_maps: list[list[int]] = Field(
-        [], description="for each label of the data, the number of the output; each map once"
-    )
-    label_map_of: list[int] = Field([], description="for each client, which of `label_maps` it has")
-    outputs: int = Field(
-        0, description="numbers that a regression's network predicts; 0: it has classes"
-    )
-    target_scale: list[float] = Field(
-        [], description="for each output: the network predicts scale * target + offset"
-    )
-    target_offset: list[float] = Field([], description="see `target_scale`")
 
 
 # -- the files of a checkpoint -----------------------------------------------------------------------

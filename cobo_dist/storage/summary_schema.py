@@ -68,6 +68,11 @@ class Summary(Record):
         None,
         description="adjusted Rand index of the connected components and the true clusters; null: unknown",
     )
+    graph_correlation: float | None = Field(
+        None,
+        description="correlation of the weights of W with the right ones, over pairs of clients; null: they "
+        "are unknown, clusters say them, or W has one weight only",
+    )
     clusters_found: int | None = Field(
         None, description="connected components of the graph of links"
     )

@@ -12,7 +12,9 @@ from pydantic import Field
 
 from cobo_dist.clients.learning_task import LearningTask
 from cobo_dist.lazy import Tensor
+from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.settings import Section, Text
+from cobo_dist.tasks.sections import ModelSection
 
 
 class DataConfig(Section):
@@ -87,11 +89,14 @@ class Task(LearningTask, Protocol):
     clients: int
     names: tuple[str, ...] = ()  # of the clients; empty if they have none
     clusters: tuple[int, ...] | None  # the true cluster of each client, if known
+    true_graph: TrueGraph | None = None  # where clusters do not say all that is known
     splits: tuple[str, ...]  # what can be evaluated
     batch_size: int = 1  # training examples in one gradient of a client
     metrics: tuple[str, ...]  # of an evaluation: "loss" first, the one to compare runs by last
     notices: tuple[str, ...] = ()  # what a user should know of the data, a line each
     diagnoses: bool = False  # whether `diagnose` returns figures every round
+    model_section: ModelSection | None = None  # the config of its model, if the task takes one
+    random_order: bool = False  # whether clients read their examples by shuffled indices
 
     def train_sizes(self) -> Sequence[int]:
         """Return how many training examples each of all n clients has, [n]; here 1 each."""
@@ -104,6 +109,18 @@ class Task(LearningTask, Protocol):
     def diagnose(self, x_nd: NDArray[np.floating]) -> dict[str, float]:
         """Return further figures of all clients' models [n, d]."""
         return {}
+
+    def describe(self) -> dict[str, str]:
+        """Return model and data in words, by what to call them: what a user wants to know ahead of time."""
+        return {"model": f"{sum(one.numel() for one in self.model().parameters()):,} parameters"}
+
+    def label_counts(self) -> NDArray[np.int64] | None:
+        """Return each client's number of training examples with each label, [n, C]; None: no labels."""
+        return None
+
+    def data_in_memory(self) -> tuple[str, int]:
+        """Return what a rank keeps of the examples, in words, and its bytes."""
+        return "data, once", 0
 
     def model_facts(self) -> dict[str, Any]:
         """Return the fields of model.json, from which a model can be rebuilt without the data."""
@@ -124,12 +141,15 @@ class Task(LearningTask, Protocol):
         """Say why `clusters` is None, and what helps."""
         return f"task.name={self.name} knows none; choose another algorithm"
 
-    def save(self, state: Mapping[str, Tensor], path: Path) -> None:
-        """Write one client's model atomically at `path`, to which the task adds a suffix."""
+    def save(self, state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+        """Write one client's model atomically at `path`, to which the task adds a suffix.
+
+        `metadata` are those of `storage.model_schema.ModelMetadata`.
+        """
         from safetensors.torch import save_file
 
         draft = path.with_name(path.name + ".part")
-        save_file(dict(state), draft)
+        save_file(dict(state), draft, dict(metadata))
         draft.replace(path.with_name(path.name + ".safetensors"))
 
     def load(self, path: Path) -> dict[str, Tensor]:

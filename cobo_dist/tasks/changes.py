@@ -1,4 +1,4 @@
-"""Per-client changes of labels or inputs. What `task.change.name` names.
+"""Per-client changes, and those of labels. What `task.change.name` names; `input_changes` has others.
 
 A change goes by clusters of clients that follow each other, of equal or given sizes, or by a client's number.
 
@@ -7,8 +7,8 @@ Shapes: N examples, n clients, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
+from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.registry import class_of, register
 from cobo_dist.settings import Section, as_tuple
 
@@ -34,6 +35,11 @@ class ChangeSection(Section):
             ConfigError: keys that do not fit so many clients.
         """
         return [0] * clients
+
+    def graph_of(self, clients: int, classes: int) -> TrueGraph | None:
+        """Return how alike clients are; by default, those of one cluster are. None: it cannot be said."""
+        clusters = self.clusters_of(clients)
+        return None if clusters is None else TrueGraph.of(clusters)
 
     def label_maps(self, clients: int, classes: int, seed: int) -> NDArray[np.int64]:
         """Return each client's label for each class, int64 [n, C]."""
@@ -99,120 +105,66 @@ class LabelChange(ClusterChange):
         return np.asarray(np.stack(maps)[np.asarray(clusters)])
 
 
-class GradedChange(ClusterChange):
-    """A change of the inputs that grows with the number of the cluster or of the client."""
+@register.change("hierarchy")
+class HierarchyChange(ClusterChange):
+    """Clusters in groups: those of a group agree on a share of the labels, those of two groups on none.
 
-    by: Literal["clusters", "clients"] = Field(
-        "clusters", description="the change grows from cluster to cluster, or from client to client"
-    )
+    Each group permutes all labels, and each of its clusters rotates some of them further. The right weight of
+    two clients is the share of labels on which their groups and clusters make them agree.
+    """
 
-    def clusters_of(self, clients: int) -> Sequence[int] | None:
-        """Return the clusters; None where every client differs."""
-        found = super().clusters_of(clients)
-        return found if self.by == "clusters" else None
-
-    def contradiction(self) -> str:
-        """Return one line about clusters where there are none."""
-        if self.by == "clients" and (self.clusters != 2 or self.cluster_sizes):
-            return (
-                "task.change.by=clients has no clusters; leave task.change.clusters and cluster_sizes at "
-                "their "
-                "defaults"
-            )
-        return ""
-
-    def levels(
-        self, owners: NDArray[np.int64]
-    ) -> Iterator[tuple[int, NDArray[np.int64], float, int]]:
-        """Yield number, examples, and place from 0 to 1 of each group that changes alike, and their count."""
-        n = int(owners.max()) + 1
-        group_of = np.asarray(super().clusters_of(n) if self.by == "clusters" else range(n))
-        count = int(group_of.max()) + 1
-        order = np.argsort(group_of[owners], kind="stable")
-        ends = np.cumsum(np.bincount(group_of[owners], minlength=count))
-        for k, own in enumerate(np.split(order, ends[:-1])):
-            yield k, own, k / max(1, count - 1), count
-
-
-@register.change("rotation")
-class RotationChange(GradedChange):
-    """Rotated images (clusters of rotations: Ghosh et al., IFCA, NeurIPS 2020)."""
-
-    degrees: float = Field(
-        360.0,
-        ge=-360,
-        le=360,
-        description="angle that is divided: group k of K is rotated by k degrees/K",
-    )
-
-    def inputs(self, x: NDArray[Any], owners: NDArray[np.int64], seed: int) -> NDArray[Any]:
-        """Return rotated images: bytes [N, H, W, channels], or numbers [N, H, W] or [N, channels, H, W]."""
-        from scipy.ndimage import rotate
-
-        if x.ndim not in (3, 4):
-            raise ConfigError(
-                f"task.change.name=rotation takes images, and an input has the shape "
-                f"{list(x.shape[1:])}; use "
-                "another change"
-            )
-        axes = (1, 2) if x.dtype == np.uint8 or x.ndim == 3 else (2, 3)
-        changed = x.copy()
-        for k, own, _, count in self.levels(owners):
-            angle = k * self.degrees / count
-            quarters, rest = divmod(angle, 90)
-            if not rest and x.shape[axes[0]] == x.shape[axes[1]]:
-                changed[own] = np.rot90(x[own], int(quarters), axes)
-            else:
-                changed[own] = rotate(x[own], angle, axes, reshape=False, order=1, mode="nearest")
-        return changed
-
-
-@register.change("scale")
-class ScaleChange(GradedChange):
-    """Feature shift: inputs times a factor plus an offset."""
-
-    factor: float = Field(2.0, description="factor of the last group; the first has 1")
-    offset: float = Field(
-        0.0, description="added in the last group; the first has 0. Of images, in [-1, 1]"
-    )
-
-    def inputs(self, x: NDArray[Any], owners: NDArray[np.int64], seed: int) -> NDArray[Any]:
-        """Return scaled inputs; images are cut off at black and white."""
-        changed = x.copy()
-        for _, own, level, _ in self.levels(owners):
-            factor, offset = 1 + (self.factor - 1) * level, self.offset * level
-            changed[own] = _like(x, _numbers(x[own]) * factor + offset)
-        return changed
-
-
-@register.change("noise")
-class NoiseChange(GradedChange):
-    """Gaussian noise on the inputs, more from group to group (Li et al., ICDE 2022)."""
-
-    std: float = Field(
+    clusters: int = Field(4, ge=1, description="clusters of equal size, or nearly so")
+    groups: int = Field(2, ge=1, description="groups of clusters")
+    shared: float = Field(
         0.5,
-        ge=0,
-        description="standard deviation in the last group, of inputs as the model takes them; the first "
-        "has 0",
+        gt=0,
+        lt=1,
+        description="share of the labels that all clusters of a group have in common",
     )
 
-    def inputs(self, x: NDArray[Any], owners: NDArray[np.int64], seed: int) -> NDArray[Any]:
-        """Return noisy inputs."""
-        changed = x.copy()
-        for k, own, level, _ in self.levels(owners):
-            key = seeds.key(seed, "change noise", k)
-            noise = seeds.normals(key, x[own].size).numpy().reshape(x[own].shape)
-            changed[own] = _like(x, _numbers(x[own]) + self.std * level * noise)
-        return changed
+    def _tree(self, clients: int, classes: int) -> tuple[list[int], NDArray[np.int64], int]:
+        """Return each client's cluster, each cluster's group, and how many labels clusters rotate."""
+        clusters = list(self.clusters_of(clients) or ())
+        count, moved = max(clusters) + 1, round((1 - self.shared) * classes)
+        group_of = np.arange(count) * self.groups // count
+        most = int(np.bincount(group_of).max())
+        if self.groups > count:
+            raise ConfigError(
+                f"task.change.groups={self.groups} is more than the {count} clusters; lower it"
+            )
+        if most >= classes:
+            raise ConfigError(
+                f"task.change.groups={self.groups} has {most} clusters in a group, and clusters can rotate "
+                f"{classes - 1} of {classes} labels at most; raise task.change.groups or lower "
+                "task.change.clusters"
+            )
+        if not most <= moved < classes:
+            fitting = 1 - (most if moved < most else classes - 1) / classes
+            raise ConfigError(
+                f"task.change.shared={self.shared:g} of {classes} labels leaves {moved} for {most} clusters "
+                f"of a group to rotate, of which {most} to {classes - 1} are needed; set "
+                f"task.change.shared={fitting:.4g}"
+            )
+        return clusters, group_of, moved
 
+    def graph_of(self, clients: int, classes: int) -> TrueGraph:
+        """Return 1 within clusters, the share of common labels within groups, and 0 between them."""
+        clusters, group_of, moved = self._tree(clients, classes)
 
-def _numbers(x: NDArray[Any]) -> NDArray[np.float64]:
-    """Return inputs as the model takes them: bytes of images in [-1, 1]."""
-    return x / 127.5 - 1.0 if x.dtype == np.uint8 else x.astype(np.float64)
+        def alike(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float64]:
+            common = np.where(group_of[one] == group_of[other], 1 - moved / classes, 0.0)
+            return np.where(one == other, 1.0, common)
 
+        return TrueGraph.of(clusters, alike)
 
-def _like(x: NDArray[Any], numbers: NDArray[np.float64]) -> NDArray[Any]:
-    """Return such numbers as `x` has them."""
-    if x.dtype == np.uint8:
-        return np.rint((np.clip(numbers, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
-    return numbers.astype(x.dtype)
+    def label_maps(self, clients: int, classes: int, seed: int) -> NDArray[np.int64]:
+        """Return the group's permutation, of which cluster k of the group rotates some labels by k."""
+        clusters, group_of, moved = self._tree(clients, classes)
+        maps = []
+        for cluster, group in enumerate(group_of):
+            own = seeds.permutation(
+                seeds.key(seed, "change hierarchy", int(group)), classes
+            ).numpy()
+            place = cluster - int(np.searchsorted(group_of, group))
+            maps.append(np.concatenate([np.roll(own[:moved], place), own[moved:]]))
+        return np.asarray(np.stack(maps)[np.asarray(clusters)])

@@ -129,7 +129,7 @@ class Classifier(SavedModel):
         super().__init__(network, facts, client)
         outputs = torch.tensor(facts["label_maps"][facts["label_map_of"][client]])
         labels = torch.full((facts["classes"],), -1)
-        labels[outputs] = torch.arange(len(outputs))
+        labels[outputs[outputs >= 0]] = torch.arange(len(outputs))[outputs >= 0]
         self.labels: Tensor
         self.register_buffer("labels", labels, persistent=False)  # of the data, for each output
 

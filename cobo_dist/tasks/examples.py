@@ -12,6 +12,7 @@ from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.graphs import GraphedFunction
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.flat import to_device
+from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.tasks.augmentation import Augmentation, dropout_keys, dropout_mask
 from cobo_dist.tasks.base import DataConfig
 
@@ -115,6 +116,7 @@ class ClientExamples:
     pools: Sequence[int] = ()  # [n], of which validation is a fraction; empty: each client's own
     names: Sequence[str] = ()  # [n], of the clients; empty if they have none
     notices: tuple[str, ...] = ()  # what a user should know of the data, a line each
+    graph: TrueGraph | None = None  # how alike clients are; None: it cannot be said
     label_names: Sequence[str] = ()  # [classes] in the source; empty where clients share examples
     labels: Tensor | None = None  # int64 [N], by which partitions went where targets are numbers
 

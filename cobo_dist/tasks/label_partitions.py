@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
+from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.registry import register
 from cobo_dist.settings import as_tuple
 from cobo_dist.tasks.partitions import (
@@ -101,7 +102,8 @@ class PathologicalPartition(CountedPartition):
 class RingPartition(CountedPartition):
     """Overlapping sets of classes on a ring: neighbors share the most, opposite clients none.
 
-    Client i has the classes from i C/n on. No clusters are right here; W should show a band.
+    Client i has the classes from i C/n on. No clusters are right here; W should show a band. The right weight
+    of two clients is the share of their classes that both have.
     """
 
     classes_per_client: int = Field(3, ge=1, description="consecutive classes of each client")
@@ -110,7 +112,7 @@ class RingPartition(CountedPartition):
         """Split each class evenly over the clients whose window has it."""
         each, classes, n = self.classes_per_client, given.classes, self.clients
         _check_window(n, each, classes, given.source)
-        starts = np.arange(n) * classes // n
+        starts = self._starts(n, classes)
         if n < classes and (gap := int(np.diff([*starts, classes]).max())) > each:
             raise ConfigError(
                 f"task.partition.classes_per_client={each} leaves gaps in a ring of "
@@ -122,6 +124,23 @@ class RingPartition(CountedPartition):
             for step in range(each):
                 takers[(starts[client] + step) % classes].append(client)
         return _split_among(takers, given, n, seed)
+
+    @staticmethod
+    def _starts(clients: int, classes: int) -> NDArray[np.int64]:
+        """Return the first class of each client."""
+        return np.arange(clients) * classes // clients
+
+    def graph_of(self, clients: int, classes: int) -> TrueGraph:
+        """Return the overlaps of the clients' classes."""
+        each = self.classes_per_client
+
+        def overlap(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float64]:
+            apart = np.abs(one - other)
+            # Long windows may meet on both sides of the ring.
+            shared = np.maximum(0, each - apart) + np.maximum(0, each - (classes - apart))
+            return np.asarray(shared / each)
+
+        return TrueGraph.of(self._starts(clients, classes), overlap)
 
 
 @register.partition("shards")

@@ -18,12 +18,14 @@ from pydantic import Field, SerializeAsAny
 
 # Each registers its own.
 import cobo_dist.tasks.image_folder
+import cobo_dist.tasks.input_changes
 import cobo_dist.tasks.label_partitions
 import cobo_dist.tasks.library_sources
 import cobo_dist.tasks.rdatasets
 import cobo_dist.tasks.tables  # noqa: F401
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor, torch
+from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.registry import Variant
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.changes import ChangeSection
@@ -154,11 +156,20 @@ class PartitionedConfig(SupervisedConfig):
             together(
                 self.partition.clusters_of(shares.clients), self.change.clusters_of(shares.clients)
             ),
+            graph=self._graph(shares.clients, len(labels.names)),
             names=shares.names,
             notices=notices,
             label_names=labels.names,
             labels=torch.from_numpy(labels.numbers),
         )
+
+    def _graph(self, clients: int, classes: int) -> TrueGraph | None:
+        """Return how alike clients are by partition and change; without the former, by a change alone."""
+        of_partition = self.partition.graph_of(clients, classes)
+        of_change = self.change.graph_of(clients, classes)
+        if of_partition is None or of_change is None:
+            return of_change
+        return of_partition & of_change
 
     def _scaled(
         self, x: NDArray[Any] | Columns, train: Sequence[NDArray[np.int64]], dtype: np.dtype[Any]

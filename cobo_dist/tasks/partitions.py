@@ -20,6 +20,7 @@ from pydantic import Field
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
+from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.registry import class_of, register
 from cobo_dist.settings import Section, Text
 from cobo_dist.tasks.columns import Coded
@@ -62,6 +63,11 @@ class PartitionSection(Section):
     def clusters_of(self, clients: int) -> Sequence[int] | None:
         """Return the cluster of each client, [n], of which one has one distribution; None: there are none."""
         return None
+
+    def graph_of(self, clients: int, classes: int) -> TrueGraph | None:
+        """Return how alike clients are; by default, those of one cluster are. None: it cannot be said."""
+        clusters = self.clusters_of(clients)
+        return None if clusters is None else TrueGraph.of(clusters)
 
     def names_of(self, given: TrainingLabels) -> tuple[str, ...]:
         """Return the names of the clients; empty if they have none."""

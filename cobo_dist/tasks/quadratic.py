@@ -165,6 +165,10 @@ class Quadratic(Task):
             "gradient_norm": float(np.square(gradients).sum(axis=1).mean()),
         }
 
+    def data_in_memory(self) -> tuple[str, int]:
+        """Return the bytes of the centers, as they were read and in run.dtype."""
+        return "data, once", 2 * int(self.centers_nd.nbytes)
+
     def lack_clusters(self) -> str:
         """Say why `clusters` is None, and what helps."""
         return "in task.file no two clients share a centre; add the array clusters [n] to the file"

@@ -43,6 +43,7 @@ def build_task(
             f"task.name={config.name}: build returned a {type(task).__name__} without {', '.join(lacking)}; "
             "return an object with all members of cobo_dist.Task"
         )
+    task.model_section = None if wanted == "none" else model
     return task
 
 

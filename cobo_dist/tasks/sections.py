@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cobo_dist.errors import ConfigError
@@ -87,6 +88,14 @@ class TaskSection(Section):
         raise ConfigError(
             f"task.name={self.name} does not rebuild its models; read their files in models/"
         )
+
+    def read_folder(self, model: ModelSection, folder: Path) -> nn.Module:
+        """Return a client's model from the folder that the task saved it as, where that is no single file.
+
+        Raises:
+            ConfigError: the task saves no folders, or a part of the model is not on this machine.
+        """
+        raise ConfigError(f"task.name={self.name} saves no folders as {folder}; remove it")
 
     def fetch(self, data: DataConfig) -> Iterator[str]:
         """Download the data that are missing; yield what is found or fetched, a line each."""

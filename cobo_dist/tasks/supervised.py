@@ -69,6 +69,7 @@ class Supervised(Task):
     """Loss and metrics of every client's model on its own examples."""
 
     engines: tuple[str, ...] = tuple(ENGINES)
+    random_order = True
 
     def __init__(
         self,
@@ -98,6 +99,8 @@ class Supervised(Task):
         self.clusters: tuple[int, ...] | None = (
             None if clusters is None else tuple(clusters[client] for client in order)
         )
+        if loaded.graph is not None and not loaded.graph.are_clusters:
+            self.true_graph = loaded.graph.reordered(order)
         self.names = tuple(loaded.names[client] for client in order) if loaded.names else ()
         self.notices, self.label_names = loaded.notices, tuple(loaded.label_names)
         self.labels = self.examples.targets if loaded.labels is None else loaded.labels
@@ -259,6 +262,27 @@ class Supervised(Task):
             "client": client, "split": split, "label": labels, "label_names": label_names, **names
         }  # fmt: skip
 
+    def describe(self) -> dict[str, str]:
+        """Return the size of the model and the numbers of examples."""
+        facts = super().describe()
+        for name, numbers in self.split_of.items():
+            least, most = min(map(len, numbers)), max(map(len, numbers))
+            facts[name] = f"{least} examples a client" + (f" to {most}" if most > least else "")
+        return facts
+
+    def label_counts(self) -> NDArray[np.int64]:
+        """Return each client's number of training examples with each of its labels, [n, C]."""
+        classes = len(self.label_names) or self.examples.outputs
+        counts = [
+            self.labels_of(client, own).bincount(minlength=classes)
+            for client, own in enumerate(self.split_of["train"])
+        ]
+        return np.stack([one.numpy() for one in counts])
+
+    def data_in_memory(self) -> tuple[str, int]:
+        """Return the bytes of inputs and targets."""
+        return "data, once", sum(one.nbytes for one in self.examples.tensors)
+
     def fingerprint(self) -> str:
         """Return a digest of examples, labels and splits."""
         return self.examples.fingerprint(self.split_of.values())
@@ -299,14 +323,25 @@ class Classification(Supervised):
 
     def model_facts(self) -> dict[str, Any]:
         """Return shape and scale of inputs, and each client's label map."""
-        assert self.examples.labels_of is not None, "classes have labels"
-        maps, map_of = torch.unique(self.examples.labels_of, dim=0, return_inverse=True)
+        maps, map_of = torch.unique(self._own_labels(), dim=0, return_inverse=True)
         return {
             **super().model_facts(),
             "classes": self.examples.outputs,
+            "label_names": list(self.label_names),
             "label_maps": maps.tolist(),
             "label_map_of": map_of.tolist(),
         }
+
+    def _own_labels(self) -> Tensor:
+        """Return `labels_of` [n, classes], where labels share an output without those of no example: -1."""
+        assert self.examples.labels_of is not None, "classes have labels"
+        maps = self.examples.labels_of.clone()
+        ordered = maps.sort(dim=1).values
+        for client in (ordered[:, 1:] == ordered[:, :-1]).any(dim=1).nonzero()[:, 0].tolist():
+            own = torch.cat([split[client] for split in self.split_of.values()])
+            lacking = self.examples.targets[own].bincount(minlength=maps.shape[1]) == 0
+            maps[client, lacking] = -1
+        return maps
 
 
 def _at_least_single(outputs: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from cobo_dist.maths.graph import (
     link_f1,
     link_threshold,
 )
+from cobo_dist.maths.true_graph import TrueGraph, graph_correlation
 from cobo_dist.maths.weights import Weights
 
 _ROUNDING = 1e-6  # error of the sum of a row of W
@@ -91,17 +92,22 @@ class GraphStats:
         """Return the connected component of each client, [n]."""
         return component_labels(self.weights, self.link)
 
-    def agreement(self, clusters_n: Sequence[int] | None) -> dict[str, float | None]:
-        """Return the keys of the summary that compare the links with the true clusters; None if unknown."""
+    def agreement(
+        self, clusters_n: Sequence[int] | None, graph: TrueGraph | None = None
+    ) -> dict[str, float | None]:
+        """Return the keys of the summary that compare W with true clusters and graph; None if unknown."""
         scores = {
             "cluster_match": cluster_match,
             "link_accuracy": cluster_match,
             "link_f1": link_f1,
             "adjusted_rand": adjusted_rand,
         }
-        if clusters_n is None:
-            return dict.fromkeys(scores)
-        return {name: score(self.weights, clusters_n, self.link) for name, score in scores.items()}
+        found: dict[str, float | None] = dict.fromkeys([*scores, "graph_correlation"])
+        if clusters_n is not None:
+            found |= {name: of(self.weights, clusters_n, self.link) for name, of in scores.items()}
+        if graph is not None:
+            found["graph_correlation"] = graph_correlation(self.weights, graph)
+        return found
 
     def figures(self) -> dict[str, float | int]:
         """Return the keys of a round's row."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cobo_dist.comm.traffic_counter import PURPOSES, TRAINING
 from cobo_dist.formatting import human_bytes
 from cobo_dist.maths.graph import means_by_truth
+from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.disk import SMALL_FILE_BYTES, disk_guard, explain
 from cobo_dist.storage.files import open_file
@@ -66,6 +67,7 @@ class RunLogger:
         metrics: Sequence[str],
         share: float = 0.0,
         names: Sequence[str] = (),
+        true_graph: TrueGraph | None = None,
     ) -> None:
         """Open the files.
 
@@ -77,11 +79,13 @@ class RunLogger:
             metrics: what an evaluation gives, the metric that judges last.
             share: one client's equal share where rows of W sum to 1, else 0.
             names: of the clients, if they have any.
+            true_graph: how alike clients are, where clusters do not say it.
         """
         self.folder, self.display, self.health = folder, display, health
         self.clusters, self.metrics, self.share = clusters, tuple(metrics), share
         self.graph: GraphStats | None = None
-        self.snapshots = WeightSnapshots(folder, clusters, names)
+        self.true_graph = true_graph
+        self.snapshots = WeightSnapshots(folder, clusters, names, true_graph)
         self.progress = ProgressState()
         self.bytes = dict.fromkeys(PURPOSES, 0)  # of the whole run, all ranks
         # Of the whole run, all clients; None: begun by an earlier version, which did not count them.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.host import free_memory
+from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.maths.weights import Weights, join
 from cobo_dist.storage.array_schema import (
     MAX_DENSE_CLIENTS,
@@ -44,15 +45,22 @@ class WeightSnapshots:
     """Writes W.npz of a run folder."""
 
     def __init__(
-        self, folder: RunDir, clusters: Sequence[int] | None, names: Sequence[str]
+        self,
+        folder: RunDir,
+        clusters: Sequence[int] | None,
+        names: Sequence[str],
+        true_graph: TrueGraph | None = None,
     ) -> None:
-        """Start without snapshots; `clusters` and `names` are those of the clients, where known."""
+        """Start without snapshots; the others are those of the clients, where known."""
         self.folder = folder
         self._of_clients: Arrays = {}
         if clusters is not None:
             self._of_clients["clusters"] = np.asarray(clusters, dtype=np.int64)
         if names:
             self._of_clients["names"] = np.asarray(names, dtype=np.str_)
+        if true_graph is not None and true_graph.clients <= MAX_DENSE_CLIENTS:
+            self._of_clients["true_graph"] = true_graph.rows(range(true_graph.clients))
+            self._of_clients["true_order"] = true_graph.order
         self._dense: dict[int, NDArray[np.float32]] = {}
 
     def add(self, r: int, weights: Weights) -> None:
@@ -147,30 +155,33 @@ def gather_weights(
 # -- rows in checkpoints -----------------------------------------------------------------------------
 
 
-def row_tensors(weights: Weights, row: int) -> dict[str, Tensor]:
-    """Return one client's row of W as the tensors of its file in a checkpoint."""
+def row_tensors(weights: Weights, row: int, name: str = "weights") -> dict[str, Tensor]:
+    """Return one client's row of W, or of another matrix, as the tensors of its file in a checkpoint."""
     row_n = weights.rows(np.array([row]))[0]
     if len(row_n) <= MAX_DENSE_CLIENTS:
-        return {"weights": torch.from_numpy(row_n)}
+        return {name: torch.from_numpy(row_n)}
     level, zero = weights.dtype.type(weights.level), weights.dtype.type(0)
     rest = max(level, zero, key=lambda value: np.count_nonzero(row_n == value))
     others = np.flatnonzero(row_n != rest)
     return {
-        "weights.rest": torch.from_numpy(np.full(1, rest, dtype=row_n.dtype)),
-        "weights.columns": torch.from_numpy(others),
-        "weights.values": torch.from_numpy(row_n[others]),
+        f"{name}.rest": torch.from_numpy(np.full(1, rest, dtype=row_n.dtype)),
+        f"{name}.columns": torch.from_numpy(others),
+        f"{name}.values": torch.from_numpy(row_n[others]),
     }
 
 
-def take_row(held: dict[str, Tensor], weights: Weights, path: Path) -> NDArray[Any]:
+def take_row(
+    held: dict[str, Tensor], weights: Weights, path: Path, name: str = "weights"
+) -> NDArray[Any]:
     """Remove what `row_tensors` saved from a client's tensors, and return the row as a vector, [n].
 
     Raises:
         Damaged: it is missing, or no row of such weights.
     """
     n, dtype = weights.shape[1], weights.dtype
-    names = [name for name in held if name == "weights" or name.startswith("weights.")]
-    parts: Arrays = {name: held.pop(name).numpy() for name in names}
+    # The layouts call every matrix `weights`.
+    names = [one for one in held if one == name or one.startswith(f"{name}.")]
+    parts: Arrays = {f"weights{one.removeprefix(name)}": held.pop(one).numpy() for one in names}
     dense = set(parts) == {"weights"}
     try:
         check_arrays(ROW_DENSE if dense else ROW_LISTED, parts, n=n)

@@ -273,7 +273,9 @@ def _open_run_logger(
     health = HealthMonitor(config.algorithm, task.clients, config.run.rounds, config.optimizer.lr)
     display = open_display(config.log, config.run.rounds, first)
     share = config.algorithm.equal_share(task.clients)
-    run_logger = RunLogger(folder, display, health, task.clusters, task.metrics, share, task.names)
+    run_logger = RunLogger(
+        folder, display, health, task.clusters, task.metrics, share, task.names, task.true_graph
+    )
     if config.log.tensorboard:
         run_logger.open_board(first)
     return closing(run_logger)

@@ -38,24 +38,30 @@ _ALIGNMENT_BYTES = 8  # of tensors in a payload: the longest number of any type
 # -- rows of W -----------------------------------------------------------------------------------------
 
 
-def weight_row(weights: Weights, row: int) -> Tensor:
-    """Return one row of W as a dense row [n]."""
-    return torch.from_numpy(weights.rows(np.array([row]))[0])
+def matrix_rows(algorithm: Algorithm, row: int) -> list[Tensor]:
+    """Return a client's row of W and of each other matrix, as dense rows [n]."""
+    return [
+        torch.from_numpy(matrix.rows(np.array([row]))[0])
+        for matrix in algorithm.matrices().values()
+    ]
 
 
-def put_rows(weights: Weights, rows: Iterable[tuple[int, Tensor]]) -> None:
-    """Set rows of W from pairs (row number, dense row [n])."""
+def put_rows(algorithm: Algorithm, rows: Iterable[tuple[int, list[Tensor]]]) -> None:
+    """Set rows of W and of the other matrices from pairs (row number, what `matrix_rows` returns)."""
     rest = iter(rows)
     while chunk := list(islice(rest, _ROWS_AT_ONCE)):
-        numbers, rows_kn = zip(*chunk, strict=True)
-        weights.put_rows(np.array(numbers), torch.stack(rows_kn).numpy())
+        numbers, rows_k = zip(*chunk, strict=True)
+        for matrix, rows_kn in zip(
+            algorithm.matrices().values(), zip(*rows_k, strict=True), strict=True
+        ):
+            matrix.put_rows(np.array(numbers), torch.stack(rows_kn).numpy())
 
 
 # -- one client as bytes -------------------------------------------------------------------------------
 
 
 def _state(clients: ClientBatch, algorithm: Algorithm, row: int) -> list[Tensor]:
-    """Return views of all that a client keeps between rounds, except its row of W."""
+    """Return views of all that a client keeps between rounds, except its rows of W and other matrices."""
     rows = algorithm.state().rows.values()
     return [*clients.client_state(row).values(), *(held[row] for held in rows)]
 
@@ -170,7 +176,7 @@ class ClientMigrator:
     def _payload_bytes(self) -> int:
         """Return the bytes of one client's payload: the same for all clients."""
         algorithm = self.learner.algorithm
-        tensors = [*_state(self.learner.clients, algorithm, 0), weight_row(algorithm.weights, 0)]
+        tensors = [*_state(self.learner.clients, algorithm, 0), *matrix_rows(algorithm, 0)]
         return sum(map(_padded_bytes, tensors))
 
     def _move(self, placement: Placement) -> None:
@@ -194,30 +200,30 @@ class ClientMigrator:
         for peer, payload_kb in sends.items():
             for client, payload_b in zip(leaving[peer].tolist(), payload_kb, strict=True):
                 state = _state(clients, algorithm, row_of[client])
-                state.append(weight_row(algorithm.weights, row_of[client]))
+                state.extend(matrix_rows(algorithm, row_of[client]))
                 for slot, one in zip(_slots(payload_b, state), state, strict=True):
                     slot.copy_(one)
         self.exchange.move(placement, sends, receives)
         sends.clear()
         clients.replace(self.exchange.ids)
         self._rebuild(row_of)
-        put_rows(self.learner.algorithm.weights, self._unpack(receives, coming))
+        put_rows(self.learner.algorithm, self._unpack(receives, coming))
 
     def _unpack(
         self, receives: Mapping[int, Tensor], coming: Mapping[int, Ids]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Fill in the state of the clients that came; yield each one's row number and row of W."""
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Fill in the state of the clients that came; yield each one's row number and rows of matrices."""
         clients, algorithm = self.learner.clients, self.learner.algorithm
         row_of = {client: row for row, client in enumerate(clients.ids)}
-        like = torch.empty_like(weight_row(algorithm.weights, 0))
+        like = matrix_rows(algorithm, 0)
         for peer, payload_kb in receives.items():
             for client, payload_b in zip(coming[peer].tolist(), payload_kb, strict=True):
                 row = row_of[client]
                 state = _state(clients, algorithm, row)
-                *slots, weights_n = _slots(payload_b, [*state, like])
-                for slot, one in zip(slots, state, strict=True):
+                slots = list(_slots(payload_b, [*state, *like]))
+                for slot, one in zip(slots, state, strict=False):
                     one.copy_(slot)
-                yield row, weights_n.cpu()
+                yield row, [slot.cpu() for slot in slots[len(state) :]]
 
     def _rebuild(self, row_of: Mapping[int, int]) -> None:
         """Build the algorithm anew, with its shared state, and its state of the clients that stayed."""
@@ -225,10 +231,7 @@ class ClientMigrator:
         new = self.learner.algorithm = self.learner.new_algorithm()
         rows = [row for row, client in enumerate(clients.ids) if client in row_of]
         old_rows = [row_of[clients.ids[row]] for row in rows]
-        put_rows(
-            new.weights,
-            ((k, weight_row(old.weights, m)) for k, m in zip(rows, old_rows, strict=True)),
-        )
+        put_rows(new, ((k, matrix_rows(old, m)) for k, m in zip(rows, old_rows, strict=True)))
         state, before = new.state(), old.state()
         for name, held in state.rows.items():
             held[rows] = before.rows[name][old_rows]

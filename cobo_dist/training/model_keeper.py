@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from cobo_dist.clients.client_batch import ClientBatch
+from cobo_dist.clients.local_work import Rows
 from cobo_dist.maths import seeds
 from cobo_dist.run_config import RunConfig
 
@@ -26,7 +28,7 @@ class ModelKeeper:
         So after any round, those of each round so far are kept with equal probability: Algorithm 1's output.
         """
         if self.rule == "uniform" and float(seeds.uniforms(self._key(r), 1)) * r < 1.0:
-            self._take(r, torch.ones(len(self.clients.ids), dtype=torch.bool))
+            self._take(r, np.arange(len(self.clients.ids)))
 
     def after_evaluation(
         self, r: int, results: Mapping[str, Sequence[Mapping[str, float]]]
@@ -42,16 +44,16 @@ class ModelKeeper:
         losses_c1 = torch.tensor(losses, dtype=torch.float64)[:, None]
         better_c1 = losses_c1 < kept.losses_c1
         kept.losses_c1[better_c1] = losses_c1[better_c1]
-        self._take(r, better_c1[:, 0])
+        self._take(r, np.flatnonzero(better_c1.numpy()))
 
     def put_back(self) -> None:
         """Make the kept models those of the clients, once training is over."""
         if self.clients.kept is not None:
             self.clients.kept.put_back(self.clients.x_cd, self.clients.buffers)
 
-    def _take(self, r: int, rows_c: torch.Tensor) -> None:
+    def _take(self, r: int, rows_k: Rows) -> None:
         if self.clients.kept is not None:
-            self.clients.kept.take(r, rows_c, self.clients.x_cd, self.clients.buffers)
+            self.clients.kept.take(r, rows_k, self.clients.x_cd, self.clients.buffers)
 
     def _key(self, r: int) -> int:
         return seeds.key(self.seed, "kept round", r)

@@ -38,6 +38,7 @@ from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
 from cobo_dist.training.lost_contact import Loss, describe_loss
+from cobo_dist.training.model_metadata import model_metadata
 from cobo_dist.training.signals import name_of
 from cobo_dist.training.trainer import Trainer
 
@@ -102,7 +103,7 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
         ],
         clusters_found=int(cluster_n.max()) + 1,
         link_threshold=graph.link,
-    ).model_copy(update=graph.agreement(run_logger.clusters))
+    ).model_copy(update=graph.agreement(run_logger.clusters, run_logger.true_graph))
     if placement is not None:
         summary.placement = placement
     run_logger.traffic(peaks)
@@ -137,11 +138,12 @@ def _bytes_per_client(run_logger: RunLogger, clients: int) -> BytesPerClient | N
 
 
 def _save_models(learner: Learner, folder: RunDir, rank: int) -> None:
+    metadata_of = model_metadata(learner.task)
     for row, client in enumerate(learner.clients.ids):
         state = learner.clients.state_dict(row)
         nbytes = sum(one.nbytes for one in state.values())
         with folder.saving_model(client, rank, nbytes) as draft:
-            learner.task.save(state, draft)
+            learner.task.save(state, draft, metadata_of(client).to_text())
 
 
 def _table(
@@ -169,6 +171,8 @@ def _table(
         scores = f"{summary.link_f1:.2f}, {summary.adjusted_rand:.2f}"
         rows.append(("link F1, adjusted Rand", scores))
         rows.append(("mean W", f"{means[0]:.2f} within clusters, {means[1]:.2f} across"))
+    if summary.graph_correlation is not None:
+        rows.append(("correlation with the right graph", f"{summary.graph_correlation:.2f}"))
     return rows
 
 

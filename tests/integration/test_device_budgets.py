@@ -25,6 +25,8 @@ from cobo_dist.maths.weights import Weights
 
 SHORT = ("run.rounds=2", "run.eval_every=0", "run.log_weights_every=0", "run.engine=vectorised")
 
+SMALL = ("model.norm=batch", "data.batch_size=4", "model.hidden=[8]")
+
 
 def counts_of_round(folder: Path, arguments: Sequence[str]) -> Counts:
     """Return the counts of the second round: the first also prepares what later rounds use again."""
@@ -81,9 +83,38 @@ def test_state_is_copied_in_whole_rows(tmp_path: Path, writing: str, syncs: int)
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_no_algorithm_waits_for_each_client(tmp_path: Path, algorithm: str) -> None:
-    arguments = digits(algorithm, "model.norm=batch", "data.batch_size=4", "model.hidden=[8]")
-    counts = counts_of_round(tmp_path, arguments)
+    counts = counts_of_round(tmp_path, digits(algorithm, *SMALL))
     assert counts.syncs.total() <= 3, counts.describe()
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "cobo"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["run.on_nan=skip_client", "local.steps=2", "participation.count=3"],
+        ["local.epochs=1", "local.clip_norm=1", "data.batch_size=50"],
+    ],
+    ids=["skipped gradients", "epochs"],
+)
+def test_no_option_waits_for_each_client(
+    tmp_path: Path, algorithm: str, options: list[str]
+) -> None:
+    counts = counts_of_round(tmp_path, digits(algorithm, *SMALL, *options))
+    assert counts.syncs.total() <= (algorithm == "cobo"), counts.describe()
+
+
+@pytest.mark.parametrize("keep", ["best", "uniform"])
+def test_models_are_kept_without_waiting(tmp_path: Path, keep: str) -> None:
+    both = "run.eval_splits=[validation,test]"
+    run = [
+        *SHORT,
+        *digits("local", *SMALL, f"run.keep={keep}", both),
+        f"run.dir={tmp_path / 'run'}",
+    ]
+    kept = counts_of_run(run)["keeping models"]
+    assert kept
+    for counts in kept:
+        assert counts.syncs.total() == 0, counts.describe()
 
 
 def test_a_language_model_launches_few_kernels_for_dropout(tmp_path: Path) -> None:

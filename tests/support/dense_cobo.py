@@ -29,11 +29,16 @@ def dense_cobo(
     simplex: str = "",
     etas: Sequence[float] = (),
     fixed: bool = False,
+    margin: float = 0.0,
+    threshold: float = 0.0,
+    capped: bool = False,
+    evidence: reference.Evidence | None = None,
 ) -> tuple[Array, Array]:
     """Return X^T [n, d] and W^T [n, n] of a problem file after one round for each list of pairs.
 
     `simplex`: the own weight is "excluded" from a client's row, or "included". `etas`: the step size of
-    each round, `eta` the peak. `fixed`: the penalty at the peak, after the gradient step.
+    each round, `eta` the peak. `fixed`: the penalty at the peak, after the gradient step. `evidence` selects
+    in place of the gradient step.
     """
     arrays = {name: torch.from_numpy(array) for name, array in np.load(problem).items()}
     n = len(arrays["centers"])
@@ -47,25 +52,33 @@ def dense_cobo(
         g_d = gradient(i, point_d)
         return g_d / g_d.norm() if cosine else g_d
 
-    if not (w_0 != 1.0 or cosine or models_first or simplex or etas or fixed):
-        x_nd, w_nn = reference.cobo(x_nd, gradient, pairs_by_round, rho=rho, gamma=gamma, eta=eta)
+    if not (w_0 != 1.0 or cosine or models_first or simplex or etas or fixed or evidence):
+        x_nd, w_nn = reference.cobo(
+            x_nd, gradient, pairs_by_round, rho=rho, gamma=gamma, eta=eta,
+            margin=margin, threshold=threshold, capped=capped,
+        )  # fmt: skip
         return x_nd.numpy(), w_nn.numpy()
     w_nn = torch.full((n, n), w_0, dtype=torch.float64)
     takes_part = torch.eye(n) == 0 if simplex == "excluded" else torch.ones(n, n) > 0
     if simplex:
         w_nn = takes_part / takes_part.sum(dim=1, keepdim=True).double()
+    s_nn = w_nn
+    training = reference.capped_training if capped else reference.model_training
     for t, pairs in enumerate(pairs_by_round):
         old_nn, eta_t = w_nn, etas[t] if etas else eta
         if simplex:
             w_nn = row_selection(x_nd, w_nn, aligned, pairs, gamma, takes_part)
+        elif evidence:
+            w_nn = evidence.select(x_nd, w_nn, aligned, pairs)
         else:
-            w_nn = reference.client_selection(x_nd, w_nn, aligned, pairs, gamma)
+            s_nn = reference.client_selection(x_nd, s_nn, aligned, pairs, gamma, margin, threshold)
+            w_nn = s_nn.clamp(0, 1)
         used_nn = old_nn if models_first else w_nn
         if fixed:
             x_nd = reference.model_training(x_nd, used_nn, gradient, 0.0, eta_t)
-            x_nd = reference.model_training(x_nd, used_nn, lambda i, x_d: 0 * x_d, rho, eta)
+            x_nd = training(x_nd, used_nn, lambda i, x_d: 0 * x_d, rho, eta)
         else:
-            x_nd = reference.model_training(x_nd, used_nn, gradient, rho, eta_t)
+            x_nd = training(x_nd, used_nn, gradient, rho, eta_t)
     return x_nd.numpy(), w_nn.numpy()
 
 

@@ -19,6 +19,7 @@ from cobo_dist.comm.session import open_session
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
 from cobo_dist.training import build, shutdown
+from cobo_dist.training.model_keeper import ModelKeeper
 
 ALONE = Launch("python", 0, 1, 0, 1, "127.0.0.1", 29500)
 PARTS: dict[str, tuple[Any, str]] = {
@@ -26,6 +27,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "evaluation": (MetricsBuffer, "evaluate"),
     "check of models": (MetricsBuffer, "check_models"),
     "models at the end": (shutdown, "_save_models"),
+    "keeping models": (ModelKeeper, "_take"),
 }
 
 

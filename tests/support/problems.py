@@ -19,11 +19,12 @@ from cobo_dist.training.build import run_in_session
 QUIET = ("log.figures=false", "log.progress=none")
 
 
-def write_quadratic(path: Path, clients: int = 7, size: int = 5, seed: int = 0) -> Path:
-    """Write Example 2 with three clusters of unequal size; inputs depend on the seed."""
+def write_quadratic(
+    path: Path, clients: int = 7, size: int = 5, seed: int = 0, clusters: int = 3
+) -> Path:
+    """Write Example 2 with clusters of unequal size; inputs depend on the seed."""
     rng = np.random.default_rng(seed)
-    clusters = np.arange(clients) % 3
-    centers = rng.normal(size=(3, size))[clusters]
+    centers = rng.normal(size=(clusters, size))[np.arange(clients) % clusters]
     curvature = rng.uniform(0.5, 1.5, size=clients)
     np.savez(path, centers=centers, curvature=curvature, start=rng.normal(size=size))
     return path
@@ -55,10 +56,10 @@ def train_and_weights(session: Session, arguments: list[str]) -> np.ndarray:
 
     def build(*parts: Any) -> Any:
         built.append(build_algorithm(*parts))
-        return built[0]
+        return built[-1]
 
     train_with(session, arguments, build)
-    return built[0].weights.dense()
+    return built[-1].weights.dense()  # a run builds another one where clients move
 
 
 def models(folder: Path) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
-"""Heat maps of the collaboration weights at a few rounds, beside the true clusters.
+"""Heat maps of the collaboration weights at a few rounds, beside the true clusters or the right graph.
 
-Clients are in the order of the true clusters or, where these are unknown, of `reading.seriation`. W of many
-clients is drawn by cells of clients (`reading.sparse_weights`).
+Clients are in the order of the true clusters or graph or, where these are unknown, of `reading.seriation`.
+W of many clients is drawn by cells of clients (`reading.sparse_weights`).
 """
 
 from __future__ import annotations
@@ -123,7 +123,10 @@ def _panel(weights: Weights, number: int) -> Panel:
 
 
 def _oracle(weights: Weights, top: float) -> list[Panel]:
-    """The true clusters in the scale's darkest color: they show which links are right, not strengths."""
+    """The right graph, or the true clusters in the scale's darkest color: these have no strengths."""
+    if weights.true_graph is not None:
+        right = np.float32(top) * weights.true_graph[np.ix_(weights.order, weights.order)]
+        return [("right graph", _masked(weights, right))]
     if weights.clusters is None:
         return []
     if weights.cells:
@@ -167,11 +170,14 @@ def _draw_matrix(axes: Axes, matrix: npt.NDArray[np.float32], top: float) -> Non
 def _axis_label(weights: Weights) -> str:
     order = weights.order
     by = "clients, linked ones together" if weights.clusters is None else "clients, by cluster"
+    if weights.true_graph is not None:
+        by = "clients, by the right graph"
     if weights.cells:
         return f"{by} ({weights.cells.largest} to a pixel)"
     if np.array_equal(order, np.arange(len(order))):
         return "client"
-    return by if len(order) > _MAX_NAMED_CLIENTS or weights.clusters is None else "client"
+    known = weights.clusters is not None or weights.true_graph is not None
+    return "client" if known and len(order) <= _MAX_NAMED_CLIENTS else by
 
 
 def _tick_clients(axes: Axes, weights: Weights) -> None:

@@ -26,11 +26,12 @@ _CAPTIONS = {
     "graph": "How the graph of links forms. A link is a weight of at least 0.5 or, where a client's "
     "weights sum to 1, of more than an equal share.",
     "weights_all": "Collaboration weights of the methods that learn them, beside the true clusters "
-    f"where these are known; diagonals are masked out. {_ORDER} Each method has its own order then. Where "
-    "a client's weights sum to 1, colors reach up to the largest weight logged. The first seed of each "
-    "method.",
-    "weights": "Collaboration weights beside the true clusters where these are known; diagonals are "
-    f"masked out. {_ORDER} Where a client's weights sum to 1, colors reach up to the largest weight logged.",
+    f"or the right graph where these are known; diagonals are masked out. {_ORDER} Each method has its own "
+    "order then. Where a client's weights sum to 1, colors reach up to the largest weight logged. The first "
+    "seed of each method.",
+    "weights": "Collaboration weights beside the true clusters or the right graph where these are known; "
+    f"diagonals are masked out. {_ORDER} Where a client's weights sum to 1, colors reach up to the largest "
+    "weight logged.",
     "shares": "The weights that each client gives the others, against rounds (Figure 4). Faint: as "
     "logged; bold: their exponential moving average; grey: an equal share.",
     "profile": "Where a round's time goes on each rank, mean over rounds after the first 10. Each second "

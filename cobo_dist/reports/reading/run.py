@@ -37,6 +37,8 @@ class Weights:
     weights: npt.NDArray[np.float32]  # [k, n, n], or the means [k, b, b] of `cells`
     clusters: npt.NDArray[np.int64] | None  # [n], or None where they are unknown
     names: tuple[str, ...] = ()  # of the n clients; empty where they have none
+    true_graph: npt.NDArray[np.float32] | None = None  # [n, n], where clusters do not say it
+    true_order: npt.NDArray[np.int64] | None = None  # [n], of clients in figures with `true_graph`
     share: float = 0.0  # one client's equal share where the weights of a row sum to 1, else 0
     cells: Cells | None = None  # of clients, where there are too many for a W that is written out
 
@@ -49,10 +51,13 @@ class Weights:
     def order(self) -> npt.NDArray[np.int64]:
         """Rows of `weights` by cluster, so that links are blocks on the diagonal. [n] or [b]
 
-        Where the true clusters are unknown, the last logged W decides (`seriation.seriate`).
+        A right graph has an order of its own. Where neither is known, the last logged W decides
+        (`seriation.seriate`).
         """
         if self.cells:  # they are in order
             return np.arange(self.weights.shape[1])
+        if self.true_order is not None:
+            return self.true_order
         if self.clusters is None:
             return seriate(self.weights[-1])
         return np.argsort(self.clusters, kind="stable").astype(np.int64)
@@ -247,6 +252,11 @@ def _read_weights(path: Path, share_of: Callable[[int], float]) -> Weights | Non
                     raise SchemaError(
                         f"`weights` has shape {weights.shape}, or `rounds` do not increase"
                     )
+            graph, order = (of_clients.get(f"true_{name}") for name in ("graph", "order"))
+            if (graph is None) != (order is None) or (
+                order is not None and not np.array_equal(np.sort(order), np.arange(n))
+            ):
+                raise SchemaError("`true_order` is no order of the clients of `true_graph`")
     except SchemaError as error:
         raise ConfigError(f"{path}: {error}; remove it or rerun") from None
     except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
@@ -258,6 +268,8 @@ def _read_weights(path: Path, share_of: Callable[[int], float]) -> Weights | Non
         weights.astype(np.float32),
         None if clusters is None else clusters.astype(np.int64),
         tuple(names.tolist()),
+        graph,
+        order,
         share_of(n),
         cells,
     )

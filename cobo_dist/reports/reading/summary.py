@@ -27,6 +27,7 @@ class Summary:
     link_accuracy: float | None
     link_f1: float | None
     adjusted_rand: float | None
+    graph_correlation: float | None
     clusters_found: int | None
 
 
@@ -51,6 +52,7 @@ def read_summary(path: Path) -> Summary | None:
         link_accuracy=found.cluster_match if found.link_accuracy is None else found.link_accuracy,
         link_f1=found.link_f1,
         adjusted_rand=found.adjusted_rand,
+        graph_correlation=found.graph_correlation,
         clusters_found=found.clusters_found,
     )
 

@@ -23,7 +23,8 @@ NOTE = (
     "A link is a weight of at least 0.5 or, where a client's weights sum to 1, of more than an equal share. "
     "Link accuracy: client pairs whose final link agrees with the true clusters, in %; link F1: harmonic "
     "mean of precision and recall of the links; adjusted Rand: index of the connected components and the "
-    "true clusters. A method that links nobody has F1 and index 0. Clusters found: connected components. "
+    "true clusters. A method that links nobody has F1 and index 0. Graph correlation: of W's weights and the "
+    "right ones, where clusters do not say them. Clusters found: connected components. "
     "MB sent: 10^6 bytes between ranks, all together. MB a client: what a client would send (up) and receive "
     "(down) as a machine of its own, the same on any number of ranks."
 )
@@ -37,6 +38,7 @@ _CSV_MEANS = {
     "link_accuracy_percent": "link_accuracy",
     "link_f1": "link_f1",
     "adjusted_rand": "adjusted_rand",
+    "graph_correlation": "graph_correlation",
     "clusters_found": "clusters_found",
     "mb_per_round": "megabytes",
     "mb_up_per_client_and_round": "megabytes_up",
@@ -48,6 +50,7 @@ _LINK_COLUMNS = {
     "link_accuracy": ("link accuracy %", ".1f"),
     "link_f1": ("link F1", ".2f"),
     "adjusted_rand": ("adjusted Rand", ".2f"),
+    "graph_correlation": ("graph correlation", ".2f"),
     "clusters_found": ("clusters found", ".3g"),
 }
 _MAX_SETTING_COLUMNS = 4  # more settings than these share one column

@@ -25,8 +25,8 @@ Score = tuple[float, float]
 """Mean and sample standard deviation over seeds; the latter is NaN for a single seed."""
 
 
-LINK_SCORES = ("link_accuracy", "link_f1", "adjusted_rand", "clusters_found")
-"""How the graph of links agrees with the true clusters, and its connected components."""
+LINK_SCORES = ("link_accuracy", "link_f1", "adjusted_rand", "graph_correlation", "clusters_found")
+"""How W agrees with the true clusters or the right graph, and its connected components."""
 
 
 @dataclass(frozen=True, eq=False)

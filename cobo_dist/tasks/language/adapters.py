@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cobo_dist.clients.engines import trained
 from cobo_dist.errors import ConfigError
@@ -21,6 +22,8 @@ from cobo_dist.tasks.language.dropout import Keys
 from cobo_dist.tasks.language.libraries import library, reason_of
 
 _NAME = "default"  # PEFT's name of an adapter without a name
+
+StartKind = Literal["zero", "normal", "uniform"]
 
 
 class Adapted:
@@ -49,6 +52,7 @@ class Adapted:
             enable = getattr(base.model, "activation_checkpointing_enable", None)
             (enable or base.model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.shapes = {name: one.shape for name, one in trained(self.model)}
+        self._kinds = self._start_kinds()
 
     def _wrap(self) -> Any:
         peft, model, config = library("peft"), self.base.model, self.config
@@ -87,13 +91,41 @@ class Adapted:
             {
                 name.rpartition(".")[2]
                 for name, module in modules
-                if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+                if isinstance(module, nn.Linear | nn.Embedding) or type(module).__name__ == "Conv1D"
             }
         )
 
+    def _start_kinds(self) -> dict[str, StartKind]:
+        """Return how each tensor starts, read from what PEFT gave it and from the layer that it adapts.
+
+        PEFT lets one factor of an adapter start at zero: B of a linear layer, but A of an embedding.
+        """
+        kinds: dict[str, StartKind] = {}
+        for name, one in trained(self.model):
+            layer = self._adapted_layer(name)
+            drawn: StartKind = "normal" if isinstance(layer, nn.Embedding) else "uniform"
+            # A tensor on the device meta, which has a shape only, counts as drawn.
+            kinds[name] = drawn if one.is_meta or one.any() else "zero"
+        return kinds
+
+    def _adapted_layer(self, name: str) -> nn.Module | None:
+        """Return the layer of the base that a tensor of an adapter belongs to."""
+        while name:
+            name = name.rpartition(".")[0]
+            owner = self.model.get_submodule(name)
+            if hasattr(owner, "base_layer"):
+                return owner.base_layer  # type: ignore[no-any-return]
+        return None
+
     def start(self, seed: int) -> dict[str, Tensor]:
-        """Return starting adapters: A uniform in ±1/sqrt(inputs), as PEFT draws it, and B zero."""
-        return {name: _start(name, shape, seed) for name, shape in self.shapes.items()}
+        """Return starting adapters: numbers from keys of the seed where PEFT draws, zeros where it has zeros.
+
+        Numbers are uniform in ±1/sqrt(inputs), those of an embedding standard normal, as PEFT draws them.
+        """
+        return {
+            name: _start(name, shape, self._kinds[name], seed)
+            for name, shape in self.shapes.items()
+        }
 
     def size(self) -> tuple[int, int]:
         """Return the numbers of trained and of frozen parameters."""
@@ -109,7 +141,7 @@ class Adapted:
                 digest.update(f"{name} {list(one.shape)}".encode() + first.tobytes())
         return digest.hexdigest()[:16]
 
-    def save(self, state: Mapping[str, Tensor], folder: Path) -> None:
+    def save(self, state: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> None:
         """Write adapters as PEFT's folder: `adapter_model.safetensors`, `adapter_config.json`."""
         from safetensors.torch import save_file
 
@@ -120,7 +152,9 @@ class Adapted:
         named = peft.get_peft_model_state_dict(
             self.model, state_dict=dict(state), adapter_name=_NAME, save_embedding_layers=False
         )
-        save_file(named, draft / "adapter_model.safetensors", metadata={"format": "pt"})
+        # Libraries refuse a file that does not name its framework.
+        about = {"format": "pt", **metadata}
+        save_file(named, draft / "adapter_model.safetensors", metadata=about)
         config = copy.copy(self.model.peft_config[_NAME])
         config.inference_mode, config.base_model_name_or_path = True, self.base.name
         if isinstance(config.target_modules, set):
@@ -133,7 +167,7 @@ class Adapted:
         from safetensors.torch import load
 
         held = load((folder / "adapter_model.safetensors").read_bytes())
-        names = {name.replace(f".{_NAME}.", "."): name for name in self.shapes}
+        names = {re.sub(rf"\.{_NAME}(?=\.|$)", "", name): name for name in self.shapes}
         return {names.get(name, name): one for name, one in held.items()}
 
 
@@ -148,8 +182,11 @@ def read_adapted(config: LanguageModelConfig, context: int, folder: Path) -> nn.
     return model
 
 
-def _start(name: str, shape: torch.Size, seed: int) -> Tensor:
-    if ".lora_A." not in name:
+def _start(name: str, shape: torch.Size, kind: StartKind, seed: int) -> Tensor:
+    if kind == "zero":
         return torch.zeros(shape)
-    numbers = seeds.uniforms(seeds.key(seed, f"start {name}"), shape.numel())
-    return ((2.0 * numbers - 1.0) / math.sqrt(shape[1])).view(shape).float()
+    key, count = seeds.key(seed, f"start {name}"), shape.numel()
+    if kind == "normal":
+        return seeds.normals(key, count).view(shape).float()
+    bound = 1.0 / math.sqrt(shape[1:].numel())
+    return ((2.0 * seeds.uniforms(key, count) - 1.0) * bound).view(shape).float()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from cobo_dist.lazy import nn
 from cobo_dist.registry import register
 from cobo_dist.settings import Text, as_tuple
 from cobo_dist.tasks.sections import ModelSection, TaskSection
@@ -59,6 +61,13 @@ class LanguageConfig(TaskSection):
 
         assert isinstance(model, LanguageModelConfig), "task.name=language takes no other kind"
         return Language(self, model, data, seed)
+
+    def read_folder(self, model: ModelSection, folder: Path) -> nn.Module:
+        """Return the PEFT model of the base and a client's adapters."""
+        from cobo_dist.tasks.language.adapters import read_adapted
+
+        assert isinstance(model, LanguageModelConfig), "task.name=language takes no other kind"
+        return read_adapted(model, self.context, folder)
 
     def fetch(self, data: DataConfig) -> Iterator[str]:
         """Fetch the articles of Wiki-40B where no folder of texts is given."""

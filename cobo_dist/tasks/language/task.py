@@ -39,6 +39,7 @@ class Language(Task):
     # vmap supports neither PEFT's modules nor dropout whose keys are set from outside.
     engines: tuple[str, ...] = ("one_by_one",)
     clusters: tuple[int, ...] | None = None
+    random_order = True
 
     def __init__(
         self, config: LanguageConfig, model: LanguageModelConfig, data: DataConfig, seed: int
@@ -164,9 +165,9 @@ class Language(Task):
         parts = [self.adapted.fingerprint(), *(stream.digest for stream in self.streams)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
-    def save(self, state: Mapping[str, Tensor], path: Path) -> None:
+    def save(self, state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
         """Write one client's adapters as a PEFT folder."""
-        self.adapted.save(state, path)
+        self.adapted.save(state, path, metadata)
 
     def load(self, path: Path) -> dict[str, Tensor]:
         """Return the adapters in a PEFT folder."""
@@ -179,7 +180,11 @@ class Language(Task):
             f"{self.config.validation_fraction:g}; set task.validation_fraction=0.1"
         )
 
-    def facts(self) -> dict[str, str]:
+    def data_in_memory(self) -> tuple[str, int]:
+        """Return the bytes of all tokens."""
+        return "tokens of all clients, files mapped", sum(s.tokens.nbytes for s in self.streams)
+
+    def describe(self) -> dict[str, str]:
         """Return a description of texts and model, by title."""
         own, frozen = self.adapted.size()
         facts = {

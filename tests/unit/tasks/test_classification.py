@@ -25,22 +25,29 @@ from cobo_dist.results.run import open_run
 from cobo_dist.storage.array_schema import PARTITION, check_arrays
 from cobo_dist.tasks.partitions import TrainingLabels, dirichlet
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.tasks.supervised import Classification
+from cobo_dist.tasks.supervised import Supervised
 
 CLIENTS = 6
-PARTITIONS = {
-    "iid": {}, "quantity": {"min_size": 4}, "dirichlet": {"min_size": 4}, "shards": {},
-    "pathological": {"classes_per_client": 3}, "ring": {"classes_per_client": 3},
-    "disjoint_classes": {"cluster_sizes": (4, 2)}, "by_column": {}, "from_file": {},
+SMALL = {
+    "quantity": {"min_size": 4}, "dirichlet": {"min_size": 4}, "pathological": {"classes_per_client": 3},
+    "ring": {"classes_per_client": 3}, "disjoint_classes": {"cluster_sizes": (4, 2)},
 }  # fmt: skip
 
 
-def task_of(*given: str) -> Classification:
+def built_in(kind: str) -> list[str]:
+    """Return the registered names of a kind, so that tests hold for each that is added."""
+    return sorted(name for name, one in register.kinds[kind].items() if one.source == BUILT_IN)
+
+
+PARTITIONS = {name: SMALL.get(name, {}) for name in built_in("partition")}
+
+
+def task_of(*given: str) -> Supervised:
     config = load_config(None, ["task.name=classification", *given])
     task = build_task(
         config.task, config.model, config.data, config.run.seed, getattr(torch, config.run.dtype)
     )
-    assert isinstance(task, Classification)
+    assert isinstance(task, Supervised)
     return task
 
 
@@ -113,7 +120,7 @@ def test_a_run_is_predicted_by_its_saved_model(tmp_path: Path) -> None:
     )
 
 
-def assert_disjoint_and_covering(task: Classification, count: int) -> None:
+def assert_disjoint_and_covering(task: Supervised, count: int) -> None:
     """Every example belongs to one split of one client, and every client has one of each split."""
     parts = [own for those in task.split_of.values() for own in those]
     assert torch.cat(parts).sort().values.tolist() == list(range(count))
@@ -165,15 +172,13 @@ def test_partitions_give_every_example_to_one_client(
 
 
 @pytest.mark.parametrize("name", sorted(PARTITIONS))
-@pytest.mark.parametrize("source", ["sklearn", "csv", "parquet", "npz", "images"])
+@pytest.mark.parametrize("source", built_in("source"))
 def test_splits_are_disjoint_and_cover(tmp_path: Path, name: str, source: str) -> None:
     """For every source with every partition, with a test set of the source (npz) and without."""
     if source == "parquet":
         pytest.importorskip("pyarrow")
-    if source == "images" and name == "by_column":
-        return  # a folder of images has no clients
     rng = np.random.default_rng(0)
-    given = {
+    builders = {
         "sklearn": lambda: ["task.source.set=wine"],
         "csv": lambda: csv(tmp_path / "t.csv"),
         "parquet": lambda: csv(tmp_path / "t.csv"),
@@ -182,12 +187,16 @@ def test_splits_are_disjoint_and_cover(tmp_path: Path, name: str, source: str) -
             x_test=rng.normal(size=(90, 2, 3)), y_test=np.arange(90) % 3, client=np.arange(90) % 4,
         ),
         "images": lambda: folder(tmp_path / "images"),
-    }[source]()  # fmt: skip
+        "sklearn_regression": lambda: [
+            "task.name=regression", "task.source.name=sklearn_regression", "task.bins=3",
+        ],
+    }  # fmt: skip
+    given = builders.get(source, list)() or [f"task.source.name={source}"]
     if source == "parquet":
         pd.read_csv(tmp_path / "t.csv").to_parquet(tmp_path / "t.parquet")
         given = ["task.source.name=parquet", f"task.source.file={tmp_path / 't.parquet'}"]
-    count = {"sklearn": 178, "csv": 60, "parquet": 60, "npz": 180, "images": 24}[source]
-    if name == "by_column" and source == "sklearn":
+    found = load_config(None, ["task.name=classification", *given]).task.source.read()
+    if name == "by_column" and found.client is None:
         assert "has no column of clients" in refusal(*given, "task.partition.name=by_column")
         return
     extra = {"min_size": 4, "classes_per_client": 2}
@@ -197,11 +206,10 @@ def test_splits_are_disjoint_and_cover(tmp_path: Path, name: str, source: str) -
     settings += ["task.partition.clients=3"] if "clients" in fields else []
     settings += ["task.partition.cluster_sizes=[2,1]"] if "cluster_sizes" in fields else []
     if name == "from_file":
-        train = 90 if source == "npz" else count
-        np.savez(tmp_path / "given.npz", client=np.arange(train) % 3)
+        np.savez(tmp_path / "given.npz", client=np.arange(found.train) % 3)
         settings += [f"task.partition.file={tmp_path / 'given.npz'}"]
     task = task_of(*given, *settings)
-    assert_disjoint_and_covering(task, count)
+    assert_disjoint_and_covering(task, len(found.x))
     if source == "npz":
         assert min(int(own.min()) for own in task.split_of["test"]) == 90
 
@@ -290,7 +298,8 @@ def test_the_test_set_of_natural_clients_is_their_own(tmp_path: Path) -> None:
         (["name=ring", "clients=4", "classes_per_client=2"], "raise one of them"),
         (["name=ring", "clients=5", "classes_per_client=1"], "raise one of them"),
         (["name=iid", "clients=1000"], "2 of 1797 examples, and it needs 3: one each for train, "
-         "validation, test; lower task.partition.clients, or set task.validation_fraction=0"),
+         "validation, test (999 other clients have too few); lower task.partition.clients, or set "
+         "task.validation_fraction=0"),
         (["name=disjoint_classes", "cluster_sizes=[1,1,1,1,1,1,1,1,1,1,1]"], "give at most 10"),
         (["name=by_column"], "no column of clients"),
         (["name=from_file", "file=/nope.npz"], "task.partition.file=/nope.npz is no file"),
@@ -623,3 +632,7 @@ def test_the_docs_have_every_name_and_picture() -> None:
     for name in pictured:
         assert (docs / "figures" / f"partition_{name}.png").is_file()
         assert f"figures/partition_{name}.png" in page
+    assert "figures/structures.png" in page
+    structures = runpy.run_path(str(docs / "partition_pictures.py"))["STRUCTURES"]
+    for name, keys in structures.items():
+        assert f"| {name} | `{keys}` |" in page

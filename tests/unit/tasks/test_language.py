@@ -226,6 +226,30 @@ def test_adapters_start_from_the_seed_as_peft_draws_them(base_settings: tuple[st
     )
 
 
+@pytest.mark.parametrize("targets", ["", "wte", "wpe", "c_attn", "c_fc", "c_proj", "lm_head"])
+def test_every_adapter_has_a_gradient_within_two_rounds(
+    base_settings: tuple[str, ...], tmp_path: Path, targets: str
+) -> None:
+    """Whatever layer is adapted: one factor starts at 0 and the other does not; PEFT says which."""
+    task = task_of(base_settings, f"model.lora_targets=[{targets}]")
+    clients = clients_of(task, (0, 1))
+    started = {name: bool(one.any()) for name, one in task.start().items()}
+    assert sum(started.values()) * 2 == len(started)
+    assert {n: bool(one.any()) for n, one in task.start(1).items()} == started
+    seen = torch.zeros_like(clients.x_cd, dtype=torch.bool)
+    for t in range(2):
+        clients.gradients(t)
+        seen |= clients.g_cd != 0
+        clients.x_cd.add_(clients.direction(), alpha=-0.1)
+    for name, one in clients.layout.views(seen).items():
+        assert one.flatten(1).any(dim=1).all(), name
+    saved = clients.state_dict(0)
+    task.save(saved, tmp_path / "client")
+    loaded = task.load(tmp_path / "client")
+    assert {*loaded} == {*saved}
+    assert all(torch.equal(loaded[name], one) for name, one in saved.items())
+
+
 def test_the_papers_adapters_are_0_47_percent_of_gpt2() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -338,13 +338,20 @@ def test_the_step_of_the_penalty(rho: float, warned: bool) -> None:
     if warned:
         assert f"{0.1 * rho * 8:.2f}" in warnings[0].message
         assert "algorithm.rho below 2.5" in warnings[0].message
+        assert "algorithm.coupling=capped" in warnings[0].message
 
 
-def test_the_step_of_the_penalty_from_zeros_is_let_be() -> None:
-    assert (
-        HealthMonitor(COBO.model_copy(update={"rho": 10.0, "start": "zeros"}), 8, 100, 0.1).before()
-        == []
-    )
+@pytest.mark.parametrize(
+    ("changed", "warned"),
+    [({"rho": 9.9}, False), ({"rho": 10.0}, True), ({"rho": 1e6, "coupling": "capped"}, False)],
+)
+def test_the_step_of_the_penalty_from_zeros(changed: dict[str, Any], warned: bool) -> None:
+    """The first two clients that are linked: their difference is multiplied by 1 - 2 eta rho."""
+    config = COBO.model_copy(update={"start": "zeros"} | changed)
+    warnings = HealthMonitor(config, 8, 100, 0.1).before()
+    assert kinds(warnings) == ([("penalty_step", 0)] if warned else [])
+    if warned:
+        assert "algorithm.rho below 10 " in warnings[0].message
 
 
 @pytest.mark.parametrize("config", [COBO, LOCAL], ids=["cobo", "local"])
