@@ -8,7 +8,7 @@ Shapes: N examples, those of the source's test set last; n clients, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,6 +20,8 @@ from pydantic import Field, SerializeAsAny
 import cobo_dist.tasks.image_folder
 import cobo_dist.tasks.input_changes
 import cobo_dist.tasks.label_partitions
+import cobo_dist.tasks.library_sources
+import cobo_dist.tasks.rdatasets
 import cobo_dist.tasks.tables
 import cobo_dist.tasks.text_source  # noqa: F401
 from cobo_dist.errors import ConfigError
@@ -92,6 +94,10 @@ class PartitionedConfig(SupervisedConfig):
         """Return one line about keys that do not go together."""
         parts = (self.source, self.partition, self.change)
         return next(filter(None, (one.contradiction() for one in parts)), "")
+
+    def fetch(self, data: DataConfig) -> Iterator[str]:
+        """Fetch what the source lacks."""
+        yield from self.source.fetch()
 
     def labels(self, found: Labeled) -> Labels:
         """Return the labels of all examples.

@@ -6,6 +6,7 @@ Shapes: N examples, those of the source's test set last.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,10 @@ class SourceSection(Section):
         Raises:
             ConfigError: missing or malformed data.
         """
+
+    def fetch(self) -> Iterator[str]:
+        """Download or convert what is missing, for `prepare`; yield what is found or fetched, a line each."""
+        yield from ()
 
 
 register.new_kind(

@@ -32,9 +32,9 @@ def split(
             raise ConfigError(
                 f"task.partition.name={partition.name} leaves client {shares.called(client)} {len(order)} "
                 f"of {found.train} examples, and it needs {len(wanted)}: one each for "
-                f"{', '.join(wanted)}{f' ({small} other clients have too few)' if small else ''}; "
-                f"{partition.remedy}"
+                f"{', '.join(wanted)}; {partition.remedy}"
                 + (", or set task.validation_fraction=0" if "validation" in parts else "")
+                + (f"; {small} other clients have too few" if small else "")
             )
         left, waiting = len(order), len(parts)
         for part, fraction in parts.items():

@@ -45,14 +45,20 @@ class Table(ABC):
 
 
 def _names(value: Any) -> Any:
+    # An argument is text, since other sources have one label.
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        return tuple(name.strip() for name in value[1:-1].split(",") if name.strip())
     return (value,) if isinstance(value, str) else as_tuple(value)
+
+
+ColumnNames = Annotated[tuple[Text, ...], BeforeValidator(_names), Field(min_length=1)]
+"""One column, or several."""
 
 
 class TableSource(SourceSection):
     """A table: one column has labels, one may have the clients, the others are inputs."""
 
-    file: Text = Field("", description="path of the file")
-    label: Annotated[tuple[Text, ...], BeforeValidator(_names), Field(min_length=1)] = Field(
+    label: ColumnNames = Field(
         ("label",),
         description="column with the label or target of each example; several for a regression with several "
         "targets",
@@ -64,21 +70,24 @@ class TableSource(SourceSection):
         (), description="columns that are no inputs"
     )
 
-    def table(self, path: Path) -> Table:
+    @property
+    def key(self) -> str:
+        """Key and value that name the table."""
+        raise TypeError(f"task.source.name={self.name} has no property key")
+
+    def open(self) -> Table:
         """Return the table.
 
         Raises:
             ValueError, OSError, ImportError: it cannot be read.
         """
-        raise TypeError(f"task.source.name={self.name} has no method table(path)")
+        raise TypeError(f"task.source.name={self.name} has no method open()")
 
     def read(self) -> Labeled:
         """Return the rows; inputs as columns."""
-        key, path = f"task.source.file={self.file}", Path(self.file).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"{key} is no file; give the path of a {self.name} file")
+        key = self.key
         try:
-            table = self.table(path)
+            table = self.open()
             names = self._inputs(table, key)
             client = None
             if self.client in table.names:
@@ -168,14 +177,33 @@ class _Frame(Table):
         return self.frame[name]
 
 
+class TableFileSource(TableSource):
+    """A table in a file."""
+
+    file: Text = Field("", description="path of the file")
+
+    @property
+    def key(self) -> str:
+        """The file as the user named it."""
+        return f"task.source.file={self.file}"
+
+    def path(self) -> Path:
+        """Return the path of the file."""
+        path = Path(self.file).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"{self.key} is no file; give the path of a {self.name} file")
+        return path
+
+
 @register.source("csv")
-class CsvSource(TableSource):
+class CsvSource(TableFileSource):
     """A CSV file with a header."""
 
-    def table(self, path: Path) -> Table:
+    def open(self) -> Table:
         """Return the table; clients as they are written, 007 too."""
         import pandas as pd
 
+        path = self.path()
         # pandas would rename the second of two columns that are called alike.
         header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
         try:
@@ -207,12 +235,12 @@ class _Parquet(Table):
 
 
 @register.source("parquet")
-class ParquetSource(TableSource):
+class ParquetSource(TableFileSource):
     """A Parquet file; needs pyarrow."""
 
-    def table(self, path: Path) -> Table:
+    def open(self) -> Table:
         """Return the table."""
-        return _Parquet(path)
+        return _Parquet(self.path())
 
 
 def refuse_missing(column: pd.Series[Any], name: str, key: str, setting: str) -> None:

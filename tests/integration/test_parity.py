@@ -145,9 +145,12 @@ def test_deterministic_is_bitwise_the_same_on_any_number_of_ranks(
         assert weights.tobytes() == runs[0][1].tobytes()
 
 
-@pytest.mark.parametrize("algorithm", ["cobo", "fedavg", "oracle", "local"])
-def test_digits_deterministic_is_bitwise_the_same(
-    pool: RankPool, tmp_path: Path, algorithm: str
+@pytest.mark.parametrize(
+    ("algorithm", "task"),
+    [*((name, "digits") for name in ("cobo", "fedavg", "oracle", "local")), ("cobo", "regression")],
+)
+def test_examples_deterministic_is_bitwise_the_same(
+    pool: RankPool, tmp_path: Path, algorithm: str, task: str
 ) -> None:
     """Real batches, float32, BatchNorm, momentum, unequal shares (3 ranks for 8 clients)."""
     found = []
@@ -155,7 +158,8 @@ def test_digits_deterministic_is_bitwise_the_same(
         folder = tmp_path / f"run{ranks}"
         arguments = [
             "comm.deterministic=true", "run.rounds=15", f"run.dir={folder}", "run.eval_every=0",
-            f"algorithm.name={algorithm}", "model.norm=batch", "optimizer.momentum=0.9",
+            f"task.name={task}", f"algorithm.name={algorithm}", "model.norm=batch",
+            "optimizer.momentum=0.9",
             "optimizer.name=ema_momentum",
         ]  # fmt: skip
         pool.run(ranks, train, arguments)
