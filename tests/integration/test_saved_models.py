@@ -268,6 +268,22 @@ def test_plain_lines_take_images_as_bytes_and_score_as_the_summary(
     assert right == pytest.approx(summary["per_client"][0]["accuracy"])
 
 
+def test_plain_lines_predict_numbers_in_the_units_of_the_data(folder: Path, scores: Any) -> None:
+    run = folder / "task-regression"
+    names: dict[str, Any] = {}
+    code = "".join([*lines("In plain PyTorch", run=str(run)), *lines("Regression", run=str(run))])
+    exec(code, names)
+    found: Any = open_run(run).config.task
+    data = found.source.read()
+    with np.load(run / "partition.npz") as split:
+        own = (split["client"] == 0) & (split["split"] == 2)
+    errors = np.abs(
+        names["predict"](np.asarray(data.x)[own])[:, 0].numpy() - np.asarray(data.y)[own]
+    )
+    summary = json.loads((run / "summary.json").read_text())
+    assert errors.mean() == pytest.approx(summary["per_client"][0]["mae"], rel=1e-5)
+
+
 def test_labels_that_share_an_output_are_those_of_the_client(folder: Path, scores: Any) -> None:
     """task.labels=modulo: two clusters of five classes; an output means another label in each."""
     for client, labels in ((0, range(5)), (3, range(5, 10))):
