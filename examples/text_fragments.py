@@ -2,7 +2,7 @@
 
 python examples/text_fragments.py FOLDER TABLE.csv
 
-FOLDER has one NAME.txt for each language, with a sentence a line. Of each language 1,000 pieces of 40
+FOLDER has one NAME.txt for each language, with a sentence a line. Of each language 1,000 pieces of 30
 characters are taken from lines all over the file. They are in a random order that is always the same.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-PIECES, LENGTH = 1000, 40
+PIECES, LENGTH = 1000, 30
 
 
 def pieces(file: Path, rng: np.random.Generator) -> list[str]:
