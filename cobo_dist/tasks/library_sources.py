@@ -145,7 +145,7 @@ class DatasetsSource(SourceSection):
 
     def fetch(self) -> Iterator[str]:
         """Fetch a set of the hub into the cache of datasets."""
-        if Path(self.path).expanduser().is_dir():
+        if self.path and Path(self.path).expanduser().is_dir():
             yield f"found       {self.path}"
             return
         yield f"fetching    {self.path} into the cache of datasets"
@@ -160,6 +160,10 @@ class DatasetsSource(SourceSection):
             raise ConfigError(
                 "task.source.name=datasets needs the package datasets; pip install datasets"
             )
+        if not self.path:
+            raise ConfigError(
+                "task.source.path is empty; give a name on the hub, or a folder of save_to_disk"
+            )
         folder = Path(self.path).expanduser()
         if offline:  # read when datasets is imported
             os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -168,7 +172,7 @@ class DatasetsSource(SourceSection):
 
         remedy = f"fetch it with {_HOW}" if offline else "check its name and the network"
         try:
-            if self.path and folder.is_dir():
+            if folder.is_dir():
                 found = datasets.load_from_disk(str(folder))
                 return found[split] if isinstance(found, datasets.DatasetDict) else found
             return datasets.load_dataset(self.path, self.subset or None, split=split)

