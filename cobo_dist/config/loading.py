@@ -12,20 +12,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cobo_dist.config.messages import explain, is_group, must_be_group, name_at, place_of
+from cobo_dist.config.merging import drop_other_variant, merge, name_variants, with_preset
+from cobo_dist.config.messages import explain, name_at, place_of
 from cobo_dist.config.schema import (
-    QUICKSTART,
-    VARIANTS,
     Config,
     all_keys,
     check_across,
     groups,
     text_keys,
-    variants_in,
 )
 from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import blaming_plugins, load_plugins
-from cobo_dist.registry import Variant, register
+from cobo_dist.registry import register
 from cobo_dist.settings import flatten
 from cobo_dist.storage.schema import CHECKPOINTS_DIR
 from cobo_dist.yaml_text import RepeatedKey, YamlError, core_value, read_yaml
@@ -95,9 +93,9 @@ def resolve(
             lines.pop(key, None)
             key = key.rpartition(".")[0]
     for group in groups():
-        _drop_other_variant(group, below, above)
-    merged = _merge(*with_preset(below, above))
-    _name_variants(merged)
+        drop_other_variant(group, below, above)
+    merged = merge(*with_preset(below, above))
+    name_variants(merged)
     try:
         with blaming_plugins():
             config = Config.model_validate(merged)
@@ -123,8 +121,8 @@ def variant_names(
     """
     load_plugins_for(file, [] if plugins is None else [f"plugins={plugins}"])
     arguments = read_arguments([f"{section}.name={name}" for section, name in names.items()])
-    merged = _merge({} if file is None else read_file(file, {}), arguments)
-    _name_variants(merged)
+    merged = merge({} if file is None else read_file(file, {}), arguments)
+    name_variants(merged)
     return {group: name for group in groups() if (name := name_at(merged, group))}
 
 
@@ -151,28 +149,6 @@ def load_plugins_of(*nested: Mapping[str, Any], beside: str | None = None) -> No
 
 def _plugins_only(arguments: Sequence[str]) -> dict[str, Any]:
     return read_arguments([one for one in arguments if one.startswith("plugins=")])
-
-
-def _name_variants(merged: dict[str, Any]) -> None:
-    """Fill in names that are not given: the quickstart's, and for the paper's tasks the paper's models."""
-    for section in ("task", "algorithm", "model"):
-        if isinstance(given := merged.setdefault(section, {}), dict):
-            default = QUICKSTART[section]
-            task = merged["task"].get("name") if isinstance(merged["task"], dict) else None
-            if section == "model" and isinstance(task, str) and task in VARIANTS["task"]:
-                default = VARIANTS["task"][task].target.default_model
-            given.setdefault("name", default)
-            _name_nested(given, groups()[section])
-
-
-def _name_nested(given: dict[str, Any], variant: Variant) -> None:
-    """Fill in the names of the groups in a section, where the section has any."""
-    if not isinstance(given["name"], str) or given["name"] not in variant.names:
-        return
-    for key, inside in variants_in(variant.section(given["name"])).items():
-        if isinstance(group := given.setdefault(key, {}), dict):
-            given[key] = group = {"name": inside.default, **group}
-            _name_nested(group, inside)
 
 
 def read_file(file: str, lines: dict[str, int]) -> dict[str, Any]:
@@ -294,67 +270,6 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
                 )
         value, held = read_value(key, text), branch.get(last)
         if isinstance(held, dict) and isinstance(value, dict):
-            value = _merge(held, value, f"{key}.")
+            value = merge(held, value, f"{key}.")
         branch[last] = value
     return tree
-
-
-def _drop_other_variant(group: str, below: dict[str, Any], above: dict[str, Any]) -> None:
-    """Let `algorithm.name=local` on the command line win over a file written for cobo.
-
-    Drop the keys of the file that only the old name has.
-    """
-    variant, name, base = groups()[group], name_at(above, group), below
-    if name not in variant.names or name == name_at(below, group):
-        return
-    for step in group.split("."):
-        inside = base.get(step)
-        if not isinstance(inside, dict):
-            return
-        base = inside
-    fields = variant.section(name).model_fields
-    known = {key for other in variant.names for key in variant.section(other).model_fields}
-    for key in [key for key in base if key in known and key not in fields]:
-        del base[key]
-
-
-def with_preset(
-    below: dict[str, Any], above: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Add the keys of the named preset below those beside which it is named; `above` names it last.
-
-    Raises:
-        ConfigError: the algorithm has no such preset.
-    """
-    name = above.get("preset", below.get("preset", ""))
-    if not name or not isinstance(name, str):  # what is no text is refused as any other key
-        return below, above
-    algorithm = (
-        name_at(above, "algorithm") or name_at(below, "algorithm") or QUICKSTART["algorithm"]
-    )
-    known = {one: register.algorithm[one].target.Config.presets for one in register.algorithm}
-    presets = known.get(algorithm, {})
-    if name not in presets:
-        having = [one for one, presets in known.items() if presets]
-        raise ConfigError(
-            f"preset={name} is none of {', '.join(presets)}, the presets of algorithm.name={algorithm}"
-            if presets
-            else f"preset={name}, but algorithm.name={algorithm} has no presets; drop it or set "
-            f"algorithm.name={' or '.join(having)}"
-        )
-    keys = presets[name]
-    return (below, _merge(keys, above)) if "preset" in above else (_merge(keys, below), above)
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Return the nested keys of both; `above` wins."""
-    merged = dict(below)
-    for key, value in above.items():
-        held = merged.get(key)
-        if isinstance(value, dict) and held is not None:
-            if isinstance(held, dict):
-                value = _merge(held, value, f"{at}{key}.")
-            elif is_group(f"{at}{key}"):
-                raise ConfigError(must_be_group(f"{at}{key}", held))
-        merged[key] = value
-    return merged

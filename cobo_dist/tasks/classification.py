@@ -12,9 +12,9 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import torch
 from cobo_dist.registry import register
 from cobo_dist.tasks.columns import Coded, numbered
+from cobo_dist.tasks.labeled import ClassificationConfig
 from cobo_dist.tasks.partitioned import Labels, PartitionedConfig, Targets
 from cobo_dist.tasks.sources import Labeled
-from cobo_dist.tasks.supervised import ClassificationConfig
 
 _MAX_SHOWN = 4  # labels that a notice names
 

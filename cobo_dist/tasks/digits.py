@@ -19,7 +19,7 @@ from cobo_dist.maths import seeds
 from cobo_dist.registry import register
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.examples import ClientExamples, Examples
-from cobo_dist.tasks.supervised import ClassificationConfig
+from cobo_dist.tasks.labeled import ClassificationConfig
 
 CLASSES = 10
 SCALE = 1.0 / 16.0  # pixels are 0 .. 16

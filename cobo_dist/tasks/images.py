@@ -18,8 +18,8 @@ from cobo_dist.errors import ConfigError, words_of
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.examples import Examples
+from cobo_dist.tasks.labeled import ClassificationConfig
 from cobo_dist.tasks.npz import read_arrays
-from cobo_dist.tasks.supervised import ClassificationConfig
 
 NPZ, TORCHVISION = "cifar100.npz", "cifar-100-python"
 _LABELS = {"fine": "y", "coarse": "coarse"}

@@ -20,8 +20,9 @@ from pydantic import BeforeValidator, Field
 from cobo_dist.errors import ConfigError, words_of
 from cobo_dist.registry import register
 from cobo_dist.settings import Text, as_tuple
-from cobo_dist.tasks.columns import Coded, Columns
+from cobo_dist.tasks.columns import Columns
 from cobo_dist.tasks.sources import Labeled, SourceSection
+from cobo_dist.tasks.table_columns import complete, numbers, of_clients, side_by_side
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,9 +105,9 @@ class TableSource(SourceSection):
             raise unreadable(key, self.name, error) from None
         return Labeled(
             TableColumns(table, names, key, self.name),
-            targets[0] if len(targets) == 1 else _side_by_side(targets, self.label, key),
+            targets[0] if len(targets) == 1 else side_by_side(targets, self.label, key),
             key,
-            client=None if client is None else _of_clients(client, self.client, key),
+            client=None if client is None else of_clients(client, self.client, key),
         )
 
     def _inputs(self, table: Table, key: str) -> list[str]:
@@ -158,7 +159,7 @@ class TableColumns(Columns):
                 column = self.table.column(name)
             except (ValueError, OSError, MemoryError) as error:
                 raise unreadable(self.key, self.kind, error) from None
-            yield _numbers(column, name, self.key)
+            yield numbers(column, name, self.key)
 
 
 def unreadable(key: str, kind: str, error: Exception) -> ConfigError:
@@ -241,111 +242,3 @@ class ParquetSource(TableFileSource):
     def open(self) -> Table:
         """Return the table."""
         return _Parquet(self.path())
-
-
-def refuse_missing(column: pd.Series[Any], name: str, key: str, setting: str) -> None:
-    """Check that every row of a column has a value.
-
-    Raises:
-        ConfigError: with the first row that has none.
-    """
-    missing = column.isna().to_numpy()
-    if missing.any():
-        raise ConfigError(
-            f"{key}: column {name} ({setting}) is empty or NaN in {missing.sum()} of {len(column)} rows, "
-            f"first in row {int(missing.argmax()) + 1}; fill or drop them"
-        )
-
-
-def complete(column: pd.Series[Any], name: str, key: str, setting: str) -> NDArray[Any] | Coded:
-    """Return a column of labels or clients, none of which is missing: numbers, or text as `Coded`.
-
-    Raises:
-        ConfigError: a row has none, or one that is neither number nor text.
-    """
-    import pandas as pd
-
-    refuse_missing(column, name, key, setting)
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(column.cat.categories.dtype)
-    if pd.api.types.is_numeric_dtype(column):
-        return column.to_numpy()
-    if column.dtype == object:
-        nested = column.map(lambda one: isinstance(one, (bytes, list, dict, tuple, np.ndarray)))
-        if nested.any():
-            raise ConfigError(
-                f"{key}: column {name} ({setting}) holds {str(column[nested].iloc[0])[:40]!r}, which is "
-                "neither number nor text; convert it"
-            )
-        column = column.map(str)
-    codes, names = pd.factorize(column, sort=True)
-    return Coded(codes, [str(one) for one in names])
-
-
-def _of_clients(client: NDArray[Any] | Coded, name: str, key: str) -> NDArray[Any] | Coded:
-    """Return the names of clients: text, or whole numbers, which may be stored as floats."""
-    if isinstance(client, Coded) or client.dtype.kind in "iub":
-        return client
-    if not (np.isfinite(client) & (client == np.floor(client))).all():
-        raise ConfigError(
-            f"{key}: column {name} (task.source.client) holds fractions such as {client[0]:g}; clients are "
-            "whole numbers or text"
-        )
-    return client.astype(np.int64)
-
-
-def _side_by_side(
-    targets: Sequence[NDArray[Any] | Coded], names: Sequence[str], key: str
-) -> NDArray[Any]:
-    """Return several targets [N, outputs]."""
-    for one, name in zip(targets, names, strict=True):
-        if isinstance(one, Coded):
-            raise ConfigError(
-                f"{key}: column {name} (task.source.label) holds {one.names[0][:40]!r}; several targets "
-                "are numbers"
-            )
-    return np.stack([np.asarray(one, dtype=np.float64) for one in targets], axis=1)
-
-
-def _numbers(column: pd.Series[Any], name: str, key: str) -> NDArray[np.float64]:
-    """Return a column of inputs as numbers [N]."""
-    import pandas as pd
-
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(column.cat.categories.dtype)
-    if not pd.api.types.is_numeric_dtype(column):
-        numbers = _converted(column)
-        wrong = (numbers.isna() & column.notna()).to_numpy()
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise ConfigError(
-                f"{key}: column {name} holds {str(column.iloc[row])[:40]!r} in row {row + 1}, but inputs are "
-                f"numbers; convert it or set task.source.drop=[{name}]"
-            )
-        column = numbers
-    if pd.api.types.is_complex_dtype(column):
-        raise ConfigError(
-            f"{key}: column {name} has complex numbers; split them or set task.source.drop=[{name}]"
-        )
-    values: NDArray[np.float64] = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    finite = np.isfinite(values)
-    if not finite.all():
-        raise ConfigError(
-            f"{key}: column {name} is empty, NaN or infinite in {(~finite).sum()} of {len(finite)} rows, "
-            f"first in row {int(finite.argmin()) + 1}; fill or drop them, or set "
-            f"task.source.drop=[{name}]"
-        )
-    return values
-
-
-def _converted(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Return text as numbers, NaN where it is none. A date is none, though pandas would take it for one."""
-    import pandas as pd
-
-    nothing = pd.Series(np.nan, index=column.index)
-    if column.dtype.kind in "mM":
-        return nothing
-    try:
-        return pd.to_numeric(column, errors="coerce")
-    except (TypeError, ValueError):  # lists, dictionaries
-        return nothing

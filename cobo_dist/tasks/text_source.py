@@ -11,7 +11,7 @@ from cobo_dist.errors import ConfigError, words_of
 from cobo_dist.registry import register
 from cobo_dist.settings import Text
 from cobo_dist.tasks.sources import Labeled, SourceSection
-from cobo_dist.tasks.tables import complete, refuse_missing
+from cobo_dist.tasks.table_columns import complete, refuse_missing
 from cobo_dist.tasks.text_format import BYTES, text_format
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cobo_dist.comm.session import Session
 from cobo_dist.errors import RunFailure
-from cobo_dist.tasks.supervised import Classification
+from cobo_dist.tasks.labeled import Classification
 
 RUN = [
     "run.rounds=30", "task.test_size=80", "model.hidden=[8]", "model.norm=batch", "data.batch_size=8",

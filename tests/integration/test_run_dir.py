@@ -23,8 +23,8 @@ from cobo_dist.config import Config, load_config
 from cobo_dist.errors import RunFailure
 from cobo_dist.maths.graph import components
 from cobo_dist.maths.weights import Weights
+from cobo_dist.tasks.labeled import Classification
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.tasks.supervised import Classification
 from cobo_dist.training.build import run_in_session
 
 ROUNDS, CLIENTS = 30, 8

@@ -24,8 +24,8 @@ from cobo_dist.clients.vectorized import Vectorized
 from cobo_dist.maths.flat import Layout, empty_rows
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import DigitsConfig
+from cobo_dist.tasks.labeled import Classification
 from cobo_dist.tasks.models import MlpConfig, build_model
-from cobo_dist.tasks.supervised import Classification
 
 CPU = torch.device("cpu")
 

@@ -21,10 +21,10 @@ from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
 from cobo_dist.registry import BUILT_IN, register
 from cobo_dist.results.run import open_run
+from cobo_dist.tasks.labeled import Classification
 from cobo_dist.tasks.models import build_model
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.tasks.sections import ModelSection
-from cobo_dist.tasks.supervised import Classification
 
 CPU = torch.device("cpu")
 SMALL = {

@@ -11,8 +11,8 @@ import torch
 
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import load_config
+from cobo_dist.tasks.labeled import Classification
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.tasks.supervised import Classification
 from cobo_dist.training.preparation import prepare
 
 ALONE = Launch("python", 0, 1, 0, 1, "127.0.0.1", 0)

@@ -20,8 +20,8 @@ from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import BUILT_IN, register
 from cobo_dist.storage.run_dir import RunDir
+from cobo_dist.tasks.labeled import Classification
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.tasks.supervised import Classification
 from cobo_dist.tracking.weight_snapshots import WeightSnapshots
 
 RING = [

@@ -11,9 +11,9 @@ import torch
 
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import DigitsConfig
+from cobo_dist.tasks.labeled import Classification
 from cobo_dist.tasks.models import MlpConfig, build_model
 from cobo_dist.tasks.quadratic import Quadratic, QuadraticConfig
-from cobo_dist.tasks.supervised import Classification
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,8 @@ from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
 from cobo_dist.results.run import open_run
+from cobo_dist.tasks.labeled import Classification
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.tasks.supervised import Classification
 from cobo_dist.tasks.text_format import text_format
 
 ROOT = Path(__file__).parents[3]

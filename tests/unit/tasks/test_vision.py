@@ -22,8 +22,8 @@ from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
 from cobo_dist.tasks.augmentation import Augmentation, dropout_keys, dropout_mask
 from cobo_dist.tasks.images import load_images
+from cobo_dist.tasks.labeled import Classification
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.tasks.supervised import Classification
 
 CPU = torch.device("cpu")
 SMALL = ("model.width=4", "data.batch_size=8")
