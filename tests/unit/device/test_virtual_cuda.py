@@ -170,7 +170,7 @@ def test_counts_kernels_bytes_and_lines() -> None:
     assert whole.kernels.total() == 2 + 4
     assert whole.to_host.total() == whole.to_device.total() == 32
     assert list(whole.kernels) == ["outside the package"]
-    assert "6 kernels, 2 syncs" in whole.describe()
+    assert "6 kernels, of them 0 replays of graphs, 2 syncs" in whole.describe()
 
 
 def test_a_copy_behind_is_undefined_until_the_host_waits() -> None:

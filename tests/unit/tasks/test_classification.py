@@ -313,8 +313,8 @@ def test_the_test_set_of_natural_clients_is_their_own(tmp_path: Path) -> None:
         (["name=ring", "clients=4", "classes_per_client=2"], "raise one of them"),
         (["name=ring", "clients=5", "classes_per_client=1"], "raise one of them"),
         (["name=iid", "clients=1000"], "2 of 1797 examples, and it needs 3: one each for train, "
-         "validation, test (999 other clients have too few); lower task.partition.clients, or set "
-         "task.validation_fraction=0"),
+         "validation, test; lower task.partition.clients, or set task.validation_fraction=0; 999 "
+         "other clients have too few"),
         (["name=disjoint_classes", "cluster_sizes=[1,1,1,1,1,1,1,1,1,1,1]"], "give at most 10"),
         (["name=by_column"], "no column of clients"),
         (["name=from_file", "file=/nope.npz"], "task.partition.file=/nope.npz is no file"),

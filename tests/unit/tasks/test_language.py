@@ -244,7 +244,7 @@ def test_every_adapter_has_a_gradient_within_two_rounds(
     for name, one in clients.layout.views(seen).items():
         assert one.flatten(1).any(dim=1).all(), name
     saved = clients.state_dict(0)
-    task.save(saved, tmp_path / "client")
+    task.save(saved, tmp_path / "client", {})
     loaded = task.load(tmp_path / "client")
     assert {*loaded} == {*saved}
     assert all(torch.equal(loaded[name], one) for name, one in saved.items())
@@ -272,7 +272,7 @@ def test_saved_adapters_load_back_into_peft(base_settings: tuple[str, ...], tmp_
     config = load_config(None, list(base_settings))
     windows = torch.arange(48).view(2, 24)
     for row in (0, 3):
-        task.save(clients.state_dict(row), tmp_path / f"client_{row}")
+        task.save(clients.state_dict(row), tmp_path / f"client_{row}", {})
         plain = load_base(config.model, config.task.context).model
         loaded = PeftModel.from_pretrained(plain, str(tmp_path / f"client_{row}")).eval()
         with torch.no_grad():
@@ -585,7 +585,7 @@ def test_smollm2_from_its_package(base_settings: tuple[str, ...], tmp_path: Path
     own, frozen = task.adapted.size()
     assert frozen == 134_515_008
     assert own == 1_221_120
-    task.save(task.start(), tmp_path / "client")
+    task.save(task.start(), tmp_path / "client", {})
     assert (tmp_path / "client" / "adapter_config.json").is_file()
 
 
