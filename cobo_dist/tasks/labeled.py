@@ -43,6 +43,19 @@ class ClassificationConfig(SupervisedConfig):
 class Classification(Supervised):
     """Cross-entropy and accuracy of every client's classifier of its own examples."""
 
+    def __init__(
+        self,
+        config: ClassificationConfig,
+        model: ModelSection,
+        data: DataConfig,
+        seed: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """Load the examples; see `Supervised`."""
+        super().__init__(config, model, data, seed, dtype)
+        assert self.examples.labels_of is not None, "classes have labels"
+        self.maps = self.examples.labels_of  # which stays on the host
+
     def labels_of(self, client: int, indices: Tensor) -> Tensor:
         """Return the client's own labels, int64."""
         return self.examples.targets_of(client, indices)
@@ -60,11 +73,10 @@ class Classification(Supervised):
 
     def _own_labels(self) -> Tensor:
         """Return `labels_of` [n, classes], where labels share an output without those of no example: -1."""
-        assert self.examples.labels_of is not None, "classes have labels"
-        maps = self.examples.labels_of.clone()
+        maps = self.maps.clone()
         ordered = maps.sort(dim=1).values
         for client in (ordered[:, 1:] == ordered[:, :-1]).any(dim=1).nonzero()[:, 0].tolist():
             own = torch.cat([split[client] for split in self.split_of.values()])
-            lacking = self.examples.targets[own].bincount(minlength=maps.shape[1]) == 0
+            lacking = self.labels[own].bincount(minlength=maps.shape[1]) == 0
             maps[client, lacking] = -1
         return maps
