@@ -59,6 +59,7 @@ SMALLER = {
     r"configs/cpu/language|task\.name=language": TINY_TEXT,
     r"slurm/submit\.py": "--dry-run run.dir=runs/submitted",
     r"cobo_dist\.doctor": "run.dir=runs/checked",
+    r"benchmarks/short_runs\.sh": TINY_RUN,
     r"early_stopping": "run.eval_every=1",  # without evaluations it refuses to run
 }
 REPLACED = {
@@ -74,6 +75,10 @@ REPLACED = {
         "for name in local cobo;",
     "for name in local fedavg ditto validation_based cobo;": "for name in local cobo;",
     "for alignment in inner cosine;": "for alignment in cosine;",
+    "for name in dirichlet_cifar100 mnist5k_pathological natural_clients vit_dirichlet lstm_text regression;":
+        "for name in regression;",
+    "DATA=DIR bash benchmarks/short_runs.sh": "METHODS=local SEEDS=0 bash benchmarks/short_runs.sh",
+    "DIR/text runs/fragments.csv": "texts runs/fragments.csv",
     "for seed in 0 1 2;": "for seed in 0;",
     "seed=0,1,2": "seed=0",
     "seed=0,1": "seed=0",
