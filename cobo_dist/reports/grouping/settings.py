@@ -10,8 +10,9 @@ Settings = Mapping[str, object]
 """Config keys and their values."""
 
 # These say where a run lies, how it is resumed, what it measures, and how its work is laid on machines.
-# They change its numbers by rounding at most.
+# They change its numbers by rounding at most. A preset is a name for keys that the config has beside it.
 _IGNORED_KEYS = {
+    "preset",
     *("run.seed", "run.dir", "run.overwrite", "run.resume", "run.checkpoint_every"),
     *("run.eval_every", "run.eval_splits", "run.log_weights_every"),
     *("run.device", "run.engine", "run.threads"),

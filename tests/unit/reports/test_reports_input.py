@@ -109,6 +109,18 @@ def test_how_work_is_laid_out_is_no_setting(tmp_path: Path) -> None:
     assert [(group.label, len(group.runs)) for group in problem.groups] == [("cobo", 2)]
 
 
+def test_the_name_of_a_preset_is_no_setting(tmp_path: Path) -> None:
+    """Only the keys that it stands for are: a run with them spelled out is the same method."""
+    for seed, name in ((1, "preset: robust\n"), (2, "preset: ''\n")):
+        folder = write_run(tmp_path / str(seed), seed=seed, start="zeros")
+        with (folder / "config.yaml").open("a") as file:
+            file.write(name)
+    other = write_run(tmp_path / "ones", start="ones")
+    (problem,), _ = group_runs(map(read_run, (tmp_path / "1", tmp_path / "2", other)))
+    found = [(group.label, len(group.runs)) for group in problem.groups]
+    assert found == [("cobo (start=ones)", 1), ("cobo (start=zeros)", 2)]
+
+
 def test_w_of_several_sizes_is_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
