@@ -29,9 +29,10 @@ MORE = """\
 Finished runs are skipped, so the same command continues an interrupted sweep. A run that fails is
 reported, and the sweep continues with the next one.
 
-With an axis other than seed, algorithm.name and task.name, clients are evaluated on validation data
-too (run.eval_splits=[validation,test], unless you set it), and for each method the setting with the
-best mean over seeds of the last validation scores is chosen. Test scores are only shown.
+With an axis of settings, clients are evaluated on validation data too (run.eval_splits=[validation,test],
+unless you set it), and for each method the setting with the best mean over seeds of the last validation
+scores is chosen. Test scores are only shown. Axes of the seed, of algorithm.name and of the problem (the
+task, its source, partition and change, data.seed) are compared and never chosen among.
 
 written into --out:
   NAME/                  a run folder for each run, for python -m cobo_dist.report

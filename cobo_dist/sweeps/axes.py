@@ -12,6 +12,11 @@ from cobo_dist.errors import ConfigError
 SEED = "run.seed"
 METHOD_KEYS = ("algorithm.name", "task.name")
 """Axes of methods and tasks: a sweep compares their values and never chooses among them."""
+_TASK_SETTINGS = (
+    "task.loss",
+    "task.standardize",
+)  # keys of a task that leave its examples as they are
+_DATA_OF_PROBLEM = ("data.seed", "data.root", "data.file", "data.text_dir")
 
 _ALIASES = {"seed": SEED}
 _SET_BY_SWEEP = {
@@ -40,9 +45,16 @@ class Axis:
         return len(self.values) > 1
 
     @property
+    def is_problem(self) -> bool:
+        """Whether its values are different problems, whose scores do not compare: sources, partitions."""
+        of_task = self.key.startswith("task.") and self.key not in (*METHOD_KEYS, *_TASK_SETTINGS)
+        return self.varies and (of_task or self.key in _DATA_OF_PROBLEM)
+
+    @property
     def is_choice(self) -> bool:
-        """Whether the sweep chooses its best value: not that of a seed, an algorithm or a task."""
-        return self.varies and self.key != SEED and self.key not in METHOD_KEYS
+        """Whether the sweep chooses its best value: not that of a seed, an algorithm or a problem."""
+        known = self.key == SEED or self.key in METHOD_KEYS or self.is_problem
+        return self.varies and not known
 
 
 def read_axes(arguments: Sequence[str]) -> list[Axis]:

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.sweeps.axes import SEED, Axis
 
 WITH_VALIDATION = "run.eval_splits=[validation,test]"
+MAX_METHOD_CHARACTERS = 80
 MAX_NAME_CHARACTERS = 120  # logs/<name>.log must fit into the 255 bytes of most file systems
 HASH_CHARACTERS = 8
 
@@ -25,8 +26,9 @@ HASH_CHARACTERS = 8
 class Run:
     """One training of the sweep.
 
-    `method` is the task and the algorithm, and the config file where two files share these.
-    `varied` holds the choice axes that this method has: key -> value in the resolved config.
+    `method` is the task and the algorithm, the values of `problem`, and the config file where two files
+    share these. `varied` holds the choice axes that this method has, `problem` the axes of the problem:
+    key -> value in the resolved config.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Run:
     arguments: tuple[str, ...]
     config: Config
     varied: Mapping[str, object]
+    problem: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -57,6 +60,7 @@ def expand(files: Sequence[str], axes: Sequence[Axis]) -> list[Run]:
     if unused:  # loading the config says to which variant the key belongs
         combinations = list(_combinations(files, axes, unused))
     choices = {axis.key for axis in axes if axis.is_choice}
+    problems = {axis.key for axis in axes if axis.is_problem}
     runs: dict[str, Run] = {}
     values: dict[
         tuple[str | None, str], dict[str, str]
@@ -66,10 +70,13 @@ def expand(files: Sequence[str], axes: Sequence[Axis]) -> list[Run]:
         config = _load(file, arguments, several=len(files) > 1)
         if choices and (extended := _with_validation(file, arguments, config)):
             arguments, config = (*arguments, WITH_VALIDATION), extended
-        varied = {key: _look_up(config, key) for key in kept if key in choices}
+        varied, problem = (
+            {key: _look_up(config, key) for key in kept if key in some}
+            for some in (choices, problems)
+        )
         identity = _identity(config)
         _refuse_same_values(values.setdefault((file, identity), kept), kept)
-        runs.setdefault(identity, Run("", "", file, arguments, config, varied))
+        runs.setdefault(identity, Run("", "", file, arguments, config, varied, problem))
     return _with_names(list(runs.values()), files)
 
 
@@ -161,17 +168,8 @@ def _identity(config: Config) -> str:
 
 def _with_names(runs: Sequence[Run], files: Sequence[str]) -> list[Run]:
     """Name the runs: task-algorithm, what varies, seed; safe for file systems and unique."""
-    labels = _file_labels(files)
-    homes: dict[str, set[str | None]] = {}
-    for run in runs:
-        homes.setdefault(_method(run), set()).add(run.file)
-    methods = [
-        f"{_method(run)}-{labels[run.file]}"
-        if run.file and len(homes[_method(run)]) > 1
-        else _method(run)
-        for run in runs
-    ]
-    short = short_keys({key for run in runs for key in run.varied})
+    short = short_keys({key for run in runs for key in (*run.problem, *run.varied)})
+    methods = _methods(runs, short, _file_labels(files))
     names = [
         _shorten("-".join([method, *_parts(run.varied, short), f"s{run.seed}"]), run)
         for method, run in zip(methods, runs, strict=True)
@@ -182,10 +180,29 @@ def _with_names(runs: Sequence[Run], files: Sequence[str]) -> list[Run]:
         replace(
             run,
             method=method,
-            name=f"{name}-{_digest(run)}" if common[name.lower()] > 1 else name,
+            name=f"{name}-{_digest_of(run)}" if common[name.lower()] > 1 else name,
         )
         for run, method, name in zip(runs, methods, names, strict=True)
     ]
+
+
+def _methods(runs: Sequence[Run], short: Mapping[str, str], files: Mapping[str, str]) -> list[str]:
+    """Return the method of each run, another one for each problem: runs of one are compared."""
+    labels = ["-".join([_method(run), *_parts(run.problem, short)]) for run in runs]
+    homes: dict[str, set[str | None]] = {}
+    problems: dict[str, set[str]] = {}
+    for run, label in zip(runs, labels, strict=True):
+        homes.setdefault(label, set()).add(run.file)
+        problems.setdefault(label.lower(), set()).add(repr(dict(run.problem)))
+    methods = []
+    for run, label in zip(runs, labels, strict=True):
+        method = f"{label}-{files[run.file]}" if run.file and len(homes[label]) > 1 else label
+        unclear = len(problems[label.lower()]) > 1  # values that only other signs tell apart
+        if unclear or len(method) > MAX_METHOD_CHARACTERS:
+            digest = _digest([_method(run), run.file, dict(run.problem)])
+            method = f"{method[: MAX_METHOD_CHARACTERS - HASH_CHARACTERS - 1]}-{digest}"
+        methods.append(method)
+    return methods
 
 
 def _method(run: Run) -> str:
@@ -241,10 +258,14 @@ def _safe(text: str) -> str:
 def _shorten(name: str, run: Run) -> str:
     if len(name) <= MAX_NAME_CHARACTERS:
         return name
-    return f"{name[: MAX_NAME_CHARACTERS - HASH_CHARACTERS - 1]}-{_digest(run)}"
+    return f"{name[: MAX_NAME_CHARACTERS - HASH_CHARACTERS - 1]}-{_digest_of(run)}"
 
 
-def _digest(run: Run) -> str:
+def _digest_of(run: Run) -> str:
     """A name for what varies that does not depend on what else is in the sweep."""
-    content = json.dumps([_method(run), run.file, run.seed, dict(run.varied)], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:HASH_CHARACTERS]
+    return _digest([_method(run), run.file, run.seed, {**run.problem, **run.varied}])
+
+
+def _digest(content: object) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_CHARACTERS]

@@ -68,7 +68,8 @@ def write_tables(
 
 
 def _csv(records: Sequence[RunRecord]) -> str:
-    axes = list(dict.fromkeys(key for record in records for key in record.run.varied))
+    runs = [record.run for record in records]
+    axes = list(dict.fromkeys(key for run in runs for key in (*run.problem, *run.varied)))
     several_files = len({record.run.file for record in records}) > 1
     rows = [_csv_row(record, axes, several_files) for record in records]
     text = io.StringIO()
@@ -80,13 +81,14 @@ def _csv(records: Sequence[RunRecord]) -> str:
 
 def _csv_row(record: RunRecord, axes: Sequence[str], several_files: bool) -> dict[str, object]:
     run, result = record.run, record.result
+    varied = {**run.problem, **run.varied}
     return {
         "name": run.name,
         "state": record.outcome,
         "task": run.config.task.name,
         "algorithm": run.config.algorithm.name,
         **({"config": run.file} if several_files else {}),
-        **{key: show(run.varied[key]) if key in run.varied else None for key in axes},
+        **{key: show(varied[key]) if key in varied else None for key in axes},
         "run.seed": run.seed,
         "seconds": result.seconds if result else None,
         **{

@@ -78,8 +78,11 @@ class SavedModel(nn.Module):
                 raise ValueError("this model takes a list of texts, and inputs hold something else")
             tokens = torch.from_numpy(self.text.encode(texts))
             return tokens.to(next(self.network.parameters()).device)
-        stored = torch.as_tensor(inputs)
+        # Lists of numbers too must be read in float64: float32 has only 24 bits, and a time has 31.
+        whole = None if self.images or isinstance(inputs, Tensor) else torch.float64
+        stored = torch.as_tensor(inputs, dtype=whole)
         like = next(self.network.parameters())
+        given = list(stored.shape)
         if self.images and stored.dim() == 4:
             stored = stored.movedim(-1, -3)
         count = len(stored) if stored.dim() else 0
@@ -90,11 +93,13 @@ class SavedModel(nn.Module):
             channels, *pixels = self.shape if self.images else (0, *self.shape)
             wanted = [*pixels, channels] if self.images else pixels
             raise ValueError(
-                f"inputs have shape {list(torch.as_tensor(inputs).shape)}, and this model takes "
+                f"inputs have shape {given}, and this model takes "
                 f"[m, {', '.join(map(str, wanted))}]"
             )
-        numbers = stored.reshape(count, *self.shape).to(like)
-        return numbers.mul(_on(like, self.scale)).add(_on(like, self.offset))
+        # Where a mean is large against its spread, only float64 keeps the difference.
+        numbers = stored.reshape(count, *self.shape).to(like.device)
+        numbers = numbers.to(like.dtype if self.images else torch.float64)
+        return numbers.mul(_on(numbers, self.scale)).add(_on(numbers, self.offset)).to(like.dtype)
 
     def _factor(self, fact: float | list[float]) -> float | Tensor:
         """Return one number, or one for each feature in the shape of an input."""

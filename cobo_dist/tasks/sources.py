@@ -97,7 +97,7 @@ class NpzSource(SourceSection):
             _targets(arrays[f"y_{part}"], f"y_{part}", len(x), key)
             for part, x in zip(parts, xs, strict=True)
         ]
-        if len({x.shape[1:] for x in xs}) > 1 or len({x.dtype for x in xs}) > 1:
+        if len({(x.shape[1:], x.dtype == np.uint8) for x in xs}) > 1:  # bytes are images
             raise ConfigError(
                 f"{key}: x_train is {_kind(xs[0])} and x_test {_kind(xs[1])}; they must be alike"
             )
@@ -133,7 +133,12 @@ def _inputs(x: NDArray[Any], name: str, key: str) -> NDArray[Any]:
         raise ConfigError(
             f"{key}: {name}[{first}] holds a NaN or an infinity; drop or fill {np.sum(~finite)} examples"
         )
-    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
+    if x.dtype in (np.float32, np.float64):
+        return x
+    exact = np.can_cast(
+        x.dtype, np.float32
+    )  # float32 has 24 bits: not for int32, int64, longdouble
+    return x.astype(np.float32 if exact else np.float64)
 
 
 def _targets(y: NDArray[Any], name: str, count: int, key: str) -> NDArray[Any]:

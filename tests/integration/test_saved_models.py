@@ -23,10 +23,13 @@ from sklearn.datasets import load_digits
 from vision_data import write_images
 
 from cobo_dist.cli.train import main
+from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_REFUSED
 from cobo_dist.registry import BUILT_IN, register
 from cobo_dist.results.run import open_run
 from cobo_dist.storage.schema import ModelMetadata
+from cobo_dist.tasks.classifier import Classifier, Regressor
+from cobo_dist.tasks.registry import build_task
 
 PAGE = Path(__file__).parents[2] / "docs" / "SAVED_MODELS.md"
 SHORT = (
@@ -48,7 +51,10 @@ MODELS = {
     "language": ["task.name=language", "data.text_dir=texts", "task.languages=[]", "task.context=16",
                  "data.root=cache"],
 }  # fmt: skip
+TEXTS = ["task.name=classification", "task.source.name=text", "task.source.file=texts.csv",
+         "task.source.length=12", "task.partition.clients=3"]  # fmt: skip
 OF_MODEL = {
+    "hf": ["model.width=8", "model.layers=1"],
     "resnet9": ["model.width=4"],
     "gpt2": ["model.path=base", "model.tokenizer=bytes"],
     "causal-lm": ["model.path=base", "model.tokenizer=bytes"],
@@ -59,10 +65,16 @@ def built_in(kind: str) -> list[str]:
     return [name for name, one in register.kinds[kind].items() if one.source == BUILT_IN]
 
 
+def settings_of(name: str) -> list[str]:
+    """Return the data on which a model is trained: texts where it takes them."""
+    section: Any = register.model[name].section
+    return TEXTS if section.takes_text else MODELS[register.model[name].target.kind]
+
+
 CASES = {f"task-{name}": [f"task.name={name}", *TASKS.get(name, ())] for name in built_in("task")}
 CASES |= {
     f"model-{name}": [
-        f"model.name={name}", *MODELS[register.model[name].target.kind], *OF_MODEL.get(name, ())
+        f"model.name={name}", *settings_of(name), *OF_MODEL.get(name, ())
     ]
     for name in built_in("model")
 }  # fmt: skip
@@ -153,6 +165,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_images(folder / "images.npz", train=120, test=40)
     write_texts(folder / "texts")
+    rows = [f"{'abc'[k % 3] * 9} ü{k},{k % 3}" for k in range(72)]
+    (folder / "texts.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     write_quadratic(folder / "problem.npz")
     write_base(folder / "base")
     with pytest.MonkeyPatch.context() as patch:
@@ -268,6 +282,14 @@ def test_plain_lines_take_images_as_bytes_and_score_as_the_summary(
     assert right == pytest.approx(summary["per_client"][0]["accuracy"])
 
 
+def test_plain_lines_take_texts_as_the_saved_model_does(folder: Path, scores: Any) -> None:
+    names: dict[str, Any] = {"torch": torch, "about": metadata(folder, "model-lstm")}
+    exec(lines("Texts", run="")[0], names)
+    texts = ["", "abc", "a long text, which is cut", "ü" * 9]
+    model: Any = open_run(folder / "model-lstm").model(0)
+    assert torch.equal(names["prepare"](texts), model.prepare(texts))
+
+
 def test_plain_lines_predict_numbers_in_the_units_of_the_data(folder: Path, scores: Any) -> None:
     run = folder / "task-regression"
     names: dict[str, Any] = {}
@@ -303,3 +325,42 @@ def test_language_and_quadratic_lines_run(folder: Path, scores: Any) -> None:
     names: dict[str, Any] = {}
     exec(lines("The quadratic task", run=str(folder / "task-quadratic"))[0], names)
     assert torch.equal(names["x"], open_run(folder / "task-quadratic").model(0).x)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["csv", "int64", "longdouble"])
+@pytest.mark.parametrize("task_name", ["classification", "regression"])
+def test_means_large_against_their_spread_are_kept(
+    kind: str, task_name: str, tmp_path: Path
+) -> None:
+    """Times in seconds: training, `prepare` and the docs' lines give the same inputs and units."""
+    times = 1_700_000_000 + np.arange(40)[:, None]
+    labels = np.arange(40) % 2 if task_name == "classification" else times[:, 0]
+    if kind == "csv":
+        file = tmp_path / "t.csv"
+        rows = [f"{time},{label}" for (time,), label in zip(times, labels, strict=True)]
+        file.write_text("\n".join(["t,label", *rows]))
+    else:
+        file = tmp_path / "t.npz"
+        np.savez(file, x_train=times.astype(kind), y_train=labels)
+    config = load_config(None, [
+        f"task.name={task_name}", f"task.source.name={file.suffix[1:]}",
+        f"task.source.file={file}", "task.partition.clients=2",
+    ])  # fmt: skip
+    task: Any = build_task(config.task, config.model, config.data, 0, torch.float32)
+    facts = task.model_facts()
+    facts |= {"label_maps": [[0, 1]], "label_map_of": [0, 0], "classes": 2}
+    model = (Classifier if task_name == "classification" else Regressor)(task.model(), facts, 0)
+    names: dict[str, Any] = {
+        "torch": torch, "about": {**facts, "label_map": [0, 1]},
+        "network": torch.nn.Identity(), "state": {"": torch.zeros(1)},
+    }  # fmt: skip
+    exec(lines("In plain PyTorch", run="")[1], names)
+    assert task.examples.inputs.std() == pytest.approx(1, abs=0.2)
+    for given in (times, times.tolist()):
+        assert torch.equal(model.prepare(given), task.examples.inputs)
+        assert torch.equal(names["prepare"](given).float(), task.examples.inputs)
+    if task_name == "regression":
+        exec(lines("Regression", run="")[0], names)
+        found = model.found(task.examples.inputs)
+        assert np.abs(found.numpy() - labels).max() < 1e-4
+        assert np.abs(names["predict"](times)[:, 0].numpy() - labels).max() < 1e-4

@@ -539,6 +539,47 @@ def test_each_method_has_its_own_choice_and_never_a_seed_or_method() -> None:
         assert selection.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("axis", "methods"),
+    [
+        ("task.partition.alpha=0.1,1", ["classification-cobo-alpha0.1", "classification-cobo-alpha1"]),
+        ("task.source.set=wine,iris", ["classification-cobo-set=wine", "classification-cobo-set=iris"]),
+        ("task.change.name=none,labels",
+         ["classification-cobo-change=none", "classification-cobo-change=labels"]),
+        ("task.test_fraction=0.2,0.3",
+         ["classification-cobo-test_fraction0.2", "classification-cobo-test_fraction0.3"]),
+        ("data.seed=1,2", ["classification-cobo-seed1", "classification-cobo-seed2"]),
+        ("task.standardize=true,false", ["classification-cobo"]),
+    ],
+)  # fmt: skip
+def test_problems_are_compared_and_never_chosen_among(axis: str, methods: list[str]) -> None:
+    """Of each problem the best setting is chosen, and its file has the problem in its name."""
+    given = [axis, "optimizer.lr=0.1,0.2", "task.name=classification", "seed=0,1"]
+    if "alpha" in axis:
+        given += ["task.partition.name=dirichlet"]
+    axes = read_axes(given)
+    runs = expand([], axes)
+    results = {
+        run.name: Result({("validation", "accuracy"): run.config.optimizer.lr}, 1.0) for run in runs
+    }
+    found = select(runs, results, axes)
+    assert [one.method for one in found] == methods
+    for selection in found:
+        assert selection.best is not None
+        assert selection.best.varied["optimizer.lr"] == 0.2
+        assert [run.seed for run in selection.best.runs] == [0, 1]
+    only = read_axes([axis, "task.name=classification", *given[4:]])
+    if len(methods) > 1:
+        assert not any(one.best for one in select(expand([], only), {}, only))
+
+
+def test_problems_whose_names_look_alike_are_different_methods() -> None:
+    runs = grid(
+        "task.name=classification", "task.source.name=csv", "task.source.file=a b.csv,a_b.csv"
+    )
+    assert len({run.method for run in runs}) == len({run.name for run in runs}) == 2
+
+
 @pytest.mark.parametrize("axis", ["run.rounds=5,10", "algorithm.rho=0.1,0.2"])
 def test_tables_warn_of_runs_of_different_lengths(axis: str) -> None:
     axes = read_axes(["algorithm.name=cobo", axis])

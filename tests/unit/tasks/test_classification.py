@@ -565,6 +565,45 @@ def test_images_by_class_and_what_is_refused(tmp_path: Path) -> None:
     assert "replace or remove it" in message
 
 
+@pytest.mark.parametrize("kind", ["uint16", "int32", "float32"])
+def test_images_of_more_than_8_bits_are_refused(tmp_path: Path, kind: str) -> None:
+    """Pillow would clip them at 255."""
+    given = folder(tmp_path / "deep")
+    (tmp_path / "deep" / "dog" / "3.png").unlink()
+    deep = np.full((6, 6), 60_000).astype(kind)
+    Image.fromarray(deep).save(tmp_path / "deep" / "dog" / "3.tif")
+    message = refusal(*given)
+    assert "3.tif has pixels of more than 8 bits" in message
+    assert "save it with 8 bits, scaled to 0 to 255" in message
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_read_of_a_folder_of_images_is_said(tmp_path: Path) -> None:
+    path, given = tmp_path / "images", folder(tmp_path / "images", ("train", "test", "val"))
+    half = Image.new("RGBA", (6, 6), (200, 3, 50, 128))
+    half.save(path / "train" / "dog" / "3.png")
+    half.convert("P").save(path / "train" / "dog" / "4.png", transparency=bytes([0, 128] * 128))
+    Image.new("RGBA", (6, 6), (200, 3, 50, 255)).save(path / "train" / "dog" / "5.png")
+    (path / "train" / "dog" / "._3.png").write_bytes(b"of another system")
+    (path / ".cache").mkdir()
+    (path / ".cache" / "x.png").touch()
+    (path / "train" / "dog" / "a.heic").touch()
+    (path / "train" / "x.png").touch()
+    (path / "about.txt").touch()
+    unread, transparent, *_ = task_of(*given, "task.partition.clients=2").notices
+    for words in ("24 in val/", "1 in train/dog/*.heic", "1 in train/*.png", "1 in *.txt"):
+        assert words in unread
+    assert "2 of 48 images are transparent in part" in transparent
+
+
+def test_images_that_do_not_fit_into_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cobo_dist.tasks.image_folder.free_memory", lambda: 1 << 20)
+    message = refusal(*folder(tmp_path / "images"), "task.source.size=256")
+    assert "24 images of 256 x 256 pixels need" in message
+
+
 # -- what is shown and kept ----------------------------------------------------------------------------
 
 
