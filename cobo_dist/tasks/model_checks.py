@@ -16,7 +16,7 @@ def refuse_unfit_model(model: nn.Module, name: str, inputs: Tensor, classes: int
     `classes`: it must return that many logits for each input; None: a loss of its own says what it takes.
 
     Raises:
-        ConfigError: it fails, returns something else, or draws from PyTorch's generator.
+        ConfigError: it fails, returns something else, NaN or infinities, or draws from PyTorch's generator.
     """
     shape = list(inputs.shape[1:])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -45,4 +45,10 @@ def refuse_unfit_model(model: nn.Module, name: str, inputs: Tensor, classes: int
         raise ConfigError(
             f"model.name={name} returned {returned} for {len(inputs)} inputs and {classes} classes; return "
             f"logits of shape {[len(inputs), classes]}, or an object with such a field `logits`"
+        )
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, torch.Tensor) and not logits.isfinite().all():
+        raise ConfigError(
+            f"model.name={name} returned NaN or infinite logits for {len(inputs)} examples before any "
+            "training; check its layers and first weights"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, Literal
 
@@ -88,9 +89,29 @@ def build_model(
     with torch.random.fork_rng(devices=[]):  # what layers draw themselves follows from the seed too
         torch.default_generator.manual_seed(seeds.signed(seeds.key(seed, "start of other layers")))
         model = config.build(shape, classes)
+    _refuse_no_network(config.name, model)
     if not config.initialized:
         initialize(model, seed)
     return model
+
+
+def _refuse_no_network(name: str, made: Any) -> None:
+    """Check that a model's function or class, which may be a user's, made a network.
+
+    Raises:
+        ConfigError: it is none, or its layers do not know their sizes yet.
+    """
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"model.name={name} returned {type(made).__name__}; return a torch.nn.Module"
+        )
+    tensors = itertools.chain(made.named_parameters(), made.named_buffers())
+    lazy = [key for key, one in tensors if torch.nn.parameter.is_lazy(one)]
+    if lazy:
+        raise ConfigError(
+            f"model.name={name} has lazy layers ({lazy[0]}), whose sizes the first batch would decide; give "
+            "them their sizes, which follow from the argument shape"
+        )
 
 
 def logits_of(output: Any) -> Tensor:

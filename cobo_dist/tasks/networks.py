@@ -19,6 +19,14 @@ from cobo_dist.tasks.dropout_off import turn_off_dropout
 from cobo_dist.tasks.sections import ModelSection
 
 _PRETRAINED = "pretrained"
+_SET_BY_KEYS = {
+    "num_classes": "the labels decide it",
+    "in_chans": "the images decide it",
+    "pretrained": "model.weights=pretrained sets it",
+    "weights": "model.weights sets it",
+}
+"""Arguments of libraries' networks that follow from the data and from other keys."""
+
 _MAX_REASON = 200  # characters: libraries list what they know
 
 
@@ -85,6 +93,12 @@ class LibrarySection(ModelSection):
                 f"model.options={list(self.options)}: {wrong[0]!r} is no name=value; write "
                 "[img_size=32, patch_size=4]"
             )
+        for name, _, value in pairs:
+            if name in _SET_BY_KEYS:
+                raise ConfigError(
+                    f"model.options={list(self.options)}: {name} is no option: {_SET_BY_KEYS[name]}; drop "
+                    f"{name}={value}"
+                )
         return {name: yaml.safe_load(value) for name, _, value in pairs}
 
     def _load(self, model: nn.Module) -> None:

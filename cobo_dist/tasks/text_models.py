@@ -77,6 +77,10 @@ class HfConfig(ModelSection):
 
         length, vocabulary = shape
         where = f"model.path={self.path}" if self.path else f"model.family={self.family}"
+        if not self.path and self.width % self.heads:
+            raise ConfigError(
+                f"model.heads={self.heads} does not divide model.width={self.width}; choose a divisor"
+            )
         transformers = library("transformers", "model.name=hf")
         try:
             model = self._model(transformers, length, vocabulary, classes)

@@ -250,6 +250,11 @@ class _Dropping(nn.Module):
         return self.last(self.drop(x.flatten(1)))
 
 
+class _Log(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.log()
+
+
 REFUSED = {
     "drops": (lambda shape, classes: _Dropping(shape.numel(), classes),
               r"global generator in training \(drop\).*set its dropout to 0"),
@@ -257,6 +262,12 @@ REFUSED = {
              r"returned tuple for 8 inputs and 10 classes; return logits of shape \[8, 10\]"),
     "short": (lambda shape, classes: nn.Linear(shape.numel(), 3),
               r"returned \[8, 3\] for 8 inputs and 10 classes"),
+    "no_network": (lambda shape, classes: None, "returned NoneType; return a torch.nn.Module"),
+    "lazy": (lambda shape, classes: nn.Sequential(nn.Flatten(), nn.LazyLinear(classes)), "has lazy layers"),
+    "lazy_norm": (lambda shape, classes: nn.Sequential(nn.Flatten(), nn.LazyBatchNorm1d(affine=False)),
+                  "has lazy layers"),
+    "nan": (lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), classes), _Log()),
+            "returned NaN or infinite logits for 8 examples before any training"),
     "fails": (lambda shape, classes: nn.Linear(5, 3), r"cannot take inputs of shape \[64\]: "),
 }  # fmt: skip
 
@@ -324,6 +335,8 @@ def test_a_client_with_one_example_is_named(
         (["model.name=torchvision", "model.network=resnet81"], "nearest: resnet18"),
         (["model.name=torchvision", "model.options=[nope=1]"], "change the options or the network"),
         (["model.name=torchvision", "model.options=[nope]"], "'nope' is no name=value"),
+        (["model.name=torchvision", "model.options=[num_classes=3]"], "the labels decide it; drop"),
+        (["model.name=torchvision", "model.options=[weights=DEFAULT]"], "model.weights sets it"),
         (["model.name=torchvision", "model.network=alexnet"], "cannot take inputs of shape"),
         (["model.name=torchvision", "model.weights=/nope.pth"], "give the path of a file"),
         (["model.name=vit", "model.patch=3"], "model.patch=3 does not divide images of 8 x 8"),
