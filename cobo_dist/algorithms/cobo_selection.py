@@ -67,7 +67,8 @@ class GradientSelection(Selection):
         moved_e = self.scores.at(ends.rows, ends.partners) + config.gamma * (
             alignment_e - config.threshold
         )
-        scores_e = np.clip(moved_e, -config.margin, 1.0 + config.margin)
+        # 0.0 - margin: -margin would be -0.0, which a weight then keeps.
+        scores_e = np.clip(moved_e, 0.0 - config.margin, 1.0 + config.margin)
         self.scores.put(ends.rows, ends.partners, scores_e)
         return np.clip(moved_e, 0.0, 1.0)
 

@@ -58,7 +58,8 @@ def _facts(dry_run: DryRun) -> list[str]:
     if dry_run.n != task.clients:
         clusters = len(set(dry_run.clusters or ()))
         facts["clients"] = (
-            f"{dry_run.n:,}" + (f" in {clusters:,} clusters" if clusters else "")
+            f"{dry_run.n:,}"
+            + (f" in {clusters:,} cluster{'s' * (clusters != 1)}" if clusters else "")
         ) + f", made up in proportion to the task's {task.clients:,}"
         facts = {name: text for name, text in facts.items() if not text.endswith("a client")}
     facts["algorithm"] = f"{dry_run.config.algorithm.name}, {dry_run.rounds:,} rounds"

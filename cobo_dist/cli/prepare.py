@@ -5,6 +5,7 @@ Compute nodes have no network, and training never downloads.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,13 +40,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         options = parser.read(argv)
         if options is not None:
-            _prepare(load_config(options.config, options.settings), options.picture)
+            picture = None if options.picture is None else Path(options.picture).expanduser()
+            config = load_config(options.config, options.settings)
+            if picture is not None:
+                _refuse_no_picture(picture)
+            _prepare(config, picture)
     except ConfigError as refusal:
         return report_error(refusal)
     return EXIT_DONE
 
 
-def _prepare(config: Config, picture: str | None) -> None:
+def _refuse_no_picture(path: Path) -> None:
+    """Check before the data are read that a picture can be written.
+
+    Raises:
+        ConfigError: another kind of file, or no folder that this process may write to.
+    """
+    if path.suffix != ".png":
+        raise ConfigError(f"--picture {path} is no name of a PNG; give FILE.png")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(
+            f"--picture {path} cannot be written; give a path in a folder that exists and is yours to write"
+        )
+
+
+def _prepare(config: Config, picture: Path | None) -> None:
     for line in (*config.task.fetch(config.data), *config.model.fetch()):
         print(line, flush=True)
     dtype = getattr(torch, config.run.dtype)
@@ -55,7 +74,7 @@ def _prepare(config: Config, picture: str | None) -> None:
     for notice in task.notices:
         print(f"{'notice':<12}{notice}")
     if picture is not None:
-        _draw(task, Path(picture).expanduser())
+        _draw(task, picture)
     print(
         "next        python -m cobo_dist.plan with the same settings: bytes a round, memory a rank"
     )
@@ -68,8 +87,6 @@ def _draw(task: Task, path: Path) -> None:
         raise ConfigError(
             f"--picture: the examples of task.name={task.name} have no labels; drop it"
         )
-    if path.suffix != ".png":
-        raise ConfigError(f"--picture {path} is no name of a PNG; give FILE.png")
     from cobo_dist.reports.figures.label_counts import MAX_CLIENTS, draw_label_counts
 
     graph = task.true_graph or (None if task.clusters is None else TrueGraph.of(task.clusters))

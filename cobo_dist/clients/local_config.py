@@ -124,6 +124,16 @@ class LocalWorkConfig(Section):
                     return client
         return None
 
+    def whole_batches_help(
+        self, sizes_n: Sequence[int], batch_size: int, accumulation: int
+    ) -> bool:
+        """Return whether `drop_last` leaves every client batches, and none of one example."""
+        whole = self.model_copy(update={"epochs": self.epochs or 1, "drop_last": True})
+        return (
+            min(sizes_n) >= batch_size
+            and whole.batch_of_one(sizes_n, batch_size, accumulation) is None
+        )
+
     def refuse_unfit(self, sizes_n: Sequence[int], batch_size: int) -> None:
         """Check that every client has a batch in an epoch.
 

@@ -79,12 +79,15 @@ def _remedy(kind: str, key: str, value: object, given: Mapping[str, Any]) -> str
     numbers = {"int_type": (int,), "float_type": (int, float)}.get(kind, ())
     if type(plain) in numbers:
         return "; write it without quotes"
-    if kind == "tuple_type" and not isinstance(value, dict):
-        section, name = key.partition(".")[0], _name_in(given, key)
+    section, name = key.partition(".")[0], _name_in(given, key)
+    if kind in ("tuple_type", "too_short") and (name or not isinstance(value, dict)):
         keys = keys_of(groups()[section].section(name), f"{section}.") if name else all_keys()
-        example = next((field.default for known, field in keys if known == key), None)
+        field = next((field for known, field in keys if known == key), None)
+        example = field.default if field else None
         if isinstance(example, tuple) and example:
             return f", for example {key}=[{', '.join(map(str, example))}]"
+        if name and field and field.description and kind == "tuple_type":
+            return f": {field.description}"
     return ""
 
 
@@ -101,6 +104,7 @@ def _literals(context: Mapping[str, Any]) -> list[str]:
 
 def _lower(message: str) -> str:
     message = message.removeprefix("Value error, ").replace("Input should", "it must")
+    message = re.sub(r"^\w+ should have at least 1 item.*", "it must not be empty", message)
     message = message.replace("valid tuple", "list").replace("a valid boolean", "true or false")
     return message[:1].lower() + message[1:]
 

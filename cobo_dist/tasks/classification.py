@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from cobo_dist.tasks.partitioned import Labels, PartitionedConfig, Targets
 from cobo_dist.tasks.sources import Labeled
 
 _MAX_SHOWN = 4  # labels that a notice names
+_MAX_CHARACTERS = 40  # of each
 
 
 @register.task("classification")
@@ -51,12 +52,9 @@ def renumbered(found: Labeled) -> Labels:
     """
     y = found.y
     if isinstance(y, Coded):
-        return _named(found, np.asarray(y.codes, dtype=np.int64), list(y.names))
+        return _named(found, np.asarray(y.codes, dtype=np.int64), list(y.names), text=True)
     if y.ndim != 1:
-        raise ConfigError(
-            f"{found.source}: there are {y.shape[1]} targets, and task.name=classification takes one label; "
-            "name one column, or set task.name=regression"
-        )
+        raise _several(found.source, y)
     if y.dtype.kind == "f":
         if not np.isfinite(y).all() or (y != np.floor(y)).any():
             wrong = y[~np.isfinite(y) | (y != np.floor(y))][0]
@@ -72,15 +70,35 @@ def renumbered(found: Labeled) -> Labels:
     own, numbers = numbered(y)
     if y.dtype.kind in "iu" and len(own) > 1 and own[0] == 0 and own[-1] == len(own) - 1:
         return Labels(numbers, [str(one) for one in own])
-    return _named(found, numbers, [str(one) for one in own])
+    return _named(found, numbers, [str(one) for one in own], text=y.dtype.kind == "U")
 
 
-def _named(found: Labeled, numbers: NDArray[np.int64], names: Sequence[str]) -> Labels:
-    """Return labels with a notice of what they were."""
+def _several(source: str, y: NDArray[Any]) -> ConfigError:
+    """Return the refusal of labels [N, k]."""
+    count, targets = y.shape
+    one_label = "task.name=classification takes one label"
+    if targets == 1:
+        return ConfigError(
+            f"{source}: labels are [{count}, 1], and {one_label}; save them as [{count}]"
+        )
+    if y.dtype.kind in "biuf" and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all():
+        return ConfigError(
+            f"{source}: labels are one-hot [{count}, {targets}], and {one_label}; save their "
+            f"argmax(axis=1) as [{count}]"
+        )
+    return ConfigError(
+        f"{source}: there are {targets} targets, and {one_label}; give one label an example, or set "
+        "task.name=regression"
+    )
+
+
+def _named(found: Labeled, numbers: NDArray[np.int64], names: Sequence[str], text: bool) -> Labels:
+    """Return labels with a notice of what they were; text in quotes, so that blanks are seen."""
+    some = [repr(one[:_MAX_CHARACTERS]) if text else one for one in names[:_MAX_SHOWN]]
     if len(names) < 2:
         raise ConfigError(
-            f"{found.source}: all labels are {names[0]}; classification needs two classes or more"
+            f"{found.source}: all labels are {some[0]}; classification needs two classes or more"
         )
-    shown = ", ".join(names[:_MAX_SHOWN]) + (" ..." if len(names) > _MAX_SHOWN else "")
+    shown = ", ".join(some) + (" ..." if len(names) > _MAX_SHOWN else "")
     notice = f"{found.source}: labels {shown} are numbered 0 to {len(names) - 1}, in this order"
     return Labels(numbers, names, (notice,))

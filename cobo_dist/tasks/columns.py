@@ -66,6 +66,7 @@ class Columns(ABC):
     """Inputs of N examples as columns of numbers, too many to have them all twice in memory."""
 
     shape: tuple[int, int]  # [N, columns]
+    names: Sequence[str] = ()  # of the columns, if they have some
 
     @abstractmethod
     def __iter__(self) -> Iterator[NDArray[np.float64]]:

@@ -11,7 +11,7 @@ def facts_of(task: Task) -> dict[str, str]:
     facts = {
         "task": task.name,
         "clients": f"{task.clients}"
-        + (f" in {groups} clusters" if groups else "")
+        + (f" in {groups} cluster{'s' * (groups != 1)}" if groups else "")
         + (", with a graph of right weights" if task.true_graph is not None else ""),
     }
     return facts | task.describe() | {"digest": task.fingerprint()}

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from cobo_dist.errors import ConfigError, words_of
 from cobo_dist.lazy import Tensor, nn, torch
-from cobo_dist.registry import function_of, register, registered, takes
+from cobo_dist.registry import BUILT_IN, function_of, register, registered, takes
 from cobo_dist.settings import as_tuple
 
 
@@ -78,6 +78,8 @@ def refuse_wrong_metric(name: str, outputs: Tensor, targets: Tensor) -> None:
         ConfigError: it does not.
     """
     value = _tried("metric", name, outputs, targets)
+    if register.metric[name].source == BUILT_IN and not _fits("metric", name, outputs, targets):
+        raise _unfit("metric", name, outputs, targets)
     if not isinstance(value, torch.Tensor) or value.shape != targets.shape[:1]:
         what = f"shape {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
         raise ConfigError(
@@ -94,11 +96,29 @@ def _tried(kind: str, name: str, outputs: Tensor, targets: Tensor, **how: str) -
     try:
         return register.kinds[kind][name].target(outputs, targets, **how)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        key = "task.loss" if kind == "loss" else "task.metrics"
-        raise ConfigError(
-            f"{key}={name} cannot take outputs {list(outputs.shape)} and targets {list(targets.shape)} of "
-            f"{str(targets.dtype).partition('.')[2]} ({words_of(error)}); choose another {kind}"
-        ) from None
+        raise _unfit(kind, name, outputs, targets, f" ({words_of(error)})") from None
+
+
+def _unfit(kind: str, name: str, outputs: Tensor, targets: Tensor, why: str = "") -> ConfigError:
+    """Return the refusal of a loss or metric for these targets, with those that take them."""
+    known = register.kinds[kind]
+    own = [one for one in known if known[one].source == BUILT_IN]
+    fitting = [one for one in own if _fits(kind, one, outputs, targets)]
+    key = "task.loss" if kind == "loss" else "task.metrics"
+    return ConfigError(
+        f"{key}={name} cannot take outputs {list(outputs.shape)} and targets {list(targets.shape)} of "
+        f"{str(targets.dtype).partition('.')[2]}{why}; choose {' or '.join(fitting) or f'another {kind}'}"
+    )
+
+
+def _fits(kind: str, name: str, outputs: Tensor, targets: Tensor) -> bool:
+    """Return whether a loss gives a number for these targets, or a metric one for each example."""
+    how = {"reduction": "mean"} if kind == "loss" else {}
+    try:
+        value = register.kinds[kind][name].target(outputs, targets, **how)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    return bool(value.shape == (() if kind == "loss" else targets.shape[:1]))
 
 
 def of_mean(metric: Any, mean: float) -> float:

@@ -165,12 +165,18 @@ class DatasetsSource(SourceSection):
                 "task.source.path is empty; give a name on the hub, or a folder of save_to_disk"
             )
         folder = Path(self.path).expanduser()
+        if not folder.is_dir() and (folder.is_absolute() or self.path.startswith(".")):
+            raise ConfigError(
+                f"{self._key} is no folder; name one that Dataset.save_to_disk wrote, or a set on the hub"
+            )
         if offline:  # read when datasets is imported
             os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         import datasets
 
         remedy = f"fetch it with {_HOW}" if offline else "check its name and the network"
+        if folder.is_dir():
+            remedy = "name a folder that Dataset.save_to_disk wrote, and one of its splits"
         try:
             if folder.is_dir():
                 found = datasets.load_from_disk(str(folder))

@@ -26,10 +26,9 @@ def read_arrays(
     try:
         if not path.is_file():
             raise ConfigError(f"{source} is no file; {remedy}")
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one bare array")
-        with file:
+        if not zipfile.is_zipfile(path):
+            raise ValueError(_what_else(path))
+        with np.load(path, allow_pickle=False) as file:
             found = list(file.files)
             names = [name for name in wanted or found if name in found]
             _refuse_too_large(file, names, source)
@@ -46,7 +45,18 @@ def read_arrays(
         zlib.error,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{source} is no readable npz: {reason}; write it anew") from None
+        if "pickle" in reason:  # numpy advises to load them unsafely
+            reason = "it holds Python objects, which may run code; convert them to numbers or text"
+        raise ConfigError(
+            f"{source} is no readable npz: {reason}; write it anew with numpy.savez"
+        ) from None
+
+
+def _what_else(path: Path) -> str:
+    """Say what a file that is no archive is."""
+    with path.open("rb") as file:
+        bare = file.read(6) == b"\x93NUMPY"
+    return "it holds one bare array" if bare else "it is no archive of arrays, or is cut off"
 
 
 def _refuse_too_large(file: Any, names: list[str], source: str) -> None:

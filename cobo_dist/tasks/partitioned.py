@@ -34,7 +34,7 @@ from cobo_dist.tasks.columns import Columns
 from cobo_dist.tasks.examples import ClientExamples, Examples
 from cobo_dist.tasks.partitions import PartitionSection
 from cobo_dist.tasks.scaling import as_they_are, standardized
-from cobo_dist.tasks.shares import shares_of, together
+from cobo_dist.tasks.shares import Shares, shares_of, together
 from cobo_dist.tasks.sources import Labeled, SourceSection
 from cobo_dist.tasks.splits import split
 from cobo_dist.tasks.supervised import SupervisedConfig
@@ -123,17 +123,21 @@ class PartitionedConfig(SupervisedConfig):
         """Read, partition, split and change the examples."""
         found = self.source.read()
         labels = self.labels(found)
-        shares = shares_of(self.partition, found, labels.numbers, len(labels.names), seed)
+        classes = len(labels.names)
+
+        def assign(partition: PartitionSection) -> Shares:
+            return shares_of(partition, found, labels.numbers, classes, seed)
+
         fractions = {"test": self.test_fraction}
         if self.validation_fraction:
             fractions["validation"] = self.validation_fraction
-        splits = split(shares, found, self.partition, fractions, seed)
+        shares, splits = split(found, self.partition, assign, fractions, seed)
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 x, scale, offset = self._scaled(found, splits["train"], numpy_type(dtype))
                 targets = self.targets(found, labels, shares.clients, splits["train"], seed, dtype)
         except OverflowError as error:
-            raise ConfigError(f"{found.source}: {error}; divide or drop them") from None
+            raise ConfigError(f"{found.source}: {error}") from None
         examples = Examples(
             torch.from_numpy(self.change.inputs(x, shares.owners, seed)),
             targets.values,
@@ -158,7 +162,7 @@ class PartitionedConfig(SupervisedConfig):
             together(
                 self.partition.clusters_of(shares.clients), self.change.clusters_of(shares.clients)
             ),
-            graph=self._graph(shares.clients, len(labels.names)),
+            graph=self._graph(shares.clients, classes),
             names=shares.names,
             notices=notices,
             label_names=labels.names,

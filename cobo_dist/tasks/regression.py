@@ -170,7 +170,8 @@ def numbers_of(found: Labeled) -> NDArray[np.float64]:
     for column in np.flatnonzero(np.ptp(numbers[: found.train], axis=0) == 0):
         raise ConfigError(
             f"{found.source}: all targets{f' number {column}' if y.shape[1] > 1 else ''} to train on are "
-            f"{numbers[0, column]:g}; there is nothing to predict"
+            f"{numbers[0, column]:g}; there is nothing to predict; name "
+            "another column as the target"
         )
     return numbers
 

@@ -37,7 +37,7 @@ def standardized(
             std = part.std(axis=0, dtype=np.float64, where=own[:, None])
         if not np.isfinite(mean + std).all():
             number = first + int(np.argmin(np.isfinite(mean + std)))
-            raise OverflowError(f"number {number} of an example is too large to be standardized")
+            raise _too_large(x, number, "to be standardized")
         # A constant feature becomes 0; the sum of its mean rounds, so its deviation may not be exactly 0.
         scale = 1.0 / np.where(std > 1e-12 * np.abs(mean), std, 1.0)
         offset = -mean * scale
@@ -59,9 +59,20 @@ def as_they_are(x: NDArray[Any] | Columns, dtype: np.dtype[Any]) -> NDArray[Any]
     for first, part in _parts(x):
         some = numbers[:, first : first + part.shape[1]]
         some[...] = part
-        if not np.isfinite(some).all():
-            raise OverflowError(f"some numbers of the examples are too large for {dtype}")
+        finite = np.isfinite(some)
+        if not finite.all():
+            raise _too_large(x, first + int(np.argmin(finite.all(axis=0))), f"for {dtype}")
     return numbers.reshape(x.shape)
+
+
+def _too_large(x: NDArray[Any] | Columns, number: int, what: str) -> OverflowError:
+    """Return an error that names a feature, and what to do."""
+    if isinstance(x, Columns) and x.names:
+        name = x.names[number]
+        return OverflowError(
+            f"column {name} has numbers too large {what}; divide them or set task.source.drop=[{name}]"
+        )
+    return OverflowError(f"number {number} of an example is too large {what}; divide or drop it")
 
 
 def _parts(x: NDArray[Any] | Columns) -> Iterator[tuple[int, NDArray[Any]]]:

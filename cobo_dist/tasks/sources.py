@@ -99,7 +99,8 @@ class NpzSource(SourceSection):
         ]
         if len({(x.shape[1:], x.dtype == np.uint8) for x in xs}) > 1:  # bytes are images
             raise ConfigError(
-                f"{key}: x_train is {_kind(xs[0])} and x_test {_kind(xs[1])}; they must be alike"
+                f"{key}: x_train is {_kind(xs[0])} and x_test {_kind(xs[1])}; they must be alike; save both "
+                "with one shape and one dtype"
             )
         column = _column(arrays, [len(x) for x in xs], key)
         unused = sorted(set(found) - set(names))

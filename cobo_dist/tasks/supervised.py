@@ -104,7 +104,8 @@ class Supervised(Task):
         if loaded.graph is not None and not loaded.graph.are_clusters:
             self.true_graph = loaded.graph.reordered(order)
         self.names = tuple(loaded.names[client] for client in order) if loaded.names else ()
-        self.notices, self.label_names = loaded.notices, tuple(loaded.label_names)
+        self.notices = tuple(" ".join(one.splitlines()) for one in loaded.notices)
+        self.label_names = tuple(loaded.label_names)
         self.labels = self.examples.targets if loaded.labels is None else loaded.labels
         self.pools = loaded.pools and [loaded.pools[client] for client in order]
         self.data, self.seed, self.dtype = data, seed, dtype

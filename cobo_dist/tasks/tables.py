@@ -114,9 +114,12 @@ class TableSource(SourceSection):
         """Return the names of the columns that are inputs."""
         names = [str(name) for name in table.names]
         shown = ", ".join(names[:_MAX_NAMED]) + (" ..." if len(names) > _MAX_NAMED else "")
+        headless = ""
+        if self.name == "csv" and all(map(_is_number, names)):
+            headless = "its header has numbers alone, so it seems to lack one; write names as its first line"
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise ConfigError(
-                f"{key} has several columns called {twice[0]!r}; give each a name of its own"
+                f"{key} has several columns called {twice[0]!r}; {headless or 'give each a name of its own'}"
             )
         wanted = [
             *(("label", name) for name in self.label),
@@ -127,7 +130,8 @@ class TableSource(SourceSection):
         for which, name in wanted:
             if name not in names:
                 raise ConfigError(
-                    f"task.source.{which}={name} is no column of {key}, which has {shown}; name one of them"
+                    f"task.source.{which}={name} is no column of {key}, which has {shown}; "
+                    f"{headless or 'name one of them'}"
                 )
         if len(set(self.label)) < len(self.label):
             raise ConfigError(
@@ -143,6 +147,14 @@ class TableSource(SourceSection):
         if not set(names) - others:
             raise ConfigError(f"{key} has no inputs beside {shown}; add columns of numbers")
         return [name for name in names if name not in others]
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 class TableColumns(Columns):

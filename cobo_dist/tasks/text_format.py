@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cobo_dist.tasks.language.tokens import LibraryTokenizer
 
 BYTES = "bytes"
+TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken")
+"""Patterns of the files of tokenizers."""
 _BYTE_VALUES = 256
 
 
@@ -69,6 +71,11 @@ def _library(name: str) -> LibraryTokenizer:
 
     key = "task.source.tokenizer"
     folder = find(name, key)
+    if not any(one for pattern in TOKENIZER_FILES for one in folder.glob(pattern)):
+        raise ConfigError(
+            f"{key}={name} has no files of a tokenizer, such as tokenizer.json; name a folder that "
+            f"save_pretrained of a tokenizer wrote, or set {key}={BYTES}"
+        )
     transformers = library("transformers", f"{key}={name}")
     try:
         found = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from cobo_dist.registry import register
 from cobo_dist.settings import Text
 from cobo_dist.tasks.sources import Labeled, SourceSection
 from cobo_dist.tasks.table_columns import complete, refuse_missing
-from cobo_dist.tasks.text_format import BYTES, text_format
+from cobo_dist.tasks.text_format import BYTES, TOKENIZER_FILES, text_format
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +36,9 @@ class TextSource(SourceSection):
         description="tokens of a text in use: it is cut there, or filled up",
     )
     tokenizer: Text = Field(
-        BYTES, description="`bytes` of UTF-8, or the folder of a tokenizer of transformers"
+        BYTES,
+        description="`bytes` of UTF-8, or a tokenizer of transformers: a local folder, or a name on the "
+        "hub that prepare fetches",
     )
 
     def contradiction(self) -> str:
@@ -46,6 +49,19 @@ class TextSource(SourceSection):
                 f"{self.client} name a column twice; name each its own"
             )
         return ""
+
+    def fetch(self) -> Iterator[str]:
+        """Fetch the tokenizer into the hub's cache, if it is from there."""
+        if self.tokenizer != BYTES:
+            from cobo_dist.tasks.language.base import find
+
+            found = find(
+                self.tokenizer,
+                "task.source.tokenizer",
+                fetch=True,
+                files=[*TOKENIZER_FILES, "config.json"],
+            )
+            yield f"found       tokenizer {self.tokenizer} in {found}"
 
     def read(self) -> Labeled:
         """Return the rows, texts as token ids int64 [N, length]."""

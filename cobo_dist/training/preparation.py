@@ -171,11 +171,18 @@ def _refuse_unfit_model(config: Config, task: Task) -> None:
     )
     if client is not None and (why := why_no_single_example(task, client, dtype)):
         size = task.train_sizes()[client]
+        remedies = ["choose another data.batch_size"]
+        if config.local.whole_batches_help(
+            task.train_sizes(), config.data.batch_size, config.data.accumulation
+        ):
+            remedies.append(
+                f"set local.drop_last=true{'' if config.local.epochs else ' with local.epochs'}"
+            )
         raise ConfigError(
             f"model.name={config.model.name} cannot train on a batch of one example ({why}), and "
             f"data.batch_size={config.data.batch_size} gives client {client}, which has {size} training "
-            f"example{'s' * (size != 1)}, such a batch; choose another data.batch_size, set "
-            "local.drop_last=true with local.epochs, or a model without BatchNorm"
+            f"example{'s' * (size != 1)}, such a batch; {', '.join(remedies)}, or take "
+            "a model without BatchNorm"
         )
     # Tried only where it was asked for: by itself run takes an engine that works.
     if run.engine == "vectorised" and (why := why_not(run.engine, task, dtype)):

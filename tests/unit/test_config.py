@@ -377,6 +377,14 @@ def test_an_unknown_name_is_refused(argument: str, words: tuple[str, ...]) -> No
         ("algorithm=5", "algorithm=5"),
         ("run.threads=100000000000000000000", "run.threads=100000000000000000000"),
         ("task=[digits]", "task=['digits']"),
+        (
+            "task={name: classification, partition: {name: disjoint_classes, cluster_sizes: []}}",
+            "it must not be empty, for example task.partition.cluster_sizes=[2, 2, 2, 2]",
+        ),
+        (
+            "model={name: torchvision, options: {foo: 1}}",
+            "list: further arguments of the network, as [img_size",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_key_and_value(argument: str, culprit: str) -> None:

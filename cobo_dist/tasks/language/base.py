@@ -5,6 +5,7 @@ Only `fetch_base`, for `prepare`, downloads from the hub. All else reads local f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -109,8 +110,12 @@ def _folder(config: Gpt2Config | CausalLmConfig, fetch: bool = False) -> Path:
     return find(config.path, "model.path", fetch)
 
 
-def find(name: str, key: str, fetch: bool = False) -> Path:
-    """Return the local folder of a model or tokenizer, by path or from the hub's cache."""
+def find(name: str, key: str, fetch: bool = False, files: Sequence[str] = _FILES) -> Path:
+    """Return the local folder of a model or tokenizer, by path or from the hub's cache.
+
+    Raises:
+        ConfigError: it is not on this machine, or with `fetch` the hub does not give it.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -120,7 +125,7 @@ def find(name: str, key: str, fetch: bool = False) -> Path:
         )
     hub = library("huggingface_hub")
     try:
-        found = hub.snapshot_download(name, local_files_only=not fetch, allow_patterns=_FILES)
+        found = hub.snapshot_download(name, local_files_only=not fetch, allow_patterns=[*files])
     except Exception as error:  # the hub raises many kinds; all mean that the files are missing
         how = (
             f"the hub did not give it ({reason_of(error)}); check the name and the network"

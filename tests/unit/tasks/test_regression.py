@@ -164,8 +164,8 @@ def test_reports_show_errors_and_no_accuracy(
         ({"y_train": np.ones((160, 2, 2))}, [], "but must be one label for each of 160 examples, or numbers"),
         ({"y_train": np.arange(160).astype("datetime64[D]")}, [], "targets are datetime64[D]"),
         ({}, ["task.change.name=labels"], "task.change.name=labels renames classes"),
-        ({}, ["task.loss=cross_entropy"], "task.loss=cross_entropy"),
-        ({}, ["task.metrics=[accuracy]"], "task.metrics=accuracy"),
+        ({}, ["task.loss=cross_entropy"], "choose huber or l1 or mse"),
+        ({}, ["task.metrics=[accuracy]"], "choose mae or rmse"),
     ],
 )  # fmt: skip
 def test_what_is_no_regression_is_refused(

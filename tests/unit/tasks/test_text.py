@@ -12,6 +12,7 @@ import pytest
 import torch
 from problems import QUIET, write_texts
 
+from cobo_dist.cli.prepare import main as prepare
 from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
@@ -62,7 +63,9 @@ def test_texts_become_bytes_and_stay_whole_numbers(tmp_path: Path, suffix: str) 
     assert (facts["scale"], facts["offset"], facts["input_shape"]) == (1.0, 0.0, [8])
 
 
-def test_a_tokenizer_from_a_local_folder(tmp_path: Path) -> None:
+def test_a_tokenizer_from_a_local_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its tokens and special tokens; one more id fills up. The saved model finds it again."""
     transformers = pytest.importorskip("transformers", reason="needs the extra lm")
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -83,6 +86,8 @@ def test_a_tokenizer_from_a_local_folder(tmp_path: Path) -> None:
         tmp_path / "t.csv", text=["yes", "no"] * 12, client=["a", "a", "b", "b"] * 6
     )
     settings += [f"task.source.tokenizer={tmp_path / 'tokenizer'}", "task.source.length=3"]
+    assert prepare(settings) == 0
+    assert f"found       tokenizer {tmp_path / 'tokenizer'}" in capsys.readouterr().out
     more = [
         "run.rounds=30",
         "optimizer.name=adamw",
@@ -105,12 +110,15 @@ def test_a_tokenizer_from_a_local_folder(tmp_path: Path) -> None:
         ({}, ["task.change.name=noise"], "scale and noise change numbers, and the inputs are text"),
         ({}, ["task.change.name=rotation"], "task.change.name=rotation takes images"),
         ({}, ["task.source.tokenizer=./none"], "task.source.tokenizer=./none is no folder"),
+        ({}, ["task.source.tokenizer={folder}"], "has no files of a tokenizer, such as tokenizer.json"),
+        ({}, ["model.name=hf", "model.width=9", "model.heads=2"], "model.heads=2 does not divide"),
         ({}, ["task.source.file=none.txt"], "is no file FILE.csv or FILE.parquet"),
     ],
 )  # fmt: skip
 def test_what_is_no_table_of_texts_is_refused(
     tmp_path: Path, columns: dict[str, object], more: list[str], words: str
 ) -> None:
+    more = [one.format(folder=tmp_path) for one in more]
     with pytest.raises(ConfigError) as caught:
         task_of([*settings_of(tmp_path / "t.csv", **columns), *more])
     assert words in str(caught.value)
