@@ -62,9 +62,12 @@ example:
 SCRIPTS = {"srun": "train.sbatch", "torchrun": "train_torchrun.sbatch"}
 PATHS = (
     *("run.dir", "data.root", "data.file", "data.text_dir", "task.file", "model.gguf"),
-    *("task.source.file", "task.source.folder", "task.partition.file"),
+    *("task.source.file", "task.source.folder", "task.source.root", "task.partition.file"),
 )
-PATHS_OR_NAMES = ("run.resume", "run.init_from", "model.path", "model.tokenizer")
+PATHS_OR_NAMES = (
+    *("run.resume", "run.init_from", "model.path", "model.tokenizer", "model.weights"),
+    *("task.source.path", "task.source.tokenizer"),
+)
 """Keys that hold a path; and those that may hold one: where a file or folder of that name is found."""
 
 _REFUSED = {

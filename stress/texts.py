@@ -132,7 +132,10 @@ def random_arguments(rng: random.Random, folder: Path) -> list[str]:
     }
     for section, about in Config.model_fields.items():
         owners.setdefault(section, about.annotation)
-    plain = {"plugins", "callbacks"}  # keys of no section
+    plain = {  # keys of no section
+        key for key, about in Config.model_fields.items()
+        if key not in VARIANTS and not hasattr(about.annotation, "model_fields")
+    }  # fmt: skip
     own = [(key, Config.model_fields[key]) for key in sorted(plain)]
     own += [
         (f"{section}.{field.alias or name}", field)
