@@ -47,7 +47,7 @@ def describe() -> str:
     lines += ["", "W of more clients, for each snapshot after round r:"]
     lines += _arrays(arrays.LISTED_WEIGHTS)
     lines += ["", f"## {schema.PARTITION_FILE}"]
-    lines += ["", "Which example is whose, with `task.name=classification`:"]
+    lines += ["", "Which example is whose, with `task.name=classification` or `regression`:"]
     lines += _arrays(arrays.PARTITION)
     for name, records in CHECKPOINT_RECORDS.items():
         lines += ["", f"## {schema.CHECKPOINTS_DIR}/round-NNNNNNNNN/{name}", *_records(records)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from cobo_dist.tasks.labeled import ClassificationConfig
 from cobo_dist.tasks.partitioned import Labels, PartitionedConfig, Targets
 from cobo_dist.tasks.sources import Labeled
 
+_MANY_CLASSES = 20
 _MAX_SHOWN = 4  # labels that a notice names
 _MAX_CHARACTERS = 40  # of each
 
@@ -28,7 +30,8 @@ class DataTaskConfig(ClassificationConfig, PartitionedConfig):
 
     def labels(self, found: Labeled) -> Labels:
         """Return the labels of all examples."""
-        return renumbered(found)
+        labels = renumbered(found)
+        return replace(labels, notices=labels.notices + tuple(_doubts(found, labels)))
 
     def targets(
         self,
@@ -42,6 +45,26 @@ class DataTaskConfig(ClassificationConfig, PartitionedConfig):
         """Return the labels, and each client's own."""
         maps = self.change.label_maps(clients, len(labels.names), seed)
         return Targets(torch.from_numpy(labels.numbers), torch.from_numpy(maps.copy()))
+
+
+def _doubts(found: Labeled, labels: Labels) -> Iterator[str]:
+    """Yield what is likely a mistake: classes without training examples, numbers taken for classes."""
+    counts = np.bincount(labels.numbers[: found.train], minlength=len(labels.names))
+    unseen = np.flatnonzero(counts == 0)
+    if len(unseen):
+        alone = int(np.isin(labels.numbers, unseen).sum())
+        names = ", ".join(
+            map(repr, [labels.names[k][:_MAX_CHARACTERS] for k in unseen[:_MAX_SHOWN]])
+        )
+        yield (
+            f"{found.source}: {alone} of {found.test} test examples have labels without a training example: "
+            f"{names}{' ...' if len(unseen) > _MAX_SHOWN else ''}"
+        )
+    if len(labels.names) > max(_MANY_CLASSES, found.train / 3):
+        yield (
+            f"{found.source}: {found.train} training examples have {len(labels.names)} classes; if labels "
+            "are numbers to predict, set task.name=regression"
+        )
 
 
 def renumbered(found: Labeled) -> Labels:

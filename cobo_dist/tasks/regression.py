@@ -33,6 +33,7 @@ from cobo_dist.tasks.sources import Labeled, SourceSection
 from cobo_dist.tasks.supervised import Supervised
 
 _SOURCE = Variant("source", "sklearn_regression")
+_LEAST_SPREAD = 1e-150
 
 
 @register.task("regression")
@@ -167,7 +168,8 @@ def numbers_of(found: Labeled) -> NDArray[np.float64]:
             f"{found.source}: the target of {np.sum(~finite)} of {len(y)} examples is NaN or infinite, first "
             f"of example {int(finite.argmin()) + 1}; fill or drop them"
         )
-    for column in np.flatnonzero(np.ptp(numbers[: found.train], axis=0) == 0):
+    # Squares of smaller differences are 0.
+    for column in np.flatnonzero(np.ptp(numbers[: found.train], axis=0) < _LEAST_SPREAD):
         raise ConfigError(
             f"{found.source}: all targets{f' number {column}' if y.shape[1] > 1 else ''} to train on are "
             f"{numbers[0, column]:g}; there is nothing to predict; name "

@@ -109,6 +109,12 @@ class TextSource(SourceSection):
                 f"{key}: column {self.text} (task.source.text) holds {wrong[0]!r:.40}, which is no text; "
                 "convert it, or use task.source.name=parquet for numbers"
             )
+        empty = [row for row, one in enumerate(texts) if not one.strip()]
+        if empty:
+            raise ConfigError(
+                f"{key}: column {self.text} (task.source.text) is blank in {len(empty)} of {len(texts)} "
+                f"rows, first in row {empty[0] + 1}; fill or drop them"
+            )
         client = None
         if self.client in names:
             client = complete(table[self.client], self.client, key, "task.source.client")

@@ -700,3 +700,27 @@ def test_the_docs_have_every_name_and_picture() -> None:
     structures = runpy.run_path(str(docs / "partition_pictures.py"))["STRUCTURES"]
     for name, keys in structures.items():
         assert f"| {name} | `{keys}` |" in page
+
+
+def test_classes_of_the_test_set_alone_are_told(tmp_path: Path) -> None:
+    arrays = {
+        "x_train": np.ones((30, 2)), "y_train": np.arange(30) % 3,
+        "x_test": np.ones((8, 2)), "y_test": np.array([0, 1, 2, 7, 7, 0, 1, 7]),
+    }  # fmt: skip
+    notices = task_of(*npz(tmp_path / "t.npz", **arrays), "task.partition.clients=2").notices
+    assert any(
+        "3 of 8 test examples have labels without a training example: '7'" in n for n in notices
+    )
+
+
+def test_numbers_taken_for_classes_are_told() -> None:
+    notices = task_of("task.source.name=sklearn_regression", "task.partition.clients=2").notices
+    assert any("if labels are numbers to predict, set task.name=regression" in n for n in notices)
+
+
+def test_blank_texts_are_refused(tmp_path: Path) -> None:
+    given = texts(tmp_path / "t.csv")
+    table = pd.read_csv(tmp_path / "t.csv")
+    table.loc[4, "text"] = "  "
+    table.to_csv(tmp_path / "t.csv", index=False)
+    assert "is blank in 1 of 90 rows, first in row 5; fill or drop them" in refusal(*given)

@@ -160,6 +160,7 @@ def test_reports_show_errors_and_no_accuracy(
         ({"y_train": np.array(["a", "b"] * 80)}, [], "<U1, but task.name=regression takes numbers"),
         ({"y_train": np.r_[np.ones(80), np.nan, np.zeros(79)]}, [], "infinite, first of example 81"),
         ({"y_train": np.r_[np.inf, np.zeros(159)]}, [], "NaN or infinite"),
+        ({"y_train": np.arange(160) * 1e-300}, [], "there is nothing to predict"),
         ({"y_train": np.full(160, 7)}, [], "to train on are 7; there is nothing to predict"),
         ({"y_train": np.ones((160, 2, 2))}, [], "but must be one label for each of 160 examples, or numbers"),
         ({"y_train": np.arange(160).astype("datetime64[D]")}, [], "targets are datetime64[D]"),
