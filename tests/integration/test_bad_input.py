@@ -191,7 +191,7 @@ NAN = np.array([0.0, np.nan, 0.0])
         ({"start": np.array(["a", "b", "c"])}, ("start", "<U1", "numbers")),
         ({"centers": np.zeros((4, 3), complex)}, ("centers", "complex128", "numbers")),
         ({"curvature": np.ones(4, bool)}, ("curvature", "bool", "numbers")),
-        ({"start": np.array([1, "a", None], object)}, ("not", "npz")),
+        ({"start": np.array([1, "a", None], object)}, ("no readable npz", "Python objects")),
         ({"clusters": np.array(["a", "a", "b", "b"])}, ("clusters", "<U1")),
         ({"clusters": np.zeros((4, 1))}, ("clusters", "[4, 1]")),
         ({"clusters": np.array([0.0, 0.5, 1.0, 1.5])}, ("clusters",)),
