@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, formatting, types, import contracts and the test suite.
 #   bash launch/test.sh [pytest arguments]           everything; installs SLURM where it can (root with apt-get)
-#   bash launch/test.sh --quick [pytest arguments]   a first answer in about three minutes: the unit tests and docstring
+#   bash launch/test.sh --quick [pytest arguments]   a first answer in about five minutes: the unit tests and docstring
 #                                                    examples, without those marked slow, mpi or slurm
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
