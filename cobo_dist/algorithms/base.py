@@ -13,27 +13,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.lazy import Tensor, torch
+from cobo_dist.lazy import Tensor
 from cobo_dist.maths.alignment import Statistic
 from cobo_dist.maths.participation import Participation
 from cobo_dist.maths.weights import Weights
-
-_MAX_NUMBERS, _MAX_NUMBERS_ON_GPU = 1 << 24, 1 << 29
-"""Numbers of models that a round works on at once, beside the clients' own: 64 MB of float32, and 2 GB on a
-GPU, where each group costs messages and launches."""
-
-
-def models_at_once(
-    count: int, size: int, device: torch.device | None = None
-) -> Iterator[list[int]]:
-    """Yield 0 .. count-1 in groups whose models, of `size` numbers each, are few enough to hold at once.
-
-    >>> list(models_at_once(5, 8_000_000))
-    [[0, 1], [2, 3], [4]]
-    """
-    on_gpu = device is not None and device.type == "cuda"
-    step = max(1, (_MAX_NUMBERS_ON_GPU if on_gpu else _MAX_NUMBERS) // max(1, size))
-    return (list(range(count))[at : at + step] for at in range(0, count, step))
 
 
 def sampled_rounds(rounds: int) -> list[tuple[int, int]]:
@@ -209,6 +192,36 @@ class Exchange(Protocol):
 
     def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return numbers of every client, [c] or [c, k] on each rank and [n] or [n, k] of all, everywhere."""
+
+    def gram(self, a_cd: Tensor, b_cd: Tensor | None = None) -> NDArray[np.float64]:
+        """Return the inner products <a_i, b_j> [c, n] of this rank's rows with all clients', in float64.
+
+        Without `b_cd` they are <a_i, a_j>, equal to the last bit for (i, j) and (j, i).
+        """
+
+    def visits(
+        self, *rows_cd: Tensor, among_n: NDArray[np.bool_] | None = None, numbers: int = 0
+    ) -> Iterator[tuple[NDArray[np.int64], tuple[Tensor, ...]]]:
+        """Bring every model to every rank once; yield ids [k] in groups, with their rows of each matrix.
+
+        The caller must take all groups, may change the rows, and may call only `send_back` in between.
+
+        Args:
+            rows_cd: this rank's models, and what else belongs to them, such as their buffers.
+            among_n: the clients whose models visit, the same on all ranks; None: all.
+            numbers: what a rank keeps for each visitor, which bounds a group; at least its columns.
+        """
+
+    def send_back(self, answers_ked: Tensor) -> tuple[NDArray[np.int64], Tensor]:
+        """Send answers to the k visitors of a group to their owners; return the answers to this rank's own.
+
+        Args:
+            answers_ked: of this rank's clients that take part, e, in the order of their rows.
+
+        Returns:
+            This rank's rows [h] whose models visit, and the answers [h, m, d] of all m clients that take
+            part, in client order. The caller may change them until the next group.
+        """
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
-from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext, models_at_once
+from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.flat import Scratch, take_rows, to_device, upload
 from cobo_dist.registry import register
@@ -47,7 +47,8 @@ class FederatedClustering(Algorithm):
 
     For each client i, every client j computes g_j(x_i); v starts at g_i, and M times
     v <- mean_j (g_j if ||g_j - v|| <= tau, else v). tau is the distance of the s-th nearest gradient,
-    s the known size of i's cluster. That is n^2 gradients a round, and x_i and v are sent to all ranks.
+    s the known size of i's cluster. That is n^2 gradients a round: x_i visits all ranks, and the gradients
+    there go to i's owner, which clusters them.
     Clients that do not take part in a round neither compute gradients nor step, and s counts those of the
     cluster that do. Sizes of 1 give Local. Row i of W marks the clients that were within i's threshold last.
     """
@@ -73,65 +74,68 @@ class FederatedClustering(Algorithm):
         self.scratch = Scratch(clients.x_cd.dtype, clients.x_cd.device)
         self.cluster_n = np.unique(context.clusters, return_inverse=True)[1].reshape(-1)
         self.user_notice = (
-            f"federated clustering computes n^2 = {n * n} gradients a round and moves every model and "
-            f"{config.inner_rounds} centers for each client between all ranks"
+            f"federated clustering computes n^2 = {n * n} gradients a round, and moves every model to all "
+            "ranks and all gradients to their models' owners"
         )
 
     def round(self, t: int) -> RoundResult:
-        """Cluster around all clients, a group after the other, then step."""
-        losses_c = self.clients.gradients(
-            t
-        )  # updates BatchNorm's statistics, unlike `gradients_at`
+        """Cluster the gradients around all clients, a group after the other, then step."""
+        clients = self.clients
+        losses_c = clients.gradients(t)  # updates BatchNorm's statistics, unlike `gradients_at`
         part_n = self.context.taking_part(t)
-        part_m = np.flatnonzero(part_n)
-        numbers = len(part_m) * self.clients.size
-        for group in models_at_once(len(part_m), numbers, self.clients.x_cd.device):
-            self.cluster_around(part_m[group].tolist(), t, part_n)
-        self.clients.x_cd.add_(self.clients.direction(), alpha=-self.clients.eta(t))
+        rows_e = np.flatnonzero(part_n[list(clients.ids)])
+        numbers = int(part_n.sum()) * clients.size
+        for _, (x_kd,) in self.exchange.visits(clients.x_cd, among_n=part_n, numbers=numbers):
+            # The first model at all clients, then the next.
+            points_ed = at_every_client(x_kd, len(rows_e), self.scratch)
+            many_e = np.tile(rows_e, len(x_kd))
+            g_ed = clients.gradients_at(points_ed, many_e, t, "local", local_work=True)
+            g_ked = g_ed.view(len(x_kd), len(rows_e), g_ed.shape[1])
+            self.cluster_around(*self.exchange.send_back(g_ked), part_n)
+        clients.x_cd.add_(clients.direction(), alpha=-clients.eta(t))
         return RoundResult(losses_c, weights_replaced=True)
 
-    def cluster_around(self, group: list[int], t: int, part_n: NDArray[np.bool_]) -> None:
-        """Put v_i of each client i in the group into its gradient row, where its owner's direction finds it.
+    def cluster_around(
+        self, rows_h: NDArray[np.int64], g_hmd: Tensor, part_n: NDArray[np.bool_]
+    ) -> None:
+        """Put v_i of the clients in some rows into their gradient rows, where the direction finds them.
 
-        A group is as many clients as the gradients at all their models leave memory for. Distances of a
-        whole group are read from the device at once.
+        `g_hmd` has the gradients at their models of all clients that take part. Distances of all are read
+        from the device at once.
         """
-        clients, k, m = self.clients, len(group), int(part_n.sum())
-        part_c = part_n[list(clients.ids)]
-        rows_e, sizes_k = np.flatnonzero(part_c), np.bincount(self.cluster_n[part_n])
-        only_kn = np.eye(self.n)[group]
-        x_kd = self.exchange.all_reduce(only_kn, clients.x_cd)
-        # The first model at all clients, then the next.
-        points_ed = at_every_client(x_kd, len(rows_e), self.scratch)
-        g_ed = clients.gradients_at(points_ed, np.tile(rows_e, k), t, "local", local_work=True)
-        g_kcd = in_rows_of(rows_e, len(part_c), g_ed.view(k, len(rows_e), g_ed.shape[1]))
-        v_kd = self.scratch.rows("centers", *x_kd.shape)
-        v_kd.copy_(self.exchange.all_reduce(only_kn, g_kcd))  # g_i(x_i)
+        if not len(rows_h):
+            return
+        part_m, ids_h = np.flatnonzero(part_n), np.array(self.clients.ids)[rows_h]
+        nearest_h = np.bincount(self.cluster_n[part_m])[self.cluster_n[ids_h]]  # s of each client
+        v_hd = self.scratch.rows("centers", len(rows_h), g_hmd.shape[2])
+        own = np.arange(len(ids_h)), np.searchsorted(part_m, ids_h)
+        v_hd.copy_(g_hmd[tuple(to_device(one, v_hd.device) for one in own)])  # g_i(x_i)
         for _ in range(self.config.inner_rounds):
-            distances_kc = (g_kcd - v_kd[:, None]).norm(dim=2).cpu().double().numpy()
-            distances_kc[:, ~part_c] = np.inf
-            distances_kn = self.exchange.all_gather(distances_kc.T).T
-            tau_k = np.sort(distances_kn)[np.arange(k), sizes_k[self.cluster_n[group]] - 1]
-            within_kn = distances_kn <= tau_k[:, None]
-            far_k1 = torch.from_numpy(1.0 - within_kn.sum(axis=1, keepdims=True) / m)
-            near_kd = self.exchange.all_reduce(within_kn / m, g_kcd)
-            v_kd.mul_(upload(far_k1, v_kd)).add_(near_kd)
-        here = {i: row for row, i in enumerate(clients.ids)}
-        mine = [at for at, i in enumerate(group) if i in here]
-        rows = np.array([here[group[at]] for at in mine], dtype=np.int64)
-        if mine:
-            taken = v_kd.index_select(0, to_device(np.array(mine), v_kd.device))
-            clients.g_cd.index_copy_(0, to_device(rows, v_kd.device), taken)
-            self.weights.put_rows(rows, within_kn[mine].astype(np.float32))
+            distances_hm = (g_hmd - v_hd[:, None]).norm(dim=2).cpu().double().numpy()
+            tau_h = np.sort(distances_hm)[np.arange(len(rows_h)), nearest_h - 1]
+            within_hm = distances_hm <= tau_h[:, None]
+            far_h1 = torch.from_numpy(1.0 - within_hm.mean(axis=1, keepdims=True))
+            v_hd.mul_(upload(far_h1, v_hd)).add_(mean_of_near(g_hmd, within_hm))
+        self.clients.g_cd.index_copy_(0, to_device(rows_h, v_hd.device), v_hd)
+        weights_hn = np.zeros((len(rows_h), self.n), dtype=np.float32)
+        weights_hn[:, part_m] = within_hm
+        self.weights.put_rows(rows_h, weights_hn)
 
 
-def in_rows_of(rows_e: NDArray[np.int64], count: int, g_ked: Tensor) -> Tensor:
-    """Return gradients [k, count, d] with those given in some rows and 0 in the others."""
-    if len(rows_e) == count:
-        return g_ked
-    g_kcd = g_ked.new_zeros(len(g_ked), count, g_ked.shape[2])
-    g_kcd[:, to_device(rows_e, g_ked.device)] = g_ked
-    return g_kcd
+def mean_of_near(g_hmd: Tensor, within_hm: NDArray[np.bool_]) -> Tensor:
+    """Return the sums of the gradients that are within [h, d], divided by m.
+
+    They are added in client order, so that the bits are those of any number of ranks.
+    """
+    weights_hm = torch.from_numpy(within_hm / within_hm.shape[1])
+    terms_hmd = g_hmd * upload(weights_hm, g_hmd)[:, :, None]
+    # A client that diverged is far from all others, and 0 times its gradient is not 0.
+    far = to_device(torch.from_numpy(~within_hm), g_hmd.device)
+    terms_hmd.masked_fill_(far[:, :, None], 0.0)
+    sums_hd = torch.zeros_like(terms_hmd[:, 0])
+    for m in range(terms_hmd.shape[1]):
+        sums_hd.add_(terms_hmd[:, m])
+    return sums_hd
 
 
 def at_every_client(x_kd: Tensor, count: int, scratch: Scratch) -> Tensor:

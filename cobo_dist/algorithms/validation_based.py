@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import Algorithm
-from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext, models_at_once
+from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.fedavg import AveragingConfig
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.lazy import torch
@@ -59,8 +59,8 @@ class ValidationBased(Algorithm):
     """A local step, then x_i <- sum_j w_ij x_j with w_i = softmax_j(-score_ij / temperature).
 
     score_ij is the loss of model j on a batch of client i's validation data, its own model included; test
-    data are never used. Models are sent to all ranks a few at a time, so a rank holds few others while it
-    scores, each with that model's own BatchNorm statistics. A very large temperature is FedAvg; one
+    data are never used. Models visit all ranks a few at a time, so a rank holds few others while it scores,
+    each with that model's own BatchNorm statistics. A very large temperature is FedAvg; one
     near 0 gives every client the model with the least loss. Only clients that take part in the round score
     models, and only each other's. W holds the weights last used, at first the identity.
     """
@@ -108,20 +108,16 @@ class ValidationBased(Algorithm):
 
         [e, m], of the m clients that take part.
         """
-        clients, parts = self.clients, []
+        clients, parts, visitors = self.clients, [], []
         some_e = None if len(rows_e) == len(clients.ids) else rows_e
-        part_m = np.flatnonzero(self.context.taking_part(t))
-        for models in models_at_once(len(part_m), clients.size, clients.x_cd.device):
-            only_kn = np.eye(self.n)[part_m[models]]
-            x_kd = self.exchange.all_reduce(only_kn, clients.x_cd)
-            b_kb = x_kd[:, :0]  # of models without buffers
-            if clients.b_cd.shape[1]:
-                x_kd = x_kd.clone()  # the second `all_reduce` may reuse the memory of the first
-                b_kb = self.exchange.all_reduce(only_kn, clients.b_cd)
+        part_n = self.context.taking_part(t)
+        for ids_k, (x_kd, b_kb) in self.exchange.visits(clients.x_cd, clients.b_cd, among_n=part_n):
+            visitors.append(ids_k)
             parts.append(
                 clients.validation_losses_at(x_kd, b_kb, t, self.config.batch_size, some_e)
             )
-        return torch.cat(parts, dim=1).cpu().numpy()
+        scores_em = torch.cat(parts, dim=1).cpu().numpy()
+        return scores_em[:, np.argsort(np.concatenate(visitors))]
 
     def weigh(self, scores_cn: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the softmax [c, n] of the negative scores."""

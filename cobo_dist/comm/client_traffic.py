@@ -9,9 +9,13 @@ A pure function of what the algorithm asks of the exchange:
   all_reduce    up: its model, once, if any sum contains it, or its row for each sum with rows of its own;
                 down: each sum that contains another client's
   all_gather    up: its numbers; down: the numbers of all others
+  gram          up: its rows, once; down: a number for each client
+  visits        up: its model, once; down: the models of all others that visit
+  send_back     up: an answer to each visitor; down: the answers of all others to its own model
 
-With one client on each rank, ranks send just that for the first three. For `all_reduce` they send their part
-to every other rank, while here a sum arrives once, as from a server. Logging and migration do not count.
+With one client on each rank, ranks send just that for the first three, and for `send_back`. For `all_reduce`
+and `visits` they send their part to every other rank, while here it goes up once, as to a server. Logging and
+migration do not count.
 
 Shapes: n clients in all, c of them on this rank, k sums.
 """
@@ -94,6 +98,31 @@ class ClientTraffic:
         """Count `count` numbers of this rank's clients, sent once, and as many from every other client."""
         self.up += count * _NUMBER_BYTES * (self.clients > 1)
         self.down += count * _NUMBER_BYTES * (self.clients - 1)
+
+    def gram(self, count: int, size: int) -> None:
+        """Count rows of `count` clients, `size` numbers each, and their inner products."""
+        if self.clients > 1:
+            self.up += count * size * self.wire_bytes
+            self.down += count * self.clients * _NUMBER_BYTES
+
+    def visits(self, among_n: NDArray[np.bool_], ids_c: NDArray[np.int64], size: int) -> None:
+        """Count models of `size` numbers that visit all clients that take part."""
+        mine, others = int(among_n[ids_c].sum()), int(among_n.sum()) - 1
+        self.up += mine * size * self.wire_bytes * (others > 0)
+        self.down += mine * max(0, others) * size * self.wire_bytes
+
+    def send_back(
+        self,
+        among_n: NDArray[np.bool_],
+        ids_c: NDArray[np.int64],
+        visiting_k: NDArray[np.int64],
+        size: int,
+    ) -> None:
+        """Count answers of `size` numbers to the visitors; a client's own answer stays with it."""
+        own = int(np.isin(visiting_k, ids_c).sum())
+        mine, every = int(among_n[ids_c].sum()), int(among_n.sum())
+        self.up += (mine * len(visiting_k) - own) * size * self.wire_bytes
+        self.down += own * (every - 1) * size * self.wire_bytes
 
     def totals(self) -> tuple[int, int]:
         """Return the bytes up and down so far."""

@@ -1,8 +1,9 @@
 """The exchange: everything an algorithm may ask of clients on other ranks.
 
 `send_models`, `receive_models` and `midpoints` give pairs their midpoints; `alignment` multiplies the
-gradients there across ranks; `mix` delivers sum_k w_ik x_k; `gather_rows` brings W to the coordinator. An
-algorithm sees models leave and arrive, and never a rank, a tag or a handle.
+gradients there across ranks; `mix` delivers sum_k w_ik x_k; `gram` gives all inner products; `visits` brings
+every model to every rank; `gather_rows` brings W to the coordinator. An algorithm sees models leave and
+arrive, and never a rank, a tag or a handle.
 
 Shapes: c clients on this rank, n in all, d parameters, m pairs, e ends of pairs on this rank.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from cobo_dist.comm.channel import OUTGOING, Channel
 from cobo_dist.comm.client_traffic import ClientTraffic
+from cobo_dist.comm.gram import GramExchange
 from cobo_dist.comm.mixing_exchange import MixingExchange
 from cobo_dist.comm.pair_plan import PairPlan, plan_pairs
 from cobo_dist.comm.pairwise_dot import PairwiseDot
@@ -26,16 +29,23 @@ from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.symmetry import find_asymmetry
 from cobo_dist.comm.transports.base import NothingPending, Pending, Transport
 from cobo_dist.comm.transports.checked_transport import CheckedTransport
+from cobo_dist.comm.visits import Visit, VisitExchange
 from cobo_dist.maths.alignment import Statistic, midpoints
-from cobo_dist.maths.flat import take_rows, to_device
+from cobo_dist.maths.flat import models_at_once, take_rows, to_device
 from cobo_dist.maths.weights import Weights
 from cobo_dist.phase_timer import PhaseTimer
 
 _FINISH = {
     "send_models": "call exchange.receive_models",
     "mix": "take all slices that exchange.mix yields",
+    "visits": "take all groups that exchange.visits yields",
 }
 """What ends a method whose messages or sums lie in buffers that other methods use."""
+
+_ALLOWED = {("send_models", "receive_models"), ("visits", "send_back")}
+"""Methods that may follow one that is not finished."""
+
+Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,8 @@ class Exchange:
         self._planned_pairs = np.empty((0, 2), dtype=np.int64)  # the pairs of `_pair_plan`
         self._unfinished = ""  # the method whose messages or sums still lie in shared buffers
         self._mixing = MixingExchange(self._channel, placement, self.deterministic)
+        self._gram = GramExchange(self._channel, placement, self.deterministic)
+        self._visits = VisitExchange(self._channel, placement)
 
     # -- pairs ------------------------------------------------------------------------------------
 
@@ -189,8 +201,8 @@ class Exchange:
         self._unfinished = "mix"
         return self._until_taken(self._mixing.mix(weights, x_cd))
 
-    def _until_taken(self, sums: Iterator[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
-        yield from sums
+    def _until_taken(self, parts: Iterator[Taken]) -> Iterator[Taken]:
+        yield from parts
         self._unfinished = ""
 
     def all_reduce(self, weights_kn: NDArray[np.floating], x: Tensor) -> Tensor:
@@ -224,6 +236,70 @@ class Exchange:
             record = b"" if gathered_n is None else gathered_n.tobytes()
             return np.frombuffer(self.transport.broadcast(record)).reshape(-1, *numbers_c.shape[1:])
 
+    # -- all models with all clients ----------------------------------------------------------------
+
+    def gram(self, a_cd: Tensor, b_cd: Tensor | None = None) -> NDArray[np.float64]:
+        """Return the inner products <a_i, b_j> [c, n] of this rank's rows with all clients', in float64.
+
+        Without `b_cd` they are <a_i, a_j>, with the same bits for (i, j) and (j, i). A rank keeps n x n
+        numbers meanwhile, and never n x d. In a deterministic run the bits are those of any number of ranks.
+        """
+        matrices = (a_cd,) if b_cd is None else (a_cd, b_cd)
+        problem = next(filter(None, map(self._wrong_rows, matrices)), "")
+        columns = [rows_cd.shape[1] for rows_cd in matrices]
+        if len(set(columns)) > 1:
+            problem = (
+                f"rows of {columns[0]} and of {columns[1]} columns; give both the same columns"
+            )
+        self._enter("gram", problem, columns=columns)
+        self.client_traffic.gram(len(self.ids), sum(columns))
+        return self._gram.gram(matrices)
+
+    def visits(
+        self, *rows_cd: Tensor, among_n: NDArray[np.bool_] | None = None, numbers: int = 0
+    ) -> Iterator[Visit]:
+        """Bring every model to every rank once; return an iterator over groups of visitors.
+
+        It yields their ids [k], ascending, and their rows of each matrix [k, d] in scratch rows. The next
+        group is on its way meanwhile. A caller must take all groups, and may call only `send_back` meanwhile.
+
+        Args:
+            rows_cd: this rank's models, and what else belongs to them, such as their buffers.
+            among_n: the clients whose models visit, the same on all ranks; None: all.
+            numbers: what a rank keeps for each visitor, which bounds a group; at least its columns.
+        """
+        n, columns = self.placement.clients, [one.shape[1] for one in rows_cd]
+        problem = next(filter(None, map(self._wrong_rows, rows_cd)), "")
+        among_n = np.ones(n, dtype=bool) if among_n is None else among_n
+        if among_n.shape != (n,) or among_n.dtype != np.bool_:
+            problem = f"among_n is {among_n.dtype} {among_n.shape}; it needs one bool for each of {n} clients"
+        self._enter("visits", problem, among_n=among_n, columns=columns, numbers=numbers)
+        self.client_traffic.visits(among_n, self.ids, sum(columns))
+        self._among_n, self._unfinished = among_n, "visits"
+        at_once = models_at_once(max(numbers, sum(columns)), self._channel.scratch.device)
+        return self._until_taken(self._visits.visits(rows_cd, among_n, at_once))
+
+    def send_back(self, answers_ked: Tensor) -> tuple[NDArray[np.int64], Tensor]:
+        """Send answers to the k visitors of the last group to their owners; return those to this rank's own.
+
+        Args:
+            answers_ked: of this rank's clients that take part, e, in the order of their rows.
+
+        Returns:
+            This rank's rows [h] whose models visit, and the answers [h, m, d] of all m clients that take
+            part, in client order, in scratch rows.
+        """
+        problem = "" if self._unfinished == "visits" else "called outside of exchange.visits"
+        group = self._visits.visiting
+        shape = len(group), int(self._among_n[self.ids].sum()) if not problem else 0
+        if not problem and answers_ked.shape[:2] != shape:
+            problem = f"answers {tuple(answers_ked.shape)}; they need the shape ({shape[0]}, {shape[1]}, d)"
+        size = answers_ked.shape[-1]
+        self._enter("send_back", problem, columns=size)
+        self._unfinished = "visits"
+        self.client_traffic.send_back(self._among_n, self.ids, group, size)
+        return self._visits.send_back(answers_ked)
+
     # -- how it is called -----------------------------------------------------------------------------
 
     def begin_round(self, r: int) -> None:
@@ -244,7 +320,7 @@ class Exchange:
             RuleBroken: the same on all ranks, under `comm.check`.
         """
         before = self._unfinished
-        if before and (before, method) != ("send_models", "receive_models"):
+        if before and (before, method) not in _ALLOWED:
             problem = f"called before exchange.{before} is finished: {_FINISH[before]} first"
         self._unfinished = ""
         if isinstance(self.transport, CheckedTransport):

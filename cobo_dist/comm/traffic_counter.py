@@ -8,9 +8,9 @@ TRAINING = ("pairs", "gradients", "mixing")
 """What the algorithm itself sends."""
 PURPOSES = (*TRAINING, "moving", "logging")
 """`pairs`: partners' models. `gradients`: halves of midpoint gradients and their inner products. `mixing`:
-models and sums of models for the penalty or an average, the blocks of W that say which, and numbers that
-all ranks share. `moving`: clients that migrate to another rank, and W to the coordinator, which decides
-that. `logging`: metrics and W to the coordinator."""
+models and sums of models for the penalty or an average, the blocks of W that say which, numbers that all
+ranks share, rows for inner products, and models that visit, with the answers. `moving`: clients that migrate
+to another rank, and W to the coordinator, which decides that. `logging`: metrics and W to the coordinator."""
 
 
 class TrafficCounter:

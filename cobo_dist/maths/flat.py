@@ -23,6 +23,8 @@ ALIGNMENT_BYTES = 64
 _MIN_COLUMNS = 1 << 12  # a multiple of the alignment
 _MAX_NUMBERS = 1 << 20  # in the columns taken at once on a CPU: 4 MB of float32
 _MAX_NUMBERS_ON_GPU = 1 << 26  # 256 MB: a GPU has no cache to fit, and every part costs launches
+_MAX_NUMBERS_OF_MODELS = 1 << 24  # that a round works on at once: 64 MB of float32
+_MAX_NUMBERS_OF_MODELS_ON_GPU = 1 << 29  # 2 GB: each group costs messages and launches
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,23 @@ def take_rows(rows_cd: Tensor, index_k: Tensor, out_kd: Tensor) -> None:
         return
     for out_d, row in zip(out_kd, index_k.tolist(), strict=True):
         out_d.copy_(rows_cd[row])
+
+
+def put_rows(rows_kd: Tensor, index_k: NDArray[np.int64], into_nd: Tensor) -> None:
+    """Write rows, in any type, over the rows number `index_k` (ascending) of `into_nd`."""
+    if not len(index_k):
+        return
+    if index_k[-1] - index_k[0] == len(index_k) - 1:
+        into_nd[int(index_k[0]) : int(index_k[-1]) + 1].copy_(rows_kd)
+        return
+    into_nd[to_device(index_k, into_nd.device)] = rows_kd.to(into_nd.dtype)
+
+
+def models_at_once(size: int, device: torch.device) -> int:
+    """Return how many models of `size` numbers a round works on at once, beside the clients' own."""
+    on_gpu = device.type == "cuda"
+    most = _MAX_NUMBERS_OF_MODELS_ON_GPU if on_gpu else _MAX_NUMBERS_OF_MODELS
+    return max(1, most // max(1, size))
 
 
 class Scratch:

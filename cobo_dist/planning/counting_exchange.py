@@ -18,20 +18,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cobo_dist.comm.channel import INCOMING, OUTGOING
 from cobo_dist.comm.client_traffic import ClientTraffic
 from cobo_dist.comm.exchange import PairEnds
 from cobo_dist.comm.pair_plan import PairPlan, plan_pairs
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.traffic_counter import TRAINING
+from cobo_dist.comm.visits import Visit, plan_visits
 from cobo_dist.maths.alignment import Statistic, middle
 from cobo_dist.maths.blocks import blocks_of
-from cobo_dist.maths.flat import row_bytes, widest
+from cobo_dist.maths.flat import models_at_once, row_bytes, widest
 from cobo_dist.maths.mixing import Product
 from cobo_dist.maths.weights import Weights
+from cobo_dist.planning.count_visits import count_answers, count_gram, count_visitors
 from cobo_dist.planning.crossing import CrossingModels, Ints
 
 _SCALAR_BYTES = 8  # a float64, in which inner products and gathered numbers travel
-_OUTGOING, _INCOMING = "outgoing", "incoming"
 _CPU = torch.device("cpu")  # whose buffers for sums are counted; a GPU takes more columns at once
 
 
@@ -69,7 +71,7 @@ class CountingExchange:
             deterministic: whether models travel as rows (comm.deterministic).
             wire: type in which models and gradients travel, if it is another one.
         """
-        self.placement, self.sizes, self.dtype = placement, dict(sizes), dtype
+        self.placement, self.sizes, self.dtype = placement, sizes, dtype
         self.wire = wire or dtype
         self.deterministic = deterministic
         self.ranks: Ints = np.arange(placement.ranks) if ranks is None else ranks
@@ -89,6 +91,7 @@ class CountingExchange:
         self._ends: PairPlan | None = None  # of the last midpoints
         self._mixed: tuple[Weights, int, tuple[Ints, Ints]] | None = None
         self._x_nd = torch.empty(0)
+        self._among_n, self._visiting = np.empty(0, dtype=bool), np.empty(0, dtype=np.int64)
 
     def traffic(self) -> RankTraffic:
         """Return what was sent so far."""
@@ -112,9 +115,9 @@ class CountingExchange:
         for s, plan in enumerate(self._plans(pairs_m2)):
             sent = [len(transfer.send_clients) * model for transfer in plan.transfers.values()]
             received = [len(transfer.receive_clients) for transfer in plan.transfers.values()]
-            self._send("pairs", len(sent), sum(sent), s)
-            self._keep(_OUTGOING, sum(sent), s)
-            self._keep("models", sum(received) * model, s)
+            self.send("pairs", len(sent), sum(sent), s)
+            self.keep(OUTGOING, sum(sent), s)
+            self.keep("models", sum(received) * model, s)
 
     def receive_models(self) -> None:
         """Have nothing to wait for."""
@@ -123,7 +126,7 @@ class CountingExchange:
         """Return all ends of some of the sent pairs, and each end's midpoint."""
         row = row_bytes(self._size(self._x_nd), self.dtype)
         for s, plan in enumerate(self._plans(pairs_k2)):
-            self._keep("midpoints", len(plan.clients) * row, s)
+            self.keep("midpoints", len(plan.clients) * row, s)
         every = self._ends = plan_pairs(pairs_k2.numpy(), self._alone, 0)
         ends = PairEnds(every.clients, every.clients, every.partners, every.first)
         x_i, x_j = (self._x_nd[torch.from_numpy(ids)] for ids in (every.clients, every.partners))
@@ -144,11 +147,11 @@ class CountingExchange:
                 out += to_peer
                 back += seconds * (size - cut) + firsts * cut
                 scalars = 2 * (firsts + seconds) * _SCALAR_BYTES
-                self._send("gradients", 1 + (to_peer > 0), scalars, s)
-                self._keep("scalars, both ways", 2 * scalars, (s, peer))
-            self._send("gradients", 0, out * self.wire.itemsize, s)
-            self._keep(_OUTGOING, out * self.wire.itemsize, s)
-            self._keep_arrived(_INCOMING, back, s)
+                self.send("gradients", 1 + (to_peer > 0), scalars, s)
+                self.keep("scalars, both ways", 2 * scalars, (s, peer))
+            self.send("gradients", 0, out * self.wire.itemsize, s)
+            self.keep(OUTGOING, out * self.wire.itemsize, s)
+            self.keep_arrived(INCOMING, back, s)
         return np.zeros(len(gradients_ed))
 
     def _plans(self, pairs_m2: Tensor) -> list[PairPlan]:
@@ -191,14 +194,14 @@ class CountingExchange:
         if weight_bytes:
             others_s = self.placement.clients - clients_s
             peers = self.placement.ranks - 1
-            self._send("mixing", peers, clients_s * others_s * weight_bytes)
+            self.send("mixing", peers, clients_s * others_s * weight_bytes)
         self._keep_sums(
             "mixed", clients_s, np.array([widest(c, size, _CPU) for c in clients_s.tolist()])
         )
         sent_s = sent_sr.sum(axis=1) * size * self.wire.itemsize
-        self._send("mixing", (sent_sr > 0).sum(axis=1), sent_s)
-        self._keep(_OUTGOING, sent_s)
-        self._keep_arrived(_INCOMING, received_sr.sum(axis=1) * size)
+        self.send("mixing", (sent_sr > 0).sum(axis=1), sent_s)
+        self.keep(OUTGOING, sent_s)
+        self.keep_arrived(INCOMING, received_sr.sum(axis=1) * size)
         self._keep_packed(sent_sr.max(axis=1) * size)
 
     def all_reduce(self, weights_kn: NDArray[np.floating], x: Tensor) -> Tensor:
@@ -208,17 +211,17 @@ class CountingExchange:
         self.client_mixing.all_reduce(weights_kn, every, size, own_rows=own_rows)
         models_r = self._crossing.all_reduce(weights_kn, own_rows)
         numbers_s = models_r[self.ranks] * size
-        self._send(
+        self.send(
             "mixing", (ranks - 1) * (numbers_s > 0), (ranks - 1) * numbers_s * self.wire.itemsize
         )
         if ranks > 1:
-            self._keep(_OUTGOING, numbers_s * self.wire.itemsize)  # the same for all: packed once
+            self.keep(OUTGOING, numbers_s * self.wire.itemsize)  # the same for all: packed once
         # A rank has its own part in its outgoing buffer, unless it is alone.
         boxes_sr = np.where((self.ranks[:, None] != np.arange(ranks)) | (ranks == 1), models_r, 0)
-        self._keep("incoming by rank", boxes_sr * size * self.wire.itemsize)
+        self.keep("incoming by rank", boxes_sr * size * self.wire.itemsize)
         if self.wire != self.dtype:
             own_sr = np.broadcast_to(models_r, boxes_sr.shape)
-            self._keep("arrived by rank", own_sr * size * self.dtype.itemsize)
+            self.keep("arrived by rank", own_sr * size * self.dtype.itemsize)
         self._keep_packed(numbers_s)
         self._keep_sums("sums", np.full(len(self.ranks), len(weights_kn)), size)
         weights = torch.from_numpy(np.ascontiguousarray(weights_kn)).to(x)
@@ -229,22 +232,54 @@ class CountingExchange:
         sends_s = (self.ranks > 0).astype(np.int64)
         self.client_mixing.all_gather(numbers_n.size)
         nbytes = numbers_n.size // self.placement.clients * _SCALAR_BYTES
-        self._send("mixing", sends_s, sends_s * self._clients_s * nbytes)
+        self.send("mixing", sends_s, sends_s * self._clients_s * nbytes)
         return numbers_n
+
+    # -- all models with all clients ----------------------------------------------------------------
+
+    def gram(self, a_nd: Tensor, b_nd: Tensor | None = None) -> NDArray[np.float64]:
+        """Return all inner products, and count rows and partial sums."""
+        matrices = (a_nd,) if b_nd is None else (a_nd, b_nd)
+        self.client_mixing.gram(self.placement.clients, len(matrices) * self._size(a_nd))
+        count_gram(self, len(matrices), self._size(a_nd))
+        found: NDArray[np.float64] = (a_nd.double() @ matrices[-1].double().T).numpy()
+        return found
+
+    def visits(
+        self, *rows_nd: Tensor, among_n: NDArray[np.bool_] | None = None, numbers: int = 0
+    ) -> Iterator[Visit]:
+        """Yield the visitors group by group, and count them as sent to all ranks."""
+        n, sizes = self.placement.clients, [self._size(rows) for rows in rows_nd]
+        among_n = np.ones(n, dtype=bool) if among_n is None else among_n
+        self._among_n = among_n
+        self.client_mixing.visits(among_n, np.arange(n), sum(sizes))
+        at_once = models_at_once(max(numbers, sum(sizes)), _CPU)
+        for group in plan_visits(self.placement, among_n, at_once):
+            self._visiting = group
+            count_visitors(self, group, sizes)
+            yield group, tuple(rows[torch.from_numpy(group)] for rows in rows_nd)
+
+    def send_back(self, answers_kmd: Tensor) -> tuple[Ints, Tensor]:
+        """Return all answers, and count those to clients of other ranks."""
+        size, every = self._size(answers_kmd), np.arange(self.placement.clients)
+        self.client_mixing.send_back(self._among_n, every, self._visiting, size)
+        count_answers(self, self._visiting, self._among_n, size)
+        return self._visiting, answers_kmd
 
     # -- counting ---------------------------------------------------------------------------------
 
     def _size(self, rows: Tensor) -> int:
         return self.sizes[rows.shape[-1]]
 
-    def _send(
+    def send(
         self, purpose: str, messages: int | Ints, nbytes: int | Ints, at: int | slice = slice(None)
     ) -> None:
+        """Count messages and bytes that the counted ranks, or the one at `at`, send."""
         row = TRAINING.index(purpose)
         self._messages_ps[row, at] += messages
         self._bytes_ps[row, at] += nbytes
 
-    def _keep(
+    def keep(
         self, name: str, nbytes: int | Ints, at: int | tuple[int, int] | slice = slice(None)
     ) -> None:
         """A buffer is kept at the largest size it was ever needed in (`maths.flat.Scratch`)."""
@@ -255,19 +290,19 @@ class CountingExchange:
         held = self.buffers[name]
         held[at] = np.maximum(held[at], nbytes)
 
-    def _keep_arrived(self, name: str, numbers: int | Ints, at: int | slice = slice(None)) -> None:
+    def keep_arrived(self, name: str, numbers: int | Ints, at: int | slice = slice(None)) -> None:
         """Keep what arrived; where it travels in another type, also in the type of the models."""
-        self._keep(name, numbers * self.wire.itemsize, at)
+        self.keep(name, numbers * self.wire.itemsize, at)
         if self.wire != self.dtype:
-            self._keep("arrived", numbers * self.dtype.itemsize, at)
+            self.keep("arrived", numbers * self.dtype.itemsize, at)
 
     def _keep_packed(self, numbers_s: Ints) -> None:
         if self.wire != self.dtype:
-            self._keep("to pack", numbers_s * self.dtype.itemsize)
+            self.keep("to pack", numbers_s * self.dtype.itemsize)
 
     def _keep_sums(self, name: str, rows_s: Ints, columns: int | Ints) -> None:
         for width in np.unique(columns).tolist():
             bytes_s = rows_s * row_bytes(width, self.dtype)
-            self._keep(f"{name} {width}", np.where(columns == width, bytes_s, 0))
+            self.keep(f"{name} {width}", np.where(columns == width, bytes_s, 0))
         if self.deterministic:
-            self._keep("term", columns * self.dtype.itemsize)
+            self.keep("term", columns * self.dtype.itemsize)

@@ -174,7 +174,7 @@ class DryRun:
     def _exchange(self, placement: Placement) -> CountingExchange:
         return CountingExchange(
             placement,
-            {MODEL: self.model.size, BUFFERS: self.model.buffers},
+            {0: 0, MODEL: self.model.size, BUFFERS: self.model.buffers},
             self.model.dtype,
             ranks=self.counted,
             deterministic=self.config.comm.deterministic,
