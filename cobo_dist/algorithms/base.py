@@ -39,6 +39,23 @@ Adjust = Callable[[Tensor, Tensor, NDArray[np.int64]], None]
 """Changes the local gradients [k, d] at points [k, d] of the clients in some rows [k] of X, in place."""
 
 
+class Columns(Protocol):
+    """Some columns of rows, by the names of parameters or buffers."""
+
+    @property
+    def size(self) -> int:
+        """Their number k."""
+
+    def take(self, rows_cd: Tensor) -> Tensor:
+        """Return these columns [c, k], to be read, exchanged or changed: a view where they are neighbors."""
+
+    def put(self, part_ck: Tensor, rows_cd: Tensor) -> None:
+        """Write columns that `take` returned, and that changed, back into the rows."""
+
+    def fill(self, rows_cd: Tensor, value: float) -> None:
+        """Set these columns of the rows to one number."""
+
+
 class Clients(Protocol):
     """This rank's clients."""
 
@@ -126,6 +143,16 @@ class Clients(Protocol):
 
     def start_buffers(self, count: int) -> Tensor:
         """Return the buffers [count, b] of starting models."""
+
+    def columns(self, *patterns: str, others: bool = False, buffers: bool = False) -> Columns:
+        """Return the columns of X of the parameters that match a pattern; with `others`, of all the others.
+
+        A pattern is a glob, such as `*lora_B*`, a name, or the beginning of names up to a dot, such as
+        `head`. `buffers`: columns of `b_cd`, by the names of buffers.
+
+        Raises:
+            ConfigError: a pattern matches nothing.
+        """
 
     def new_optimizer(self, rows_kd: Tensor) -> Optimizer:
         """Return an optimizer for models [k, d] that are not the clients'."""

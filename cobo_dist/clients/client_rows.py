@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cobo_dist.clients.buffers import BufferRows, Buffers, integer_rows, state_buffers
+from cobo_dist.clients.columns import Columns, find_columns
 from cobo_dist.clients.engines import trained
 from cobo_dist.clients.learning_task import LearningTask
 from cobo_dist.maths.flat import Layout, empty_rows
@@ -83,6 +84,17 @@ class ClientRows:
     def start_buffers(self, count: int) -> Tensor:
         """Return the floating-point buffers [count, b] of starting models."""
         return self._empty_rows(count, self.buffer_layout.size).copy_(self._start_1b)
+
+    def columns(self, *patterns: str, others: bool = False, buffers: bool = False) -> Columns:
+        """Return the columns of X of the parameters that match a pattern (`columns.find_columns`).
+
+        `others`: of those that match none. `buffers`: columns of `b_cd`, by the names of buffers.
+
+        Raises:
+            ConfigError: a pattern matches nothing.
+        """
+        layout = self.buffer_layout if buffers else self.layout
+        return find_columns(layout, patterns, others=others)
 
     def state_dict(self, row: int) -> dict[str, Tensor]:
         """Return one client's model by name, buffers included, on the CPU."""

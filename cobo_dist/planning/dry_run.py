@@ -29,7 +29,7 @@ from cobo_dist.maths.graph import link_threshold
 from cobo_dist.maths.participation import Participation
 from cobo_dist.maths.weights import Weights
 from cobo_dist.planning.counting_exchange import CountingExchange
-from cobo_dist.planning.fake_clients import BUFFERS, MODEL, FakeClients
+from cobo_dist.planning.fake_clients import FakeClients
 from cobo_dist.planning.memory_estimate import MemoryItem, MemoryUse, ModelSize, memory_items
 from cobo_dist.tasks.base import Task
 from cobo_dist.training.preparation import refuse_unfit
@@ -174,7 +174,7 @@ class DryRun:
     def _exchange(self, placement: Placement) -> CountingExchange:
         return CountingExchange(
             placement,
-            {0: 0, MODEL: self.model.size, BUFFERS: self.model.buffers},
+            self.clients.sizes,
             self.model.dtype,
             ranks=self.counted,
             deterministic=self.config.comm.deterministic,

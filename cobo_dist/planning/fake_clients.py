@@ -11,12 +11,14 @@ Shapes: n clients, e models of other clients or of none, k models of no client, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cobo_dist.clients.columns import find_columns
 from cobo_dist.comm.placement import Placement
 from cobo_dist.maths import seeds
 from cobo_dist.maths.participation import Participation
@@ -58,6 +60,9 @@ class FakeClients:
         self.x_cd = torch.zeros(count, MODEL, dtype=dtype)
         self.g_cd = self.cluster_n1.clone()
         self.b_cd = torch.zeros(count, BUFFERS * (model.buffers > 0), dtype=dtype)
+        self.model = model
+        self.sizes = {0: 0, MODEL: model.size, BUFFERS: model.buffers}
+        """For how many numbers a row of so many numbers here stands."""
         self.gradients_s = np.zeros(len(ranks), dtype=np.int64)
         self.apart_s = np.zeros(len(ranks), dtype=np.int64)
         self.others = 0
@@ -141,9 +146,36 @@ class FakeClients:
         """Return the buffers of such models."""
         return torch.zeros(count, self.b_cd.shape[1], dtype=self.x_cd.dtype)
 
+    def columns(self, *patterns: str, others: bool = False, buffers: bool = False) -> FakeColumns:
+        """Return some columns, whose rows have a length of their own here."""
+        names = self.model.buffer_names if buffers else self.model.names
+        size = find_columns(names, patterns, others=others).size
+        known = [row for row, numbers in self.sizes.items() if numbers == size and row > BUFFERS]
+        length = known[0] if known else max(self.sizes) + 1
+        self.sizes[length] = size
+        return FakeColumns(length, size)
+
     def new_optimizer(self, rows_kd: Tensor) -> FakeOptimizer:
         """Return an optimizer for such models."""
         return FakeOptimizer()
+
+
+@dataclass(frozen=True)
+class FakeColumns:
+    """Columns of rows that stand for models: `length` numbers stand for `size`."""
+
+    length: int
+    size: int
+
+    def take(self, rows_cd: Tensor) -> Tensor:
+        """Return rows of 0."""
+        return rows_cd.new_zeros(len(rows_cd), self.length)
+
+    def put(self, part_ck: Tensor, rows_cd: Tensor) -> None:
+        """Have nothing to write: models do not move."""
+
+    def fill(self, rows_cd: Tensor, value: float) -> None:
+        """Have nothing to write."""
 
 
 class FakeOptimizer:

@@ -13,7 +13,7 @@ from cobo_dist.clients.engines import trained
 from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.clients.optimizers import build_optimizer
 from cobo_dist.config import Config
-from cobo_dist.maths.flat import row_bytes
+from cobo_dist.maths.flat import Layout, row_bytes
 from cobo_dist.tasks.base import Task
 
 
@@ -34,19 +34,25 @@ class ModelSize:
     buffers: int  # BatchNorm's statistics
     dtype: torch.dtype
     wire: torch.dtype
+    names: Layout  # of the trained parameters
+    buffer_names: Layout
 
     @classmethod
     def of(cls, config: Config, task: Task) -> ModelSize:
         """Measure the task's model."""
         model = task.model()
         dtype: torch.dtype = getattr(torch, config.run.dtype)
-        floating = [one for _, one in state_buffers(model) if one.is_floating_point()]
+        names = Layout.of(trained(model))
+        floating = ((name, one) for name, one in state_buffers(model) if one.is_floating_point())
+        buffer_names = Layout.of(floating)
         return cls(
-            sum(one.numel() for _, one in trained(model)),
+            names.size,
             sum(one.numel() for one in model.parameters() if not one.requires_grad),
-            sum(one.numel() for one in floating),
+            buffer_names.size,
             dtype,
             dtype if config.comm.dtype == "model" else getattr(torch, config.comm.dtype),
+            names,
+            buffer_names,
         )
 
     @property
