@@ -301,6 +301,7 @@ class RunContext:
     rounds: int
     participation: Participation | None = None  # of clients in rounds; None: of all in every round
     examples: Sequence[int] = ()  # for training, of each client
+    examples_a_round: Sequence[int] = ()  # on which each client's gradient of a round is taken
 
     @property
     def all_take_part(self) -> bool:

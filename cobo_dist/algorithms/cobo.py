@@ -30,6 +30,7 @@ from cobo_dist.algorithms.base import (
     WeightUpdates,
 )
 from cobo_dist.algorithms.cobo_config import CoBoConfig
+from cobo_dist.algorithms.cobo_difference import DifferenceSelection
 from cobo_dist.algorithms.cobo_selection import EvidenceSelection, GradientSelection, Selection
 from cobo_dist.algorithms.statistics import statistic_of
 from cobo_dist.lazy import Tensor, torch
@@ -69,6 +70,11 @@ class CoBo(Algorithm):
             if config.selection == "evidence"
             else GradientSelection(config, self.weights)
         )
+        self.difference: DifferenceSelection | None = None
+        if config.selection == "difference":
+            self.difference = DifferenceSelection(
+                config.difference, clients, exchange, context, self.weights
+            )
 
     def first_weights(self) -> Weights:
         """Return this rank's rows of W^0."""
@@ -93,7 +99,9 @@ class CoBo(Algorithm):
         # At most n pairs at a time, to bound the memory of midpoints. A weight depends only on x^t and
         # its own old value, so splitting the list does not change it.
         pieces = torch.split(pairs_m2, self.context.clients)
-        if self.config.domain == "box":
+        if self.difference is not None:
+            selections = self.difference.select(t)
+        elif self.config.domain == "box":
             selections = [self.client_selection(t, pairs_k2) for pairs_k2 in pieces]
         else:
             selections = self.row_selection(t, pieces)
@@ -109,9 +117,11 @@ class CoBo(Algorithm):
     def draw(self, t: int) -> Tensor:
         """Return the pairs of round t, int64 [m, 2]: the same on every rank.
 
-        A drawn pair counts if both clients take part.
+        A drawn pair counts if both clients take part. Selection by differences needs none.
         """
         n = self.context.clients
+        if self.difference is not None:
+            return torch.empty((0, 2), dtype=torch.int64)
         probability = self.config.sampling.probability(t, n, self.context.rounds)
         pairs_m2 = draw_pairs(seeds.key(self.context.seed, "pairs", t), n, probability)
         if self.context.all_take_part:
@@ -217,7 +227,7 @@ class CoBo(Algorithm):
 
     def state(self) -> AlgorithmState:
         """Return what selection keeps of pairs beside W."""
-        return AlgorithmState(shared=self.selection.shared(), pairs=self.selection.pairs())
+        return (self.difference or self.selection).state()
 
     def possible_weights(self) -> dict[str, Weights | None]:
         """Return W of the true clusters, if the task knows them, and a W with no two equal weights."""

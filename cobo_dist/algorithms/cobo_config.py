@@ -33,8 +33,9 @@ PRESETS = {
     },
     "robust": {
         "algorithm": {
-            "rho": 5.0, "alignment": "inner", "start": "zeros", "coupling": "capped",
-            "selection": "evidence",
+            "rho": 5.0, "sampling": {"name": "constant", "rate": 1.0}, "alignment": "inner", "start": "ones",
+            "midpoint_data": "fresh", "coupling": "capped", "selection": "difference", "margin": 0.0,
+            "threshold": 0.0,
         },
     },
 }  # fmt: skip
@@ -82,6 +83,25 @@ class EvidenceConfig(Section):
         gt=0,
         le=1,
         description="what counts of earlier evidence after a meeting; 1 never forgets",
+    )
+
+
+class DifferenceConfig(Section):
+    """Client selection by differences of gradients (`algorithm.selection=difference`)."""
+
+    window: int = Field(
+        10, ge=2, description="rounds whose gradients are averaged before all clients are compared"
+    )
+    tolerance: float = Field(
+        0.8,
+        gt=0,
+        description="difference of two clients' gradients that a link survives, relative to what their "
+        "numbers of examples explain",
+    )
+    step: float = Field(
+        0.5,
+        gt=0,
+        description="how far a window moves the weight of two clients that do not differ at all",
     )
 
 
@@ -140,10 +160,12 @@ class CoBoConfig(AlgorithmSection):
         "diverges where eta rho deg_i is 2 or more; capped, a weighted mean with the same pull where that "
         "is small, which no rho makes diverge and which is Oracle's mean where W is a block of ones",
     )
-    selection: Literal["gradient", "evidence"] = Field(
+    selection: Literal["gradient", "evidence", "difference"] = Field(
         "gradient",
         description="client selection on the box: gradient, a projected step gamma (paper); evidence, how "
-        "certain it is from all meetings that two clients align more than others, without a step size",
+        "certain it is from all meetings that two clients align more than others, without a step size; "
+        "difference, cut the links of clients whose gradients differ more than their numbers of examples "
+        "explain, without midpoints",
     )
     margin: float = Field(
         0.0,
@@ -157,9 +179,12 @@ class CoBoConfig(AlgorithmSection):
         "problem",
     )
     evidence: EvidenceConfig = EvidenceConfig()
+    difference: DifferenceConfig = DifferenceConfig()
 
     def contradiction(self) -> str:
         """Return which keys do not go together."""
+        if self.selection == "difference" and (found := self._unused_by_difference()):
+            return found
         box_only = {
             "coupling": "explicit", "selection": "gradient", "margin": 0.0, "threshold": 0.0,
         }  # fmt: skip
@@ -173,10 +198,10 @@ class CoBoConfig(AlgorithmSection):
                 "algorithm.domain=simplex each client has its own; drop it or set algorithm.domain=box"
             )
         for key, value in changed:
-            if self.selection == "evidence" and key in ("margin", "threshold"):
+            if self.selection != "gradient" and key in ("margin", "threshold"):
                 return (
-                    f"algorithm.{key}={value} means nothing to algorithm.selection=evidence, which has no "
-                    "step; drop it or set algorithm.selection=gradient"
+                    f"algorithm.{key}={value} means nothing to algorithm.selection={self.selection}, which "
+                    "has none; drop it or set algorithm.selection=gradient"
                 )
         if self.domain == "simplex" and self.start == "zeros":
             return (
@@ -190,10 +215,28 @@ class CoBoConfig(AlgorithmSection):
             )
         return ""
 
+    def _unused_by_difference(self) -> str:
+        """Return which keys have no meaning without midpoints."""
+        if self.start == "zeros":
+            return (
+                "algorithm.start=zeros has no links, and algorithm.selection=difference only cuts them; use "
+                "algorithm.start=ones"
+            )
+        keys = ("sampling", "alignment", "midpoint_data")
+        for key in keys:
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if value != default:
+                return (
+                    f"algorithm.{key} is about clients that meet at midpoints, and "
+                    "algorithm.selection=difference compares all without; drop it or set "
+                    "algorithm.selection=gradient"
+                )
+        return ""
+
     @property
     def batch_streams(self) -> int:
         """Midpoints may have a stream of their own."""
-        return 1 + (self.midpoint_data == "fresh")
+        return 1 + (self.midpoint_data == "fresh" and self.selection != "difference")
 
     def equal_share(self, clients: int) -> float:
         """Return a simplex's equal weights."""
@@ -239,12 +282,19 @@ class CoBoConfig(AlgorithmSection):
     def comparisons(self, t: int, context: RunContext) -> float:
         """Return the expected number of pairs; on a simplex every weight of W is kept by itself."""
         n = context.clients
+        if self.selection == "difference":
+            return n * (n - 1) / 2 if (t + 1) % self.difference.window == 0 else 0.0
         if self.domain == "simplex":
             return float(n * n)
         return self.sampling.probability(t, n, context.rounds) * n * (n - 1) / 2
 
     def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
-        """Rounds differ unless all pairs meet in each."""
+        """Rounds differ unless all pairs meet in each; windows are compared from the second on."""
+        if self.selection == "difference":
+            window = self.difference.window
+            compared = max(0, rounds // window - 1)
+            others = [(0, rounds - compared)]
+            return others + [(2 * window - 1, compared)] * (compared > 0)
         if self.sampling.name == "all" and self.sampling.rate >= 1:
             return [(0, rounds)]
         return sampled_rounds(rounds)

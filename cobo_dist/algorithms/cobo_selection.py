@@ -2,6 +2,7 @@
 
 `gradient` is the paper's projected gradient ascent of the inner problem, which may keep evidence beyond the
 box. `evidence` asks how certain it is that two clients help each other, and has no step size.
+`cobo_difference` has selection without meetings.
 
 Shapes: n clients, c on this rank, e ends of pairs on this rank.
 """
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.algorithms.base import PairEnds
-from cobo_dist.lazy import Tensor, torch
+from cobo_dist.algorithms.base import AlgorithmState, PairEnds
+from cobo_dist.lazy import torch
 from cobo_dist.maths.weights import Weights
 
 if TYPE_CHECKING:
@@ -41,13 +42,9 @@ class Selection(ABC):
     def learn(self, pairs: int, sums: Floats) -> None:  # noqa: B027
         """Take the number of pairs of the round, and the sums of those columns over all clients."""
 
-    def pairs(self) -> dict[str, Weights]:
-        """Return what is kept of pairs beside W, for checkpoints."""
-        return {}
-
-    def shared(self) -> dict[str, Tensor]:
-        """Return what is kept that is the same on all ranks, for checkpoints."""
-        return {}
+    def state(self) -> AlgorithmState:
+        """Return what is kept beside W, for checkpoints."""
+        return AlgorithmState()
 
 
 class GradientSelection(Selection):
@@ -72,8 +69,8 @@ class GradientSelection(Selection):
         self.scores.put(ends.rows, ends.partners, scores_e)
         return np.clip(moved_e, 0.0, 1.0)
 
-    def pairs(self) -> dict[str, Weights]:
-        return {"scores": self.scores} if self.config.margin else {}
+    def state(self) -> AlgorithmState:
+        return AlgorithmState(pairs={"scores": self.scores} if self.config.margin else {})
 
 
 class EvidenceSelection(Selection):
@@ -121,8 +118,8 @@ class EvidenceSelection(Selection):
             self.recent_2.mul_(1.0 - 1.0 / RECENT_ROUNDS).add_(new_2)
         self.sum_c = np.zeros_like(self.sum_c)
 
-    def pairs(self) -> dict[str, Weights]:
-        return {"evidence.sum": self.sum, "evidence.variance": self.variance}
-
-    def shared(self) -> dict[str, Tensor]:
-        return {"evidence.recent": self.recent_2}
+    def state(self) -> AlgorithmState:
+        return AlgorithmState(
+            shared={"evidence.recent": self.recent_2},
+            pairs={"evidence.sum": self.sum, "evidence.variance": self.variance},
+        )

@@ -122,8 +122,9 @@ class DryRun:
         sizes = task.train_sizes()
         examples = [sizes[i * task.clients // self.n] for i in range(self.n)]
         context = RunContext(
-            self.n, self.clusters, config.run.seed, self.rounds, self.participation, examples
-        )
+            self.n, self.clusters, config.run.seed, self.rounds, self.participation, examples,
+            config.local.examples_a_round(examples, task.batch_size),
+        )  # fmt: skip
         self.representatives = self._choose_rounds(context)
         self.placement = Placement.contiguous(self.n, ranks)
         self.counted = sample_ranks(config.run.seed, ranks)
@@ -290,6 +291,11 @@ class DryRun:
         use = MemoryUse(
             clients=count,
             others=self.clients.others,
+            rows_beside=sum(
+                1
+                for rows in self.algorithm.state().rows.values()
+                if rows.shape == self.clients.x_cd.shape
+            ),
             gradients_elsewhere=int(self.clients.gradients_s[s]),
             rows_elsewhere=int(self.clients.apart_s[s]),
             midpoint_bytes=midpoints,
