@@ -22,6 +22,8 @@ ROUNDS = 40
 SAMPLED = ("algorithm.sampling.rate=3",)
 CAPPED = "algorithm.coupling=capped"
 EVIDENCE = "algorithm.selection=evidence"
+DIFFERENCE = "algorithm.selection=difference"
+EXAMPLES, NOISE = np.array([2, 3, 4, 5, 6, 7, 8]), 1.0
 VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "margin": (("algorithm.margin=0.5",), {"margin": 0.5}),
     "endless margin": (("algorithm.margin=1e9",), {"margin": float("inf")}),
@@ -33,6 +35,14 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         (EVIDENCE, "algorithm.start=zeros", "algorithm.evidence.certainty=0.5"),
         {"w_0": 0.0, "certainty": 0.5},
     ),
+    "difference": (
+        ("algorithm.difference.window=4", "algorithm.difference.tolerance=3"),
+        {"window": 4, "tolerance": 3.0},
+    ),
+    "difference, capped": (
+        (CAPPED, "algorithm.difference.step=0.05", "algorithm.order=models_first"),
+        {"capped": True, "models_first": True, "window": 10, "step": 0.05},
+    ),
     "all": (
         (CAPPED, EVIDENCE, "algorithm.alignment=cosine", "algorithm.evidence.certainty=1"),
         {"capped": True, "cosine": True, "certainty": 1.0},
@@ -42,13 +52,15 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_quadratic(tmp_path_factory.mktemp("problem") / "problem.npz")
+    return write_quadratic(tmp_path_factory.mktemp("problem") / "problem.npz", examples=EXAMPLES)
 
 
 def arguments(problem: Path, folder: Path, *more: str) -> list[str]:
+    is_difference = any("difference" in one for one in more)
     return [
         "task.name=quadratic", f"task.file={problem}", f"run.dir={folder}", "run.dtype=float64",
-        f"run.rounds={ROUNDS}", "algorithm.rho=0.3", "algorithm.gamma=0.05", *SAMPLED, *more,
+        f"run.rounds={ROUNDS}", "algorithm.rho=0.3", "algorithm.gamma=0.05",
+        *((DIFFERENCE, f"task.noise={NOISE}") if is_difference else SAMPLED), *more,
     ]  # fmt: skip
 
 
@@ -63,6 +75,10 @@ def expected(problem: Path, **how: Any) -> tuple[np.ndarray, np.ndarray]:
     if "certainty" in how:
         zeros = (torch.zeros(7, 7, dtype=torch.float64) for _ in range(2))
         how["evidence"] = reference.Evidence(*zeros, certainty=how.pop("certainty"))
+    if "window" in how:
+        examples = torch.from_numpy(EXAMPLES).double()
+        keys = {key: how.pop(key) for key in ("window", "tolerance", "step") if key in how}
+        how["difference"], how["noise"] = reference.Difference(examples, **keys), NOISE
     return dense_cobo(problem, drawn(), **{"rho": 0.3, "gamma": 0.05, "eta": 0.1} | how)
 
 
@@ -81,7 +97,7 @@ def test_a_variant_equals_the_reference(
     assert 0.0 < w[off].mean() < 1.0, "a problem in which W changes"
 
 
-@pytest.mark.parametrize("name", ["margin", "all"])
+@pytest.mark.parametrize("name", ["margin", "difference", "all"])
 def test_a_variant_is_bitwise_the_same_resumed_on_other_ranks(
     pool: RankPool, problem: Path, tmp_path: Path, name: str
 ) -> None:
@@ -141,8 +157,26 @@ def test_a_capped_block_of_ones_is_oracle_to_the_last_bit(pool: RankPool, tmp_pa
         (["margin=.nan"], "algorithm.margin"),
         (["threshold=.inf"], "algorithm.threshold"),
         (["evidence.discount=0"], "algorithm.evidence.discount"),
+        (["selection=difference", "domain=simplex"], "algorithm.selection=difference is for"),
+        (["selection=difference", "start=zeros"], "algorithm.start=zeros has no links"),
+        (
+            ["selection=difference", "sampling.rate=2"],
+            "algorithm.sampling is about clients that meet",
+        ),
+        (["selection=difference", "alignment=cosine"], "algorithm.alignment is about"),
+        (["selection=difference", "midpoint_data=shared"], "algorithm.midpoint_data is about"),
+        (["selection=difference", "margin=1"], "algorithm.margin=1.0 means nothing to"),
+        (["difference.window=1"], "algorithm.difference.window"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(keys: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         load_config(None, [f"algorithm.{key}" for key in keys])
+
+
+def test_differences_need_noise_of_batches(problem: Path, tmp_path: Path, pool: RankPool) -> None:
+    """One example each: every batch is all of a client's data."""
+    single = write_quadratic(tmp_path / "single.npz")
+    given = arguments(single, tmp_path / "run", "algorithm.difference.window=4")
+    with pytest.raises(Exception, match="uses all examples of every client"):
+        pool.run(1, train_and_weights, given)

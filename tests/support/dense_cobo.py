@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist import reference
+from cobo_dist.maths import seeds
 
 Array = NDArray[np.float64]
 Pairs = Sequence[tuple[int, int]]
@@ -33,12 +34,14 @@ def dense_cobo(
     threshold: float = 0.0,
     capped: bool = False,
     evidence: reference.Evidence | None = None,
+    difference: reference.Difference | None = None,
+    noise: float = 0.0,
 ) -> tuple[Array, Array]:
     """Return X^T [n, d] and W^T [n, n] of a problem file after one round for each list of pairs.
 
     `simplex`: the own weight is "excluded" from a client's row, or "included". `etas`: the step size of
     each round, `eta` the peak. `fixed`: the penalty at the peak, after the gradient step. `evidence` selects
-    in place of the gradient step.
+    in place of the gradient step, and so does `difference`. `noise` is that of gradients at models, seed 0.
     """
     arrays = {name: torch.from_numpy(array) for name, array in np.load(problem).items()}
     n = len(arrays["centers"])
@@ -52,7 +55,9 @@ def dense_cobo(
         g_d = gradient(i, point_d)
         return g_d / g_d.norm() if cosine else g_d
 
-    if not (w_0 != 1.0 or cosine or models_first or simplex or etas or fixed or evidence):
+    if not (
+        w_0 != 1.0 or cosine or models_first or simplex or etas or fixed or evidence or difference
+    ):
         x_nd, w_nn = reference.cobo(
             x_nd, gradient, pairs_by_round, rho=rho, gamma=gamma, eta=eta,
             margin=margin, threshold=threshold, capped=capped,
@@ -66,6 +71,14 @@ def dense_cobo(
     training = reference.capped_training if capped else reference.model_training
     for t, pairs in enumerate(pairs_by_round):
         old_nn, eta_t = w_nn, etas[t] if etas else eta
+        if difference:
+            noise_nd = torch.stack(
+                [seeds.normals(seeds.key(0, "noise local", t, i), x_nd.shape[1]) for i in range(n)]
+            ).double()
+            g_nd = torch.stack([gradient(i, x_d) for i, x_d in enumerate(x_nd)]) + noise * noise_nd
+            w_nn = difference.select(w_nn, g_nd)
+            x_nd = training(x_nd, old_nn if models_first else w_nn, fixed_rows(g_nd), rho, eta_t)
+            continue
         if simplex:
             w_nn = row_selection(x_nd, w_nn, aligned, pairs, gamma, takes_part)
         elif evidence:
@@ -80,6 +93,11 @@ def dense_cobo(
         else:
             x_nd = training(x_nd, used_nn, gradient, rho, eta_t)
     return x_nd.numpy(), w_nn.numpy()
+
+
+def fixed_rows(g_nd: Tensor) -> reference.Gradient:
+    """Return gradients that have been taken."""
+    return lambda i, _: g_nd[i]
 
 
 def row_selection(

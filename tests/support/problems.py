@@ -20,13 +20,18 @@ QUIET = ("log.figures=false", "log.progress=none")
 
 
 def write_quadratic(
-    path: Path, clients: int = 7, size: int = 5, seed: int = 0, clusters: int = 3
+    path: Path,
+    clients: int = 7,
+    size: int = 5,
+    seed: int = 0,
+    clusters: int = 3,
+    **more: np.ndarray,
 ) -> Path:
-    """Write Example 2 with clusters of unequal size; inputs depend on the seed."""
+    """Write Example 2 with clusters of unequal size, and more arrays; inputs depend on the seed."""
     rng = np.random.default_rng(seed)
     centers = rng.normal(size=(clusters, size))[np.arange(clients) % clusters]
     curvature = rng.uniform(0.5, 1.5, size=clients)
-    np.savez(path, centers=centers, curvature=curvature, start=rng.normal(size=size))
+    np.savez(path, centers=centers, curvature=curvature, start=rng.normal(size=size), **more)
     return path
 
 
