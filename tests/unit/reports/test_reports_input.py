@@ -318,6 +318,18 @@ def test_one_client_one_matrix_no_evaluation(tmp_path: Path) -> None:
     assert "1 (unfinished, round 0)" in (tmp_path / "out" / "table.md").read_text()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weights_have_the_type_of_their_file(tmp_path: Path, dtype: type[np.floating[Any]]) -> None:
+    run = write_run(tmp_path / "run")
+    stored = np.full((1, 8, 8), 1 / 3, dtype)
+    np.savez(run / "W.npz", rounds=np.array([0]), weights=stored)
+    weights = read_run(run).weights
+    assert weights is not None
+    assert weights.weights.dtype == dtype
+    assert np.array_equal(weights.weights, stored)
+    assert weights.links["all pairs"][0] == float(dtype(1 / 3))
+
+
 def test_several_runs_go_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --out; and a folder that is given twice is one run."""
     runs = [write_run(tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 2))]
