@@ -16,13 +16,21 @@ from cobo_dist.lazy import torch
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
+MAX_LOSS = 700.0
+"""Beyond this loss the perplexity is that of this loss: its exponential would not be finite."""
+
 
 class ValidationBasedConfig(AveragingConfig):
-    """Averages models, weighted by their losses on a client's validation data."""
+    """Averages models, weighted by their scores on a client's validation data."""
 
     name: Literal["validation_based"] = "validation_based"
+    score: Literal["loss", "perplexity"] = Field(
+        "loss",
+        description="what a model is scored by on a client's validation data: the mean loss, or perplexity, "
+        "its exponential, which tells models apart that differ little in loss",
+    )
     temperature: float = Field(
-        1.0, gt=0, description="of the softmax over losses: near 0 the best model takes all"
+        1.0, gt=0, description="of the softmax over scores: near 0 the best model takes all"
     )
     batch_size: int = Field(
         32,
@@ -58,11 +66,12 @@ class ValidationBasedConfig(AveragingConfig):
 class ValidationBased(Algorithm):
     """A local step, then x_i <- sum_j w_ij x_j with w_i = softmax_j(-score_ij / temperature).
 
-    score_ij is the loss of model j on a batch of client i's validation data, its own model included; test
-    data are never used. Models visit all ranks a few at a time, so a rank holds few others while it scores,
-    each with that model's own BatchNorm statistics. A very large temperature is FedAvg; one
-    near 0 gives every client the model with the least loss. Only clients that take part in the round score
-    models, and only each other's. W holds the weights last used, at first the identity.
+    score_ij is the loss of model j, or its exponential, the perplexity, on a batch of client i's validation
+    data, its own model included; test data are never used. Models visit all ranks a few at a time, so a rank
+    holds few others while it scores, each with that model's own BatchNorm statistics. A very large
+    temperature is FedAvg; one near 0 gives every client the model with the least score. Only clients that
+    take part in the round score models, and only each other's. W holds the weights last used, at first the
+    identity.
     """
 
     Config = ValidationBasedConfig
@@ -104,7 +113,7 @@ class ValidationBased(Algorithm):
         return RoundResult(losses_c, weights_replaced=True)
 
     def scores(self, t: int, rows_e: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the losses of models on the validation batches of the clients in `rows_e`, in round t.
+        """Return the scores of models on the validation batches of the clients in `rows_e`, in round t.
 
         [e, m], of the m clients that take part.
         """
@@ -116,8 +125,10 @@ class ValidationBased(Algorithm):
             parts.append(
                 clients.validation_losses_at(x_kd, b_kb, t, self.config.batch_size, some_e)
             )
-        scores_em = torch.cat(parts, dim=1).cpu().numpy()
-        return scores_em[:, np.argsort(np.concatenate(visitors))]
+        losses_em = torch.cat(parts, dim=1).cpu().numpy()[:, np.argsort(np.concatenate(visitors))]
+        if self.config.score == "loss":
+            return losses_em
+        return np.exp(np.minimum(losses_em.astype(np.float64), MAX_LOSS))
 
     def weigh(self, scores_cn: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the softmax [c, n] of the negative scores."""

@@ -17,7 +17,8 @@ index.html, that needs no other file. Runs that differ only in their seed share 
 --help all lists the files."""
 MORE = """\
 files written:
-  table.md, table.csv        final results of every problem, mean ± std over seeds
+  table.md, table.csv        final results of every problem, mean over seeds ± half the width of its
+                             95% confidence interval
   table1.md, table1.csv      sampling strategies of CoBo, where runs differ in them (Table 1)
   table2.md, table2.csv      all methods on all tasks (Table 2)
   reached.md, reached.csv    rounds to reach fixed accuracies

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cobo_dist.maths.confidence import half_width
 from cobo_dist.reports.reading.series import Series
 
 Array = npt.NDArray[np.float64]
@@ -16,11 +17,12 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean and sample standard deviation over seeds, at every round that some seed has. All [k]."""
+    """Mean over seeds and how sure it is, at every round that some seed has. All [k]."""
 
     rounds: npt.NDArray[np.int64]
     mean: Array
-    std: Array  # NaN where a single seed has the round
+    std: Array  # sample standard deviation; NaN where a single seed has the round
+    ci95: Array  # half the width of the mean's 95% confidence interval; NaN likewise
     seeds: npt.NDArray[np.int64]  # how many seeds have the round
 
     @property
@@ -36,19 +38,21 @@ class Curve:
 
 
 def statistics_over_seeds(values: pd.Series[float]) -> pd.DataFrame:
-    """Return `mean`, `std` (sample standard deviation) and `seeds` (count) for each label of the index.
+    """Return `mean`, `std`, `ci95` and `seeds` (count) for each label of the index.
 
-    There is one value a seed; a seed that has no such value has no entry. A NaN among the values makes mean
-    and deviation NaN: a seed that diverged is not averaged away. A single value has a deviation of NaN.
+    `std` is the sample standard deviation, `ci95` half the width of the mean's 95% confidence interval.
+    There is one value a seed; a seed that has no such value has no entry. A NaN among the values makes all
+    three NaN: a seed that diverged is not averaged away. A single value has NaN for the last two.
 
     >>> statistics_over_seeds(pd.Series([1.0, 3.0, 5.0], index=["loss", "loss", "accuracy"]))
-              mean       std  seeds
-    accuracy   5.0       NaN      1
-    loss       2.0  1.414214      2
+              mean       std       ci95  seeds
+    accuracy   5.0       NaN        NaN      1
+    loss       2.0  1.414214  12.706205      2
     """
     groups = values.groupby(level=0)
     found = groups.agg(["mean", "std", "size"]).rename(columns={"size": "seeds"})
     found.loc[groups.count() < found["seeds"], ["mean", "std"]] = np.nan
+    found.insert(2, "ci95", half_width(found["std"], found["seeds"]))
     return found
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,8 @@ def weight_rounds(folder: Path) -> list[int]:
         raise _unreadable(path, error) from None
 
 
-def read_weights(folder: Path, r: int) -> NDArray[np.float32]:
-    """Return W after round r, one of `weight_rounds`, as a matrix [n, n].
+def read_weights(folder: Path, r: int) -> NDArray[np.floating[Any]]:
+    """Return W after round r, one of `weight_rounds`, as a matrix [n, n] of the file's type.
 
     Raises:
         ConfigError: W.npz cannot be read.
@@ -83,11 +83,10 @@ def read_weights(folder: Path, r: int) -> NDArray[np.float32]:
         with open_file(path) as file, np.load(file, allow_pickle=False) as stored:
             if listed_rounds(stored):
                 lists = {one.name: stored[f"{r}.{one.name}"] for one in WEIGHT_LISTS}
-                dense: NDArray[np.float32] = Weights.of_lists(lists).dense().astype(np.float32)
-                return dense
+                return Weights.of_lists(lists).dense()
             arrays = {name: stored[name] for name in ("rounds", "weights")}
             check_arrays(DENSE_WEIGHTS, arrays)
-            found: NDArray[np.float32] = arrays["weights"][arrays["rounds"].tolist().index(r)]
+            found: NDArray[np.floating[Any]] = arrays["weights"][arrays["rounds"].tolist().index(r)]
             return found
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise _unreadable(path, error) from None

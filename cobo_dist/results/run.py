@@ -97,16 +97,16 @@ class Run:
         return logs.weight_rounds(self.path)
 
     @property
-    def W(self) -> NDArray[np.float32]:  # the paper's name
-        """The last logged W, [n, n].
+    def W(self) -> NDArray[np.floating[Any]]:  # the paper's name
+        """The last logged W, [n, n], of type `run.dtype`.
 
         Raises:
             ConfigError: none is logged yet, or W.npz cannot be read.
         """
         return self.weights(max(self.weight_rounds, default=0))
 
-    def weights(self, r: int) -> NDArray[np.float32]:
-        """Return W after round r, [n, n].
+    def weights(self, r: int) -> NDArray[np.floating[Any]]:
+        """Return W after round r, [n, n], of type `run.dtype`.
 
         Raises:
             ConfigError: W was not logged then; the message names the rounds there are.

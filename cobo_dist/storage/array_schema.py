@@ -18,7 +18,7 @@ from cobo_dist.storage.reading import SchemaError
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 MAX_DENSE_CLIENTS = 512
-"""The most clients whose W is stored as a matrix: one snapshot of so many takes 1 MiB."""
+"""The most clients whose W is stored as a matrix: one snapshot of so many takes 1 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ OF_CLIENTS = (
 """What the rows and columns of W are."""
 
 DENSE_WEIGHTS = (
-    Array("weights", "float32", "k n n", "W after each of the rounds"),
+    Array("weights", "float", "k n n", "W after each of the rounds, of type `run.dtype`"),
     Array("rounds", "int64", "k", "rounds of the snapshots, ascending; the first is 0"),
     *OF_CLIENTS,
 )
@@ -65,7 +65,7 @@ WEIGHT_LISTS = (
     Array("apart", "uint8", "n", "1: all weights of the row that are not listed are 0"),
     Array("counts", "int64", "n", "number of listed weights in each row"),
     Array("columns", "int32", "m", "column of each listed weight, row by row"),
-    Array("values", "float", "m", "the listed weights"),
+    Array("values", "float", "m", "the listed weights; in W.npz of type `run.dtype`"),
 )
 """One W of more clients, as lists. In W.npz, the names of snapshot r begin with the round: `50.groups`."""
 
@@ -88,7 +88,7 @@ PARTITION = (
 LISTED_WEIGHTS = (*_named("r.", WEIGHT_LISTS), *OF_CLIENTS)
 LOGGER_DENSE = (
     Array("rounds", "int64", "k", "as in W.npz"),
-    Array("weights", "float32", "k n n", "as in W.npz"),
+    Array("weights", "float", "k n n", "as in W.npz"),
     Array("graph", "float", "n n", "W as rank 0 knows it"),
 )
 LOGGER_LISTED = (

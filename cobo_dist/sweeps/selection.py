@@ -7,13 +7,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from cobo_dist.maths.confidence import half_width
 from cobo_dist.storage.schema import METRICS, higher_is_better
 from cobo_dist.sweeps.axes import Axis
 from cobo_dist.sweeps.folders import Result
 from cobo_dist.sweeps.grid import Run, is_number, show
 
 Score = tuple[float, float]
-"""Mean and sample standard deviation over seeds; the deviation of one seed is NaN."""
+"""Mean over seeds, and half the width of its 95% confidence interval; NaN for one seed."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ def _summarize(runs: Sequence[Run], results: Mapping[str, Result], metric: str) 
             return None
         if not all(map(math.isfinite, values)):
             return math.nan, math.nan
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+        if len(values) < 2:
+            return values[0], math.nan
+        return statistics.fmean(values), float(half_width(statistics.stdev(values), len(values)))
 
     return Setting(tuple(runs), len(done), score("validation"), score("test"))
 

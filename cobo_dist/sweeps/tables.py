@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cobo_dist.formatting import markdown_text
+from cobo_dist.formatting import INTERVAL_NOTE, markdown_text
 from cobo_dist.storage.files import replace_text
 from cobo_dist.storage.schema import METRICS
 from cobo_dist.sweeps.folders import Result, State
@@ -21,7 +21,7 @@ from cobo_dist.sweeps.grid import Run, short_keys, show
 from cobo_dist.sweeps.selection import Score, Selection, Setting
 
 _NOTE = (
-    "Last values of the mean over clients; mean ± sample standard deviation over seeds. "
+    f"Last values of the mean over clients; {INTERVAL_NOTE} "
     "Settings are chosen on validation data; test scores are only shown."
 )
 _TITLES = ("method", "setting", "seeds", "metric", "validation", "test", "")
@@ -121,8 +121,8 @@ def _cells(selection: Selection, setting: Setting) -> list[str]:
 def _score(score: Score | None) -> str:
     if score is None:
         return "-"
-    mean, deviation = score
-    return f"{mean:.4g}" if math.isnan(deviation) else f"{mean:.4g} ± {deviation:.2g}"
+    mean, half = score
+    return f"{mean:.4g}" if math.isnan(half) else f"{mean:.4g} ± {half:.2g}"
 
 
 def remarks(selections: Sequence[Selection]) -> list[str]:

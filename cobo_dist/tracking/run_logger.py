@@ -68,6 +68,7 @@ class RunLogger:
         share: float = 0.0,
         names: Sequence[str] = (),
         true_graph: TrueGraph | None = None,
+        dtype: str = "float32",
     ) -> None:
         """Open the files.
 
@@ -80,12 +81,13 @@ class RunLogger:
             share: one client's equal share where rows of W sum to 1, else 0.
             names: of the clients, if they have any.
             true_graph: how alike clients are, where clusters do not say it.
+            dtype: of W in W.npz.
         """
         self.folder, self.display, self.health = folder, display, health
         self.clusters, self.metrics, self.share = clusters, tuple(metrics), share
         self.graph: GraphStats | None = None
         self.true_graph = true_graph
-        self.snapshots = WeightSnapshots(folder, clusters, names, true_graph)
+        self.snapshots = WeightSnapshots(folder, clusters, names, true_graph, dtype)
         self.progress = ProgressState()
         self.bytes = dict.fromkeys(PURPOSES, 0)  # of the whole run, all ranks
         # Of the whole run, all clients; None: begun by an earlier version, which did not count them.

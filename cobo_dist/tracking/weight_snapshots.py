@@ -50,9 +50,10 @@ class WeightSnapshots:
         clusters: Sequence[int] | None,
         names: Sequence[str],
         true_graph: TrueGraph | None = None,
+        dtype: str = "float32",
     ) -> None:
-        """Start without snapshots; the others are those of the clients, where known."""
-        self.folder = folder
+        """Start without snapshots; they are stored as `dtype`. What is known of the clients is stored too."""
+        self.folder, self.dtype = folder, np.dtype(dtype)
         self._of_clients: Arrays = {}
         if clusters is not None:
             self._of_clients["clusters"] = np.asarray(clusters, dtype=np.int64)
@@ -61,7 +62,7 @@ class WeightSnapshots:
         if true_graph is not None and true_graph.clients <= MAX_DENSE_CLIENTS:
             self._of_clients["true_graph"] = true_graph.rows(range(true_graph.clients))
             self._of_clients["true_order"] = true_graph.order
-        self._dense: dict[int, NDArray[np.float32]] = {}
+        self._dense: dict[int, NDArray[np.floating[Any]]] = {}
 
     def add(self, r: int, weights: Weights) -> None:
         """Store W after round r in W.npz.
@@ -70,10 +71,10 @@ class WeightSnapshots:
             RunFailure: the file system refused.
         """
         if weights.shape[1] <= MAX_DENSE_CLIENTS:
-            self._dense[r] = weights.dense().astype(np.float32)
+            self._dense[r] = weights.dense().astype(self.dtype)
             self._write_dense()
         else:
-            lists = _lists(weights) | {"values": weights.arrays()["values"].astype(np.float32)}
+            lists = _lists(weights) | {"values": weights.arrays()["values"].astype(self.dtype)}
             self._append(r, {f"{r}.{name}": array for name, array in lists.items()})
 
     def _write_dense(self) -> None:

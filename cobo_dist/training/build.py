@@ -276,7 +276,15 @@ def _open_run_logger(
     display = open_display(config.log, config.run.rounds, first)
     share = config.algorithm.equal_share(task.clients)
     run_logger = RunLogger(
-        folder, display, health, task.clusters, task.metrics, share, task.names, task.true_graph
+        folder,
+        display,
+        health,
+        task.clusters,
+        task.metrics,
+        share,
+        task.names,
+        task.true_graph,
+        dtype=config.run.dtype,
     )
     if config.log.tensorboard:
         run_logger.open_board(first)

@@ -75,13 +75,17 @@ class Dense:
     def _variant(self, k: int) -> np.ndarray:
         return seeds.normals(seeds.key(0, "start variant", k), D).numpy() * (k > 0)
 
-    def validation_based(self, temperature: float, every: int) -> tuple[np.ndarray, np.ndarray]:
+    def validation_based(
+        self, temperature: float, every: int, score: str = "loss"
+    ) -> tuple[np.ndarray, np.ndarray]:
         w = np.eye(N)
         for t in range(ROUNDS):
             self.local(1)
             if (t + 1) % every == 0:
                 scores = np.array([[self.loss(i, x_d) for x_d in self.x] for i in range(N)])
-                w = np.exp(-scores / temperature)
+                if score == "perplexity":
+                    scores = np.exp(scores)
+                w = np.exp(-(scores - scores.min(axis=1, keepdims=True)) / temperature)
                 w /= w.sum(axis=1, keepdims=True)
                 self.x = w @ self.x
         return self.x, w
@@ -141,6 +145,7 @@ def test_finetuned_fedavg(
     logged = np.load(tmp_path / "run" / "W.npz")["weights"]
     assert np.array_equal(logged[0], np.eye(N) if share == 0.0 else np.ones((N, N)))
     assert np.array_equal(logged[-1], w)
+    assert logged.dtype == np.float64, "as the run"
 
 
 @pytest.mark.parametrize("ranks", RANKS)
@@ -235,17 +240,26 @@ def test_federated_clustering_with_clusters_of_one_is_local(pool: RankPool, tmp_
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize(("temperature", "every"), [(1.0, 1), (0.3, 4)])
+@pytest.mark.parametrize(
+    ("score", "temperature", "every"),
+    [("loss", 1.0, 1), ("loss", 0.3, 4), ("perplexity", 50.0, 2)],
+)
 def test_validation_based(
-    pool: RankPool, problem: Path, tmp_path: Path, ranks: int, temperature: float, every: int
+    pool: RankPool,
+    problem: Path,
+    tmp_path: Path,
+    ranks: int,
+    score: str,
+    temperature: float,
+    every: int,
 ) -> None:
     """Scores and averages equal the dense ones, and the traffic shows one model at a time."""
     folder = tmp_path / "run"
     x, w = trained(
         pool, problem, folder, ranks, "algorithm.name=validation_based",
-        f"algorithm.temperature={temperature}", f"algorithm.every={every}",
+        f"algorithm.temperature={temperature}", f"algorithm.every={every}", f"algorithm.score={score}",
     )  # fmt: skip
-    expected, weights = Dense(problem).validation_based(temperature, every)
+    expected, weights = Dense(problem).validation_based(temperature, every, score)
     close(x, expected)
     close(w, weights)
     assert weights.std() > 0.02, "a problem in which models differ"
@@ -253,7 +267,7 @@ def test_validation_based(
     assert "n^2 = 49 forward passes" in notice["message"]
     logged = np.load(folder / "W.npz")["weights"]
     assert np.array_equal(logged[0], np.eye(N))
-    np.testing.assert_allclose(logged[-1], weights, atol=1e-6)
+    close(logged[-1], weights)
     # Each of the models visits every other rank, one at a time, and then they are averaged: a block
     # of weights and at most as many models as a rank has cross between two ranks.
     placement = Placement.contiguous(N, ranks)

@@ -71,7 +71,9 @@ def test_it_resumes_bit_by_bit(name: str, dense: int, tmp_path: Path) -> None:
     with np.load(whole / "W.npz") as one, np.load(cut / "W.npz") as other:
         assert one.files == other.files
         for array in one.files:
-            assert one[array].tobytes() == other[array].tobytes(), array
+            # That version rounded W to float32; the run is in float64.
+            rounded = other[array].astype(one[array].dtype)
+            assert one[array].tobytes() == rounded.tobytes(), array
     losses = [[row["loss"] for row in rows(folder, "round")] for folder in (whole, cut)]
     assert losses[0] == losses[1]
     assert [row["format"] for row in rows(cut, "start")] == [2], "rows after it are of format 2"

@@ -69,7 +69,7 @@ def test_all_pairs_equal_the_reference(
     x, w = expected(problem, [every] * ROUNDS, cosine=alignment == "cosine")
     np.testing.assert_allclose(stacked(folder), x, rtol=0, atol=1e-10)
     np.testing.assert_allclose(w_run, w, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(np.load(folder / "W.npz")["weights"][-1], w, atol=1e-6)
+    np.testing.assert_allclose(np.load(folder / "W.npz")["weights"][-1], w, rtol=0, atol=1e-10)
     assert 0.0 < w.mean() < 1.0, "a problem in which W changes"
 
 
@@ -125,7 +125,7 @@ def test_sampled_pairs_equal_the_reference(
     x, w = expected(problem, pairs, w_0=0.0)
     np.testing.assert_allclose(stacked(folder), x, rtol=0, atol=1e-10)
     np.testing.assert_allclose(w_run, w, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(np.load(folder / "W.npz")["weights"][-1], w, atol=1e-6)
+    np.testing.assert_allclose(np.load(folder / "W.npz")["weights"][-1], w, rtol=0, atol=1e-10)
     assert [row["pairs"] for row in rows(folder, "round")] == [len(drawn) for drawn in pairs]
 
 

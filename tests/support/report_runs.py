@@ -181,10 +181,12 @@ class Report:
         with (self.out / name).open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
 
-    def curve(self, name: str, method: str, quantity: str) -> dict[int, tuple[float, str, int]]:
-        """One curve of a CSV: round -> mean, std as written, seeds."""
+    def curve(
+        self, name: str, method: str, quantity: str
+    ) -> dict[int, tuple[float, str, str, int]]:
+        """One curve of a CSV: round -> mean, std and ci95 as written, seeds."""
         return {
-            int(row["round"]): (float(row["mean"]), row["std"], int(row["seeds"]))
+            int(row["round"]): (float(row["mean"]), row["std"], row["ci95"], int(row["seeds"]))
             for row in self.rows(name)
             if (row["method"], row["quantity"]) == (method, quantity)
         }

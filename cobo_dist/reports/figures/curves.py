@@ -22,7 +22,7 @@ from cobo_dist.reports.figures.style import (
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.grouping.settings import show_settings
 from cobo_dist.reports.metrics import mean_over_clients, percent, problem_split
-from cobo_dist.reports.statistics import Curve, over_seeds
+from cobo_dist.reports.statistics import Array, Curve, over_seeds
 
 _MAX_MARKED_POINTS = 25  # of a line whose points all have a marker
 _MAX_BANDS = 4  # settings of one method that have a band each
@@ -56,15 +56,16 @@ class _Evaluations:
 
 
 def curve_frame(method: str, quantity: str, curve: Curve) -> pd.DataFrame:
-    """Return a curve as rows of a CSV; the deviation is empty where a single seed has the round."""
-    deviation = pd.Series(curve.std, dtype=object)
+    """Return a curve as rows of a CSV; `std` and `ci95` are empty where a single seed has the round."""
+    known = curve.seeds > 1
     return pd.DataFrame(
         {
             "method": method,
             "quantity": quantity,
             "round": curve.rounds,
             "mean": curve.mean,
-            "std": deviation.where(curve.seeds > 1, ""),
+            "std": np.where(known, curve.std.astype(object), ""),
+            "ci95": np.where(known, curve.ci95.astype(object), ""),
             "seeds": curve.seeds,
         }
     )
@@ -73,9 +74,9 @@ def curve_frame(method: str, quantity: str, curve: Curve) -> pd.DataFrame:
 def draw_curve(
     axes: Axes, curve: Curve, style: LineStyle, scale: float = 1.0, band: bool = True
 ) -> None:
-    """Draw the mean and a ± std band. NaN leaves a gap; infinite values count as NaN."""
+    """Draw the mean and a band of its 95% confidence interval. NaN leaves a gap; infinite values are NaN."""
     mean = np.where(np.isfinite(curve.mean), curve.mean, np.nan) * scale
-    std = curve.std * scale
+    half = curve.ci95 * scale
     # A single value between two gaps is no line, so it gets a marker.
     known = np.pad(np.isfinite(mean), 1)
     finite = int(known.sum())
@@ -89,16 +90,34 @@ def draw_curve(
         markevery=None if few else np.flatnonzero(alone).tolist(),
         **style.line,
     )
-    if band and np.isfinite(std).any():
+    if band and np.isfinite(half).any():
         axes.fill_between(
             curve.rounds,
-            mean - std,
-            mean + std,
+            mean - half,
+            mean + half,
             color=style.color,
             alpha=0.18,
             linewidth=0,
             zorder=style.layer - 1.5,
         )
+
+
+def limit_bands(axes: Axes, means: Sequence[Array]) -> None:
+    """Let intervals widen the axis by half of what the means span at most, on either side.
+
+    `means` are as drawn. With two seeds an interval is often many times as wide as all means together, which
+    would then look flat.
+    """
+    known = np.concatenate(means)
+    known = known[np.isfinite(known)]
+    if not len(known) or known.min() == known.max():
+        return
+    bent = axes.yaxis.get_transform()  # the logarithm, on a logarithmic axis
+    low, high = bent.transform(np.array([known.min(), known.max()]))
+    bottom, top = bent.transform(np.array(axes.get_ylim()))
+    margin = 0.5 * (high - low)
+    limits = np.array([max(bottom, low - margin), min(top, high + margin)])
+    axes.set_ylim(*bent.inverted().transform(limits).tolist())
 
 
 def draw_metric(groups: Sequence[Group], metric: str, path: Path, only: str = "") -> list[Path]:
@@ -130,8 +149,12 @@ def draw_metric(groups: Sequence[Group], metric: str, path: Path, only: str = ""
             _draw_evaluations(axes, found[group], styles[group], percent(metric), band)
         round_axis(axes)
         axes.set_ylabel(f"{split} {METRIC_LABELS.get(metric, metric)}")
-        if metric != "accuracy" and _spans_decades(curves):
+        logarithmic = metric != "accuracy" and _spans_decades(curves)
+        if logarithmic:
             axes.set_yscale("log")
+        means = [curve.mean for values in found.values() for curve in (values.part, values.whole)]
+        limit_bands(axes, [percent(metric) * mean for mean in means])
+        if logarithmic:
             log_axis(axes.yaxis)
         if only:
             _limit_to_late_values(axes, curves, percent(metric))
@@ -180,11 +203,11 @@ def _draw_evaluations(
     whole = values.whole
     if values.line is whole or not whole.drawable:
         return
-    bars = band and np.isfinite(whole.std).any()
+    bars = band and np.isfinite(whole.ci95).any()
     axes.errorbar(
         whole.rounds,
         whole.mean * scale,
-        yerr=np.nan_to_num(whole.std) * scale if bars else None,
+        yerr=np.nan_to_num(whole.ci95) * scale if bars else None,
         color=style.color,
         linestyle="none",
         marker="D",

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from cobo_dist.reports.figures.curves import limit_bands
 from cobo_dist.reports.figures.style import METRIC_LABELS, canvas, group_style, save, shared_legend
 from cobo_dist.reports.grouping import Problem
 from cobo_dist.reports.grouping.settings import differing
@@ -24,6 +25,7 @@ FACTORS = {
 """The factors of the paper's Figure 2a, with the labels of their axes."""
 # There is a seed for each cluster's permutation, so this list grows with the number of clusters.
 _CHANGES_TOO = {"task.clusters": "task.label_seeds"}
+_SPREAD = ["std", "ci95"]  # over seeds
 _LOG_RATIO = 4  # of the largest to the smallest value, from which on the axis is logarithmic
 
 
@@ -43,11 +45,13 @@ def draw_factors(results: Mapping[Problem, Sequence[GroupResult]], path: Path) -
             _draw_panel(axes, lines)
             axes.set_xlabel(FACTORS[factor])
         grid[0].set_ylabel(f"{first.split} {METRIC_LABELS.get(first.metric, first.metric)}")
-        shared_legend(figure, grid)
         table = pd.concat(line for lines in panels.values() for line in lines)
+        limit_bands(grid[0], [table["mean"].to_numpy(np.float64)])
+        shared_legend(figure, grid)
         # As in the other CSV files, accuracies are the fractions they were logged as.
-        table[["mean", "std"]] /= percent(first.metric)
-        table["std"] = table["std"].astype(object).where(table["seeds"] > 1, "")
+        table[["mean", *_SPREAD]] /= percent(first.metric)
+        spread = table[_SPREAD].to_numpy(object)
+        table[_SPREAD] = np.where(table[["seeds"]].to_numpy() > 1, spread, "")
         return save(figure, path, table.drop(columns="group"))
 
 
@@ -66,7 +70,7 @@ def _lines(results: Mapping[Problem, Sequence[GroupResult]], factor: str) -> lis
         for one in results[problem]
         if (score := one.score(one.metric)) is not None and np.isfinite(score[0])
     ]
-    columns = ["group", "method", "quantity", "factor", "value", "mean", "std", "seeds"]
+    columns = ["group", "method", "quantity", "factor", "value", "mean", *_SPREAD, "seeds"]
     frame = pd.DataFrame(points, columns=columns)
     # A single point does not show the effect of the factor, and the table has it.
     return [line for _, line in frame.groupby("method", sort=False) if len(line) > 1]
@@ -83,7 +87,7 @@ def _draw_panel(axes: Axes, lines: Sequence[pd.DataFrame]) -> None:
         axes.errorbar(
             line["value"],
             line["mean"],
-            yerr=None if line["std"].isna().all() else line["std"].fillna(0.0),
+            yerr=None if line["ci95"].isna().all() else line["ci95"].fillna(0.0),
             elinewidth=0.9,
             capsize=2.0,
             marker=style.marker,

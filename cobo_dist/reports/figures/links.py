@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from cobo_dist.reports.figures.curves import curve_frame, draw_curve
+from cobo_dist.reports.figures.curves import curve_frame, draw_curve, limit_bands
 from cobo_dist.reports.figures.style import DARK_GREY, LineStyle, canvas, round_axis, save
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.statistics import Curve, over_seeds, running_median
@@ -105,6 +105,8 @@ def _draw_panel(axes: Axes, title: str, curves: dict[str, Curve], top: float) ->
         axes.set_ylim(-0.05 * top, 1.05 * top)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     else:
+        if title == "components":
+            limit_bands(axes, [curve.mean for curve in curves.values()])
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=title == "components"))
     axes.set_ylabel(title.replace(" of ", " of\n"))
 
@@ -124,8 +126,9 @@ def _draw_true_clusters(axes: Axes, group: Group) -> None:
         for run in group.runs
         if run.weights is not None and run.weights.clusters is not None
     }
+    top = axes.get_ylim()[1]
     if len(counts) == 1:
-        axes.axhline(
-            counts.pop(), color=DARK_GREY, linewidth=0.9, linestyle=":", label="true clusters"
-        )
-    axes.set_ylim(0.0, 1.12 * axes.get_ylim()[1])
+        (true,) = counts
+        top = max(top, true)
+        axes.axhline(true, color=DARK_GREY, linewidth=0.9, linestyle=":", label="true clusters")
+    axes.set_ylim(0.0, 1.12 * top)

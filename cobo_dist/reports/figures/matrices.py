@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,7 +28,7 @@ _MAX_NAMED_CLIENTS = 24  # on an axis that names each client
 _MAX_UPRIGHT_LETTERS = 3  # of a name that fits upright beside others
 _NAN_COLOR = "#f2a0a0"  # no color of the scale
 
-Panel = tuple[str, npt.NDArray[np.float32]]  # title, matrix [n, n] with the clients in order
+Panel = tuple[str, npt.NDArray[np.floating[Any]]]  # title, matrix [n, n] with the clients in order
 
 
 def draw_weights(weights: Weights, path: Path, title: str = "") -> list[Path]:
@@ -93,7 +94,7 @@ def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> li
         return save(figure, path, pd.concat(frames))
 
 
-def _draw_bare(axes: Axes, matrix: npt.NDArray[np.float32], top: float, title: str) -> None:
+def _draw_bare(axes: Axes, matrix: npt.NDArray[np.floating[Any]], top: float, title: str) -> None:
     axes.set_axis_on()
     _draw_matrix(axes, matrix, top)
     axes.set_xticks([])
@@ -111,7 +112,7 @@ def _nearest(weights: Weights, target: int) -> int:
     return int(weights.rounds[np.abs(weights.rounds - target).argmin()])
 
 
-def _matrix(weights: Weights, number: int) -> npt.NDArray[np.float32]:
+def _matrix(weights: Weights, number: int) -> npt.NDArray[np.floating[Any]]:
     """The weights logged at a round. [n, n]"""
     place = int(np.flatnonzero(weights.rounds == number)[0])
     return np.asarray(weights.weights[place])
@@ -137,7 +138,9 @@ def _oracle(weights: Weights, top: float) -> list[Panel]:
     return [("oracle", _masked(weights, np.where(same, np.float32(top), np.float32(0.0))))]
 
 
-def _masked(weights: Weights, matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _masked(
+    weights: Weights, matrix: npt.NDArray[np.floating[Any]]
+) -> npt.NDArray[np.floating[Any]]:
     """The matrix with -inf on the diagonal, because a client's weight for itself is no link."""
     if weights.cells:  # their means do not count the diagonal
         return matrix
@@ -157,7 +160,7 @@ def _scale(top: float) -> ScalarMappable:
     return ScalarMappable(Normalize(0.0, top), matplotlib.colormaps["Blues"])
 
 
-def _draw_matrix(axes: Axes, matrix: npt.NDArray[np.float32], top: float) -> None:
+def _draw_matrix(axes: Axes, matrix: npt.NDArray[np.floating[Any]], top: float) -> None:
     pixels = np.asarray(_scale(top).to_rgba(matrix))  # [n, n, 4]
     pixels[np.isnan(matrix)] = to_rgba(_NAN_COLOR)
     pixels[np.isneginf(matrix)] = to_rgba(GREY)

@@ -17,13 +17,14 @@ _ORDER = (
     "Where the true clusters are unknown, clients are in a seriated order: the last W decides, and linked "
     "clients are next to each other (single linkage; for W of many clients, connected components)."
 )
+_BAND = "band: 95% confidence interval of the mean over seeds (Student's t), cut where it would hide lines."
 _CAPTIONS = {
-    "accuracy": "Accuracy, mean over clients; band: ± one standard deviation over seeds.",
-    "perplexity": "Perplexity, mean over clients; band: ± one standard deviation over seeds.",
-    "rmse": "Root of the mean squared error, mean over clients; band: ± one standard deviation over seeds.",
-    "loss": "Loss, mean over clients; band: ± one standard deviation over seeds.",
+    "accuracy": f"Accuracy, mean over clients; {_BAND}",
+    "perplexity": f"Perplexity, mean over clients; {_BAND}",
+    "rmse": f"Root of the mean squared error, mean over clients; {_BAND}",
+    "loss": f"Loss, mean over clients; {_BAND}",
     "decay": "Theorem 1: bold lines are means over rounds 1..T; without noise they fall as 1/T.",
-    "graph": "How the graph of links forms. A link is a weight of at least 0.5 or, where a client's "
+    "graph": f"How the graph of links forms; {_BAND} A link is a weight of at least 0.5 or, where a client's "
     "weights sum to 1, of more than an equal share.",
     "weights_all": "Collaboration weights of the methods that learn them, beside the true clusters "
     f"or the right graph where these are known; diagonals are masked out. {_ORDER} Each method has its own "
@@ -39,8 +40,8 @@ _CAPTIONS = {
     "gpus": "The GPU of each rank: the share of the time in which kernels ran, memory that tensors use "
     "(dotted: that PyTorch took from the GPU) and power, whenever metrics were written. The first seed of "
     "each method.",
-    "factors": "Final values against one factor of the problem at a time; bars: ± one standard "
-    "deviation over seeds.",
+    "factors": "Final values against one factor of the problem at a time; bars: 95% confidence intervals of "
+    "the mean over seeds (Student's t), cut where they would hide the lines.",
     "figure1": "Client selection: gradients at the midpoint of two models decide whether their "
     "clients collaborate.",
 }

@@ -60,7 +60,7 @@ def make_slider(groups: Sequence[Group], name: str) -> WeightsSlider | None:
     return WeightsSlider(name, [_run(title, weights, kept) for title, weights in runs], kept < 1.0)
 
 
-def quantize(matrices: npt.NDArray[np.float32], top: float = 1.0) -> npt.NDArray[np.uint8]:
+def quantize(matrices: npt.NDArray[np.floating[Any]], top: float = 1.0) -> npt.NDArray[np.uint8]:
     """Return weights as bytes of the same shape: 0..254 for 0..top, clipped; 255 for NaN."""
     with np.errstate(invalid="ignore"):
         levels = np.clip(np.rint(matrices * (MAX_LEVEL / top)), 0, MAX_LEVEL)
@@ -97,5 +97,5 @@ def _run(title: str, weights: Weights, kept: float) -> dict[str, Any]:
     return run
 
 
-def _base64(matrices: npt.NDArray[np.float32], top: float = 1.0) -> str:
+def _base64(matrices: npt.NDArray[np.floating[Any]], top: float = 1.0) -> str:
     return base64.b64encode(quantize(matrices, top).tobytes()).decode("ascii")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,7 @@ class Weights:
     """The logged collaboration weights of a run."""
 
     rounds: npt.NDArray[np.int64]  # [k], increasing
-    weights: npt.NDArray[np.float32]  # [k, n, n], or the means [k, b, b] of `cells`
+    weights: npt.NDArray[np.floating[Any]]  # [k, n, n], or the means [k, b, b] of `cells`
     clusters: npt.NDArray[np.int64] | None  # [n], or None where they are unknown
     names: tuple[str, ...] = ()  # of the n clients; empty where they have none
     true_graph: npt.NDArray[np.float32] | None = None  # [n, n], where clusters do not say it
@@ -265,7 +266,7 @@ def _read_weights(path: Path, share_of: Callable[[int], float]) -> Weights | Non
     clusters, names = of_clients.get("clusters"), of_clients.get("names", np.empty(0))
     return Weights(
         rounds.astype(np.int64),
-        weights.astype(np.float32),
+        weights,
         None if clusters is None else clusters.astype(np.int64),
         tuple(names.tolist()),
         graph,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
 
-def seriate(weights_nn: npt.NDArray[np.float32]) -> Ints:
+def seriate(weights_nn: npt.NDArray[np.floating[Any]]) -> Ints:
     """Return the leaves of the single-linkage tree of a dense W, [n].
 
     Cut at any weight, the tree has the connected components of the links of at least that weight, larger

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,7 +13,7 @@ Series = dict[int, float]
 
 def link_strengths(
     rounds: npt.NDArray[np.int64],
-    weights: npt.NDArray[np.float32],
+    weights: npt.NDArray[np.floating[Any]],
     clusters: npt.NDArray[np.int64] | None,
 ) -> dict[str, Series]:
     """Mean weight of the links `within` and `across` true clusters, at each logged round.

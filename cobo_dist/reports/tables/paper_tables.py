@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from cobo_dist.formatting import INTERVAL_NOTE
 from cobo_dist.reports.grouping import Group, Problem
 from cobo_dist.reports.grouping.groups import SAMPLING, STRATEGIES, length_note
 from cobo_dist.reports.grouping.settings import Settings, show_settings, show_value
@@ -31,7 +32,7 @@ _COLUMNS_2 = {
 }
 # The paper gives losses beside accuracies only: a perplexity is a function of its loss.
 _METRICS_2 = {"accuracy": ("accuracy", "loss"), "perplexity": ("perplexity",), "loss": ("loss",)}
-_OVER_SEEDS = "Mean ± sample standard deviation over seeds, of the mean over clients."
+_OVER_SEEDS = f"Of the mean over clients: {INTERVAL_NOTE}"
 _IMPROVED = "Imp.%: share of clients that do better than with Local and the same seed."
 
 
@@ -183,7 +184,7 @@ def _cells(result: GroupResult, with_rounds: bool) -> dict[str, str]:
         mean = result.mean(name)
         small = name == "loss" and mean is not None and 0 < abs(mean) < 0.05
         cells[heading] = result.show(name, ".1e" if small else form)
-    cells["Imp.%"] = result.show("improved", ".0f", deviation=False)
+    cells["Imp.%"] = result.show("improved", ".0f", interval=False)
     return cells | ({"rounds": result.rounds} if with_rounds else {})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cobo_dist.formatting import INTERVAL_NOTE
 from cobo_dist.reports.grouping import Problem
 from cobo_dist.reports.grouping.groups import length_note
 from cobo_dist.reports.grouping.settings import Settings, show_settings, show_value
@@ -18,7 +19,7 @@ from cobo_dist.reports.writing import write_csv
 from cobo_dist.storage.schema import METRICS, higher_is_better
 
 NOTE = (
-    "Last values of the mean over clients; mean ± sample standard deviation over seeds. "
+    f"Last values of the mean over clients; {INTERVAL_NOTE} "
     "Imp.%: share of clients that do better than with Local (same task, seed and rounds). "
     "A link is a weight of at least 0.5 or, where a client's weights sum to 1, of more than an equal share. "
     "Link accuracy: client pairs whose final link agrees with the true clusters, in %; link F1: harmonic "
@@ -138,7 +139,7 @@ def _cells(
 ) -> list[str]:
     settings = result.group.settings
     up, down = (
-        result.show(name, ".3g", deviation=False) for name in ("megabytes_up", "megabytes_down")
+        result.show(name, ".3g", interval=False) for name in ("megabytes_up", "megabytes_down")
     )
     score = result.show("validation", _score_format(result, "validation"))
     return [
@@ -147,12 +148,12 @@ def _cells(
         result.seeds,
         *([f"**{score}**" if best else score] if validated else []),
         *(result.show(n, _score_format(result, n)) for n in shown_metrics(result.metric)),
-        result.show("improved", ".1f", deviation=False),
-        *(result.show(name, _LINK_COLUMNS[name][1], deviation=False) for name in links),
+        result.show("improved", ".1f", interval=False),
+        *(result.show(name, _LINK_COLUMNS[name][1], interval=False) for name in links),
         result.rounds,
-        result.show("megabytes", ".3g", deviation=False),
+        result.show("megabytes", ".3g", interval=False),
         *(["-" if up == "-" else f"{up} / {down}"] if counted else []),
-        result.show("seconds", ".1f", deviation=False),
+        result.show("seconds", ".1f", interval=False),
     ]
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from cobo_dist.formatting import INTERVAL_NOTE
+from cobo_dist.maths.confidence import half_width
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.grouping.groups import length_note
 from cobo_dist.reports.metrics import (
@@ -26,7 +28,7 @@ _TOLERANCE = 1e-9  # for the rounding of a fraction in percent: 0.6 * 100 may li
 
 
 def rounds_to_target_table(groups: Sequence[Group], caption: str) -> Table | None:
-    """Return the rounds until the mean over clients first reaches each target, mean ± std over seeds.
+    """Return the rounds until the mean over clients first reaches each target.
 
     None where nothing was evaluated over the rounds, where a problem has only a loss, or where no method
     gets beyond the first values of all.
@@ -54,6 +56,9 @@ def rounds_to_target_table(groups: Sequence[Group], caption: str) -> Table | Non
                     f"{metric}_percent" if metric == "accuracy" else metric: target,
                     "round_mean": first.mean() if len(first) else "",
                     "round_std": first.std() if len(first) > 1 else "",
+                    "round_ci95": float(half_width(first.std(), len(first)))
+                    if len(first) > 1
+                    else "",
                     "seeds_reached": len(first),
                     "seeds": len(frame.columns),
                 }
@@ -120,14 +125,16 @@ def _up_to_two_digits(value: float) -> float:
 def _show(first: pd.Series[float], seeds: int) -> str:
     if not len(first):
         return "-"
-    text = f"{first.mean():.0f}" + (f" ± {first.std():.0f}" if len(first) > 1 else "")
+    text = f"{first.mean():.0f}"
+    if len(first) > 1:
+        text += f" ± {half_width(first.std(), len(first)):.0f}"
     return text if len(first) == seeds else f"{text} ({len(first)} of {seeds} seeds)"
 
 
 def _note(groups: Sequence[Group], metric: str, split: str) -> str:
     note = (
         f"First evaluated round at which the mean {split} {metric} over clients is at that level; "
-        "mean ± sample standard deviation over seeds. -: not reached."
+        f"{INTERVAL_NOTE} Seeds that do not reach it are left out. -: not reached."
     )
     if length_note(groups):
         note += " Runs differ in their number of rounds, so one may just have been too short."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,13 @@ from cobo_dist.reports.reading import Run
 from cobo_dist.reports.statistics import statistics_over_seeds
 from cobo_dist.storage.schema import higher_is_better
 
-Score = tuple[float, float]
-"""Mean and sample standard deviation over seeds; the latter is NaN for a single seed."""
+
+class Score(NamedTuple):
+    """A quantity over seeds. `std` and `ci95` are NaN for a single seed."""
+
+    mean: float
+    std: float  # sample standard deviation
+    ci95: float  # half the width of the mean's 95% confidence interval
 
 
 LINK_SCORES = ("link_accuracy", "link_f1", "adjusted_rand", "graph_correlation", "clusters_found")
@@ -33,7 +39,7 @@ LINK_SCORES = ("link_accuracy", "link_f1", "adjusted_rand", "graph_correlation",
 class GroupResult:
     """The results of one group.
 
-    `statistics` has a row for each quantity that the group has, with its mean and deviation over seeds:
+    `statistics` has a row for each quantity that the group has, with its `Score`:
     `accuracy`, `perplexity`, `loss`, `validation` (the metric on validation data, if the problem is judged
     by test data), `improved` (clients that beat Local), those of `LINK_SCORES`, `megabytes` (a round, all
     ranks), `megabytes_up` and `megabytes_down` (a round, a client as a machine of its own) and `seconds` (the
@@ -48,24 +54,24 @@ class GroupResult:
     missing: tuple[int, ...]
 
     def score(self, quantity: str) -> Score | None:
-        """Return mean and deviation of a quantity, None if the group does not have it."""
+        """Return a quantity over seeds, None if the group does not have it."""
         if quantity not in self.statistics.index:
             return None
-        mean, std = self.statistics.loc[[quantity], ["mean", "std"]].to_numpy(np.float64)[0]
-        return float(mean), float(std)
+        columns = list(Score._fields)
+        return Score(*self.statistics.loc[[quantity], columns].to_numpy(np.float64)[0].tolist())
 
     def mean(self, quantity: str) -> float | None:
         """Return the mean of a quantity over seeds, None if the group does not have it."""
         score = self.score(quantity)
         return None if score is None else score[0]
 
-    def show(self, quantity: str, form: str, deviation: bool = True) -> str:
+    def show(self, quantity: str, form: str, interval: bool = True) -> str:
         """Return `73.1 ± 0.2`, the mean alone for a single seed, or `-` if there is none."""
-        mean, std = self.score(quantity) or (None, math.nan)
-        if mean is None:
+        score = self.score(quantity)
+        if score is None:
             return "-"
-        text = format(mean, form)
-        return text if math.isnan(std) or not deviation else f"{text} ± {std:{form}}"
+        text = format(score.mean, form)
+        return text if math.isnan(score.ci95) or not interval else f"{text} ± {score.ci95:{form}}"
 
     def csv_mean(self, quantity: str) -> object:
         """Return the mean for a CSV, empty if there is no such number."""
@@ -73,11 +79,15 @@ class GroupResult:
         return "" if mean is None else mean
 
     def csv_fields(self, quantity: str, name: str) -> dict[str, object]:
-        """Return the fields `NAME_mean` and `NAME_std` of a CSV, empty if there is no such number."""
-        mean, std = self.score(quantity) or ("", "")
-        # NaN for both is a run that diverged; NaN for the deviation alone is a single seed.
-        single = isinstance(std, float) and math.isnan(std) and not math.isnan(float(mean))
-        return {f"{name}_mean": mean, f"{name}_std": "" if single else std}
+        """Return the fields `NAME_mean`, `NAME_std` and `NAME_ci95` of a CSV, empty without a number."""
+        score = self.score(quantity)
+        fields: dict[str, object] = dict.fromkeys(Score._fields, "")
+        if score is not None:
+            fields = score._asdict()
+            # Where the mean is NaN too, a run diverged.
+            if math.isnan(score.std) and not math.isnan(score.mean):
+                fields |= {"std": "", "ci95": ""}
+        return {f"{name}_{field}": value for field, value in fields.items()}
 
     @property
     def seeds(self) -> str:

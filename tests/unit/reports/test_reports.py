@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+import scipy.stats
 from report_runs import FINALS, N, Report, T, assert_drawn, blocks, markdown_row, write_run
 
 
@@ -34,15 +35,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 def test_table_holds_hand_checked_numbers(report: Report) -> None:
-    """cobo: 70, 73, 76 -> 73 ± 3; clients better than Local 7, 8, 6 of 8 -> 21/24 = 87.5%."""
+    """cobo: 70, 73, 76 -> 73 ± 4.303 * 3 / sqrt(3); better than Local 7, 8, 6 of 8 -> 21/24 = 87.5%."""
     # method, seeds, accuracy, loss = 2 - accuracy, Imp.%, link accuracy, rounds, MB a round, seconds
-    cobo = ["cobo", "3", "73.0 ± 3.0", "1.270 ± 0.030", "87.5", "75.0", "20", "3", "20.0"]
+    cobo = ["cobo", "3", "73.0 ± 7.5", "1.270 ± 0.075", "87.5", "75.0", "20", "3", "20.0"]
     assert markdown_row(report, "cobo") == cobo
-    local = ["local", "3", "62.0 ± 2.0", "1.380 ± 0.020", "-", "-", "20", "3", "20.0"]
+    local = ["local", "3", "62.0 ± 5.0", "1.380 ± 0.050", "-", "-", "20", "3", "20.0"]
     assert markdown_row(report, "local") == local
-    oracle = ["oracle", "3", "75.0 ± 1.0", "1.250 ± 0.010", "100.0", "-", "20", "3", "20.0"]
+    oracle = ["oracle", "3", "75.0 ± 2.5", "1.250 ± 0.025", "100.0", "-", "20", "3", "20.0"]
     assert markdown_row(report, "oracle") == oracle
-    # A single seed shows no deviation.
+    # A single seed has no interval.
     assert markdown_row(report, "fedavg")[1:5] == ["1", "20.0", "1.800", "0.0"]
 
 
@@ -63,10 +64,12 @@ def test_table_csv_keeps_all_digits_and_tasks_apart(report: Report) -> None:
     cobo = rows["digits", "cobo"]
     assert float(cobo["accuracy_percent_mean"]) == pytest.approx(73.0)
     assert float(cobo["accuracy_percent_std"]) == pytest.approx(3.0)
+    assert float(cobo["accuracy_percent_ci95"]) == pytest.approx(4.30265 * math.sqrt(3), rel=1e-5)
     assert float(cobo["imp_percent"]) == pytest.approx(87.5)
     assert float(cobo["mb_per_round"]) == pytest.approx(3.0)
     assert rows["digits", "ditto"]["unfinished_at_round"] == "12"
     assert rows["digits", "fedavg"]["accuracy_percent_std"] == ""
+    assert rows["digits", "fedavg"]["accuracy_percent_ci95"] == ""
     quadratic = rows["quadratic", "cobo"]
     assert quadratic["accuracy_percent_mean"] == ""
     # No Local run of this task: the other task's Local must not be taken.
@@ -78,14 +81,16 @@ def test_accuracy_csv_equals_the_inputs(report: Report) -> None:
     """Means of the logged fractions over seeds 1, 2, 3, at the rounds that were evaluated."""
     curve = report.curve("digits/accuracy.csv", "cobo", "accuracy")
     assert list(curve) == [0, 5, 10, 15, 20]
-    for number, (mean, std, seeds) in curve.items():
+    for number, (mean, std, half, seeds) in curve.items():
         values = [0.1 + number / T * (FINALS["cobo"][seed][0] - 0.1) for seed in (1, 2, 3)]
         assert mean == pytest.approx(np.mean(values))
         assert float(std) == pytest.approx(np.std(values, ddof=1))
+        interval = scipy.stats.t.interval(0.95, 2, mean, scipy.stats.sem(values))
+        assert (mean - float(half), mean + float(half)) == pytest.approx(interval)
         assert seeds == 3
-    mean, std, seeds = report.curve("digits/accuracy.csv", "fedavg", "accuracy")[20]
+    mean, std, half, seeds = report.curve("digits/accuracy.csv", "fedavg", "accuracy")[20]
     assert mean == pytest.approx(0.2)
-    assert (std, seeds) == ("", 1)
+    assert (std, half, seeds) == ("", "", 1)
     loss = report.curve("digits/loss.csv", "local", "loss")
     assert loss[20][0] == pytest.approx(2.0 - 0.62)
 
@@ -108,9 +113,9 @@ def test_graph_csv_tells_links_within_from_across(report: Report) -> None:
     name = "digits/graph_cobo.csv"
     within = report.curve(name, "cobo", "within")
     across = report.curve(name, "cobo", "across")
-    assert {mean for mean, _, _ in within.values()} == {1.0}
+    assert {mean for mean, *_ in within.values()} == {1.0}
     expected = {n: max(0.0, 1 - 2 * n / T) for n in (0, 1, 2, 4, 7, 10, 15, 20)}
-    assert {n: mean for n, (mean, _, _) in across.items()} == pytest.approx(expected)
+    assert {n: mean for n, (mean, *_) in across.items()} == pytest.approx(expected)
     alignment = report.curve(name, "cobo", "alignment")
     # Rounds that drew no pair logged null: they are absent, not 0.
     assert list(alignment) == [n for n in range(1, T + 1) if n % 3]
@@ -144,8 +149,8 @@ def test_every_figure_is_drawn_and_listed(report: Report) -> None:
     page = (report.out / "index.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == len(images)
     assert not re.search(r"(src|href)='(?!data:)", page)
-    assert "73.0 ± 3.0" in page
-    assert "73.0 ± 3.0" in report.printed
+    assert "73.0 ± 7.5" in page
+    assert "73.0 ± 7.5" in report.printed
 
 
 def test_cobo_has_its_color_in_the_curves(report: Report) -> None:

@@ -6,7 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from cobo_dist.reports.figures.curves import draw_curve, limit_bands
+from cobo_dist.reports.figures.style import LineStyle
 from cobo_dist.reports.statistics import (
     over_seeds,
     rounds_to_draw,
@@ -24,6 +27,7 @@ def test_over_seeds_counts_who_has_the_round() -> None:
     assert curve.rounds.tolist() == [0, 5, 10]
     np.testing.assert_allclose(curve.mean, [2.0, 2.0, NAN])
     np.testing.assert_allclose(curve.std, [math.sqrt(2.0), NAN, NAN])
+    np.testing.assert_allclose(curve.ci95, [12.7062047, NAN, NAN])  # t(0.975, 1) sqrt(2) / sqrt(2)
     assert curve.seeds.tolist() == [2, 1, 2]
 
 
@@ -59,3 +63,31 @@ def test_spread_rounds(logged: list[int], shown: list[int]) -> None:
 def test_rounds_to_draw(logged: list[int], shown: list[int]) -> None:
     """W^0, which is known beforehand, is left out where four other rounds were logged."""
     assert rounds_to_draw(logged, 4) == shown
+
+
+@pytest.mark.parametrize(
+    ("scale", "limits"),
+    [("linear", (1 - 0.5 * 7.5, 8.5 + 0.5 * 7.5)), ("log", (8.5**-0.5, 8.5**1.5))],
+)
+def test_a_wide_band_does_not_flatten_the_lines(scale: str, limits: tuple[float, float]) -> None:
+    """Two seeds, 4 and 13, have a band of 8.5 ± 57; the axis shows half of the means' span beyond them."""
+    axes = Figure().add_subplot()
+    axes.set_yscale(scale)
+    curve = over_seeds([{0: 1.0, 5: 4.0}, {0: 1.0, 5: 13.0}])
+    draw_curve(axes, curve, LineStyle("", (0.0, 0.0, 0.0), "-", 1.0, 1.0))
+    assert axes.get_ylim()[1] > 8.5 + 57
+    limit_bands(axes, [curve.mean])
+    bottom, top = axes.get_ylim()
+    assert top == pytest.approx(limits[1])
+    assert limits[0] - 1e-9 <= bottom < 1.0
+
+
+def test_without_bands_the_axis_stays() -> None:
+    axes = Figure().add_subplot()
+    curve = over_seeds([{0: 1.0, 5: 8.0}])
+    draw_curve(axes, curve, LineStyle("", (0.0, 0.0, 0.0), "-", 1.0, 1.0))
+    limits = axes.get_ylim()
+    limit_bands(axes, [curve.mean])
+    assert axes.get_ylim() == pytest.approx(limits)
+    limit_bands(axes, [np.array([NAN])])
+    assert axes.get_ylim() == pytest.approx(limits)

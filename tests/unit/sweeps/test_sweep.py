@@ -643,7 +643,7 @@ def test_what_is_done_is_skipped_and_the_tables_are_written(
     assert [float(row["test_accuracy"]) for row in rows[2::2]] == [0.8, 0.1, 0.9]
     assert float(rows[5]["validation_accuracy"]) == 0.71
     assert (
-        "| digits-cobo | rho=0.5 | 2/2 | accuracy | 0.705 ±"
+        "| digits-cobo | rho=0.5 | 2/2 | accuracy | 0.705 ± 0.064"
         in (done_before / "sweep.md").read_text()
     )
     assert not list(done_before.rglob("*.part"))

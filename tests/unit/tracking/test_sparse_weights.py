@@ -21,6 +21,7 @@ from cobo_dist.comm.session import Session
 from cobo_dist.maths.weights import Weights
 from cobo_dist.reports.reading.series import link_strengths
 from cobo_dist.reports.reading.sparse_weights import CELLS, read_listed
+from cobo_dist.results.logs import read_weights, weight_rounds
 from cobo_dist.storage.array_schema import check_logger_arrays
 from cobo_dist.storage.checkpoint_format import Damaged
 from cobo_dist.storage.reading import SchemaError
@@ -112,6 +113,26 @@ def test_a_checkpoint_holds_snapshots_and_w_as_they_were(tmp_path: Path) -> None
     }  # fmt: skip
     check_logger_arrays(written_out, N)  # as earlier versions stored it
     np.testing.assert_array_equal(other.restore(written_out).dense(), written_out["graph"])
+
+
+@pytest.mark.parametrize("n", [6, 600])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_snapshots_have_the_type_of_the_run(tmp_path: Path, n: int, dtype: str) -> None:
+    """As matrices and as lists; snapshots that an earlier version stored in float32 are kept beside them."""
+    weights = Weights(range(n), range(n), dtype=np.float64, symmetric=True)
+    weights.put(np.array([0, 1]), np.array([1, 0]), np.array([1 / 3, 1 / 3]))
+    log = WeightSnapshots(RunDir(tmp_path), None, (), dtype=dtype)
+    if n == 6:
+        old = np.eye(n, dtype=np.float32)
+        log.restore({"rounds": np.array([0]), "weights": old[None], "graph": weights.dense()})
+    else:
+        log.add(0, Weights(range(n), range(n)))
+    log.add(1, weights)
+    assert weight_rounds(tmp_path) == [0, 1]
+    assert np.array_equal(read_weights(tmp_path, 0), np.eye(n))
+    found = read_weights(tmp_path, 1)
+    assert found.dtype == dtype
+    assert np.array_equal(found, weights.dense().astype(dtype))
 
 
 def test_a_row_is_kept_exactly_and_small() -> None:
