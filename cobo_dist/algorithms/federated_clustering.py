@@ -107,9 +107,8 @@ class FederatedClustering(Algorithm):
             return
         part_m, ids_h = np.flatnonzero(part_n), np.array(self.clients.ids)[rows_h]
         nearest_h = np.bincount(self.cluster_n[part_m])[self.cluster_n[ids_h]]  # s of each client
-        v_hd = self.scratch.rows("centers", len(rows_h), g_hmd.shape[2])
         own = np.arange(len(ids_h)), np.searchsorted(part_m, ids_h)
-        v_hd.copy_(g_hmd[tuple(to_device(one, v_hd.device) for one in own)])  # g_i(x_i)
+        v_hd = g_hmd[tuple(to_device(one, g_hmd.device) for one in own)]  # a copy of g_i(x_i)
         for _ in range(self.config.inner_rounds):
             distances_hm = (g_hmd - v_hd[:, None]).norm(dim=2).cpu().double().numpy()
             tau_h = np.sort(distances_hm)[np.arange(len(rows_h)), nearest_h - 1]
@@ -125,13 +124,15 @@ class FederatedClustering(Algorithm):
 def mean_of_near(g_hmd: Tensor, within_hm: NDArray[np.bool_]) -> Tensor:
     """Return the sums of the gradients that are within [h, d], divided by m.
 
-    They are added in client order, so that the bits are those of any number of ranks.
+    On a CPU they are added in client order, so that the bits are those of any number of ranks.
     """
     weights_hm = torch.from_numpy(within_hm / within_hm.shape[1])
     terms_hmd = g_hmd * upload(weights_hm, g_hmd)[:, :, None]
     # A client that diverged is far from all others, and 0 times its gradient is not 0.
     far = to_device(torch.from_numpy(~within_hm), g_hmd.device)
     terms_hmd.masked_fill_(far[:, :, None], 0.0)
+    if terms_hmd.is_cuda:  # where every addition costs a launch
+        return terms_hmd.sum(dim=1)
     sums_hd = torch.zeros_like(terms_hmd[:, 0])
     for m in range(terms_hmd.shape[1]):
         sums_hd.add_(terms_hmd[:, m])

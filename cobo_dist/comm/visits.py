@@ -20,7 +20,7 @@ from cobo_dist.comm.channel import INCOMING, OUTGOING, Channel
 from cobo_dist.comm.pair_plan import Index
 from cobo_dist.comm.placement import Placement
 from cobo_dist.comm.transports.base import Pending
-from cobo_dist.maths.flat import put_rows, take_rows, to_device
+from cobo_dist.maths.flat import put_rows, some_rows, take_rows, to_device
 
 Visit = tuple[Index, tuple[Tensor, ...]]
 """The ids [k] of the visitors, ascending, and their rows of each matrix [k, d]."""
@@ -130,20 +130,22 @@ class VisitExchange:
         )
         with channel.timer.span("packing"):
             for peer, message in sends.items():
-                places = to_device(np.searchsorted(self.visiting, visitors[peer]), message.device)
+                places = np.searchsorted(self.visiting, visitors[peer])
                 part_ked = message.view(-1, counts_e[rank], size)
-                part_ked.copy_(answers_ked.index_select(0, places))
+                part_ked.copy_(some_rows(answers_ked, places))
         pending = channel.post(sends, receives, "mixing")
         rows_md = channel.scratch.rows("answers", len(mine) * len(every), size)
         answers_hmd = rows_md.view(len(mine), len(every), size)
-        places = to_device(np.searchsorted(self.visiting, mine), answers_ked.device)
-        # Rounded as if they had travelled, so that the numbers are those of any placement.
-        parts = {rank: answers_ked.index_select(0, places).to(channel.wire.dtype)}
+        parts = {}
+        if len(mine):
+            # Rounded as if they had travelled, so that the numbers are those of any placement.
+            own_hed = some_rows(answers_ked, np.searchsorted(self.visiting, mine))
+            parts[rank] = own_hed.to(channel.wire.dtype)
         channel.wait(pending)
         parts |= {peer: one.view(len(mine), -1, size) for peer, one in receives.items()}
         for peer, part_hed in parts.items():
-            columns = to_device(np.searchsorted(every, self._among[peer]), answers_hmd.device)
-            answers_hmd[:, columns] = part_hed.to(answers_hmd.dtype)
+            columns = np.searchsorted(every, self._among[peer])
+            put_rows(part_hed.transpose(0, 1), columns, answers_hmd.transpose(0, 1))
         return self.placement.row_n[mine], answers_hmd
 
     def _of_ranks(self, group: Index) -> list[Index]:

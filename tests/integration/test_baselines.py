@@ -11,6 +11,7 @@ from pool import RankPool
 from problems import models, rows, train_and_weights, write_quadratic
 
 from cobo_dist.algorithms.base import RunContext
+from cobo_dist.algorithms.federated_clustering import mean_of_near
 from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
@@ -224,6 +225,18 @@ def test_federated_clustering(pool: RankPool, problem: Path, tmp_path: Path, ran
     assert np.array_equal(w, near)
     (notice,) = rows(folder, "warning")
     assert "49 gradients" in notice["message"]
+    # Every model visits every other rank, and each rank's gradients there go back: two exchanges.
+    sizes = [len(ids) for ids in Placement.contiguous(N, ranks).by_rank]
+    crossing = N * (ranks - 1) + sum(count * (N - count) for count in sizes)
+    for row in rows(folder, "round"):
+        assert row["bytes_mixing"] == crossing * D * 8
+        assert row["messages"] == 2 * ranks * (ranks - 1)
+
+
+def test_a_gradient_that_is_not_finite_spoils_no_mean_of_others() -> None:
+    g_hmd = torch.tensor([[[1.0, 3.0], [5.0, 7.0], [torch.inf, torch.nan], [2.0, 0.0]]])
+    within_hm = np.array([[True, True, False, False]])
+    assert mean_of_near(g_hmd, within_hm).tolist() == [[1.5, 2.5]]
 
 
 def test_federated_clustering_with_clusters_of_one_is_local(pool: RankPool, tmp_path: Path) -> None:
