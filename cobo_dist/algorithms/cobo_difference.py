@@ -44,8 +44,8 @@ class DifferenceSelection:
     f_ij = sqrt(f_i f_j), f_i being v_i over its largest value so far: once clients have fitted their
     examples, differences say little.
 
-    Gradients compare at models that are close. So evidence for a link counts w_ij^2, and at s_ij = 0 a link is
-    cut for good.
+    Gradients compare at models that are close. So evidence for a link counts w_ij^2, and at s_ij = 0 a link
+    is cut for good.
     """
 
     def __init__(
