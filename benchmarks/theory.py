@@ -32,7 +32,6 @@ CONFIGS = (  # file, clients, clients of the smallest cluster
     ("quickstart.yaml", 8, 2),
     ("cpu/cross_silo_cobo.yaml", 8, 2),
     ("cpu/cross_device_cobo.yaml", 80, 6),
-    ("cpu/lstm_text.yaml", 12, 4),
     ("paper/cross_silo_cobo.yaml", 8, 2),
     ("paper/cross_device_cobo.yaml", 80, 6),
     ("paper/cross_device_cobo_published.yaml", 80, 6),
