@@ -41,7 +41,9 @@ class HealthFacts:
     clients: int
     rounds: int
     lr: float  # optimizer.lr
+    taking_part: int  # clients in a round
     r: int = 0
+    loss_growth: float = 1.0  # mean training loss of round r over that of round 1
     drawn: int = 0  # pairs so far
     drawn_now: int = 0  # pairs of this round
     jumps: Sequence[float] = ()  # |weight_step * alignment| of recently drawn pairs

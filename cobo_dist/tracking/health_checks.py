@@ -24,16 +24,27 @@ RECENT_LOSSES = 20
 class HealthMonitor:
     """Checks a run before its first round and after every round."""
 
-    def __init__(self, algorithm: AlgorithmSection, clients: int, rounds: int, lr: float) -> None:
-        """Check a run of the algorithm; `lr` is the step size."""
+    def __init__(
+        self,
+        algorithm: AlgorithmSection,
+        clients: int,
+        rounds: int,
+        lr: float,
+        taking_part: int | None = None,
+    ) -> None:
+        """Check a run of the algorithm.
+
+        `lr` is the step size, `taking_part` the number of clients in a round; None: all.
+        """
         self.algorithm, self.clients, self.rounds, self.lr = algorithm, clients, rounds, lr
+        self.taking_part = clients if taking_part is None else taking_part
         self.state = HealthState()
         pairs = clients * (clients - 1) // 2
         self._max_jumps = max(20, min(2 * pairs, MAX_RECENT_JUMPS))
 
     def before(self) -> list[WarningRow]:
         """Check the settings before the first round; return the warnings."""
-        facts = HealthFacts(self.clients, self.rounds, self.lr)
+        facts = HealthFacts(self.clients, self.rounds, self.lr, self.taking_part)
         return self._warn(0, self.algorithm.check_settings(facts))
 
     def after(
@@ -50,9 +61,11 @@ class HealthMonitor:
         if step:
             jumps = np.abs(step * alignments).tolist()
             state.jumps = [*state.jumps, *jumps][-self._max_jumps :]
+        growth = loss / state.first_loss if state.first_loss > 0 else 1.0
         facts = HealthFacts(
-            self.clients, self.rounds, self.lr, r, state.drawn, len(alignments), state.jumps, graph
-        )
+            self.clients, self.rounds, self.lr, self.taking_part, r, growth, state.drawn,
+            len(alignments), state.jumps, graph,
+        )  # fmt: skip
         return found + self._warn(r, self.algorithm.check_round(facts))
 
     def _divergence(self, r: int) -> Iterable[Finding]:

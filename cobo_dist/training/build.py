@@ -272,7 +272,10 @@ def _open_run_logger(
     """Return the coordinator's logger, to be closed; None on other ranks."""
     if session.transport.rank:
         return nullcontext()
-    health = HealthMonitor(config.algorithm, task.clients, config.run.rounds, config.optimizer.lr)
+    health = HealthMonitor(
+        config.algorithm, task.clients, config.run.rounds, config.optimizer.lr,
+        config.participation.of(task.clients),
+    )  # fmt: skip
     display = open_display(config.log, config.run.rounds, first)
     share = config.algorithm.equal_share(task.clients)
     run_logger = RunLogger(

@@ -58,6 +58,9 @@ SMALLER = {
     r"slurm/submit\.py": "--dry-run run.dir=runs/submitted",
     r"cobo_dist\.doctor": "run.dir=runs/checked",
     r"benchmarks/short_runs\.sh": TINY_RUN,
+    r"benchmarks/theory\.py": "--rounds 3 --seeds 1",
+    r"benchmarks/structures\.py": "--only IID --rounds 2 --seeds 0",
+    r"benchmarks/drift\.py": "--only 'margin 0' --rounds 4 --seeds 0",
     r"early_stopping": "run.eval_every=1",  # without evaluations it refuses to run
 }
 REPLACED = {

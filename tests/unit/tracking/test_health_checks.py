@@ -203,6 +203,12 @@ def play(
     return seen
 
 
+def changed_cobo(changed: dict[str, Any]) -> Any:
+    """Return the defaults with some keys changed, those of `sampling` beside its others."""
+    sampling = COBO.sampling.model_copy(update=changed.get("sampling", {}))
+    return COBO.model_copy(update=changed | {"sampling": sampling})
+
+
 def kinds(warnings: list[WarningRow]) -> list[tuple[str, int]]:
     return [(warning.kind, warning.round) for warning in warnings]
 
@@ -342,16 +348,68 @@ def test_the_step_of_the_penalty(rho: float, warned: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "warned"),
-    [({"rho": 9.9}, False), ({"rho": 10.0}, True), ({"rho": 1e6, "coupling": "capped"}, False)],
+    ("changed", "taking_part", "says"),
+    [
+        ({"rho": 2.49}, 8, ""),
+        ({"rho": 2.5}, 8, "at a client with 7 links of weight 1"),
+        ({"rho": 9.9}, 8, "at a client with 2 links of weight 1"),
+        ({"rho": 10.0}, 8, "at a client with 1 link of weight 1"),
+        ({"rho": 50.0, "sampling": {"name": "all"}}, 8, "0.1 * 50 * 2 = 10.00"),
+        ({"rho": 50.0, "selection": "evidence", "gamma": 0.0}, 8, "0.1 * 50 * 2 = 10.00"),
+        ({"rho": 50.0, "penalty": "fixed"}, 8, "0.1 * 50 * 2 = 10.00"),
+        ({"rho": 9.9}, 2, ""),
+        ({"rho": 9.9}, 3, "at a client with 2 links of weight 1"),
+        ({"rho": 50.0}, 1, ""),
+        ({"rho": 50.0, "gamma": 0.0}, 8, ""),  # nothing is ever linked
+        ({"rho": 50.0, "sampling": {"rate": 0.0}}, 8, ""),
+        ({"rho": 1e6, "coupling": "capped"}, 8, ""),
+    ],
 )
-def test_the_step_of_the_penalty_from_zeros(changed: dict[str, Any], warned: bool) -> None:
-    """The first two clients that are linked: their difference is multiplied by 1 - 2 eta rho."""
-    config = COBO.model_copy(update={"start": "zeros"} | changed)
-    warnings = HealthMonitor(config, 8, 100, 0.1).before()
-    assert kinds(warnings) == ([("penalty_step", 0)] if warned else [])
-    if warned:
-        assert "algorithm.rho below 10 " in warnings[0].message
+def test_the_step_of_the_penalty_from_zeros(
+    changed: dict[str, Any], taking_part: int, says: str
+) -> None:
+    """A client with m - 1 links: a difference of models is multiplied by 1 - eta rho m."""
+    config = changed_cobo({"start": "zeros"} | changed)
+    warnings = HealthMonitor(config, 8, 100, 0.1, taking_part).before()
+    assert kinds(warnings) == ([("penalty_step", 0)] if says else [])
+    if says:
+        assert says in warnings[0].message
+        safe = 2 / (0.1 * taking_part)
+        assert f"algorithm.rho below {safe:.3g} " in warnings[0].message
+        assert "algorithm.coupling=capped" in warnings[0].message
+
+
+@pytest.mark.parametrize(
+    ("changed", "taking_part", "says"),
+    [
+        ({"rho": 4.0}, 8, "at W = 1 the penalty's step eta rho n = 0.1 * 4 * 8 = 3.20"),
+        ({"rho": 4.0, "penalty": "fixed"}, 8, "0.1 * 4 * 8 = 3.20"),
+        ({"rho": 4.0, "sampling": {"name": "all"}}, 8, "0.1 * 4 * 8 = 3.20"),
+        ({"rho": 4.0, "sampling": {"rate": 0.0}}, 8, "0.1 * 4 * 8 = 3.20"),
+        ({"rho": 4.0}, 4, ""),  # a client that does not take part has no links in that round
+        ({"rho": 5.0}, 4, "at W = 1 in a round the penalty's step eta rho m = 0.1 * 5 * 4 = 2.00"),
+        ({"rho": 50.0}, 1, ""),
+        ({"rho": 9.9, "domain": "simplex"}, 8, ""),
+        ({"rho": 10.0, "domain": "simplex"}, 2, "0.1 * 10 = 1.00"),
+        ({"rho": 10.0, "domain": "simplex", "penalty": "fixed"}, 8, "0.1 * 10 = 1.00"),
+        ({"rho": 10.0, "domain": "simplex"}, 1, ""),
+    ],
+)
+def test_the_step_of_the_penalty_from_ones(
+    changed: dict[str, Any], taking_part: int, says: str
+) -> None:
+    warnings = HealthMonitor(changed_cobo(changed), 8, 100, 0.1, taking_part).before()
+    assert kinds(warnings) == ([("penalty_step", 0)] if says else [])
+    if says:
+        assert says in warnings[0].message
+
+
+@pytest.mark.parametrize(("growth", "warned"), [(1.9, True), (2.1, False), (math.nan, False)])
+def test_gamma_is_not_blamed_for_models_that_diverge(growth: float, warned: bool) -> None:
+    """Gradients grow with the models, and weights jump with the gradients."""
+    losses = [1.0] + [growth] * 11
+    warnings = play(HealthMonitor(COBO, 4, 1000, 0.1), 12, BLOCKS, alignment=60.0, losses=losses)
+    assert [warning.kind for warning in warnings] == (["saturated"] if warned else [])
 
 
 @pytest.mark.parametrize("config", [COBO, LOCAL], ids=["cobo", "local"])
@@ -393,8 +451,8 @@ def warnings_of(
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_RANK"):
         monkeypatch.delenv(name, raising=False)
 
-    def run(*arguments: str) -> dict[str, str]:
-        assert main([*QUIET, "run.threads=1", f"run.dir={tmp_path / 'out'}", *arguments]) == 0
+    def run(*arguments: str, code: int = 0) -> dict[str, str]:
+        assert main([*QUIET, "run.threads=1", f"run.dir={tmp_path / 'out'}", *arguments]) == code
         found = rows(tmp_path / "out", "warning")
         said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
         assert said == [f"warning (round {row['round']}): {row['message']}" for row in found]
@@ -440,6 +498,19 @@ def test_a_setting_that_is_off_is_named(
     found = warnings_of("run.rounds=40", *arguments)
     assert set(found) == expected
     assert any(setting in message for message in found.values())
+
+
+@pytest.mark.parametrize("sampling", ["constant", "all"])
+def test_a_penalty_that_diverges_from_zeros_is_blamed_on_rho(
+    warnings_of: Any, sampling: str
+) -> None:
+    """It is said before round 1, and nothing else is blamed when the run has failed."""
+    found = warnings_of(
+        "algorithm.start=zeros", "algorithm.rho=50", "algorithm.gamma=1", "run.rounds=100",
+        f"algorithm.sampling.name={sampling}", code=1,
+    )  # fmt: skip
+    assert "algorithm.rho below 2.5" in found["penalty_step"]
+    assert set(found) <= {"penalty_step", "diverging"}
 
 
 def quadratic(path: Path, centers: np.ndarray, start: np.ndarray) -> tuple[str, str]:
