@@ -4,7 +4,7 @@
 
 The task is `digits`: 8 clients in 4 clusters of 2. After half of the rounds client 0, of the first cluster,
 and client 2, of the second, swap their data. CoBo runs as `cobo_dist.reference`, with the quickstart's
-settings and some `algorithm.margin`, or as `preset=robust` with some `algorithm.evidence.discount`; the
+settings and some `algorithm.margin`, or as `preset=evidence` with some `algorithm.evidence.discount`; the
 gradients, batches and pairs are those of a run of the product. Prints for each rule, one number a seed: how
 many of the 28 pairs are on the wrong side of weight 0.5 before the swap and at the end, and the rounds from
 the swap to the first one without a wrong link, without a missing one, and without either, `-` where there
@@ -36,7 +36,7 @@ SWAPPED = (0, 2)
 RULES: dict[str, tuple[str, ...]] = {
     **{f"margin {m:g}": (f"algorithm.margin={m:g}",) for m in (0, 1, 3, 1e9)},
     **{
-        f"evidence, discount {d:g}": ("preset=robust", f"algorithm.evidence.discount={d:g}")
+        f"evidence, discount {d:g}": ("preset=evidence", f"algorithm.evidence.discount={d:g}")
         for d in (0.9, 0.97, 1.0)
     },
 }

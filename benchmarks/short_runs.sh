@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The short runs of docs/RESULTS.md: Local, FedAvg, CoBo by the paper and by preset=robust on one task, 3 seeds each.
+# The short runs of docs/RESULTS.md: Local, FedAvg, CoBo by the paper and by preset=evidence on one task, 3 seeds each.
 #   bash benchmarks/short_runs.sh NAME [key.path=value ...]        NAME: a file of configs/cpu, without .yaml
 # Each method takes, of two learning rates, the better one on validation data (seed 0).
 # DATA       folder with cifar100.npz; only for dirichlet_cifar100
@@ -38,7 +38,7 @@ case "$name" in
 esac
 grid=(--config "configs/cpu/$name.yaml" run.threads=1 "${settings[@]}" "$@" "optimizer.lr=${RATES:-$rates}" seed=0)
 python -m cobo_dist.sweep "${grid[@]}" --out "runs/short/${name}_rates" "algorithm.name=${METHODS:-$methods}"
-python -m cobo_dist.sweep "${grid[@]}" --out "runs/short/${name}_robust_rates" preset=robust
+python -m cobo_dist.sweep "${grid[@]}" --out "runs/short/${name}_evidence_rates" preset=evidence
 python -m cobo_dist.sweep --config "runs/short/${name}_rates"/best/*.yaml \
-  "runs/short/${name}_robust_rates"/best/*.yaml --out "runs/short/$name" "seed=${SEEDS:-0,1,2}"
+  "runs/short/${name}_evidence_rates"/best/*.yaml --out "runs/short/$name" "seed=${SEEDS:-0,1,2}"
 python -m cobo_dist.report "runs/short/$name"/*-s? --out "report/$name"

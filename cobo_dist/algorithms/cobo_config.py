@@ -31,6 +31,12 @@ PRESETS = {
             "coupling": "explicit", "selection": "gradient", "margin": 0.0, "threshold": 0.0,
         },
     },
+    "evidence": {
+        "algorithm": {
+            "rho": 5.0, "alignment": "inner", "start": "zeros", "coupling": "capped",
+            "selection": "evidence",
+        },
+    },
     "robust": {
         "algorithm": {
             "rho": 5.0, "sampling": {"name": "constant", "rate": 1.0}, "alignment": "inner", "start": "ones",
@@ -39,7 +45,7 @@ PRESETS = {
         },
     },
 }  # fmt: skip
-"""The update as the paper prints it, as the authors' code has it, and one that needs no tuning for a task.
+"""The update as the paper prints it, as the authors' code has it, and two that need no tuning for a task.
 What a task decides, rho and gamma, is in the first two no part of it."""
 
 

@@ -45,8 +45,12 @@ def test_a_preset_is_below_the_keys_it_is_named_with(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("preset: robust\nalgorithm: {rho: 0.3, coupling: explicit}\n")
     algorithm: Any = load_config(str(path), []).algorithm
-    assert (algorithm.rho, algorithm.coupling, algorithm.selection) == (0.3, "explicit", "evidence")
-    algorithm = load_config(str(path), ["preset=robust", "algorithm.start=ones"]).algorithm
+    assert (algorithm.rho, algorithm.coupling, algorithm.selection) == (
+        0.3,
+        "explicit",
+        "difference",
+    )
+    algorithm = load_config(str(path), ["preset=evidence", "algorithm.start=ones"]).algorithm
     assert (algorithm.rho, algorithm.coupling, algorithm.start) == (5.0, "capped", "ones")
     algorithm = load_config(str(path), ["preset=paper"]).algorithm
     assert (algorithm.rho, algorithm.coupling, algorithm.selection) == (0.3, "explicit", "gradient")
@@ -55,7 +59,7 @@ def test_a_preset_is_below_the_keys_it_is_named_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["preset=robus"], "preset=robus is none of paper, published, robust"),
+        (["preset=robus"], "preset=robus is none of paper, published, evidence, robust"),
         (
             ["preset=robust", "algorithm.name=local"],
             "algorithm.name=local has no presets; drop it or",

@@ -42,13 +42,13 @@ def runs_of(command: list[str]) -> list[Run]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_methods_try_the_same_learning_rates(tmp_path: Path, name: str) -> None:
-    code, (baselines, robust, seeds, report) = started(tmp_path, name)
+    code, (baselines, evidence, seeds, report) = started(tmp_path, name)
     assert code == 0
     runs = runs_of(baselines)
     methods = {run.config.algorithm.name for run in runs}
     assert methods >= {"local", "fedavg", "cobo"}
     assert ("oracle" in methods) == (name == "lstm_text")
-    better = runs_of(robust)
+    better = runs_of(evidence)
     assert {run.config.algorithm.model_dump()["selection"] for run in better} == {"evidence"}
     rates = {run.config.optimizer.lr for run in better}
     assert len(runs) == len(methods) * len(rates) == 2 * len(methods)
