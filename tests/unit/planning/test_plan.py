@@ -42,6 +42,7 @@ def mean_of(dry_run: DryRun) -> RoundTraffic:
 
 # -- traffic -----------------------------------------------------------------------------------------
 
+DIFFERENCE = ["algorithm.selection=difference", "algorithm.difference.tolerance=1e9"]
 # Weights stand still at gamma = 0, so that every round mixes at W^0.
 EXACT = {
     "cobo": ["algorithm.gamma=0"],
@@ -49,6 +50,15 @@ EXACT = {
     "cobo, first round": ["algorithm.order=models_first", "run.rounds=1"],
     "cobo, all pairs in pieces": ["algorithm.gamma=0", "algorithm.sampling.name=all"],
     "cobo, simplex": ["algorithm.gamma=0", "algorithm.domain=simplex", "run.dtype=float64"],
+    "cobo, capped": ["algorithm.gamma=0", "algorithm.coupling=capped"],
+    # Nothing is cut, so every round mixes at W^0.
+    "cobo, differences": [*DIFFERENCE, "algorithm.difference.window=2"],
+    "differences, some clients": [
+        *DIFFERENCE,
+        "algorithm.difference.window=3",
+        "algorithm.coupling=capped",
+        "participation.count=3",
+    ],
     "cobo, deterministic": ["algorithm.gamma=0", "comm.deterministic=true"],
     "local": ["algorithm.name=local"],
     "fedavg": ["algorithm.name=fedavg", "algorithm.buffers=averaged", NORM],
@@ -149,6 +159,8 @@ def test_what_other_weights_cost() -> None:
         ["run.rounds=100", "algorithm.name=validation_based", "algorithm.every=7"],
         ["run.rounds=100", "algorithm.name=validation_based", "algorithm.every=700"],
         ["run.rounds=100", "algorithm.name=fedavg"],
+        ["run.rounds=19", "algorithm.selection=difference"],
+        ["run.rounds=100", "algorithm.selection=difference"],
     ],
 )
 def test_rounds_stand_for_all_rounds(settings: list[str]) -> None:
