@@ -83,7 +83,7 @@ class DifferenceSelection:
         """Add the gradients of round t of the clients that take part."""
         rows = np.flatnonzero(self.context.taking_part(t)[list(self.clients.ids)])
         g_cd = self.clients.g_cd
-        squares = row_dots(g_cd, rows, g_cd, rows, deterministic=True)
+        squares = row_dots(g_cd, rows, g_cd, rows, deterministic=not g_cd.is_cuda)
         if len(rows) == len(g_cd):
             self.sum_cd.add_(g_cd)
         else:
@@ -143,7 +143,9 @@ class DifferenceSelection:
         """Return the variance of the gradient of one example of each client, [c]; NaN where it is unknown."""
         ids = list(self.clients.ids)
         every = np.arange(len(ids))
-        squares = row_dots(self.sum_cd, every, self.sum_cd, every, deterministic=True)
+        squares = row_dots(
+            self.sum_cd, every, self.sum_cd, every, deterministic=not self.sum_cd.is_cuda
+        )
         examples_c, batch_c, rounds_c = self.examples_n[ids], self.batch_n[ids], facts_c4[:, 0]
         known_c = (rounds_c > 1.0) & (batch_c < examples_c)
         of_batch_c = facts_c4[:, 1] / np.maximum(rounds_c, 1.0) - squares.double().cpu().numpy()

@@ -139,6 +139,15 @@ def test_cobo_on_a_simplex_with_noise(compare: Compare, tmp_path: Path) -> None:
     compare(simplex, models_first)
 
 
+def test_selection_by_differences(compare: Compare) -> None:
+    """Windows of gradients, their inner products on the device, and links that are cut."""
+    robust = digits(
+        "cobo", "preset=robust", "algorithm.difference.window=2", "algorithm.difference.tolerance=2",
+        "run.rounds=7", "run.dtype=float64",
+    )  # fmt: skip
+    compare(*([*robust, f"run.engine={e}"] for e in ENGINES), [*robust, "participation.count=3"])
+
+
 def test_bfloat16_autocast_and_messages(compare: Compare) -> None:
     """Matrix products in bfloat16; on two ranks models travel in it too, so numbers are only near."""
     cast = digits("cobo", "run.autocast=bfloat16")
