@@ -110,22 +110,21 @@ class Evidence:
 class Difference:
     """Client selection by differences of gradients, in place of `client_selection` (not the paper's).
 
-    It needs no midpoints. A link is cut where two clients' gradients differ more than it takes for
-    `examples_n` examples of each, drawn alike; their batches have `batch` of them, fewer than they have.
+    Clients are linked whose gradients at the mean of all models differ no more than `examples_n` examples of
+    each, drawn alike, explain; their batches have `batch` of them, fewer than they have.
     """
 
     examples_n: Tensor
     batch: int = 1
     window: int = 10
-    tolerance: float = 0.8
+    tolerance: float = 1.6
     step: float = 0.5
     gradients: list[Tensor] = field(default_factory=list)  # of this window
     before_nd: Tensor | None = None  # mean of the window before
-    largest_n: Tensor | None = None  # variances
     scores_nn: Tensor | None = None
 
     def select(self, w_nn: Tensor, g_nd: Tensor) -> Tensor:
-        """Take a round's gradients at the clients' own models; return W, which moves once a window."""
+        """Take a round's gradients at the mean model; return W, which moves once a window."""
         self.gradients.append(g_nd)
         if len(self.gradients) < self.window:
             return w_nn
@@ -137,20 +136,14 @@ class Difference:
         variance_n = (
             all_knd.var(dim=0).sum(dim=1) * self.batch * left_n
         )  # of one example's gradient
-        self.largest_n = torch.maximum(
-            variance_n, variance_n if self.largest_n is None else self.largest_n
-        )
-        fade_n, chance_n = variance_n / self.largest_n, variance_n / self.examples_n
-        s_nn = torch.ones_like(w_nn) if self.scores_nn is None else self.scores_nn
+        chance_n = variance_n / self.examples_n
+        s_nn = w_nn if self.scores_nn is None else self.scores_nn
         self.scores_nn = s_nn.clone()
-        for i, j in (s_nn > 0).triu(diagonal=1).nonzero().tolist():
+        for i, j in torch.combinations(torch.arange(len(w_nn))).tolist():
             difference = torch.dot(now_nd[i] - now_nd[j], before_nd[i] - before_nd[j])
             evidence = 1 - difference / (self.tolerance * (chance_n[i] + chance_n[j]))
-            step = self.step * (fade_n[i] * fade_n[j]).sqrt()
-            if evidence > 0:
-                step = step * s_nn[i, j].clamp(max=1) ** 2
-            moved = s_nn[i, j] + step * evidence.clamp(-3, 1)
-            self.scores_nn[i, j] = self.scores_nn[j, i] = moved.clamp(0, 2)
+            moved = s_nn[i, j] + self.step * evidence.clamp(-1, 1)
+            self.scores_nn[i, j] = self.scores_nn[j, i] = moved.clamp(-1, 2)
         return self.scores_nn.clamp(0, 1)
 
 

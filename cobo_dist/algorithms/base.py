@@ -301,7 +301,7 @@ class RunContext:
     rounds: int
     participation: Participation | None = None  # of clients in rounds; None: of all in every round
     examples: Sequence[int] = ()  # for training, of each client
-    examples_a_round: Sequence[int] = ()  # on which each client's gradient of a round is taken
+    batch_size: int = 1  # training examples in one gradient of a client
 
     @property
     def all_take_part(self) -> bool:

@@ -65,6 +65,7 @@ class CoBo(Algorithm):
     ) -> None:
         super().__init__(config, clients, exchange, context)
         self.statistic = statistic_of(config.alignment)
+        self.stream = "midpoint" if config.midpoint_data == "fresh" else "local"
         self.selection: Selection = (
             EvidenceSelection(config.evidence, self.weights)
             if config.selection == "evidence"
@@ -73,7 +74,7 @@ class CoBo(Algorithm):
         self.difference: DifferenceSelection | None = None
         if config.selection == "difference":
             self.difference = DifferenceSelection(
-                config.difference, clients, exchange, context, self.weights
+                config.difference, clients, exchange, context, self.weights, self.stream
             )
 
     def first_weights(self) -> Weights:
@@ -161,8 +162,7 @@ class CoBo(Algorithm):
     def alignments(self, t: int, pairs_k2: Tensor) -> tuple[PairEnds, NDArray[np.float64]]:
         """Return this rank's ends of the pairs, and <g_i(z_ij), g_j(z_ij)> for each."""
         ends, z_ed = self.exchange.midpoints(pairs_k2)  # z_ij = (x_i + x_j)/2
-        stream = "midpoint" if self.config.midpoint_data == "fresh" else "local"
-        g_ed = self.clients.gradients_at(z_ed, ends.rows, t, stream, in_place=True)
+        g_ed = self.clients.gradients_at(z_ed, ends.rows, t, self.stream, in_place=True)
         return ends, self.exchange.alignment(g_ed, self.statistic)
 
     def onto_simplex(

@@ -39,9 +39,8 @@ PRESETS = {
     },
     "robust": {
         "algorithm": {
-            "rho": 5.0, "sampling": {"name": "constant", "rate": 1.0}, "alignment": "inner", "start": "ones",
-            "midpoint_data": "fresh", "coupling": "capped", "selection": "difference", "margin": 0.0,
-            "threshold": 0.0,
+            "rho": 5.0, "sampling": {"name": "constant", "rate": 1.0}, "alignment": "inner", "start": "zeros",
+            "coupling": "capped", "selection": "difference", "margin": 0.0, "threshold": 0.0,
         },
     },
 }  # fmt: skip
@@ -99,15 +98,15 @@ class DifferenceConfig(Section):
         10, ge=2, description="rounds whose gradients are averaged before all clients are compared"
     )
     tolerance: float = Field(
-        0.8,
+        1.6,
         gt=0,
-        description="difference of two clients' gradients that a link survives, relative to what their "
-        "numbers of examples explain",
+        description="difference of two clients' gradients that speaks neither for nor against a link, "
+        "relative to its expectation for as many examples that are drawn alike",
     )
     step: float = Field(
         0.5,
         gt=0,
-        description="how far a window moves the weight of two clients that do not differ at all",
+        description="how far a window moves the weight of two clients at most",
     )
 
 
@@ -170,8 +169,8 @@ class CoBoConfig(AlgorithmSection):
         "gradient",
         description="client selection on the box: gradient, a projected step gamma (paper); evidence, how "
         "certain it is from all meetings that two clients align more than others, without a step size; "
-        "difference, cut the links of clients whose gradients differ more than their numbers of examples "
-        "explain, without midpoints",
+        "difference, link clients whose gradients at the mean of all models differ no more than their "
+        "numbers of examples explain",
     )
     margin: float = Field(
         0.0,
@@ -222,19 +221,13 @@ class CoBoConfig(AlgorithmSection):
         return ""
 
     def _unused_by_difference(self) -> str:
-        """Return which keys have no meaning without midpoints."""
-        if self.start == "zeros":
-            return (
-                "algorithm.start=zeros has no links, and algorithm.selection=difference only cuts them; use "
-                "algorithm.start=ones"
-            )
-        keys = ("sampling", "alignment", "midpoint_data")
-        for key in keys:
+        """Return which keys have no meaning without pairs that meet."""
+        for key in ("sampling", "alignment"):
             value, default = getattr(self, key), type(self).model_fields[key].default
             if value != default:
                 return (
-                    f"algorithm.{key} is about clients that meet at midpoints, and "
-                    "algorithm.selection=difference compares all without; drop it or set "
+                    f"algorithm.{key} is about pairs of clients that meet at midpoints, and "
+                    "algorithm.selection=difference compares all at one point; drop it or set "
                     "algorithm.selection=gradient"
                 )
         return ""
@@ -242,7 +235,7 @@ class CoBoConfig(AlgorithmSection):
     @property
     def batch_streams(self) -> int:
         """Midpoints may have a stream of their own."""
-        return 1 + (self.midpoint_data == "fresh" and self.selection != "difference")
+        return 1 + (self.midpoint_data == "fresh")
 
     def equal_share(self, clients: int) -> float:
         """Return a simplex's equal weights."""

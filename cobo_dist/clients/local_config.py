@@ -92,14 +92,6 @@ class LocalWorkConfig(Section):
         written: dict[str, Any] = write(self)
         return {key: value for key, value in written.items() if key != "steps" or not self.epochs}
 
-    def examples_a_round(self, sizes_n: Sequence[int], batch: int) -> list[int]:
-        """Return on how many examples each client trains in a round, [n]; `batch` in one local step.
-
-        >>> LocalWorkConfig(epochs=2).examples_a_round([10, 20], batch=4)
-        [20, 40]
-        """
-        return [self.epochs * size or self.steps * batch for size in sizes_n]
-
     def contradiction(self) -> str:
         """Return which keys exclude one another."""
         if "steps" in self.model_fields_set and self.epochs:

@@ -123,7 +123,7 @@ class DryRun:
         examples = [sizes[i * task.clients // self.n] for i in range(self.n)]
         context = RunContext(
             self.n, self.clusters, config.run.seed, self.rounds, self.participation, examples,
-            config.local.examples_a_round(examples, task.batch_size),
+            task.batch_size,
         )  # fmt: skip
         self.representatives = self._choose_rounds(context)
         self.placement = Placement.contiguous(self.n, ranks)

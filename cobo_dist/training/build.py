@@ -173,10 +173,9 @@ def build_learner(
         deterministic=comm.deterministic, timer=timer,
         wire=None if comm.dtype == "model" else getattr(torch, comm.dtype),
     )  # fmt: skip
-    sizes = task.train_sizes()
     context = RunContext(
-        task.clients, task.clusters, run.seed, run.rounds, participation, sizes,
-        config.local.examples_a_round(sizes, task.batch_size),
+        task.clients, task.clusters, run.seed, run.rounds, participation, task.train_sizes(),
+        task.batch_size,
     )  # fmt: skip
     new_algorithm = partial(build_algorithm, config.algorithm, clients, exchange, context)
     return Learner(task, clients, exchange, new_algorithm)

@@ -72,12 +72,13 @@ def dense_cobo(
     for t, pairs in enumerate(pairs_by_round):
         old_nn, eta_t = w_nn, etas[t] if etas else eta
         if difference:
-            noise_nd = torch.stack(
-                [seeds.normals(seeds.key(0, "noise local", t, i), x_nd.shape[1]) for i in range(n)]
-            ).double()
-            g_nd = torch.stack([gradient(i, x_d) for i, x_d in enumerate(x_nd)]) + noise * noise_nd
-            w_nn = difference.select(w_nn, g_nd)
-            x_nd = training(x_nd, old_nn if models_first else w_nn, fixed_rows(g_nd), rho, eta_t)
+            at_mean_nd, own_nd = (
+                torch.stack([gradient(i, x_d) for i, x_d in enumerate(points_nd)])
+                + noise * normals(stream, t, *x_nd.shape)
+                for stream, points_nd in (("midpoint", x_nd.mean(0).expand(n, -1)), ("local", x_nd))
+            )
+            w_nn = difference.select(w_nn, at_mean_nd)
+            x_nd = training(x_nd, old_nn if models_first else w_nn, fixed_rows(own_nd), rho, eta_t)
             continue
         if simplex:
             w_nn = row_selection(x_nd, w_nn, aligned, pairs, gamma, takes_part)
@@ -93,6 +94,12 @@ def dense_cobo(
         else:
             x_nd = training(x_nd, used_nn, gradient, rho, eta_t)
     return x_nd.numpy(), w_nn.numpy()
+
+
+def normals(stream: str, t: int, n: int, d: int) -> Tensor:
+    """Return the task's noise of round t, seed 0, [n, d]."""
+    keys = [seeds.key(0, f"noise {stream}", t, i) for i in range(n)]
+    return torch.stack([seeds.normals(key, d) for key in keys]).double()
 
 
 def fixed_rows(g_nd: Tensor) -> reference.Gradient:
