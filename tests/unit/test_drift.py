@@ -17,16 +17,22 @@ from cobo_dist.config import load_config
 ROUNDS = 8
 KEYS = (
     "run.dtype=float64", "run.threads=1", "run.engine=one_by_one", "model.hidden=[8]",
-    "algorithm.start=zeros", "algorithm.sampling.rate=8",  # all pairs meet in every round
+    "algorithm.start=zeros",
 )  # fmt: skip
+ALL_PAIRS = ("algorithm.sampling.rate=8",)
+MORE = {
+    "margin 1": ALL_PAIRS,
+    "evidence, discount 0.9": ALL_PAIRS,
+    "difference": ("algorithm.difference.window=2", "algorithm.difference.step=0.2"),
+}
 
 
-@pytest.mark.parametrize("rule", ["margin 1", "evidence, discount 0.9"])
+@pytest.mark.parametrize("rule", MORE)
 def test_without_the_swap_it_equals_the_product(tmp_path: Path, rule: str) -> None:
-    config = load_config(None, [*drift.RULES[rule], *KEYS])
+    config = load_config(None, [*drift.RULES[rule], *KEYS, *MORE[rule]])
     *_, (x_nd, w_nn) = drift.rounds_of(drift.Clients(config), ROUNDS)
     rounds = [f"run.rounds={ROUNDS}", "run.eval_every=0", f"run.dir={tmp_path / 'run'}"]
-    run = cobo_dist.fit(None, [*QUIET, *drift.RULES[rule], *KEYS, *rounds])
+    run = cobo_dist.fit(None, [*QUIET, *drift.RULES[rule], *KEYS, *MORE[rule], *rounds])
     off = ~np.eye(8, dtype=bool)
     # W is logged as float32.
     np.testing.assert_allclose(run.W[off], w_nn.numpy()[off], rtol=0, atol=1e-6)
