@@ -42,7 +42,7 @@ def overshooting_links(config: CoBoConfig, facts: HealthFacts) -> int:
         return 0
     if config.start == "ones":
         return most - 1
-    moves = config.sampling.rate > 0 and (config.selection == "evidence" or config.gamma > 0)
+    moves = config.sampling.rate > 0 and (config.selection != "gradient" or config.gamma > 0)
     return max(2, math.ceil(2.0 / pull)) - 1 if moves else 0  # from zeros nothing else makes links
 
 

@@ -356,6 +356,7 @@ def test_the_step_of_the_penalty(rho: float, warned: bool) -> None:
         ({"rho": 10.0}, 8, "at a client with 1 link of weight 1"),
         ({"rho": 50.0, "sampling": {"name": "all"}}, 8, "0.1 * 50 * 2 = 10.00"),
         ({"rho": 50.0, "selection": "evidence", "gamma": 0.0}, 8, "0.1 * 50 * 2 = 10.00"),
+        ({"rho": 50.0, "selection": "difference", "gamma": 0.0}, 8, "0.1 * 50 * 2 = 10.00"),
         ({"rho": 50.0, "penalty": "fixed"}, 8, "0.1 * 50 * 2 = 10.00"),
         ({"rho": 9.9}, 2, ""),
         ({"rho": 9.9}, 3, "at a client with 2 links of weight 1"),
