@@ -26,9 +26,9 @@ import torch
 from markdown_table import markdown
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
-from scipy import stats
 
 import cobo_dist
+from cobo_dist.maths.confidence import half_width
 from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.reports.figures.style import GREY, canvas, save
 from cobo_dist.tasks.registry import build_task
@@ -111,20 +111,10 @@ def result(structure: str, method: str, seed: int, rounds: int, out: Path) -> Re
     }
 
 
-def half_interval(values: Sequence[float]) -> float:
-    """Return half of the 95% confidence interval of the mean (Student's t); 0 for one value.
-
-    >>> round(half_interval([1.0, 2.0, 3.0]), 2)
-    2.48
-    """
-    count = len(values)
-    if count < 2:
-        return 0.0
-    return float(stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
-
-
 def _interval(values: Sequence[float], sign: str = "") -> str:
-    return f"{np.mean(values):{sign}.1f} ± {half_interval(values):.1f}"
+    """Return the mean with half of its 95% confidence interval; 0 for one value."""
+    half = half_width(np.std(values, ddof=1), len(values)) if len(values) > 1 else 0.0
+    return f"{np.mean(values):{sign}.1f} ± {half:.1f}"
 
 
 def accuracies(frame: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RunContext, WeightUpdates
 from cobo_dist.errors import ConfigError
-from cobo_dist.lazy import torch
+from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.alignment import row_dots
 from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.weights import Weights
@@ -97,21 +97,19 @@ class DifferenceSelection:
         mean_1d = self.exchange.all_reduce(part_n[None] / part_n.sum(), clients.x_cd)
         rows = np.flatnonzero(part_n[list(clients.ids)])
         g_ed = clients.gradients_at(mean_1d.expand(len(rows), -1), rows, t, self.stream)
-        every = np.arange(len(rows))
-        squares = row_dots(g_ed, every, g_ed, every, deterministic=not g_ed.is_cuda)
         at = to_device(rows, g_ed.device)
         self.sum_cd.index_add_(0, at, g_ed)
         self.facts_c3[at, 0] += 1.0
-        self.facts_c3[at, 1] += squares.double()
+        self.facts_c3[at, 1] += squared_norms(g_ed)
 
     def _compare(self, facts_c3: NDArray[np.float64]) -> list[WeightUpdates]:
         """Move the scores of all pairs by the windows' gradients; `before_cd` is free afterwards."""
         ids = np.asarray(self.clients.ids)
         # <c_i, p_j> + <p_i, c_j> = (<c_i + p_i, c_j + p_j> - <c_i - p_i, c_j - p_j>) / 2
         c_cd = self.sum_cd
-        crossed_cn = self.exchange.gram(self.before_cd.add_(c_cd))
-        crossed_cn = crossed_cn - self.exchange.gram(self.before_cd.neg_().add_(c_cd, alpha=2.0))
-        crossed_cn /= 2.0
+        of_sums_cn = self.exchange.gram(self.before_cd.add_(c_cd))
+        of_differences_cn = self.exchange.gram(self.before_cd.neg_().add_(c_cd, alpha=2.0))
+        crossed_cn = (of_sums_cn - of_differences_cn) / 2.0
         counts_c = (facts_c3[:, 0] > 1.0) & (facts_c3[:, 2] > 0.0)
         own_c = crossed_cn[np.arange(len(ids)), ids] / 2.0
         own_n, variance_n, counts_n = self.exchange.all_gather(
@@ -132,14 +130,12 @@ class DifferenceSelection:
 
     def _variances(self, facts_c3: NDArray[np.float64]) -> Floats:
         """Return the variance of the gradient of one example of each client, [c]; NaN where it is unknown."""
-        every = np.arange(len(self.clients.ids))
-        squares = row_dots(
-            self.sum_cd, every, self.sum_cd, every, deterministic=not self.sum_cd.is_cuda
-        )
         examples_c, rounds_c = self.examples_n[list(self.clients.ids)], facts_c3[:, 0]
         batch = self.context.batch_size
         known_c = (rounds_c > 1.0) & (batch < examples_c)
-        of_batch_c = facts_c3[:, 1] / np.maximum(rounds_c, 1.0) - squares.double().cpu().numpy()
+        of_batch_c = (
+            facts_c3[:, 1] / np.maximum(rounds_c, 1.0) - squared_norms(self.sum_cd).cpu().numpy()
+        )
         of_batch_c = np.maximum(of_batch_c, 0.0) * rounds_c / np.maximum(rounds_c - 1.0, 1.0)
         left_c = np.where(known_c, examples_c - batch, 1.0)
         return np.where(known_c, of_batch_c * batch * (examples_c - 1.0) / left_c, np.nan)
@@ -171,3 +167,9 @@ class DifferenceSelection:
             },
             pairs={"difference.scores": self.scores},
         )
+
+
+def squared_norms(rows_md: Tensor) -> Tensor:
+    """Return the squared norms [m] of rows, float64; on a CPU each by itself, whatever rows are beside it."""
+    every = np.arange(len(rows_md))
+    return row_dots(rows_md, every, rows_md, every, deterministic=not rows_md.is_cuda).double()
