@@ -20,6 +20,7 @@ from pool import RankPool
 from problems import QUIET, models, rows, train
 from resuming import assert_same, log, stopped
 
+from cobo_dist.algorithms.registry import ALGORITHMS
 from cobo_dist.checkpoint.writer import PendingCheckpoint
 from cobo_dist.cli.train import main
 from cobo_dist.comm.transports.base import LostContact
@@ -40,7 +41,7 @@ DIGITS = [
 ]  # fmt: skip
 MOMENTUM = ("optimizer.name=ema_momentum", "optimizer.momentum=0.9")
 ADAM = ("optimizer.name=adamw", "optimizer.lr=0.003", "optimizer.schedule=one_cycle")
-ALGORITHMS: dict[str, tuple[str, ...]] = {
+RUNS: dict[str, tuple[str, ...]] = {name: (f"algorithm.name={name}",) for name in ALGORITHMS} | {
     "cobo": (*MOMENTUM, "algorithm.gamma=0.3"),
     "cobo-simplex": (*ADAM, "algorithm.name=cobo", "algorithm.domain=simplex", "algorithm.gamma=1"),
     "local": ("algorithm.name=local", "optimizer.momentum=0.5"),
@@ -66,12 +67,12 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", RUNS)
 def test_a_signal_and_then_resuming_changes_nothing(
     name: str, pool: RankPool, tmp_path: Path
 ) -> None:
     """Every algorithm, stopped by a signal to one rank of two, goes on on three and then on one."""
-    run = [*DIGITS, *ALGORITHMS[name]]
+    run = [*DIGITS, *RUNS[name]]
     assert pool.run(2, train, [*run, f"run.dir={tmp_path / 'whole'}"]) == [0, 0]
     again = [*run, f"run.dir={tmp_path / 'cut'}", "run.resume=auto"]
     assert pool.run(2, stopped, again, 1, 7, signal.SIGTERM) == [75, 75]
@@ -100,7 +101,7 @@ def test_a_signal_and_then_resuming_changes_nothing(
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with checkpoints after rounds 18 and 24."""
     folder = tmp_path_factory.mktemp("done") / "run"
-    assert main([*QUIET, *DIGITS, *ALGORITHMS["ditto"], f"run.dir={folder}"]) == 0
+    assert main([*QUIET, *DIGITS, *RUNS["ditto"], f"run.dir={folder}"]) == 0
     return folder
 
 
@@ -115,7 +116,7 @@ def copy(done: Path, tmp_path: Path) -> Path:
 
 
 def go_on(folder: Path, *more: str) -> int:
-    arguments = [*QUIET, *DIGITS, *ALGORITHMS["ditto"], f"run.dir={folder}", "run.resume=auto"]
+    arguments = [*QUIET, *DIGITS, *RUNS["ditto"], f"run.dir={folder}", "run.resume=auto"]
     return main([*arguments, *more])
 
 
