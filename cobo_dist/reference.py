@@ -144,7 +144,19 @@ class Difference:
             evidence = 1 - difference / (self.tolerance * (chance_n[i] + chance_n[j]))
             moved = s_nn[i, j] + self.step * evidence.clamp(-1, 1)
             self.scores_nn[i, j] = self.scores_nn[j, i] = moved.clamp(-1, 2)
-        return self.scores_nn.clamp(0, 1)
+        return self.scores_nn.clamp(0, 1) * among_links(self.scores_nn)
+
+
+def among_links(s_nn: Tensor) -> Tensor:
+    """Return 1 where i is linked with more than half of j and j's other links, and j of i and i's; else 0.
+
+    A link has s_ij >= 1/2, and that of i and j counts as one. The ends of a chain are not alike.
+    """
+    linked_nn = (s_nn >= 0.5).to(s_nn.dtype)
+    linked_nn.fill_diagonal_(0)
+    count_n = linked_nn.sum(dim=1)
+    others_nn = torch.maximum(count_n[:, None], count_n) - linked_nn
+    return (2 * (linked_nn @ linked_nn + 1) > others_nn + 1).to(s_nn.dtype)
 
 
 def model_training(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
+LINK = 0.5
+"""The score of a link."""
 MARGIN = 1.0
 """Evidence that is kept beyond w = 0 and w = 1, so that a few noisy windows change nothing."""
 
@@ -39,6 +41,10 @@ class DifferenceSelection:
     v_j / N_j is its expectation for N_i and N_j examples that are drawn alike, v_i being the variance of the
     gradient of one example: that of the batches of a window, times what a batch without replacement makes of
     it. A client whose batch is all it has takes the mean of the others' v.
+
+    Where alikeness is a matter of degree, each client is like its neighbors and the ends of such a chain are
+    not alike, but linked models become one. So w_ij is 0 unless i is linked with more than half of j and j's
+    other links, and j with more than half of i and i's. A link has s_ij >= 1/2, as that of i and j counts.
 
     Scores begin at W^0. No client's own model matters, so links are made and cut at any time.
     """
@@ -143,19 +149,35 @@ class DifferenceSelection:
     def _move(
         self, rows: NDArray[np.intp], others: NDArray[np.intp], evidence_k: Floats
     ) -> list[WeightUpdates]:
-        """Move the scores of pairs, and put their weights into W."""
+        """Move the scores of pairs, and put the weights that change into W."""
         ids = np.asarray(self.clients.ids)
         old_k = self.scores.at(rows, others)
         scores_k = np.clip(old_k + self.config.step * evidence_k, -MARGIN, 1.0 + MARGIN)
         moved_k = scores_k != old_k
         self.scores.put(rows[moved_k], others[moved_k], scores_k[moved_k])
-        weights_k = np.clip(scores_k, 0.0, 1.0).astype(self.weights.dtype)
-        changed_k = weights_k != self.weights.at(rows, others)
+        w_cn = np.clip(self.scores.dense(), 0.0, 1.0).astype(self.weights.dtype)
+        w_cn[np.arange(len(ids)), ids] = 0.0
+        w_cn *= self._in_company(w_cn >= LINK)
         alignments = evidence_k[ids[rows] < others]
-        rows, others, weights_k = rows[changed_k], others[changed_k], weights_k[changed_k]
+        rows, others = np.nonzero(
+            (w_cn != self.weights.dense()) & (ids[:, None] != np.arange(w_cn.shape[1]))
+        )
+        weights_k = w_cn[rows, others]
         self.weights.put(rows, others, weights_k)
         once_k = ids[rows] < others
         return [WeightUpdates(ids[rows][once_k], others[once_k], weights_k[once_k], alignments)]
+
+    def _in_company(self, linked_cn: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return whether a link of i and j would be among links [c, n].
+
+        That is: more than half of j and j's other links are linked with i, and the other way round. These
+        are whole numbers, so all ranks decide alike.
+        """
+        a_cn = linked_cn.astype(np.float32)
+        a_nn = self.exchange.all_gather(a_cn)
+        of_i_c1, of_j_n = a_cn.sum(axis=1, keepdims=True), a_nn.sum(axis=1)
+        others_cn = np.maximum(of_i_c1, of_j_n) - a_cn
+        return np.asarray(2.0 * (a_cn @ a_nn + 1.0) > others_cn + 1.0)
 
     def state(self) -> AlgorithmState:
         """Return the gradients of both windows, and the scores."""
