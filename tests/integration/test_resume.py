@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import yaml
+from methods import settings_of
 from pool import RankPool
 from problems import QUIET, models, rows, train
 from resuming import assert_same, log, stopped
@@ -41,7 +42,7 @@ DIGITS = [
 ]  # fmt: skip
 MOMENTUM = ("optimizer.name=ema_momentum", "optimizer.momentum=0.9")
 ADAM = ("optimizer.name=adamw", "optimizer.lr=0.003", "optimizer.schedule=one_cycle")
-RUNS: dict[str, tuple[str, ...]] = {name: (f"algorithm.name={name}",) for name in ALGORITHMS} | {
+RUNS: dict[str, tuple[str, ...]] = {name: tuple(settings_of(name)) for name in ALGORITHMS} | {
     "cobo": (*MOMENTUM, "algorithm.gamma=0.3"),
     "cobo-simplex": (*ADAM, "algorithm.name=cobo", "algorithm.domain=simplex", "algorithm.gamma=1"),
     "local": ("algorithm.name=local", "optimizer.momentum=0.5"),
