@@ -11,13 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from methods import DenseClients, check_method, trained
+import torch
+from dense_local_work import DenseFedAvg, trained_rows
+from methods import RANKS, DenseClients, check_method, trained
 from pool import RankPool
-from problems import QUIET, write_quadratic
+from problems import QUIET, models, rows, train, train_and_weights, write_quadratic
+from vision_data import write_images
 
 from cobo_dist.cli import plan
 from cobo_dist.cli.train import main
+from cobo_dist.config import load_config
 from cobo_dist.maths import seeds
+from cobo_dist.planning.dry_run import DryRun
+from cobo_dist.tasks.registry import build_task
 
 N, ETA, ROUNDS = 7, 0.1, 6
 EXAMPLES = np.array([3, 1, 2, 5, 1, 4, 2])  # also the steps of an epoch of each client
@@ -39,6 +45,12 @@ def run(problem: Path, folder: Path, *more: str) -> list[str]:
         "task.name=quadratic", f"task.file={problem}", "run.dtype=float64", f"run.rounds={ROUNDS}",
         f"run.dir={folder}", *more,
     ]  # fmt: skip
+
+
+def dry_run_of(settings: list[str], ranks: int) -> DryRun:
+    config = load_config(None, settings)
+    task = build_task(config.task, config.model, config.data, config.run.seed, torch.float32)
+    return DryRun(config, task, ranks)
 
 
 Refused = Callable[..., str]
@@ -136,3 +148,260 @@ def test_fedprox_with_one_step_is_refused(
         assert f"raise {given}, or set algorithm.name=fedavg" in line
     fine = run(problem, tmp_path / "run", "algorithm.name=fedprox", "local.epochs=1")
     assert main([*QUIET, *fine]) == 0
+
+
+# -- models that are shared in part --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 images for two clusters: one client with 48 of them, four with 12 each."""
+    return write_images(tmp_path_factory.mktemp("images") / "images.npz", train=96, test=20, size=4)
+
+
+def on_images(images: Path, *more: str) -> list[str]:
+    return [
+        "task.name=cross_device", f"data.file={images}", "task.cluster_sizes=[1, 4]",
+        "task.validation_fraction=0", "model.name=mlp", "model.hidden=[4]", "data.augment=false",
+        "data.batch_size=5", "run.dtype=float64", "run.rounds=4", "optimizer.lr=0.2",
+        "run.eval_every=0", *more,
+    ]  # fmt: skip
+
+
+class DenseSharedPart(DenseFedAvg):
+    """A model has part 0, which stays with its client, and part 1, which is shared; each has an optimizer."""
+
+    def __init__(self, arguments: list[str], own: tuple[str, ...]) -> None:
+        super().__init__(arguments)
+        self.parts = [
+            (
+                [one for name, one in model.named_parameters() if name in own],
+                [one for name, one in model.named_parameters() if name not in own],
+            )
+            for model in self.models
+        ]
+        self.of_parts = [tuple(map(self.build, parts)) for parts in self.parts]
+
+    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        config = self.config.optimizer
+        if config.name == "adamw":
+            return torch.optim.AdamW(
+                parameters, config.lr, config.betas, config.eps, config.weight_decay
+            )
+        return torch.optim.SGD(
+            parameters, config.lr, config.momentum, weight_decay=config.weight_decay
+        )
+
+    def is_local(self) -> bool:
+        share = getattr(self.config.algorithm, "fedavg_share", 1.0)
+        return self.t >= share * self.config.run.rounds
+
+    def trains(self, client: int, t: int) -> list[tuple[int, ...]]:
+        """Return which parts are trained in each local step."""
+        self.t, steps = t, len(self.batches(client, t))
+        algorithm, local = self.config.algorithm, self.config.local
+        if algorithm.name == "fedrep":
+            units = local.epochs or local.steps
+            head = steps // units * (units - algorithm.body_work)
+            return [(0,)] * head + [(1,)] * (steps - head)
+        if algorithm.name == "fedbabu" and not self.is_local():
+            return [(1,)] * steps
+        return [(0, 1)] * steps
+
+    def local_work(self, client: int, t: int) -> None:
+        for numbers, active in zip(self.batches(client, t), self.trains(client, t), strict=True):
+            self.backward(client, numbers)
+            if clip := self.config.local.clip_norm:
+                parameters = [one for part in active for one in self.parts[client][part]]
+                torch.nn.utils.clip_grad_norm_(parameters, clip)
+            for part in active:
+                self.of_parts[client][part].step()
+
+    def average(self, members: list[int], part: list[int]) -> None:
+        if self.is_local():
+            return
+        shares = self.shares(part)
+        for alike in zip(*(self.parts[i][1] for i in range(self.n)), strict=True):
+            mean = sum(share * alike[i].data for share, i in zip(shares, part, strict=True))
+            for one in alike:
+                one.data.copy_(mean)
+
+
+HEAD, BODY = ("3.weight", "3.bias"), ("1.weight", "1.bias")
+OWN = {
+    "fedper": HEAD, "fedrep": HEAD, "fedbabu": HEAD, "lg_fedavg": BODY, "fedbn": ("2.weight", "2.bias")
+}  # fmt: skip
+WAYS = {
+    "steps": ["local.steps=3", "optimizer.momentum=0.5", "optimizer.weight_decay=0.01"],
+    "epochs": [
+        "local.epochs=2", "participation.count=3", "algorithm.weighting=examples", "local.clip_norm=0.5",
+        "optimizer.momentum=0.5",
+    ],
+    "adamw": ["local.steps=2", "optimizer.name=adamw", "optimizer.lr=0.01", "participation.count=4"],
+}  # fmt: skip
+MORE = {"fedbn": ["model.norm=batch"], "fedbabu": ["algorithm.fedavg_share=0.6"]}
+
+
+# A bias before BatchNorm has no gradient but rounding, which Adam would blow up.
+@pytest.mark.parametrize(
+    ("name", "way"), [(n, w) for n in OWN for w in WAYS if (n, w) != ("fedbn", "adamw")]
+)
+def test_methods_that_share_a_part(
+    pool: RankPool, images: Path, tmp_path: Path, name: str, way: str
+) -> None:
+    """Models and W on 1, 2, 3 ranks are the twin's; moments of a part that rests do not move."""
+    given = on_images(images, f"algorithm.name={name}", *MORE.get(name, []), *WAYS[way])
+    if (name, way) == ("fedbn", "epochs"):
+        given.append("local.drop_last=true")  # BatchNorm takes no batch of one example
+    dense = DenseSharedPart(given, OWN[name])
+    expected = dense.train_rounds(4, [0] * dense.n)
+    w = np.eye(dense.n) if name == "fedbabu" else np.ones((dense.n, dense.n))
+    for deterministic in ("false", "true"):
+        found = []
+        for ranks in RANKS:
+            folder = tmp_path / f"{deterministic}{ranks}"
+            more = [f"comm.deterministic={deterministic}", f"run.dir={folder}"]
+            weights = pool.run(ranks, train_and_weights, [*given, *more])
+            np.testing.assert_array_equal(np.concatenate(weights), w)
+            found.append(trained_rows(folder, dense))
+            np.testing.assert_allclose(found[-1], expected, rtol=0, atol=1e-10)
+        if deterministic == "true":
+            assert all(one.tobytes() == found[0].tobytes() for one in found[1:])
+    assert np.abs(expected - DenseFedAvg(given).rows()).max() > 1e-2, "models moved"
+
+
+def columns_of(folder: Path, name: str) -> np.ndarray:
+    """Return one parameter or buffer of all clients, [n, k]."""
+    found = models(folder)
+    return np.stack([value.ravel() for key, value in found.items() if key.endswith(f"/{name}")])
+
+
+def alike(folder: Path, name: str) -> bool:
+    """Return whether all clients have the same."""
+    rows_nk = columns_of(folder, name)
+    return bool((rows_nk == rows_nk[0]).all())
+
+
+@pytest.mark.parametrize(
+    ("name", "common", "own"),
+    [
+        ("fedper", ["1.weight", "2.weight"], ["4.weight", "4.bias", "2.running_mean"]),
+        ("lg_fedavg", ["4.weight", "4.bias"], ["1.weight", "2.weight", "2.running_mean"]),
+        (
+            "fedbn",
+            ["1.weight", "4.bias"],
+            ["2.weight", "2.bias", "2.running_mean", "2.running_var"],
+        ),
+    ],
+)
+def test_what_is_common_and_what_is_not(
+    pool: RankPool, images: Path, tmp_path: Path, name: str, common: list[str], own: list[str]
+) -> None:
+    given = on_images(images, f"algorithm.name={name}", "model.norm=batch", "local.steps=2")
+    pool.run(2, train, [*given, f"run.dir={tmp_path}"])
+    assert all(alike(tmp_path, one) for one in common)
+    assert not any(alike(tmp_path, one) for one in own)
+
+
+def test_statistics_of_shared_layers_are_averaged(
+    pool: RankPool, images: Path, tmp_path: Path
+) -> None:
+    """With algorithm.buffers=averaged: those of the body's layers, and not of a head with normalization."""
+    averaged = ["model.norm=batch", "model.hidden=[4,4]", "algorithm.buffers=averaged"]
+    given = on_images(images, "algorithm.name=fedper", *averaged, "algorithm.head=[4,5,7]")
+    pool.run(2, train, [*given, f"run.dir={tmp_path}"])
+    assert alike(tmp_path, "2.running_mean")
+    assert not alike(tmp_path, "5.running_mean")
+
+
+def test_fedbabu_at_its_ends(pool: RankPool, images: Path, tmp_path: Path) -> None:
+    """The head stays at x^0 while the body is averaged; a share of 0 is Local, bitwise."""
+    given = on_images(images, "local.steps=2", "optimizer.momentum=0.5")
+    for folder, more in {
+        "together": ["algorithm.name=fedbabu", "algorithm.fedavg_share=1"],
+        "alone": ["algorithm.name=fedbabu", "algorithm.fedavg_share=0"],
+        "local": ["algorithm.name=local"],
+    }.items():
+        pool.run(2, train, [*given, *more, f"run.dir={tmp_path / folder}"])
+    start = dict(DenseFedAvg(given).models[0].named_parameters())
+    for name in HEAD:
+        at_0 = start[name].detach().numpy().ravel()
+        np.testing.assert_array_equal(
+            columns_of(tmp_path / "together", name), np.tile(at_0, (5, 1))
+        )
+    assert all(alike(tmp_path / "together", name) for name in BODY)
+    for key, value in models(tmp_path / "local").items():
+        assert value.tobytes() == models(tmp_path / "alone")[key].tobytes()
+
+
+@pytest.mark.parametrize("name", ["fedper", "fedrep", "fedbabu", "lg_fedavg", "fedbn", "fedprox"])
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_round_sends_what_was_planned(
+    pool: RankPool, tmp_path: Path, name: str, count: int
+) -> None:
+    """All that travels is the shared part."""
+    given = [
+        f"algorithm.name={name}", "model.hidden=[18]", "run.rounds=8", "run.eval_every=0",
+        "run.threads=1", "local.steps=2", "model.norm=batch", f"participation.count={count}",
+        *MORE.get(name, []),
+    ]  # fmt: skip
+    pool.run(3, train, [*given, f"run.dir={tmp_path}"])
+    dry_run = dry_run_of(given, 3)
+    sent = [row["bytes_sent"] for row in rows(tmp_path, "round")]
+    assert sent == [dry_run.round(r).total for r in range(1, 9)]
+    d = 64 * 18 + 18 + 18 + 18 + 18 * 10 + 10
+    size = {"lg_fedavg": 18 * 10 + 10, "fedbn": d - 36, "fedprox": d}
+    model = 4 * size.get(name, d - 18 * 10 - 10)
+    if not count:  # one part of a sum for each ordered pair of ranks
+        assert set(sent) == ({0, 6 * model} if name == "fedbabu" else {6 * model})
+
+
+SPLIT_REFUSALS = {
+    "algorithm.name=fedrep": "set local.steps=2 or more",
+    "algorithm.name=fedrep local.epochs=2 algorithm.body_work=2": "set local.epochs=3 or more",
+    "algorithm.name=fedper algorithm.head=fc": "algorithm.head=['fc']: no parameter is called 'fc'",
+    "algorithm.name=fedper algorithm.head=['*']": "algorithm.head=['*']: '*' leaves no parameter",
+    "algorithm.name=lg_fedavg model.name=linear": "this model has one layer, 1; choose",
+    "algorithm.name=fedbn": "so it would be FedAvg; choose a model with BatchNorm",
+    "algorithm.name=fedbn algorithm.norms=[7]": "algorithm.norms=['7']: no parameter is called '7'",
+    "algorithm.name=fedbn algorithm.buffers=averaged": "algorithm.buffers",
+    "algorithm.name=lg_fedavg algorithm.buffers=averaged": "algorithm.buffers",
+}
+
+
+@pytest.mark.parametrize("arguments", SPLIT_REFUSALS)
+def test_what_cannot_be_split_is_refused(refused: Refused, arguments: str) -> None:
+    assert SPLIT_REFUSALS[arguments] in refused(*arguments.split(), quadratic=False)
+
+
+@pytest.mark.parametrize("name", ["fedper", "fedbabu", "lg_fedavg"])
+def test_a_task_whose_model_is_one_vector_has_no_head(refused: Refused, name: str) -> None:
+    assert "this model has one layer, x" in refused(f"algorithm.name={name}")
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        ("mlp", "5"),
+        ("cnn", "9"),
+        ("resnet9", ""),
+        ("vit", "heads.head"),
+        ("torchvision", "fc"),
+    ],
+)
+def test_the_head_is_the_last_layer(tmp_path: Path, model: str, layer: str) -> None:
+    """Of every model of images: the layer with a row for each class."""
+    images = write_images(tmp_path / "images.npz", train=16, test=4, size=8)
+    given = [
+        "task.name=cross_silo", f"data.file={images}", f"model.name={model}", "algorithm.name=fedper",
+        "task.clusters=1", "task.clients_per_cluster=2", "data.batch_size=4",
+    ]  # fmt: skip
+    if model == "resnet9":
+        given.append("model.width=2")
+    dry_run = dry_run_of(given, 1)
+    own: Any = dry_run.algorithm
+    shapes = dict(zip(dry_run.model.names.names, dry_run.model.names.shapes, strict=True))
+    classes = {shapes[name][0] for name in own.own.names}
+    assert len(classes) == 1
+    assert not layer or all(name.startswith(f"{layer}.") for name in own.own.names)
+    assert dry_run.task.model()(torch.zeros(2, 3, 8, 8)).shape[1] in classes

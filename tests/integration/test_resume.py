@@ -52,6 +52,8 @@ RUNS: dict[str, tuple[str, ...]] = {name: tuple(settings_of(name)) for name in A
     "ifca": ("algorithm.name=ifca", "algorithm.client_share=0.5", *MOMENTUM),
     "federated_clustering": ("algorithm.name=federated_clustering", *MOMENTUM),
     "validation_based": ("algorithm.name=validation_based", "algorithm.every=3", *ADAM),
+    "fedrep": ("algorithm.name=fedrep", "local.steps=2", *ADAM),
+    "fedbabu": ("algorithm.name=fedbabu", "algorithm.fedavg_share=0.5", *ADAM),
     "oracle": ("algorithm.name=oracle", *MOMENTUM),
     "local-epochs": (
         "algorithm.name=oracle",
