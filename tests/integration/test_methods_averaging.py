@@ -334,7 +334,8 @@ def test_fedbabu_at_its_ends(pool: RankPool, images: Path, tmp_path: Path) -> No
         assert value.tobytes() == models(tmp_path / "alone")[key].tobytes()
 
 
-@pytest.mark.parametrize("name", ["fedper", "fedrep", "fedbabu", "lg_fedavg", "fedbn", "fedprox"])
+@pytest.mark.parametrize("name", ["fedper", "fedrep", "fedbabu", "lg_fedavg", "fedbn", "scaffold",
+                                  "fedprox"])  # fmt: skip
 @pytest.mark.parametrize("count", [0, 3])
 def test_a_round_sends_what_was_planned(
     pool: RankPool, tmp_path: Path, name: str, count: int
@@ -350,7 +351,7 @@ def test_a_round_sends_what_was_planned(
     sent = [row["bytes_sent"] for row in rows(tmp_path, "round")]
     assert sent == [dry_run.round(r).total for r in range(1, 9)]
     d = 64 * 18 + 18 + 18 + 18 + 18 * 10 + 10
-    size = {"lg_fedavg": 18 * 10 + 10, "fedbn": d - 36, "fedprox": d}
+    size = {"lg_fedavg": 18 * 10 + 10, "fedbn": d - 36, "scaffold": 2 * d, "fedprox": d}
     model = 4 * size.get(name, d - 18 * 10 - 10)
     if not count:  # one part of a sum for each ordered pair of ranks
         assert set(sent) == ({0, 6 * model} if name == "fedbabu" else {6 * model})
@@ -405,3 +406,94 @@ def test_the_head_is_the_last_layer(tmp_path: Path, model: str, layer: str) -> N
     assert len(classes) == 1
     assert not layer or all(name.startswith(f"{layer}.") for name in own.own.names)
     assert dry_run.task.model()(torch.zeros(2, 3, 8, 8)).shape[1] in classes
+
+
+# -- SCAFFOLD ------------------------------------------------------------------------------------------
+
+
+def dense_scaffold(
+    problem: Path, work: list[int], count: int, eta_g: float, sizes: Any, rounds: int = ROUNDS
+) -> np.ndarray:
+    """With equal sizes, sums over S of sizes / all sizes are |S|/n means."""
+    dense = DenseClients(problem, ETA)
+    x, c = dense.start, np.zeros_like(dense.start)
+    c_i = np.zeros_like(dense.x)
+    for t in range(rounds):
+        part = taking_part(t, count)
+        weights = np.array([sizes[i] for i in part], dtype=float)
+        y = [dense.local_work(i, x, work[i], lambda y, i=i, c=c: c - c_i[i]) for i in part]
+        new = [c_i[i] - c + (x - y_i) / (work[i] * ETA) for i, y_i in zip(part, y, strict=True)]
+        change = np.array([c_new - c_i[i] for i, c_new in zip(part, new, strict=True)])
+        x = x + eta_g * (weights @ (np.array(y) - x)) / weights.sum()
+        c = c + weights @ change / np.sum(sizes)
+        c_i[part] = new
+    return np.tile(x, (N, 1))
+
+
+@pytest.mark.parametrize(
+    ("more", "work", "count", "sizes"),
+    [
+        ([], [1] * N, N, [1] * N),
+        (["local.steps=3", "participation.count=3"], [3] * N, 3, [1] * N),
+        (
+            ["local.epochs=1", "participation.count=4", "algorithm.weighting=examples"],
+            EXAMPLES.tolist(),
+            4,
+            EXAMPLES,
+        ),
+    ],
+    ids=["one step", "steps of some", "epochs of some, by examples"],
+)
+def test_scaffold(
+    pool: RankPool, problem: Path, tmp_path: Path, more: list[str], work: list[int], count: int,
+    sizes: Any,
+) -> None:  # fmt: skip
+    """K_i of each client, and c kept between rounds in which a client does not take part."""
+    expected = dense_scaffold(problem, work, count, 0.8, sizes), ONES
+    check_method(
+        pool, problem, tmp_path, expected, "algorithm.name=scaffold", "algorithm.global_lr=0.8",
+        f"run.rounds={ROUNDS}", *more,
+    )  # fmt: skip
+
+
+def test_scaffold_finds_the_minimum_that_fedavg_misses(
+    pool: RankPool, problem: Path, tmp_path: Path
+) -> None:
+    """With several steps, FedAvg's models stop where curvatures of clients count otherwise."""
+    dense = DenseClients(problem, ETA)
+    best = dense.a @ dense.centers / dense.a.sum()
+    more = ["local.steps=4", "run.rounds=150"]
+    scaffold, fedavg = (
+        trained(pool, problem, tmp_path / name, 1, f"algorithm.name={name}", *more)[0]
+        for name in ("scaffold", "fedavg")
+    )
+    np.testing.assert_allclose(scaffold, np.tile(best, (N, 1)), atol=1e-8)
+    assert np.abs(fedavg - best).max() > 1e-3
+
+
+@pytest.mark.parametrize("start", ["own", "loaded"])
+def test_scaffold_starts_all_clients_at_one_model(
+    pool: RankPool, problem: Path, tmp_path: Path, start: str
+) -> None:
+    """Where clients have starts of their own, x^0; from another run, the mean of its models."""
+    alone = ["algorithm.name=local", "run.rounds=3"]
+    local, _ = trained(pool, problem, tmp_path / "local", 1, *alone)
+    given = ["algorithm.name=scaffold", "run.rounds=1", "optimizer.lr=0"]
+    more = "run.start=own" if start == "own" else f"run.init_from={tmp_path / 'local'}"
+    found, _ = trained(pool, problem, tmp_path / "run", 2, *given, more)
+    expected = np.load(problem)["start"] if start == "own" else local.mean(axis=0)
+    np.testing.assert_allclose(found, np.tile(expected, (N, 1)), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("optimizer.momentum=0.5", "optimizer.momentum=0.5 mixes"),
+        ("optimizer.name=ema_momentum optimizer.momentum=0.9", "optimizer.momentum=0.9 mixes"),
+        ("optimizer.name=adamw", "optimizer.name=adamw mixes"),
+    ],
+)
+def test_scaffold_refuses_momentum(refused: Refused, given: str, words: str) -> None:
+    line = refused("algorithm.name=scaffold", *given.split())
+    assert words in line
+    assert "set optimizer.name=sgd and optimizer.momentum=0" in line

@@ -54,6 +54,7 @@ RUNS: dict[str, tuple[str, ...]] = {name: tuple(settings_of(name)) for name in A
     "validation_based": ("algorithm.name=validation_based", "algorithm.every=3", *ADAM),
     "fedrep": ("algorithm.name=fedrep", "local.steps=2", *ADAM),
     "fedbabu": ("algorithm.name=fedbabu", "algorithm.fedavg_share=0.5", *ADAM),
+    "scaffold": ("algorithm.name=scaffold", "local.steps=2", "participation.count=5"),
     "oracle": ("algorithm.name=oracle", *MOMENTUM),
     "local-epochs": (
         "algorithm.name=oracle",
