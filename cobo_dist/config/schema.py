@@ -227,7 +227,7 @@ def check_across(config: Config) -> None:
         key = "epochs" if config.local.epochs else "steps"
         raise ConfigError(
             f"local.{key}={getattr(config.local, key)} does not serve algorithm.name="
-            f"{config.algorithm.name}, which compares gradients at one model; leave local.{key} at its "
+            f"{config.algorithm.name}, which takes one local step a round; leave local.{key} at its "
             "default"
         )
     if config.participation != ParticipationConfig() and (key := config.algorithm.draws_clients):

@@ -335,26 +335,27 @@ def test_fedbabu_at_its_ends(pool: RankPool, images: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["fedper", "fedrep", "fedbabu", "lg_fedavg", "fedbn", "scaffold",
-                                  "fedprox"])  # fmt: skip
+                                  "l2gd", "fedprox"])  # fmt: skip
 @pytest.mark.parametrize("count", [0, 3])
 def test_a_round_sends_what_was_planned(
     pool: RankPool, tmp_path: Path, name: str, count: int
 ) -> None:
-    """All that travels is the shared part."""
+    """All that travels is the shared part; of L2GD nothing in a round of local steps."""
     given = [
         f"algorithm.name={name}", "model.hidden=[18]", "run.rounds=8", "run.eval_every=0",
         "run.threads=1", "local.steps=2", "model.norm=batch", f"participation.count={count}",
         *MORE.get(name, []),
     ]  # fmt: skip
+    given = [one for one in given if name != "l2gd" or not one.startswith("local")]
     pool.run(3, train, [*given, f"run.dir={tmp_path}"])
     dry_run = dry_run_of(given, 3)
     sent = [row["bytes_sent"] for row in rows(tmp_path, "round")]
     assert sent == [dry_run.round(r).total for r in range(1, 9)]
     d = 64 * 18 + 18 + 18 + 18 + 18 * 10 + 10
-    size = {"lg_fedavg": 18 * 10 + 10, "fedbn": d - 36, "scaffold": 2 * d, "fedprox": d}
+    size = {"lg_fedavg": 18 * 10 + 10, "fedbn": d - 36, "scaffold": 2 * d, "l2gd": d, "fedprox": d}
     model = 4 * size.get(name, d - 18 * 10 - 10)
     if not count:  # one part of a sum for each ordered pair of ranks
-        assert set(sent) == ({0, 6 * model} if name == "fedbabu" else {6 * model})
+        assert set(sent) == ({0, 6 * model} if name in ("l2gd", "fedbabu") else {6 * model})
 
 
 SPLIT_REFUSALS = {
@@ -497,3 +498,96 @@ def test_scaffold_refuses_momentum(refused: Refused, given: str, words: str) -> 
     line = refused("algorithm.name=scaffold", *given.split())
     assert words in line
     assert "set optimizer.name=sgd and optimizer.momentum=0" in line
+
+
+# -- L2GD ----------------------------------------------------------------------------------------------
+
+
+def coin(t: int) -> float:
+    return float(seeds.uniforms(seeds.key(0, "l2gd coin", t), 1))
+
+
+def dense_l2gd(problem: Path, p: float, lambda_: float, count: int, rounds: int) -> np.ndarray:
+    dense = DenseClients(problem, ETA)
+    for t in range(rounds):
+        part = taking_part(t, count)
+        mean = dense.x[part].mean(axis=0)
+        for i in part:
+            if coin(t) < p:
+                theta = ETA * lambda_ / (N * p)
+                dense.x[i] = (1 - theta) * dense.x[i] + theta * mean
+            else:
+                dense.x[i] = dense.x[i] - ETA / (N * (1 - p)) * dense.gradient(i, dense.x[i])
+    return dense.x
+
+
+@pytest.mark.parametrize(("p", "lambda_", "count"), [(0.4, 9.0, N), (0.7, 30.0, N), (0.4, 9.0, 3)])
+def test_l2gd(
+    pool: RankPool, problem: Path, tmp_path: Path, p: float, lambda_: float, count: int
+) -> None:
+    """With p = 0.7, pulls follow one another, and the mean is not sent again."""
+    rounds = 12
+    expected = dense_l2gd(problem, p, lambda_, count, rounds), ONES
+    check_method(
+        pool, problem, tmp_path, expected, "algorithm.name=l2gd", f"algorithm.p={p}",
+        f"algorithm.lambda={lambda_}", f"participation.count={count}", f"run.rounds={rounds}",
+    )  # fmt: skip
+
+
+def test_l2gd_sends_a_mean_once(pool: RankPool, problem: Path, tmp_path: Path) -> None:
+    """Only in the first of rounds that pull in a row."""
+    given = run(problem, tmp_path, "algorithm.name=l2gd", "algorithm.p=0.7", "run.rounds=12")
+    pool.run(2, train, given)
+    sends = [row["bytes_sent"] > 0 for row in rows(tmp_path, "round")]
+    pulls = [coin(t) < 0.7 for t in range(12)]
+    assert sends == [
+        now and not before for now, before in zip(pulls, [False, *pulls], strict=False)
+    ]
+    assert sum(sends) < sum(pulls)
+
+
+def test_l2gd_at_its_ends(pool: RankPool, problem: Path, tmp_path: Path) -> None:
+    """A lambda of n p / eta averages; 0 leaves every client alone."""
+    p = 0.4
+    last = max(t for t in range(12) if coin(t) < p)
+    together = ["algorithm.name=l2gd", f"algorithm.p={p}", f"run.rounds={last + 1}"]
+    x, _ = trained(
+        pool, problem, tmp_path / "mean", 2, *together, f"algorithm.lambda={N * p / ETA}"
+    )
+    np.testing.assert_allclose(x, np.tile(x.mean(axis=0), (N, 1)), rtol=0, atol=1e-14)
+    x, _ = trained(pool, problem, tmp_path / "alone", 2, *together, "algorithm.lambda=0")
+    dense = DenseClients(problem, ETA / (N * (1 - p)))
+    steps = sum(coin(t) >= p for t in range(last + 1))
+    expected = [dense.local_work(i, dense.start, steps) for i in range(N)]
+    np.testing.assert_allclose(x, expected, rtol=0, atol=1e-12)
+
+
+def test_l2gd_averages_statistics_alike(pool: RankPool, images: Path, tmp_path: Path) -> None:
+    """With theta = 1, models and buffers are alike after a pull."""
+    p = 0.4
+    last = max(t for t in range(8) if coin(t) < p)
+    more = [
+        "algorithm.name=l2gd", f"algorithm.p={p}", f"algorithm.lambda={5 * p / 0.2}",
+        "model.norm=batch", f"run.rounds={last + 1}",
+    ]  # fmt: skip
+    for buffers in ("local", "averaged"):
+        folder = tmp_path / buffers
+        given = on_images(images, *more, f"algorithm.buffers={buffers}", f"run.dir={folder}")
+        pool.run(2, train, given)
+        statistics = columns_of(folder, "2.running_mean")
+        assert (np.ptp(statistics, axis=0).max() < 1e-12) == (buffers == "averaged")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("algorithm.lambda=71 algorithm.p=1e-1", "lower lambda to 7 or less"),
+        ("algorithm.lambda=36 optimizer.lr=0.1", "(n p) = 1.03 is above 1"),
+        ("algorithm.p=0", "algorithm.p"),
+        ("algorithm.p=1", "algorithm.p"),
+        ("local.steps=2", "takes one local step a round; leave local.steps at its default"),
+        ("local.epochs=1", "leave local.epochs at its default"),
+    ],
+)
+def test_l2gd_refuses(refused: Refused, given: str, words: str) -> None:
+    assert words in refused("algorithm.name=l2gd", *given.split())
