@@ -37,6 +37,7 @@ from safetensors.torch import load_file
 
 from cobo_dist.algorithms.registry import ALGORITHMS
 from cobo_dist.cli.train import main as train
+from cobo_dist.config import load_config
 
 PAPER = {  # config: rounds of the full length, hours in the paper and on what
     "cross_silo": (40_000, "9 h on a V100"),
@@ -146,9 +147,11 @@ def paper(bench: Bench) -> Iterator[tuple[str, Figures]]:
 def numbers(bench: Bench) -> Iterator[tuple[str, Figures]]:
     """The largest difference between models of the GPU and of the CPU, in float64."""
     for algorithm in ("cobo",) if bench.small else ALGORITHMS:
+        settings = load_config(None, [f"algorithm.name={algorithm}"]).algorithm
+        steps = 1 if settings.takes_one_step else 2  # some are others with one
         common = (
             f"algorithm.name={algorithm}", "run.dtype=float64", "run.rounds=10",
-            "task.validation_fraction=0.2",
+            "task.validation_fraction=0.2", f"local.steps={steps}", "model.norm=batch",
         )  # fmt: skip
         for engine in ("one_by_one", "vectorised"):
             there = bench.run(*common, f"run.engine={engine}")

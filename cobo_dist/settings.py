@@ -61,5 +61,13 @@ def as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def as_texts(value: Any) -> Any:
+    """Take one text for a list of one; for `BeforeValidator`."""
+    return as_tuple([value] if isinstance(value, str) else value)
+
+
+Texts = Annotated[tuple[Text, ...], BeforeValidator(as_texts)]
+"""Several texts. A config takes one as well."""
+
 Width = Annotated[int, Field(ge=1, le=1_000_000)]
 Widths = Annotated[tuple[Width, ...], BeforeValidator(as_tuple)]

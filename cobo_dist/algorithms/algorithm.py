@@ -57,6 +57,19 @@ class Finding(NamedTuple):
     message: str
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """What other sections of the config say, for an algorithm that not every value suits."""
+
+    clients: int  # n
+    lr: float  # optimizer.lr, the peak of eta(t)
+    optimizer: str  # optimizer.name
+    momentum: float  # optimizer.momentum
+    work_key: str  # local.steps or local.epochs, whichever counts
+    work: int  # its value
+    most_steps: int  # local steps in a round of the client that takes most
+
+
 class AlgorithmSection(Section):
     """The config of an algorithm, and what others ask of it before the algorithm is built.
 
@@ -126,6 +139,10 @@ class AlgorithmSection(Section):
     def step_keys(self) -> tuple[str, ...]:
         """The keys, beside optimizer.lr, that make models diverge when they are too large."""
         return ()
+
+    def unsuited(self, settings: RunSettings) -> str:
+        """Return one line about keys of other sections that do not suit it; empty if all do."""
+        return ""
 
     def check_settings(self, facts: HealthFacts) -> Iterator[Finding]:
         """Yield what is likely to fail with these settings, before round 1."""

@@ -43,6 +43,10 @@ class Columns(Protocol):
     """Some columns of rows, by the names of parameters or buffers."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of these parameters or buffers, in the order of the columns."""
+
+    @property
     def size(self) -> int:
         """Their number k."""
 
@@ -67,6 +71,10 @@ class Clients(Protocol):
     lr: float  # optimizer.lr, the peak of eta(t)
     several_steps: bool  # whether clients may take more than one local step a round
 
+    @property
+    def local_steps_c(self) -> NDArray[np.int64]:
+        """Local steps of each client in a round in which it takes part."""
+
     def eta(self, t: int) -> float:
         """Return the step size of round t."""
 
@@ -76,6 +84,9 @@ class Clients(Protocol):
         rows_e: NDArray[np.int64] | None = None,
         on_rows_ready: Callable[[slice], None] | None = None,
         adjust: Adjust | None = None,
+        *,
+        only: Columns | None = None,
+        work: slice = slice(None),
     ) -> Tensor:
         """Compute g_i(x_i) for every client that takes part, or for those in some rows; return their losses.
 
@@ -84,6 +95,8 @@ class Clients(Protocol):
         `on_rows_ready` is called once for each slice of rows whose gradients are ready, and may change these
         rows of X. `adjust(points, gradients, rows)` may change each local gradient [k, d] of the clients in
         `rows` [k] before the optimizer sees it: FedProx adds mu (points - anchor).
+        `only`: train this one of the parts that `separate` named; the others rest. `work`: which of the local
+        steps, or with local.epochs of the epochs, to do; the others are left to further calls in the round.
         """
 
     def gradients_at(
@@ -152,6 +165,12 @@ class Clients(Protocol):
 
         Raises:
             ConfigError: a pattern matches nothing.
+        """
+
+    def separate(self, *parts: Columns) -> None:
+        """Give parts that are all of X together an optimizer each, so that one may train while others rest.
+
+        What rests is as if it had no gradient: neither its parameters nor its moments change.
         """
 
     def new_optimizer(self, rows_kd: Tensor) -> Optimizer:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.fedavg import WeightingConfig
-from cobo_dist.algorithms.local import local_step
+from cobo_dist.algorithms.local import local_step, pull_to
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.weights import Weights
@@ -67,7 +66,7 @@ class Ditto(Algorithm):
     def round(self, t: int) -> RoundResult:
         """Take the global step at the global model and the personal steps at the personal ones."""
         x_cd, v_1d, eta = self.clients.x_cd, self.v_1d, self.clients.eta(t)
-        pull, lambda_ = eta * self.config.lambda_, self.config.lambda_
+        pull = eta * self.config.lambda_
 
         def step(rows: slice) -> None:
             """x_i (1 - eta lambda) + eta lambda v - eta g_i, in place."""
@@ -75,12 +74,9 @@ class Ditto(Algorithm):
             x_kd = x_cd[rows].mul_(1.0 - pull).add_(v_1d, alpha=pull)
             x_kd.add_(direction_kd, alpha=-eta)
 
-        def add_pull(points_kd: Tensor, gradients_kd: Tensor, rows_k: NDArray[np.int64]) -> None:
-            """Add the gradient of lambda/2 ||x_i - v||^2 in every local step."""
-            gradients_kd.add_(points_kd, alpha=lambda_).sub_(v_1d, alpha=lambda_)
-
         if self.clients.several_steps:
-            losses_c = local_step(self.clients, t, adjust=add_pull)
+            pull_to_v = pull_to(v_1d.expand_as(x_cd), self.config.lambda_)
+            losses_c = local_step(self.clients, t, adjust=pull_to_v)
         else:
             losses_c = self.clients.gradients(t, on_rows_ready=step)
         weights_n = self.context.client_weights(t, self.config.weighting)

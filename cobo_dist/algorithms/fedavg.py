@@ -60,12 +60,12 @@ class FedAvg(Algorithm):
     client it is Local.
     """
 
-    Config: ClassVar[type[WeightedAveragingConfig]] = FedAvgConfig
+    Config: ClassVar[type[WeightingConfig]] = FedAvgConfig
     title, color, marker, place = "FedAvg", "#56b4e9", "v", 2
 
     def __init__(
         self,
-        config: WeightedAveragingConfig,
+        config: WeightingConfig,
         clients: Clients,
         exchange: Exchange,
         context: RunContext,
@@ -85,9 +85,13 @@ class FedAvg(Algorithm):
         """Return 1 within groups and 0 between them."""
         return Weights(self.clients.ids, self.groups(self.context), symmetric=True)
 
+    def train(self, t: int) -> Tensor:
+        """Work locally; return the losses [c]."""
+        return local_step(self.clients, t)
+
     def round(self, t: int) -> RoundResult:
         """Work locally, then average within the group."""
-        losses_c = local_step(self.clients, t)
+        losses_c = self.train(t)
         self.average(self.clients.x_cd, t)
         if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
             self.average(self.clients.b_cd, t)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,10 +14,9 @@ from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
 
-class FinetunedFedAvgConfig(WeightedAveragingConfig):
-    """FedAvg, then every client alone from its model."""
+class FinetuningConfig(WeightedAveragingConfig):
+    """Averaging, then every client alone from its model."""
 
-    name: Literal["finetuned_fedavg"] = "finetuned_fedavg"
     fedavg_share: float = Field(
         0.5,
         ge=0,
@@ -30,13 +29,19 @@ class FinetunedFedAvgConfig(WeightedAveragingConfig):
     def needs_rounds(self) -> tuple[str, ...]:
         """The share of the rounds that are FedAvg."""
         share = f"algorithm.fedavg_share={self.fedavg_share:g}"
-        return (f"{share}: fine-tuned FedAvg turns local after a share of them",)
+        return (f"{share}: clients train alone after a share of them",)
 
     def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
         """One round of FedAvg and one of local steps."""
         together = min(rounds, math.ceil(self.fedavg_share * rounds))
         parts = [(0, together), (rounds - 1, rounds - together)]
         return [(t, count) for t, count in parts if count]
+
+
+class FinetunedFedAvgConfig(FinetuningConfig):
+    """FedAvg, then every client alone from its model."""
+
+    name: Literal["finetuned_fedavg"] = "finetuned_fedavg"
 
 
 @register.algorithm("finetuned_fedavg")
@@ -46,12 +51,12 @@ class FinetunedFedAvg(FedAvg):
     W is all ones, then the identity.
     """
 
-    Config = FinetunedFedAvgConfig
+    Config: ClassVar[type[FinetuningConfig]] = FinetunedFedAvgConfig
     title, color, marker, place = "Fine-tuned FedAvg", "#0072b2", "^", 3
 
     def __init__(
         self,
-        config: FinetunedFedAvgConfig,
+        config: FinetuningConfig,
         clients: Clients,
         exchange: Exchange,
         context: RunContext,

@@ -91,7 +91,7 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace | None:
         "--config",
         nargs="+",
         action="extend",
-        metavar="FILE.yaml",
+        metavar="FILE",
         default=[],
         help="as for train; several are an axis",
     )
@@ -99,7 +99,7 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace | None:
         "--set",
         nargs="+",
         action="extend",
-        metavar="KEY=VALUE",
+        metavar="K=V",
         default=[],
         help="the same without --set",
     )

@@ -16,9 +16,10 @@ from cobo_dist.clients.client_rows import ClientRows
 from cobo_dist.clients.engines import Batch, Engine
 from cobo_dist.clients.learning_task import BatchSource, GraphedBatches, LearningTask
 from cobo_dist.clients.local_config import LocalWorkConfig
-from cobo_dist.clients.local_work import Batches, LocalSchedule, Rows, clip_rows
+from cobo_dist.clients.local_work import ALL, Batches, LocalSchedule, Rows, clip_rows
 from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.clients.optimizers import Optimizer, build_optimizer, runs, step_size
+from cobo_dist.clients.part_optimizers import Part, PartOptimizers
 from cobo_dist.maths.flat import Scratch, to_device
 from cobo_dist.maths.participation import Participation
 from cobo_dist.phase_timer import PhaseTimer
@@ -56,6 +57,7 @@ class ClientGradients(ClientRows):
         every = len(task.train_sizes())
         self.participation = participation or Participation(0, every, every)
         self._computed: Rows | None = None  # rows of the last `gradients`; None: all
+        self._resting: tuple[Part, ...] = ()  # parts of X that are not trained now
         self._scratch, self._copies = Scratch(dtype, device), self.buffers.empty(0)
         self._open_source()
 
@@ -70,9 +72,22 @@ class ClientGradients(ClientRows):
             source.use_graphs()
         return source
 
+    def separate(self, *parts: Part) -> None:
+        """Give parts that are all of X together an optimizer each, so that one may train while others rest.
+
+        Parts that are separate already keep their state: an algorithm is built anew where clients move.
+        """
+        if not isinstance(self.optimizer, PartOptimizers) or self.optimizer.parts != parts:
+            self.optimizer = PartOptimizers(self._optimizer, self.x_cd, parts)
+
     def new_optimizer(self, rows_kd: Tensor) -> Optimizer:
         """Return an optimizer like the clients', for the models in other rows."""
         return build_optimizer(self._optimizer, rows_kd)
+
+    @property
+    def local_steps_c(self) -> Rows:
+        """Local steps of each client in a round in which it takes part."""
+        return self._schedule.counts_c
 
     def eta(self, t: int) -> float:
         """Return the step size of round t."""
@@ -105,6 +120,9 @@ class ClientGradients(ClientRows):
         rows_e: Rows | None = None,
         on_rows_ready: Callable[[slice], None] | None = None,
         adjust: Adjust | None = None,
+        *,
+        only: Part | None = None,
+        work: slice = ALL,
     ) -> Tensor:
         """Compute g_i(x_i) on the batch of round t of clients that take part into `g_cd`; return the losses.
 
@@ -119,8 +137,11 @@ class ClientGradients(ClientRows):
         are computed, while gradients and models are in the cache; it may change both.
         `adjust(points, gradients, rows)` may change the gradients [k, d] of the clients in `rows` [k] in
         every local step, for example by a pull towards another model.
+        `only`: train this one of the parts that `separate` named; the others rest. `work`: which of the local
+        steps, or epochs, to do; the others are left to further calls in the round.
         """
         with self.timer.span("gradients"):
+            self._let_rest(only)
             taking_part_c = None
             if rows_e is None and self.participation.is_partial:
                 taking_part_c = self.participation(t)[list(self.ids)]
@@ -137,7 +158,7 @@ class ClientGradients(ClientRows):
             torch.index_select(self.x_cd, 0, rows, out=points_ed)
             if self.several_steps:
                 gradients_ed = self._scratch.rows("sums", *points_ed.shape)
-                losses_e = self._work(t, rows_e, points_ed, gradients_ed, True, adjust)
+                losses_e = self._work(t, rows_e, points_ed, gradients_ed, True, adjust, work)
             else:
                 gradients_ed = self._scratch.rows("gradients", *points_ed.shape)
                 batches = Batches(t, None, None)
@@ -154,6 +175,13 @@ class ClientGradients(ClientRows):
             losses_c = self.x_cd.new_full((len(self.ids),), float("nan"))
             losses_c[rows] = losses_e
             return losses_c
+
+    def _let_rest(self, only: Part | None) -> None:
+        """Let the parts of X rest that are not to be trained; None: none rests."""
+        self._resting = ()
+        if isinstance(self.optimizer, PartOptimizers):
+            self.optimizer.train_only(only)
+            self._resting = self.optimizer.resting
 
     def gradients_at(
         self,
@@ -173,6 +201,7 @@ class ClientGradients(ClientRows):
         clipped, and with several local steps each is the sum of the gradients along plain gradient steps
         from its point; rows are then ascending.
         """
+        self._resting = ()
         with self.timer.span("midpoints"):
             if local_work and self.several_steps:
                 now_ed, sums_ed = (
@@ -205,6 +234,7 @@ class ClientGradients(ClientRows):
         sums_ed: Tensor,
         own: bool,
         adjust: Adjust | None = None,
+        work: slice = ALL,
     ) -> Tensor:
         """Take round t's local steps from the points, in place, and write the sums of directions.
 
@@ -214,7 +244,7 @@ class ClientGradients(ClientRows):
         eta = self.eta(t)
         losses_e, steps_e = (points_ed.new_zeros(len(rows_e)) for _ in range(2))
         sums_ed.zero_()
-        for batches in self._schedule.steps(t, rows_e):
+        for batches in self._schedule.steps(t, rows_e, work):
             at_k = np.arange(len(rows_e)) if batches.at is None else batches.at
             rows_k, here = rows_e[at_k], to_device(at_k, self.device)
             points_kd = points_ed if batches.at is None else self._some(points_ed, batches.at)
@@ -297,6 +327,8 @@ class ClientGradients(ClientRows):
                 for current, old in zip(buffers.rows, before, strict=True):
                     current[rows] = torch.where(bad_k1, old[rows], current[rows])
                 losses_e[rows].masked_fill_(bad_k, float("nan"))
+            for part in self._resting:
+                part.fill(gradients_ed[rows], 0.0)
             if clips and self.local.clip_norm:
                 clip_rows(gradients_ed[rows], self.local.clip_norm)
             if adjust is not None:  # what is added is no gradient of the client's, and not clipped

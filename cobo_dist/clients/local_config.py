@@ -86,6 +86,13 @@ class LocalWorkConfig(Section):
         """Whether a client may take more than one step in a round."""
         return self.steps > 1 or self.epochs > 0
 
+    def steps_of(self, sizes_n: Sequence[int], batch_size: int) -> list[int]:
+        """Return the local steps a round of clients with `sizes_n` examples, in batches of `batch_size`."""
+        if not self.epochs:
+            return [self.steps] * len(sizes_n)
+        rest = 0 if self.drop_last else batch_size - 1
+        return [self.epochs * ((size + rest) // batch_size) for size in sizes_n]
+
     @model_serializer(mode="wrap")
     def _without_steps(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out `steps` where epochs count, so that a written config can be read again."""

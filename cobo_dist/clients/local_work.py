@@ -16,6 +16,7 @@ from torch import Tensor
 from cobo_dist.clients.local_config import LocalWorkConfig
 
 Rows = NDArray[np.int64]
+ALL = slice(None)
 
 
 class Batches(NamedTuple):
@@ -41,16 +42,22 @@ class LocalSchedule:
         self.config, self.batch_size = config, batch_size
         self.sizes_c = np.asarray(sizes_c, dtype=np.int64)
 
-    def steps(self, t: int, rows_e: Rows | None = None) -> Iterator[Batches]:
+    @property
+    def counts_c(self) -> Rows:
+        """Local steps of each client in a round."""
+        return np.array(self.config.steps_of(self.sizes_c.tolist(), self.batch_size))
+
+    def steps(self, t: int, rows_e: Rows | None = None, work: slice = ALL) -> Iterator[Batches]:
         """Yield the batches of round t's local steps of the clients in these rows (None: all), in order.
 
         Those of one step are of one size each; a client is in as many of them as it takes steps.
+        `work`: only some of the steps, or with epochs some of the epochs.
         """
         if not self.config.epochs:
-            for k in range(self.config.steps):
-                yield Batches(t * self.config.steps + k, None, None)
+            for k in range(t * self.config.steps, (t + 1) * self.config.steps)[work]:
+                yield Batches(k, None, None)
             return
-        for epoch in range(t * self.config.epochs, (t + 1) * self.config.epochs):
+        for epoch in range(t * self.config.epochs, (t + 1) * self.config.epochs)[work]:
             for part in range(-(-int(self._used(rows_e).max(initial=0)) // self.batch_size)):
                 yield from self._parts(epoch, part, rows_e)
 

@@ -22,7 +22,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import Plugin, used_plugins
 from cobo_dist.registry import Kind, Variant, register, variant_of
 from cobo_dist.run_config import LogConfig, RunConfig
-from cobo_dist.settings import Section, Text, as_tuple
+from cobo_dist.settings import Section, Texts, as_tuple
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.registry import MODELS, TASKS
 from cobo_dist.tasks.sections import OWNED_DATA_KEYS, ModelSection, TaskSection
@@ -36,11 +36,6 @@ QUICKSTART = {"task": "digits", "model": "mlp", "algorithm": "cobo"}
 
 _TASK, _MODEL, _ALGORITHM = (Variant(one, QUICKSTART[one]) for one in VARIANTS)
 CALLBACK = Variant("callback", default="")  # of each in the list; it has no default
-
-
-def _some(value: Any) -> Any:
-    """Take one text for a list of one."""
-    return as_tuple([value] if isinstance(value, str) else value)
 
 
 def _texts(nested: Any) -> Iterator[str]:
@@ -62,7 +57,7 @@ class Config(Section):
     ('cobo', 'runs/digits-cobo-s0')
     """
 
-    plugins: Annotated[tuple[Text, ...], BeforeValidator(_some)] = Field(
+    plugins: Texts = Field(
         (),
         description="modules, or paths of Python files, that register algorithms, tasks, models, ... of "
         "your own (docs/EXTENDING.md)",
@@ -232,7 +227,7 @@ def check_across(config: Config) -> None:
         key = "epochs" if config.local.epochs else "steps"
         raise ConfigError(
             f"local.{key}={getattr(config.local, key)} does not serve algorithm.name="
-            f"{config.algorithm.name}, which compares gradients at one model; leave local.{key} at its "
+            f"{config.algorithm.name}, which takes one local step a round; leave local.{key} at its "
             "default"
         )
     if config.participation != ParticipationConfig() and (key := config.algorithm.draws_clients):

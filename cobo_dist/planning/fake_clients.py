@@ -66,6 +66,7 @@ class FakeClients:
         self.gradients_s = np.zeros(len(ranks), dtype=np.int64)
         self.apart_s = np.zeros(len(ranks), dtype=np.int64)
         self.others = 0
+        self.local_steps_c = np.ones(count, dtype=np.int64)
         self._scored = 0
 
     def eta(self, t: int) -> float:
@@ -78,6 +79,9 @@ class FakeClients:
         rows_e: Ints | None = None,
         on_rows_ready: Callable[[slice], None] | None = None,
         adjust: Callable[[Tensor, Tensor, Ints], None] | None = None,
+        *,
+        only: object = None,
+        work: slice = slice(None),
     ) -> Tensor:
         """Return losses of 0."""
         if on_rows_ready is not None:
@@ -149,11 +153,15 @@ class FakeClients:
     def columns(self, *patterns: str, others: bool = False, buffers: bool = False) -> FakeColumns:
         """Return some columns, whose rows have a length of their own here."""
         names = self.model.buffer_names if buffers else self.model.names
-        size = find_columns(names, patterns, others=others).size
+        found = find_columns(names, patterns, others=others)
+        size = found.size
         known = [row for row, numbers in self.sizes.items() if numbers == size and row > BUFFERS]
         length = known[0] if known else max(self.sizes) + 1
         self.sizes[length] = size
-        return FakeColumns(length, size)
+        return FakeColumns(found.names, length, size)
+
+    def separate(self, *parts: object) -> None:
+        """Have nothing to separate: models do not move."""
 
     def new_optimizer(self, rows_kd: Tensor) -> FakeOptimizer:
         """Return an optimizer for such models."""
@@ -164,6 +172,7 @@ class FakeClients:
 class FakeColumns:
     """Columns of rows that stand for models: `length` numbers stand for `size`."""
 
+    names: tuple[str, ...]
     length: int
     size: int
 

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from cobo_dist.algorithms.algorithm import RunSettings
 from cobo_dist.callbacks.callback import Callback
 from cobo_dist.callbacks.registry import build_callbacks
 from cobo_dist.checkpoint import resume
@@ -121,11 +122,13 @@ def refuse_unfit(config: Config, task: Task) -> None:
     """Check that the task has what algorithm, engine, local work and evaluation need.
 
     Raises:
-        ConfigError: it lacks clusters, validation data, the engine, a split or examples.
+        ConfigError: it lacks something of these, or they do not go together.
     """
     algorithm, run = config.algorithm, config.run
     config.local.refuse_unfit(task.train_sizes(), task.batch_size)
     config.participation.refuse_unfit(task.clients)
+    if why := algorithm.unsuited(_settings(config, task)):
+        raise ConfigError(why)
     if algorithm.needs_clusters and task.clusters is None:
         raise ConfigError(
             f"algorithm.name={algorithm.name} needs a task with known clusters, and {task.lack_clusters()}"
@@ -157,6 +160,20 @@ def refuse_unfit(config: Config, task: Task) -> None:
                 f"run.eval_splits={list(run.eval_splits)} names {split}, and {task.lack(split)}, or "
                 "run.eval_splits=[test]"
             )
+
+
+def _settings(config: Config, task: Task) -> RunSettings:
+    """Return what an algorithm may find unsuited."""
+    local, optimizer = config.local, config.optimizer
+    return RunSettings(
+        clients=task.clients,
+        lr=optimizer.lr,
+        optimizer=optimizer.name,
+        momentum=optimizer.momentum,
+        work_key="local.epochs" if local.epochs else "local.steps",
+        work=local.epochs or local.steps,
+        most_steps=max(local.steps_of(task.train_sizes(), task.batch_size)),
+    )
 
 
 def _refuse_unfit_model(config: Config, task: Task) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from methods import settings_of
 from pool import RankPool
 from problems import train
 
@@ -22,7 +23,7 @@ SMALL = [
     "task.clusters=2", "task.clients_per_cluster=2", "model.hidden=[18]", f"run.rounds={ROUNDS}",
     "run.eval_every=0", "run.threads=1", "run.checkpoint_every=0",
 ]  # fmt: skip
-CASES = {name: [f"algorithm.name={name}"] for name in ALGORITHMS} | {
+CASES = {name: settings_of(name) for name in ALGORITHMS} | {
     "cobo": ["algorithm.gamma=0.5", "algorithm.sampling.name=all"],
     "cobo, sampled": ["algorithm.gamma=0.5", "algorithm.sampling.rate=2"],
     "cobo, simplex": ["algorithm.gamma=0.5", "algorithm.domain=simplex", "run.dtype=float64"],

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from device_counts import counts_of_run
+from methods import settings_of
 from problems import write_texts
 from virtual_cuda import Counts, counted, virtual_cuda
 from vision_data import write_images
@@ -34,7 +35,7 @@ def counts_of_round(folder: Path, arguments: Sequence[str]) -> Counts:
 
 
 def digits(algorithm: str, *more: str) -> list[str]:
-    return [f"algorithm.name={algorithm}", "task.validation_fraction=0.2", *more]
+    return [*settings_of(algorithm), "task.validation_fraction=0.2", *more]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from device_counts import train_alone
+from methods import settings_of
 from pool import VirtualCudaPool
 from problems import rows, train, write_quadratic, write_texts
 from safetensors.numpy import load_file
@@ -96,9 +97,9 @@ def compare(cuda_pool: VirtualCudaPool, tmp_path: Path) -> Compare:
 
 def digits(algorithm: str, *more: str) -> list[str]:
     return [
-        f"algorithm.name={algorithm}", "model.hidden=[8]", "model.norm=batch", "data.batch_size=4",
+        "model.hidden=[8]", "model.norm=batch", "data.batch_size=4",
         "task.clusters=2", "task.clients_per_cluster=2", "task.validation_fraction=0.1",
-        "optimizer.name=ema_momentum", "optimizer.momentum=0.5", *more,
+        "optimizer.name=ema_momentum", "optimizer.momentum=0.5", *settings_of(algorithm), *more,
     ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from dense_local_work import DenseFedAvg, trained_rows
+from methods import SPLIT_MODELS, settings_of
 from pool import RankPool
 from problems import QUIET, models, rows, train, train_and_weights, write_quadratic
 from vision_data import write_images
@@ -93,7 +94,7 @@ def quadratic(problem: Path, folder: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-PART = {name: [f"algorithm.name={name}"] for name in ALGORITHMS} | {
+PART = {name: settings_of(name) for name in ALGORITHMS if name not in SPLIT_MODELS} | {
     "cobo": ["algorithm.gamma=0.1", "algorithm.sampling.name=all"],
     "cobo-simplex": [
         "algorithm.gamma=0.1",

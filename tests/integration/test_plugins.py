@@ -371,25 +371,24 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_the_examples_algorithm_is_fedprox(
+def test_the_examples_algorithm_keeps_models_near_their_mean(
     pool: RankPool, problem: Path, tmp_path: Path, ranks: int
 ) -> None:
     mu, steps, eta = 0.5, 3, 0.1
     given = arguments(
-        problem, tmp_path / "run", EXAMPLES / "own_algorithm.py", "algorithm.name=fedprox",
+        problem, tmp_path / "run", EXAMPLES / "own_algorithm.py", "algorithm.name=near_mean",
         f"algorithm.mu={mu}", f"local.steps={steps}",
     )  # fmt: skip
     assert pool.run(ranks, train, given) == [0] * ranks
     with np.load(problem) as stored:
         centers, curvature, start = stored["centers"], stored["curvature"], stored["start"]
-    x = start
+    x = np.tile(start, (N, 1))
     for _ in range(ROUNDS):
-        own = np.tile(x, (N, 1))
+        mean = x.mean(axis=0)
         for _ in range(steps):
-            own = own - eta * (curvature[:, None] * (own - centers) + mu * (own - x))
-        x = own.mean(axis=0)
-    for model in models(tmp_path / "run").values():
-        np.testing.assert_allclose(model, x, rtol=0, atol=1e-12)
+            x = x - eta * (curvature[:, None] * (x - centers) + mu * (x - mean))
+    found = np.stack(list(models(tmp_path / "run").values()))
+    np.testing.assert_allclose(found, x, rtol=0, atol=1e-12)
 
 
 def test_the_examples_statistic(problem: Path, tmp_path: Path) -> None:
@@ -410,8 +409,8 @@ def quiet(folder: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def fedprox(path: Path, name: str, *changes: tuple[str, str]) -> Path:
-    code = (EXAMPLES / "own_algorithm.py").read_text().replace('"fedprox"', f'"{name}"')
+def near_mean(path: Path, name: str, *changes: tuple[str, str]) -> Path:
+    code = (EXAMPLES / "own_algorithm.py").read_text().replace('"near_mean"', f'"{name}"')
     for old, new in changes:
         assert old in code
         code = code.replace(old, new)
@@ -422,10 +421,8 @@ def fedprox(path: Path, name: str, *changes: tuple[str, str]) -> Path:
 
 def test_a_run_can_be_overwritten_from_its_own_copy_of_the_plugin(tmp_path: Path) -> None:
     """Also with the ends of lines and the encoding of another system."""
-    plugin = fedprox(
-        tmp_path / "gone.py", "gone", ('"""FedProx', '# -*- coding: latin-1 -*-\n"""F')
-    )
-    plugin.write_bytes(plugin.read_bytes().replace(b"\n", b"\r\n").replace(b"FedAvg", b"F\xe9dAvg"))
+    plugin = near_mean(tmp_path / "gone.py", "gone", ('"""An', '# -*- coding: latin-1 -*-\n"""An'))
+    plugin.write_bytes(plugin.read_bytes().replace(b"\n", b"\r\n").replace(b"Local", b"Loc\xe9l"))
     run = tmp_path / "run"
     assert main(quiet(run, f"plugins={plugin}", "algorithm.name=gone")) == 0
     assert (run / "plugins/gone.py").read_bytes() == plugin.read_bytes()
@@ -437,10 +434,10 @@ def test_a_run_can_be_overwritten_from_its_own_copy_of_the_plugin(tmp_path: Path
 
 
 def test_a_runs_config_means_the_plugin_that_the_run_kept(tmp_path: Path) -> None:
-    plugin = fedprox(tmp_path / "ed.py", "ed")
+    plugin = near_mean(tmp_path / "ed.py", "ed")
     run, again = tmp_path / "run", tmp_path / "again"
     assert main(quiet(run, f"plugins={plugin}", "algorithm.name=ed")) == 0
-    fedprox(plugin, "ed", ("losses_c = ", "x_cd.zero_()\n        losses_c = "))
+    near_mean(plugin, "ed", ("losses_c = ", "x_cd.zero_()\n        losses_c = "))
     assert (
         main(["--config", str(run / "config.yaml"), f"run.dir={again}", "log.progress=none"]) == 0
     )
@@ -452,7 +449,7 @@ def test_a_package_and_what_it_imports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It can be loaded twice in a process, has a copy, and a change in any of its files is seen."""
-    fedprox(tmp_path / "pk/algo.py", "pkprox")
+    near_mean(tmp_path / "pk/algo.py", "pkprox")
     (tmp_path / "pk/__init__.py").write_text("from . import algo\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     given = quiet(tmp_path / "run", "plugins=pk", "algorithm.name=pkprox")
@@ -460,7 +457,7 @@ def test_a_package_and_what_it_imports(
     assert main(quiet(tmp_path / "other")) == 0  # forgets it
     assert main([*given, "run.overwrite=true"]) == 0
     assert (tmp_path / "run/plugins/pk/algo.py").exists()
-    fedprox(
+    near_mean(
         tmp_path / "pk/algo.py",
         "pkprox",
         ("losses_c = ", "raise ValueError('deep')\n        losses_c = "),
@@ -474,9 +471,9 @@ def test_a_package_and_what_it_imports(
 def test_a_plugin_imports_its_neighbours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plugin = fedprox(
+    plugin = near_mean(
         tmp_path / "sib/a.py", "sib", ("import numpy as np", "import numpy as np\nfrom helper_x import K"),
-        ("points - start_cd[rows]", "K * (points - start_cd[rows])"),
+        ("points - mean_1d", "K * (points - mean_1d)"),
     )  # fmt: skip
     (plugin.parent / "helper_x.py").write_text("K = 1.0\n")
     given = quiet(tmp_path / "run", f"plugins={plugin}", "algorithm.name=sib")
@@ -488,7 +485,7 @@ def test_a_plugin_imports_its_neighbours(
 
 
 def test_a_path_in_a_config_may_be_relative_to_it(tmp_path: Path) -> None:
-    fedprox(tmp_path / "exp/mine.py", "mine")
+    near_mean(tmp_path / "exp/mine.py", "mine")
     (tmp_path / "exp/c.yaml").write_text("plugins: [mine.py]\nalgorithm: {name: mine}\n")
     assert main(["--config", str(tmp_path / "exp/c.yaml"), *quiet(tmp_path / "run")]) == 0
 
@@ -532,7 +529,7 @@ def test_another_config_may_be_read_while_a_run_goes_on(tmp_path: Path) -> None:
 def test_what_an_algorithm_makes_is_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, says: str
 ) -> None:
-    plugin = fedprox(tmp_path / "mine.py", "mine", (old, new))
+    plugin = near_mean(tmp_path / "mine.py", "mine", (old, new))
     assert main(quiet(tmp_path / "run", f"plugins={plugin}", "algorithm.name=mine")) in (1, 2)
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -543,8 +540,8 @@ def test_a_section_that_raises_is_refused_with_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raises = "\n\n        def contradiction(self):\n            raise KeyError('x')\n"
-    plugin = fedprox(
-        tmp_path / "mine.py", "mine", ("(FedAvg: 0)\")", f"(FedAvg: 0)\"){raises}")
+    plugin = near_mean(
+        tmp_path / "mine.py", "mine", ("(Local: 0)\")", f"(Local: 0)\"){raises}")
     )  # fmt: skip
     for command in (main, plan.main):
         given = [f"plugins={plugin}", "algorithm.name=mine"]
@@ -561,7 +558,7 @@ ENTRY = "[cobo_dist.plugins]\nmine = {}\n"
 def test_installed_plugins(tmp_path: Path, name: str) -> None:
     """One that cannot be loaded is told where a name is unknown, and stops nothing else."""
     site = tmp_path / "site"
-    fedprox(site / "goodpoint.py", "pointed")
+    near_mean(site / "goodpoint.py", "pointed")
     (site / "badpoint.py").write_text("1 / 0\n")
     info = site / "mine-1.dist-info"
     info.mkdir()
@@ -579,7 +576,7 @@ def test_installed_plugins(tmp_path: Path, name: str) -> None:
     done = run("algorithm.name=pointed", "run.overwrite=true")
     if name == "goodpoint":
         assert done.returncode == 0, done.stderr
-        fedprox(
+        near_mean(
             site / "goodpoint.py", "pointed", ("losses_c = ", "x_cd.zero_()\n        losses_c = ")
         )
         done = run("algorithm.name=pointed", "run.rounds=6", "run.resume=auto")
@@ -629,7 +626,7 @@ def test_a_sweep_over_keys_of_a_plugin_leaves_them_out_of_other_algorithms(
         (tmp_path / "some.yaml").write_text("run: {rounds: 3}\n")
         load_plugins([])
         given = [
-            f"plugins={EXAMPLES / 'own_algorithm.py'}", "algorithm.name=fedprox,fedavg",
+            f"plugins={EXAMPLES / 'own_algorithm.py'}", "algorithm.name=near_mean,fedavg",
             "algorithm.mu=0,0.1", "--out", str(tmp_path / "sweep"), "--dry-run", *files,
         ]  # fmt: skip
         assert sweep.main(given) == 0

@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import yaml
+from methods import settings_of
 from pool import RankPool
 from problems import QUIET, models, rows, train
 from resuming import assert_same, log, stopped
@@ -41,7 +42,7 @@ DIGITS = [
 ]  # fmt: skip
 MOMENTUM = ("optimizer.name=ema_momentum", "optimizer.momentum=0.9")
 ADAM = ("optimizer.name=adamw", "optimizer.lr=0.003", "optimizer.schedule=one_cycle")
-RUNS: dict[str, tuple[str, ...]] = {name: (f"algorithm.name={name}",) for name in ALGORITHMS} | {
+RUNS: dict[str, tuple[str, ...]] = {name: tuple(settings_of(name)) for name in ALGORITHMS} | {
     "cobo": (*MOMENTUM, "algorithm.gamma=0.3"),
     "cobo-simplex": (*ADAM, "algorithm.name=cobo", "algorithm.domain=simplex", "algorithm.gamma=1"),
     "local": ("algorithm.name=local", "optimizer.momentum=0.5"),
@@ -51,6 +52,9 @@ RUNS: dict[str, tuple[str, ...]] = {name: (f"algorithm.name={name}",) for name i
     "ifca": ("algorithm.name=ifca", "algorithm.client_share=0.5", *MOMENTUM),
     "federated_clustering": ("algorithm.name=federated_clustering", *MOMENTUM),
     "validation_based": ("algorithm.name=validation_based", "algorithm.every=3", *ADAM),
+    "fedrep": ("algorithm.name=fedrep", "local.steps=2", *ADAM),
+    "fedbabu": ("algorithm.name=fedbabu", "algorithm.fedavg_share=0.5", *ADAM),
+    "scaffold": ("algorithm.name=scaffold", "local.steps=2", "participation.count=5"),
     "oracle": ("algorithm.name=oracle", *MOMENTUM),
     "local-epochs": (
         "algorithm.name=oracle",

@@ -58,17 +58,20 @@ class DenseFedAvg:
             found.append(torch.stack([self.order(client, p // count)[p % count] for p in places]))
         return found
 
+    def backward(self, client: int, numbers: torch.Tensor) -> None:
+        """Compute the gradient of a client's loss on some of its examples."""
+        model, examples = self.models[client], self.task.examples
+        inputs = examples.as_inputs(examples.inputs[numbers])
+        targets = examples.labels_of[client][examples.targets[numbers]]
+        model.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+
     def local_work(self, client: int, t: int) -> None:
-        model, optimizer = self.models[client], self.optimizers[client]
         for numbers in self.batches(client, t):
-            examples = self.task.examples
-            inputs = examples.as_inputs(examples.inputs[numbers])
-            targets = examples.labels_of[client][examples.targets[numbers]]
-            optimizer.zero_grad()
-            F.cross_entropy(model(inputs), targets).backward()
+            self.backward(client, numbers)
             if clip := self.config.local.clip_norm:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
+                torch.nn.utils.clip_grad_norm_(self.models[client].parameters(), clip)
+            self.optimizers[client].step()
 
     def train_rounds(self, rounds: int, groups: list[int]) -> np.ndarray:
         """Train, and average within groups after every round; return the models [n, d]."""

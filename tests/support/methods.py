@@ -78,3 +78,20 @@ def check_method(
             if deterministic:
                 assert np.array_equal(x, found[0][0])
                 assert np.array_equal(w, found[0][1])
+
+
+NEEDS = {
+    "fedprox": ("local.steps=2",),
+    "fedrep": ("local.steps=2",),
+    "fedbn": ("model.norm=batch",),
+    "scaffold": ("optimizer.name=sgd", "optimizer.momentum=0"),
+}
+"""Settings without which an algorithm refuses to start."""
+
+SPLIT_MODELS = ("fedper", "fedrep", "fedbabu", "lg_fedavg", "fedbn")
+"""Methods that share a part of the model, so that Example 2 has none for them: its model is one vector."""
+
+
+def settings_of(name: str) -> list[str]:
+    """Return the arguments of an algorithm, to follow others."""
+    return [f"algorithm.name={name}", *NEEDS.get(name, ())]

@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from methods import settings_of
 from test_plan import dry_run_of
 
 import cobo_dist
@@ -43,7 +44,7 @@ def sampling(count: int) -> mock._patch[int]:
 @pytest.mark.parametrize(("name", "way", "more"), CASES)
 def test_a_sampled_rank_counts_as_among_all(name: str, way: str, more: list[str]) -> None:
     """26 made-up clients on 7 ranks: all ranks, and 3 of them."""
-    settings = [*SMALL, f"algorithm.name={name}", *WAYS[way], *more]
+    settings = [*SMALL, *settings_of(name), *WAYS[way], *more]
     whole = dry_run_of(settings, 7, clients=26)
     with sampling(3):
         sample = dry_run_of(settings, 7, clients=26)
@@ -139,7 +140,7 @@ def test_a_million_clients_on_a_thousand_ranks() -> None:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_on_a_thousand_ranks(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """3,000 clients; what compares all clients with one another is refused in one line."""
-    code = main([f"algorithm.name={name}", "ranks=1000", "clients=3000", *SMALL])
+    code = main([*settings_of(name), "ranks=1000", "clients=3000", *SMALL])
     captured = capsys.readouterr()
     if code == 0:
         assert "sent by one of 32 ranks" in captured.out
@@ -168,5 +169,5 @@ def test_planning_names_no_algorithm() -> None:
 
 def test_a_dry_run_of_every_algorithm_needs_nothing_else() -> None:
     for name in ALGORITHMS:
-        found: DryRun = dry_run_of([*SMALL, f"algorithm.name={name}"], 3)
+        found: DryRun = dry_run_of([*SMALL, *settings_of(name)], 3)
         assert found.traffic()["round 1"].total >= 0
