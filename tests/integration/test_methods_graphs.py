@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from methods import DenseClients, check_method, trained, write_problem
 from pool import RankPool
-from problems import QUIET, rows
+from problems import QUIET, rows, train
+from resuming import assert_same, stopped
 from scipy.optimize import minimize
 
 from cobo_dist.algorithms.pfedgraph import graph_rows
 from cobo_dist.cli.train import main
 from cobo_dist.maths import seeds
+from cobo_dist.maths.distances import linked_groups, squared_distances
 
 ROUNDS, ETA = 6, 0.1
 SHORT = (f"run.rounds={ROUNDS}", f"optimizer.lr={ETA}")
@@ -133,6 +136,7 @@ def test_equal_starts_have_the_papers_self_weight(
         ["heurfedamp", "algorithm.self_weight=1"],
         ["dada", "algorithm.mu1=0", "local.steps=2"],
         ["dada", "algorithm.mu2=1e-6"],  # links cost more than they are worth
+        ["flhc", "algorithm.clusters=7", "algorithm.after_rounds=1"],
     ],
 )  # fmt: skip
 def test_extremes_that_are_local(
@@ -245,6 +249,245 @@ def test_pfedgraph_near_equal_shares_is_fedavg(
     np.testing.assert_allclose(w, np.full((7, 7), 1 / 7), atol=1e-9)
 
 
+# -- groups: CFL and one-shot clustering ---------------------------------------------------------------
+
+
+def merged(
+    distances: np.ndarray, linkage: str, count: int = 0, most: float = 0.0
+) -> list[list[int]]:
+    """Agglomerative clustering, written out."""
+    of_pairs = {"complete": np.max, "average": np.mean, "single": np.min}[linkage]
+    groups = [[i] for i in range(len(distances))]
+    while len(groups) > max(count, 1):
+        gaps = {
+            (a, b): of_pairs(distances[np.ix_(groups[a], groups[b])])
+            for a in range(len(groups))
+            for b in range(a + 1, len(groups))
+        }
+        a, b = min(gaps, key=lambda pair: gaps[pair])
+        if not count and gaps[a, b] > most:
+            break
+        groups[a] = sorted(groups[a] + groups.pop(b))
+    return sorted(groups)
+
+
+@pytest.mark.parametrize("linkage", ["complete", "average", "single"])
+def test_linked_groups_are_merged_as_written_out(linkage: str) -> None:
+    points = np.random.default_rng(0).normal(size=(9, 3))
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    for given in ({"count": 3}, {"threshold": 1.5}, {"count": 9}, {"count": 1}):
+        expected = merged(distances, linkage, given.get("count", 0), given.get("threshold", 0.0))
+        found = linked_groups(distances, linkage, **given)
+        assert [np.flatnonzero(found == k).tolist() for k in range(found.max() + 1)] == expected
+    assert linked_groups(np.ones((4, 4)), "complete", count=2).max() == 1, (
+        "also where all are as near"
+    )
+
+
+def test_equal_rows_have_distance_0() -> None:
+    rows = np.tile(np.random.default_rng(0).normal(size=1000) * 1e3, (3, 1))
+    rows[2, 0] += 1.0
+    products = np.array([[sum(a * b) for b in rows] for a in rows])  # one after the other
+    products[0, 1] *= 1 + 1e-14
+    found = squared_distances(products, products.diagonal(), range(3))
+    assert found[0, 1] == found[0, 0] == 0.0
+    assert found[0, 2] == pytest.approx(1.0, rel=1e-4)
+
+
+class GroupTwin(DenseClients):
+    """FedAvg within groups, with the last updates of all clients."""
+
+    def __init__(
+        self, problem: Path, eta: float, steps: int = 1, count: int = 0, by: str = "equal"
+    ):
+        super().__init__(problem, eta)
+        self.steps, self.count = steps, count
+        self.groups = [list(range(self.n))]
+        self.sizes = np.arange(1.0, self.n + 1) if by == "examples" else np.ones(self.n)
+        self.updates: dict[int, np.ndarray] = {}
+
+    def work(self, t: int) -> list[int]:
+        part = taking_part(t, self.n, self.count)
+        for i in part:
+            self.updates[i] = self.local_work(i, self.x[i], self.steps) - self.x[i]
+        return part
+
+    def average(self, part: list[int]) -> None:
+        for group in self.groups:
+            of = [i for i in group if i in part]
+            if of:
+                shares = self.sizes[of] / self.sizes[of].sum()
+                self.x[group] = shares @ np.stack([self.x[i] + self.updates[i] for i in of])
+
+    def result(self) -> Result:
+        label = [
+            next(k for k, group in enumerate(self.groups) if i in group) for i in range(self.n)
+        ]
+        return self.x, np.equal.outer(label, label)
+
+
+def cfl(twin: GroupTwin, rounds: int, eps1: float, eps2: float, first: int, gamma: float | None,
+        relative: bool) -> Result:  # fmt: skip
+    early = []
+    for t in range(rounds):
+        part = twin.work(t)
+        before = twin.x.copy()
+        twin.average(part)
+        norms = {i: np.linalg.norm(twin.updates[i]) for i in part}
+        if t < first:
+            early += norms.values()
+            continue
+        unit = np.mean(early) if relative else 1.0
+        groups = []
+        for group in twin.groups:
+            of = [norms[i] for i in group if i in part]
+            known = len(group) >= 3 and all(i in twin.updates for i in group)
+            mean = np.linalg.norm(twin.x[group[0]] - before[group[0]])
+            if not (known and of and mean < eps1 * unit and max(of) > eps2 * unit):
+                groups.append(group)
+                continue
+            near = cosines_of(np.stack([twin.updates[i] for i in group]))
+            a, b = merged(1 - near, "complete", 2)
+            if gamma is not None and near[np.ix_(a, b)].max() >= np.sqrt((1 - gamma) / 2):
+                groups.append(group)
+            else:
+                groups += [[group[k] for k in side] for side in (a, b)]
+        twin.groups = groups
+    return twin.result()
+
+
+CFL = {
+    "relative": ([], {}, {}),
+    "absolute": (["norms=absolute", "eps1=0.1", "eps2=0.12"],
+                 {"eps1": 0.1, "eps2": 0.12, "relative": False}, {}),
+    "local steps, by examples": (["weighting=examples"], {}, {"steps": 3, "by": "examples"}),
+    "some clients": (["eps1=1.5", "eps2=0.1"], {"eps1": 1.5, "eps2": 0.1}, {"steps": 2, "count": 5}),
+    "gamma": (["gamma=0.9"], {"gamma": 0.9}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CFL)
+def test_cfl_is_its_dense_twin(case: str, pool: RankPool, unlike: Path, tmp_path: Path) -> None:
+    keys, given, work = CFL[case]
+    default = {"rounds": 16, "eps1": 0.4, "eps2": 0.3, "first": 4, "gamma": None, "relative": True}
+    expected = cfl(GroupTwin(unlike, 0.25, **work), **(default | given))
+    assert 0 < expected[1].sum() < 49, "a cluster was cut"
+    check_method(
+        pool, unlike, tmp_path, expected, "run.rounds=16", "optimizer.lr=0.25",
+        "algorithm.name=cfl", "algorithm.first_split=4", "algorithm.eps2=0.3",
+        *(f"algorithm.{key}" for key in keys), f"local.steps={work.get('steps', 1)}",
+        *([f"participation.count={work['count']}"] if "count" in work else []),
+    )  # fmt: skip
+
+
+def four_clusters(folder: Path) -> Path:
+    """Write 4 x 3 clients in the plane; clients i, i + 4, i + 8 are alike."""
+    angles = np.radians([10.0, 60.0, 190.0, 250.0])[np.arange(12) % 4]
+    centers = 3.0 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    centers += np.random.default_rng(0).normal(scale=0.02, size=centers.shape)
+    path = folder / "four.npz"
+    np.savez(path, centers=centers, curvature=np.ones(12), start=np.array([1.0, -2.0]),
+             clusters=np.arange(12) % 4)  # fmt: skip
+    return path
+
+
+FOUR = ("run.rounds=50", "optimizer.lr=0.3")
+
+
+def test_cfl_finds_four_clusters_and_keeps_all_twelve_clients(
+    pool: RankPool, tmp_path: Path
+) -> None:
+    """Public copies take positions within a cluster for clients from the second cut on, and lose some."""
+    path = four_clusters(tmp_path)
+    x, w = trained(pool, path, tmp_path / "run", 3, *FOUR, "algorithm.name=cfl",
+                   "algorithm.first_split=5", "algorithm.eps1=0.1", "algorithm.eps2=0.2")  # fmt: skip
+    same = np.equal.outer(np.arange(12) % 4, np.arange(12) % 4)
+    np.testing.assert_array_equal(w, same)
+    means = same @ np.load(path)["centers"] / 3
+    np.testing.assert_allclose(x, means, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["cfl", "flhc"])
+def test_groups_survive_a_restart(name: str, pool: RankPool, tmp_path: Path) -> None:
+    """Stopped after clusters were cut, and gone on with on another number of ranks."""
+    run = [
+        "task.name=quadratic", f"task.file={four_clusters(tmp_path)}", *FOUR, f"algorithm.name={name}",
+        "comm.deterministic=true", "participation.count=10",
+        *(["algorithm.first_split=5", "algorithm.eps1=2", "algorithm.eps2=0.05"] if name == "cfl"
+          else ["algorithm.clusters=4"]),
+    ]  # fmt: skip
+    pool.run(2, train, [*run, f"run.dir={tmp_path / 'whole'}"])
+    again = [*run, f"run.dir={tmp_path / 'cut'}", "run.resume=auto"]
+    assert pool.run(2, stopped, again, 1, 25, signal.SIGTERM) == [75, 75]
+    assert pool.run(3, train, again) == [0, 0, 0]
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    weights = np.load(tmp_path / "cut" / "W.npz")["weights"]
+    assert weights[0].all()
+    assert not weights[-1].all()
+
+
+def flhc(twin: GroupTwin, rounds: int, after: int, linkage: str, cosine: bool, count: int,
+         threshold: float) -> Result:  # fmt: skip
+    for t in range(rounds):
+        part = twin.work(t)
+        if t + 1 >= after and len(twin.updates) == twin.n and not hasattr(twin, "at"):
+            twin.at = t
+            # The twin's updates are the changes of the models; a round's step size scales all alike.
+            rows = np.stack([twin.updates[i] for i in range(twin.n)])
+            distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
+            if cosine:
+                distances = 1 - cosines_of(rows)
+            mean = distances.sum() / (twin.n * (twin.n - 1))
+            twin.groups = merged(distances, linkage, count, threshold * mean)
+        twin.average(part)
+    return twin.result()
+
+
+FLHC = {
+    "clusters": (["clusters=3"], {"count": 3}, {}),
+    "threshold": (["threshold=0.7", "linkage=complete"], {"threshold": 0.7, "linkage": "complete"}, {}),
+    "cosine": (["threshold=0.5", "distance=cosine", "linkage=single"],
+               {"threshold": 0.5, "cosine": True, "linkage": "single"}, {"steps": 2}),
+    "some clients": (["clusters=2", "weighting=examples"], {"count": 2},
+                     {"steps": 2, "count": 3, "by": "examples"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FLHC)
+def test_flhc_is_its_dense_twin(case: str, pool: RankPool, unlike: Path, tmp_path: Path) -> None:
+    keys, given, work = FLHC[case]
+    default = {
+        "rounds": 12,
+        "after": 4,
+        "linkage": "average",
+        "cosine": False,
+        "count": 0,
+        "threshold": 0.0,
+    }
+    expected = flhc(GroupTwin(unlike, ETA, **work), **(default | given))
+    assert 7 < expected[1].sum() < 49, "clients were grouped"
+    check_method(
+        pool, unlike, tmp_path, expected, "run.rounds=12", f"optimizer.lr={ETA}",
+        "algorithm.name=flhc", "algorithm.after_rounds=4", *(f"algorithm.{key}" for key in keys),
+        f"local.steps={work.get('steps', 1)}",
+        *([f"participation.count={work['count']}"] if "count" in work else []),
+    )  # fmt: skip
+
+
+def test_flhc_with_the_true_number_of_clusters_is_oracle_from_then_on(
+    pool: RankPool, tmp_path: Path
+) -> None:
+    """Grouped in round 1, before any average."""
+    problem = four_clusters(tmp_path)
+    runs = {"flhc": ["algorithm.after_rounds=1"], "oracle": []}
+    (x, w), (same_x, same_w) = (
+        trained(pool, problem, tmp_path / name, 2, *SHORT, f"algorithm.name={name}", *more)
+        for name, more in runs.items()
+    )
+    np.testing.assert_allclose(x, same_x, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(w, same_w)
+
+
 # -- Dada ----------------------------------------------------------------------------------------------
 
 
@@ -327,6 +570,9 @@ REFUSED = {
     "fedamp algorithm.alpha=1": "set algorithm.sigma too",
     "heurfedamp algorithm.self_weight=1.5": "algorithm.self_weight",
     "pfedgraph algorithm.alpha=0": "algorithm.alpha",
+    "cfl algorithm.min_size=1": "algorithm.min_size",
+    "flhc algorithm.clusters=2 algorithm.threshold=1": "drop one of them",
+    "flhc algorithm.clusters=9": "more groups than the 8 clients",
     "dada algorithm.delta=0": "algorithm.delta",
 }
 
