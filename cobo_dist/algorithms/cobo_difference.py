@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RunContext, WeightUpdates
 from cobo_dist.errors import ConfigError
-from cobo_dist.lazy import Tensor, torch
-from cobo_dist.maths.alignment import row_dots
+from cobo_dist.lazy import torch
+from cobo_dist.maths.alignment import squared_norms
 from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.weights import Weights
 
@@ -189,9 +189,3 @@ class DifferenceSelection:
             },
             pairs={"difference.scores": self.scores},
         )
-
-
-def squared_norms(rows_md: Tensor) -> Tensor:
-    """Return the squared norms [m] of rows, float64; on a CPU each by itself, whatever rows are beside it."""
-    every = np.arange(len(rows_md))
-    return row_dots(rows_md, every, rows_md, every, deterministic=not rows_md.is_cuda).double()

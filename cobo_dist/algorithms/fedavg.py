@@ -71,11 +71,8 @@ class FedAvg(Algorithm):
         context: RunContext,
     ) -> None:
         super().__init__(config, clients, exchange, context)
-        self.groups_n = np.unique(self.groups(context), return_inverse=True)[1].reshape(-1)
-        self.one_group = int(self.groups_n.max()) == 0
         self.alike = context.all_take_part and config.weighting == "equal"
-        sizes_c = self.weights.sums()
-        self.share_c1 = upload(torch.from_numpy(1.0 / sizes_c)[:, None], clients.x_cd)
+        self.use_groups(self.weights)
 
     def groups(self, context: RunContext) -> tuple[int, ...]:
         """Return the group of each client; a group shares one model."""
@@ -88,6 +85,13 @@ class FedAvg(Algorithm):
     def train(self, t: int) -> Tensor:
         """Work locally; return the losses [c]."""
         return local_step(self.clients, t)
+
+    def use_groups(self, weights: Weights) -> None:
+        """Average within the groups of W from now on: weights of 1 within them and 0 between them."""
+        self.weights, self.groups_n = weights, weights.groups_n
+        self.one_group = int(self.groups_n.max()) == 0
+        share_c1 = torch.from_numpy(1.0 / weights.sums())[:, None]
+        self.share_c1 = upload(share_c1, self.clients.x_cd)
 
     def round(self, t: int) -> RoundResult:
         """Work locally, then average within the group."""

@@ -62,6 +62,12 @@ def row_dots(
     return dots[0] if len(dots) == 1 else torch.cat(dots)
 
 
+def squared_norms(rows_md: Tensor) -> Tensor:
+    """Return the squared norms [m] of rows, float64; on a CPU each by itself, whatever rows are beside it."""
+    every = np.arange(len(rows_md))
+    return row_dots(rows_md, every, rows_md, every, deterministic=not rows_md.is_cuda).double()
+
+
 @dataclass(frozen=True)
 class Statistic:
     """A function of two gradients g_i and g_j, i < j, that says how well they align.

@@ -1,0 +1,88 @@
+"""FedAvg within groups of clients that are found while training: what CFL and one-shot clustering share.
+
+Shapes: n clients, c on this rank, d parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobo_dist.algorithms.base import AlgorithmState, RunContext
+from cobo_dist.algorithms.fedavg import FedAvg, WeightedAveragingConfig
+from cobo_dist.lazy import Tensor, torch
+from cobo_dist.maths.flat import empty_rows, to_device
+from cobo_dist.maths.weights import Weights
+
+
+class FoundGroupsConfig(WeightedAveragingConfig):
+    """What a method says that compares the updates of all clients."""
+
+    def comparisons(self, t: int, context: RunContext) -> float:
+        """All clients are compared with one another when it is time."""
+        return float(context.clients**2)
+
+
+class FoundGroups(FedAvg):
+    """FedAvg within groups that are found from the clients' updates; at first all clients are one group.
+
+    An update is what the local work of a round changes, x_i after it minus x_i before it. Where only some
+    clients take part in a round, the last update of a client stands for the others. W is 1 within groups.
+    """
+
+    learns_weights = True
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        n, x_cd = self.context.clients, self.clients.x_cd
+        self.found_n = np.zeros(n, dtype=np.int64)  # the group of each client
+        self.known_n = np.zeros(n, dtype=np.uint8)  # whether a client has an update
+        self.updates_cd: Tensor | None = None  # the last ones, where not all are of this round
+        if not self.context.all_take_part:
+            self.updates_cd = empty_rows(*x_cd.shape, dtype=x_cd.dtype, device=x_cd.device).zero_()
+
+    def local_updates(self, t: int) -> tuple[Tensor, Tensor]:
+        """Work locally; return the losses [c], and the clients' last updates divided by -eta [c, d]."""
+        clients, part_n = self.clients, self.context.taking_part(t)
+        losses_c = clients.gradients(t)
+        direction_cd = clients.direction()
+        clients.x_cd.add_(direction_cd, alpha=-clients.eta(t))
+        self.known_n[part_n] = 1
+        if self.updates_cd is None:
+            return losses_c, direction_cd
+        rows = to_device(np.flatnonzero(part_n[list(clients.ids)]), clients.x_cd.device)
+        self.updates_cd.index_copy_(0, rows, direction_cd.index_select(0, rows))
+        return losses_c, self.updates_cd
+
+    def products(self, rows_cd: Tensor) -> NDArray[np.float64]:
+        """Return the inner products of all clients' rows on every rank, [n, n]."""
+        return self.exchange.all_gather(self.exchange.gram(rows_cd)).astype(np.float64)
+
+    def average_all(self, t: int) -> None:
+        """Average models, and their buffers if they are averaged too, within the groups."""
+        self.average(self.clients.x_cd, t)
+        if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
+            self.average(self.clients.b_cd, t)
+
+    def use_found(self) -> None:
+        """Average within the groups found, also after a restart, which fills them in."""
+        if not np.array_equal(self.found_n, self.groups_n):
+            self.use_groups(Weights(self.clients.ids, self.found_n, symmetric=True))
+
+    def state(self) -> AlgorithmState:
+        """Return the groups, who has an update, and the last updates where they are kept."""
+        shared = {
+            "groups": torch.from_numpy(self.found_n),
+            "known": torch.from_numpy(self.known_n),
+        }
+        rows = {} if self.updates_cd is None else {"updates": self.updates_cd}
+        return AlgorithmState(rows=rows, shared=shared)
+
+    def possible_weights(self) -> dict[str, Weights | None]:
+        """Return W of the true clusters, if the task knows them."""
+        if self.context.clusters is None:
+            return {}
+        found = Weights(self.clients.ids, self.context.clusters, symmetric=True)
+        return {"W = true clusters": found}
