@@ -1,0 +1,129 @@
+"""Methods that try other clients' models or gradients on their own data, beside twins with one array."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from methods import DenseClients, check_method, trained, write_problem
+from pool import RankPool
+from problems import write_quadratic
+
+from cobo_dist.config import load_config
+from cobo_dist.errors import ConfigError
+from cobo_dist.maths import seeds
+
+N, D, ETA = 7, 5, 0.2
+EXAMPLES = np.array([3, 1, 4, 1, 5, 9, 2])
+Dense = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven clients in three clusters, with unequal curvature."""
+    return write_problem(tmp_path_factory.mktemp("problem"))
+
+
+@pytest.fixture(scope="module")
+def weighed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with unequal numbers of examples."""
+    path = tmp_path_factory.mktemp("problem") / "problem.npz"
+    return write_quadratic(path, N, D, examples=EXAMPLES)
+
+
+def write_centers(path: Path, centers: list[list[float]], **more: np.ndarray) -> Path:
+    """Write clients of curvature 1 that start at 0."""
+    np.savez(
+        path, centers=np.array(centers), curvature=np.ones(len(centers)), start=np.zeros(len(centers[0])),
+        **more,
+    )  # fmt: skip
+    return path
+
+
+def settings(name: str, rounds: int, *more: str) -> list[str]:
+    return [f"algorithm.name={name}", f"run.rounds={rounds}", f"optimizer.lr={ETA}", *more]
+
+
+def taking_part(t: int, count: int, n: int = N) -> list[int]:
+    """Return who takes part, ascending."""
+    return sorted(seeds.permutation(seeds.key(0, "clients", t), n).tolist()[:count])
+
+
+# -- adaptive collaboration -----------------------------------------------------------------------------
+
+
+def adaptive_collaboration(
+    problem: Path, rounds: int, shares: str, counts: np.ndarray, part: int
+) -> Dense:
+    dense, w = DenseClients(problem, ETA), np.eye(N)
+    for t in range(rounds):
+        here, moved = taking_part(t, part), dense.x.copy()
+        for i in here:
+            g = [dense.gradient(j, dense.x[i]) for j in range(N)]
+            own = g[i] @ g[i]
+            row = np.zeros(N)
+            for j in here:
+                apart = (g[i] - g[j]) @ (g[i] - g[j])
+                if apart < own:
+                    row[j] = counts[j] * (1.0 if shares == "binary" else 1.0 - apart / own)
+            w[i] = row / row.sum()
+            moved[i] = dense.x[i] - ETA * sum(w[i, j] * g[j] for j in range(N))
+        dense.x = moved
+    return dense.x, w
+
+
+@pytest.mark.parametrize(
+    ("shares", "weighting", "part"),
+    [("binary", "equal", 7), ("binary", "examples", 4), ("continuous", "equal", 7)],
+)
+def test_adaptive_collaboration(
+    pool: RankPool, weighed: Path, tmp_path: Path, shares: str, weighting: str, part: int
+) -> None:
+    counts = EXAMPLES if weighting == "examples" else np.ones(N)
+    expected = adaptive_collaboration(weighed, 8, shares, counts, part)
+    assert 0 < np.count_nonzero(expected[1]) < N * N
+    check_method(
+        pool, weighed, tmp_path, expected,
+        *settings("adaptive_collaboration", 8, f"algorithm.shares={shares}"),
+        f"algorithm.weighting={weighting}", f"participation.count={part}",
+    )  # fmt: skip
+
+
+def test_adaptive_collaboration_of_opposite_clusters_is_oracle(
+    pool: RankPool, tmp_path: Path
+) -> None:
+    """||g_i - g_j||^2 is 0 within a cluster and 4 ||g_i||^2 between the two."""
+    signs = [1.0, -1.0, 1.0, -1.0, 1.0]
+    problem = write_centers(tmp_path / "two.npz", [[s, 2.0 * s] for s in signs])
+    x, w = trained(pool, problem, tmp_path / "run", 2, *settings("adaptive_collaboration", 5))
+    oracle, same = trained(pool, problem, tmp_path / "oracle", 2, *settings("oracle", 5))
+    np.testing.assert_allclose(x, oracle, atol=1e-12)
+    np.testing.assert_allclose(w, same / same.sum(axis=1, keepdims=True), atol=1e-12)
+
+
+def test_adaptive_collaboration_ends_near_the_optimum(pool: RankPool, tmp_path: Path) -> None:
+    """Clients that are a little different help at first, and drop out when own gradients are short."""
+    problem = write_centers(tmp_path / "near.npz", [[1.0], [1.2]])
+    name = "adaptive_collaboration"
+    _, early = trained(pool, problem, tmp_path / "early", 1, *settings(name, 1))
+    x, late = trained(pool, problem, tmp_path / "late", 1, *settings(name, 60))
+    assert early.tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert late.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    np.testing.assert_allclose(x, [[1.0], [1.2]], atol=1e-3)
+
+
+# -- refusals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("algorithm.name=adaptive_collaboration local.epochs=1", "local.epochs=1 does not serve"),
+    ],
+)
+def test_settings_that_make_it_another_method_are_refused(given: str, words: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load_config(None, given.split())
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
