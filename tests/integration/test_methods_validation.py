@@ -113,6 +113,77 @@ def test_adaptive_collaboration_ends_near_the_optimum(pool: RankPool, tmp_path: 
     np.testing.assert_allclose(x, [[1.0], [1.2]], atol=1e-3)
 
 
+# -- FedFomo ---------------------------------------------------------------------------------------------
+
+
+def fomo_downloads(affinity_n: np.ndarray, i: int, t: int, here: list[int], m: int) -> list[int]:
+    """Return i and the m others whose models it has, by epsilon-greedy choice."""
+    drawn = seeds.permutation(seeds.key(0, "downloads", t, i), N).tolist()
+    others = [k for k in drawn if k in here and k != i]
+    u = seeds.uniforms(seeds.key(0, "exploration", t, i), m).numpy()
+    random = int((u < max(0.0, 0.5 - 0.1 * t)).sum())
+    best = sorted(others, key=lambda k: -affinity_n[k])[: m - random]
+    return [i, *best, *[k for k in others if k not in best][:random]]
+
+
+def fedfomo(problem: Path, rounds: int, part: int, steps: int, m: int) -> Dense:
+    dense, w, affinity = DenseClients(problem, ETA), np.eye(N), np.zeros((N, N))
+    for t in range(rounds):
+        here, before = taking_part(t, part), dense.x.copy()
+        trained_x = before.copy()
+        for i in here:
+            trained_x[i] = dense.local_work(i, before[i], steps)
+        for i in here:
+            row = np.zeros(N)
+            for k in here if m >= N - 1 else fomo_downloads(affinity[i], i, t, here, m):
+                gain = dense.loss(i, before[i]) - dense.loss(i, trained_x[k])
+                row[k] = max(0.0, gain) / np.linalg.norm(trained_x[k] - before[i])
+            w[i] = row / row.sum() if row.any() else row
+            affinity[i] += w[i]
+            dense.x[i] = before[i] + sum(w[i, k] * (trained_x[k] - before[i]) for k in range(N))
+    return dense.x, w
+
+
+@pytest.mark.parametrize(
+    ("part", "steps", "downloads"), [(7, 1, 0), (4, 3, 0), (7, 2, 2), (5, 1, 3)]
+)
+def test_fedfomo(
+    pool: RankPool, problem: Path, tmp_path: Path, part: int, steps: int, downloads: int
+) -> None:
+    expected = fedfomo(problem, 6, part, steps, downloads or N - 1)
+    assert np.count_nonzero(expected[1] * (1 - np.eye(N))) > 0, "clients use models of others"
+    check_method(
+        pool, problem, tmp_path, expected,
+        *settings("fedfomo", 6, f"participation.count={part}", f"local.steps={steps}"),
+        f"algorithm.downloads={downloads}", "algorithm.exploration=0.5",
+        "algorithm.exploration_decay=0.1",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("downloads", [0, 1])
+def test_fedfomo_keeps_its_own_model_where_nothing_helps(
+    pool: RankPool, tmp_path: Path, downloads: int
+) -> None:
+    """Steps of others are orthogonal to what a client needs."""
+    problem = write_centers(tmp_path / "apart.npz", np.eye(4).tolist(), clusters=np.arange(4))
+    name = f"algorithm.downloads={downloads}"
+    x, w = trained(pool, problem, tmp_path / "run", 2, *settings("fedfomo", 6, name))
+    alone, _ = trained(pool, problem, tmp_path / "local", 1, *settings("local", 6))
+    np.testing.assert_allclose(x, alone, atol=1e-14)
+    np.testing.assert_array_equal(w, np.eye(4))
+
+
+@pytest.mark.parametrize("lr", [50.0, 0.0])
+def test_fedfomo_takes_back_local_work_that_does_not_help(
+    pool: RankPool, problem: Path, tmp_path: Path, lr: float
+) -> None:
+    """A step that overshoots, and none at all: then all models are the same, at distance 0."""
+    more = settings("fedfomo", 3, f"optimizer.lr={lr}")
+    x, w = trained(pool, problem, tmp_path / "run", 2, *more)
+    np.testing.assert_array_equal(x, np.tile(np.load(problem)["start"], (N, 1)))
+    assert not w.any()
+
+
 # -- refusals ----------------------------------------------------------------------------------------------
 
 
