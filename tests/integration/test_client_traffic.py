@@ -29,8 +29,13 @@ CASES = {name: [f"algorithm.name={name}"] for name in ALGORITHMS} | {
     "cobo, bfloat16": ["comm.dtype=bfloat16"],
     "fedavg, buffers": ["algorithm.name=fedavg", "algorithm.buffers=averaged", "model.norm=batch"],
 }
-POINT_TO_POINT = {"local", "oracle", *(case for case in CASES if case.startswith("cobo"))}
-"""Those that do without `all_reduce`, where ranks send their part of a sum to every other rank."""
+POINT_TO_POINT = {
+    "local",
+    "oracle",
+    "dpfl",
+    *(case for case in CASES if case.startswith("cobo")),
+}
+"""Those that do without `all_reduce` and `visits`, where ranks send to every other rank what goes up once."""
 
 Summaries = dict[int, dict[str, Any]]  # by ranks and case
 

@@ -184,6 +184,90 @@ def test_fedfomo_takes_back_local_work_that_does_not_help(
     assert not w.any()
 
 
+# -- DPFL --------------------------------------------------------------------------------------------------
+
+
+def greedy_set(
+    dense: DenseClients, x: np.ndarray, i: int, t: int, pool: list[int], budget: int, tie: float,
+    counts: np.ndarray,
+) -> list[int]:  # fmt: skip
+    """Return the collaborators that client i takes of a pool: randomized double greedy."""
+
+    def reward(members: list[int]) -> float:
+        return -dense.loss(i, counts[members] @ x[members] / counts[members].sum())
+
+    order = seeds.permutation(seeds.key(0, "candidates", t, i), N).tolist()
+    draws = seeds.uniforms(seeds.key(0, "collaborators", t, i), N).numpy()
+    grown, shrunk = [i], [i, *pool]
+    for u, draw in zip([u for u in order if u in pool], draws, strict=False):
+        a = max(0.0, reward([*grown, u]) - reward(grown))
+        b = max(0.0, reward([j for j in shrunk if j != u]) - reward(shrunk))
+        p = a / (a + b) if a + b > 0 else tie
+        if draw < p and len(grown) <= budget:
+            grown.append(u)
+        else:
+            shrunk.remove(u)
+    return grown[1:]
+
+
+def dpfl(
+    problem: Path, rounds: int, part: int, steps: int, budget: int, every: int, ties: str, counts: np.ndarray
+) -> Dense:  # fmt: skip
+    """Two rounds alone; then collaborators of all, and later of the first ones."""
+    dense, w, pools = DenseClients(problem, ETA), np.eye(N), dict[int, list[int]]()
+    for t in range(rounds):
+        here, x = taking_part(t, part), dense.x.copy()
+        for i in here:
+            x[i] = dense.local_work(i, dense.x[i], steps)
+        dense.x = x.copy()
+        if t < 2:
+            continue
+        for i in here:
+            if (t - 2) % every == 0:
+                pool = [j for j in pools.get(i, range(N)) if j in here and j != i]
+                found = greedy_set(dense, x, i, t, pool, budget, float(ties == "add"), counts)
+                pools.setdefault(i, found)
+                w[i] = np.isin(np.arange(N), [i, *found]) * counts
+                w[i] /= w[i].sum()
+            row = w[i] * np.isin(np.arange(N), here)
+            dense.x[i] = row @ x / row.sum()
+    return dense.x, w
+
+
+@pytest.mark.parametrize(
+    ("part", "steps", "budget", "every", "ties", "weighting"),
+    [
+        (7, 1, 6, 1, "drop", "equal"),
+        (7, 1, 6, 2, "add", "examples"),
+        (5, 2, 2, 1, "add", "equal"),
+    ],
+)
+def test_dpfl(
+    pool: RankPool, weighed: Path, tmp_path: Path,
+    part: int, steps: int, budget: int, every: int, ties: str, weighting: str,
+) -> None:  # fmt: skip
+    counts = EXAMPLES.astype(float) if weighting == "examples" else np.ones(N)
+    expected = dpfl(weighed, 7, part, steps, budget, every, ties, counts)
+    others = expected[1] * (1 - np.eye(N)) > 0
+    assert others.any(), "clients collaborate"
+    assert others.sum(axis=1).max() <= budget
+    check_method(
+        pool, weighed, tmp_path, expected,
+        *settings("dpfl", 7, f"participation.count={part}", f"local.steps={steps}"),
+        f"algorithm.budget={budget}", f"algorithm.every={every}", f"algorithm.ties={ties}",
+        "algorithm.local_rounds=2", f"algorithm.weighting={weighting}",
+    )  # fmt: skip
+
+
+def test_dpfl_takes_nobody_who_does_not_help(pool: RankPool, tmp_path: Path) -> None:
+    problem = write_centers(tmp_path / "apart.npz", np.eye(4).tolist(), clusters=np.arange(4))
+    drop = "algorithm.ties=drop"
+    x, w = trained(pool, problem, tmp_path / "run", 2, *settings("dpfl", 6, drop))
+    alone, _ = trained(pool, problem, tmp_path / "local", 1, *settings("local", 6))
+    np.testing.assert_allclose(x, alone, atol=1e-14)
+    np.testing.assert_array_equal(w, np.eye(4))
+
+
 # -- refusals ----------------------------------------------------------------------------------------------
 
 
