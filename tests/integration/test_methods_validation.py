@@ -184,6 +184,122 @@ def test_fedfomo_takes_back_local_work_that_does_not_help(
     assert not w.any()
 
 
+# -- PENS and DAC ------------------------------------------------------------------------------------------
+
+
+def gumbel_sample(
+    t: int, i: int, allowed: list[int], logits_n: np.ndarray, count: int
+) -> list[int]:
+    """Return `count` of the allowed clients, drawn by softmax(logits) without replacement."""
+    u = seeds.uniforms(seeds.key(0, "peers", t, i), N).numpy()
+    values = logits_n - np.log(-np.log(u))
+    return sorted(allowed, key=lambda j: -values[j])[:count]
+
+
+def pens(problem: Path, rounds: int, part: int, steps: int, counts: np.ndarray) -> Dense:
+    """Three sampled, the best two are averaged with; the first half of the rounds finds peers."""
+    dense, chosen = DenseClients(problem, ETA), np.zeros((N, N))
+    w = (1 - np.eye(N)) / (N - 1)
+    for t in range(rounds):
+        here, x = taking_part(t, part), dense.x.copy()
+        for i in here:
+            x[i] = dense.local_work(i, dense.x[i], steps)
+        dense.x = x.copy()
+        for i in here:
+            others = [j for j in here if j != i]
+            if t < rounds / 2:
+                sampled = gumbel_sample(t, i, others, np.zeros(N), 3)
+                peers = sorted(sampled, key=lambda j: dense.loss(i, x[j]))[:2]
+                chosen[i, peers] += 1
+                w[i] = chosen[i] / chosen[i].sum()
+            else:
+                often = [j for j in others if chosen[i, j] > chosen[i].sum() / (N - 1)]
+                peers = gumbel_sample(t, i, often, np.zeros(N), 3)
+            every = [i, *peers]
+            dense.x[i] = counts[every] @ x[every] / counts[every].sum()
+    return dense.x, w
+
+
+@pytest.mark.parametrize(
+    ("part", "steps", "weighting"), [(7, 1, "equal"), (5, 2, "equal"), (7, 1, "examples")]
+)
+def test_pens(
+    pool: RankPool, weighed: Path, tmp_path: Path, part: int, steps: int, weighting: str
+) -> None:
+    counts = EXAMPLES if weighting == "examples" else np.ones(N)
+    check_method(
+        pool, weighed, tmp_path, pens(weighed, 8, part, steps, counts),
+        *settings("pens", 8, f"participation.count={part}", f"local.steps={steps}"),
+        "algorithm.peers=3", "algorithm.best=2", "algorithm.selection_share=0.5",
+        f"algorithm.weighting={weighting}",
+    )  # fmt: skip
+
+
+def test_pens_finds_its_cluster(pool: RankPool, tmp_path: Path) -> None:
+    """All others are sampled, and the best two are those of one's cluster, of three clients."""
+    centers = [[1.0, 0.0], [0.0, 1.0]] * 3
+    problem = write_centers(tmp_path / "two.npz", centers)
+    _, w = trained(
+        pool, problem, tmp_path / "run", 2, *settings("pens", 4, "algorithm.peers=5"),
+        "algorithm.selection_share=1",
+    )  # fmt: skip
+    same = np.add.outer(np.arange(6), np.arange(6)) % 2 == 0
+    np.testing.assert_allclose(w, (same & ~np.eye(6, dtype=bool)) / 2)
+
+
+def dac(problem: Path, rounds: int, part: int, steps: int, tau: float, growth: float) -> Dense:
+    """Two sampled peers; similarities of others are taken over from them."""
+    dense, s, measured = DenseClients(problem, ETA), np.zeros((N, N)), np.eye(N, dtype=bool)
+    w = (1 - np.eye(N)) / (N - 1)
+
+    def tau_of(t: int) -> float:
+        return 2 * tau / (1 + np.exp(-growth * t)) - tau + 1 if growth else tau
+
+    for t in range(rounds):
+        here, x, known = taking_part(t, part), dense.x.copy(), s.copy()
+        for i in here:
+            x[i] = dense.local_work(i, dense.x[i], steps)
+        dense.x = x.copy()
+        for i in here:
+            others = [j for j in here if j != i]
+            peers = gumbel_sample(t, i, others, tau_of(t) * known[i], 2)
+            for k in peers:
+                s[i, k], measured[i, k] = 1 / dense.loss(i, x[k]), True
+            for j in range(N):
+                knowing = [k for k in peers if known[k, j] > 0]
+                if knowing and not measured[i, j]:
+                    s[i, j] = known[max(knowing, key=lambda k: s[i, k]), j]
+            dense.x[i] = x[[i, *peers]].mean(axis=0)
+            parts = np.exp(tau_of(t + 1) * (s[i] - s[i].max())) * (np.arange(N) != i)
+            w[i] = parts / parts.sum()
+    return dense.x, w
+
+
+@pytest.mark.parametrize(
+    ("part", "steps", "tau", "growth"), [(7, 1, 3.0, 0.0), (5, 2, 3.0, 0.0), (7, 1, 4.0, 0.3)]
+)
+def test_dac(
+    pool: RankPool, problem: Path, tmp_path: Path, part: int, steps: int, tau: float, growth: float
+) -> None:
+    expected = dac(problem, 6, part, steps, tau, growth)
+    check_method(
+        pool, problem, tmp_path, expected,
+        *settings("dac", 6, f"participation.count={part}", f"local.steps={steps}"),
+        "algorithm.peers=2", f"algorithm.tau={tau}", f"algorithm.tau_growth={growth}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["dac", "pens"])
+def test_all_peers_are_fedavg(pool: RankPool, problem: Path, tmp_path: Path, name: str) -> None:
+    """Clients average with all others; PENS takes the best six of the six that it sampled."""
+    more = ["algorithm.peers=7", *(["algorithm.best=6"] if name == "pens" else [])]
+    if name == "pens":
+        more.append("algorithm.selection_share=1")
+    x, _ = trained(pool, problem, tmp_path / "run", 2, *settings(name, 5, *more))
+    together, _ = trained(pool, problem, tmp_path / "fedavg", 1, *settings("fedavg", 5))
+    np.testing.assert_allclose(x, together, atol=1e-12)
+
+
 # -- DPFL --------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +391,7 @@ def test_dpfl_takes_nobody_who_does_not_help(pool: RankPool, tmp_path: Path) -> 
     ("given", "words"),
     [
         ("algorithm.name=adaptive_collaboration local.epochs=1", "local.epochs=1 does not serve"),
+        ("algorithm.name=pens algorithm.best=5", "algorithm.best=5 of algorithm.peers=5"),
     ],
 )
 def test_settings_that_make_it_another_method_are_refused(given: str, words: str) -> None:
