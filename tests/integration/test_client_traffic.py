@@ -37,8 +37,8 @@ POINT_TO_POINT = {
     *(case for case in CASES if case.startswith("cobo")),
 }
 """Those that do without `all_reduce` and `visits`, where ranks send to every other rank what goes up once."""
-GATHERED = {"dac"}
-"""Those with `all_gather` beside `mix`, where rank 0 keeps what goes up."""
+GATHERED = {"dac", "apple"}
+"""Those with `all_gather` or `gram` beside `mix`, where some of what goes up stays on its rank."""
 
 Summaries = dict[int, dict[str, Any]]  # by ranks and case
 

@@ -384,13 +384,69 @@ def test_dpfl_takes_nobody_who_does_not_help(pool: RankPool, tmp_path: Path) -> 
     np.testing.assert_array_equal(w, np.eye(4))
 
 
+# -- APPLE -------------------------------------------------------------------------------------------------
+
+
+def apple(problem: Path, rounds: int, part: int, p_0: np.ndarray, schedule: str) -> Dense:
+    """eta_2 = 0.05, mu = 0.7, and a pull that is gone after half of the rounds."""
+    dense, y, p = DenseClients(problem, ETA), None, np.tile(p_0, (N, 1))
+    y, half = dense.x.copy(), rounds / 2
+    for t in range(rounds):
+        here, new_y = taking_part(t, part), y.copy()
+        falls = (1 + np.cos(np.pi * t / half)) / 2 if schedule == "cosine" else 1e-3 ** (t / half)
+        pull = 0.7 * falls if t < half else 0.0
+        for i in here:
+            g = dense.gradient(i, p[i] @ y)
+            new_y[i] = y[i] - ETA * p[i, i] * g
+            p[i] = p[i] - 0.05 * (y @ g + pull * (p[i] - p_0))
+        y = new_y
+        for i in here:
+            dense.x[i] = p[i] @ y
+    return dense.x, p
+
+
+@pytest.mark.parametrize(
+    ("part", "weighting", "schedule"),
+    [(7, "equal", "cosine"), (7, "examples", "exponential"), (4, "equal", "cosine")],
+)
+def test_apple(
+    pool: RankPool, weighed: Path, tmp_path: Path, part: int, weighting: str, schedule: str
+) -> None:
+    p_0 = EXAMPLES / EXAMPLES.sum() if weighting == "examples" else np.full(N, 1 / N)
+    check_method(
+        pool, weighed, tmp_path, apple(weighed, 8, part, p_0, schedule),
+        *settings("apple", 8, f"participation.count={part}", f"algorithm.weighting={weighting}"),
+        "algorithm.weights_lr=0.05", "algorithm.mu=0.7", "algorithm.pull_share=0.5",
+        f"algorithm.pull_schedule={schedule}",
+    )  # fmt: skip
+
+
+def test_apple_of_one_client_is_gradient_descent_on_both_factors(
+    pool: RankPool, tmp_path: Path
+) -> None:
+    """X = p y with f = (x - 1)^2 / 2, from y = 0.5 and p = 1."""
+    problem = tmp_path / "one.npz"
+    np.savez(problem, centers=[[1.0]], curvature=[1.0], start=[0.5], clusters=[0])
+    x, w = trained(
+        pool, problem, tmp_path / "run", 1, *settings("apple", 5, "algorithm.weights_lr=0.1"),
+        "algorithm.mu=0",
+    )  # fmt: skip
+    p, y = 1.0, 0.5
+    for _ in range(5):
+        g = p * y - 1.0
+        p, y = p - 0.1 * g * y, y - ETA * p * g
+    np.testing.assert_allclose([x[0, 0], w[0, 0]], [p * y, p], atol=1e-12)
+
+
 # -- refusals ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ("algorithm.name=apple local.steps=2", "local.steps=2 does not serve algorithm.name=apple"),
         ("algorithm.name=adaptive_collaboration local.epochs=1", "local.epochs=1 does not serve"),
+        ("algorithm.name=apple algorithm.weights_lr=0", "algorithm.weights_lr"),
         ("algorithm.name=pens algorithm.best=5", "algorithm.best=5 of algorithm.peers=5"),
     ],
 )
