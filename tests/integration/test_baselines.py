@@ -10,8 +10,8 @@ import torch
 from pool import RankPool
 from problems import models, rows, train_and_weights, write_quadratic
 
+from cobo_dist.algorithms.all_gradients import weighted_sums
 from cobo_dist.algorithms.base import RunContext
-from cobo_dist.algorithms.federated_clustering import mean_of_near
 from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.exchange import Exchange
@@ -235,8 +235,8 @@ def test_federated_clustering(pool: RankPool, problem: Path, tmp_path: Path, ran
 
 def test_a_gradient_that_is_not_finite_spoils_no_mean_of_others() -> None:
     g_hmd = torch.tensor([[[1.0, 3.0], [5.0, 7.0], [torch.inf, torch.nan], [2.0, 0.0]]])
-    within_hm = np.array([[True, True, False, False]])
-    assert mean_of_near(g_hmd, within_hm).tolist() == [[1.5, 2.5]]
+    near_hm = torch.tensor([[0.25, 0.25, 0.0, 0.0]])
+    assert weighted_sums(g_hmd, near_hm, near_hm == 0.0).tolist() == [[1.5, 2.5]]
 
 
 def test_federated_clustering_with_clusters_of_one_is_local(pool: RankPool, tmp_path: Path) -> None:
