@@ -52,6 +52,16 @@ RUNS: dict[str, tuple[str, ...]] = {name: (f"algorithm.name={name}",) for name i
     "federated_clustering": ("algorithm.name=federated_clustering", *MOMENTUM),
     "validation_based": ("algorithm.name=validation_based", "algorithm.every=3", *ADAM),
     "oracle": ("algorithm.name=oracle", *MOMENTUM),
+    "apfl": ("algorithm.name=apfl", *ADAM),
+    "pfedme": ("algorithm.name=pfedme", "algorithm.beta=0.7", *MOMENTUM),
+    "perfedavg": ("algorithm.name=perfedavg", "algorithm.variant=hessian_free", *MOMENTUM),
+    "fedala": (
+        "algorithm.name=fedala",
+        "algorithm.first_passes=2",
+        "algorithm.share=0.3",
+        "algorithm.buffers=averaged",
+        "participation.count=5",
+    ),
     "local-epochs": (
         "algorithm.name=oracle",
         "algorithm.weighting=examples",
