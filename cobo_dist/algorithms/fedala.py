@@ -44,6 +44,10 @@ class FedAlaConfig(WeightedAveragingConfig):
         "(paper: until its loss settles)",
     )
 
+    def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
+        """The first round, without a global model, and one of the others."""
+        return [(0, 1), (1, rounds - 1)] if rounds > 1 else [(0, rounds)]
+
 
 @register.algorithm("fedala")
 class FedAla(TwoModels):
