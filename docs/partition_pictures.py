@@ -23,6 +23,8 @@ SETTINGS = {
     "shards": ["clients=10"],
     "ring": ["clients=10", "classes_per_client=4"],
     "disjoint_classes": ["cluster_sizes=[2, 2, 3, 3]"],
+    "pfllib_pathological": ["clients=10", "classes_per_client=2"],
+    "pfllib_dirichlet": ["clients=10", "alpha=0.3"],
 }
 """The settings of each partition, of scikit-learn's digits."""
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cobo_dist.algorithms.local_steps import LocalSteps, Optimizer
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.alignment import Statistic
 from cobo_dist.maths.participation import Participation
@@ -115,6 +116,15 @@ class Clients(Protocol):
         with several local steps each is the sum of the gradients along the steps from its point.
         """
 
+    def local_steps(self, t: int) -> LocalSteps:
+        """Return round t's local steps of the clients that take part, for an algorithm to take itself."""
+
+    def data_steps(self, t: int, share: float, rows_e: NDArray[np.int64]) -> LocalSteps:
+        """Return steps on a share of the examples of each client in some rows, drawn for round t.
+
+        In whole batches, at least one. Equal calls read the same batches.
+        """
+
     def losses_at(
         self, points_kd: Tensor, buffers_kd: Tensor, rows_e: NDArray[np.int64], t: int
     ) -> Tensor:
@@ -173,18 +183,11 @@ class Clients(Protocol):
         What rests is as if it had no gradient: neither its parameters nor its moments change.
         """
 
+    def layers(self) -> tuple[str, ...]:
+        """Return the names of the model's layers, from its inputs to its outputs, for `columns`."""
+
     def new_optimizer(self, rows_kd: Tensor) -> Optimizer:
         """Return an optimizer for models [k, d] that are not the clients'."""
-
-
-class Optimizer(Protocol):
-    """Turns gradients into directions; keeps moments between rounds."""
-
-    def direction(self, gradients_cd: Tensor) -> Tensor:
-        """Return this round's directions; may overwrite the gradients."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the moments by name, to save them or to fill them in place."""
 
 
 class PairEnds(Protocol):

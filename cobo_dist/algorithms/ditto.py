@@ -11,6 +11,7 @@ from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.fedavg import WeightingConfig
 from cobo_dist.algorithms.local import local_step, pull_to
+from cobo_dist.algorithms.two_models import common_start
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.weights import Weights
@@ -51,12 +52,7 @@ class Ditto(Algorithm):
         self, config: DittoConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
         super().__init__(config, clients, exchange, context)
-        n = context.clients
-        if clients.loaded:
-            mean_1d = exchange.all_reduce(np.full((1, n), 1.0 / n), clients.x_cd)
-            self.v_1d = mean_1d.clone()  # the exchange uses its rows again
-        else:
-            self.v_1d = clients.start_rows(1)
+        self.v_1d = common_start(clients, exchange, context.clients)
         self.global_optimizer = clients.new_optimizer(self.v_1d)
 
     def first_weights(self) -> Weights:

@@ -11,6 +11,9 @@ from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
 
+TRAINING_STREAMS = ("local", "midpoint", "meta", "hessian", "adaptation")
+"""Independent orders in which a client reads its training data, by what the gradients are for."""
+
 _BLOCK = 64  # rounds whose batches are computed together
 _MAX_PARTS = 1 << 32  # batches of an epoch
 _MAX_SHUFFLED = 1 << 20  # example numbers shuffled in one call, which needs about 40 MB

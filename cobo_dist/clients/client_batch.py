@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,8 @@ from cobo_dist.clients.graphs import GraphedPasses
 from cobo_dist.clients.kept_models import KeptModels
 from cobo_dist.clients.learning_task import BatchSource, LearningTask
 from cobo_dist.clients.local_config import LocalWorkConfig
-from cobo_dist.clients.local_work import Rows
+from cobo_dist.clients.local_steps import LocalSteps
+from cobo_dist.clients.local_work import Batches, Rows
 from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.clients.vectorized import Vectorized
 from cobo_dist.maths.flat import to_device
@@ -98,6 +100,33 @@ class ClientBatch(ClientGradients):
         """Return the fastest engine for this rank's models, the seconds of each, and why others fail."""
         engines = [self._build_engine(name) for name in self.task.engines]
         return fastest(engines, self.x_cd, self.buffers, self.source.batch(0, "local"))
+
+    # -- steps that a method takes itself ------------------------------------------------------------
+
+    def local_steps(self, t: int) -> LocalSteps:
+        """Return round t's local steps of the clients that take part."""
+        rows_e = np.flatnonzero(self.participation(t)[list(self.ids)])
+        batches = self._schedule.steps(t, rows_e)
+        return LocalSteps(self, rows_e, batches, self.eta(t), self._step_gradients)
+
+    def data_steps(self, t: int, share: float, rows_e: Rows) -> LocalSteps:
+        """Return steps on the first `share` of epoch t of each client in some rows, in whole batches.
+
+        Equal calls read the same batches.
+        """
+        batches = self._schedule.share_of_epoch(t, share, rows_e)
+        return LocalSteps(self, rows_e, batches, self.eta(t), self._step_gradients)
+
+    def _step_gradients(
+        self, models_cd: Tensor, rows_k: Rows, batches: Batches, stream: str, trains: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return gradients [k, d] in scratch rows, and losses [k], at the clients' rows of a matrix."""
+        with self.timer.span("gradients"):
+            every = len(rows_k) == len(self.ids)
+            points_kd = models_cd if every else self._some(models_cd, rows_k)
+            gradients_kd = self._scratch.rows("gradients", *points_kd.shape)
+            losses_k = self._pass(points_kd, gradients_kd, rows_k, batches, trains, None, stream)
+            return gradients_kd, losses_k
 
     # -- losses -----------------------------------------------------------------------------------
 

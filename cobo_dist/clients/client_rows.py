@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cobo_dist.clients.buffers import BufferRows, Buffers, integer_rows, state_buffers
-from cobo_dist.clients.columns import Columns, find_columns
+from cobo_dist.clients.columns import Columns, find_columns, layers_of
 from cobo_dist.clients.engines import trained
 from cobo_dist.clients.learning_task import LearningTask
 from cobo_dist.maths.flat import Layout, empty_rows
@@ -95,6 +95,10 @@ class ClientRows:
         """
         layout = self.buffer_layout if buffers else self.layout
         return find_columns(layout, patterns, others=others)
+
+    def layers(self) -> tuple[str, ...]:
+        """Return the names of the model's layers, from the inputs to the outputs, for `columns`."""
+        return layers_of(self.layout)
 
     def state_dict(self, row: int) -> dict[str, Tensor]:
         """Return one client's model by name, buffers included, on the CPU."""

@@ -102,3 +102,11 @@ def _near(pattern: str, names: Sequence[str]) -> Sequence[str]:
         return ["none: the model has no such tensors"]
     parts = {name.rsplit(".", k)[0] for name in names for k in range(name.count(".") + 1)}
     return get_close_matches(pattern.strip("*"), sorted(parts), 5, 0.4) or list(names[:5])
+
+
+def layers_of(layout: Layout) -> tuple[str, ...]:
+    """Return the names of the layers, the modules with parameters of their own, in the model's order.
+
+    A parameter of the model itself is a layer of its own.
+    """
+    return tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in layout.names))

@@ -20,9 +20,10 @@ class BatchSource(Protocol):
     ) -> Batch:
         """Return batch t of each client's endless sequence, tensors [c, B, ...], or [e, B, ...] of `rows`.
 
-        `rows` int64 [e] is on the CPU. `stream` names an independent order of the data: "local" or
-        "midpoint" for training data, "validation" for validation data. With `part`, return batch number
-        `part` of epoch t instead, which may be incomplete: the clients have equally many examples in it.
+        `rows` int64 [e] is on the CPU. `stream` names an independent order of the data: one of
+        `batches.TRAINING_STREAMS` for training data, "validation" for validation data. With `part`, return
+        batch number `part` of epoch t instead, which may be incomplete: the clients have equally many
+        examples in it.
         """
 
 

@@ -61,6 +61,16 @@ class LocalSchedule:
             for part in range(-(-int(self._used(rows_e).max(initial=0)) // self.batch_size)):
                 yield from self._parts(epoch, part, rows_e)
 
+    def share_of_epoch(self, number: int, share: float, rows_e: Rows) -> Iterator[Batches]:
+        """Yield the first batches of an epoch of the clients in these rows, a share of each one's examples.
+
+        They are whole batches, at least one a client; of a client with fewer examples, all of them.
+        """
+        most_e = np.maximum(1, np.floor(self.sizes_c[rows_e] * share) // self.batch_size)
+        for part in range(int(most_e.max(initial=0))):
+            left_e = np.where(part < most_e, self._left(self.sizes_c[rows_e], part), 0)
+            yield from self._of_equal_size(number, part, left_e)
+
     def first(self, t: int, rows_e: Rows | None = None) -> list[Batches]:
         """Return the batches of the first local step of round t."""
         if not self.config.epochs:
@@ -73,7 +83,14 @@ class LocalSchedule:
         return sizes_e - sizes_e % self.batch_size if self.config.drop_last else sizes_e
 
     def _parts(self, epoch: int, part: int, rows_e: Rows | None) -> Iterator[Batches]:
-        left_e = np.clip(self._used(rows_e) - part * self.batch_size, 0, self.batch_size)
+        yield from self._of_equal_size(epoch, part, self._left(self._used(rows_e), part))
+
+    def _left(self, sizes_e: Rows, part: int) -> Rows:
+        """Return how many examples batch `part` of an epoch has."""
+        return np.clip(sizes_e - part * self.batch_size, 0, self.batch_size)
+
+    def _of_equal_size(self, epoch: int, part: int, left_e: Rows) -> Iterator[Batches]:
+        """Yield the batches of clients whose batch `part` has as many examples each, `left_e`."""
         for size in np.unique(left_e[left_e > 0]).tolist():
             chosen_e = left_e == size
             yield Batches(epoch, part, None if chosen_e.all() else np.flatnonzero(chosen_e))

@@ -25,6 +25,7 @@ from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import Config
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
+from cobo_dist.maths.flat import row_bytes
 from cobo_dist.maths.graph import link_threshold
 from cobo_dist.maths.participation import Participation
 from cobo_dist.maths.weights import Weights
@@ -291,10 +292,11 @@ class DryRun:
         use = MemoryUse(
             clients=count,
             others=self.clients.others,
-            rows_beside=sum(
-                1
+            optimizers=1 + self.clients.optimizers,
+            bytes_beside=sum(
+                row_bytes(self.clients.sizes.get(rows.shape[1], 0), self.model.dtype)
                 for rows in self.algorithm.state().rows.values()
-                if rows.shape == self.clients.x_cd.shape
+                if rows.dim() == 2
             ),
             gradients_elsewhere=int(self.clients.gradients_s[s]),
             rows_elsewhere=int(self.clients.apart_s[s]),

@@ -10,7 +10,7 @@ Shapes: n clients, e models of other clients or of none, k models of no client, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cobo_dist.clients.columns import find_columns
+from cobo_dist.clients.columns import find_columns, layers_of
 from cobo_dist.comm.placement import Placement
 from cobo_dist.maths import seeds
 from cobo_dist.maths.participation import Participation
@@ -35,7 +35,7 @@ class FakeClients:
 
     They note what real clients would keep in memory: `gradients_s`, the most gradients at other models that
     each counted rank takes at once; `apart_s`, the rows that it keeps for them; `others`, the models beside
-    the clients' own that every rank has.
+    the clients' own that every rank has; `optimizers`, those of further models of every client.
     """
 
     lr = 0.0
@@ -65,7 +65,7 @@ class FakeClients:
         """For how many numbers a row of so many numbers here stands."""
         self.gradients_s = np.zeros(len(ranks), dtype=np.int64)
         self.apart_s = np.zeros(len(ranks), dtype=np.int64)
-        self.others = 0
+        self.others = self.optimizers = 0
         self.local_steps_c = np.ones(count, dtype=np.int64)
         self._scored = 0
 
@@ -110,6 +110,15 @@ class FakeClients:
         # In place of the points, one is taken beside them at a time.
         self.apart_s = np.maximum(self.apart_s, np.minimum(taken_s, 1) if in_place else taken_s)
         return self.cluster_n1[torch.from_numpy(rows_e)]
+
+    def local_steps(self, t: int) -> FakeSteps:
+        """Return one step of the clients that take part."""
+        return self.data_steps(t, 1.0, np.flatnonzero(self.participation(t)))
+
+    def data_steps(self, t: int, share: float, rows_e: Ints) -> FakeSteps:
+        """Return one step; it keeps a model and a gradient of each of its clients beside their own."""
+        self.apart_s = np.maximum(self.apart_s, 2 * self._note(rows_e))
+        return FakeSteps(self.cluster_n1, torch.from_numpy(rows_e))
 
     def _note(self, rows_e: Ints) -> Ints:
         owner_e = self.placement.owner_n[rows_e]
@@ -163,8 +172,13 @@ class FakeClients:
     def separate(self, *parts: object) -> None:
         """Have nothing to separate: models do not move."""
 
+    def layers(self) -> tuple[str, ...]:
+        """Return the names of the model's layers."""
+        return layers_of(self.model.names)
+
     def new_optimizer(self, rows_kd: Tensor) -> FakeOptimizer:
-        """Return an optimizer for such models."""
+        """Return an optimizer for further models of clients, or of no client."""
+        self.optimizers += rows_kd is self.x_cd
         return FakeOptimizer()
 
 
@@ -190,10 +204,43 @@ class FakeColumns:
 class FakeOptimizer:
     """An optimizer without memory."""
 
-    def direction(self, gradients_cd: Tensor, rows: slice = slice(None)) -> Tensor:
+    def direction(
+        self, gradients_cd: Tensor, rows: slice = slice(None), points_cd: Tensor | None = None
+    ) -> Tensor:
         """Return the gradients."""
         return gradients_cd
 
     def state(self) -> dict[str, Tensor]:
         """Return nothing."""
         return {}
+
+
+class FakeSteps:
+    """One local step of some clients, with gradients that differ between clusters."""
+
+    def __init__(self, gradients_n1: Tensor, rows: Tensor) -> None:
+        """Let the clients in `rows` take it, each with its row of the gradients."""
+        self.gradients_n1, self.rows = gradients_n1, rows
+        self.losses_k = gradients_n1.new_zeros(len(rows))
+
+    def __iter__(self) -> Iterator[FakeSteps]:
+        """Yield the step: this one."""
+        yield self
+
+    def gradients(
+        self, models_cd: Tensor, stream: str = "local", *, trains: bool = False
+    ) -> Tensor:
+        """Return the gradients."""
+        return self.gradients_n1[self.rows]
+
+    def descend(
+        self, models_cd: Tensor, gradients_kd: Tensor, optimizer: object | None = None
+    ) -> None:
+        """Move no model."""
+
+    def move(self, models_cd: Tensor, by_kd: Tensor, factor: float) -> None:
+        """Move no model."""
+
+    def losses(self) -> Tensor:
+        """Return losses of 0."""
+        return self.gradients_n1.new_zeros(len(self.gradients_n1))

@@ -67,7 +67,8 @@ class MemoryUse:
 
     clients: int
     others: int  # models of no client
-    rows_beside: int  # rows of the size of a model that the algorithm keeps for each client
+    optimizers: int  # of models of each client
+    bytes_beside: int  # of rows that the algorithm keeps for each client
     gradients_elsewhere: int  # most gradients at other models than the clients' own, at once
     rows_elsewhere: int  # rows for them, unless they take the place of the models
     midpoint_bytes: int
@@ -82,6 +83,7 @@ def memory_items(use: MemoryUse, model: ModelSize, config: Config, task: Task) -
     count, row = use.clients, model.row
     buffers = row_bytes(model.buffers, model.dtype)
     own, other = (state_rows(config.optimizer, rows, model.dtype) for rows in (count, use.others))
+    own *= use.optimizers
     batch = task.training([0], torch.device("cpu")).batch(0, "local")
     example_bytes = sum(tensor[0].nbytes for tensor in batch)
     kept = (config.run.keep != "last") * (row + buffers)
@@ -92,7 +94,7 @@ def memory_items(use: MemoryUse, model: ModelSize, config: Config, task: Task) -
         f"models, {count:,} x {model.size:,} numbers": count * (row + buffers),
         f"optimizer, {own:g} x as many": int(own * count) * row,
         "gradients": count * row,
-        "kept by the algorithm for each client": use.rows_beside * count * row,
+        "kept by the algorithm for each client": use.bytes_beside * count,
         "models that are kept (run.keep)": count * kept,
         "models, gradients and sums of local steps": 3 * count * row * config.local.several_steps,
         "models of no client, and their optimizer": int((1 + other) * use.others) * row

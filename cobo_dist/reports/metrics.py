@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.reading import Run
 from cobo_dist.reports.reading.series import Series
-from cobo_dist.storage.schema import METRICS
+from cobo_dist.storage.schema import METRICS, higher_is_better
 
 
 def problem_metric(groups: Sequence[Group]) -> str:
@@ -48,6 +48,31 @@ def mean_over_clients(run: Run, split: str, metric: str) -> Series:
         for round_, value in series.items():
             values.setdefault(round_, []).append(value)
     return {round_: sum(found) / len(found) for round_, found in sorted(values.items())}
+
+
+def mean_over_examples(run: Run, split: str, metric: str) -> Series:
+    """Return the metric by round, where a client counts by the examples that it was evaluated on.
+
+    Empty where the rows do not say how many; without rounds at which some client was not evaluated.
+    """
+    sizes = run.sizes.get(split, {})
+    found = run.evals.get((split, metric), {})
+    clients = {client: series for client, series in found.items() if client is not None}
+    total = sum(sizes.get(client, 0) for client in clients)
+    if not total or clients.keys() - sizes.keys():
+        return {}
+    rounds = set.intersection(*(set(series) for series in clients.values()))
+    return {
+        round_: sum(sizes[client] * series[round_] for client, series in clients.items()) / total
+        for round_ in sorted(rounds)
+    }
+
+
+def best_value(run: Run, split: str, metric: str, series: Series) -> float | None:
+    """Return the best value over the rounds at which all of the split was evaluated; None without any."""
+    parts = run.parts.get(split, {})
+    values = [value for round_, value in series.items() if round_ not in parts and value == value]
+    return (max if higher_is_better(metric) else min)(values, default=None)
 
 
 def last_value(run: Run, split: str, metric: str) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cobo_dist.clients.batches import BatchIndices, number_of
+from cobo_dist.clients.batches import TRAINING_STREAMS, BatchIndices, number_of
 from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.graphs import GraphedFunction
 from cobo_dist.lazy import Tensor, torch
@@ -140,7 +140,7 @@ class ExampleBatches:
         seed: int,
         data: DataConfig,
         dropout: tuple[float, int] = (0.0, 0),
-        streams: Sequence[str] = ("local", "midpoint"),
+        streams: Sequence[str] = TRAINING_STREAMS,
     ) -> None:
         """Read for `clients`; `dropout` is the share and the number of features it may drop."""
         self.examples, self.ids, self.seed, self.dropout = examples, tuple(clients), seed, dropout

@@ -9,7 +9,7 @@ Shapes: N examples, those of the source's test set last; n clients, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import cobo_dist.tasks.image_folder
 import cobo_dist.tasks.input_changes
 import cobo_dist.tasks.label_partitions
 import cobo_dist.tasks.library_sources
+import cobo_dist.tasks.pfllib_partitions
 import cobo_dist.tasks.rdatasets
 import cobo_dist.tasks.tables
 import cobo_dist.tasks.text_source  # noqa: F401
@@ -84,6 +85,10 @@ class PartitionedConfig(SupervisedConfig):
         lt=1,
         description="share of a client's examples kept for test, where the source has no test set",
     )
+    merge_test: bool = Field(
+        False,
+        description="put the source's test set behind its training examples, so that clients split both anew",
+    )
     standardize: bool = Field(
         True,
         description="bring each input that is no image or text to mean 0 and standard deviation 1 over all "
@@ -122,11 +127,13 @@ class PartitionedConfig(SupervisedConfig):
     def load(self, data: DataConfig, seed: int, dtype: torch.dtype) -> ClientExamples:
         """Read, partition, split and change the examples."""
         found = self.source.read()
+        if self.merge_test:
+            found = self._merged(found)
         labels = self.labels(found)
         classes = len(labels.names)
 
         def assign(partition: PartitionSection) -> Shares:
-            return shares_of(partition, found, labels.numbers, classes, seed)
+            return shares_of(partition, found, labels.numbers, classes, seed, self.test_fraction)
 
         fractions = {"test": self.test_fraction}
         if self.validation_fraction:
@@ -160,7 +167,8 @@ class PartitionedConfig(SupervisedConfig):
             examples,
             {name: [torch.from_numpy(own) for own in those] for name, those in splits.items()},
             together(
-                self.partition.clusters_of(shares.clients), self.change.clusters_of(shares.clients)
+                self.partition.clusters_among(shares.clients, classes),
+                self.change.clusters_of(shares.clients),
             ),
             graph=self._graph(shares.clients, classes),
             names=shares.names,
@@ -168,6 +176,20 @@ class PartitionedConfig(SupervisedConfig):
             label_names=labels.names,
             labels=torch.from_numpy(labels.numbers),
         )
+
+    def _merged(self, found: Labeled) -> Labeled:
+        """Return the examples with those of the test set as further training examples."""
+        if not found.test:
+            raise ConfigError(f"{found.source} has no test set for task.merge_test=true; drop it")
+        client = found.client
+        if client is not None and len(client) < len(found.x):
+            if self.partition.name == "by_column":
+                raise ConfigError(
+                    f"{found.source} names no clients of test examples, which task.merge_test=true needs "
+                    "with task.partition.name=by_column; add them, or drop task.merge_test"
+                )
+            client = None
+        return replace(found, test=0, client=client)
 
     def _graph(self, clients: int, classes: int) -> TrueGraph | None:
         """Return how alike clients are by partition and change; without the former, by a change alone."""

@@ -56,6 +56,15 @@ class PartitionSection(Section):
             ConfigError: keys that do not fit the data.
         """
 
+    def tests_of(
+        self, given: TrainingLabels, fraction: float, seed: int
+    ) -> NDArray[np.bool_] | None:
+        """Return which examples are for test, [N], a fraction of each client's; None: any are.
+
+        Asked where the source has no test set.
+        """
+        return None
+
     def clients_of(self, owners: Owners) -> int:
         """Return the number of clients."""
         return int(getattr(self, "clients", owners.max() + 1))
@@ -64,9 +73,13 @@ class PartitionSection(Section):
         """Return the cluster of each client, [n], of which one has one distribution; None: there are none."""
         return None
 
+    def clusters_among(self, clients: int, classes: int) -> Sequence[int] | None:
+        """As `clusters_of`, where the clusters depend on the number of classes too."""
+        return self.clusters_of(clients)
+
     def graph_of(self, clients: int, classes: int) -> TrueGraph | None:
         """Return how alike clients are; by default, those of one cluster are. None: it cannot be said."""
-        clusters = self.clusters_of(clients)
+        clusters = self.clusters_among(clients, classes)
         return None if clusters is None else TrueGraph.of(clusters)
 
     def names_of(self, given: TrainingLabels) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ class Shares:
     owners: Owners  # [N]
     clients: int
     names: tuple[str, ...]
+    tests: NDArray[np.bool_] | None = None  # [N], where the partition says which are for test
 
     def called(self, client: int) -> str:
         """Return number and name of a client for messages."""
@@ -31,7 +32,12 @@ class Shares:
 
 
 def shares_of(
-    partition: PartitionSection, found: Labeled, labels: NDArray[np.int64], classes: int, seed: int
+    partition: PartitionSection,
+    found: Labeled,
+    labels: NDArray[np.int64],
+    classes: int,
+    seed: int,
+    test_fraction: float,
 ) -> Shares:
     """Return which client has which example, those of the test set too.
 
@@ -58,7 +64,8 @@ def shares_of(
     else:
         test = follow(train, labels[:count], labels[count:], clients, classes, seed)
     owners = np.concatenate([train, test]) if len(test) else train
-    return Shares(owners.astype(np.int64, copy=False), clients, names)
+    tests = None if found.test else partition.tests_of(given, test_fraction, seed)
+    return Shares(owners.astype(np.int64, copy=False), clients, names, tests)
 
 
 def grouped(owners: Owners, clients: int) -> list[NDArray[np.int64]]:

@@ -27,7 +27,7 @@ def split(
 ) -> tuple[Shares, dict[str, list[NDArray[np.int64]]]]:
     """Return which client has which example, and its indices of each split.
 
-    The test set of the source takes the place of a fraction.
+    The test set of the source, or what the partition says, takes the place of a fraction.
 
     Raises:
         ConfigError: a client has too few examples for one in each split.
@@ -37,11 +37,15 @@ def split(
     parts = {name: one for name, one in fractions.items() if name != "test" or not found.test}
     for client, own in enumerate(grouped(shares.owners[: found.train], shares.clients)):
         order = shuffled(seed, "split", own, client)
+        if shares.tests is not None:  # they come last
+            order = order[np.argsort(shares.tests[order], kind="stable")]
         if len(order) <= len(parts):
             raise _too_few(shares, found, partition, assign, client, ["train", *reversed(parts)])
         left, waiting = len(order), len(parts)
         for part, fraction in parts.items():
             size = min(max(1, round(fraction * len(order))), left - waiting)
+            if part == "test" and shares.tests is not None:
+                size = int(shares.tests[order].sum())
             left -= size
             splits[part].append(order[left : left + size])
         splits["train"].append(order[:left])

@@ -26,11 +26,13 @@ class Metrics:
     `evals[split, metric][client]` and `rounds[quantity]` are values by round; the client None is
     the mean over clients. `parts[split]` holds the rounds at which only a part of the split was
     evaluated, and the most examples a client had then (None where the rows do not say).
+    `sizes[split][client]` is on how many examples a client was evaluated last.
     """
 
     evals: dict[tuple[str, str], dict[int | None, Series]] = field(default_factory=dict)
     rounds: dict[str, Series] = field(default_factory=dict)
     parts: dict[str, dict[int, int | None]] = field(default_factory=dict)
+    sizes: dict[str, dict[int, int]] = field(default_factory=dict)
     profile: Profile = field(default_factory=dict)
     gpus: Gpus = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -63,6 +65,8 @@ class Metrics:
             if metric in row.model_fields_set:
                 clients = self.evals.setdefault((row.split, metric), {})
                 clients.setdefault(row.client, {})[row.round] = or_nan(getattr(row, metric))
+        if row.client is not None and row.examples is not None:
+            self.sizes.setdefault(row.split, {})[row.client] = row.examples
         parts = self.parts.setdefault(row.split, {})
         if row.whole:
             parts.pop(row.round, None)

@@ -103,8 +103,8 @@ class Run:
 
     `evals[split, metric][client]` and `rounds[quantity]` are values by round; the client None is
     the mean over clients. `parts[split]` holds the rounds at which only a part of the split was
-    evaluated, and on how many examples a client (None: not said). `config` is flat: dotted key ->
-    value.
+    evaluated, and on how many examples a client (None: not said). `sizes[split][client]` is on how many
+    examples a client was evaluated last. `config` is flat: dotted key -> value.
     """
 
     path: Path
@@ -118,6 +118,7 @@ class Run:
     profile: Profile = field(default_factory=dict)
     gpus: Gpus = field(default_factory=dict)
     method: schema.Method = field(default_factory=schema.Method)
+    sizes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -179,6 +180,7 @@ def read_run(path: Path) -> Run:
         profile=_of_last_ranks(metrics.profile),
         gpus=_of_last_ranks(metrics.gpus),
         method=method_of(1 if weights is None else weights.clients),
+        sizes=metrics.sizes,
     )
     _check_clients(run)
     return run

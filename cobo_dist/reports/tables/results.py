@@ -13,7 +13,7 @@ from cobo_dist.reports.grouping import Problem
 from cobo_dist.reports.grouping.groups import length_note
 from cobo_dist.reports.grouping.settings import Settings, show_settings, show_value
 from cobo_dist.reports.metrics import shown_metrics
-from cobo_dist.reports.tables.scores import GroupResult, improvement_note
+from cobo_dist.reports.tables.scores import OTHER_MEANS, GroupResult, improvement_note
 from cobo_dist.reports.tables.table import Table
 from cobo_dist.reports.writing import write_csv
 from cobo_dist.storage.schema import METRICS, higher_is_better
@@ -117,6 +117,8 @@ def write_results_csv(path: Path, results: Mapping[Problem, Sequence[GroupResult
             row.append(("unfinished_at_round", max(stopped, default="")))
             for name in (*measured, "validation"):
                 row += result.csv_fields(name, csv_name(name)).items()
+            for name in OTHER_MEANS:
+                row += result.csv_fields(name, name).items()
             row += [(column, result.csv_mean(name)) for column, name in _CSV_MEANS.items()]
             rows.append(row)
     # The names are apart from the values, because a setting may be called like another column.

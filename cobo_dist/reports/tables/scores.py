@@ -12,7 +12,10 @@ import pandas as pd
 
 from cobo_dist.reports.grouping import Group, Problem
 from cobo_dist.reports.metrics import (
+    best_value,
     last_value,
+    mean_over_clients,
+    mean_over_examples,
     percent,
     problem_metric,
     problem_split,
@@ -35,6 +38,10 @@ LINK_SCORES = ("link_accuracy", "link_f1", "adjusted_rand", "graph_correlation",
 """How W agrees with the true clusters or the right graph, and its connected components."""
 
 
+OTHER_MEANS = ("best", "by_examples", "best_by_examples")
+"""The metric as other benchmarks report it."""
+
+
 @dataclass(frozen=True, eq=False)
 class GroupResult:
     """The results of one group.
@@ -43,8 +50,9 @@ class GroupResult:
     `accuracy`, `perplexity`, `loss`, `validation` (the metric on validation data, if the problem is judged
     by test data), `improved` (clients that beat Local), those of `LINK_SCORES`, `megabytes` (a round, all
     ranks), `megabytes_up` and `megabytes_down` (a round, a client as a machine of its own) and `seconds` (the
-    whole run). Accuracies and shares are in percent. `missing` lists the seeds
-    without `improved`.
+    whole run). `by_examples` is the metric where clients count by their examples, `best` and
+    `best_by_examples` are the best of both means over the rounds, as other benchmarks report them. Accuracies
+    and shares are in percent. `missing` lists the seeds without `improved`.
     """
 
     group: Group
@@ -152,6 +160,7 @@ def _group_result(group: Group, metric: str, split: str, local: Sequence[Run]) -
     factors = {"accuracy": 100.0, "validation": percent(metric), "megabytes": 1e-6}
     factors |= {"megabytes_up": 1e-6, "megabytes_down": 1e-6}
     factors |= {"improved": 100.0, "link_accuracy": 100.0}
+    factors |= dict.fromkeys(OTHER_MEANS, percent(metric))
     # A quantity that a run does not have has no entry, so that NaN always means a run that diverged.
     known = [(name, value * factors.get(name, 1.0)) for name, value in found if value is not None]
     index, values = [name for name, _ in known], [value for _, value in known]
@@ -163,6 +172,12 @@ def _final_values(run: Run, metric: str, split: str) -> dict[str, float | None]:
     """The quantities of one run as it logged them; None if there is no such number."""
     summary = run.summary
     values = {name: last_value(run, split, name) for name in shown_metrics(metric)}
+    of_clients, of_examples = (
+        mean(run, split, metric) for mean in (mean_over_clients, mean_over_examples)
+    )
+    values["best"] = best_value(run, split, metric, of_clients)
+    values["best_by_examples"] = best_value(run, split, metric, of_examples)
+    values["by_examples"] = of_examples[max(of_examples)] if of_examples else None
     if split != "validation":
         values["validation"] = last_value(run, "validation", metric)
     if summary is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.clients.batches import BatchIndices, number_of
+from cobo_dist.clients.batches import TRAINING_STREAMS, BatchIndices, number_of
 from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.lazy import Tensor, nn, torch
@@ -114,7 +114,7 @@ class Language(Task):
     def training(self, clients: Sequence[int], device: torch.device) -> BatchSource:
         """Return the training windows of these clients."""
         size = self.data.examples_a_round
-        return WindowBatches(self, clients, device, "train", ("local", "midpoint"), size)
+        return WindowBatches(self, clients, device, "train", TRAINING_STREAMS, size)
 
     def validation(
         self, clients: Sequence[int], device: torch.device, batch_size: int

@@ -65,6 +65,10 @@ EXACT = {
     "finetuned": ["algorithm.name=finetuned_fedavg", "algorithm.fedavg_share=0.4"],
     "ditto": ["algorithm.name=ditto"],
     "oracle": ["algorithm.name=oracle"],
+    "apfl": ["algorithm.name=apfl", "local.steps=2"],
+    "pfedme": ["algorithm.name=pfedme", "participation.count=3"],
+    "perfedavg": ["algorithm.name=perfedavg", "algorithm.variant=hessian_free"],
+    "fedala": ["algorithm.name=fedala", "algorithm.buffers=averaged", NORM],
     "validation": ["algorithm.name=validation_based", "algorithm.every=2", NORM],
     # Told of one cluster, clients have nothing to choose.
     "ifca": ["algorithm.name=ifca", "algorithm.client_share=0.6", "algorithm.centers=1", NORM],

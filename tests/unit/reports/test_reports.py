@@ -67,6 +67,8 @@ def test_table_csv_keeps_all_digits_and_tasks_apart(report: Report) -> None:
     assert float(cobo["accuracy_percent_ci95"]) == pytest.approx(4.30265 * math.sqrt(3), rel=1e-5)
     assert float(cobo["imp_percent"]) == pytest.approx(87.5)
     assert float(cobo["mb_per_round"]) == pytest.approx(3.0)
+    assert float(cobo["best_mean"]) == pytest.approx(73.0), "accuracies rise to the end"
+    assert cobo["by_examples_mean"] == cobo["best_by_examples_mean"] == "", "no sizes are logged"
     assert rows["digits", "ditto"]["unfinished_at_round"] == "12"
     assert rows["digits", "fedavg"]["accuracy_percent_std"] == ""
     assert rows["digits", "fedavg"]["accuracy_percent_ci95"] == ""

@@ -32,6 +32,7 @@ CLIENTS = 6
 SMALL = {
     "quantity": {"min_size": 4}, "dirichlet": {"min_size": 4}, "pathological": {"classes_per_client": 3},
     "ring": {"classes_per_client": 3}, "disjoint_classes": {"cluster_sizes": (4, 2)},
+    "pfllib_pathological": {"classes_per_client": 9}, "pfllib_dirichlet": {"alpha": 2.0},
 }  # fmt: skip
 
 
@@ -149,6 +150,7 @@ def test_partitions_give_every_example_to_one_client(
     tmp_path_factory: pytest.TempPathFactory, name: str, seed: int, classes: int, count: int
 ) -> None:
     """A pure function of labels and seed; every client has at least one example."""
+    count *= 10 if name.startswith("pfllib") else 1  # whose program needs more
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count) % classes)
     column = rng.permutation(np.arange(count) % 5)
@@ -157,7 +159,7 @@ def test_partitions_give_every_example_to_one_client(
         extra["file"] = str(tmp_path_factory.getbasetemp() / "given.npz")
         np.savez(extra["file"], client=column)
     if "classes_per_client" in extra:
-        extra["classes_per_client"] = min(3, classes)
+        extra["classes_per_client"] = min(int(str(extra["classes_per_client"])), classes)
     section = register.partition[name].section
     assert section is not None
     counted = {"clients": CLIENTS} if "clients" in section.model_fields else {}
@@ -170,7 +172,11 @@ def test_partitions_give_every_example_to_one_client(
     assert clients == {"by_column": 5, "from_file": 5}.get(name, CLIENTS)
     assert np.array_equal(owners, partition.assign(data, seed))
     if name not in ("by_column", "from_file"):
-        assert not np.array_equal(owners, partition.assign(data, seed + 1))
+        other = partition
+        if "seed" in section.model_fields:  # in place of data.seed
+            assert np.array_equal(owners, partition.assign(data, seed + 1))
+            other = partition.model_copy(update={"seed": 2})
+        assert not np.array_equal(owners, other.assign(data, seed + 1))
     held = [len(set(labels[owners == i].tolist())) for i in range(clients)]
     if name in ("pathological", "ring"):
         assert set(held) == {min(3, classes)}
@@ -220,12 +226,15 @@ def test_splits_are_disjoint_and_cover(
     settings += [f"task.partition.{key}={value}" for key, value in extra.items() if key in fields]
     settings += ["task.partition.clients=3"] if "clients" in fields else []
     settings += ["task.partition.cluster_sizes=[2,1]"] if "cluster_sizes" in fields else []
+    if name.startswith("pfllib") and found.test:
+        assert "set task.merge_test=true" in refusal(*given, *settings)
+        settings += ["task.merge_test=true"]
     if name == "from_file":
         np.savez(tmp_path / "given.npz", client=np.arange(found.train) % 3)
         settings += [f"task.partition.file={tmp_path / 'given.npz'}"]
     task = task_of(*given, *settings)
     assert_disjoint_and_covering(task, len(found.x))
-    if source == "npz":
+    if source == "npz" and not name.startswith("pfllib"):
         assert min(int(own.min()) for own in task.split_of["test"]) == 90
 
 
