@@ -54,7 +54,7 @@ TASKS = {
         ("run.eval_every=25", "data.batch_size=32", "task.source.file=runs/fragments.csv"),
     ),
     "cross-silo": Task(
-        SILO, (0.1, 0.2), (100, 300), ("run.eval_every=25",), needs_data=True
+        SILO, (0.1, 0.2), (100, 300), ("run.eval_every=25",), ("margin", "threshold"), needs_data=True
     ),
     "cross-device": Task(
         DEVICE, (0.2,), (100, 300), ("run.eval_every=25",), (*ALONE, "fedavg", "remedies", "evidence"),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from methods import DenseClients, check_method, trained, write_problem
 from pool import RankPool
-from problems import write_quadratic
+from problems import QUIET, write_quadratic
 
+from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
@@ -455,3 +456,14 @@ def test_settings_that_make_it_another_method_are_refused(given: str, words: str
         load_config(None, given.split())
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["fedfomo", "dpfl"])
+def test_a_task_without_validation_data_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"algorithm.name={name}", "task.validation_fraction=0", f"run.dir={tmp_path}"]
+    assert main([*QUIET, *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"algorithm.name={name} scores models on validation data" in line
+    assert "task.validation_fraction=" in line

@@ -15,7 +15,7 @@ from cobo_dist.errors import ConfigError
 Main = Callable[[Sequence[str]], int]
 WITH_KEYS: list[Main] = [doctor.main, plan.main, prepare.main, sweep.main, train.main]
 ALL: list[Main] = [*WITH_KEYS, init.main, report.main]
-SCREEN_LINES, SCREEN_COLUMNS = 45, 110
+SCREEN_LINES, SCREEN_COLUMNS = 50, 110
 RING = Path(__file__).parents[1] / "support" / "plugins" / "ring.py"
 _NAMES = [main.__module__.rpartition(".")[2] for main in ALL]
 
