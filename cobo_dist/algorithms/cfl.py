@@ -74,6 +74,11 @@ class Cfl(FoundGroups):
         super().__init__(*parts)
         self.scratch = Scratch(self.clients.x_cd.dtype, self.clients.x_cd.device)
         self.norms_2 = torch.zeros(2, dtype=torch.float64)  # of early updates: sum and number
+        if not self.clients.several_steps:
+            self.user_notice = (
+                "CFL compares the updates of a round, and those of one step are much the noise of a batch: "
+                "local.epochs=1 makes them comparable"
+            )
 
     def round(self, t: int) -> RoundResult:
         """Work locally, average within clusters, and cut clusters that ask for it."""
