@@ -18,6 +18,7 @@ from cobo_dist.comm.session import Session
 from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import ConfigError
+from cobo_dist.maths.flat import row_bytes
 from cobo_dist.phase_timer import PhaseTimer
 from cobo_dist.planning.dry_run import DryRun, RoundTraffic
 from cobo_dist.tasks.registry import build_task
@@ -98,6 +99,24 @@ EXACT = {
     ],
     "fc": ["algorithm.name=federated_clustering", "task.clusters=1", "task.clients_per_cluster=5"],
 }
+
+
+def test_memory_has_all_that_a_method_keeps_for_a_client() -> None:
+    """APFL has a personal model, and momenta of two models; FedALA weights for the last layer's columns."""
+
+    def items(name: str) -> dict[str, int]:
+        settings = [*SMALL, "optimizer.momentum=0.9", f"algorithm.name={name}"]
+        dry_run = dry_run_of(settings, 1)
+        dry_run.traffic()
+        return {item.name: item.bytes for item in dry_run.memory()}
+
+    model, last_layer = (row_bytes(size, torch.float32) for size in (1360, 18 * 10 + 10))
+    kept = "kept by the algorithm for each client"
+    found = items("apfl")
+    assert (found[kept], found["optimizer, 2 x as many"]) == (8 * model, 2 * 8 * model)
+    found = items("fedala")
+    assert (found[kept], found["optimizer, 1 x as many"]) == (8 * last_layer, 8 * model)
+    assert found["gradients at midpoints and other models"] == 2 * 8 * model
 
 
 @pytest.mark.parametrize("case", EXACT)
