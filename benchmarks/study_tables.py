@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from markdown_table import markdown
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -126,7 +128,7 @@ def _mean(values: Sequence[float | None]) -> str:
 
 def draw(results: Mapping[str, Sequence[Result]], path: Path) -> None:
     """Draw accuracy over rounds, a panel a task: means over seeds, with 95% confidence intervals."""
-    columns = min(3, len(results))
+    columns = int(np.ceil(np.sqrt(len(results))))
     lines = -(-len(results) // columns)
     rows = []
     with canvas(2.5 * columns + 1.6, 2.1 * lines) as figure:
@@ -155,8 +157,7 @@ def draw(results: Mapping[str, Sequence[Result]], path: Path) -> None:
                     }
                     for r, a in zip(rounds, mean, strict=True)
                 ]
-            shown = [one for run in found if run.method in SHOWN for one in run.accuracies]
-            axes.set_ylim(max(0.0, min(shown) - 2), min(100.0, max(shown) + 2))
+            _fit_height(axes)
             round_axis(axes)
         for axes in grid.flat[len(results) :]:
             axes.remove()
@@ -164,3 +165,16 @@ def draw(results: Mapping[str, Sequence[Result]], path: Path) -> None:
             axes.set_ylabel("accuracy (%)")
         shared_legend(figure, [axes for axes in grid.flat if axes.figure is not None])
         save(figure, path, pd.DataFrame(rows))
+
+
+def _fit_height(axes: Axes) -> None:
+    """Leave out of sight how all methods begin: the first tenth of the rounds."""
+    lines = axes.get_lines()
+    late = [
+        y for line in lines for x, y in zip(*line.get_data(), strict=True) if x >= 0.1 * _last(line)
+    ]
+    axes.set_ylim(max(0.0, min(late) - 2.0), min(100.0, max(late) + 2.0))
+
+
+def _last(line: Line2D) -> float:
+    return float(np.max(line.get_xdata()))
