@@ -61,6 +61,8 @@ SMALLER = {
     r"benchmarks/theory\.py": "--rounds 3 --seeds 1",
     r"benchmarks/structures\.py": "--only IID --rounds 2 --seeds 0",
     r"benchmarks/drift\.py": "--only 'margin 0' --rounds 4 --seeds 0",
+    r"benchmarks/study\.py": "--only digits --methods local --rounds 2 --seeds 0",
+    r"benchmarks/coupling\.py": "--only '80 digits MLPs' --ranks 1 --repeats 1",
     r"early_stopping": "run.eval_every=1",  # without evaluations it refuses to run
 }
 REPLACED = {
