@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Protocol, TypeVar
 
 import cobo_dist
-from cobo_dist.errors import RunFailure
+from cobo_dist.errors import EXIT_STOPPED, ConfigError, RunFailure
 
 COMMON = (
     "run.threads=1", "run.eval_splits=[validation,test]", "run.log_weights_every=0",
@@ -35,16 +35,17 @@ def with_best_rate(
     """Yield the runs with the best learning rate, one for each seed.
 
     The best rate has the highest validation accuracy, on average over the first `tuning` seeds. A rate with
-    which a run fails is passed over.
+    which a run fails or is refused is passed over.
 
     Raises:
-        RunFailure: runs fail with every rate, or with the best rate and a later seed.
+        ConfigError, RunFailure: no rate works, or the best one fails with a later seed.
     """
-    tried, by_rate, failure = seeds[:tuning], {}, None
+    tried, by_rate = seeds[:tuning], {}
+    failure: ConfigError | RunFailure | None = None
     for rate in rates:
         try:
             by_rate[rate] = [run(rate, seed) for seed in tried]
-        except RunFailure as error:
+        except (ConfigError, RunFailure) as error:
             failure = error
     if failure and not by_rate:
         raise failure
@@ -62,6 +63,7 @@ def train_once(
     Raises:
         ConfigError: the run is refused.
         RunFailure: it fails.
+        SystemExit: a signal stopped it, and so ends the benchmark.
     """
     path = stem.with_name(f"{stem.name}_lr{rate:g}_s{seed}")
     if _rounds_of(path) != rounds:
@@ -69,8 +71,13 @@ def train_once(
             *settings, f"run.rounds={rounds}", f"optimizer.lr={rate:g}", f"run.seed={seed}",
             f"run.dir={path}", "run.overwrite=true",
         ]  # fmt: skip
-        with contextlib.redirect_stdout(io.StringIO()):
-            cobo_dist.fit(config, given)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                cobo_dist.fit(config, given)
+        except RunFailure as error:
+            if error.code == EXIT_STOPPED:
+                raise SystemExit(EXIT_STOPPED) from error
+            raise
     return path
 
 

@@ -61,6 +61,7 @@ SMALLER = {
     r"benchmarks/theory\.py": "--rounds 3 --seeds 1",
     r"benchmarks/structures\.py": "--only IID --rounds 2 --seeds 0",
     r"benchmarks/drift\.py": "--only 'margin 0' --rounds 4 --seeds 0",
+    r"benchmarks/bench\.py": "--only digits --methods local fedbn --rounds 2 --seeds 0 --rates 0.1",
     r"early_stopping": "run.eval_every=1",  # without evaluations it refuses to run
 }
 REPLACED = {
