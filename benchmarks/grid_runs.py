@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -78,6 +79,9 @@ def train_once(
             if error.code == EXIT_STOPPED:
                 raise SystemExit(EXIT_STOPPED) from error
             raise
+        finally:
+            # A run's objects refer to each other in cycles, which would keep its data for many more runs.
+            gc.collect()
     return path
 
 

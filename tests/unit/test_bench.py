@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from pathlib import Path
 
 import bench
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from bench_figure import draw
 from bench_tables import Outcome, alike, critical_difference, harmed, ranks, table, worst_tenth
-from grid_runs import with_best_rate
+from grid_runs import train_once, with_best_rate
 from study_tables import Result
 
 import cobo_dist
@@ -128,6 +129,21 @@ def test_a_signal_ends_the_bench_and_is_no_failure_of_a_method(
     monkeypatch.setattr(cobo_dist, "fit", stopped)
     with pytest.raises(SystemExit, match="75"):
         bench_of(monkeypatch, "--only", "digits", "--methods", "local", "--out", str(tmp_path))
+
+
+def test_the_data_of_a_run_are_gone_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's objects form cycles; a few large ones alone would not start a collection."""
+
+    class Data:
+        def __init__(self) -> None:
+            self.own = self
+
+    kept: list[weakref.ref[Data]] = []
+    monkeypatch.setattr(cobo_dist, "fit", lambda *_: kept.append(weakref.ref(Data())))
+    train_once(None, [], 1, tmp_path / "local", 0.1, 0)
+    assert [one() for one in kept] == [None]
 
 
 def test_every_registered_method_is_there() -> None:
