@@ -13,16 +13,12 @@ task and draws DIR/study_accuracy.png. Runs that are in --out are not repeated. 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
+from grid_runs import COMMON, train_once, with_best_rate
 from study_tables import Result, draw, table
-
-import cobo_dist
 
 
 @dataclass(frozen=True)
@@ -79,10 +75,6 @@ METHODS = {
     "robust, ones": ("preset=robust", "algorithm.start=ones"),
     "oracle": ("algorithm.name=oracle",),
 }  # fmt: skip
-COMMON = (
-    "run.threads=1", "run.eval_splits=[validation,test]", "run.log_weights_every=0",
-    "run.checkpoint_every=0", "log.figures=false", "log.progress=none",
-)  # fmt: skip
 
 
 def main() -> None:
@@ -104,46 +96,34 @@ def main() -> None:
         if task.needs_data and not options.data:
             parser.error(f"{name} needs --data, the folder with cifar100.npz")
         lengths = (options.rounds,) if options.rounds else task.lengths
-        shared = [*COMMON, *task.settings, f"run.rounds={lengths[-1]}"]
+        shared = [*COMMON, *task.settings]
         if task.needs_data:
             shared.append(f"data.root={options.data}")
         methods = [one for one in options.methods if one not in task.without]
         folder = options.out / name.replace(" ", "_").replace(",", "")
-        found[name] = list(results(task, methods, options.seeds, shared, folder))
+        found[name] = [
+            one
+            for method in methods
+            for one in results(task, method, options.seeds, shared, lengths[-1], folder)
+        ]
         print(f"{name}\n\n{table(found[name], lengths)}\n", flush=True)
     options.figures.mkdir(parents=True, exist_ok=True)
     draw(found, options.figures / "study_accuracy.png")
 
 
 def results(
-    task: Task, methods: Sequence[str], seeds: Sequence[int], shared: Sequence[str], folder: Path
-) -> Iterator[Result]:
-    """Yield the runs of every method with its best learning rate, one for each seed."""
-    for method in methods:
-        tried = seeds[:1] if task.needs_data else seeds
-        by_rate = {
-            rate: [run(task, method, rate, seed, shared, folder) for seed in tried]
-            for rate in task.rates
-        }
-        best = max(by_rate, key=lambda rate: fmean(one.validation for one in by_rate[rate]))
-        yield from by_rate[best]
-        for seed in seeds[len(tried) :]:
-            yield run(task, method, best, seed, shared, folder)
+    task: Task, method: str, seeds: Sequence[int], shared: Sequence[str], rounds: int, folder: Path
+) -> list[Result]:
+    """Return the runs of a method with its best learning rate, one for each seed."""
 
+    def run(rate: float, seed: int) -> Result:
+        path = folder / method.replace(", ", "_")
+        given = [*shared, *METHODS[method]]
+        return Result.read(
+            train_once(task.config, given, rounds, path, rate, seed), method, rate, seed
+        )
 
-def run(
-    task: Task, method: str, rate: float, seed: int, shared: Sequence[str], folder: Path
-) -> Result:
-    """Return one run, which is trained where it is not there yet."""
-    path = folder / f"{method.replace(', ', '_')}_lr{rate:g}_s{seed}"
-    if not (path / "summary.json").exists():
-        given = [
-            *shared, *METHODS[method], f"optimizer.lr={rate:g}", f"run.seed={seed}", f"run.dir={path}",
-            "run.overwrite=true",
-        ]  # fmt: skip
-        with contextlib.redirect_stdout(io.StringIO()):
-            cobo_dist.fit(task.config, given)
-    return Result.read(path, method, rate, seed)
+    return list(with_best_rate(task.rates, seeds, 1 if task.needs_data else len(seeds), run))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ SMALLER = {
     r"benchmarks/drift\.py": "--only 'margin 0' --rounds 4 --seeds 0",
     r"benchmarks/study\.py": "--only digits --methods local --rounds 2 --seeds 0",
     r"benchmarks/coupling\.py": "--only '80 digits MLPs' --ranks 1 --repeats 1",
+    r"benchmarks/bench\.py": "--only digits --methods local fedbn --rounds 2 --seeds 0 --rates 0.1",
     r"early_stopping": "run.eval_every=1",  # without evaluations it refuses to run
 }
 REPLACED = {
