@@ -368,6 +368,7 @@ SPLIT_REFUSALS = {
     "algorithm.name=fedbn algorithm.norms=[7]": "algorithm.norms=['7']: no parameter is called '7'",
     "algorithm.name=fedbn algorithm.buffers=averaged": "algorithm.buffers",
     "algorithm.name=lg_fedavg algorithm.buffers=averaged": "algorithm.buffers",
+    "algorithm.name=similarity_based algorithm.columns=fc": "algorithm.columns=['fc']: no parameter is",
 }
 
 
