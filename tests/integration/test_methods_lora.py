@@ -39,6 +39,48 @@ def factors(folder: Path, factor: str) -> np.ndarray:
     return np.stack([np.concatenate([one[name].ravel() for name in names]) for one in found])
 
 
+def test_factors_that_are_shared(pool: RankPool, language: list[str], tmp_path: Path) -> None:
+    """After one round of local work: FedSA-LoRA averages A, FFA-LoRA averages B and keeps A at its start."""
+    alone = {}
+    for steps in (1, 3):
+        folder = tmp_path / f"local{steps}"
+        pool.run(2, train, [*language, "algorithm.name=local", "run.rounds=1",
+                            f"local.steps={steps}", f"run.dir={folder}"])  # fmt: skip
+        alone[steps] = {factor: factors(folder, factor) for factor in "AB"}
+    start = alone[1]["A"]  # B starts at 0, so A has no gradient in the first step
+    assert (start == start[0]).all()
+    for factor in "AB":
+        assert np.ptp(alone[3][factor], axis=0).max() > 1e-3, "clients differ"
+    fedsa, ffa = tmp_path / "fedsa", tmp_path / "ffa"
+    pool.run(2, train, [*language, "algorithm.name=fedsa_lora", "run.rounds=1", "local.steps=3",
+                        f"run.dir={fedsa}"])  # fmt: skip
+    mean = np.tile(alone[3]["A"].mean(axis=0), (3, 1))
+    np.testing.assert_allclose(factors(fedsa, "A"), mean, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(factors(fedsa, "B"), alone[3]["B"])
+    pool.run(2, train, [*language, "algorithm.name=ffa_lora", "run.rounds=1", f"run.dir={ffa}"])
+    mean = np.tile(alone[1]["B"].mean(axis=0), (3, 1))
+    np.testing.assert_array_equal(factors(ffa, "A"), start)
+    np.testing.assert_allclose(factors(ffa, "B"), mean, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("start", ["own", "loaded"])
+def test_frozen_factors_are_one_for_all(
+    pool: RankPool, language: list[str], tmp_path: Path, start: str
+) -> None:
+    """Else the mean of B means nothing: x^0's A, or the mean of those of the run that is gone on with."""
+    local = [*language, "algorithm.name=local", "run.rounds=1", "local.steps=3"]
+    pool.run(2, train, [*local, f"run.dir={tmp_path / 'local'}"])
+    first = [*language, "algorithm.name=local", "run.rounds=1", "optimizer.lr=0"]
+    pool.run(1, train, [*first, f"run.dir={tmp_path / 'start'}"])
+    given = [*language, "algorithm.name=ffa_lora", "run.rounds=2", f"run.dir={tmp_path / 'run'}"]
+    more = "run.start=own" if start == "own" else f"run.init_from={tmp_path / 'local'}"
+    pool.run(2, train, [*given, more])
+    found = factors(tmp_path / "run", "A")
+    expected = factors(tmp_path / ("start" if start == "own" else "local"), "A").mean(axis=0)
+    assert (found == found[0]).all()
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-12)
+
+
 # -- similarity based weights ----------------------------------------------------------------------------
 
 
