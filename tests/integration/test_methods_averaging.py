@@ -379,6 +379,7 @@ SPLIT_REFUSALS = {
     "algorithm.name=fedsa_lora algorithm.shared=lora_A": "algorithm.shared=['lora_A']: no parameter is",
     "algorithm.name=ffa_lora algorithm.frozen=['*']": "algorithm.frozen=['*']: '*' leaves no parameter",
     "algorithm.name=similarity_based algorithm.columns=fc": "algorithm.columns=['fc']: no parameter is",
+    "algorithm.alignment_columns=['*lora_B*']": "algorithm.alignment_columns=['*lora_B*']: no parameter is",
 }
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from methods import DenseClients, check_method, trained, write_problem
+import torch
+from dense_local_work import DenseFedAvg, trained_rows
+from methods import RANKS, DenseClients, check_method, trained, write_problem
 from pool import RankPool
-from problems import train, train_and_weights, write_texts
+from problems import rows, train, train_and_weights, write_texts
 from safetensors.numpy import load_file
+from vision_data import write_images
 
+from cobo_dist import reference
+from cobo_dist.config import load_config
+from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
+from cobo_dist.planning.dry_run import DryRun
+from cobo_dist.tasks.registry import build_task
 
 N, ETA, ROUNDS = 7, 0.1, 6
 Result = tuple[np.ndarray, np.ndarray]
@@ -147,3 +156,95 @@ def test_similarity_of_one_factor(pool: RankPool, language: list[str], tmp_path:
         np.testing.assert_allclose(
             factors(tmp_path / "run", factor), w @ local[factor], rtol=0, atol=1e-10
         )
+
+
+# -- CoBo's alignment of some columns ----------------------------------------------------------------------
+
+BODY = ("1.weight", "1.bias")
+
+
+class DenseCoBo(DenseFedAvg):
+    """CoBo from the steps of `cobo_dist.reference`, with alignments of some parameters."""
+
+    def gradient(self, client: int, point_d: torch.Tensor, t: int) -> torch.Tensor:
+        model = self.models[client]
+        torch.nn.utils.vector_to_parameters(point_d, model.parameters())
+        (numbers,) = self.batches(client, t)
+        self.backward(client, numbers)
+        grads = [one.grad for one in model.parameters() if one.grad is not None]
+        return torch.cat([one.flatten() for one in grads])
+
+    def cobo(self, rounds: int, aligned: tuple[str, ...]) -> Result:
+        algorithm: Any = self.config.algorithm
+        mask_d = torch.cat([
+            torch.full((one.numel(),), float(name in aligned)).double()
+            for name, one in self.models[0].named_parameters()
+        ])  # fmt: skip
+        x_nd = torch.from_numpy(self.rows())
+        w_nn = torch.ones(self.n, self.n, dtype=torch.float64)
+        pairs = torch.combinations(torch.arange(self.n)).tolist()
+        for t in range(rounds):
+
+            def gradient(i: int, point_d: torch.Tensor, t: int = t) -> torch.Tensor:
+                return self.gradient(i, point_d, t)
+
+            def some(i: int, point_d: torch.Tensor, t: int = t) -> torch.Tensor:
+                return self.gradient(i, point_d, t) * mask_d
+
+            w_nn = reference.client_selection(x_nd, w_nn, some, pairs, algorithm.gamma)
+            lr = self.config.optimizer.lr
+            x_nd = reference.model_training(x_nd, w_nn, gradient, algorithm.rho, lr)
+        return x_nd.numpy(), w_nn.numpy()
+
+
+def test_alignment_of_some_columns(pool: RankPool, tmp_path: Path) -> None:
+    """Models and W on 1, 2, 3 ranks are the twin's; W is another one than with all columns."""
+    images = write_images(tmp_path / "images.npz", train=60, test=20, size=4)
+    given = [
+        "task.name=cross_device", f"data.file={images}", "task.cluster_sizes=[1, 4]",
+        "task.validation_fraction=0", "model.name=mlp", "model.hidden=[4]", "data.augment=false",
+        "data.batch_size=5", "run.dtype=float64", "run.rounds=5", "optimizer.lr=0.1", "run.eval_every=0",
+        "optimizer.momentum=0", "optimizer.weight_decay=0", "algorithm.midpoint_data=shared",
+        "algorithm.sampling.name=all", "algorithm.gamma=0.1", "algorithm.rho=0.3",
+    ]  # fmt: skip
+    some = [*given, "algorithm.alignment_columns=['1']"]
+    x, w = DenseCoBo(some).cobo(5, BODY)
+    whole = DenseCoBo(given).cobo(5, (*BODY, "3.weight", "3.bias"))
+    off = ~np.eye(len(w), dtype=bool)
+    assert w[off].std() > 0.05, "a problem in which W changes"
+    assert np.abs(whole[1] - w).max() > 1e-2
+    for deterministic in ("false", "true"):
+        found = []
+        for ranks in RANKS:
+            folder = tmp_path / f"{deterministic}{ranks}"
+            more = [f"comm.deterministic={deterministic}", f"run.dir={folder}"]
+            weights = np.concatenate(pool.run(ranks, train_and_weights, [*some, *more]))
+            np.testing.assert_allclose(weights[off], w[off], rtol=0, atol=1e-10)
+            found.append(trained_rows(folder, DenseCoBo(some)))
+            np.testing.assert_allclose(found[-1], x, rtol=0, atol=1e-10)
+        if deterministic == "true":
+            assert all(one.tobytes() == found[0].tobytes() for one in found[1:])
+
+
+def test_only_aligned_columns_travel(pool: RankPool, language: list[str], tmp_path: Path) -> None:
+    """As planned: 3 gradients of lora_B in place of 3 whole ones, on a simplex of three ranks."""
+    sent, given = [], [
+        *language, "algorithm.domain=simplex", "algorithm.sampling.name=all", "algorithm.gamma=0",
+        "run.rounds=2",
+    ]  # fmt: skip
+    for number, more in enumerate(([], ["algorithm.alignment_columns=['*lora_B*']"])):
+        settings = [*given, *more]
+        pool.run(3, train, [*settings, f"run.dir={tmp_path / str(number)}"])
+        config = load_config(None, settings)
+        task = build_task(config.task, config.model, config.data, config.run.seed, torch.float64)
+        dry_run = DryRun(config, task, 3)
+        for row in rows(tmp_path / str(number), "round"):
+            assert dry_run.round(row["round"]).bytes["gradients"] == row["bytes_gradients"]
+        sent.append(row["bytes_gradients"])
+    left_out = factors(tmp_path / "0", "A").shape[1]
+    assert sent[0] - sent[1] == 3 * 8 * left_out
+
+
+def test_columns_without_alignment_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.alignment_columns is about pairs"):
+        load_config(None, ["algorithm.selection=difference", "algorithm.alignment_columns=x"])
