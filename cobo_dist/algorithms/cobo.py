@@ -23,6 +23,7 @@ from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.algorithms.base import (
     AlgorithmState,
     Clients,
+    Columns,
     Exchange,
     PairEnds,
     RoundResult,
@@ -32,6 +33,7 @@ from cobo_dist.algorithms.base import (
 from cobo_dist.algorithms.cobo_config import CoBoConfig
 from cobo_dist.algorithms.cobo_difference import DifferenceSelection
 from cobo_dist.algorithms.cobo_selection import EvidenceSelection, GradientSelection, Selection
+from cobo_dist.algorithms.named_columns import named_columns
 from cobo_dist.algorithms.statistics import statistic_of
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import coupling, projections, seeds
@@ -65,6 +67,9 @@ class CoBo(Algorithm):
     ) -> None:
         super().__init__(config, clients, exchange, context)
         self.statistic = statistic_of(config.alignment)
+        self.compared: Columns | None = None  # all columns
+        if config.alignment_columns:
+            self.compared = named_columns(clients, "alignment_columns", config.alignment_columns)
         self.stream = "midpoint" if config.midpoint_data == "fresh" else "local"
         self.selection: Selection = (
             EvidenceSelection(config.evidence, self.weights)
@@ -160,9 +165,14 @@ class CoBo(Algorithm):
         return [WeightUpdates(ids, other, new_kn[row, other], np.concatenate(alignments))]
 
     def alignments(self, t: int, pairs_k2: Tensor) -> tuple[PairEnds, NDArray[np.float64]]:
-        """Return this rank's ends of the pairs, and <g_i(z_ij), g_j(z_ij)> for each."""
+        """Return this rank's ends of the pairs, and <g_i(z_ij), g_j(z_ij)> for each.
+
+        With `alignment_columns`, of these columns of the gradients: only they travel.
+        """
         ends, z_ed = self.exchange.midpoints(pairs_k2)  # z_ij = (x_i + x_j)/2
         g_ed = self.clients.gradients_at(z_ed, ends.rows, t, self.stream, in_place=True)
+        if self.compared is not None:
+            g_ed = self.compared.take(g_ed)
         return ends, self.exchange.alignment(g_ed, self.statistic)
 
     def onto_simplex(

@@ -15,32 +15,34 @@ from cobo_dist.algorithms.algorithm import AlgorithmSection, Finding, HealthFact
 from cobo_dist.algorithms.base import RunContext, sampled_rounds
 from cobo_dist.algorithms.statistics import StatisticName
 from cobo_dist.maths.sampling import pair_probability
-from cobo_dist.settings import Section
+from cobo_dist.settings import Section, Texts
 
 PRESETS = {
     "paper": {
         "algorithm": {
-            "sampling": {"name": "constant", "rate": 1.0}, "alignment": "inner", "start": "ones",
-            "order": "weights_first", "midpoint_data": "fresh", "penalty": "scheduled",
+            "sampling": {"name": "constant", "rate": 1.0}, "alignment": "inner", "alignment_columns": [],
+            "start": "ones", "order": "weights_first", "midpoint_data": "fresh", "penalty": "scheduled",
             "coupling": "explicit", "selection": "gradient", "margin": 0.0, "threshold": 0.0,
         },
     },
     "published": {
         "algorithm": {
-            "sampling": {"name": "published"}, "alignment": "inner", "start": "ones", "order": "models_first",
-            "coupling": "explicit", "selection": "gradient", "margin": 0.0, "threshold": 0.0,
+            "sampling": {"name": "published"}, "alignment": "inner", "alignment_columns": [],
+            "start": "ones", "order": "models_first", "coupling": "explicit", "selection": "gradient",
+            "margin": 0.0, "threshold": 0.0,
         },
     },
     "evidence": {
         "algorithm": {
-            "rho": 5.0, "alignment": "inner", "start": "zeros", "coupling": "capped",
-            "selection": "evidence",
+            "rho": 5.0, "alignment": "inner", "alignment_columns": [], "start": "zeros",
+            "coupling": "capped", "selection": "evidence",
         },
     },
     "robust": {
         "algorithm": {
-            "rho": 5.0, "sampling": {"name": "constant", "rate": 1.0}, "alignment": "inner", "start": "zeros",
-            "coupling": "capped", "selection": "difference", "margin": 0.0, "threshold": 0.0,
+            "rho": 5.0, "sampling": {"name": "constant", "rate": 1.0}, "alignment": "inner",
+            "alignment_columns": [], "start": "zeros", "coupling": "capped", "selection": "difference",
+            "margin": 0.0, "threshold": 0.0,
         },
     },
 }  # fmt: skip
@@ -137,6 +139,11 @@ class CoBoConfig(AlgorithmSection):
         description="what changes a weight: inner product of the midpoint gradients (paper), their "
         "cosine, which does not shrink with the gradients, or a statistic of a plug-in",
     )
+    alignment_columns: Texts = Field(
+        (),
+        description="names or globs of the parameters whose gradients are aligned, as ['*lora_B*']; empty: "
+        "all (paper). The penalty acts on whole models",
+    )
     start: Literal["ones", "zeros"] = Field(
         "ones",
         description="W^0: all ones (paper) or zeros, which lets collaboration grow; on a simplex, ones "
@@ -222,7 +229,7 @@ class CoBoConfig(AlgorithmSection):
 
     def _unused_by_difference(self) -> str:
         """Return which keys have no meaning without pairs that meet."""
-        for key in ("sampling", "alignment"):
+        for key in ("sampling", "alignment", "alignment_columns"):
             value, default = getattr(self, key), type(self).model_fields[key].default
             if value != default:
                 return (

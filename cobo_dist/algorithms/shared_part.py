@@ -11,6 +11,7 @@ from cobo_dist.algorithms.base import Columns, RoundResult
 from cobo_dist.algorithms.fedavg import FedAvg, WeightedAveragingConfig, WeightingConfig
 from cobo_dist.algorithms.finetuned_fedavg import FinetunedFedAvg, FinetuningConfig
 from cobo_dist.algorithms.local import local_step
+from cobo_dist.algorithms.named_columns import named_columns
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor
 from cobo_dist.registry import register
@@ -120,15 +121,8 @@ class SharedPart(FedAvg):
     def columns(self, key: str, *default: str) -> tuple[Columns, Columns]:
         """Return the columns that a key names, or those named by default; and all others."""
         patterns = getattr(self.config, key) or default
-        try:
-            return (
-                self.clients.columns(*patterns),
-                self.clients.columns(*patterns, others=True),
-            )
-        except ConfigError as error:
-            raise ConfigError(
-                f"algorithm.name={self.config.name} with algorithm.{key}={list(patterns)}: {error}"
-            ) from None
+        chosen = named_columns(self.clients, key, patterns)
+        return chosen, named_columns(self.clients, key, patterns, others=True)
 
     def buffers_of_shared_layers(self) -> Columns | None:
         """Return the columns of the statistics that are averaged; None where the model has none."""

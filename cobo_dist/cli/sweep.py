@@ -22,9 +22,8 @@ USAGE = (
 )
 ABOUT = """\
 Run a grid of trainings one after another, each by torchrun in its own folder.
-key=v1,v2 is an axis, key=v a setting of all runs; commas inside brackets or quotes belong to the
-value; seed means run.seed. Several config files are an axis too. A key that the algorithm (or task)
-of a run does not have is left out there, and runs that are then equal are run once."""
+key=v1,v2 is an axis, key=v a setting of all runs; commas inside brackets or quotes belong to the value.
+seed means run.seed. A key that the algorithm or task of a run lacks is left out; equal runs are run once."""
 MORE = """\
 Finished runs are skipped, so the same command continues an interrupted sweep. A run that fails is
 reported, and the sweep continues with the next one.

@@ -38,7 +38,7 @@ POINT_TO_POINT = {
     *(case for case in CASES if case.startswith("cobo")),
 }
 """Those that do without `all_reduce` and `visits`, where ranks send to every other rank what goes up once."""
-GATHERED = {"dac", "apple"}
+GATHERED = {"dac", "apple", "similarity_based"}
 """Those with `all_gather` or `gram` beside `mix`, where some of what goes up stays on its rank."""
 
 Summaries = dict[int, dict[str, Any]]  # by ranks and case

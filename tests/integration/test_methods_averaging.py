@@ -204,7 +204,8 @@ class DenseSharedPart(DenseFedAvg):
             units = local.epochs or local.steps
             head = steps // units * (units - algorithm.body_work)
             return [(0,)] * head + [(1,)] * (steps - head)
-        if algorithm.name == "fedbabu" and not self.is_local():
+        rests = algorithm.name == "fedbabu" and not self.is_local()
+        if rests or algorithm.name == "ffa_lora":
             return [(1,)] * steps
         return [(0, 1)] * steps
 
@@ -229,7 +230,8 @@ class DenseSharedPart(DenseFedAvg):
 
 HEAD, BODY = ("3.weight", "3.bias"), ("1.weight", "1.bias")
 OWN = {
-    "fedper": HEAD, "fedrep": HEAD, "fedbabu": HEAD, "lg_fedavg": BODY, "fedbn": ("2.weight", "2.bias")
+    "fedper": HEAD, "fedrep": HEAD, "fedbabu": HEAD, "lg_fedavg": BODY, "fedbn": ("2.weight", "2.bias"),
+    "fedsa_lora": ("1.bias", *HEAD), "ffa_lora": ("1.weight",),
 }  # fmt: skip
 WAYS = {
     "steps": ["local.steps=3", "optimizer.momentum=0.5", "optimizer.weight_decay=0.01"],
@@ -239,7 +241,10 @@ WAYS = {
     ],
     "adamw": ["local.steps=2", "optimizer.name=adamw", "optimizer.lr=0.01", "participation.count=4"],
 }  # fmt: skip
-MORE = {"fedbn": ["model.norm=batch"], "fedbabu": ["algorithm.fedavg_share=0.6"]}
+MORE = {
+    "fedbn": ["model.norm=batch"], "fedbabu": ["algorithm.fedavg_share=0.6"],
+    "fedsa_lora": ["algorithm.shared=[1.weight]"], "ffa_lora": ["algorithm.frozen=[1.weight]"],
+}  # fmt: skip
 
 
 # A bias before BatchNorm has no gradient but rounding, which Adam would blow up.
@@ -335,7 +340,7 @@ def test_fedbabu_at_its_ends(pool: RankPool, images: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["fedper", "fedrep", "fedbabu", "lg_fedavg", "fedbn", "scaffold",
-                                  "l2gd", "fedprox"])  # fmt: skip
+                                  "l2gd", "fedprox", "fedsa_lora", "ffa_lora"])  # fmt: skip
 @pytest.mark.parametrize("count", [0, 3])
 def test_a_round_sends_what_was_planned(
     pool: RankPool, tmp_path: Path, name: str, count: int
@@ -352,7 +357,8 @@ def test_a_round_sends_what_was_planned(
     sent = [row["bytes_sent"] for row in rows(tmp_path, "round")]
     assert sent == [dry_run.round(r).total for r in range(1, 9)]
     d = 64 * 18 + 18 + 18 + 18 + 18 * 10 + 10
-    size = {"lg_fedavg": 18 * 10 + 10, "fedbn": d - 36, "scaffold": 2 * d, "l2gd": d, "fedprox": d}
+    size = {"lg_fedavg": 18 * 10 + 10, "fedbn": d - 36, "scaffold": 2 * d, "l2gd": d, "fedprox": d,
+            "fedsa_lora": 64 * 18, "ffa_lora": d - 64 * 18}  # fmt: skip
     model = 4 * size.get(name, d - 18 * 10 - 10)
     if not count:  # one part of a sum for each ordered pair of ranks
         assert set(sent) == ({0, 6 * model} if name in ("l2gd", "fedbabu") else {6 * model})
@@ -368,6 +374,12 @@ SPLIT_REFUSALS = {
     "algorithm.name=fedbn algorithm.norms=[7]": "algorithm.norms=['7']: no parameter is called '7'",
     "algorithm.name=fedbn algorithm.buffers=averaged": "algorithm.buffers",
     "algorithm.name=lg_fedavg algorithm.buffers=averaged": "algorithm.buffers",
+    "algorithm.name=fedsa_lora": "this model has no parameter like *lora_A*; choose task.name=language",
+    "algorithm.name=ffa_lora": "or name parameters in algorithm.frozen",
+    "algorithm.name=fedsa_lora algorithm.shared=lora_A": "algorithm.shared=['lora_A']: no parameter is",
+    "algorithm.name=ffa_lora algorithm.frozen=['*']": "algorithm.frozen=['*']: '*' leaves no parameter",
+    "algorithm.name=similarity_based algorithm.columns=fc": "algorithm.columns=['fc']: no parameter is",
+    "algorithm.alignment_columns=['*lora_B*']": "algorithm.alignment_columns=['*lora_B*']: no parameter is",
 }
 
 

@@ -84,11 +84,13 @@ NEEDS = {
     "fedprox": ("local.steps=2",),
     "fedrep": ("local.steps=2",),
     "fedbn": ("model.norm=batch",),
+    "fedsa_lora": ("algorithm.shared=[1.weight]",),
+    "ffa_lora": ("algorithm.frozen=[1.weight]",),
     "scaffold": ("optimizer.name=sgd", "optimizer.momentum=0"),
 }
 """Settings without which an algorithm refuses to start."""
 
-SPLIT_MODELS = ("fedper", "fedrep", "fedbabu", "lg_fedavg", "fedbn")
+SPLIT_MODELS = ("fedper", "fedrep", "fedbabu", "lg_fedavg", "fedbn", "fedsa_lora", "ffa_lora")
 """Methods that share a part of the model, so that Example 2 has none for them: its model is one vector."""
 
 

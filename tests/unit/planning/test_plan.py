@@ -71,6 +71,16 @@ EXACT = {
     "perfedavg": ["algorithm.name=perfedavg", "algorithm.variant=hessian_free"],
     "fedala": ["algorithm.name=fedala", "algorithm.buffers=averaged", NORM],
     "validation": ["algorithm.name=validation_based", "algorithm.every=2", NORM],
+    "similarity": [
+        "algorithm.name=similarity_based",
+        "algorithm.temperature=1e15",
+        "algorithm.every=2",
+    ],
+    "cobo, some columns": [
+        "algorithm.gamma=0",
+        "algorithm.sampling.rate=5",
+        "algorithm.alignment_columns=['3']",
+    ],
     # Told of one cluster, clients have nothing to choose.
     "ifca": ["algorithm.name=ifca", "algorithm.client_share=0.6", "algorithm.centers=1", NORM],
     "cobo, some clients": [
