@@ -37,8 +37,13 @@ class CflConfig(FoundGroupsConfig):
     )
     norms: Literal["relative", "absolute"] = Field(
         "relative",
-        description="whether eps1 and eps2 are factors on the mean norm of an update in the rounds without a "
-        "split, or norms of updates (paper)",
+        description="whether eps1 and eps2 are norms of updates (paper), or factors on eta(t) times the mean "
+        "norm of an update over its step size in the rounds without a split, which suits any schedule",
+    )
+    linkage: Literal["complete", "single"] = Field(
+        "complete",
+        description="how a cluster is cut: by complete linkage (authors' code), or by single linkage, whose "
+        "cut has the least largest cosine across (paper, Algorithm 1)",
     )
     first_split: int = Field(
         20, ge=1, description="the first rounds without a split (authors: 20), at least one"
@@ -60,10 +65,13 @@ class Cfl(FoundGroups):
     """FedAvg within clusters; a cluster is cut in two where it is stationary and its members are not.
 
     With the updates dx_i of a round, cluster C is cut if ||mean over C of dx_i|| < eps1 and max over C of
-    ||dx_i|| > eps2: by complete linkage on the cosines of dx_i and dx_j, into the two parts whose largest
-    cosine across is least. Parts are cut again in later rounds; they begin at the model of C.
-    `eps1=0` is FedAvg. The clients that take part decide whether a cluster is cut. Where only some do, their
-    last updates say how, once all members have one.
+    ||dx_i|| > eps2, into two parts by the cosines of dx_i and dx_j. `linkage=single` makes the largest
+    cosine across the cut least, which is the paper's optimal bipartition. Complete linkage, as the authors'
+    code has it, does not in general: it keeps the least cosine within a part large. Parts are cut again in
+    later rounds; they begin at the model of C. With relative norms, eps1 and eps2 are for dx_i / eta(t), so
+    that a schedule of the step size does not change when clusters are cut. `eps1=0` is FedAvg.
+    The clients that take part decide whether a cluster is cut. Where only some do, the last updates of all
+    members say how, once all have one.
     """
 
     Config = CflConfig
@@ -73,7 +81,7 @@ class Cfl(FoundGroups):
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self.scratch = Scratch(self.clients.x_cd.dtype, self.clients.x_cd.device)
-        self.norms_2 = torch.zeros(2, dtype=torch.float64)  # of early updates: sum and number
+        self.norms_2 = torch.zeros(2, dtype=torch.float64)  # of early directions: sum and number
         if not self.clients.several_steps:
             self.user_notice = (
                 "CFL compares the updates of a round, and those of one step are much the noise of a batch: "
@@ -85,8 +93,8 @@ class Cfl(FoundGroups):
         self.use_found()
         x_cd = self.clients.x_cd
         start_cd = self.scratch.rows("start", *x_cd.shape).copy_(x_cd)
-        losses_c, updates_cd = self.local_updates(t)
-        own_c = squared_norms(updates_cd) * self.clients.eta(t) ** 2
+        losses_c, direction_cd, updates_cd = self.local_updates(t)
+        own_c = squared_norms(direction_cd)
         self.average_all(t)
         mean_c = squared_norms(start_cd.neg_().add_(x_cd))
         squares_c2 = torch.stack([own_c, mean_c], dim=1).cpu().numpy()
@@ -106,30 +114,31 @@ class Cfl(FoundGroups):
 
         Args:
             t: the round.
-            own_n: norms of the clients' updates in this round.
+            own_n: norms of the clients' directions in this round: of their updates over eta(t).
             mean_n: norms of the mean updates of their clusters.
         """
-        config, part_n = self.config, self.context.taking_part(t)
+        config, part_n, eta = self.config, self.context.taking_part(t), self.clients.eta(t)
         if t < config.first_split:
             early = own_n[part_n]
             self.norms_2 += torch.tensor([early.sum(), len(early)], dtype=torch.float64)
             return []
         total, count = self.norms_2.tolist()
-        unit = 1.0 if config.norms == "absolute" else total / max(count, 1.0)
+        unit = 1.0 if config.norms == "absolute" else eta * total / max(count, 1.0)
         found = []
         for label in range(int(self.found_n.max()) + 1):
             members = np.flatnonzero(self.found_n == label)
             taking = members[part_n[members]]
             if len(members) < config.min_size or not len(taking) or not self.known_n[members].all():
                 continue
-            if mean_n[members[0]] < config.eps1 * unit and own_n[taking].max() > config.eps2 * unit:
+            largest = eta * own_n[taking].max()
+            if mean_n[members[0]] < config.eps1 * unit and largest > config.eps2 * unit:
                 found.append(members)
         return found
 
     def cut(self, members: NDArray[np.int64], cosines_nn: Floats) -> bool:
         """Cut a cluster in two by its members' cosines; return whether the check of gamma let it."""
         cosines_mm = cosines_nn[np.ix_(members, members)]
-        side_m = linked_groups(1.0 - cosines_mm, "complete", count=2)
+        side_m = linked_groups(1.0 - cosines_mm, self.config.linkage, count=2)
         across = cosines_mm[np.ix_(side_m == 0, side_m == 1)]
         gamma = self.config.gamma
         if not across.size or (gamma is not None and across.max() >= math.sqrt((1 - gamma) / 2)):

@@ -6,13 +6,14 @@ of the models, where CoBo asks whether gradients align.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
+from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection, Finding, HealthFacts
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.learned_rows import products_and_squares
 from cobo_dist.lazy import Tensor, torch
@@ -53,6 +54,11 @@ class DadaConfig(AlgorithmSection):
     graph_steps: int = Field(
         10, ge=1, le=10_000, description="projected gradient steps each time the graph is learned"
     )
+    costs: Literal["relative", "absolute"] = Field(
+        "relative",
+        description="whether the cost of a link is divided by the round's median over pairs of clients, so "
+        "that mu2, lambda and delta suit losses of any unit, or is as it is (paper)",
+    )
     confidence: Literal["equal", "examples"] = Field(
         "equal",
         description="c_i, how much a client's own loss counts: 1, or its training examples relative to the "
@@ -78,6 +84,26 @@ class DadaConfig(AlgorithmSection):
         """The penalty's factor."""
         return ("algorithm.mu1",)
 
+    def check_settings(self, facts: HealthFacts) -> Iterator[Finding]:
+        """Check that a step does not overshoot by its pull alone."""
+        if facts.lr * self.mu1 >= 1.0:
+            yield Finding(
+                "pull",
+                f"optimizer.lr={facts.lr:g} times algorithm.mu1={self.mu1:g} is {facts.lr * self.mu1:g}, and "
+                "from 1 on the pull moves two linked models past each other and apart; set algorithm.mu1 "
+                f"below {1.0 / facts.lr:.3g}",
+            )
+
+    def check_round(self, facts: HealthFacts) -> Iterator[Finding]:
+        """Warn where no client has a link."""
+        graph = facts.graph
+        if graph is None or not graph.pairs or graph.at_0 < graph.count:
+            return
+        remedy = f"lower algorithm.delta ({self.delta:g}) or raise algorithm.mu2 ({self.mu2:g})"
+        if self.costs == "absolute":
+            remedy += ", or set algorithm.costs=relative"
+        yield Finding("empty", f"all weights are 0: this is Local; links cost too much: {remedy}")
+
 
 @register.algorithm("dada")
 class Dada(Algorithm):
@@ -88,7 +114,9 @@ class Dada(Algorithm):
         x_i <- x_i - eta (c_i g_i + mu1 sum_j w_ij/d_i (x_i - x_j)),
     the gradient divided by d_i. A step on w is 1/L long, L being the curvature at the present degrees.
     W shows w_ij/d_i, in rows that sum to 1, or are 0 for clients without links, which then are Local.
-    `mu1=0` is Local. Only clients that take part are compared and pulled, by each other; w of others stays.
+    With relative costs, what w_ij multiplies, c_i f_i + c_j f_j + mu1/2 ||x_i - x_j||^2, is divided by its
+    median over the pairs of the round: the graph is the same in any unit of the loss. `mu1=0` is Local.
+    Only clients that take part are compared and pulled, by each other; w of others stays.
     With several local steps, the sum of their directions takes the place of g_i, as CoBo does.
     """
 
@@ -141,6 +169,10 @@ class Dada(Algorithm):
             return
         costs_mm = self.config.mu1 / 2.0 * gathered_nk[np.ix_(part, part)]
         costs_mm += np.add.outer(costs_n[part], costs_n[part])
+        if self.config.costs == "relative":
+            pairs = costs_mm[np.triu_indices(len(part), 1)]
+            median = float(np.median(pairs)) if len(pairs) else 0.0
+            costs_mm /= median if median > 0 else 1.0
         for _ in range(self.config.graph_steps):
             self.w_nn[np.ix_(part, part)] = self.graph_step(part, costs_mm)
 
@@ -148,7 +180,7 @@ class Dada(Algorithm):
         """Return w [m, m] of the clients `part` after a projected gradient step.
 
         The slope along w_ij is cost_ij + mu2 (2 lambda w_ij - 1/(d_i + delta) - 1/(d_j + delta)), with
-        cost_ij = mu1/2 ||x_i - x_j||^2 + c_i f_i + c_j f_j.
+        cost_ij = mu1/2 ||x_i - x_j||^2 + c_i f_i + c_j f_j, over their median where costs are relative.
         """
         mu2, lambda_, delta = self.config.mu2, self.config.lambda_, self.config.delta
         degrees_n = self.w_nn.sum(axis=1)

@@ -3,29 +3,64 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.algorithms.base import RoundResult
+from cobo_dist.algorithms.algorithm import Finding, HealthFacts
+from cobo_dist.algorithms.base import AlgorithmState, RoundResult
 from cobo_dist.algorithms.learned_rows import (
     Floats,
     LearnedRows,
     LearnedRowsConfig,
     products_and_squares,
 )
-from cobo_dist.algorithms.local import local_step
+from cobo_dist.algorithms.local import local_step, pull_to
+from cobo_dist.algorithms.two_models import common_start
 from cobo_dist.errors import ConfigError
-from cobo_dist.lazy import Tensor, torch
+from cobo_dist.lazy import torch
 from cobo_dist.maths.alignment import cosine
 from cobo_dist.maths.distances import squared_distances
-from cobo_dist.maths.flat import some_rows
+from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
 
-class FedAmpConfig(LearnedRowsConfig):
+class MessagePassingConfig(LearnedRowsConfig):
+    """A pull towards messages."""
+
+    lambda_: float = Field(
+        1.0,
+        ge=0,
+        le=1e15,
+        alias="lambda",
+        description="pull towards the message: lambda/2 ||x - u||^2 (the paper's lambda/alpha)",
+    )
+
+    @property
+    def pull(self) -> float:
+        """The factor p of p/2 ||x - u||^2."""
+        return self.lambda_
+
+    @property
+    def step_keys(self) -> tuple[str, ...]:
+        """`lambda` multiplies the distance to the message."""
+        return ("algorithm.lambda",) if self.lambda_ else ()
+
+    def check_settings(self, facts: HealthFacts) -> Iterator[Finding]:
+        """Check that a step does not overshoot by its pull alone."""
+        if facts.lr * self.pull >= 2.0:
+            yield Finding(
+                "pull",
+                f"optimizer.lr={facts.lr:g} times the pull {self.pull:g} of algorithm.lambda="
+                f"{self.lambda_:g} is {facts.lr * self.pull:g}, and from 2 on the pull moves models apart; "
+                f"set optimizer.lr below {2.0 / self.pull:.3g}, or lower algorithm.lambda",
+            )
+
+
+class FedAmpConfig(MessagePassingConfig):
     """Models near a mean of those models that lie near."""
 
     name: Literal["fedamp"] = "fedamp"
@@ -47,8 +82,17 @@ class FedAmpConfig(LearnedRowsConfig):
         0.0,
         ge=0,
         description="step of message passing: equal models get the weight alpha/sigma (paper: 1e4); "
-        "0: sigma/(2 (n - 1)), so that among equal models a client's own has the weight 1/2",
+        "0: sigma/(2 (n - 1)), so that a client's own has the weight 1/2 among n equal models",
     )
+
+    @property
+    def pull(self) -> float:
+        """The factor: lambda/alpha, or lambda where alpha follows the distances."""
+        return self.lambda_ / (self.alpha or 1.0)
+
+    def most(self, clients: int) -> float:
+        """Return the weight that equal models give each other, alpha/sigma."""
+        return self.alpha / self.sigma if self.alpha else 0.5 / max(1, clients - 1)
 
     def contradiction(self) -> str:
         """Return that alpha has no unit without sigma."""
@@ -61,8 +105,7 @@ class FedAmpConfig(LearnedRowsConfig):
 
     def equal_share(self, clients: int) -> float:
         """Return half of the largest weight, alpha/sigma: a link is a client that lies nearer than others."""
-        most = self.alpha / self.sigma if self.alpha else 0.5 / max(1, clients - 1)
-        return 0.5 * most
+        return 0.5 * self.most(clients)
 
 
 class MessagePassing(LearnedRows):
@@ -71,7 +114,14 @@ class MessagePassing(LearnedRows):
     Only clients that take part send messages to each other and step.
     """
 
-    pull: float
+    config: MessagePassingConfig
+    symmetric = False  # whether xi_ij = xi_ji
+
+    def first_weights(self) -> Weights:
+        """Return the identity; W stays symmetric only where all rows are of one round."""
+        symmetric = self.symmetric and self.context.all_take_part
+        every = range(self.context.clients)
+        return Weights(self.clients.ids, every, dtype=self.weight_type, symmetric=symmetric)
 
     @abstractmethod
     def attention(self, part_n: NDArray[np.bool_]) -> Floats:
@@ -79,17 +129,13 @@ class MessagePassing(LearnedRows):
 
     def round(self, t: int) -> RoundResult:
         """Pass messages, then work locally near them."""
-        x_cd, part_n, pull = self.clients.x_cd, self.context.taking_part(t), self.pull
-        used = self.use_rows(self.attention(part_n), part_n)
+        x_cd, part_n = self.clients.x_cd, self.context.taking_part(t)
+        used = self.use_rows(self.attention(part_n), part_n, symmetric=self.symmetric)
         u_cd = self.scratch.rows("messages", *x_cd.shape)
         for at, sum_cd in self.exchange.mix(used, x_cd):
             u_cd[:, at] = sum_cd
-
-        def add_pull(points_kd: Tensor, gradients_kd: Tensor, rows_k: NDArray[np.int64]) -> None:
-            """Add the gradient of pull/2 ||x - u_i||^2 in every local step."""
-            gradients_kd.add_(points_kd, alpha=pull).sub_(some_rows(u_cd, rows_k), alpha=pull)
-
-        return RoundResult(local_step(self.clients, t, adjust=add_pull), weights_replaced=True)
+        losses_c = local_step(self.clients, t, adjust=pull_to(u_cd, self.config.pull))
+        return RoundResult(losses_c, weights_replaced=True)
 
 
 @register.algorithm("fedamp")
@@ -106,14 +152,14 @@ class FedAmp(MessagePassing):
 
     Config = FedAmpConfig
     title, color, marker, place = "FedAMP", "#a65628", "d", 40
+    symmetric = True
     config: FedAmpConfig
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         alpha, sigma = self.config.alpha, self.config.sigma
-        self.pull = self.config.lambda_ / (alpha or 1.0)
         others = max(1, int(self.context.taking_part(0).sum()) - 1)
-        self.most = alpha / sigma if alpha else 0.5 / others  # alpha/sigma, the largest xi_ij
+        self.most = self.config.most(self.context.clients)  # the largest xi_ij
         if self.most * others > 1.0:
             raise ConfigError(
                 f"algorithm.alpha={alpha:g} and algorithm.sigma={sigma:g} give a client's own model the "
@@ -139,17 +185,10 @@ class FedAmp(MessagePassing):
         return float(np.median(pairs)) if len(pairs) else 0.0
 
 
-class HeurFedAmpConfig(LearnedRowsConfig):
+class HeurFedAmpConfig(MessagePassingConfig):
     """Models near a mean of those models that point the same way."""
 
     name: Literal["heurfedamp"] = "heurfedamp"
-    lambda_: float = Field(
-        1.0,
-        ge=0,
-        le=1e15,
-        alias="lambda",
-        description="pull towards the message: lambda/2 ||x - u||^2 (the paper's lambda/alpha)",
-    )
     sigma: float = Field(
         10.0,
         ge=0,
@@ -161,7 +200,7 @@ class HeurFedAmpConfig(LearnedRowsConfig):
     compare: Literal["models", "updates"] = Field(
         "models",
         description="what cosines are of: the models (paper), or their differences from x^0 (pFedGraph's "
-        "code, which calls this method FedAMP)",
+        "code, which calls this method FedAMP), with run.init_from from the mean of those models",
     )
 
     def equal_share(self, clients: int) -> float:
@@ -183,8 +222,9 @@ class HeurFedAmp(MessagePassing):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self.pull = self.config.lambda_
-        self.start_1d = self.clients.start_rows(1) if self.config.compare == "updates" else None
+        self.start_1d = None
+        if self.config.compare == "updates":
+            self.start_1d = common_start(self.clients, self.exchange, self.context.clients)
 
     def attention(self, part_n: NDArray[np.bool_]) -> Floats:
         """Return the softmax over the cosines with others that take part, times what xi_ii leaves."""
@@ -202,3 +242,7 @@ class HeurFedAmp(MessagePassing):
         xi_cn: Floats = (1.0 - self.config.self_weight) * parts_cn / totals_c1
         xi_cn[np.arange(len(self.ids_c)), self.ids_c] = 1.0 - xi_cn.sum(axis=1)
         return xi_cn
+
+    def state(self) -> AlgorithmState:
+        """Return the start that updates are measured from: a resumed run has other models in X."""
+        return AlgorithmState(shared={} if self.start_1d is None else {"start": self.start_1d})

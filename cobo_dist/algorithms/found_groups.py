@@ -28,8 +28,9 @@ class FoundGroupsConfig(WeightedAveragingConfig):
 class FoundGroups(FedAvg):
     """FedAvg within groups that are found from the clients' updates; at first all clients are one group.
 
-    An update is what the local work of a round changes, x_i after it minus x_i before it. Where only some
-    clients take part in a round, the last update of a client stands for the others. W is 1 within groups.
+    An update is what the local work of a round changes, x_i after it minus x_i before it: -eta(t) times the
+    direction. Where only some clients take part in a round, the last update of a client is compared, with
+    the step size of its own round. W is 1 within groups.
     """
 
     learns_weights = True
@@ -43,18 +44,24 @@ class FoundGroups(FedAvg):
         if not self.context.all_take_part:
             self.updates_cd = empty_rows(*x_cd.shape, dtype=x_cd.dtype, device=x_cd.device).zero_()
 
-    def local_updates(self, t: int) -> tuple[Tensor, Tensor]:
-        """Work locally; return the losses [c], and the clients' last updates divided by -eta [c, d]."""
+    def local_updates(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Work locally.
+
+        Returns:
+            The losses [c], this round's directions [c, d], and what is compared [c, d]: the negated last
+            updates. Where all clients take part these are the directions, since one eta(t) scales all alike.
+        """
         clients, part_n = self.clients, self.context.taking_part(t)
         losses_c = clients.gradients(t)
         direction_cd = clients.direction()
         clients.x_cd.add_(direction_cd, alpha=-clients.eta(t))
         self.known_n[part_n] = 1
         if self.updates_cd is None:
-            return losses_c, direction_cd
+            return losses_c, direction_cd, direction_cd
         rows = to_device(np.flatnonzero(part_n[list(clients.ids)]), clients.x_cd.device)
-        self.updates_cd.index_copy_(0, rows, direction_cd.index_select(0, rows))
-        return losses_c, self.updates_cd
+        now_kd = direction_cd.index_select(0, rows).mul_(clients.eta(t))
+        self.updates_cd.index_copy_(0, rows, now_kd)
+        return losses_c, direction_cd, self.updates_cd
 
     def products(self, rows_cd: Tensor) -> NDArray[np.float64]:
         """Return the inner products of all clients' rows on every rank, [n, n]."""

@@ -47,21 +47,21 @@ class LearnedRows(Algorithm):
         apart_cn: NDArray[np.bool_] = self.ids_c[:, None] != np.arange(len(part_n))
         return apart_cn & part_n[self.ids_c, None] & part_n
 
-    def use_rows(self, rows_cn: Floats, part_n: NDArray[np.bool_]) -> Weights:
+    def use_rows(
+        self, rows_cn: Floats, part_n: NDArray[np.bool_], *, symmetric: bool = False
+    ) -> Weights:
         """Put the rows of the clients that take part into W; return W with the identity for the others.
 
-        The others keep their rows of W for later rounds.
+        The others keep their rows of W for later rounds, so that W is directed. `symmetric`: the returned
+        weights are not, which saves messages.
         """
         taking_c = part_n[self.ids_c]
         rows_cn = np.where(
             taking_c[:, None], rows_cn, self.ids_c[:, None] == np.arange(len(part_n))
         )
-        used = Weights.of_rows(self.clients.ids, rows_cn.astype(self.weight_type))
-        if taking_c.all():
-            self.weights = used
-        else:
-            self.weights.put_rows(np.flatnonzero(taking_c), used.dense()[taking_c])
-        return used
+        rows_cn = rows_cn.astype(self.weight_type)
+        self.weights.put_rows(np.flatnonzero(taking_c), rows_cn[taking_c])
+        return Weights.of_rows(self.clients.ids, rows_cn, symmetric)
 
 
 def products_and_squares(

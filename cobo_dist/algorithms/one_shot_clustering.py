@@ -96,7 +96,7 @@ class OneShotClustering(FoundGroups):
     def round(self, t: int) -> RoundResult:
         """Work locally, group the clients when it is time, and average within the groups."""
         self.use_found()
-        losses_c, updates_cd = self.local_updates(t)
+        losses_c, _, updates_cd = self.local_updates(t)
         due = t + 1 >= self.config.after_rounds and bool(self.known_n.all())
         groups_now = due and not int(self.grouped_1)
         if groups_now:

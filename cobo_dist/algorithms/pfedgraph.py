@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.algorithms.algorithm import Finding, HealthFacts
-from cobo_dist.algorithms.base import RoundResult
+from cobo_dist.algorithms.algorithm import Finding, Graph, HealthFacts
+from cobo_dist.algorithms.base import AlgorithmState, RoundResult
 from cobo_dist.algorithms.fedavg import WeightedAveragingConfig
 from cobo_dist.algorithms.learned_rows import (
     Floats,
@@ -19,12 +19,19 @@ from cobo_dist.algorithms.learned_rows import (
     products_and_squares,
 )
 from cobo_dist.algorithms.local import local_step
+from cobo_dist.algorithms.two_models import common_start
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import projections
 from cobo_dist.maths.alignment import cosine
 from cobo_dist.maths.flat import some_rows
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
+
+
+class GraphWithWeights(Graph, Protocol):
+    """The graph after a round, with all n rows of W."""
+
+    weights: Weights
 
 
 class PFedGraphConfig(LearnedRowsConfig, WeightedAveragingConfig):
@@ -61,15 +68,32 @@ class PFedGraphConfig(LearnedRowsConfig, WeightedAveragingConfig):
         """Return 1/n: a client's own weight counts."""
         return 1.0 / clients
 
+    @property
+    def step_keys(self) -> tuple[str, ...]:
+        """`lambda` is the strength of the local penalty."""
+        return ("algorithm.lambda",) if self.lambda_ else ()
+
+    def contradiction(self) -> str:
+        """Return that a penalty of no strength has no direction."""
+        if self.penalty == "repulsion" and not self.lambda_:
+            return (
+                "algorithm.penalty=repulsion has no effect with algorithm.lambda=0; raise algorithm.lambda, "
+                "or drop algorithm.penalty"
+            )
+        return ""
+
     def check_round(self, facts: HealthFacts) -> Iterator[Finding]:
-        """Warn at the end where the graph is that of FedAvg."""
-        graph = facts.graph
-        if facts.r == facts.rounds and graph is not None and graph.pairs > 1 and graph.is_uniform():
+        """Warn at the end where the graph is that of FedAvg: all rows of W are the same."""
+        graph = cast("GraphWithWeights | None", facts.graph)
+        if facts.r < facts.rounds or graph is None or graph.pairs < 2:
+            return
+        rows_nn = graph.weights.dense()
+        if np.allclose(rows_nn, rows_nn[0], rtol=1e-3, atol=0.0):
             yield Finding(
                 "uniform",
-                "W gives all clients equal shares, as FedAvg: the updates of all point the same way; take "
-                "more local steps (local.epochs), lower algorithm.alpha, or raise algorithm.same_above "
-                f"({self.same_above:g})",
+                "all rows of W are the same, so that all clients average alike, as FedAvg: the updates of "
+                "all point the same way; take more local steps (local.epochs), lower algorithm.alpha, or "
+                f"raise algorithm.same_above ({self.same_above:g})",
             )
 
 
@@ -79,7 +103,9 @@ class PFedGraph(LearnedRows):
 
     Then x_i <- sum_j w_ij x_j, and local steps from there of f_i(x) - lambda <v_i, x> / ||x|| with
     v_i = sum_j w_ij x_j / ||x_j||. w_i is the projection of p - d_i / (2 alpha) onto the simplex, d_ii = -1,
-    and p_j is client j's share. Round 1 has nothing to compare, and only works locally.
+    and p_j is client j's share. An update of 0 has the cosine 0 with all, itself included, so that its row
+    is p. Round 1 has nothing to compare, and only works locally. From models of another run
+    (`run.init_from`), x^0 is their mean, and round 1 compares them.
     alpha -> infinity with `lambda=0` is FedAvg, with local work last in a round; a small alpha gives all
     weight to those with the largest cosine. Only clients that take part are compared and averaged.
     """
@@ -90,7 +116,7 @@ class PFedGraph(LearnedRows):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self.start_1d = self.clients.start_rows(1)
+        self.start_1d = common_start(self.clients, self.exchange, self.context.clients)
 
     def first_weights(self) -> Weights:
         """Return equal weights for all others, as the authors' code begins; they are never used."""
@@ -121,6 +147,10 @@ class PFedGraph(LearnedRows):
             gradients_kd.addcmul_(v_kd, -factor_k1).addcmul_(points_kd, factor_k1 * along_k1)
 
         return RoundResult(local_step(self.clients, t, adjust=turn), weights_replaced=True)
+
+    def state(self) -> AlgorithmState:
+        """Return the start that updates are measured from: a resumed run has other models in X."""
+        return AlgorithmState(shared={"start": self.start_1d})
 
     def shares(self, part_n: NDArray[np.bool_]) -> Floats:
         """Return p [n]: equal, or by examples, among the clients that take part."""

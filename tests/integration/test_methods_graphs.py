@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,8 +17,12 @@ from scipy.optimize import minimize
 
 from cobo_dist.algorithms.pfedgraph import graph_rows
 from cobo_dist.cli.train import main
+from cobo_dist.comm.mixing_exchange import MixingExchange
+from cobo_dist.comm.session import Session
+from cobo_dist.config import load_config
 from cobo_dist.maths import seeds
 from cobo_dist.maths.distances import linked_groups, squared_distances
+from cobo_dist.maths.weights import Weights
 
 ROUNDS, ETA = 6, 0.1
 SHORT = (f"run.rounds={ROUNDS}", f"optimizer.lr={ETA}")
@@ -54,13 +60,13 @@ def cosines_of(rows: np.ndarray) -> np.ndarray:
 # -- FedAMP and HeurFedAMP -----------------------------------------------------------------------------
 
 
-def fedamp_rows(x: np.ndarray, sigma: float = 0.0, alpha: float = 0.0) -> np.ndarray:
-    """Attention among all rows of x."""
+def fedamp_rows(x: np.ndarray, n: int, sigma: float = 0.0, alpha: float = 0.0) -> np.ndarray:
+    """Attention among all rows of x, some of n clients."""
     m = len(x)
     s = ((x[:, None] - x[None]) ** 2).sum(axis=2)
     sigma = sigma or float(np.median(s[np.triu_indices(m, 1)]))
-    alpha = alpha or sigma / (2 * (m - 1))
-    xi = np.exp(-s / sigma) * alpha / sigma if sigma else np.full((m, m), 0.5 / (m - 1))
+    alpha = alpha or sigma / (2 * (n - 1))
+    xi = np.exp(-s / sigma) * alpha / sigma if sigma else np.full((m, m), 0.5 / (n - 1))
     np.fill_diagonal(xi, 0)
     return xi + np.diag(1 - xi.sum(axis=1))
 
@@ -96,7 +102,7 @@ def test_message_passing_is_its_dense_twin(
         part = taking_part(t, dense.n, int(local.get("participation.count", 0)))
         compared = dense.x[part] - (dense.start if "compare" in given else 0)
         xi = (
-            fedamp_rows(compared, **numbers)
+            fedamp_rows(compared, dense.n, **numbers)
             if name == "fedamp"
             else heurfedamp_rows(
                 compared, numbers.get("sigma", 10), float(given.get("self_weight", 0.3))
@@ -305,9 +311,12 @@ class GroupTwin(DenseClients):
         self.groups = [list(range(self.n))]
         self.sizes = np.arange(1.0, self.n + 1) if by == "examples" else np.ones(self.n)
         self.updates: dict[int, np.ndarray] = {}
+        self.halved_every = 0  # rounds, of the step size
 
     def work(self, t: int) -> list[int]:
         part = taking_part(t, self.n, self.count)
+        if self.halved_every and t and t % self.halved_every == 0:
+            self.eta /= 2
         for i in part:
             self.updates[i] = self.local_work(i, self.x[i], self.steps) - self.x[i]
         return part
@@ -326,8 +335,28 @@ class GroupTwin(DenseClients):
         return self.x, np.equal.outer(label, label)
 
 
+def twin(problem: Path, eta: float, work: dict[str, Any]) -> GroupTwin:
+    """Return the twin of a run with `arguments_of(work)`."""
+    given = dict(work)
+    halved_every = given.pop("halved_every", 0)
+    found = GroupTwin(problem, eta, **given)
+    found.halved_every = halved_every
+    return found
+
+
+def arguments_of(work: dict[str, Any]) -> list[str]:
+    """Return what tells a run the settings of `GroupTwin`, but for `by`."""
+    given = [f"local.steps={work.get('steps', 1)}"]
+    if "count" in work:
+        given.append(f"participation.count={work['count']}")
+    if "halved_every" in work:
+        given += ["optimizer.schedule=step", "optimizer.step_factor=0.5"]
+        given.append(f"optimizer.step_every={work['halved_every']}")
+    return given
+
+
 def cfl(twin: GroupTwin, rounds: int, eps1: float, eps2: float, first: int, gamma: float | None,
-        relative: bool) -> Result:  # fmt: skip
+        relative: bool, linkage: str) -> Result:  # fmt: skip
     early = []
     for t in range(rounds):
         part = twin.work(t)
@@ -335,9 +364,9 @@ def cfl(twin: GroupTwin, rounds: int, eps1: float, eps2: float, first: int, gamm
         twin.average(part)
         norms = {i: np.linalg.norm(twin.updates[i]) for i in part}
         if t < first:
-            early += norms.values()
+            early += [norm / twin.eta for norm in norms.values()]
             continue
-        unit = np.mean(early) if relative else 1.0
+        unit = twin.eta * np.mean(early) if relative else 1.0
         groups = []
         for group in twin.groups:
             of = [norms[i] for i in group if i in part]
@@ -347,7 +376,7 @@ def cfl(twin: GroupTwin, rounds: int, eps1: float, eps2: float, first: int, gamm
                 groups.append(group)
                 continue
             near = cosines_of(np.stack([twin.updates[i] for i in group]))
-            a, b = merged(1 - near, "complete", 2)
+            a, b = merged(1 - near, linkage, 2)
             if gamma is not None and near[np.ix_(a, b)].max() >= np.sqrt((1 - gamma) / 2):
                 groups.append(group)
             else:
@@ -363,21 +392,57 @@ CFL = {
     "local steps, by examples": (["weighting=examples"], {}, {"steps": 3, "by": "examples"}),
     "some clients": (["eps1=1.5", "eps2=0.1"], {"eps1": 1.5, "eps2": 0.1}, {"steps": 2, "count": 5}),
     "gamma": (["gamma=0.9"], {"gamma": 0.9}, {}),
+    "single": (["linkage=single"], {"linkage": "single"}, {}),
+    "smaller steps": ([], {}, {"halved_every": 3}),
+    "smaller steps, some clients": (["eps1=1.5", "eps2=0.1"], {"eps1": 1.5, "eps2": 0.1},
+                                    {"count": 5, "halved_every": 3}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CFL)
 def test_cfl_is_its_dense_twin(case: str, pool: RankPool, unlike: Path, tmp_path: Path) -> None:
     keys, given, work = CFL[case]
-    default = {"rounds": 16, "eps1": 0.4, "eps2": 0.3, "first": 4, "gamma": None, "relative": True}
-    expected = cfl(GroupTwin(unlike, 0.25, **work), **(default | given))
+    default = {"rounds": 16, "eps1": 0.4, "eps2": 0.3, "first": 4, "gamma": None, "relative": True,
+               "linkage": "complete"}  # fmt: skip
+    expected = cfl(twin(unlike, 0.25, work), **(default | given))
     assert 0 < expected[1].sum() < 49, "a cluster was cut"
     check_method(
         pool, unlike, tmp_path, expected, "run.rounds=16", "optimizer.lr=0.25",
         "algorithm.name=cfl", "algorithm.first_split=4", "algorithm.eps2=0.3",
-        *(f"algorithm.{key}" for key in keys), f"local.steps={work.get('steps', 1)}",
-        *([f"participation.count={work['count']}"] if "count" in work else []),
+        *(f"algorithm.{key}" for key in keys), *arguments_of(work),
     )  # fmt: skip
+
+
+def fan(folder: Path) -> Path:
+    """Write 4 clients whose updates point at 0, 30, 63 and 99 degrees."""
+    angles = np.radians([0.0, 30.0, 63.0, 99.0])
+    path = folder / "fan.npz"
+    centers = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    np.savez(path, centers=centers, curvature=np.ones(4), start=np.zeros(2))
+    return path
+
+
+@pytest.mark.parametrize(("linkage", "cut"), [("complete", 2), ("single", 3)])
+def test_single_linkage_makes_the_largest_cosine_across_least(
+    linkage: str, cut: int, pool: RankPool, tmp_path: Path
+) -> None:
+    """Cos 33 degrees is 0.839, and cos 36 degrees, the least that any cut has, 0.809."""
+    _, w = trained(
+        pool, fan(tmp_path), tmp_path / "run", 2, "algorithm.name=cfl", f"algorithm.linkage={linkage}",
+        "algorithm.first_split=1", "algorithm.eps1=10", "algorithm.eps2=0", "run.rounds=2",
+    )  # fmt: skip
+    side = np.arange(4) < cut
+    np.testing.assert_array_equal(w, np.equal.outer(side, side))
+
+
+def test_relative_norms_do_not_see_the_step_size(pool: RankPool, tmp_path: Path) -> None:
+    """The step size has fallen to 1/32 by the round of the first cut."""
+    less = ["optimizer.schedule=step", "optimizer.step_every=1", "optimizer.step_factor=0.5"]
+    _, w = trained(
+        pool, four_clusters(tmp_path), tmp_path / "run", 2, "run.rounds=8", "optimizer.lr=0.9", *less,
+        "algorithm.name=cfl", "algorithm.first_split=5", "algorithm.eps1=0.4", "algorithm.eps2=0.6",
+    )  # fmt: skip
+    assert not w.all()
 
 
 def four_clusters(folder: Path) -> Path:
@@ -413,6 +478,7 @@ def test_groups_survive_a_restart(name: str, pool: RankPool, tmp_path: Path) -> 
     run = [
         "task.name=quadratic", f"task.file={four_clusters(tmp_path)}", *FOUR, f"algorithm.name={name}",
         "comm.deterministic=true", "participation.count=10",
+        "log.flush_every=5",  # ranks learn of signals then, and a fast run ends before the default
         *(["algorithm.first_split=5", "algorithm.eps1=2", "algorithm.eps2=0.05"] if name == "cfl"
           else ["algorithm.clusters=4"]),
     ]  # fmt: skip
@@ -432,7 +498,6 @@ def flhc(twin: GroupTwin, rounds: int, after: int, linkage: str, cosine: bool, c
         part = twin.work(t)
         if t + 1 >= after and len(twin.updates) == twin.n and not hasattr(twin, "at"):
             twin.at = t
-            # The twin's updates are the changes of the models; a round's step size scales all alike.
             rows = np.stack([twin.updates[i] for i in range(twin.n)])
             distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
             if cosine:
@@ -450,6 +515,7 @@ FLHC = {
                {"threshold": 0.5, "cosine": True, "linkage": "single"}, {"steps": 2}),
     "some clients": (["clusters=2", "weighting=examples"], {"count": 2},
                      {"steps": 2, "count": 3, "by": "examples"}),
+    "some clients, smaller steps": (["clusters=3"], {"count": 3}, {"count": 3, "halved_every": 1}),
 }  # fmt: skip
 
 
@@ -464,13 +530,12 @@ def test_flhc_is_its_dense_twin(case: str, pool: RankPool, unlike: Path, tmp_pat
         "count": 0,
         "threshold": 0.0,
     }
-    expected = flhc(GroupTwin(unlike, ETA, **work), **(default | given))
+    expected = flhc(twin(unlike, ETA, work), **(default | given))
     assert 7 < expected[1].sum() < 49, "clients were grouped"
     check_method(
         pool, unlike, tmp_path, expected, "run.rounds=12", f"optimizer.lr={ETA}",
         "algorithm.name=flhc", "algorithm.after_rounds=4", *(f"algorithm.{key}" for key in keys),
-        f"local.steps={work.get('steps', 1)}",
-        *([f"participation.count={work['count']}"] if "count" in work else []),
+        *arguments_of(work),
     )  # fmt: skip
 
 
@@ -492,7 +557,7 @@ def test_flhc_with_the_true_number_of_clusters_is_oracle_from_then_on(
 
 
 def dada(problem: Path, steps: int, count: int, *, mu1: float, mu2: float, lam: float, delta: float,
-         every: int, inner: int, confidence: np.ndarray) -> Result:  # fmt: skip
+         every: int, inner: int, confidence: np.ndarray, relative: bool) -> Result:  # fmt: skip
     dense = DenseClients(problem, ETA)
     n = dense.n
     w = (1 - np.eye(n)) / (n - 1)
@@ -507,6 +572,15 @@ def dada(problem: Path, steps: int, count: int, *, mu1: float, mu2: float, lam: 
                 y = dense.local_work(i, y, 1)
             losses.append(np.mean(along))
         if t % every == 0:
+            costs = {
+                (i, j): mu1 / 2 * np.sum((dense.x[i] - dense.x[j]) ** 2)
+                + confidence[i] * losses[i]
+                + confidence[j] * losses[j]
+                for i in part
+                for j in part
+                if i != j
+            }
+            unit = np.median(list(costs.values())) if relative else 1.0
             for _ in range(inner):
                 d = w.sum(axis=1) + delta
                 step = 1 / (mu2 * (2 * lam + 2 * (len(part) - 1) / min(d[part]) ** 2))
@@ -514,8 +588,7 @@ def dada(problem: Path, steps: int, count: int, *, mu1: float, mu2: float, lam: 
                 for i in part:
                     for j in part:
                         if i != j:
-                            slope = mu1 / 2 * np.sum((dense.x[i] - dense.x[j]) ** 2)
-                            slope += confidence[i] * losses[i] + confidence[j] * losses[j]
+                            slope = costs[i, j] / unit
                             slope += mu2 * (2 * lam * w[i, j] - 1 / d[i] - 1 / d[j])
                             new[i, j] = max(0, w[i, j] - step * slope)
                 w = new
@@ -532,11 +605,12 @@ def dada(problem: Path, steps: int, count: int, *, mu1: float, mu2: float, lam: 
 
 DADA = {
     "default": ([], {}),
-    "few links": (["mu1=2", "mu2=3", "lambda=0.05"], {"mu1": 2.0, "mu2": 3.0, "lam": 0.05}),
+    "few links": (["mu1=2", "mu2=3", "lambda=0.05", "costs=absolute"],
+                  {"mu1": 2.0, "mu2": 3.0, "lam": 0.05, "relative": False}),
     "sometimes": (["graph_every=3", "graph_steps=2", "delta=1"], {"every": 3, "inner": 2, "delta": 1.0}),
     "some clients": (["mu2=4"], {"mu2": 4.0, "count": 4, "steps": 2}),
-    "confidence": (["confidence=examples", "mu2=5"],
-                   {"mu2": 5.0, "confidence": np.arange(1, 8) / 7, "steps": 2}),
+    "confidence": (["confidence=examples", "mu2=5", "costs=absolute"],
+                   {"mu2": 5.0, "relative": False, "confidence": np.arange(1, 8) / 7, "steps": 2}),
 }  # fmt: skip
 
 
@@ -544,7 +618,7 @@ DADA = {
 def test_dada_is_its_dense_twin(case: str, pool: RankPool, unlike: Path, tmp_path: Path) -> None:
     keys, given = DADA[case]
     default = {"steps": 1, "count": 0, "mu1": 1.0, "mu2": 0.5, "lam": 0.5, "delta": 0.1, "every": 1,
-               "inner": 10, "confidence": np.ones(7)}  # fmt: skip
+               "inner": 10, "confidence": np.ones(7), "relative": True}  # fmt: skip
     expected = dada(unlike, **(default | given))
     check_method(
         pool, unlike, tmp_path, expected, *SHORT, "algorithm.name=dada",
@@ -553,14 +627,148 @@ def test_dada_is_its_dense_twin(case: str, pool: RankPool, unlike: Path, tmp_pat
     )  # fmt: skip
 
 
-def test_pfedgraph_that_averages_all_alike_says_so(tmp_path: Path) -> None:
-    run = ["algorithm.name=pfedgraph", "run.rounds=3", "model.hidden=[4]", "run.eval_every=0",
-           "run.log_weights_every=1", "algorithm.alpha=0.1"]  # fmt: skip
-    for above, warned in (("-1", True), ("1", False)):
-        given = [*run, f"algorithm.same_above={above}", f"run.dir={tmp_path / above}"]
-        assert main([*QUIET, *given]) == 0
-        warnings = [row["message"] for row in rows(tmp_path / above, "warning")]
-        assert any("equal shares, as FedAvg" in one for one in warnings) == warned
+def warnings_of(folder: Path, *arguments: str) -> list[str]:
+    assert main([*QUIET, *arguments, f"run.dir={folder}"]) == 0
+    return [row["message"] for row in rows(folder, "warning")]
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_dadas_defaults_suit_losses_of_any_unit(
+    scale: float, pool: RankPool, unlike: Path, tmp_path: Path
+) -> None:
+    """All distances are so many times larger, so that what a link costs is `scale` squared times as much."""
+    arrays = dict(np.load(unlike))
+    more = {key: scale * arrays[key] for key in ("centers", "start")}
+    np.savez(tmp_path / "scaled.npz", **arrays | more)
+    keys = ["algorithm.name=dada", *SHORT]
+    (x, w), (scaled_x, scaled_w) = (
+        trained(pool, path, tmp_path / str(number), 2, *keys)
+        for number, path in enumerate((unlike, tmp_path / "scaled.npz"))
+    )
+    assert (w.sum(axis=1) > 0.99).all()
+    np.testing.assert_allclose(scaled_w, w, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(scaled_x, scale * x, rtol=1e-9)
+
+
+def test_dada_without_links_says_so(tmp_path: Path) -> None:
+    """20 clients with a loss of 6."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(20, 2))
+    centers *= np.sqrt(12.0) / np.linalg.norm(centers, axis=1, keepdims=True)
+    np.savez(tmp_path / "far.npz", centers=centers, curvature=np.ones(20), start=np.zeros(2))
+    run = ["task.name=quadratic", f"task.file={tmp_path / 'far.npz'}", "algorithm.name=dada", "run.rounds=2",
+           "optimizer.lr=0.01", "run.log_weights_every=1"]  # fmt: skip
+    for costs, warned in (("absolute", True), ("relative", False)):
+        found = warnings_of(tmp_path / costs, *run, f"algorithm.costs={costs}")
+        assert any("all weights are 0: this is Local" in one for one in found) == warned
+        assert np.load(tmp_path / costs / "W.npz")["weights"][-1].any() != warned
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lr", "remedy"),
+    [
+        ("fedamp algorithm.lambda=4", 0.5, "set optimizer.lr below 0.5"),
+        (
+            "fedamp algorithm.lambda=1 algorithm.alpha=0.1 algorithm.sigma=2",
+            0.2,
+            "set optimizer.lr below 0.2",
+        ),
+        ("heurfedamp algorithm.lambda=4", 0.5, "set optimizer.lr below 0.5"),
+        ("dada algorithm.mu1=2", 0.5, "set algorithm.mu1 below 2"),
+    ],
+)
+def test_a_pull_that_overshoots_is_told(
+    arguments: str, lr: float, remedy: str, problem: Path, tmp_path: Path
+) -> None:
+    run = ["task.name=quadratic", f"task.file={problem}", "run.rounds=1"]
+    given = f"algorithm.name={arguments}".split()
+    for size, told in ((lr, True), (0.9 * lr, False)):
+        found = warnings_of(tmp_path / str(size), *run, *given, f"optimizer.lr={size}")
+        assert any(remedy in one for one in found) == told
+
+
+def test_models_that_diverge_name_the_pull() -> None:
+    for name, key in (
+        ("fedamp", "lambda"),
+        ("heurfedamp", "lambda"),
+        ("pfedgraph", "lambda"),
+        ("dada", "mu1"),
+    ):
+        section = load_config(None, [f"algorithm.name={name}"]).algorithm
+        assert section.step_keys == (f"algorithm.{key}",)
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_fedamps_link_is_above_half_of_what_equal_models_give(
+    count: int, pool: RankPool, problem: Path, tmp_path: Path
+) -> None:
+    """Also where only some clients take part."""
+    keys = ["algorithm.name=fedamp", "run.rounds=1"]
+    keys += [f"participation.count={count}"] if count else []
+    _, w = trained(pool, problem, tmp_path / "run", 2, *keys)
+    section = load_config(None, keys).algorithm
+    np.testing.assert_allclose(np.unique(w[w > 0])[0], 2 * section.equal_share(7), rtol=1e-12)
+
+
+def test_fedamp_sends_no_rows_of_w(pool: RankPool, problem: Path, tmp_path: Path) -> None:
+    """Its xi is symmetric: a rank knows what the others need."""
+    seen = pool.run(2, symmetries, ["task.name=quadratic", f"task.file={problem}", *SHORT,
+                                    f"run.dir={tmp_path / 'run'}", "algorithm.name=fedamp", "comm.check=true",
+                                    "participation.count=5"])  # fmt: skip
+    assert seen == [[True] * ROUNDS] * 2
+
+
+def symmetries(session: Session, arguments: list[str]) -> list[bool]:
+    """Train; return whether the weights of each call of `mix` were symmetric."""
+    seen, keep = [], MixingExchange.mix
+
+    def mix(self: MixingExchange, weights: Weights, *rest: Any) -> Any:
+        seen.append(weights.symmetric)
+        return keep(self, weights, *rest)
+
+    with mock.patch.object(MixingExchange, "mix", mix):
+        assert train(session, arguments) == 0
+    return seen
+
+
+@pytest.mark.parametrize("name", ["pfedgraph", "heurfedamp"])
+def test_updates_are_measured_from_where_the_models_of_another_run_are(
+    name: str, pool: RankPool, problem: Path, tmp_path: Path
+) -> None:
+    """All have gone far from x^0 together, which would make every cosine nearly 1; also after a restart."""
+    arrays = dict(np.load(problem))
+    moved = {key: arrays[key] + 100.0 * (key == "centers") for key in ("centers", "start")}
+    file = tmp_path / "far.npz"
+    np.savez(file, **arrays | moved)
+    first = ["algorithm.name=fedavg", "run.rounds=100"]
+    trained(pool, file, tmp_path / "source", 1, *first)
+    run = [
+        "task.name=quadratic", f"task.file={file}", "run.dtype=float64",
+        f"run.init_from={tmp_path / 'source'}", f"algorithm.name={name}", "algorithm.lambda=0",
+        "run.rounds=30", f"optimizer.lr={ETA}", "local.steps=2", "comm.deterministic=true",
+        "log.flush_every=1",
+    ]  # fmt: skip
+    run += ["algorithm.compare=updates"] if name == "heurfedamp" else []
+    whole, parts = tmp_path / "whole", [*run, f"run.dir={tmp_path / 'parts'}", "run.resume=auto"]
+    assert pool.run(2, train, [*run, f"run.dir={whole}"]) == [0, 0]
+    assert pool.run(2, stopped, parts, 1, 10, signal.SIGTERM) == [75, 75]
+    assert pool.run(3, train, parts) == [0, 0, 0]
+    assert_same(whole, tmp_path / "parts")
+    w = np.load(whole / "W.npz")["weights"][-1]
+    same = np.equal.outer(np.arange(7) % 3, np.arange(7) % 3) & ~np.eye(7, dtype=bool)
+    apart = np.arange(7)[:, None] % 3 != np.arange(7) % 3
+    assert w[same].min() > 2 * w[apart].max()
+
+
+def test_pfedgraph_that_averages_all_alike_says_so(unlike: Path, tmp_path: Path) -> None:
+    run = ["task.name=quadratic", f"task.file={unlike}", "algorithm.name=pfedgraph", "run.rounds=3",
+           "run.log_weights_every=1"]  # fmt: skip
+    for weighting in ("equal", "examples"):
+        for above, warned in (("-1", True), ("1", False)):
+            given = [f"algorithm.same_above={above}", f"algorithm.weighting={weighting}"]
+            given += ["algorithm.alpha=5"]  # the weights of all stay above 0
+            found = warnings_of(tmp_path / f"{weighting}{above}", *run, *given)
+            assert any("average alike, as FedAvg" in one for one in found) == warned
 
 
 # -- refusals ------------------------------------------------------------------------------------------
@@ -570,6 +778,7 @@ REFUSED = {
     "fedamp algorithm.alpha=1": "set algorithm.sigma too",
     "heurfedamp algorithm.self_weight=1.5": "algorithm.self_weight",
     "pfedgraph algorithm.alpha=0": "algorithm.alpha",
+    "pfedgraph algorithm.penalty=repulsion algorithm.lambda=0": "raise algorithm.lambda",
     "cfl algorithm.min_size=1": "algorithm.min_size",
     "flhc algorithm.clusters=2 algorithm.threshold=1": "drop one of them",
     "flhc algorithm.clusters=9": "more groups than the 8 clients",
