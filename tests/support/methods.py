@@ -84,6 +84,7 @@ NEEDS = {
     "fedprox": ("local.steps=2",),
     "fedrep": ("local.steps=2",),
     "fedbn": ("model.norm=batch",),
+    "pens": ("algorithm.best=1",),  # with 3 clients in a round
     "scaffold": ("optimizer.name=sgd", "optimizer.momentum=0"),
 }
 """Settings without which an algorithm refuses to start."""
