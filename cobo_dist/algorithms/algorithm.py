@@ -68,6 +68,20 @@ class RunSettings:
     work_key: str  # local.steps or local.epochs, whichever counts
     work: int  # its value
     most_steps: int  # local steps in a round of the client that takes most
+    clip_norm: float  # local.clip_norm; 0: none
+    taking_part: int  # clients in a round
+
+    def without_size(self, name: str, factor: str) -> str:
+        """Return why AdamW does not suit an algorithm that multiplies gradients; empty for other optimizers.
+
+        AdamW divides a gradient by its size, so the factor has no effect.
+        """
+        if self.optimizer != "adamw":
+            return ""
+        return (
+            f"algorithm.name={name} multiplies gradients by {factor}, which has no effect with "
+            "optimizer.name=adamw, as it divides gradients by their size; set optimizer.name=sgd"
+        )
 
 
 class AlgorithmSection(Section):

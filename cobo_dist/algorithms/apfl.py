@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
+from cobo_dist.algorithms.algorithm import RunSettings
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.fedavg import WeightingConfig
-from cobo_dist.algorithms.two_models import TwoModels
+from cobo_dist.algorithms.two_models import TwoModels, dots
 from cobo_dist.lazy import Tensor
-from cobo_dist.maths.alignment import row_dots
 from cobo_dist.registry import register
 
 
@@ -31,6 +30,10 @@ class ApflConfig(WeightingConfig):
         description="whether each client's alpha descends the loss of its mixture, in steps of eta",
     )
 
+    def unsuited(self, settings: RunSettings) -> str:
+        """Refuse AdamW: v_i would move as far for any alpha_i."""
+        return settings.without_size("apfl", "alpha_i")
+
 
 @register.algorithm("apfl")
 class Apfl(TwoModels):
@@ -44,7 +47,7 @@ class Apfl(TwoModels):
     """
 
     Config = ApflConfig
-    title, color, marker, place = "APFL", "#882255", "<", 50
+    title, color, marker, place = "APFL", "#6a3d9a", "<", 20
 
     def __init__(
         self, config: ApflConfig, clients: Clients, exchange: Exchange, context: RunContext
@@ -86,9 +89,3 @@ class Apfl(TwoModels):
         return AlgorithmState(
             rows={"v": self.v_cd, "alpha": self.alpha_c, **moments}, shared={"w": self.w_1d}
         )
-
-
-def dots(a_kd: Tensor, b_kd: Tensor) -> Tensor:
-    """Return the inner products [k] of rows; on a CPU each by itself, whatever rows are beside it."""
-    every = np.arange(len(a_kd))
-    return row_dots(a_kd, every, b_kd, every, deterministic=not a_kd.is_cuda)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.algorithms.algorithm import Algorithm
+from cobo_dist.algorithms.algorithm import Algorithm, RunSettings
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.fedavg import WeightingConfig
 from cobo_dist.lazy import torch
@@ -65,6 +65,10 @@ class AppleConfig(WeightingConfig):
         """All gradients are multiplied with all core models."""
         return float(context.clients**2)
 
+    def unsuited(self, settings: RunSettings) -> str:
+        """Refuse AdamW: y_i would move as far for any p_ii."""
+        return settings.without_size("apple", "p_ii")
+
     def pull(self, t: int, rounds: int) -> float:
         """Return lambda(t) mu in round t = 0 .. T-1."""
         last = self.pull_share * rounds
@@ -100,6 +104,11 @@ class Apple(Algorithm):
     ) -> None:
         super().__init__(config, clients, exchange, context)
         self.core_cd = clients.x_cd.clone()
+        n = context.clients
+        self.user_notice = (
+            f"APPLE takes one local step a round, and at p = 1/n models move by optimizer.lr / n = "
+            f"{clients.lr / n:.3g} times the mean gradient of n={n} clients"
+        )
 
     def start(self) -> NDArray[np.float64]:
         """Return p_0 [n]."""

@@ -44,6 +44,11 @@ class FedAlaConfig(WeightedAveragingConfig):
         "(paper: until its loss settles)",
     )
 
+    @property
+    def batch_streams(self) -> int:
+        """One for local steps, one to learn where they start."""
+        return 2
+
     def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
         """The first round, without a global model, and one of the others."""
         return [(0, 1), (1, rounds - 1)] if rounds > 1 else [(0, rounds)]
@@ -62,7 +67,7 @@ class FedAla(TwoModels):
     """
 
     Config = FedAlaConfig
-    title, color, marker, place = "FedALA", "#332288", "H", 53
+    title, color, marker, place = "FedALA", "#b15928", "H", 23
 
     def __init__(
         self, config: FedAlaConfig, clients: Clients, exchange: Exchange, context: RunContext
@@ -88,9 +93,7 @@ class FedAla(TwoModels):
         losses_c = local_step(self.clients, t)
         self.average(self.clients.x_cd, t)
         if self.averages_buffers:
-            weights_n = self.context.client_weights(t, self.config.weighting)
-            shares_1n = (weights_n / weights_n.sum())[None]
-            self.b_1b.copy_(self.exchange.all_reduce(shares_1n, self.clients.b_cd))
+            self.add_mean(self.b_1b, self.clients.b_cd, t)
         return RoundResult(losses_c)
 
     @property

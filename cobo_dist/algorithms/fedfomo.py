@@ -81,7 +81,7 @@ class FedFomo(Algorithm):
     w_ik is max(0, L_i(x_i^(t-1)) - L_i(x_k)) / ||x_k - x_i^(t-1)||, divided by its sum over k. L_i is the
     loss on a batch of client i's validation data, x_i^(t-1) is i's model before its local work, and the
     model after it is one of the x_k. So a client whom no other model helps is Local. Where not even its own
-    work helps, x_i^(t-1) stays, and row i of W is 0.
+    work helps, x_i^(t-1) stays with its buffers, and row i of W is 0.
 
     Of M models that a client downloads, those are chosen that have helped it most, by the sum P_ik of all
     w_ik so far, and with probability epsilon others; ties are drawn. W holds the weights last used, at first
@@ -110,6 +110,7 @@ class FedFomo(Algorithm):
         part_n = self.context.taking_part(t)
         rows_e = np.flatnonzero(part_n[ids])
         before_cd = self.peers.scratch.rows("before", *clients.x_cd.shape).copy_(clients.x_cd)
+        before_cb = clients.b_cd.clone()
         before_e = score_each(self.score(t), before_cd, clients.b_cd, rows_e)
         losses_c = local_step(clients, t)
         w_en = self.weigh(before_e, *self.compare(t, before_cd, part_n, rows_e))
@@ -123,6 +124,7 @@ class FedFomo(Algorithm):
         average(clients, self.exchange, Weights.of_rows(ids, used_cn), self.config.buffers)
         here = to_device(kept, before_cd.device)
         clients.x_cd[here] = before_cd[here]
+        clients.b_cd[here] = before_cb[here]
         return RoundResult(losses_c, weights_replaced=True)
 
     def compare(

@@ -135,14 +135,17 @@ class L2gd(Algorithm):
         known = self.context.all_take_part and t > 0 and self.pulls(t - 1)
         part_n = self.context.taking_part(t)
         theta = self.clients.eta(t) * self.config.lambda_ / (self.context.clients * self.config.p)
-        theta_c1 = torch.from_numpy(theta * part_n[list(self.clients.ids)])[:, None]
+        part_e = np.flatnonzero(part_n[list(self.clients.ids)])
+        theta_e1 = torch.full((len(part_e), 1), theta, dtype=torch.float64)
+        at = to_device(part_e, self.clients.x_cd.device)
         rows: dict[str, Tensor] = {"mean": self.clients.x_cd, "mean.buffers": self.clients.b_cd}
         for name, mean_1d in self.means.items():
             if not known:
                 shares_n = part_n / part_n.sum()
                 mean_1d.copy_(self.exchange.all_reduce(shares_n[None], rows[name]))
-            keep_c1 = upload(1.0 - theta_c1, mean_1d)
-            rows[name].mul_(keep_c1).addcmul_(upload(theta_c1, mean_1d), mean_1d)
+            # Only these rows: the others stay as they are, also where the mean is not finite.
+            keep_e1, pull_e1 = upload(1.0 - theta_e1, mean_1d), upload(theta_e1, mean_1d)
+            rows[name][at] = rows[name][at].mul_(keep_e1).addcmul_(pull_e1, mean_1d)
 
     def state(self) -> AlgorithmState:
         """Return the last mean and the last losses."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cobo_dist.algorithms.algorithm import Algorithm
+from cobo_dist.algorithms.algorithm import Algorithm, RunSettings
 from cobo_dist.algorithms.base import (
     AlgorithmState,
     Clients,
@@ -107,7 +107,10 @@ class PeerSampling(Algorithm):
         return np.where(np.take_along_axis(among_cn, peers_cm, axis=1), peers_cm, NOBODY)
 
     def losses_of(self, t: int, peers_cm: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the losses [c, m] of the peers' models on the clients' data; infinite for `NOBODY`."""
+        """Return the losses [c, m] of the peers' models on the clients' data; infinite for `NOBODY`.
+
+        A loss that is NaN (`run.on_nan=skip_client`) is infinite, too: no method can compare it.
+        """
 
         def score(x_kd: Tensor, b_kb: Tensor, rows_e: NDArray[np.int64]) -> Tensor:
             return self.clients.losses_at(x_kd, b_kb, rows_e, t)
@@ -120,7 +123,8 @@ class PeerSampling(Algorithm):
         losses_cm = np.full(peers_cm.shape, np.inf)
         if found:
             # Column by column, as they were found.
-            losses_cm.T[peers_cm.T != NOBODY] = torch.cat(found).cpu().numpy()
+            losses_k = torch.cat(found).cpu().numpy()
+            losses_cm.T[peers_cm.T != NOBODY] = np.where(np.isnan(losses_k), np.inf, losses_k)
         return losses_cm
 
 
@@ -145,7 +149,7 @@ class PensConfig(PeerSamplingConfig):
     )
     selection_share: float = Field(
         0.2,
-        ge=0,
+        gt=0,
         le=1,
         description="share of the rounds in which peers are found; then clients average with sampled ones of "
         "them (paper: a number of rounds)",
@@ -166,6 +170,23 @@ class PensConfig(PeerSamplingConfig):
             "lower algorithm.best, or raise algorithm.peers"
         )
 
+    def unsuited(self, settings: RunSettings) -> str:
+        """Refuse samples in a round that are all among the best: no peer is chosen more often than others."""
+        others = settings.taking_part - 1
+        sampled = min(self.peers, others)
+        if self.best < sampled:
+            return ""
+        remedy = (
+            f"lower algorithm.best to {sampled - 1} or less"
+            if sampled > 1
+            else "let 3 clients or more take part, or set algorithm.name=fedavg"
+        )
+        return (
+            f"algorithm.best={self.best} leaves none out of the {sampled} models that a client can sample in "
+            f"a round (algorithm.peers={self.peers}, and {settings.taking_part} clients take part), so PENS "
+            f"would find no peers; {remedy}"
+        )
+
 
 @register.algorithm("pens")
 class Pens(PeerSampling):
@@ -177,7 +198,7 @@ class Pens(PeerSampling):
     """
 
     Config = PensConfig
-    title, color, marker, place = "PENS", "#b2182b", "8", 53
+    title, color, marker, place = "PENS", "#e31a1c", "8", 53
 
     def __init__(
         self, config: PensConfig, clients: Clients, exchange: Exchange, context: RunContext

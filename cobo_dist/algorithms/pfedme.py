@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cobo_dist.algorithms.algorithm import Finding, HealthFacts
+from cobo_dist.algorithms.algorithm import Finding, HealthFacts, RunSettings
 from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.fedavg import WeightingConfig
 from cobo_dist.algorithms.two_models import TwoModels
@@ -47,6 +47,15 @@ class PFedMeConfig(WeightingConfig):
         description="share of the clients' mean in the new global model (authors' code: 1)",
     )
 
+    @property
+    def step_keys(self) -> tuple[str, ...]:
+        """The pull, which moves both models, and the step of the personal one."""
+        return ("algorithm.lambda", "algorithm.personal_lr")
+
+    def unsuited(self, settings: RunSettings) -> str:
+        """Refuse AdamW: w_i would move as far for any lambda."""
+        return settings.without_size("pfedme", "lambda")
+
     def check_settings(self, facts: HealthFacts) -> Iterator[Finding]:
         """Check that neither step overshoots by its pull alone."""
         for key, lr in (
@@ -75,7 +84,7 @@ class PFedMe(TwoModels):
     """
 
     Config = PFedMeConfig
-    title, color, marker, place = "pFedMe", "#44aa99", ">", 51
+    title, color, marker, place = "pFedMe", "#1f78b4", ">", 21
 
     def __init__(
         self, config: PFedMeConfig, clients: Clients, exchange: Exchange, context: RunContext

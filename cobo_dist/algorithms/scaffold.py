@@ -11,6 +11,7 @@ from pydantic import Field
 from cobo_dist.algorithms.algorithm import RunSettings
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.fedavg import FedAvg, WeightedAveragingConfig
+from cobo_dist.algorithms.two_models import common_start
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.flat import some_rows, upload
 from cobo_dist.registry import register
@@ -63,9 +64,7 @@ class Scaffold(FedAvg):
     ) -> None:
         super().__init__(config, clients, exchange, context)
         n = context.clients
-        self.x_1d = clients.start_rows(1)
-        if clients.loaded:
-            self.x_1d.copy_(exchange.all_reduce(np.full((1, n), 1.0 / n), clients.x_cd))
+        self.x_1d = common_start(clients, exchange, n)
         self.c_cd = torch.zeros_like(clients.x_cd)
         self.c_1d = torch.zeros_like(self.x_1d)
         counts_n = np.ones(n) if config.weighting == "equal" else np.asarray(context.examples)

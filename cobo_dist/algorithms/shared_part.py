@@ -7,11 +7,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import RunSettings
-from cobo_dist.algorithms.base import Columns, RoundResult
+from cobo_dist.algorithms.base import AlgorithmState, Columns, RoundResult
 from cobo_dist.algorithms.fedavg import FedAvg, WeightedAveragingConfig, WeightingConfig
 from cobo_dist.algorithms.finetuned_fedavg import FinetunedFedAvg, FinetuningConfig
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.algorithms.named_columns import named_columns
+from cobo_dist.algorithms.two_models import common_start
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor
 from cobo_dist.registry import register
@@ -179,16 +180,31 @@ class FedRep(SharedPart):
 class FedBabu(FinetunedFedAvg, SharedPart):
     """The body is trained with the head frozen at x^0; at the end clients fine-tune (Oh et al., ICLR 2022).
 
-    `fedavg_share=1` never fine-tunes, 0 is Local. W is all ones, then the identity.
+    All clients have x^0's head, also where they start at models of their own (`run.start`); from models of
+    another run (`run.init_from`), their mean head. `fedavg_share=1` never fine-tunes, 0 is Local. W is all
+    ones, then the identity.
     """
 
     Config = FedBabuConfig
     title, color, marker, place = "FedBABU", "#999933", "H", 14
     trains_parts = True
 
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        start_1d = common_start(self.clients, self.exchange, self.context.clients)
+        self.head_1k = self.own.take(start_1d).clone()
+
     def train(self, t: int) -> Tensor:
-        """Train the body."""
+        """Train the body, with one head for all."""
+        if t == 0:
+            head_ck = self.own.take(self.clients.x_cd)
+            head_ck.copy_(self.head_1k)
+            self.own.put(head_ck, self.clients.x_cd)
         return local_step(self.clients, t, only=self.shared)
+
+    def state(self) -> AlgorithmState:
+        """Return the head of the start."""
+        return AlgorithmState(shared={"head": self.head_1k})
 
 
 @register.algorithm("lg_fedavg")
@@ -218,6 +234,12 @@ class FedBn(SharedPart):
             statistics = self.clients.columns("*", buffers=True).names
         known = {layer_of(name) for name in statistics if name.endswith("running_mean")}
         own = [name for name in self.clients.columns("*").names if layer_of(name) in known]
+        if not self.config.norms and not own and known:
+            raise ConfigError(
+                f"algorithm.name=fedbn keeps the parameters of normalization layers with their client, and "
+                f"this model's layer {min(known)} has none (affine=False), so it would be FedAvg; set "
+                "algorithm.name=fedavg, whose algorithm.buffers=local keeps the statistics with their client"
+            )
         if not self.config.norms and not own:
             raise ConfigError(
                 "algorithm.name=fedbn keeps normalization layers with their client, and this model has none "

@@ -9,6 +9,7 @@ import numpy as np
 from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RunContext
 from cobo_dist.lazy import Tensor
+from cobo_dist.maths.alignment import row_dots
 from cobo_dist.maths.flat import Scratch
 from cobo_dist.maths.weights import Weights
 
@@ -39,11 +40,18 @@ class TwoModels(Algorithm):
         return self.scratch.rows("copies", *self.clients.x_cd.shape).copy_(self.w_1d)
 
     def average(self, w_cd: Tensor, t: int, beta: float = 1.0) -> None:
-        """W <- (1 - beta) w + beta mean_i w_i over the clients that take part in round t."""
+        """Move w: w <- (1 - beta) w + beta mean_i w_i over the clients that take part in round t."""
+        self.add_mean(self.w_1d, w_cd, t, beta)
+
+    def add_mean(self, total_1d: Tensor, rows_cd: Tensor, t: int, beta: float = 1.0) -> None:
+        """Replace a share beta of `total_1d` by the mean of the rows of clients that take part in round t.
+
+        Where none of them counts, as without examples, nothing changes.
+        """
         weights_n = self.context.client_weights(t, self.config.weighting)
-        if total := weights_n.sum():
-            mean_1d = self.exchange.all_reduce((weights_n / total)[None], w_cd)
-            self.w_1d.mul_(1.0 - beta).add_(mean_1d, alpha=beta)
+        if among := weights_n.sum():
+            mean_1d = self.exchange.all_reduce((weights_n / among)[None], rows_cd)
+            total_1d.mul_(1.0 - beta).add_(mean_1d, alpha=beta)
 
     def state(self) -> AlgorithmState:
         """Return the global model."""
@@ -56,3 +64,9 @@ def common_start(clients: Clients, exchange: Exchange, n: int) -> Tensor:
         return clients.start_rows(1)
     mean_1d = exchange.all_reduce(np.full((1, n), 1.0 / n), clients.x_cd)
     return mean_1d.clone()  # the exchange uses its rows again
+
+
+def dots(a_kd: Tensor, b_kd: Tensor) -> Tensor:
+    """Return the inner products [k] of rows; on a CPU each by itself, whatever rows are beside it."""
+    every = np.arange(len(a_kd))
+    return row_dots(a_kd, every, b_kd, every, deterministic=not a_kd.is_cuda)

@@ -173,6 +173,8 @@ def _settings(config: Config, task: Task) -> RunSettings:
         work_key="local.epochs" if local.epochs else "local.steps",
         work=local.epochs or local.steps,
         most_steps=max(local.steps_of(task.train_sizes(), task.batch_size)),
+        clip_norm=local.clip_norm,
+        taking_part=config.participation.of(task.clients),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from pool import RankPool
 from problems import QUIET, models, rows, train, train_and_weights, write_quadratic
 from vision_data import write_images
 
+from cobo_dist.algorithms.l2gd import L2gd
 from cobo_dist.cli import plan
 from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
@@ -321,7 +323,8 @@ def test_statistics_of_shared_layers_are_averaged(
 
 def test_fedbabu_at_its_ends(pool: RankPool, images: Path, tmp_path: Path) -> None:
     """The head stays at x^0 while the body is averaged; a share of 0 is Local, bitwise."""
-    given = on_images(images, "local.steps=2", "optimizer.momentum=0.5")
+    # One engine, since the faster one is chosen anew in each run.
+    given = on_images(images, "local.steps=2", "optimizer.momentum=0.5", "run.engine=one_by_one")
     for folder, more in {
         "together": ["algorithm.name=fedbabu", "algorithm.fedavg_share=1"],
         "alone": ["algorithm.name=fedbabu", "algorithm.fedavg_share=0"],
@@ -337,6 +340,25 @@ def test_fedbabu_at_its_ends(pool: RankPool, images: Path, tmp_path: Path) -> No
     assert all(alike(tmp_path / "together", name) for name in BODY)
     for key, value in models(tmp_path / "local").items():
         assert value.tobytes() == models(tmp_path / "alone")[key].tobytes()
+
+
+@pytest.mark.parametrize("start", ["own", "loaded"])
+def test_fedbabu_has_one_head_from_the_start(
+    pool: RankPool, images: Path, tmp_path: Path, start: str
+) -> None:
+    """Where clients have starts of their own, that of x^0; from another run, the mean of its heads."""
+    given = on_images(images)
+    pool.run(1, train, [*given, "algorithm.name=local", f"run.dir={tmp_path / 'local'}"])
+    more = "run.start=own" if start == "own" else f"run.init_from={tmp_path / 'local'}"
+    babu = ["algorithm.name=fedbabu", "algorithm.fedavg_share=1", f"run.dir={tmp_path / 'run'}"]
+    pool.run(2, train, [*given, *babu, more, "participation.count=2"])
+    x_0 = dict(DenseFedAvg(given).models[0].named_parameters())
+    for name in HEAD:
+        expected = x_0[name].detach().numpy().ravel()
+        if start == "loaded":
+            expected = columns_of(tmp_path / "local", name).mean(axis=0)
+        found = columns_of(tmp_path / "run", name)
+        np.testing.assert_allclose(found, np.tile(expected, (5, 1)), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["fedper", "fedrep", "fedbabu", "lg_fedavg", "fedbn", "scaffold",
@@ -386,6 +408,30 @@ SPLIT_REFUSALS = {
 @pytest.mark.parametrize("arguments", SPLIT_REFUSALS)
 def test_what_cannot_be_split_is_refused(refused: Refused, arguments: str) -> None:
     assert SPLIT_REFUSALS[arguments] in refused(*arguments.split(), quadratic=False)
+
+
+PLAIN_NORM = """
+from torch import nn
+from cobo_dist import ModelSection, register
+
+@register.model("plain_norm")
+class PlainNorm(ModelSection):
+    '''BatchNorm without parameters.'''
+    def build(self, shape, classes):
+        norm = nn.BatchNorm1d(shape.numel(), affine=False)
+        return nn.Sequential(nn.Flatten(), norm, nn.Linear(shape.numel(), classes))
+"""
+
+
+def test_fedbn_of_normalization_without_parameters_is_refused(
+    refused: Refused, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "plain_norm.py"
+    plugin.write_text(PLAIN_NORM)
+    model = [f"plugins={plugin}", "model.name=plain_norm"]
+    line = refused("algorithm.name=fedbn", *model, quadratic=False)
+    assert "this model's layer 1 has none (affine=False)" in line
+    assert "set algorithm.name=fedavg" in line
 
 
 @pytest.mark.parametrize("name", ["fedper", "fedbabu", "lg_fedavg"])
@@ -588,6 +634,22 @@ def test_l2gd_averages_statistics_alike(pool: RankPool, images: Path, tmp_path: 
         pool.run(2, train, given)
         statistics = columns_of(folder, "2.running_mean")
         assert (np.ptp(statistics, axis=0).max() < 1e-12) == (buffers == "averaged")
+
+
+def test_l2gd_leaves_clients_that_do_not_take_part_alone() -> None:
+    """Also where the mean of the others is not finite."""
+    x_cd = torch.ones(4, 2, dtype=torch.float64)
+    part_n = np.array([True, False, True, False])
+    method: Any = SimpleNamespace(
+        clients=SimpleNamespace(ids=(0, 1, 2, 3), x_cd=x_cd, b_cd=x_cd[:, :0], eta=lambda t: 0.1),
+        context=SimpleNamespace(clients=4, all_take_part=False, taking_part=lambda t: part_n),
+        exchange=SimpleNamespace(all_reduce=lambda shares, rows: torch.full((1, 2), torch.inf)),
+        config=SimpleNamespace(lambda_=2.0, p=0.5),
+        means={"mean": torch.zeros(1, 2, dtype=torch.float64)},
+    )
+    L2gd.pull(method, 0)
+    assert x_cd.isinf().all(dim=1).tolist() == part_n.tolist()
+    assert (x_cd[~part_n] == 1.0).all()
 
 
 @pytest.mark.parametrize(

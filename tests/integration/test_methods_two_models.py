@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from methods import DenseClients, check_method, trained
 from pool import RankPool
-from problems import QUIET, models, rows, train_with, write_quadratic
+from problems import QUIET, models, rows, train, train_with, write_quadratic
 
 from cobo_dist.algorithms.algorithm import HealthFacts
+from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.fedala import FedAla
+from cobo_dist.algorithms.perfedavg import PerFedAvg
 from cobo_dist.cli.train import main
+from cobo_dist.clients.local_steps import LocalStep
 from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
 from cobo_dist.maths import seeds
@@ -282,6 +288,77 @@ def test_fedala_learns_the_top_layer_only(pool: RankPool, tmp_path: Path) -> Non
     assert (a_ck < 1.0).any(axis=1).all(), "every client learned"
 
 
+def train_without_examples(session: Session, arguments: list[str]) -> int:
+    """Train; in round 2 only clients without examples take part."""
+    weights = RunContext.client_weights
+
+    def client_weights(self: RunContext, t: int, weighting: str) -> np.ndarray:
+        return weights(self, t, weighting) * (t != 1)
+
+    with mock.patch.object(RunContext, "client_weights", client_weights):
+        return train(session, arguments)
+
+
+def test_fedala_without_examples_in_a_round_keeps_w(pool: RankPool, tmp_path: Path) -> None:
+    arguments = [
+        "algorithm.name=fedala", "model.hidden=[6]", "model.norm=batch", "algorithm.buffers=averaged",
+        "algorithm.weighting=examples", "run.rounds=3", "run.eval_every=0", f"run.dir={tmp_path}",
+    ]  # fmt: skip
+    assert pool.run(2, train_without_examples, arguments) == [0, 0]
+    assert all(np.isfinite(value).all() for value in models(tmp_path).values())
+
+
+def test_second_derivatives_of_a_short_gradient_in_float32() -> None:
+    """A step of delta times it would be lost beside models of size 1. A gradient of 0 gives 0."""
+    w_cd = torch.ones(3, 5)
+    v_kd = torch.tensor([[1e-7], [10.0], [0.0]]) * torch.arange(1.0, 6.0)
+    x_cd = torch.empty(3, 5)
+
+    class Step:
+        rows = slice(None)
+
+        def gradients(self, models_cd: torch.Tensor, stream: str) -> torch.Tensor:
+            return 3.0 * (models_cd - 0.5)
+
+        def move(self, models_cd: torch.Tensor, by_kd: torch.Tensor, factor: float) -> None:
+            models_cd.add_(by_kd, alpha=factor)
+
+    method: Any = SimpleNamespace(
+        clients=SimpleNamespace(x_cd=x_cd), config=SimpleNamespace(delta=1e-3)
+    )
+    step: Any = Step()
+    found_kd = PerFedAvg.hessian_product(method, step, w_cd, v_kd)
+    np.testing.assert_allclose(found_kd.numpy(), 3.0 * v_kd.numpy(), rtol=1e-2)
+
+
+@pytest.mark.parametrize("method", ["apfl", "pfedme", "perfedavg", "perfedavg second", "fedala"])
+def test_a_method_says_how_many_streams_of_batches_it_reads(
+    method: str, problem: Path, tmp_path: Path
+) -> None:
+    """From which `plan` estimates memory."""
+    arguments = METHODS[method][0]
+    read, gradients = {"local"}, LocalStep.gradients
+
+    def note(self: Any, models_cd: Any, stream: str = "local", *, trains: bool = False) -> Any:
+        read.add(stream)
+        return gradients(self, models_cd, stream, trains=trains)
+
+    run = ["task.name=quadratic", f"task.file={problem}", f"run.dir={tmp_path}"]
+    with mock.patch.object(LocalStep, "gradients", note):
+        assert main([*QUIET, *run, *settings(*arguments)]) == 0
+    assert load_config(None, arguments).algorithm.batch_streams == len(read)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [("pfedme", ("lambda", "personal_lr")), ("perfedavg", ("personal_lr",))],
+)
+def test_keys_that_make_models_diverge(name: str, keys: tuple[str, ...]) -> None:
+    """Refusals of models that are not finite name them."""
+    config = load_config(None, [f"algorithm.name={name}"]).algorithm
+    assert config.step_keys == tuple(f"algorithm.{key}" for key in keys)
+
+
 def test_pfedme_warns_of_a_pull_that_overshoots() -> None:
     facts = HealthFacts(clients=7, rounds=10, lr=0.1, taking_part=7)
     config = load_config(None, ["algorithm.name=pfedme"]).algorithm
@@ -295,6 +372,9 @@ def test_pfedme_warns_of_a_pull_that_overshoots() -> None:
 
 REFUSED = {
     "algorithm.name=apfl algorithm.alpha=1.5": "algorithm.alpha",
+    "algorithm.name=apfl optimizer.name=adamw": "multiplies gradients by alpha_i",
+    "algorithm.name=pfedme optimizer.name=adamw": "multiplies gradients by lambda",
+    "algorithm.name=perfedavg algorithm.variant=hessian_free local.clip_norm=2": "would clip",
     "algorithm.name=pfedme algorithm.lambda=0": "algorithm.lambda",
     "algorithm.name=pfedme algorithm.inner_steps=0": "algorithm.inner_steps",
     "algorithm.name=pfedme algorithm.personal_lr=0": "algorithm.personal_lr",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from methods import DenseClients, check_method, trained, write_problem
 from pool import RankPool
-from problems import QUIET, write_quadratic
+from problems import QUIET, models, rows, train_and_weights, write_quadratic
 
+from cobo_dist.algorithms.peers import Score, score_each
 from cobo_dist.cli.train import main
+from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
@@ -185,6 +189,18 @@ def test_fedfomo_takes_back_local_work_that_does_not_help(
     assert not w.any()
 
 
+def test_fedfomo_takes_back_statistics_with_the_model(tmp_path: Path) -> None:
+    """Without a step, no model helps; local work would leave BatchNorm's statistics of its batches."""
+    given = [
+        "algorithm.name=fedfomo", "task.validation_fraction=0.2", "model.norm=batch", "optimizer.lr=0",
+        "run.rounds=2", f"run.dir={tmp_path}",
+    ]  # fmt: skip
+    assert main([*QUIET, *given]) == 0
+    means = [value for name, value in models(tmp_path).items() if name.endswith("running_mean")]
+    assert means
+    assert not np.any(means), "as at the start"
+
+
 # -- PENS and DAC ------------------------------------------------------------------------------------------
 
 
@@ -290,15 +306,39 @@ def test_dac(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["dac", "pens"])
-def test_all_peers_are_fedavg(pool: RankPool, problem: Path, tmp_path: Path, name: str) -> None:
-    """Clients average with all others; PENS takes the best six of the six that it sampled."""
-    more = ["algorithm.peers=7", *(["algorithm.best=6"] if name == "pens" else [])]
-    if name == "pens":
-        more.append("algorithm.selection_share=1")
-    x, _ = trained(pool, problem, tmp_path / "run", 2, *settings(name, 5, *more))
+def test_all_peers_are_fedavg(pool: RankPool, problem: Path, tmp_path: Path) -> None:
+    """Clients average with all others."""
+    x, _ = trained(pool, problem, tmp_path / "run", 2, *settings("dac", 5, "algorithm.peers=7"))
     together, _ = trained(pool, problem, tmp_path / "fedavg", 1, *settings("fedavg", 5))
     np.testing.assert_allclose(x, together, atol=1e-12)
+
+
+def weights_with_bad_losses(session: Session, arguments: list[str]) -> np.ndarray:
+    """Train; no model has a loss on the data of the first client of each rank. Return W [c, n]."""
+
+    def score(
+        given: Score, x_cd: torch.Tensor, b_cd: torch.Tensor, rows_e: np.ndarray
+    ) -> torch.Tensor:
+        return score_each(given, x_cd, b_cd, rows_e).where(torch.from_numpy(rows_e > 0), np.nan)
+
+    with mock.patch("cobo_dist.algorithms.peer_sampling.score_each", score):
+        return train_and_weights(session, arguments)
+
+
+@pytest.mark.parametrize("name", ["dac", "pens"])
+def test_losses_that_are_not_finite_leave_weights_finite(
+    pool: RankPool, problem: Path, tmp_path: Path, name: str
+) -> None:
+    """As from run.on_nan=skip_client; with fewer clients in a round than a client may sample."""
+    run = [
+        "task.name=quadratic",
+        f"task.file={problem}",
+        f"run.dir={tmp_path}",
+        "participation.count=4",
+    ]
+    w = np.concatenate(pool.run(2, weights_with_bad_losses, [*run, *settings(name, 5)]))
+    assert np.isfinite(w).all()
+    np.testing.assert_allclose(w.sum(axis=1), 1.0, rtol=1e-6)
 
 
 # -- DPFL --------------------------------------------------------------------------------------------------
@@ -439,6 +479,19 @@ def test_apple_of_one_client_is_gradient_descent_on_both_factors(
     np.testing.assert_allclose([x[0, 0], w[0, 0]], [p * y, p], atol=1e-12)
 
 
+def test_models_of_apple_move_by_the_mean_gradient_over_n(
+    pool: RankPool, problem: Path, tmp_path: Path
+) -> None:
+    """At p = 1/n, which a notice says."""
+    still = settings("apple", 1, "algorithm.weights_lr=1e-15", "algorithm.mu=0")
+    x, _ = trained(pool, problem, tmp_path, 1, *still)
+    dense = DenseClients(problem, ETA)
+    mean_d = np.mean([dense.gradient(i, dense.start) for i in range(N)], axis=0)
+    np.testing.assert_allclose(x, np.tile(dense.start - ETA / N * mean_d, (N, 1)), atol=1e-12)
+    (notice,) = rows(tmp_path, "warning")
+    assert f"optimizer.lr / n = {ETA / N:.3g} times the mean gradient" in notice["message"]
+
+
 # -- refusals ----------------------------------------------------------------------------------------------
 
 
@@ -449,6 +502,7 @@ def test_apple_of_one_client_is_gradient_descent_on_both_factors(
         ("algorithm.name=adaptive_collaboration local.epochs=1", "local.epochs=1 does not serve"),
         ("algorithm.name=apple algorithm.weights_lr=0", "algorithm.weights_lr"),
         ("algorithm.name=pens algorithm.best=5", "algorithm.best=5 of algorithm.peers=5"),
+        ("algorithm.name=pens algorithm.selection_share=0", "algorithm.selection_share"),
     ],
 )
 def test_settings_that_make_it_another_method_are_refused(given: str, words: str) -> None:
@@ -467,3 +521,33 @@ def test_a_task_without_validation_data_is_refused(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"algorithm.name={name} scores models on validation data" in line
     assert "task.validation_fraction=" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "clients", "words"),
+    [
+        ("algorithm.name=pens", 3, "of the 2 models that a client can sample"),
+        ("algorithm.name=pens", 3, "lower algorithm.best to 1 or less"),
+        ("algorithm.name=pens participation.count=3", 7, "lower algorithm.best to 1 or less"),
+        ("algorithm.name=pens algorithm.best=6 algorithm.peers=7", 7, "to 5 or less"),
+        ("algorithm.name=pens algorithm.best=1", 2, "let 3 clients or more take part"),
+        ("algorithm.name=pens participation.count=1", 7, "let 3 clients or more take part"),
+        ("algorithm.name=apple optimizer.name=adamw", 7, "multiplies gradients by p_ii"),
+    ],
+)
+def test_settings_that_do_not_suit_a_method_are_refused(
+    given: str, clients: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = write_quadratic(tmp_path / "problem.npz", clients)
+    run = ["task.name=quadratic", f"task.file={problem}", f"run.dir={tmp_path / 'run'}"]
+    assert main([*QUIET, *run, *given.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_pens_with_three_clients_finds_peers(pool: RankPool, tmp_path: Path) -> None:
+    """With algorithm.best=1, as the refusal says: two clients are alike, and the third differs."""
+    problem = write_centers(tmp_path / "three.npz", [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    more = settings("pens", 6, "algorithm.best=1", "algorithm.selection_share=0.5")
+    _, w = trained(pool, problem, tmp_path / "run", 2, *more)
+    assert w[:2].tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]

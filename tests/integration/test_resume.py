@@ -56,7 +56,7 @@ RUNS: dict[str, tuple[str, ...]] = {name: tuple(settings_of(name)) for name in A
     "fedbabu": ("algorithm.name=fedbabu", "algorithm.fedavg_share=0.5", *ADAM),
     "scaffold": ("algorithm.name=scaffold", "local.steps=2", "participation.count=5"),
     "oracle": ("algorithm.name=oracle", *MOMENTUM),
-    "apfl": ("algorithm.name=apfl", *ADAM),
+    "apfl": ("algorithm.name=apfl", *MOMENTUM),
     "pfedme": ("algorithm.name=pfedme", "algorithm.beta=0.7", *MOMENTUM),
     "perfedavg": ("algorithm.name=perfedavg", "algorithm.variant=hessian_free", *MOMENTUM),
     "fedala": (

@@ -86,6 +86,7 @@ NEEDS = {
     "fedbn": ("model.norm=batch",),
     "fedsa_lora": ("algorithm.shared=[1.weight]",),
     "ffa_lora": ("algorithm.frozen=[1.weight]",),
+    "pens": ("algorithm.best=1",),  # with 3 clients in a round
     "scaffold": ("optimizer.name=sgd", "optimizer.momentum=0"),
 }
 """Settings without which an algorithm refuses to start."""

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cobo_dist.algorithms.algorithm import RunSettings
+from cobo_dist.algorithms.registry import ALGORITHMS
 from cobo_dist.cli.plan import main as plan
 from cobo_dist.config import Config, load_config
+from cobo_dist.errors import ConfigError
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -146,3 +149,37 @@ def test_the_papers_numbers() -> None:
     assert load("paper/cross_silo_ditto").algorithm.lambda_ == 1.0
     cobo = load("paper/cross_silo_cobo").algorithm
     assert (cobo.start, cobo.alignment, cobo.order) == ("ones", "inner", "weights_first")
+
+
+PFLLIB = [path for path in FILES if path.parent.name == "pfllib"]
+
+
+def why_refused(path: Path, overrides: list[str]) -> str:
+    """Return why a method does not start with PFLlib's settings; empty if it does."""
+    try:
+        config = load_config(str(path), overrides)
+    except ConfigError as error:
+        return str(error)
+    local, optimizer = config.local, config.optimizer
+    unsuited = config.algorithm.unsuited(
+        RunSettings(
+            clients=20, lr=optimizer.lr, optimizer=optimizer.name, momentum=optimizer.momentum,
+            work_key="local.epochs" if local.epochs else "local.steps",
+            work=local.epochs or local.steps, most_steps=250 if local.epochs else local.steps,
+            clip_norm=local.clip_norm, taking_part=20,
+        )
+    )  # fmt: skip
+    if config.algorithm.needs_validation and not config.task.validation_fraction:
+        return "needs validation data"
+    return unsuited
+
+
+@pytest.mark.parametrize("path", PFLLIB, ids=lambda path: path.stem)
+def test_a_header_names_the_settings_of_methods_that_would_be_refused(path: Path) -> None:
+    """And with these settings they start."""
+    lines = [line[1:].split() for line in path.read_text().splitlines() if line[:3] == "#  "]
+    named = {line[0].split("=")[1]: line for line in lines if line[0].startswith("algorithm.name=")}
+    refused = {name for name in ALGORITHMS if why_refused(path, [f"algorithm.name={name}"])}
+    assert refused
+    assert set(named) == refused | {"fedbabu"}
+    assert {name: why for name, given in named.items() if (why := why_refused(path, given))} == {}
