@@ -20,7 +20,7 @@ from cobo_dist.settings import Texts
 
 
 class HeadConfig(WeightingConfig):
-    """What can be told of the head of a model."""
+    """Which parameters are the head of a model."""
 
     head: Texts = Field(
         (),
