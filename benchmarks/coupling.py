@@ -4,7 +4,7 @@
 
 Runs alternate between the two, with W held at ones, so that mixing is dense in every round. Prints medians
 over repeats of the median seconds a round, their ratio, and the bytes that all ranks send in a round. The
-capped coupling sends more for the degrees of W: n numbers of 8 bytes, of which each rank sends its own to the
+capped coupling sends more for the degrees of W: a number of each client, of which each rank sends its own to the
 others.
 """
 
@@ -48,12 +48,12 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}\n")
     with tempfile.TemporaryDirectory() as place:
         images = make_images(Path(place) / "images.npz", 2_000, 200)
-        rows = [
-            measured(name, ranks, options.repeats, images, Path(place))
-            for name in options.only
-            for ranks in options.ranks
-        ]
-    print(markdown(pd.DataFrame(rows)))
+        rows: list[dict[str, object]] = []
+        for name in options.only:
+            for ranks in options.ranks:
+                rows.append(measured(name, ranks, options.repeats, images, Path(place)))
+                lines = markdown(pd.DataFrame(rows)).splitlines()
+                print("\n".join(lines if len(rows) == 1 else lines[-1:]), flush=True)
 
 
 def measured(name: str, ranks: int, repeats: int, images: Path, place: Path) -> dict[str, object]:

@@ -454,7 +454,7 @@ def test_what_depends_on_the_number_of_rounds_is_said_by_the_sections(tmp_path: 
         "    def round(self, t): ...\n"
     )
     for given, why in {
-        "algorithm.name=finetuned_fedavg": "fedavg_share=0.5: fine-tuned FedAvg turns local",
+        "algorithm.name=finetuned_fedavg": "fedavg_share=0.5: clients train alone",
         "optimizer.schedule=cosine": "optimizer.schedule=cosine spreads",
         "optimizer.schedule=step": "",
         "algorithm.sampling.name=mixed": "algorithm.sampling.name=mixed switches",

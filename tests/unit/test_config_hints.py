@@ -174,7 +174,8 @@ def test_hints_for_files(tmp_path: Path, text: str, hint: str, better: str) -> N
         (["task.name=quadratic", "data.text_dir=/nope"], "drop it or set task.name=language"),
         (["task.partition.alpha=1"], "drop it or set task.name=classification"),
         (["task.name=classification", "task.partition.alpha=1"],
-         "task.partition.alpha is no key of task.partition.name=iid; it belongs to dirichlet, quantity"),
+         "task.partition.alpha is no key of task.partition.name=iid; it belongs to dirichlet, "
+         "pfllib_dirichlet, quantity"),
         (["task.name=classification", "task.partition.name=dirichet"], "did you mean dirichlet?"),
         (["task.name=classification", "task.partition.aplha=1"], "did you mean task.partition.alpha?"),
         (["task.name=classification", "task.source=csv"], "for example task.source.name=csv"),
