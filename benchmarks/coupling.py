@@ -4,8 +4,7 @@
 
 Runs alternate between the two, with W held at ones, so that mixing is dense in every round. Prints medians
 over repeats of the median seconds a round, their ratio, and the bytes that all ranks send in a round. The
-capped coupling sends more for the degrees of W: a number of each client, of which each rank sends its own to the
-others.
+capped coupling sends more for the degrees of W: a number of each client, from its rank to the others.
 """
 
 from __future__ import annotations
