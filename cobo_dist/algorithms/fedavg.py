@@ -96,10 +96,14 @@ class FedAvg(Algorithm):
     def round(self, t: int) -> RoundResult:
         """Work locally, then average within the group."""
         losses_c = self.train(t)
+        self.average_all(t)
+        return RoundResult(losses_c)
+
+    def average_all(self, t: int) -> None:
+        """Average models, and their buffers if they are averaged too, within the groups."""
         self.average(self.clients.x_cd, t)
         if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
             self.average(self.clients.b_cd, t)
-        return RoundResult(losses_c)
 
     def average(self, rows_cd: Tensor, t: int) -> None:
         """Replace every row by the mean of its group's rows."""

@@ -67,12 +67,6 @@ class FoundGroups(FedAvg):
         """Return the inner products of all clients' rows on every rank, [n, n]."""
         return self.exchange.all_gather(self.exchange.gram(rows_cd)).astype(np.float64)
 
-    def average_all(self, t: int) -> None:
-        """Average models, and their buffers if they are averaged too, within the groups."""
-        self.average(self.clients.x_cd, t)
-        if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
-            self.average(self.clients.b_cd, t)
-
     def use_found(self) -> None:
         """Average within the groups found, also after a restart, which fills them in."""
         if not np.array_equal(self.found_n, self.groups_n):
