@@ -9,8 +9,9 @@ from pydantic import Field
 from cobo_dist.algorithms.algorithm import RunSettings
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
 from cobo_dist.algorithms.fedavg import WeightingConfig
-from cobo_dist.algorithms.two_models import TwoModels, dots
+from cobo_dist.algorithms.two_models import TwoModels
 from cobo_dist.lazy import Tensor
+from cobo_dist.maths.alignment import dots
 from cobo_dist.registry import register
 
 

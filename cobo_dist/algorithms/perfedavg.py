@@ -11,8 +11,9 @@ from cobo_dist.algorithms.algorithm import RunSettings
 from cobo_dist.algorithms.base import RoundResult
 from cobo_dist.algorithms.fedavg import WeightingConfig
 from cobo_dist.algorithms.local_steps import LocalStep
-from cobo_dist.algorithms.two_models import TwoModels, dots
+from cobo_dist.algorithms.two_models import TwoModels
 from cobo_dist.lazy import Tensor, torch
+from cobo_dist.maths.alignment import dots
 from cobo_dist.registry import register
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RunContext
 from cobo_dist.lazy import Tensor
-from cobo_dist.maths.alignment import row_dots
 from cobo_dist.maths.flat import Scratch
 from cobo_dist.maths.weights import Weights
 
@@ -64,9 +63,3 @@ def common_start(clients: Clients, exchange: Exchange, n: int) -> Tensor:
         return clients.start_rows(1)
     mean_1d = exchange.all_reduce(np.full((1, n), 1.0 / n), clients.x_cd)
     return mean_1d.clone()  # the exchange uses its rows again
-
-
-def dots(a_kd: Tensor, b_kd: Tensor) -> Tensor:
-    """Return the inner products [k] of rows; on a CPU each by itself, whatever rows are beside it."""
-    every = np.arange(len(a_kd))
-    return row_dots(a_kd, every, b_kd, every, deterministic=not a_kd.is_cuda)

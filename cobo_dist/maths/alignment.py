@@ -62,10 +62,15 @@ def row_dots(
     return dots[0] if len(dots) == 1 else torch.cat(dots)
 
 
+def dots(a_md: Tensor, b_md: Tensor) -> Tensor:
+    """Return the inner products [m] of rows; on a CPU each by itself, whatever rows are beside it."""
+    every = np.arange(len(a_md))
+    return row_dots(a_md, every, b_md, every, deterministic=not a_md.is_cuda)
+
+
 def squared_norms(rows_md: Tensor) -> Tensor:
-    """Return the squared norms [m] of rows, float64; on a CPU each by itself, whatever rows are beside it."""
-    every = np.arange(len(rows_md))
-    return row_dots(rows_md, every, rows_md, every, deterministic=not rows_md.is_cuda).double()
+    """Return the squared norms [m] of rows, float64, as `dots` computes them."""
+    return dots(rows_md, rows_md).double()
 
 
 @dataclass(frozen=True)
