@@ -339,6 +339,15 @@ class RunContext:
             return np.ones(self.clients, dtype=bool)
         return self.participation(t)
 
+    def members(self, t: int) -> NDArray[np.bool_]:
+        """Return whether each client is in the run in round t, [n]: the same on every rank.
+
+        A client that is not has not joined yet or has left. A member may miss a round.
+        """
+        if self.participation is None:
+            return np.ones(self.clients, dtype=bool)
+        return self.participation.members(t)
+
     def client_weights(self, t: int, weighting: str) -> NDArray[np.float64]:
         """Return what each client counts in an average after round t, [n]: 0 if it does not take part.
 

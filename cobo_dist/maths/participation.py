@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.maths import seeds
+
+Mask = Callable[[int], NDArray[np.bool_]]
+"""Some of n clients in round t, [n]: a pure function of t, so all ranks compute the same."""
 
 
 class Participation:
@@ -15,25 +20,53 @@ class Participation:
     [False, False, True, True, False]
     """
 
-    def __init__(self, seed: int, clients: int, count: int) -> None:
-        """Draw `count` of `clients` in each round."""
+    def __init__(
+        self,
+        seed: int,
+        clients: int,
+        count: int,
+        members: Mask | None = None,
+        ready: Mask | None = None,
+    ) -> None:
+        """Draw at most `count` of those of `clients` that are members and ready in each round.
+
+        Args:
+            seed: that of the run.
+            clients: number n of clients that are ever in the run.
+            count: how many take part in a round at most.
+            members: who is in the run; None: everybody, always.
+            ready: who could take part if it is a member; None: everybody, always.
+        """
         self.seed, self.clients, self.count = seed, clients, count
+        self._members, self._ready = members, ready
         self.stands_for: int | None = None
         """The round whose draw is returned for any round; a dry run samples rounds so. None: each its own."""
         self._last: tuple[int, NDArray[np.bool_]] | None = None
 
     @property
     def is_partial(self) -> bool:
-        """Whether some clients do not take part."""
-        return self.count < self.clients
+        """Whether some clients do not take part in some round."""
+        return self.count < self.clients or bool(self._members or self._ready)
+
+    def members(self, t: int) -> NDArray[np.bool_]:
+        """Return whether each client is in the run in round t, [n]: the same on every rank."""
+        if self._members is None:
+            return np.ones(self.clients, dtype=bool)
+        return self._members(t if self.stands_for is None else self.stands_for)
 
     def __call__(self, t: int) -> NDArray[np.bool_]:
         """Return whether each client takes part in round t, [n]: the same on every rank."""
         t = t if self.stands_for is None else self.stands_for
         if self._last is None or self._last[0] != t:
-            part_n = np.ones(self.clients, dtype=bool)
-            if self.is_partial:
-                order = seeds.permutation(seeds.key(self.seed, "clients", t), self.clients)
-                part_n[order[self.count :].numpy()] = False
+            part_n = self.members(t)
+            if self._ready is not None:
+                part_n = part_n & self._ready(t)
+            if self.count < self.clients:
+                order_n = seeds.permutation(
+                    seeds.key(self.seed, "clients", t), self.clients
+                ).numpy()
+                drawn_k = order_n[part_n[order_n]][: self.count]
+                part_n = np.zeros(self.clients, dtype=bool)
+                part_n[drawn_k] = True
             self._last = t, part_n
         return self._last[1]

@@ -27,13 +27,12 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import row_bytes
 from cobo_dist.maths.graph import link_threshold
-from cobo_dist.maths.participation import Participation
 from cobo_dist.maths.weights import Weights
 from cobo_dist.planning.counting_exchange import CountingExchange
 from cobo_dist.planning.fake_clients import FakeClients
 from cobo_dist.planning.memory_estimate import MemoryItem, MemoryUse, ModelSize, memory_items
 from cobo_dist.tasks.base import Task
-from cobo_dist.training.preparation import refuse_unfit
+from cobo_dist.training.preparation import participation_of, refuse_unfit
 
 MAX_COUNTED_RANKS = 32
 """Ranks that are counted; of more ranks so many are sampled."""
@@ -119,7 +118,7 @@ class DryRun:
             like_n = np.arange(self.n) * task.clients // self.n
             self.clusters = tuple(np.asarray(task.clusters)[like_n].tolist())
         config.participation.refuse_unfit(self.n)
-        self.participation = Participation(config.run.seed, self.n, config.participation.of(self.n))
+        self.participation = participation_of(config, self.n)
         sizes = task.train_sizes()
         examples = [sizes[i * task.clients // self.n] for i in range(self.n)]
         context = RunContext(

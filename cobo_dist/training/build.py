@@ -29,7 +29,6 @@ from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.maths.graph import link_threshold
-from cobo_dist.maths.participation import Participation
 from cobo_dist.phase_timer import PhaseTimer
 from cobo_dist.results.run import Run
 from cobo_dist.storage.environment import describe_environment
@@ -46,7 +45,12 @@ from cobo_dist.training.init_from import start_from
 from cobo_dist.training.learner import Learner
 from cobo_dist.training.migration import ClientMigrator
 from cobo_dist.training.model_keeper import ModelKeeper
-from cobo_dist.training.preparation import Problem, prepare, set_up_torch
+from cobo_dist.training.preparation import (
+    Problem,
+    participation_of,
+    prepare,
+    set_up_torch,
+)
 from cobo_dist.training.profiler import open_profiler
 from cobo_dist.training.shutdown import failure, finish, stop
 from cobo_dist.training.signals import Signals
@@ -151,7 +155,7 @@ def build_learner(
     """
     task, run, comm = problem.task, config.run, config.comm
     dtype = getattr(torch, run.dtype)
-    participation = Participation(run.seed, task.clients, config.participation.of(task.clients))
+    participation = participation_of(config, task.clients)
     clients = ClientBatch(
         problem.placement.by_rank[session.transport.rank],
         task,

@@ -22,6 +22,7 @@ from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import ConfigError
+from cobo_dist.maths.participation import Participation
 from cobo_dist.plugins import load_plugins
 from cobo_dist.run_config import RunConfig
 from cobo_dist.storage.owner_record import STALE_SECONDS, await_verdict, refuse_living
@@ -116,6 +117,11 @@ def refuse_unusable_folder(config: Config, launch: Launch) -> None:
     """
     folder = RunDir(config.run_dir)
     resume.refuse_unusable(config.run, folder, partial(resume_differences, config), launch)
+
+
+def participation_of(config: Config, clients: int) -> Participation:
+    """Return which of so many clients take part in each round of the run."""
+    return Participation(config.run.seed, clients, config.participation.of(clients))
 
 
 def refuse_unfit(config: Config, task: Task) -> None:
