@@ -17,6 +17,7 @@ from cobo_dist.algorithms.local_steps import LocalSteps, Optimizer
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.alignment import Statistic
 from cobo_dist.maths.participation import Participation
+from cobo_dist.maths.sketch import Sketch
 from cobo_dist.maths.weights import Weights
 
 
@@ -222,8 +223,13 @@ class Exchange(Protocol):
     def midpoints(self, pairs_k2: Tensor) -> tuple[PairEnds, Tensor]:
         """Return the ends of some of those pairs and the midpoints (x_i + x_j)/2 there [e, d]."""
 
-    def alignment(self, gradients_ed: Tensor, statistic: Statistic) -> NDArray[np.float64]:
-        """Return a statistic [e] of the two gradients of each pair of the last `midpoints`."""
+    def alignment(
+        self, gradients_ed: Tensor, statistic: Statistic, sketch: Sketch | None = None
+    ) -> NDArray[np.float64]:
+        """Return a statistic [e] of the two gradients of each pair of the last `midpoints`.
+
+        `sketch`: of these few numbers in place of the gradients.
+        """
 
     def mix(self, weights: Weights, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of the columns of X, each with sum_k w_ik x_k there [c, columns].
@@ -242,10 +248,13 @@ class Exchange(Protocol):
     def all_gather(self, numbers_c: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return numbers of every client, [c] or [c, k] on each rank and [n] or [n, k] of all, everywhere."""
 
-    def gram(self, a_cd: Tensor, b_cd: Tensor | None = None) -> NDArray[np.float64]:
+    def gram(
+        self, a_cd: Tensor, b_cd: Tensor | None = None, sketch: Sketch | None = None
+    ) -> NDArray[np.float64]:
         """Return the inner products <a_i, b_j> [c, n] of this rank's rows with all clients', in float64.
 
-        Without `b_cd` they are <a_i, a_j>, equal to the last bit for (i, j) and (j, i).
+        Without `b_cd` they are <a_i, a_j>, equal to the last bit for (i, j) and (j, i). `sketch`: of these
+        few numbers in place of the rows.
         """
 
     def visits(

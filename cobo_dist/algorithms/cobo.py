@@ -79,7 +79,7 @@ class CoBo(Algorithm):
         self.difference: DifferenceSelection | None = None
         if config.selection == "difference":
             self.difference = DifferenceSelection(
-                config.difference, clients, exchange, context, self.weights, self.stream
+                config, clients, exchange, context, self.weights, self.stream
             )
 
     def first_weights(self) -> Weights:
@@ -167,13 +167,15 @@ class CoBo(Algorithm):
     def alignments(self, t: int, pairs_k2: Tensor) -> tuple[PairEnds, NDArray[np.float64]]:
         """Return this rank's ends of the pairs, and <g_i(z_ij), g_j(z_ij)> for each.
 
-        With `alignment_columns`, of these columns of the gradients: only they travel.
+        With `alignment_columns`, of these columns of the gradients: only they travel. With `sketch`, of few
+        random sums of them.
         """
         ends, z_ed = self.exchange.midpoints(pairs_k2)  # z_ij = (x_i + x_j)/2
         g_ed = self.clients.gradients_at(z_ed, ends.rows, t, self.stream, in_place=True)
         if self.compared is not None:
             g_ed = self.compared.take(g_ed)
-        return ends, self.exchange.alignment(g_ed, self.statistic)
+        sketch = self.config.sketch_of(self.context.seed, t)
+        return ends, self.exchange.alignment(g_ed, self.statistic, sketch)
 
     def onto_simplex(
         self, moved_kn: NDArray[np.floating], rows: NDArray[np.intp]

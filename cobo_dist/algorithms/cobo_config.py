@@ -15,6 +15,7 @@ from cobo_dist.algorithms.algorithm import AlgorithmSection, Finding, HealthFact
 from cobo_dist.algorithms.base import RunContext, sampled_rounds
 from cobo_dist.algorithms.statistics import StatisticName
 from cobo_dist.maths.sampling import pair_probability
+from cobo_dist.maths.sketch import Sketch
 from cobo_dist.settings import Section, Texts
 
 PRESETS = {
@@ -190,6 +191,13 @@ class CoBoConfig(AlgorithmSection):
         description="selection=gradient: alignment that a link must exceed; the price of a link in the inner "
         "problem",
     )
+    sketch: int = Field(
+        0,
+        ge=0,
+        description="how many random sums of a gradient travel in its place where clients compare gradients; "
+        "inner products of sketches have an error of about sqrt(2 / sketch) of the norms. It is no means of "
+        "privacy. 0: gradients, half of one each way (paper)",
+    )
     evidence: EvidenceConfig = EvidenceConfig()
     difference: DifferenceConfig = DifferenceConfig()
 
@@ -238,6 +246,10 @@ class CoBoConfig(AlgorithmSection):
                     "algorithm.selection=gradient"
                 )
         return ""
+
+    def sketch_of(self, seed: int, t: int) -> Sketch | None:
+        """Return what stands for gradients that are compared in round t; None: they themselves."""
+        return Sketch(self.sketch, seed, t) if self.sketch else None
 
     @property
     def batch_streams(self) -> int:

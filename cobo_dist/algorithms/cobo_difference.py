@@ -22,7 +22,7 @@ from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.weights import Weights
 
 if TYPE_CHECKING:
-    from cobo_dist.algorithms.cobo_config import DifferenceConfig
+    from cobo_dist.algorithms.cobo_config import CoBoConfig
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +51,7 @@ class DifferenceSelection:
 
     def __init__(
         self,
-        config: DifferenceConfig,
+        config: CoBoConfig,
         clients: Clients,
         exchange: Exchange,
         context: RunContext,
@@ -63,7 +63,8 @@ class DifferenceSelection:
         Raises:
             ConfigError: no client has more examples than a batch.
         """
-        self.config, self.clients, self.exchange = config, clients, exchange
+        self.config, self.sketch_of = config.difference, config.sketch_of
+        self.clients, self.exchange = clients, exchange
         self.context, self.weights, self.stream = context, weights, stream
         self.examples_n = np.asarray(context.examples, np.float64)
         if not (context.batch_size < self.examples_n).any():
@@ -88,7 +89,7 @@ class DifferenceSelection:
             return []
         facts_c3 = self.facts_c3.cpu().numpy()
         self.sum_cd.div_(self.facts_c3[:, :1].clamp(min=1.0).to(self.sum_cd.dtype))  # c
-        found = [] if t + 1 == self.config.window else self._compare(facts_c3)
+        found = [] if t + 1 == self.config.window else self._compare(t, facts_c3)
         self.before_cd, self.sum_cd = self.sum_cd, self.before_cd.zero_()
         self.facts_c3[:, 2] = self.facts_c3[:, 0]
         self.facts_c3[:, :2] = 0.0
@@ -108,13 +109,14 @@ class DifferenceSelection:
         self.facts_c3[at, 0] += 1.0
         self.facts_c3[at, 1] += squared_norms(g_ed)
 
-    def _compare(self, facts_c3: NDArray[np.float64]) -> list[WeightUpdates]:
+    def _compare(self, t: int, facts_c3: NDArray[np.float64]) -> list[WeightUpdates]:
         """Move the scores of all pairs by the windows' gradients; `before_cd` is free afterwards."""
         ids = np.asarray(self.clients.ids)
         # <c_i, p_j> + <p_i, c_j> = (<c_i + p_i, c_j + p_j> - <c_i - p_i, c_j - p_j>) / 2
-        c_cd = self.sum_cd
-        of_sums_cn = self.exchange.gram(self.before_cd.add_(c_cd))
-        of_differences_cn = self.exchange.gram(self.before_cd.neg_().add_(c_cd, alpha=2.0))
+        c_cd, sketch = self.sum_cd, self.sketch_of(self.context.seed, t)
+        of_sums_cn = self.exchange.gram(self.before_cd.add_(c_cd), sketch=sketch)
+        self.before_cd.neg_().add_(c_cd, alpha=2.0)
+        of_differences_cn = self.exchange.gram(self.before_cd, sketch=sketch)
         crossed_cn = (of_sums_cn - of_differences_cn) / 2.0
         counts_c = (facts_c3[:, 0] > 1.0) & (facts_c3[:, 2] > 0.0)
         own_c = crossed_cn[np.arange(len(ids)), ids] / 2.0

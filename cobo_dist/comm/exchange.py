@@ -32,6 +32,7 @@ from cobo_dist.comm.transports.checked_transport import CheckedTransport
 from cobo_dist.comm.visits import Visit, VisitExchange
 from cobo_dist.maths.alignment import Statistic, midpoints
 from cobo_dist.maths.flat import models_at_once, take_rows, to_device
+from cobo_dist.maths.sketch import Sketch
 from cobo_dist.maths.weights import Weights
 from cobo_dist.phase_timer import PhaseTimer
 
@@ -157,17 +158,24 @@ class Exchange:
         rows = self.placement.row_n[plan.clients]
         return PairEnds(rows, plan.clients, plan.partners, plan.first), z_ed
 
-    def alignment(self, gradients_ed: Tensor, statistic: Statistic) -> NDArray[np.float64]:
+    def alignment(
+        self, gradients_ed: Tensor, statistic: Statistic, sketch: Sketch | None = None
+    ) -> NDArray[np.float64]:
         """Return the alignment [e] at each end of the pairs of the last `midpoints`.
 
         Args:
             gradients_ed: each end's own gradient at the midpoint.
             statistic: of the two gradients of a pair.
+            sketch: what travels in place of gradients, and whose inner products and norms then count.
         """
-        self._enter("alignment", statistic=statistic.name, columns=gradients_ed.shape[1])
-        self.client_traffic.alignment(self._pair_plan, gradients_ed.shape[1])
+        plan = self._pair_plan
         with self.timer.span("alignment"):
-            return self._pairwise_dot.alignment(self._pair_plan, gradients_ed, statistic)
+            if sketch is not None:
+                pair_e = np.stack([plan.clients, plan.partners])
+                gradients_ed = sketch.of_pairs(gradients_ed, pair_e.min(axis=0), pair_e.max(axis=0))
+            self._enter("alignment", statistic=statistic.name, columns=gradients_ed.shape[1])
+            self.client_traffic.alignment(plan, gradients_ed.shape[1])
+            return self._pairwise_dot.alignment(plan, gradients_ed, statistic)
 
     def _plan(self, pairs_m2: Tensor) -> PairPlan:
         """Return the plan of these pairs, which mostly are those of the last call."""
@@ -238,13 +246,18 @@ class Exchange:
 
     # -- all models with all clients ----------------------------------------------------------------
 
-    def gram(self, a_cd: Tensor, b_cd: Tensor | None = None) -> NDArray[np.float64]:
+    def gram(
+        self, a_cd: Tensor, b_cd: Tensor | None = None, sketch: Sketch | None = None
+    ) -> NDArray[np.float64]:
         """Return the inner products <a_i, b_j> [c, n] of this rank's rows with all clients', in float64.
 
         Without `b_cd` they are <a_i, a_j>, with the same bits for (i, j) and (j, i). A rank keeps n x n
         numbers meanwhile, and never n x d. In a deterministic run the bits are those of any number of ranks.
+        `sketch`: what travels in place of rows.
         """
-        matrices = (a_cd,) if b_cd is None else (a_cd, b_cd)
+        matrices: tuple[Tensor, ...] = (a_cd,) if b_cd is None else (a_cd, b_cd)
+        if sketch is not None:
+            matrices = tuple(sketch.of_rows(rows_cd) for rows_cd in matrices)
         problem = next(filter(None, map(self._wrong_rows, matrices)), "")
         columns = [rows_cd.shape[1] for rows_cd in matrices]
         if len(set(columns)) > 1:

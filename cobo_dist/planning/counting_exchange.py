@@ -29,6 +29,7 @@ from cobo_dist.maths.alignment import Statistic, middle
 from cobo_dist.maths.blocks import blocks_of
 from cobo_dist.maths.flat import models_at_once, row_bytes, widest
 from cobo_dist.maths.mixing import Product
+from cobo_dist.maths.sketch import Sketch
 from cobo_dist.maths.weights import Weights
 from cobo_dist.planning.count_visits import count_answers, count_gram, count_visitors
 from cobo_dist.planning.crossing import CrossingModels, Ints
@@ -132,12 +133,14 @@ class CountingExchange:
         x_i, x_j = (self._x_nd[torch.from_numpy(ids)] for ids in (every.clients, every.partners))
         return ends, (x_i + x_j) / 2
 
-    def alignment(self, gradients_ed: Tensor, statistic: Statistic) -> NDArray[np.float64]:
-        """Count half gradients and their scalars; return 0 for every end: no weight moves."""
+    def alignment(
+        self, gradients_ed: Tensor, statistic: Statistic, sketch: Sketch | None = None
+    ) -> NDArray[np.float64]:
+        """Count half gradients or sketches and their scalars; return 0 for every end: no weight moves."""
         assert self._planned is not None
         assert self._ends is not None
-        self.client_pairs.alignment(self._ends, self._size(gradients_ed))
-        size = self._size(gradients_ed)
+        size = self._compared(gradients_ed, sketch)
+        self.client_pairs.alignment(self._ends, size)
         cut = middle(size)
         for s, plan in enumerate(self._planned[1]):
             out, back = 0, 0  # numbers
@@ -237,11 +240,14 @@ class CountingExchange:
 
     # -- all models with all clients ----------------------------------------------------------------
 
-    def gram(self, a_nd: Tensor, b_nd: Tensor | None = None) -> NDArray[np.float64]:
-        """Return all inner products, and count rows and partial sums."""
+    def gram(
+        self, a_nd: Tensor, b_nd: Tensor | None = None, sketch: Sketch | None = None
+    ) -> NDArray[np.float64]:
+        """Return all inner products, and count rows, or their sketches, and partial sums."""
         matrices = (a_nd,) if b_nd is None else (a_nd, b_nd)
-        self.client_mixing.gram(self.placement.clients, len(matrices) * self._size(a_nd))
-        count_gram(self, len(matrices), self._size(a_nd))
+        size = self._compared(a_nd, sketch)
+        self.client_mixing.gram(self.placement.clients, len(matrices) * size)
+        count_gram(self, len(matrices), size)
         found: NDArray[np.float64] = (a_nd.double() @ matrices[-1].double().T).numpy()
         return found
 
@@ -270,6 +276,10 @@ class CountingExchange:
 
     def _size(self, rows: Tensor) -> int:
         return self.sizes[rows.shape[-1]]
+
+    def _compared(self, rows: Tensor, sketch: Sketch | None) -> int:
+        """Return how many numbers of a row travel to be compared."""
+        return self._size(rows) if sketch is None else sketch.columns(self._size(rows))
 
     def send(
         self, purpose: str, messages: int | Ints, nbytes: int | Ints, at: int | slice = slice(None)

@@ -43,6 +43,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         (CAPPED, "algorithm.difference.step=0.05", "algorithm.order=models_first"),
         {"capped": True, "models_first": True, "window": 10, "step": 0.05},
     ),
+    "sketch": (("algorithm.sketch=3",), {"sketch": 3}),
     "all": (
         (CAPPED, EVIDENCE, "algorithm.alignment=cosine", "algorithm.evidence.certainty=1"),
         {"capped": True, "cosine": True, "certainty": 1.0},
@@ -97,11 +98,12 @@ def test_a_variant_equals_the_reference(
     assert 0.0 < w[off].mean() < 1.0, "a problem in which W changes"
 
 
-@pytest.mark.parametrize("name", ["margin", "difference", "all"])
+@pytest.mark.parametrize("name", ["margin", "difference", "sketched difference", "sketch", "all"])
 def test_a_variant_is_bitwise_the_same_resumed_on_other_ranks(
     pool: RankPool, problem: Path, tmp_path: Path, name: str
 ) -> None:
-    keys = (*VARIANTS[name][0], "comm.deterministic=true")
+    sketch = ("algorithm.sketch=3",) * name.startswith("sketched ")
+    keys = (*VARIANTS[name.removeprefix("sketched ")][0], *sketch, "comm.deterministic=true")
     whole = arguments(problem, tmp_path / "whole", *keys)
     w_whole = pool.run(1, train_and_weights, whole)
     cut = arguments(problem, tmp_path / "cut", *keys)

@@ -35,13 +35,15 @@ def dense_cobo(
     capped: bool = False,
     evidence: reference.Evidence | None = None,
     difference: reference.Difference | None = None,
+    sketch: int = 0,
     noise: float = 0.0,
 ) -> tuple[Array, Array]:
     """Return X^T [n, d] and W^T [n, n] of a problem file after one round for each list of pairs.
 
     `simplex`: the own weight is "excluded" from a client's row, or "included". `etas`: the step size of
     each round, `eta` the peak. `fixed`: the penalty at the peak, after the gradient step. `evidence` selects
-    in place of the gradient step, and so does `difference`. `noise` is that of gradients at models, seed 0.
+    in place of the gradient step, and so does `difference`. `sketch`: how many sums of gradients are
+    compared. `noise` is that of gradients at models, seed 0.
     """
     arrays = {name: torch.from_numpy(array) for name, array in np.load(problem).items()}
     n = len(arrays["centers"])
@@ -57,6 +59,7 @@ def dense_cobo(
 
     if not (
         w_0 != 1.0 or cosine or models_first or simplex or etas or fixed or evidence or difference
+        or sketch
     ):
         x_nd, w_nn = reference.cobo(
             x_nd, gradient, pairs_by_round, rho=rho, gamma=gamma, eta=eta,
@@ -85,7 +88,11 @@ def dense_cobo(
         elif evidence:
             w_nn = evidence.select(x_nd, w_nn, aligned, pairs)
         else:
-            s_nn = reference.client_selection(x_nd, s_nn, aligned, pairs, gamma, margin, threshold)
+            for pair in pairs:  # each has signs of its own
+                compared = sketched(aligned, sketch, t, pair) if sketch else aligned
+                s_nn = reference.client_selection(
+                    x_nd, s_nn, compared, [pair], gamma, margin, threshold
+                )
             w_nn = s_nn.clamp(0, 1)
         used_nn = old_nn if models_first else w_nn
         if fixed:
@@ -100,6 +107,28 @@ def normals(stream: str, t: int, n: int, d: int) -> Tensor:
     """Return the task's noise of round t, seed 0, [n, d]."""
     keys = [seeds.key(0, f"noise {stream}", t, i) for i in range(n)]
     return torch.stack([seeds.normals(key, d) for key in keys]).double()
+
+
+def sketched(
+    gradient: reference.Gradient, k: int, t: int, pair: tuple[int, int]
+) -> reference.Gradient:
+    """Return k random sums of gradients in place of them, with the signs of a pair, seed 0."""
+
+    def few(i: int, point_d: Tensor) -> Tensor:
+        g_d = gradient(i, point_d)
+        return torch.from_numpy(count_sketch(g_d.numpy(), k, seeds.key(0, "sketch", t, *pair)))
+
+    return few
+
+
+def count_sketch(row_d: Array, k: int, key: int) -> Array:
+    """Add each number, with a sign from the bits of the key's words, to one of k sums in turn."""
+    words = seeds.words(seeds.signed(key), len(row_d) // 64 + 1, 0, "cpu").numpy().view(np.uint64)
+    sums_k = np.zeros(k)
+    for place, number in enumerate(row_d):
+        bit = int(words[place // 64]) >> place % 64 & 1
+        sums_k[place % k] += number if bit else -number
+    return sums_k
 
 
 def fixed_rows(g_nd: Tensor) -> reference.Gradient:

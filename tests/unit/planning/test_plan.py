@@ -81,6 +81,8 @@ EXACT = {
         "algorithm.sampling.rate=5",
         "algorithm.alignment_columns=['3']",
     ],
+    "cobo, sketch": ["algorithm.gamma=0", "algorithm.sampling.rate=5", "algorithm.sketch=100"],
+    "differences, sketch": [*DIFFERENCE, "algorithm.difference.window=2", "algorithm.sketch=100"],
     # Told of one cluster, clients have nothing to choose.
     "ifca": ["algorithm.name=ifca", "algorithm.client_share=0.6", "algorithm.centers=1", NORM],
     "cobo, some clients": [
