@@ -6,7 +6,7 @@ model, m drawn pairs, k of them or k models, e ends of pairs on this rank. t is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -300,13 +300,15 @@ class WeightUpdates:
 class RoundResult:
     """What one round reports: losses [c], the number of drawn pairs (on all ranks), and how W changed.
 
-    `selections` lists the weights that changed; `weights_replaced` says that all of W is new.
+    `selections` lists the weights that changed; `weights_replaced` says that all of W is new. `numbers` are
+    the method's own, the same on all ranks: they are logged with the round, and the last ones in the summary.
     """
 
     losses_c: Tensor
     pairs: int = 0
     selections: list[WeightUpdates] = field(default_factory=list)
     weights_replaced: bool = False
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

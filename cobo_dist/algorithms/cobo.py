@@ -32,6 +32,7 @@ from cobo_dist.algorithms.base import (
 )
 from cobo_dist.algorithms.cobo_config import CoBoConfig
 from cobo_dist.algorithms.cobo_difference import DifferenceSelection
+from cobo_dist.algorithms.cobo_privacy import Releases
 from cobo_dist.algorithms.cobo_selection import EvidenceSelection, GradientSelection, Selection
 from cobo_dist.algorithms.named_columns import named_columns
 from cobo_dist.algorithms.statistics import statistic_of
@@ -76,6 +77,7 @@ class CoBo(Algorithm):
             if config.selection == "evidence"
             else GradientSelection(config, self.weights)
         )
+        self.releases = Releases(context) if config.privacy.noise else None
         self.difference: DifferenceSelection | None = None
         if config.selection == "difference":
             self.difference = DifferenceSelection(
@@ -118,7 +120,7 @@ class CoBo(Algorithm):
             self.capped_training(t, weights, degrees_n)
         else:
             self.model_training(t, weights)
-        return RoundResult(losses_c, len(pairs_m2), selections)
+        return RoundResult(losses_c, len(pairs_m2), selections, numbers=self.revealed(t, pairs_m2))
 
     def draw(self, t: int) -> Tensor:
         """Return the pairs of round t, int64 [m, 2]: the same on every rank.
@@ -237,9 +239,20 @@ class CoBo(Algorithm):
             for at, mixed in self.exchange.mix(weights, x_cd):
                 x_cd[:, at].mul_(kept_c1).add_(mixed.mul_(lr * rho))
 
+    def revealed(self, t: int, pairs_m2: Tensor) -> dict[str, float]:
+        """Count what the comparisons of round t reveal; return the `epsilon` so far if they are noised."""
+        if self.releases is None:
+            return {}
+        self.releases.add(t, pairs_m2)
+        privacy = self.config.privacy
+        return {"epsilon": self.releases.epsilon(privacy.noise, privacy.delta)}
+
     def state(self) -> AlgorithmState:
-        """Return what selection keeps of pairs beside W."""
-        return (self.difference or self.selection).state()
+        """Return what selection keeps of pairs beside W, and how often each client was compared."""
+        found = (self.difference or self.selection).state()
+        if self.releases is not None:
+            found.shared["privacy.releases"] = self.releases.counts_n3
+        return found
 
     def possible_weights(self) -> dict[str, Weights | None]:
         """Return W of the true clusters, if the task knows them, and a W with no two equal weights."""

@@ -13,6 +13,7 @@ from pydantic import Field
 from cobo_dist.algorithms import cobo_health
 from cobo_dist.algorithms.algorithm import AlgorithmSection, Finding, HealthFacts
 from cobo_dist.algorithms.base import RunContext, sampled_rounds
+from cobo_dist.algorithms.cobo_privacy import PrivacyConfig
 from cobo_dist.algorithms.statistics import StatisticName
 from cobo_dist.maths.sampling import pair_probability
 from cobo_dist.maths.sketch import Sketch
@@ -195,15 +196,18 @@ class CoBoConfig(AlgorithmSection):
         0,
         ge=0,
         description="how many random sums of a gradient travel in its place where clients compare gradients; "
-        "inner products of sketches have an error of about sqrt(2 / sketch) of the norms. It is no means of "
-        "privacy. 0: gradients, half of one each way (paper)",
+        "inner products of sketches have an error of about sqrt(2 / sketch) of the norms. By itself it is no "
+        "means of privacy. 0: gradients, half of one each way (paper)",
     )
+    privacy: PrivacyConfig = PrivacyConfig()
     evidence: EvidenceConfig = EvidenceConfig()
     difference: DifferenceConfig = DifferenceConfig()
 
     def contradiction(self) -> str:
         """Return which keys do not go together."""
         if self.selection == "difference" and (found := self._unused_by_difference()):
+            return found
+        if found := self._wrong_privacy():
             return found
         box_only = {
             "coupling": "explicit", "selection": "gradient", "margin": 0.0, "threshold": 0.0,
@@ -235,9 +239,24 @@ class CoBoConfig(AlgorithmSection):
             )
         return ""
 
+    def _wrong_privacy(self) -> str:
+        """Return what noise on comparisons needs."""
+        private = self.privacy
+        if (private.clip or private.noise) and not self.sketch:
+            return (
+                "algorithm.privacy bounds what a sketch of a gradient reveals, and algorithm.sketch=0 sends "
+                "gradients themselves; set algorithm.sketch, 64 say"
+            )
+        if private.noise and self.midpoint_data == "shared":
+            return (
+                "algorithm.privacy.noise counts how often an example is used at midpoints, and with "
+                "algorithm.midpoint_data=shared it also moves the client's model in that round; use fresh"
+            )
+        return private.contradiction()
+
     def _unused_by_difference(self) -> str:
         """Return which keys have no meaning without pairs that meet."""
-        for key in ("sampling", "alignment", "alignment_columns"):
+        for key in ("sampling", "alignment", "alignment_columns", "privacy"):
             value, default = getattr(self, key), type(self).model_fields[key].default
             if value != default:
                 return (
@@ -249,7 +268,8 @@ class CoBoConfig(AlgorithmSection):
 
     def sketch_of(self, seed: int, t: int) -> Sketch | None:
         """Return what stands for gradients that are compared in round t; None: they themselves."""
-        return Sketch(self.sketch, seed, t) if self.sketch else None
+        private = self.privacy
+        return Sketch(self.sketch, seed, t, private.clip, private.noise) if self.sketch else None
 
     @property
     def batch_streams(self) -> int:

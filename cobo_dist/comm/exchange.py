@@ -171,8 +171,7 @@ class Exchange:
         plan = self._pair_plan
         with self.timer.span("alignment"):
             if sketch is not None:
-                pair_e = np.stack([plan.clients, plan.partners])
-                gradients_ed = sketch.of_pairs(gradients_ed, pair_e.min(axis=0), pair_e.max(axis=0))
+                gradients_ed = sketch.of_pairs(gradients_ed, plan.clients, plan.partners)
             self._enter("alignment", statistic=statistic.name, columns=gradients_ed.shape[1])
             self.client_traffic.alignment(plan, gradients_ed.shape[1])
             return self._pairwise_dot.alignment(plan, gradients_ed, statistic)

@@ -3,7 +3,7 @@
 Column l of a row is multiplied by a random sign and added to number l mod k (a count sketch with fixed
 buckets; Charikar, Chen and Farach-Colton, ICALP 2002). For two rows with the same signs, <S a, S b> is on
 average <a, b>, and its standard deviation is about ||a|| ||b|| sqrt((1 + cos^2) / k). A sketch is linear.
-It hides nothing: it is no means of privacy.
+It hides nothing by itself. With a clip and noise (the Gaussian mechanism), what one row reveals is bounded.
 
 Shapes: m rows, d columns, k numbers of a sketch.
 """
@@ -36,18 +36,34 @@ class Sketch:
     size: int
     seed: int
     t: int
+    clip: float = 0.0  # greatest norm of a sketch; 0: any
+    noise: float = 0.0  # standard deviation of each number's noise, in units of the clip
 
     def columns(self, d: int) -> int:
         """Return how many numbers stand for a row of d: no more than the row has."""
         return min(self.size, d)
 
     def of_pairs(
-        self, rows_md: Tensor, first_m: NDArray[np.int64], second_m: NDArray[np.int64]
+        self, rows_md: Tensor, owners_m: NDArray[np.int64], partners_m: NDArray[np.int64]
     ) -> Tensor:
-        """Return the sketches [m, k] of rows that belong to pairs of clients; each pair has its own signs."""
-        pairs = (torch.from_numpy(ids).to(rows_md.device) for ids in (first_m, second_m))
+        """Return the sketches [m, k] of rows of clients that meet partners; a pair has its own signs.
+
+        With a clip and noise, which each row has of its own.
+        """
+        pairs = (np.minimum(owners_m, partners_m), np.maximum(owners_m, partners_m))
+        ids = (torch.from_numpy(one_m).to(rows_md.device) for one_m in pairs)
         t = torch.tensor(self.t, device=rows_md.device)
-        return self._of(rows_md, seeds.keys(self.seed, "sketch", t, *pairs))
+        found_mk = self._of(rows_md, seeds.keys(self.seed, "sketch", t, *ids))
+        if self.clip:
+            norms_m1 = found_mk.norm(dim=1, keepdim=True)
+            found_mk = found_mk * (self.clip / norms_m1.clamp(min=self.clip))
+        if self.noise:
+            noise_mk = torch.empty_like(found_mk)
+            for row_k, owner, partner in zip(noise_mk, owners_m, partners_m, strict=True):
+                name = seeds.key(self.seed, "sketch noise", self.t, int(owner), int(partner))
+                row_k.copy_(seeds.normals(name, len(row_k), device=row_k.device))
+            found_mk = found_mk.add(noise_mk, alpha=self.clip * self.noise)
+        return found_mk
 
     def of_rows(self, rows_md: Tensor) -> Tensor:
         """Return the sketches [m, k] of rows with the same signs, so that all pairs of rows compare."""

@@ -98,7 +98,7 @@ class EvalRow(_Row):
 
 
 class RoundRow(_Row):
-    """One round, all ranks together. A task may add its own quantities."""
+    """One round, all ranks together. A task and a method may add their own quantities."""
 
     __pydantic_extra__: dict[str, Number] = Field(init=False)
 
@@ -121,6 +121,9 @@ class RoundRow(_Row):
     weights_at_0: Number = Field(None, description="share of the weights of W at 0")
     weights_at_1: Number = Field(None, description="share of the weights of W at 1")
     components: Number = Field(None, description="connected components of the graph of links")
+    epsilon: Number = Field(
+        None, description="what comparisons have revealed so far (`algorithm.privacy`)"
+    )
 
 
 class WarningRow(_Row):

@@ -53,6 +53,9 @@ class Summary(Record):
     )
     keep: str = Field("last", description="which models are saved and evaluated (`run.keep`)")
     final: dict[str, Number] = Field(description="mean over clients of each metric on test data")
+    numbers: dict[str, Number] = Field(
+        {}, description="the method's own after the last round, such as `epsilon`"
+    )
     per_client: list[ClientResult] = Field([], description="the same of each client")
     cluster_match: float | None = Field(
         None, description="`link_accuracy` by the name that earlier versions gave it"

@@ -105,7 +105,10 @@ class MetricsBuffer:
         if self.task.diagnoses:
             # A copy: the models change before the next flush.
             arrays["models"] = self.clients.x_cd.double().cpu().numpy().copy()
-        row = {"round": r, "pairs": outcome.pairs, "replaced": outcome.weights_replaced}
+        row: dict[str, Any] = {
+            "round": r, "pairs": outcome.pairs, "replaced": outcome.weights_replaced,
+            "numbers": dict(outcome.numbers),
+        }  # fmt: skip
         self._pending.append((row, arrays))
         self._losses.append(outcome.losses_c.double())
         self._seconds.append(seconds)

@@ -94,6 +94,7 @@ class RunLogger:
         self.client_bytes: dict[str, int] | None = {"up": 0, "down": 0}
         self.last_evaluation: list[dict[str, float]] = []
         self.seconds_before = 0.0  # of training, before the run was resumed
+        self.numbers: dict[str, float] = {}  # the method's own, of the last round
         self.stopped = ""  # why a callback stopped the run; empty: none did
         self.callback_states: Callable[[], dict[str, dict[str, Any]]] = dict
         self.restored_callbacks: dict[str, dict[str, Any]] = {}  # as the checkpoint had them
@@ -205,7 +206,8 @@ class RunLogger:
             # A round that replaced all of W did not report single changes.
             figures = self.graph.figures()
             row |= dict.fromkeys(figures) if move["replaced"] else figures
-            self._write(RoundRow(**row))
+            self.numbers = row.pop("numbers", {})
+            self._write(RoundRow.model_validate(row | self.numbers))
             self.recent.add(row["round"], row)
             for purpose in TRAINING:
                 self.bytes[purpose] += row[f"bytes_{purpose}"]

@@ -90,6 +90,7 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
         bytes_per_client=_bytes_per_client(run_logger, len(results)),
         keep=trainer.keeper.rule,
         final=dict(final),
+        numbers=dict(run_logger.numbers),
         per_client=[
             ClientResult.model_validate(
                 {

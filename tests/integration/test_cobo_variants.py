@@ -12,6 +12,7 @@ from dense_cobo import dense_cobo
 from pool import RankPool
 from problems import models, train_and_weights, write_quadratic
 
+import cobo_dist
 from cobo_dist import reference
 from cobo_dist.config.loading import load_config
 from cobo_dist.errors import ConfigError
@@ -98,18 +99,31 @@ def test_a_variant_equals_the_reference(
     assert 0.0 < w[off].mean() < 1.0, "a problem in which W changes"
 
 
-@pytest.mark.parametrize("name", ["margin", "difference", "sketched difference", "sketch", "all"])
+PRIVATE = ("algorithm.privacy={clip: 1, noise: 3}",)
+
+
+@pytest.mark.parametrize(
+    "name", ["margin", "difference", "sketched difference", "sketch", "private sketch", "all"]
+)
 def test_a_variant_is_bitwise_the_same_resumed_on_other_ranks(
     pool: RankPool, problem: Path, tmp_path: Path, name: str
 ) -> None:
-    sketch = ("algorithm.sketch=3",) * name.startswith("sketched ")
-    keys = (*VARIANTS[name.removeprefix("sketched ")][0], *sketch, "comm.deterministic=true")
+    more = ("algorithm.sketch=3",) * name.startswith("sketched ") + PRIVATE * name.startswith(
+        "private"
+    )
+    variant = name.removeprefix("sketched ").removeprefix("private ")
+    keys = (*VARIANTS[variant][0], *more, "comm.deterministic=true")
     whole = arguments(problem, tmp_path / "whole", *keys)
     w_whole = pool.run(1, train_and_weights, whole)
     cut = arguments(problem, tmp_path / "cut", *keys)
     pool.run(3, train_and_weights, [*cut, f"run.rounds={ROUNDS // 2}", "run.checkpoint_every=0"])
     w_cut = pool.run(2, train_and_weights, [*cut, "run.resume=auto"])
     np.testing.assert_array_equal(np.concatenate(w_cut), np.concatenate(w_whole))
+    numbers = [
+        (cobo_dist.open_run(tmp_path / one).summary or {})["numbers"] for one in ("cut", "whole")
+    ]
+    assert numbers[0] == numbers[1]
+    assert ("epsilon" in numbers[0]) == name.startswith("private")
     for one, other in zip(
         models(tmp_path / "cut").values(), models(tmp_path / "whole").values(), strict=True
     ):

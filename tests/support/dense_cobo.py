@@ -58,7 +58,14 @@ def dense_cobo(
         return g_d / g_d.norm() if cosine else g_d
 
     if not (
-        w_0 != 1.0 or cosine or models_first or simplex or etas or fixed or evidence or difference
+        w_0 != 1.0
+        or cosine
+        or models_first
+        or simplex
+        or etas
+        or fixed
+        or evidence
+        or difference
         or sketch
     ):
         x_nd, w_nn = reference.cobo(

@@ -56,6 +56,21 @@ def test_pairs_and_rounds_have_signs_of_their_own() -> None:
     assert not torch.equal(one, later)
 
 
+def test_a_clip_bounds_norms_and_noise_belongs_to_each_owner() -> None:
+    g_md = torch.cat([100.0 * rows(1, 5000), 1e-3 * rows(1, 5000)])
+    here, there = np.array([3, 5]), np.array([4, 0])
+    plain = Sketch(4096, seed=0, t=0, clip=2.0).of_pairs(g_md, here, there)
+    assert float(plain[0].norm()) == pytest.approx(2.0)
+    torch.testing.assert_close(
+        plain[1], Sketch(4096, seed=0, t=0).of_pairs(g_md, here, there)[1], rtol=0, atol=0
+    )
+    noised = Sketch(4096, seed=0, t=0, clip=2.0, noise=3.0)
+    moved = noised.of_pairs(g_md, here, there) - plain
+    assert float(moved.std()) == pytest.approx(6.0, rel=0.05)
+    both = noised.of_pairs(g_md[:1].expand(2, -1), np.array([3, 4]), np.array([4, 3]))
+    assert abs(float(torch.corrcoef(both - plain[:1])[0, 1])) < 0.06, "noises of their own"
+
+
 def test_a_row_that_is_no_longer_than_a_sketch_stays_as_it_is() -> None:
     g_md = rows(2, 8)
     assert Sketch(8, seed=0, t=0).of_rows(g_md) is g_md
