@@ -1,4 +1,4 @@
-"""What client selection reveals of a client's data, where it compares clipped and noised sketches of gradients.
+"""What comparisons reveal of a client's data, where gradients are compared by clipped and noised sketches.
 
 It covers comparisons only: models travel as they are.
 """
