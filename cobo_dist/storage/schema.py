@@ -121,6 +121,15 @@ class RoundRow(_Row):
     weights_at_0: Number = Field(None, description="share of the weights of W at 0")
     weights_at_1: Number = Field(None, description="share of the weights of W at 1")
     components: Number = Field(None, description="connected components of the graph of links")
+    link_accuracy: Number = Field(
+        None, description="share of pairs that W links rightly in this round (with `task.drift`)"
+    )
+    link_f1: Number = Field(
+        None, description="harmonic mean of precision and recall of the links (with `task.drift`)"
+    )
+    adjusted_rand: Number = Field(
+        None, description="adjusted Rand index of components and clusters (with `task.drift`)"
+    )
 
 
 class WarningRow(_Row):
@@ -335,3 +344,7 @@ class LoggerState(_State):
     health: HealthState = Field(description="what the health checks have seen")
     callbacks: dict[str, dict[str, Any]] = Field({}, description="state of each callback, by name")
     stopped: str = Field("", description="why a callback stopped the run here; empty: none did")
+    graph_known: bool = Field(
+        True,
+        description="false: W was replaced since the last snapshot, so rank 0 does not know it",
+    )
