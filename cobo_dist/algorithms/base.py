@@ -18,6 +18,7 @@ from cobo_dist.lazy import Tensor
 from cobo_dist.maths.alignment import Statistic
 from cobo_dist.maths.participation import Participation
 from cobo_dist.maths.sketch import Sketch
+from cobo_dist.maths.true_graph import Truth
 from cobo_dist.maths.weights import Weights
 
 
@@ -335,6 +336,16 @@ class RunContext:
     participation: Participation | None = None  # of clients in rounds; None: of all in every round
     examples: Sequence[int] = ()  # for training, of each client
     batch_size: int = 1  # training examples in one gradient of a client
+    truth: Truth | None = (
+        None  # clusters of each round, where the task knows them; None: `clusters` in all
+    )
+
+    def clusters_at(self, t: int) -> tuple[int, ...] | None:
+        """Return the true cluster of each client in round t, [n]; None where the task knows none.
+
+        Clients may change cluster (`task.drift`): `clusters` are those before round 0.
+        """
+        return self.clusters if self.truth is None else self.truth.clusters_at(t + 1)
 
     @property
     def all_take_part(self) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.base import AlgorithmState, RoundResult
-from cobo_dist.algorithms.found_groups import FoundGroups, FoundGroupsConfig
+from cobo_dist.algorithms.found_groups import FoundGroupsConfig, GroupsByUpdates
 from cobo_dist.lazy import torch
 from cobo_dist.maths.alignment import cosine, squared_norms
 from cobo_dist.maths.distances import linked_groups
@@ -61,7 +61,7 @@ class CflConfig(FoundGroupsConfig):
 
 
 @register.algorithm("cfl")
-class Cfl(FoundGroups):
+class Cfl(GroupsByUpdates):
     """FedAvg within clusters; a cluster is cut in two where it is stationary and its members are not.
 
     With the updates dx_i of a round, cluster C is cut if ||mean over C of dx_i|| < eps1 and max over C of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ class FederatedClustering(AllGradients):
 
     For each client i, every client j computes g_j(x_i); v starts at g_i, and M times
     v <- mean_j (g_j if ||g_j - v|| <= tau, else v). tau is the distance of the s-th nearest gradient,
-    s the known size of i's cluster; it counts those of the cluster that take part. Sizes of 1 give Local.
+    s the known size of i's cluster in round t, of those that take part. Sizes of 1 give Local.
     Row i of W marks the clients that were within i's threshold last.
     """
 
@@ -60,14 +60,15 @@ class FederatedClustering(AllGradients):
         if context.clusters is None:
             raise ValueError("federated clustering needs a task with known clusters")
         super().__init__(config, clients, exchange, context)
-        self.cluster_n = np.unique(context.clusters, return_inverse=True)[1].reshape(-1)
 
     def combine(
         self, rows_h: NDArray[np.int64], g_hmd: Tensor, part_n: NDArray[np.bool_], t: int
     ) -> Tensor:
         """Cluster the gradients around each client. Distances of all are read from the device at once."""
         part_m, ids_h = np.flatnonzero(part_n), np.array(self.clients.ids)[rows_h]
-        nearest_h = np.bincount(self.cluster_n[part_m])[self.cluster_n[ids_h]]  # s of each client
+        clusters: Any = self.context.clusters_at(t)
+        cluster_n = np.unique(clusters, return_inverse=True)[1].reshape(-1)
+        nearest_h = np.bincount(cluster_n[part_m])[cluster_n[ids_h]]  # s of each client
         v_hd = self.own_gradients(rows_h, g_hmd, part_n)
         for _ in range(self.config.inner_rounds):
             distances_hm = (g_hmd - v_hd[:, None]).norm(dim=2).cpu().double().numpy()

@@ -1,4 +1,4 @@
-"""FedAvg within groups of clients that are found while training: what CFL and one-shot clustering share.
+"""FedAvg within groups of clients that are found while training: what several methods share.
 
 Shapes: n clients, c on this rank, d parameters.
 """
@@ -26,19 +26,42 @@ class FoundGroupsConfig(WeightedAveragingConfig):
 
 
 class FoundGroups(FedAvg):
-    """FedAvg within groups that are found from the clients' updates; at first all clients are one group.
-
-    An update is what the local work of a round changes, x_i after it minus x_i before it: -eta(t) times the
-    direction. Where only some clients take part in a round, the last update of a client is compared, with
-    the step size of its own round. W is 1 within groups.
-    """
+    """FedAvg within groups that are found while training. W is 1 within them."""
 
     learns_weights = True
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
+        self.found_n = self.groups_n.copy()  # the group of each client
+
+    def use_found(self) -> None:
+        """Average within the groups found, also after a restart, which fills them in."""
+        if not np.array_equal(self.found_n, self.groups_n):
+            self.use_groups(Weights(self.clients.ids, self.found_n, symmetric=True))
+
+    def state(self) -> AlgorithmState:
+        """Return the groups."""
+        return AlgorithmState(shared={"groups": torch.from_numpy(self.found_n)})
+
+    def possible_weights(self) -> dict[str, Weights | None]:
+        """Return W of the true clusters, if the task knows them."""
+        if self.context.clusters is None:
+            return {}
+        found = Weights(self.clients.ids, self.context.clusters, symmetric=True)
+        return {"W = true clusters": found}
+
+
+class GroupsByUpdates(FoundGroups):
+    """Groups that are found from the clients' updates; at first all clients are one group.
+
+    An update is what the local work of a round changes, x_i after it minus x_i before it: -eta(t) times the
+    direction. Where only some clients take part in a round, the last update of a client is compared, with
+    the step size of its own round.
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
         n, x_cd = self.context.clients, self.clients.x_cd
-        self.found_n = np.zeros(n, dtype=np.int64)  # the group of each client
         self.known_n = np.zeros(n, dtype=np.uint8)  # whether a client has an update
         self.updates_cd: Tensor | None = None  # the last ones, where not all are of this round
         if not self.context.all_take_part:
@@ -67,23 +90,8 @@ class FoundGroups(FedAvg):
         """Return the inner products of all clients' rows on every rank, [n, n]."""
         return self.exchange.all_gather(self.exchange.gram(rows_cd)).astype(np.float64)
 
-    def use_found(self) -> None:
-        """Average within the groups found, also after a restart, which fills them in."""
-        if not np.array_equal(self.found_n, self.groups_n):
-            self.use_groups(Weights(self.clients.ids, self.found_n, symmetric=True))
-
     def state(self) -> AlgorithmState:
-        """Return the groups, who has an update, and the last updates where they are kept."""
-        shared = {
-            "groups": torch.from_numpy(self.found_n),
-            "known": torch.from_numpy(self.known_n),
-        }
+        """Return also who has an update, and the last updates where they are kept."""
+        shared = super().state().shared | {"known": torch.from_numpy(self.known_n)}
         rows = {} if self.updates_cd is None else {"updates": self.updates_cd}
         return AlgorithmState(rows=rows, shared=shared)
-
-    def possible_weights(self) -> dict[str, Weights | None]:
-        """Return W of the true clusters, if the task knows them."""
-        if self.context.clusters is None:
-            return {}
-        found = Weights(self.clients.ids, self.context.clusters, symmetric=True)
-        return {"W = true clusters": found}

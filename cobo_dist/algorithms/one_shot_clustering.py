@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.base import AlgorithmState, RoundResult
-from cobo_dist.algorithms.found_groups import FoundGroups, FoundGroupsConfig
+from cobo_dist.algorithms.found_groups import FoundGroupsConfig, GroupsByUpdates
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.alignment import cosine
@@ -71,7 +71,7 @@ class OneShotConfig(FoundGroupsConfig):
         return [(t, count) for t, count in parts if count]
 
 
-class OneShotClustering(FoundGroups):
+class OneShotClustering(GroupsByUpdates):
     """Clients are grouped once, by a distance of each two of them; then averages are within the groups.
 
     That is in round `after_rounds` or, where only some clients take part, in the first one after it by which

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cobo_dist.algorithms.base import RunContext
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from cobo_dist.algorithms.base import RoundResult, RunContext
 from cobo_dist.algorithms.fedavg import FedAvg, WeightedAveragingConfig
+from cobo_dist.algorithms.peers import hand_over
+from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
 
@@ -13,6 +19,11 @@ class OracleConfig(WeightedAveragingConfig):
     """FedAvg inside each true cluster."""
 
     name: Literal["oracle"] = "oracle"
+    follows: bool = Field(
+        True,
+        description="whether it knows when clients change cluster (task.drift); false: it keeps the clusters "
+        "of the start",
+    )
 
     @property
     def needs_clusters(self) -> bool:
@@ -24,15 +35,52 @@ class OracleConfig(WeightedAveragingConfig):
 class Oracle(FedAvg):
     """x_C <- mean over i in C of (x_C - eta g_i(x_C)) for each true cluster C. W is block diagonal.
 
-    One cluster of all clients is FedAvg; a cluster for each client is Local.
+    One cluster of all clients is FedAvg; a cluster for each client is Local. A client that changes cluster
+    gets the model of its new cluster before the round.
     """
 
     Config = OracleConfig
     title, color, marker, place = "Oracle", "#000000", "o", 9
     role = "upper_bound"
+    config: OracleConfig
 
     def groups(self, context: RunContext) -> tuple[int, ...]:
-        """Return the true clusters."""
+        """Return the true clusters at the start."""
         if context.clusters is None:
             raise ValueError("Oracle needs a task with known clusters")
         return context.clusters
+
+    def round(self, t: int) -> RoundResult:
+        """Follow clients that change cluster, work locally, then average within the clusters."""
+        changed = self.config.follows and self.follow(t)
+        result = super().round(t)
+        return RoundResult(result.losses_c, weights_replaced=changed)
+
+    def follow(self, t: int) -> bool:
+        """Average within the clusters of round t; return whether they differ from those of the last round."""
+        before_n, now_n = (np.asarray(self.context.clusters_at(at)) for at in (t - 1, t))
+        # Also after a restart, or after clients changed ranks.
+        if not np.array_equal(np.unique(now_n, return_inverse=True)[1].reshape(-1), self.groups_n):
+            self.use_groups(Weights(self.clients.ids, now_n, symmetric=True))
+        if np.array_equal(before_n, now_n):
+            return False
+        hand_over(self.clients, self.exchange, first_members(before_n, now_n))
+        return True
+
+
+def first_members(before_n: NDArray[np.int64], now_n: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return, for each client, a client that had the model of its present cluster, [n].
+
+    That is the client itself where it stays, and where nobody was in its present cluster.
+
+    >>> first_members(np.array([0, 0, 1, 1]), np.array([1, 0, 1, 2])).tolist()
+    [2, 1, 2, 3]
+    """
+    first = {int(k): int(np.argmax(before_n == k)) for k in np.unique(before_n)}
+    return np.array(
+        [
+            i if before == now else first.get(int(now), i)
+            for i, (before, now) in enumerate(zip(before_n, now_n, strict=True))
+        ],
+        dtype=np.int64,
+    )

@@ -79,3 +79,19 @@ def average(clients: Clients, exchange: Exchange, weights: Weights, buffers: str
         if rows_cd.shape[1]:
             for at, mixed in exchange.mix(weights, rows_cd):
                 rows_cd[:, at].copy_(mixed)
+
+
+def hand_over(clients: Clients, exchange: Exchange, donor_n: NDArray[np.int64]) -> None:
+    """Give each client the model and the buffers of client `donor_n`, [n]; its own: it keeps them.
+
+    All ranks must call it.
+    """
+    given_n = donor_n != np.arange(len(donor_n))
+    if not given_n.any():
+        return
+    rows = np.flatnonzero(given_n[list(clients.ids)])
+    ids = np.asarray(clients.ids, dtype=np.int64)[rows]
+    one = Weights(clients.ids, range(len(donor_n)))  # 1 for the client itself
+    columns, values = np.concatenate([ids, donor_n[ids]]), np.repeat([0.0, 1.0], len(rows))
+    one.put(np.concatenate([rows, rows]), columns, values)
+    average(clients, exchange, one, "averaged")

@@ -122,6 +122,8 @@ def is_group(key: str) -> bool:
 def must_be_group(key: str, value: object) -> str:
     """Return the message for a value where a section is needed."""
     inside = [known for known, _ in all_keys() if known.startswith(f"{key}.")]
+    if not inside:  # an item of a list
+        return f"{key}={_show(value)} must be a group of keys"
     first = f"{key}.name" if f"{key}.name" in inside else inside[0]
     names = groups()[key].names if key in groups() else ()
     name = value if isinstance(value, str) and value in names else "..."

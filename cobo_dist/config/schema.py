@@ -22,6 +22,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import Plugin, used_plugins
 from cobo_dist.registry import Kind, Variant, register, variant_of
 from cobo_dist.run_config import LogConfig, RunConfig
+from cobo_dist.scenario.drift import why_refused
 from cobo_dist.settings import Section, Texts, as_tuple
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.registry import MODELS, TASKS
@@ -214,6 +215,8 @@ def check_across(config: Config) -> None:
     for section in sections:
         if message := section.contradiction():
             raise ConfigError(message)
+    if message := why_refused(config.task.drift_events, config.run.rounds):
+        raise ConfigError(message)
     for key in OWNED_DATA_KEYS:
         value = getattr(config.data, key)
         given = value != type(config.data).model_fields[key].default
@@ -266,6 +269,11 @@ def _check_evaluation(config: Config) -> None:
         raise ConfigError(
             f"run.keep=best compares validation losses, and run.eval_splits={list(splits)} lacks "
             "validation; set run.eval_splits=[validation, test]"
+        )
+    if config.run.keep == "best" and config.task.drift_events:
+        raise ConfigError(
+            "run.keep=best compares validation losses of all rounds, and task.drift changes the data; set "
+            "run.keep=last"
         )
     if config.run.keep == "best" and config.data.eval_examples:
         raise ConfigError(

@@ -8,6 +8,7 @@ Shapes: n clients, m of them.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,42 @@ class TrueGraph:
         for places_n, alike in self.factors:
             product *= alike(places_n[np.asarray(clients)][:, None], places_n[None, :])
         return product.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """True clusters and the right graph in each round r = 1 .. T; r = 0 is before round 1.
+
+    Both are the same in all rounds of a phase. Phase k + 1 begins with round `switches[k]`.
+    """
+
+    clusters: tuple[tuple[int, ...] | None, ...]  # of each phase; None: unknown
+    graphs: tuple[TrueGraph | None, ...]  # of each phase; None: clusters say it, or it is unknown
+    switches: tuple[int, ...] = ()  # ascending
+
+    @classmethod
+    def constant(cls, clusters: Sequence[int] | None, graph: TrueGraph | None = None) -> Truth:
+        """Return what holds in all rounds."""
+        return cls((None if clusters is None else tuple(clusters),), (graph,))
+
+    def phase(self, r: int) -> int:
+        """Return the phase of round r."""
+        return bisect_right(self.switches, r)
+
+    def clusters_at(self, r: int) -> tuple[int, ...] | None:
+        """Return the true cluster of each client in round r, [n]; None if unknown."""
+        return self.clusters[self.phase(r)]
+
+    def graph_at(self, r: int) -> TrueGraph | None:
+        """Return the right graph in round r, where clusters do not say it."""
+        return self.graphs[self.phase(r)]
+
+    def of_clients(self, like: Sequence[int] | NDArray[np.int64]) -> Truth:
+        """Return clusters of as many clients as `like` has, each like one of these; graphs are left out."""
+        clusters = tuple(
+            None if one is None else tuple(np.asarray(one)[like].tolist()) for one in self.clusters
+        )
+        return Truth(clusters, (None,) * len(clusters), self.switches)
 
 
 def graph_correlation(weights: Weights, graph: TrueGraph) -> float | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,17 +114,17 @@ class DryRun:
         refuse_unfit(config, task)
         self.config, self.task = config, task
         self.n, self.rounds = clients or task.clients, max(1, config.run.rounds)
-        self.clusters = task.clusters
-        if self.clusters is not None and self.n != task.clients:
-            like_n = np.arange(self.n) * task.clients // self.n
-            self.clusters = tuple(np.asarray(task.clusters)[like_n].tolist())
+        self.truth = task.truth
+        if self.n != task.clients:
+            self.truth = task.truth.of_clients(np.arange(self.n) * task.clients // self.n)
+        self.clusters = self.truth.clusters_at(0)
         config.participation.refuse_unfit(self.n)
         self.participation = participation_of(config, self.n)
         sizes = task.train_sizes()
         examples = [sizes[i * task.clients // self.n] for i in range(self.n)]
         context = RunContext(
             self.n, self.clusters, config.run.seed, self.rounds, self.participation, examples,
-            task.batch_size,
+            task.batch_size, self.truth,
         )  # fmt: skip
         self.representatives = self._choose_rounds(context)
         self.placement = Placement.contiguous(self.n, ranks)
@@ -141,7 +142,10 @@ class DryRun:
         Each is t, the round whose clients take part, and how many rounds it stands for.
         """
         algorithm = self.config.algorithm
-        rounds = self._with_draws(algorithm.representative_rounds(self.rounds))
+        different = algorithm.representative_rounds(self.rounds)
+        if self.truth.switches and different == [(0, self.rounds)]:
+            different = self._by_clusters()
+        rounds = self._with_draws(different)
         comparisons = [algorithm.comparisons(t, context) for t, _, _ in rounds]
         most = int(np.argmax(comparisons))
         if comparisons[most] > MAX_COMPARISONS:
@@ -157,6 +161,17 @@ class DryRun:
         return [
             (*rounds[part[len(part) // 2]][:2], sum(rounds[k][2] for k in part)) for part in parts
         ]
+
+    def _by_clusters(self) -> list[tuple[int, int]]:
+        """Return the rounds in which clients change cluster, and one that stands for the others in between.
+
+        In the former, clients that move may get models.
+        """
+        begins = [*(r - 1 for r in self.truth.switches), self.rounds]
+        parts = [(0, begins[0])]
+        for begin, end in pairwise(begins):
+            parts += [(begin, 1), (begin + 1, end - begin - 1)]
+        return [(t, count) for t, count in parts if count]
 
     def _with_draws(self, rounds: list[tuple[int, int]]) -> list[tuple[int, int, float]]:
         """Return rounds with a draw of clients each: all rounds of a short run, else a sample of draws."""

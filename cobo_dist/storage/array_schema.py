@@ -21,6 +21,10 @@ MAX_DENSE_CLIENTS = 512
 """The most clients whose W is stored as a matrix: one snapshot of so many takes 1 MiB in float32."""
 
 
+MAX_LATER_GRAPHS = 16
+"""The most right graphs after changes of clusters that W.npz has."""
+
+
 @dataclass(frozen=True)
 class Array:
     """One array of a file: its type as NumPy names it, and its shape in letters (`k n n`)."""
@@ -47,6 +51,27 @@ OF_CLIENTS = (
         "int64",
         "n",
         "with `true_graph`: clients in the order of figures",
+        optional=True,
+    ),
+    Array(
+        "switches",
+        "int64",
+        "s",
+        "rounds before which clients change cluster (`task.drift`), ascending",
+        optional=True,
+    ),
+    Array(
+        "later_clusters",
+        "int64",
+        "s n",
+        "true clusters from each of `switches` on; `clusters` are those before",
+        optional=True,
+    ),
+    Array(
+        "later_graphs",
+        "float32",
+        "g n n",
+        f"right weights from each of `switches` on; of the first {MAX_LATER_GRAPHS}",
         optional=True,
     ),
 )
@@ -104,6 +129,7 @@ ROW_LISTED = (
 
 _LETTERS = {
     "n": "clients", "k": "snapshots", "m": "listed weights", "b": "bytes", "e": "examples", "c": "classes",
+    "s": "changes", "g": "graphs",
 }  # fmt: skip
 _KINDS = {"int64": "iu", "int32": "iu", "uint8": "ub", "float": "f", "float32": "f", "float64": "f"}
 

@@ -124,6 +124,15 @@ class RoundRow(_Row):
     epsilon: Number = Field(
         None, description="what comparisons have revealed so far (`algorithm.privacy`)"
     )
+    link_accuracy: Number = Field(
+        None, description="share of pairs that W links rightly in this round (with `task.drift`)"
+    )
+    link_f1: Number = Field(
+        None, description="harmonic mean of precision and recall of the links (with `task.drift`)"
+    )
+    adjusted_rand: Number = Field(
+        None, description="adjusted Rand index of components and clusters (with `task.drift`)"
+    )
 
 
 class WarningRow(_Row):
@@ -338,3 +347,7 @@ class LoggerState(_State):
     health: HealthState = Field(description="what the health checks have seen")
     callbacks: dict[str, dict[str, Any]] = Field({}, description="state of each callback, by name")
     stopped: str = Field("", description="why a callback stopped the run here; empty: none did")
+    graph_known: bool = Field(
+        True,
+        description="false: W was replaced since the last snapshot, so rank 0 does not know it",
+    )

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from cobo_dist.clients.learning_task import LearningTask
 from cobo_dist.lazy import Tensor
-from cobo_dist.maths.true_graph import TrueGraph
+from cobo_dist.maths.true_graph import TrueGraph, Truth
 from cobo_dist.settings import Section, Text
 from cobo_dist.tasks.sections import ModelSection
 
@@ -98,6 +98,18 @@ class Task(LearningTask, Protocol):
     model_section: ModelSection | None = None  # the config of its model, if the task takes one
     random_order: bool = False  # whether clients read their examples by shuffled indices
 
+    @property
+    def truth(self) -> Truth:
+        """Clusters and graph in each round: here the same in all."""
+        return Truth.constant(self.clusters, self.true_graph)
+
+    def begin_round(self, r: int) -> None:
+        """Give clients the data of round r = 1 .. T from now on, or for r = 0 those before round 1.
+
+        Where clients have the same data in all rounds there is nothing to do.
+        """
+        return None
+
     def train_sizes(self) -> Sequence[int]:
         """Return how many training examples each of all n clients has, [n]; here 1 each."""
         return [1] * self.clients
@@ -106,8 +118,8 @@ class Task(LearningTask, Protocol):
         """Return one client's metrics from the sums over so many examples: their means."""
         return {name: value / examples for name, value in sums.items()}
 
-    def diagnose(self, x_nd: NDArray[np.floating]) -> dict[str, float]:
-        """Return further figures of all clients' models [n, d]."""
+    def diagnose(self, x_nd: NDArray[np.floating], r: int) -> dict[str, float]:
+        """Return further figures of all clients' models [n, d] after round r."""
         return {}
 
     def describe(self) -> dict[str, str]:

@@ -6,8 +6,10 @@ CIFAR-100, no two clusters share one, and a cluster's images are split at random
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field
 
 from cobo_dist.errors import ConfigError
@@ -16,8 +18,10 @@ from cobo_dist.maths import seeds
 from cobo_dist.registry import register
 from cobo_dist.settings import as_tuple
 from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.drifting import Concepts, Splits
 from cobo_dist.tasks.examples import ClientExamples, split_evenly
 from cobo_dist.tasks.images import ImagesConfig, ImageSet, load_images
+from cobo_dist.tasks.sections import DriftingSection
 
 Sizes = Annotated[
     tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple), Field(min_length=1)
@@ -25,7 +29,7 @@ Sizes = Annotated[
 
 
 @register.task("cross_device")
-class CrossDeviceConfig(ImagesConfig):
+class CrossDeviceConfig(DriftingSection, ImagesConfig):
     """CIFAR-100 in clusters with disjoint classes."""
 
     title: ClassVar[str] = "Cross-device"
@@ -69,7 +73,33 @@ class CrossDeviceConfig(ImagesConfig):
         counts = (torch.from_numpy(images.y_train) // each).bincount(minlength=len(sizes))
         pools = counts[clusters].tolist()
         splits = split(self, images, each, seed)
-        return ClientExamples(examples, splits, clusters, pools, notices=images.notices)
+        moving = OtherClasses(clusters, seed)
+        return ClientExamples(
+            examples, splits, clusters, pools, notices=images.notices, moving=moving
+        )
+
+
+class OtherClasses(Concepts):
+    """Clients that move have images of the new cluster's classes: as many for training as before."""
+
+    def __init__(self, clusters: Sequence[int], seed: int) -> None:
+        super().__init__(clusters)
+        self.members, self.seed = np.asarray(clusters), seed
+
+    def moved(
+        self, found: ClientExamples, moves: Sequence[tuple[int, int]]
+    ) -> tuple[ClientExamples, list[Splits]]:
+        """Draw a client's training images from all of its new cluster; the others are the cluster's."""
+        train, splits = found.splits["train"], list[Splits]()
+        for client, donor in moves:
+            cluster = int(self.members[donor])
+            pool = torch.cat([train[i] for i in np.flatnonzero(self.members == cluster).tolist()])
+            key = seeds.key(self.seed, "cross_device drift", client, cluster)
+            order = seeds.permutation(key, len(pool))
+            drawn = order[torch.arange(len(train[client])) % len(pool)]
+            own = {name: found.splits[name][donor] for name in ("validation", "test")}
+            splits.append({"train": pool[drawn], **own})
+        return found, splits
 
 
 def split(

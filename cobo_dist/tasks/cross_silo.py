@@ -18,12 +18,13 @@ from cobo_dist.settings import as_tuple
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.examples import ClientExamples, split_evenly
 from cobo_dist.tasks.images import ImagesConfig, ImageSet, load_images
+from cobo_dist.tasks.sections import DriftingSection
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)]
 
 
 @register.task("cross_silo")
-class CrossSiloConfig(ImagesConfig):
+class CrossSiloConfig(DriftingSection, ImagesConfig):
     """CIFAR-100 in clusters with permuted labels."""
 
     title: ClassVar[str] = "Cross-silo"

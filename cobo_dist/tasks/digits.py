@@ -20,13 +20,14 @@ from cobo_dist.registry import register
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.examples import ClientExamples, Examples
 from cobo_dist.tasks.labeled import ClassificationConfig
+from cobo_dist.tasks.sections import DriftingSection
 
 CLASSES = 10
 SCALE = 1.0 / 16.0  # pixels are 0 .. 16
 
 
 @register.task("digits")
-class DigitsConfig(ClassificationConfig):
+class DigitsConfig(DriftingSection, ClassificationConfig):
     """Handwritten digits in clusters with permuted labels."""
 
     title: ClassVar[str] = "Digits"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,13 +16,14 @@ from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.tasks.augmentation import Augmentation, dropout_keys, dropout_mask
 from cobo_dist.tasks.base import DataConfig
+from cobo_dist.tasks.drifting import Concepts
 from cobo_dist.tasks.text_format import TextFormat
 
 IMAGE_SCALE, IMAGE_OFFSET = 1.0 / 127.5, -1.0
 """Bytes 0 .. 255 of an image become numbers in [-1, 1]: scale * byte + offset."""
 
 Make = Callable[[Tensor, Tensor], Batch]
-"""Makes a batch of example numbers [c, B] and the numbers [m, k] of m clients: row, id, keys of draws."""
+"""Makes a batch of example numbers [c, B] and the numbers [m, k] of m clients: row, whose labels, keys."""
 
 Splits = Mapping[str, Sequence[Tensor]]
 """For "train", "validation" and "test" the example indices of each client."""
@@ -127,6 +129,14 @@ class ClientExamples:
     graph: TrueGraph | None = None  # how alike clients are; None: it cannot be said
     label_names: Sequence[str] = ()  # [classes] in the source; empty where clients share examples
     labels: Tensor | None = None  # int64 [N], by which partitions went where targets are numbers
+    moving: Concepts | None = (
+        None  # what clients have that move; None: the labels of another cluster
+    )
+
+    @property
+    def concepts(self) -> Concepts:
+        """What clients have when they move to another cluster (`task.drift`)."""
+        return self.moving or Concepts(self.clusters, "this task knows none")
 
 
 class ExampleBatches:
@@ -144,16 +154,29 @@ class ExampleBatches:
     ) -> None:
         """Read for `clients`; `dropout` is the share and the number of features it may drop."""
         self.examples, self.ids, self.seed, self.dropout = examples, tuple(clients), seed, dropout
-        device = examples.inputs.device
-        own = [train[client].to(device) for client in clients]
-        self.streams, self.views = {}, {}
-        for stream in streams:
-            self.streams[stream] = BatchIndices(
-                seed, f"batches {stream}", clients, own, data.examples_a_round
-            )
-            if data.augment and examples.are_images:
-                self.views[stream] = Augmentation(seed, stream, clients, examples.inputs)
+        self.batch_size = data.examples_a_round
+        self.views = {}
+        if data.augment and examples.are_images:
+            self.views = {
+                stream: Augmentation(seed, stream, clients, examples.inputs) for stream in streams
+            }
+        self._donors, self._own = self.ids, [train[client] for client in self.ids]
+        self.streams = {stream: self._indices(stream) for stream in streams}
         self._make: dict[str, Make] = {stream: partial(self._gather, stream) for stream in streams}
+
+    def use(self, train: Sequence[Tensor], donors: Sequence[int]) -> None:
+        """Read these examples [n] from now on, with the labels of these clients [n].
+
+        A client goes on in its own random order.
+        """
+        self._donors = tuple(donors[client] for client in self.ids)
+        before, self._own = self._own, [train[client] for client in self.ids]
+        if not all(map(operator.is_, before, self._own)):
+            self.streams = {stream: self._indices(stream) for stream in self.streams}
+
+    def _indices(self, stream: str) -> BatchIndices:
+        numbers = [own.to(self.examples.inputs.device) for own in self._own]
+        return BatchIndices(self.seed, f"batches {stream}", self.ids, numbers, self.batch_size)
 
     def use_graphs(self) -> None:
         """Make batches by CUDA graphs from now on: a few launches in place of about seventy."""
@@ -174,7 +197,8 @@ class ExampleBatches:
             indices_cb, taken = numbers.part(t, part, which), list(range(len(which)))
         ids = [self.ids[row] for row in which]
         t = number_of(t, part)
-        columns = [torch.tensor(of_each, dtype=torch.int64) for of_each in (taken, ids)]
+        known_as = [self._donors[row] for row in which]
+        columns = [torch.tensor(of_each, dtype=torch.int64) for of_each in (taken, known_as)]
         if stream in self.views:
             columns.append(self.views[stream].keys(t, which))
         if self.dropout[0]:

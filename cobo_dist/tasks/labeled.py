@@ -58,7 +58,7 @@ class Classification(Supervised):
 
     def labels_of(self, client: int, indices: Tensor) -> Tensor:
         """Return the client's own labels, int64."""
-        return self.examples.targets_of(client, indices)
+        return self.examples.targets_of(self.current.donors[client], indices)
 
     def model_facts(self) -> dict[str, Any]:
         """Return shape and scale of inputs, and each client's label map."""
@@ -73,10 +73,10 @@ class Classification(Supervised):
 
     def _own_labels(self) -> Tensor:
         """Return `labels_of` [n, classes], where labels share an output without those of no example: -1."""
-        maps = self.maps.clone()
+        maps, splits = self.maps[self.current.donors], list(map(self.current.of, self.split_of))
         ordered = maps.sort(dim=1).values
         for client in (ordered[:, 1:] == ordered[:, :-1]).any(dim=1).nonzero()[:, 0].tolist():
-            own = torch.cat([split[client] for split in self.split_of.values()])
+            own = torch.cat([split[client] for split in splits])
             lacking = self.labels[own].bincount(minlength=maps.shape[1]) == 0
             maps[client, lacking] = -1
         return maps

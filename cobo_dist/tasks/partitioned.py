@@ -32,9 +32,11 @@ from cobo_dist.registry import Variant
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.changes import ChangeSection
 from cobo_dist.tasks.columns import Columns
+from cobo_dist.tasks.drifting import Concepts, Splits
 from cobo_dist.tasks.examples import ClientExamples, Examples
 from cobo_dist.tasks.partitions import PartitionSection
 from cobo_dist.tasks.scaling import as_they_are, standardized
+from cobo_dist.tasks.sections import DriftingSection
 from cobo_dist.tasks.shares import Shares, shares_of, together
 from cobo_dist.tasks.sources import Labeled, SourceSection
 from cobo_dist.tasks.splits import split
@@ -64,7 +66,7 @@ class Targets:
     offset: Sequence[float] = ()
 
 
-class PartitionedConfig(SupervisedConfig):
+class PartitionedConfig(DriftingSection, SupervisedConfig):
     """A source of examples, a partition over clients, a change for each client."""
 
     source: Annotated[SerializeAsAny[SourceSection], _SOURCE] = _SOURCE.field(
@@ -170,11 +172,12 @@ class PartitionedConfig(SupervisedConfig):
                 self.partition.clusters_among(shares.clients, classes),
                 self.change.clusters_of(shares.clients),
             ),
-            graph=self._graph(shares.clients, classes),
+            graph=self.graph(shares.clients, classes),
             names=shares.names,
             notices=notices,
             label_names=labels.names,
             labels=torch.from_numpy(labels.numbers),
+            moving=ChangedConcepts(self, x, shares, classes, seed),
         )
 
     def _merged(self, found: Labeled) -> Labeled:
@@ -191,10 +194,17 @@ class PartitionedConfig(SupervisedConfig):
             client = None
         return replace(found, test=0, client=client)
 
-    def _graph(self, clients: int, classes: int) -> TrueGraph | None:
-        """Return how alike clients are by partition and change; without the former, by a change alone."""
+    def graph(
+        self, clients: int, classes: int, donors: Sequence[int] | None = None
+    ) -> TrueGraph | None:
+        """Return how alike clients are by partition and change; without the former, by a change alone.
+
+        `donors`: whose change each client has, [n]; None: its own.
+        """
         of_partition = self.partition.graph_of(clients, classes)
         of_change = self.change.graph_of(clients, classes)
+        if of_change is not None and donors is not None:
+            of_change = of_change.reordered(donors)
         if of_partition is None or of_change is None:
             return of_change
         return of_partition & of_change
@@ -209,6 +219,64 @@ class PartitionedConfig(SupervisedConfig):
         if not self.standardize:
             return as_they_are(x, dtype), 1.0, 0.0
         return standardized(x, train, dtype)
+
+
+class ChangedConcepts(Concepts):
+    """Clients that move see their own examples with the change of another cluster of `task.change`."""
+
+    def __init__(
+        self,
+        config: PartitionedConfig,
+        x: NDArray[Any],
+        shares: Shares,
+        classes: int,
+        seed: int,
+    ) -> None:
+        """Keep the inputs as they are before the change."""
+        change, n = config.change, shares.clients
+        clusters = change.clusters_of(n)
+        several = clusters is not None and len(set(clusters)) > 1
+        super().__init__(
+            clusters if several else None,
+            f"task.change.name={change.name} makes no clusters here; set task.change.name=labels, or another "
+            "change with task.change.clusters of 2 or more",
+        )
+        self.config, self.x, self.shares, self.classes, self.seed = config, x, shares, classes, seed
+
+    def truth(self, donors: Sequence[int]) -> tuple[Sequence[int] | None, TrueGraph | None]:
+        """Return what partition and change say together: a partition's clusters stay."""
+        config, n = self.config, self.shares.clients
+        found, _ = super().truth(donors)
+        clusters = together(config.partition.clusters_among(n, self.classes), found)
+        return clusters, config.graph(n, self.classes, donors)
+
+    def moved(
+        self, found: ClientExamples, moves: Sequence[tuple[int, int]]
+    ) -> tuple[ClientExamples, list[Splits]]:
+        """Append the examples of clients that move as they then see them, unless only labels change."""
+        if type(self.config.change).inputs is ChangeSection.inputs:
+            return super().moved(found, moves)
+        at, own, owners, splits = len(self.x), [], [self.shares.owners], list[Splits]()
+        for client, donor in moves:
+            placed = dict[str, Tensor]()
+            for name, indices_of in found.splits.items():
+                own.append(indices_of[client].numpy())
+                owners.append(np.full(len(own[-1]), donor))
+                placed[name] = torch.arange(at, at + len(own[-1]))
+                at += len(own[-1])
+            splits.append(placed)
+        again = np.concatenate(own)
+        x = np.concatenate([self.x, self.x[again]])
+        more = self.config.change.inputs(x, np.concatenate(owners), self.seed)[len(self.x) :]
+        examples, indices = found.examples, torch.from_numpy(again)
+        inputs = torch.cat([examples.inputs, torch.from_numpy(more)])
+        targets = torch.cat([examples.targets, examples.targets[indices]])
+        assert found.labels is not None, "a source has labels"
+        return replace(
+            found,
+            examples=replace(examples, inputs=inputs, targets=targets),
+            labels=torch.cat([found.labels, found.labels[indices]]),
+        ), splits
 
 
 def numpy_type(dtype: torch.dtype) -> np.dtype[Any]:

@@ -22,15 +22,17 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
+from cobo_dist.maths.true_graph import Truth
 from cobo_dist.registry import register
+from cobo_dist.scenario.drift import drift_of
 from cobo_dist.settings import Text
 from cobo_dist.tasks.base import DataConfig, Task
 from cobo_dist.tasks.npz import read_arrays
-from cobo_dist.tasks.sections import ModelSection, TaskSection
+from cobo_dist.tasks.sections import DriftingSection, ModelSection
 
 
 @register.task("quadratic")
-class QuadraticConfig(TaskSection):
+class QuadraticConfig(DriftingSection):
     """Quadratic losses around given centers (Example 2)."""
 
     title: ClassVar[str] = "Quadratic"
@@ -52,7 +54,7 @@ class QuadraticConfig(TaskSection):
 
     def build(self, model: ModelSection, data: DataConfig, seed: int, dtype: torch.dtype) -> Task:
         """Read the problem; it is its own model."""
-        return Quadratic(self, seed, dtype)
+        return Quadratic(self, seed, dtype, data.split_seed(seed))
 
     def rebuild(
         self,
@@ -78,8 +80,10 @@ class Quadratic(Task):
     engines: tuple[str, ...] = tuple(ENGINES)
     batch_size = accumulation = 1  # a batch is the whole problem
 
-    def __init__(self, config: QuadraticConfig, seed: int, dtype: torch.dtype) -> None:
-        """Read the problem.
+    def __init__(
+        self, config: QuadraticConfig, seed: int, dtype: torch.dtype, split_seed: int
+    ) -> None:
+        """Read the problem. A client that moves has the center of a client of its new cluster.
 
         Raises:
             ConfigError: see `read_problem`.
@@ -96,8 +100,31 @@ class Quadratic(Task):
         self._examples = arrays.get("examples", np.ones(self.clients)).astype(np.int64).tolist()
         self.clusters = _clusters(arrays.get("clusters"), self.centers_nd)
         self._start = torch.from_numpy(arrays["start"]).to(dtype)
+        if config.drift and self.clusters is None:
+            raise ConfigError(
+                f"task.drift moves clients to another cluster, and {self.lack_clusters()}"
+            )
+        self.drift = drift_of(config.drift, self.clusters or range(self.clients), split_seed)
         self._centers = torch.from_numpy(self.centers_nd).to(dtype)
+        self._phase, self.current_nd = 0, self._centers
+        """The centers of the round under way."""
         self._curvature = torch.from_numpy(self.curvature_n).to(dtype)
+
+    @property
+    def truth(self) -> Truth:
+        """Clusters in each round."""
+        if self.clusters is None:
+            return Truth.constant(None)
+        rounds = self.drift.rounds
+        clusters = tuple(tuple(self.drift.clusters(r).tolist()) for r in (0, *rounds))
+        return Truth(clusters, (None,) * len(clusters), rounds)
+
+    def begin_round(self, r: int) -> None:
+        """Give clients that move their new centers."""
+        phase = self.drift.phase(r)
+        if phase != self._phase:
+            self._phase = phase
+            self.current_nd = self._centers[torch.from_numpy(self.drift.donors(r))]
 
     def model(self) -> nn.Module:
         """Return a point at x^0."""
@@ -141,19 +168,19 @@ class Quadratic(Task):
         self, client: int, split: str, device: torch.device, whole: bool = True
     ) -> Iterable[tuple[int, Batch]]:
         """Return the problem without noise."""
-        center, curvature = self._centers[client], self._curvature[client]
+        center, curvature = self.current_nd[client], self._curvature[client]
         batch = (center, curvature, torch.zeros_like(center))
         return [(1, tuple(to_device(part, device) for part in batch))]
 
-    def diagnose(self, x_nd: NDArray[np.floating]) -> dict[str, float]:
-        """Return Theorem 1's two quantities at the models of all clients [n, d].
+    def diagnose(self, x_nd: NDArray[np.floating], r: int) -> dict[str, float]:
+        """Return Theorem 1's two quantities at the models of all clients [n, d] after round r.
 
         `consensus_distance`: mean of ||x_i - x_j||^2 over pairs within clusters (0 if no cluster has two
         clients). `gradient_norm`: mean of ||grad f_i(x_i)||^2 over clients.
         """
-        gradients = self.curvature_n[:, None] * (x_nd - self.centers_nd)
+        gradients = self.curvature_n[:, None] * (x_nd - self.centers_nd[self.drift.donors(r)])
         total, pairs = 0.0, 0
-        labels = np.asarray(self.clusters if self.clusters is not None else range(len(x_nd)))
+        labels = self.drift.clusters(r)
         for cluster in np.unique(labels):
             members = x_nd[labels == cluster]
             size = len(members)
@@ -164,6 +191,11 @@ class Quadratic(Task):
             "consensus_distance": total / pairs if pairs else 0.0,
             "gradient_norm": float(np.square(gradients).sum(axis=1).mean()),
         }
+
+    def describe(self) -> dict[str, str]:
+        """Return the size of the model, and who moves."""
+        moves = {"drift": self.drift.to_text()} if self.drift.rounds else {}
+        return super().describe() | moves
 
     def data_in_memory(self) -> tuple[str, int]:
         """Return the bytes of the centers, as they were read and in run.dtype."""
@@ -186,7 +218,8 @@ class QuadraticBatches:
 
     def __init__(self, task: Quadratic, clients: list[int], device: torch.device) -> None:
         self.noise, self.seed, self.clients = task.noise, task.seed, clients
-        self.centers_cd = task._centers[clients].to(device)
+        self._task, self._centers, self._device = task, task.current_nd, device
+        self.centers_cd = task.current_nd[clients].to(device)
         self.curvature_c = task._curvature[clients].to(device)
         self.no_noise_cd = torch.zeros_like(self.centers_cd)
 
@@ -194,6 +227,9 @@ class QuadraticBatches:
         self, t: int, stream: str, rows: Tensor | None = None, part: int | None = None
     ) -> Batch:
         """Return centers [m, d], curvatures [m] and noise [m, d] of batch t, or of that part of epoch t."""
+        if self._centers is not self._task.current_nd:
+            self._centers = self._task.current_nd
+            self.centers_cd = self._centers[self.clients].to(self._device)
         noise_cd = self._noise(number_of(t, part), stream) if self.noise else self.no_noise_cd
         if rows is None:
             return self.centers_cd, self.curvature_c, noise_cd

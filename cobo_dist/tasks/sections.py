@@ -11,11 +11,12 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import create_model
+from pydantic import Field, create_model
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.registry import class_of, register, takes
+from cobo_dist.scenario.drift import DriftEvent, DriftEvents
 from cobo_dist.settings import Section
 
 if TYPE_CHECKING:
@@ -109,6 +110,27 @@ class TaskSection(Section):
     def fetch(self, data: DataConfig) -> Iterator[str]:
         """Download the data that are missing; yield what is found or fetched, a line each."""
         yield from ()
+
+    @property
+    def drift_events(self) -> tuple[DriftEvent, ...]:
+        """Clients that change cluster during a run; none where the task has no key for them."""
+        return ()
+
+
+class DriftingSection(TaskSection):
+    """The config of a task whose clients may change cluster during a run."""
+
+    drift: DriftEvents = Field(
+        (),
+        description="clients that have the data of another cluster from a round on: a list of events, for "
+        "example task.drift='[{round: 250, clients: [0, 4], cluster: 1}]'; or so many drawn clients, each in "
+        "a round of its own: task.drift='[{round: 200, until: 300, count: 4}]'",
+    )
+
+    @property
+    def drift_events(self) -> tuple[DriftEvent, ...]:
+        """The events."""
+        return self.drift
 
 
 def _check_task(target: Any) -> str:

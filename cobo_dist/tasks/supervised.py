@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,10 @@ from cobo_dist.clients.learning_task import BatchSource
 from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
+from cobo_dist.maths.true_graph import Truth
 from cobo_dist.registry import BUILT_IN, register
 from cobo_dist.tasks.base import DataConfig, Task
+from cobo_dist.tasks.drifting import CurrentExamples, truth_of, with_drift
 from cobo_dist.tasks.examples import (
     IMAGE_OFFSET,
     IMAGE_SCALE,
@@ -93,16 +96,20 @@ class Supervised(Task):
         self.split_seed = data.split_seed(seed)
         loaded = config.load(data, self.split_seed, dtype)
         order = config.client_order(len(loaded.splits["train"]), self.split_seed)
+        self.count = len(
+            loaded.examples.targets
+        )  # without those that clients only have once they moved
+        loaded, self.drift, moved = with_drift(loaded, config.drift_events, order, self.split_seed)
         self.examples = loaded.examples.of_clients(order)
         self.split_of = {
             split: [own[client] for client in order] for split, own in loaded.splits.items()
         }
-        clusters = loaded.clusters
-        self.clusters: tuple[int, ...] | None = (
-            None if clusters is None else tuple(clusters[client] for client in order)
-        )
-        if loaded.graph is not None and not loaded.graph.are_clusters:
-            self.true_graph = loaded.graph.reordered(order)
+        self.current = CurrentExamples(self.split_of, self.drift, moved)
+        self._moved = moved
+        self._sources = WeakKeyDictionary[ExampleBatches, str]()  # open ones, with their splits
+        self._truth = truth_of(loaded, self.drift, order)
+        self.clusters: tuple[int, ...] | None = self._truth.clusters_at(0)
+        self.true_graph = self._truth.graph_at(0)
         self.names = tuple(loaded.names[client] for client in order) if loaded.names else ()
         self.notices = tuple(" ".join(one.splitlines()) for one in loaded.notices)
         self.label_names = tuple(loaded.label_names)
@@ -150,6 +157,17 @@ class Supervised(Task):
         now, train = ([len(own) for own in self.split_of[name]] for name in (split, "train"))
         pools = self.pools or [sum(pair) for pair in zip(now, train, strict=True)]
         return explain_lack(fraction, pools, self.clusters or [0] * self.clients, now, sizes)
+
+    @property
+    def truth(self) -> Truth:
+        """Clusters and graph in each round."""
+        return self._truth
+
+    def begin_round(self, r: int) -> None:
+        """Give clients that change cluster their new examples or labels."""
+        if self.current.begin_round(r):
+            for source, split in self._sources.items():
+                source.use(self.current.of(split), self.current.donors)
 
     def model(self) -> nn.Module:
         """Return a model at x^0."""
@@ -213,7 +231,14 @@ class Supervised(Task):
         """Return the training batches of these clients."""
         self._move_to(device)
         train, dropout = self.split_of["train"], self.model_config.dropped_features()
-        return ExampleBatches(self.examples, train, clients, self.seed, self.data, dropout)
+        source = ExampleBatches(self.examples, train, clients, self.seed, self.data, dropout)
+        return self._kept_current(source, "train")
+
+    def _kept_current(self, source: ExampleBatches, split: str) -> ExampleBatches:
+        """Let a source of batches follow the drift."""
+        source.use(self.current.of(split), self.current.donors)
+        self._sources[source] = split
+        return source
 
     def validation(
         self, clients: Sequence[int], device: torch.device, batch_size: int
@@ -222,7 +247,8 @@ class Supervised(Task):
         self._move_to(device)
         data = self.data.model_copy(update={"batch_size": batch_size, "augment": False})
         held_out, streams = self.split_of["validation"], ("validation",)
-        return ExampleBatches(self.examples, held_out, clients, self.seed, data, streams=streams)
+        source = ExampleBatches(self.examples, held_out, clients, self.seed, data, streams=streams)
+        return self._kept_current(source, "validation")
 
     def evaluation(
         self, client: int, split: str, device: torch.device, whole: bool = True
@@ -233,12 +259,12 @@ class Supervised(Task):
         same examples evaluate the same part.
         """
         self._move_to(device)
-        indices, most = self.split_of[split][client], self.data.eval_examples
+        indices, most = self.current.of(split)[client], self.data.eval_examples
         if not whole and 0 < most < len(indices):
             key = seeds.key(self.split_seed, f"part of {split}")
             indices = indices[seeds.permutation(key, len(indices))[:most]]
         for chunk in torch.split(to_device(indices, device), self.data.eval_batch_size):
-            targets = self.examples.targets_of(client, chunk)
+            targets = self.examples.targets_of(self.current.donors[client], chunk)
             yield len(chunk), (self.examples.as_inputs(self.examples.inputs[chunk]), targets)
 
     def _move_to(self, device: torch.device) -> None:
@@ -260,7 +286,7 @@ class Supervised(Task):
         """Return client, split and label of every example, where each belongs to one client."""
         if not self.label_names:
             return {}
-        labels = self.labels.cpu().numpy()
+        labels = self.labels[: self.count].cpu().numpy()
         client, split = np.zeros(len(labels), np.int64), np.zeros(len(labels), np.uint8)
         for number, name in enumerate(("train", "validation", "test")):
             for i, own in enumerate(self.split_of[name]):
@@ -274,6 +300,8 @@ class Supervised(Task):
     def describe(self) -> dict[str, str]:
         """Return the size of the model and the numbers of examples."""
         facts = super().describe()
+        if self.drift is not None:
+            facts["drift"] = self.drift.to_text()
         for name, numbers in self.split_of.items():
             least, most = min(map(len, numbers)), max(map(len, numbers))
             facts[name] = f"{least} examples a client" + (f" to {most}" if most > least else "")
@@ -284,7 +312,7 @@ class Supervised(Task):
         classes = len(self.label_names) or self.examples.outputs
         counts = [
             self.labels_of(client, own).bincount(minlength=classes)
-            for client, own in enumerate(self.split_of["train"])
+            for client, own in enumerate(self.current.of("train"))
         ]
         return np.stack([one.numpy() for one in counts])
 
@@ -294,4 +322,5 @@ class Supervised(Task):
 
     def fingerprint(self) -> str:
         """Return a digest of examples, labels and splits."""
-        return self.examples.fingerprint(self.split_of.values())
+        moved = [list(splits.values()) for splits in self._moved.values()]
+        return self.examples.fingerprint([*self.split_of.values(), *moved])

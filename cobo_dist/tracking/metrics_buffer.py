@@ -217,7 +217,7 @@ class MetricsBuffer:
             row["loss"] = float(counted.mean()) if len(counted) else float("nan")
             if self.task.diagnoses:
                 models = [rank[f"{number}.models"] for rank in ranks]
-                row |= self.task.diagnose(in_client_order(models))
+                row |= self.task.diagnose(in_client_order(models), row["round"])
             if self.profiles:
                 profiles = np.array([rank[f"{number}.profile"] for rank in ranks]).T.tolist()
                 self.run_logger.profile(row["round"], dict(zip(PHASES, profiles, strict=True)))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cobo_dist.comm.traffic_counter import PURPOSES, TRAINING
 from cobo_dist.formatting import human_bytes
 from cobo_dist.maths.graph import means_by_truth
-from cobo_dist.maths.true_graph import TrueGraph
+from cobo_dist.maths.true_graph import Truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.disk import SMALL_FILE_BYTES, disk_guard, explain
 from cobo_dist.storage.files import open_file
@@ -44,6 +44,9 @@ from cobo_dist.tracking.progress import ProgressDisplay
 from cobo_dist.tracking.recent_rounds import RecentRounds
 from cobo_dist.tracking.weight_snapshots import WeightSnapshots
 
+LINK_FIGURES = ("link_accuracy", "link_f1", "adjusted_rand")
+"""Keys of a round's row that compare W with the true clusters, where these change during the run."""
+
 
 def digest_of(path: Path, size: int) -> hashlib._Hash:
     """Return the SHA-256 so far of a file's first `size` bytes."""
@@ -63,11 +66,10 @@ class RunLogger:
         folder: RunDir,
         display: ProgressDisplay,
         health: HealthMonitor,
-        clusters: Sequence[int] | None,
+        truth: Truth,
         metrics: Sequence[str],
         share: float = 0.0,
         names: Sequence[str] = (),
-        true_graph: TrueGraph | None = None,
         dtype: str = "float32",
     ) -> None:
         """Open the files.
@@ -76,18 +78,17 @@ class RunLogger:
             folder: the run folder.
             display: shows progress.
             health: checks every round.
-            clusters: true cluster of each client, if known.
+            truth: true clusters and right graph of each round, where they are known.
             metrics: what an evaluation gives, the metric that judges last.
             share: one client's equal share where rows of W sum to 1, else 0.
             names: of the clients, if they have any.
-            true_graph: how alike clients are, where clusters do not say it.
             dtype: of W in W.npz.
         """
         self.folder, self.display, self.health = folder, display, health
-        self.clusters, self.metrics, self.share = clusters, tuple(metrics), share
+        self.truth, self.metrics, self.share = truth, tuple(metrics), share
         self.graph: GraphStats | None = None
-        self.true_graph = true_graph
-        self.snapshots = WeightSnapshots(folder, clusters, names, true_graph, dtype)
+        self.graph_known = True  # false: W was replaced as a whole since it was gathered
+        self.snapshots = WeightSnapshots(folder, truth, names, dtype)
         self.progress = ProgressState()
         self.bytes = dict.fromkeys(PURPOSES, 0)  # of the whole run, all ranks
         # Of the whole run, all clients; None: begun by an earlier version, which did not count them.
@@ -157,6 +158,7 @@ class RunLogger:
             health=self.health.state,
             callbacks=self.callback_states(),
             stopped=self.stopped,
+            graph_known=self.graph_known,
         )
         return state, self.snapshots.state(self.graph.weights)
 
@@ -180,6 +182,7 @@ class RunLogger:
         self.progress = state.progress
         self.health.state = state.health
         self.restored_callbacks, self.stopped = state.callbacks, state.stopped
+        self.graph_known = state.graph_known
         weights = self.snapshots.restore(arrays)
         weights.symmetric = symmetric
         self.graph = GraphStats(weights, self.share)
@@ -204,8 +207,12 @@ class RunLogger:
                 self.graph.move(move["first"], move["second"], move["weights"])
             row["alignment"] = float(alignments.mean()) if len(alignments) else None
             # A round that replaced all of W did not report single changes.
+            self.graph_known &= not move["replaced"]
             figures = self.graph.figures()
-            row |= dict.fromkeys(figures) if move["replaced"] else figures
+            row |= figures if self.graph_known else dict.fromkeys(figures)
+            if self.truth.switches and self.graph_known:
+                found = self.graph.agreement(self.truth.clusters_at(row["round"]))
+                row |= {name: found[name] for name in LINK_FIGURES}
             self.numbers = row.pop("numbers", {})
             self._write(RoundRow.model_validate(row | self.numbers))
             self.recent.add(row["round"], row)
@@ -259,6 +266,7 @@ class RunLogger:
             self.graph = GraphStats(weights, self.share)
         else:
             self.graph.reset(weights)
+        self.graph_known = True
         self.snapshots.add(r, weights)
 
     def profile(self, r: int, seconds: Mapping[str, Sequence[float]]) -> None:
@@ -336,9 +344,16 @@ class RunLogger:
 
     def weights_by_truth(self) -> tuple[float, float] | None:
         """Return the last mean weights within and across the true clusters; None if unknown."""
-        if self.clusters is None or self.graph is None:
+        clusters = self.truth.clusters_at(self.progress.round)
+        if clusters is None or self.graph is None:
             return None
-        return means_by_truth(self.graph.weights, self.clusters)
+        return means_by_truth(self.graph.weights, clusters)
+
+    def agreement(self) -> dict[str, float | None]:
+        """Return the keys of the summary that compare the last W with clusters and graph of its round."""
+        assert self.graph is not None, "weights come before rounds"
+        r = self.progress.round
+        return self.graph.agreement(self.truth.clusters_at(r), self.truth.graph_at(r))
 
     def close(self) -> None:
         """Close all files."""

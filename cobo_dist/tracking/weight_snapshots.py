@@ -23,10 +23,11 @@ from torch import Tensor
 
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.host import free_memory
-from cobo_dist.maths.true_graph import TrueGraph
+from cobo_dist.maths.true_graph import Truth
 from cobo_dist.maths.weights import Weights, join
 from cobo_dist.storage.array_schema import (
     MAX_DENSE_CLIENTS,
+    MAX_LATER_GRAPHS,
     ROW_DENSE,
     ROW_LISTED,
     WEIGHT_LISTS,
@@ -47,21 +48,15 @@ class WeightSnapshots:
     def __init__(
         self,
         folder: RunDir,
-        clusters: Sequence[int] | None,
+        truth: Truth,
         names: Sequence[str],
-        true_graph: TrueGraph | None = None,
         dtype: str = "float32",
     ) -> None:
         """Start without snapshots; they are stored as `dtype`. What is known of the clients is stored too."""
         self.folder, self.dtype = folder, np.dtype(dtype)
-        self._of_clients: Arrays = {}
-        if clusters is not None:
-            self._of_clients["clusters"] = np.asarray(clusters, dtype=np.int64)
+        self._of_clients = _arrays_of(truth)
         if names:
             self._of_clients["names"] = np.asarray(names, dtype=np.str_)
-        if true_graph is not None and true_graph.clients <= MAX_DENSE_CLIENTS:
-            self._of_clients["true_graph"] = true_graph.rows(range(true_graph.clients))
-            self._of_clients["true_order"] = true_graph.order
         self._dense: dict[int, NDArray[np.floating[Any]]] = {}
 
     def add(self, r: int, weights: Weights) -> None:
@@ -132,6 +127,25 @@ class WeightSnapshots:
             for r, weights in snapshots.items():
                 self.add(r, Weights.of_rows(range(len(graph)), weights))
         return Weights.of_rows(range(len(graph)), graph)
+
+
+def _arrays_of(truth: Truth) -> Arrays:
+    """Return what W.npz has of true clusters and graphs: those before round 1, and those of later phases."""
+    arrays: Arrays = {}
+    (first, *later), (graph, *graphs) = truth.clusters, truth.graphs
+    if first is not None:
+        arrays["clusters"] = np.asarray(first, dtype=np.int64)
+    if truth.switches:
+        arrays["switches"] = np.asarray(truth.switches, dtype=np.int64)
+        if first is not None:
+            arrays["later_clusters"] = np.asarray(later, dtype=np.int64)
+    if graph is not None and graph.clients <= MAX_DENSE_CLIENTS:
+        every = range(graph.clients)
+        arrays |= {"true_graph": graph.rows(every), "true_order": graph.order}
+        rows = [one.rows(every) for one in graphs[:MAX_LATER_GRAPHS] if one is not None]
+        if rows:
+            arrays["later_graphs"] = np.stack(rows)
+    return arrays
 
 
 def _lists(weights: Weights) -> Arrays:

@@ -179,7 +179,7 @@ def build_learner(
     )  # fmt: skip
     context = RunContext(
         task.clients, task.clusters, run.seed, run.rounds, participation, task.train_sizes(),
-        task.batch_size,
+        task.batch_size, task.truth,
     )  # fmt: skip
     new_algorithm = partial(build_algorithm, config.algorithm, clients, exchange, context)
     return Learner(task, clients, exchange, new_algorithm)
@@ -285,11 +285,10 @@ def _open_run_logger(
         folder,
         display,
         health,
-        task.clusters,
+        task.truth,
         task.metrics,
         share,
         task.names,
-        task.true_graph,
         dtype=config.run.dtype,
     )
     if config.log.tensorboard:

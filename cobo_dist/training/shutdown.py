@@ -33,7 +33,15 @@ from cobo_dist.plugins import place_in_plugin
 from cobo_dist.storage.files import read_file
 from cobo_dist.storage.owner import TakenOver
 from cobo_dist.storage.run_dir import RunDir
-from cobo_dist.storage.schema import FORMAT, SUMMARY_FILE, BytesPerClient, ClientResult, Summary
+from cobo_dist.storage.schema import (
+    FORMAT,
+    MODEL_FILE,
+    SUMMARY_FILE,
+    BytesPerClient,
+    ClientResult,
+    ModelRecord,
+    Summary,
+)
 from cobo_dist.tracking.progress import final_table
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.training.learner import Learner
@@ -73,6 +81,8 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
     run_logger.bytes["logging"] += sum(int(logged) for logged, _ in records)
     peaks = [int(peak) for _, peak in records]
     seconds = trainer.seconds + run_logger.seconds_before
+    if learner.task.truth.switches:  # clients know labels otherwise than at the start
+        folder.write_record(MODEL_FILE, ModelRecord(format=FORMAT, **learner.task.model_facts()))
     results, graph = run_logger.last_evaluation, run_logger.graph
     assert graph is not None, "W is logged before round 1"
     cluster_n = graph.clusters_found()
@@ -104,7 +114,7 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
         ],
         clusters_found=int(cluster_n.max()) + 1,
         link_threshold=graph.link,
-    ).model_copy(update=graph.agreement(run_logger.clusters, run_logger.true_graph))
+    ).model_copy(update=run_logger.agreement())
     if placement is not None:
         summary.placement = placement
     run_logger.traffic(peaks)

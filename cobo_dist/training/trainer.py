@@ -74,12 +74,14 @@ class Trainer:
         timer, stopped_by = self.metrics.timer, 0
         clock = RoundClock(self.learner.clients.device)
         self._began = time.monotonic()
+        self.learner.task.begin_round(self.first)
         if not self.first:
             self._log_start()
         timer.take()  # what came before belongs to no round
         for r in range(self.first + 1, self.last + 1):
             self.round = r
             clock.start()
+            self.learner.task.begin_round(r)
             self.learner.exchange.begin_round(r)
             result = self._round(r - 1)
             self.metrics.round(r, result, clock.stop())

@@ -1,0 +1,1 @@
+"""What happens to clients during a run: config sections, and pure functions of the round."""
