@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cobo_dist.algorithms.local_steps import LocalSteps, Optimizer
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.alignment import Statistic
-from cobo_dist.maths.participation import Participation
+from cobo_dist.maths.participation import Participation, Timing
 from cobo_dist.maths.weights import Weights
 
 
@@ -291,13 +291,15 @@ class WeightUpdates:
 class RoundResult:
     """What one round reports: losses [c], the number of drawn pairs (on all ranks), and how W changed.
 
-    `selections` lists the weights that changed; `weights_replaced` says that all of W is new.
+    `selections` lists the weights that changed; `weights_replaced` says that all of W is new. `met_m2` lists
+    the pairs of clients that met, the same on every rank; None: the algorithm has none.
     """
 
     losses_c: Tensor
     pairs: int = 0
     selections: list[WeightUpdates] = field(default_factory=list)
     weights_replaced: bool = False
+    met_m2: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -347,6 +349,21 @@ class RunContext:
         if self.participation is None:
             return np.ones(self.clients, dtype=bool)
         return self.participation.members(t)
+
+    def heard(self, t: int) -> NDArray[np.float64]:
+        """Return what each client's model counts for those that take part in round t, [n] in [0, 1].
+
+        0: it is not heard. Where all wait for each other, it is 1 for those that take part and 0 for the
+        others. In virtual time with other policies all members are heard, and old models may count less.
+        """
+        if self.participation is None:
+            return np.ones(self.clients)
+        return self.participation.heard(t)
+
+    @property
+    def timing(self) -> Timing | None:
+        """When rounds are in virtual time; None: there is none."""
+        return None if self.participation is None else self.participation.timing
 
     def client_weights(self, t: int, weighting: str) -> NDArray[np.float64]:
         """Return what each client counts in an average after round t, [n]: 0 if it does not take part.

@@ -22,6 +22,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import Plugin, used_plugins
 from cobo_dist.registry import Kind, Variant, register, variant_of
 from cobo_dist.run_config import LogConfig, RunConfig
+from cobo_dist.scenario.clock import ClockConfig
 from cobo_dist.settings import Section, Texts, as_tuple
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.registry import MODELS, TASKS
@@ -75,6 +76,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     local: LocalWorkConfig = LocalWorkConfig()
     participation: ParticipationConfig = ParticipationConfig()
+    clock: ClockConfig = ClockConfig()
     comm: CommConfig = CommConfig()
     log: LogConfig = LogConfig()
     callbacks: Annotated[
@@ -210,6 +212,7 @@ def check_across(config: Config) -> None:
     """
     sections: tuple[Section, ...] = (
         config.task, config.algorithm, config.optimizer, config.local, config.participation,
+        config.clock,
     )  # fmt: skip
     for section in sections:
         if message := section.contradiction():
@@ -234,6 +237,15 @@ def check_across(config: Config) -> None:
         raise ConfigError(
             f"{key} of algorithm.name={config.algorithm.name} and participation both say how many clients "
             "take part; drop one of them"
+        )
+    drawn = config.participation != ParticipationConfig() or config.algorithm.draws_clients
+    if drawn and not config.clock.waits_for_all:
+        key = config.algorithm.draws_clients or (
+            "participation.count" if config.participation.count else "participation.fraction"
+        )
+        raise ConfigError(
+            f"clock.policy={config.clock.policy} says by speed who takes part in a round, and {key} draws "
+            f"clients; drop {key}, or set clock.policy=sync"
         )
     if config.comm.deterministic and config.run.engine == "vectorised":
         raise ConfigError(
