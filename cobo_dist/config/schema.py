@@ -187,9 +187,25 @@ def callback_keys(name: str) -> list[tuple[str, FieldInfo]]:
     return list(keys_of(CALLBACK.section(name), "callbacks."))
 
 
+def text_sections() -> dict[str, str]:
+    """Return the sections that a text may stand for, and the key in each that it then gives."""
+    kinds = {section: field.annotation for section, field in Config.model_fields.items()}
+    return {
+        section: kind.text_key
+        for section, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, Section) and kind.text_key
+    }
+
+
+def meant_key(key: str) -> str:
+    """Return the key that a text at this key gives: another one where the text stands for a section."""
+    inside = text_sections().get(key)
+    return f"{key}.{inside}" if inside else key
+
+
 def text_keys() -> frozenset[str]:
     """Return the keys whose value, or whose list's items, are text or one of some names."""
-    return _text_keys(register.version)
+    return _text_keys(register.version) | text_sections().keys()
 
 
 @cache
