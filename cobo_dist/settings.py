@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A frozen group of config keys: unknown keys, wrong types, NaN and infinities are refused."""
+    """A frozen group of config keys: unknown keys, wrong types, NaN and infinities are refused.
+
+    `text_key`: the key that is meant where a text stands for the whole section, as in `clock=virtual`;
+    empty: the section is always a group.
+    """
+
+    text_key: ClassVar[str] = ""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cobo_dist.algorithms.local_steps import LocalSteps, Optimizer
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.alignment import Statistic
-from cobo_dist.maths.participation import Participation
+from cobo_dist.maths.participation import Participation, Timing
 from cobo_dist.maths.sketch import Sketch
 from cobo_dist.maths.true_graph import Truth
 from cobo_dist.maths.weights import Weights
@@ -303,6 +303,7 @@ class RoundResult:
 
     `selections` lists the weights that changed; `weights_replaced` says that all of W is new. `numbers` are
     the method's own, the same on all ranks: they are logged with the round, and the last ones in the summary.
+    `met_m2` lists the pairs of clients that met, the same on every rank; None: the algorithm has none.
     """
 
     losses_c: Tensor
@@ -310,6 +311,7 @@ class RoundResult:
     selections: list[WeightUpdates] = field(default_factory=list)
     weights_replaced: bool = False
     numbers: Mapping[str, float] = field(default_factory=dict)
+    met_m2: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -369,6 +371,21 @@ class RunContext:
         if self.participation is None:
             return np.ones(self.clients, dtype=bool)
         return self.participation.members(t)
+
+    def heard(self, t: int) -> NDArray[np.float64]:
+        """Return what each client's model counts for those that take part in round t, [n] in [0, 1].
+
+        0: it is not heard. Where all wait for each other, it is 1 for those that take part and 0 for the
+        others. In virtual time with other policies all members are heard, and old models may count less.
+        """
+        if self.participation is None:
+            return np.ones(self.clients)
+        return self.participation.heard(t)
+
+    @property
+    def timing(self) -> Timing | None:
+        """When rounds are in virtual time; None: there is none."""
+        return None if self.participation is None else self.participation.timing
 
     def client_weights(self, t: int, weighting: str) -> NDArray[np.float64]:
         """Return what each client counts in an average after round t, [n]: 0 if it does not take part.

@@ -15,6 +15,7 @@ all weight to one client. `cobo_dist.reference` has the algorithm on one array.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ from cobo_dist.algorithms.cobo_difference import DifferenceSelection
 from cobo_dist.algorithms.cobo_privacy import Releases
 from cobo_dist.algorithms.cobo_selection import EvidenceSelection, GradientSelection, Selection
 from cobo_dist.algorithms.named_columns import named_columns
+from cobo_dist.algorithms.neighbors import NeighborModels
 from cobo_dist.algorithms.statistics import statistic_of
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import coupling, projections, seeds
@@ -53,7 +55,8 @@ class CoBo(Algorithm):
     then makes no difference.
 
     Clients that do not take part in a round have no pairs and no weights in it; they keep their models, and
-    their weights for later rounds.
+    their weights for later rounds. In virtual time (`clock.policy` bounded or free), those that take part are
+    pulled to the models of all members as these last arrived (`neighbors.py`).
     With several local steps, the sum of their directions takes the place of g_i in the step. Alignments are
     of single gradients at midpoints of x^t, and the penalty acts once a round, at x^t.
     """
@@ -67,6 +70,7 @@ class CoBo(Algorithm):
         self, config: CoBoConfig, clients: Clients, exchange: Exchange, context: RunContext
     ) -> None:
         super().__init__(config, clients, exchange, context)
+        self.neighbors = NeighborModels(clients, exchange, context)
         self.statistic = statistic_of(config.alignment)
         self.compared: Columns | None = None  # all columns
         if config.alignment_columns:
@@ -97,6 +101,7 @@ class CoBo(Algorithm):
 
     def round(self, t: int) -> RoundResult:
         """Algorithm 1, lines 2 to 5, for this rank's clients."""
+        self.neighbors.begin_round(t)
         pairs_m2 = self.draw(t)
         self.exchange.send_models(self.clients.x_cd, pairs_m2)
         losses_c = self.clients.gradients(t)  # independent of W: computed while models are sent
@@ -113,14 +118,18 @@ class CoBo(Algorithm):
             selections = [self.client_selection(t, pairs_k2) for pairs_k2 in pieces]
         else:
             selections = self.row_selection(t, pieces)
-        if not self.context.all_take_part:
-            weights = weights.among(self.context.taking_part(t))
-        degrees_n = self.gather(len(pairs_m2), weights)
+        degrees_n = self.gather(t, len(pairs_m2), weights)
         if self.config.coupling == "capped":
             self.capped_training(t, weights, degrees_n)
         else:
             self.model_training(t, weights)
-        return RoundResult(losses_c, len(pairs_m2), selections, numbers=self.revealed(t, pairs_m2))
+        return RoundResult(
+            losses_c,
+            len(pairs_m2),
+            selections,
+            numbers=self.revealed(t, pairs_m2),
+            met_m2=pairs_m2.numpy(),
+        )
 
     def draw(self, t: int) -> Tensor:
         """Return the pairs of round t, int64 [m, 2]: the same on every rank.
@@ -189,19 +198,27 @@ class CoBo(Algorithm):
             outside_kn = torch.arange(self.context.clients) == own_k1
         return projections.simplex(torch.from_numpy(moved_kn), outside_kn).numpy()
 
-    def gather(self, pairs: int, weights: Weights) -> NDArray[np.float64] | None:
+    def gather(self, t: int, pairs: int, weights: Weights) -> NDArray[np.float64] | None:
         """Exchange one or a few numbers a client where selection or coupling needs them.
 
         Returns the degrees deg_i = sum over k != i of w_ik of all clients, [n], if the coupling is capped.
         """
-        numbers = self.selection.numbers()
+        columns, count = self.selection.numbers(), len(self.selection.numbers())
         is_capped = self.config.coupling == "capped"
-        columns = [*numbers, *([coupling.degrees(weights)] if is_capped else [])]
+        if is_capped:
+            heard = self.heard(t, weights)
+            columns = [*columns, coupling.degrees(heard, self.neighbors.factors(t))]
         if not columns:
             return None
         gathered_nk = self.exchange.all_gather(np.stack(columns, axis=1))
-        self.selection.learn(pairs, gathered_nk[:, : len(numbers)].sum(axis=0))
+        self.selection.learn(pairs, gathered_nk[:, :count].sum(axis=0))
         return gathered_nk[:, -1].astype(np.float64) if is_capped else None
+
+    def heard(self, t: int, weights: Weights) -> Weights:
+        """Return the weights between all clients that are heard in round t."""
+        if self.context.all_take_part:
+            return weights
+        return weights.among(self.context.heard(t) > 0)
 
     def capped_training(
         self, t: int, weights: Weights, degrees_n: NDArray[np.float64] | None
@@ -213,9 +230,11 @@ class CoBo(Algorithm):
         pull = self.config.rho * (eta if self.config.penalty == "scheduled" else self.clients.lr)
         if not pull:
             return
-        b, keep_c, scale = coupling.capped(weights, degrees_n, pull)
-        kept_c1 = upload(torch.from_numpy(keep_c)[:, None], x_cd)
-        for at, mixed in self.exchange.mix(b, x_cd):
+        factors_n = self.neighbors.factors(t)
+        b, keep_c, scale = coupling.capped(self.heard(t, weights), degrees_n, pull, factors_n)
+        part_c = self.context.taking_part(t)[list(self.clients.ids)]
+        kept_c1 = upload(torch.from_numpy(np.where(part_c, keep_c, 1.0))[:, None], x_cd)
+        for at, mixed in self.neighbors.mix(self.neighbors.among(b, t), t):
             x_cd[:, at].mul_(kept_c1).add_(mixed.mul_(scale))
 
     def model_training(self, t: int, weights: Weights) -> None:
@@ -226,17 +245,18 @@ class CoBo(Algorithm):
         does not enter the optimizer's moments.
         """
         x_cd, eta, rho = self.clients.x_cd, self.clients.eta(t), self.config.rho
-        pull_c1 = torch.from_numpy(rho * weights.sums())[:, None]
+        weights = self.neighbors.among(weights, t)
+        pull_c1 = torch.from_numpy(rho * weights.sums(self.neighbors.factors(t)))[:, None]
         if self.config.penalty == "scheduled":
             direction_cd, kept_c1 = self.clients.direction(), upload(1.0 - eta * pull_c1, x_cd)
-            for at, mixed in self.exchange.mix(weights, x_cd):
+            for at, mixed in self.neighbors.mix(weights, t):
                 step = mixed.mul_(rho).sub_(direction_cd[:, at]).mul_(eta)
                 x_cd[:, at].mul_(kept_c1).add_(step)
         else:
             x_cd.add_(self.clients.direction(), alpha=-eta)
             lr = self.clients.lr
             kept_c1 = upload(1.0 - lr * pull_c1, x_cd)
-            for at, mixed in self.exchange.mix(weights, x_cd):
+            for at, mixed in self.neighbors.mix(weights, t):
                 x_cd[:, at].mul_(kept_c1).add_(mixed.mul_(lr * rho))
 
     def revealed(self, t: int, pairs_m2: Tensor) -> dict[str, float]:
@@ -248,11 +268,11 @@ class CoBo(Algorithm):
         return {"epsilon": self.releases.epsilon(privacy.noise, privacy.delta)}
 
     def state(self) -> AlgorithmState:
-        """Return what selection keeps of pairs beside W, and how often each client was compared."""
-        found = (self.difference or self.selection).state()
+        """Return what selection keeps of pairs beside W, its count of comparisons, and what others read."""
+        kept = (self.difference or self.selection).state()
         if self.releases is not None:
-            found.shared["privacy.releases"] = self.releases.counts_n3
-        return found
+            kept.shared["privacy.releases"] = self.releases.counts_n3
+        return replace(kept, rows=kept.rows | self.neighbors.rows)
 
     def possible_weights(self) -> dict[str, Weights | None]:
         """Return W of the true clusters, if the task knows them, and a W with no two equal weights."""

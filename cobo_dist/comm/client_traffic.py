@@ -68,7 +68,7 @@ class ClientTraffic:
         if known is None or known[0] is not weights or known[1] != weights.version:
             known = self._links = weights, weights.version, count_links(weights)
         self._both_ways(known[2] * size * self.wire_bytes)
-        if not weights.symmetric:
+        if not weights.known_to_senders:
             self._both_ways(weights.shape[0] * (self.clients - 1) * weights.dtype.itemsize)
 
     def mix_all(self, size: int, weight_bytes: int) -> None:

@@ -19,7 +19,7 @@ from cobo_dist.comm.channel import INCOMING, OUTGOING, Channel
 from cobo_dist.comm.mixing_plan import MixingPlans, RankMixing, from_exchanged_blocks, planner
 from cobo_dist.comm.placement import Placement
 from cobo_dist.maths import mixing
-from cobo_dist.maths.blocks import Block
+from cobo_dist.maths.blocks import Block, blocks_of
 from cobo_dist.maths.flat import columns_at_once, widest
 from cobo_dist.maths.weights import Weights
 
@@ -38,7 +38,7 @@ class MixingExchange:
             plans = (
                 self._plans.for_symmetric(weights)
                 if weights.symmetric
-                else self._exchange_blocks(weights)
+                else self._plan_blocks(weights)
             )
             models = self._exchange_models(plans, x_cd) | {self.rank: x_cd}
         return self._column_by_column(weights, plans, models, x_cd.shape[1])
@@ -80,6 +80,14 @@ class MixingExchange:
                 mixed_ck = buffer_ck[:, : columns.stop - columns.start]
                 self._sum(weights.each_row(), plans, parts, mixed_ck, self.placement)
             yield columns, mixed_ck
+
+    def _plan_blocks(self, weights: Weights) -> list[RankMixing]:
+        """Plan by my blocks of W and by those of the peers for me, which they send unless I know them."""
+        if weights.transpose is None:
+            return self._exchange_blocks(weights)
+        mine, own = (blocks_of(one, self.placement.by_rank) for one in (weights, weights.transpose))
+        theirs = [block.transposed for block in own]
+        return from_exchanged_blocks(mine, theirs, self.rank, self.deterministic)
 
     def _exchange_blocks(self, weights: Weights) -> list[RankMixing]:
         """Send every peer my block W[mine, its]; plan by it and by the block W[its, mine] that it sends."""

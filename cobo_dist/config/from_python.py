@@ -17,7 +17,7 @@ from cobo_dist.config.loading import (
     refuse_moved,
     resolve,
 )
-from cobo_dist.config.schema import Config, check_across
+from cobo_dist.config.schema import Config, check_across, meant_key
 from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import load_plugins
 from cobo_dist.registry import variant_of
@@ -71,7 +71,8 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return dotted keys as nested dictionaries."""
     tree: dict[str, Any] = {}
     for key, value in overrides.items():
-        *path, last = str(key).split(".")
+        plain = _plain(value)
+        *path, last = (meant_key(str(key)) if isinstance(plain, str) else str(key)).split(".")
         branch = tree
         for step in path:
             branch = branch.setdefault(step, {})
@@ -79,7 +80,7 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigError(
                     f"overrides: {step} in {key} already has a value; drop one of the two"
                 )
-        plain, held = _plain(value), branch.get(last)
+        held = branch.get(last)
         branch[last] = held | plain if isinstance(held, dict) and isinstance(plain, dict) else plain
     return tree
 

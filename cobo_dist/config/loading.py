@@ -12,13 +12,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cobo_dist.config.merging import drop_other_variant, merge, name_variants, with_preset
+from cobo_dist.config.merging import (
+    drop_other_variant,
+    merge,
+    name_variants,
+    spread_texts,
+    with_preset,
+)
 from cobo_dist.config.messages import explain, name_at, place_of
 from cobo_dist.config.schema import (
     Config,
     all_keys,
     check_across,
     groups,
+    meant_key,
     text_keys,
 )
 from cobo_dist.errors import ConfigError
@@ -88,6 +95,8 @@ def resolve(
         ConfigError: anything wrong with either, in one line.
     """
     lines = {} if lines is None else lines
+    lines |= {meant_key(key): lines[key] for key in lines if isinstance(below.get(key), str)}
+    below, above = spread_texts(below), spread_texts(above)
     for key in flatten(above):  # where an argument is wrong, no line of the file is
         while key:
             lines.pop(key, None)
@@ -218,6 +227,11 @@ def read_value(key: str, text: str) -> Any:
     return text if not text or key in text_keys() else core_value(text)
 
 
+def key_of_argument(key: str, text: str) -> str:
+    """Return the key that an argument `key=text` sets; a text may stand for a section."""
+    return key if text.lstrip().startswith("{") else meant_key(key)
+
+
 def as_argument(key: str, text: str) -> str:
     """Return the argument that sets a text key to a text: the inverse of `read_value`.
 
@@ -260,6 +274,7 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
                 f"argument {argument!r} is not understood; write key.path=value, for example "
                 "run.rounds=500, or see --help"
             )
+        key = key_of_argument(key, text)
         branch = tree
         *path, last = key.split(".")
         for step in path:

@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from cobo_dist.config.messages import is_group, must_be_group, name_at
-from cobo_dist.config.schema import QUICKSTART, VARIANTS, groups, variants_in
+from cobo_dist.config.schema import QUICKSTART, VARIANTS, groups, text_sections, variants_in
 from cobo_dist.errors import ConfigError
 from cobo_dist.registry import Variant, register
+
+
+def spread_texts(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested keys with a group for each text that stands for a section."""
+    inside = text_sections()
+    return {
+        key: {inside[key]: value} if isinstance(value, str) and key in inside else value
+        for key, value in nested.items()
+    }
 
 
 def with_preset(

@@ -22,6 +22,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import Plugin, used_plugins
 from cobo_dist.registry import Kind, Variant, register, variant_of
 from cobo_dist.run_config import LogConfig, RunConfig
+from cobo_dist.scenario.clock import ClockConfig
 from cobo_dist.scenario.drift import why_refused
 from cobo_dist.settings import Section, Texts, as_tuple
 from cobo_dist.tasks.base import DataConfig
@@ -76,6 +77,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     local: LocalWorkConfig = LocalWorkConfig()
     participation: ParticipationConfig = ParticipationConfig()
+    clock: ClockConfig = ClockConfig()
     comm: CommConfig = CommConfig()
     log: LogConfig = LogConfig()
     callbacks: Annotated[
@@ -186,9 +188,25 @@ def callback_keys(name: str) -> list[tuple[str, FieldInfo]]:
     return list(keys_of(CALLBACK.section(name), "callbacks."))
 
 
+def text_sections() -> dict[str, str]:
+    """Return the sections that a text may stand for, and the key in each that it then gives."""
+    kinds = {section: field.annotation for section, field in Config.model_fields.items()}
+    return {
+        section: kind.text_key
+        for section, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, Section) and kind.text_key
+    }
+
+
+def meant_key(key: str) -> str:
+    """Return the key that a text at this key gives: another one where the text stands for a section."""
+    inside = text_sections().get(key)
+    return f"{key}.{inside}" if inside else key
+
+
 def text_keys() -> frozenset[str]:
     """Return the keys whose value, or whose list's items, are text or one of some names."""
-    return _text_keys(register.version)
+    return _text_keys(register.version) | text_sections().keys()
 
 
 @cache
@@ -211,6 +229,7 @@ def check_across(config: Config) -> None:
     """
     sections: tuple[Section, ...] = (
         config.task, config.algorithm, config.optimizer, config.local, config.participation,
+        config.clock,
     )  # fmt: skip
     for section in sections:
         if message := section.contradiction():
@@ -237,6 +256,15 @@ def check_across(config: Config) -> None:
         raise ConfigError(
             f"{key} of algorithm.name={config.algorithm.name} and participation both say how many clients "
             "take part; drop one of them"
+        )
+    drawn = config.participation != ParticipationConfig() or config.algorithm.draws_clients
+    if drawn and not config.clock.waits_for_all:
+        key = config.algorithm.draws_clients or (
+            "participation.count" if config.participation.count else "participation.fraction"
+        )
+        raise ConfigError(
+            f"clock.policy={config.clock.policy} says by speed who takes part in a round, and {key} draws "
+            f"clients; drop {key}, or set clock.policy=sync"
         )
     if config.comm.deterministic and config.run.engine == "vectorised":
         raise ConfigError(

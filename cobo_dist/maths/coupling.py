@@ -21,13 +21,17 @@ from cobo_dist.maths.weights import Weights
 Floats = NDArray[np.float64]
 
 
-def degrees(weights: Weights) -> Floats:
-    """Return deg_i = sum over k != i of w_ik for each row, [c]."""
-    every = np.arange(weights.shape[0])
-    return weights.sums() - weights.at(every, weights.ids_c)
+def degrees(weights: Weights, factors_n: Floats | None = None) -> Floats:
+    """Return deg_i = sum over k != i of w_ik for each row, [c]; with factors, of w_ik f_k."""
+    own_c = weights.at(np.arange(weights.shape[0]), weights.ids_c)
+    if factors_n is not None:
+        own_c = own_c * factors_n[weights.ids_c]
+    return weights.sums(factors_n) - own_c
 
 
-def capped(weights: Weights, degrees_n: Floats, pull: float) -> tuple[Weights, Floats, float]:
+def capped(
+    weights: Weights, degrees_n: Floats, pull: float, factors_n: Floats | None = None
+) -> tuple[Weights, Floats, float]:
     """Return B, keep and scale, with which x_i = keep_i y_i + scale sum_k b_ik y_k.
 
     With D_i = max(1 + deg_i, 1/pull) it is a_ik = w_ik / max(D_i, D_k) for k != i, and b_ik = a_ik min(D). So
@@ -38,6 +42,7 @@ def capped(weights: Weights, degrees_n: Floats, pull: float) -> tuple[Weights, F
         weights: this rank's rows of a symmetric W. Their diagonal makes no difference.
         degrees_n: of all clients.
         pull: eta rho, above 0.
+        factors_n: what each model counts; None: 1. Then y_k stands for f_k times the model of client k.
 
     >>> ones = Weights([0, 1], groups_n=[0, 0], dtype=np.float64, symmetric=True)
     >>> b, keep_c, scale = capped(ones, np.array([1.0, 1.0]), pull=9.0)
@@ -55,7 +60,7 @@ def capped(weights: Weights, degrees_n: Floats, pull: float) -> tuple[Weights, F
         rows, columns, values = nonzero(weights)
         b.put(rows, columns, values * (least / np.maximum(bound_n[ids[rows]], bound_n[columns])))
     b.put(every, ids, np.ones(len(ids)))  # any number: what a model gives itself, it keeps
-    keep_c = (least - b.sums()) / least
+    keep_c = (least - b.sums(factors_n)) / least
     return b, keep_c, 1.0 / least
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,62 @@ from cobo_dist.maths import seeds
 
 Mask = Callable[[int], NDArray[np.bool_]]
 """Some of n clients in round t, [n]: a pure function of t, so all ranks compute the same."""
+
+
+class Moment(Protocol):
+    """One round in virtual time; masks are [n] (`scenario.timeline`)."""
+
+    @property
+    def seconds(self) -> float:
+        """Virtual seconds at the end of the round."""
+
+    @property
+    def acts_n(self) -> NDArray[np.bool_]:
+        """Whose work ends in the round."""
+
+    @property
+    def begins_n(self) -> NDArray[np.bool_]:
+        """Whose work begins at the start of the round."""
+
+    @property
+    def waits_n(self) -> NDArray[np.bool_]:
+        """Who computes nothing, because it is too far ahead."""
+
+    @property
+    def arrives_n(self) -> NDArray[np.bool_]:
+        """Whose model others begin to read as it is."""
+
+    @property
+    def lands_n(self) -> NDArray[np.bool_]:
+        """Whose copy that was on its way others begin to read."""
+
+    @property
+    def departs_n(self) -> NDArray[np.bool_]:
+        """Of whose model a copy sets out."""
+
+
+class Timing(Protocol):
+    """When rounds are in virtual time, and how old the models are that others read."""
+
+    @property
+    def reads_late(self) -> bool:
+        """Whether a model may still be on its way when others act."""
+
+    @property
+    def discounts(self) -> bool:
+        """Whether old models count less."""
+
+    def set_message_bytes(self, size: int) -> None:
+        """Say how large a model is, before the first round."""
+
+    def at(self, t: int) -> Moment:
+        """Return round t."""
+
+    def staleness(self, t: int) -> NDArray[np.int64]:
+        """Return how many rounds ago the models that others read in round t were made, [n]."""
+
+    def heard(self, t: int) -> NDArray[np.float64]:
+        """Return what the models that others read in round t count, [n] in [0, 1]."""
 
 
 class Participation:
@@ -39,6 +96,8 @@ class Participation:
         """
         self.seed, self.clients, self.count = seed, clients, count
         self._members, self._ready = members, ready
+        self.timing: Timing | None = None
+        """When rounds are; None: there is no virtual time."""
         self.stands_for: int | None = None
         """The round whose draw is returned for any round; a dry run samples rounds so. None: each its own."""
         self._last: tuple[int, NDArray[np.bool_]] | None = None
@@ -47,6 +106,15 @@ class Participation:
     def is_partial(self) -> bool:
         """Whether some clients do not take part in some round."""
         return self.count < self.clients or bool(self._members or self._ready)
+
+    def heard(self, t: int) -> NDArray[np.float64]:
+        """Return what each client's model counts for those that take part in round t, [n] in [0, 1].
+
+        Without virtual time it is 1 for those that take part, and 0 for the others.
+        """
+        if self.timing is None:
+            return self(t).astype(np.float64)
+        return self.timing.heard(t if self.stands_for is None else self.stands_for)
 
     def members(self, t: int) -> NDArray[np.bool_]:
         """Return whether each client is in the run in round t, [n]: the same on every rank."""

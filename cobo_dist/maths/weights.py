@@ -58,6 +58,8 @@ class Weights:
         self._sizes_c = np.bincount(self.groups_n)[self.groups_c]  # of each row's group
         self.version = 0
         self._changed_n = np.zeros(len(self.groups_n), dtype=np.int64)  # version of last change
+        self.transpose: Weights | None = None
+        """The same clients' rows of W^T, where this rank knows them though W is not symmetric."""
         self._keys: Ints = np.empty(0, dtype=np.int64)  # row * n + column, ascending
         self._values: Floats = np.empty(0, dtype=self.dtype)
 
@@ -106,30 +108,49 @@ class Weights:
             self.ids_c, self.ungrouped_c.copy(), self._keys.copy(), self._values.copy()
         )
 
-    def among(self, part_n: NDArray[np.bool_], *, all_receive: bool = False) -> Weights:
+    @property
+    def known_to_senders(self) -> bool:
+        """Whether ranks know each other's weights for their own clients without a message."""
+        return self.symmetric or self.transpose is not None
+
+    def among(
+        self,
+        part_n: NDArray[np.bool_],
+        *,
+        all_receive: bool = False,
+        receivers_n: NDArray[np.bool_] | None = None,
+    ) -> Weights:
         """Return these weights with 0 for clients that do not take part: in their columns and their rows.
 
         `all_receive`: only in their columns, so all clients have weights for those that take part. W is then
-        not symmetric; otherwise it stays so.
+        not symmetric; otherwise it stays so. `receivers_n`: only the rows of these are not 0. Of a symmetric
+        W the senders then still know the weights.
         """
-        n = self.shape[1]
-        # A client that does not take part is in a group of its own, to which no row belongs.
-        labels_n = np.where(part_n, self.groups_n, n + np.arange(n))
-        symmetric = self.symmetric and not all_receive
-        other = Weights(self.ids_c, labels_n, self.level, self.dtype.type, symmetric)
-        rows, columns, values = self.entries()
-        kept = part_n[columns]
         if all_receive:
-            label_of = np.full(n, -1)  # of each group, the label of its members that take part
-            label_of[self.groups_n[part_n]] = other.groups_n[part_n]
-            other.ungrouped_c = self.ungrouped_c.copy()
-            other.groups_c = np.where(self.groups_c < 0, -1, label_of[self.groups_c])
-            sizes_n = np.bincount(other.groups_n)
-            other._sizes_c = np.where(other.groups_c < 0, 0, sizes_n[other.groups_c])
-        else:
-            here_c = part_n[self.ids_c]
-            kept &= here_c[rows]
-            other._set_ungrouped(self.ungrouped_c | ~here_c)
+            receivers_n = np.ones(len(part_n), dtype=bool)
+        if receivers_n is None:
+            return self._masked(part_n, part_n, self.symmetric)
+        other = self._masked(part_n, receivers_n, False)
+        if self.symmetric and not all_receive:
+            other.transpose = self._masked(receivers_n, part_n, False)
+        return other
+
+    def _masked(
+        self, columns_n: NDArray[np.bool_], rows_n: NDArray[np.bool_], symmetric: bool
+    ) -> Weights:
+        """Return these weights with 0 outside of some columns and rows."""
+        n, here_c = self.shape[1], rows_n[self.ids_c]
+        # A client whose column is 0 is in a group of its own, to which no row belongs.
+        labels_n = np.where(columns_n, self.groups_n, n + np.arange(n))
+        other = Weights(self.ids_c, labels_n, self.level, self.dtype.type, symmetric)
+        label_of = np.full(n, -1)  # of each group, the label of its members that are left
+        label_of[self.groups_n[columns_n]] = other.groups_n[columns_n]
+        other.ungrouped_c = self.ungrouped_c | ~here_c
+        other.groups_c = np.where(other.ungrouped_c, -1, label_of[self.groups_c])
+        sizes_n = np.bincount(other.groups_n)
+        other._sizes_c = np.where(other.groups_c < 0, 0, sizes_n[other.groups_c])
+        rows, columns, values = self.entries()
+        kept = columns_n[columns] & here_c[rows]
         other._keys, other._values = self._keys[kept], values[kept]
         return other
 
@@ -295,13 +316,17 @@ class Weights:
         order = np.argsort(keys, kind="stable")
         self._keys, self._values = keys[order], values[order]
 
-    def sums(self) -> NDArray[np.float64]:
-        """Return the sum of every row, [c]."""
+    def sums(self, factors_n: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Return the sum of every row, [c]; with `factors_n`, sum_k w_ik f_k."""
         rows, columns, values = self.entries()
         more = values.astype(np.float64) - self.base(rows, columns)
+        sizes_c: NDArray[Any] = self._sizes_c
+        if factors_n is not None:
+            more *= factors_n[columns]
+            sizes_c = np.bincount(self.groups_n, weights=factors_n)[self.groups_c]
         counted = np.bincount(rows, weights=more, minlength=self.shape[0])
         answer: NDArray[np.float64] = (
-            float(self.level) * np.where(self.ungrouped_c, 0, self._sizes_c) + counted
+            float(self.level) * np.where(self.groups_c < 0, 0, sizes_c) + counted
         )
         return answer
 

@@ -176,7 +176,7 @@ class CountingExchange:
         known = self._mixed
         if known is None or known[0] is not weights or known[1] != weights.version:
             known = self._mixed = weights, weights.version, self._crossing.mix(weights)
-        weight_bytes = 0 if weights.symmetric else weights.dtype.itemsize
+        weight_bytes = 0 if weights.known_to_senders else weights.dtype.itemsize
         self._mix(known[2], self._size(x_nd), weight_bytes)
         self.client_mixing.mix(weights, self._size(x_nd))
         (whole,) = blocks_of(weights, self._alone.by_rank)
@@ -186,7 +186,7 @@ class CountingExchange:
 
     def mix_unlike(self, weights: Weights, x_nd: Tensor) -> None:
         """Count a mix by weights of the kind of these, of which no two are equal."""
-        weight_bytes = 0 if weights.symmetric else weights.dtype.itemsize
+        weight_bytes = 0 if weights.known_to_senders else weights.dtype.itemsize
         self._mix(self._crossing.mix_unlike(), self._size(x_nd), weight_bytes)
         self.client_mixing.mix_all(self._size(x_nd), weight_bytes)
 

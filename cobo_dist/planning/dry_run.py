@@ -130,6 +130,8 @@ class DryRun:
         self.placement = Placement.contiguous(self.n, ranks)
         self.counted = sample_ranks(config.run.seed, ranks)
         self.model = ModelSize.of(config, task)
+        if self.participation.timing is not None:
+            self.participation.timing.set_message_bytes(self.model.size * self.model.wire.itemsize)
         self.clients = FakeClients(
             self.placement, self.counted, self.clusters, self.model, self.participation
         )

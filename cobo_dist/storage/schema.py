@@ -111,6 +111,15 @@ class RoundRow(_Row):
     bytes_pairs: Number = Field(None, description="of these: models of partners")
     bytes_gradients: Number = Field(None, description="of these: gradients at midpoints")
     bytes_mixing: Number = Field(None, description="of these: models and sums for mixing with W")
+    virtual_seconds: Number = Field(
+        None, description="virtual time at the end of the round (`clock.name=virtual`)"
+    )
+    staleness_mean: Number = Field(
+        None,
+        description="rounds since the models were made that others read in this round, mean over members "
+        "(`clock.name=virtual`)",
+    )
+    staleness_max: Number = Field(None, description="the most such rounds")
     skipped: Number = Field(None, description="clients left out by `run.on_nan=skip_client`")
     loss: Number = Field(None, description="mean training loss of the models before the round")
     consensus_distance: Number = Field(
@@ -154,6 +163,20 @@ class ProfileRow(_Row):
     )
 
 
+class TimelineRow(_Row):
+    """What clients do in one round of virtual time; of the first rounds and clients only."""
+
+    event: Literal["timeline"] = "timeline"
+    round: int = Field(ge=0, description="the round, from 1")
+    virtual_seconds: float = Field(description="virtual time at its end")
+    begins: list[int] = Field(description="clients whose work begins at its start")
+    acts: list[int] = Field(description="clients whose work ends in it")
+    waits: list[int] = Field(
+        description="clients that compute nothing, since they are too far ahead"
+    )
+    met: list[list[int]] = Field([], description="pairs of clients that met in it")
+
+
 class PlacementRow(_Row):
     """Clients that moved to other ranks after a round (`comm.placement=adaptive`)."""
 
@@ -193,7 +216,10 @@ class TrafficRow(_Row):
     peak_bytes: list[int] = Field(description="the most memory that each rank held")
 
 
-Row = StartRow | EvalRow | RoundRow | WarningRow | ProfileRow | PlacementRow | GpuRow | TrafficRow
+Row = (
+    StartRow | EvalRow | RoundRow | WarningRow | ProfileRow | TimelineRow | PlacementRow | GpuRow
+    | TrafficRow
+)  # fmt: skip
 
 
 # -- status.json, env.json ----------------------------------------------------------------------------

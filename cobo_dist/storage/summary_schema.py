@@ -45,6 +45,9 @@ class Summary(Record):
     clients: int = Field(0, description="number of clients n")
     ranks: int = Field(1, description="number of ranks")
     seconds: float = Field(description="duration of training, over all restarts")
+    virtual_seconds: float | None = Field(
+        None, description="virtual time at the end; only with `clock.name=virtual`"
+    )
     bytes_sent: int | float = Field(description="bytes sent for training and moves, all ranks")
     bytes_per_client: BytesPerClient | None = Field(
         None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cobo_dist.config import read_value
-from cobo_dist.config.loading import QUOTED
+from cobo_dist.config.loading import QUOTED, key_of_argument
 from cobo_dist.errors import ConfigError
 
 SEED = "run.seed"
@@ -72,7 +72,7 @@ def read_axes(arguments: Sequence[str]) -> list[Axis]:
                 f"argument {argument!r} is not understood; write key.path=value or "
                 "key.path=value,value, for example optimizer.lr=0.05,0.1, or see --help"
             )
-        key = _ALIASES.get(key, key)
+        key = key_of_argument(_ALIASES.get(key, key), text)
         if key in _SET_BY_SWEEP:
             raise ConfigError(f"{argument} is not for a sweep: {_SET_BY_SWEEP[key]}")
         if key in axes:

@@ -26,6 +26,7 @@ from cobo_dist.errors import RunFailure
 from cobo_dist.phase_timer import PHASES
 from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.run_logger import RunLogger
+from cobo_dist.tracking.virtual_time import round_figures, timeline_row
 from cobo_dist.tracking.weight_snapshots import gather_weights
 
 Arrays = dict[str, NDArray[Any]]
@@ -106,9 +107,12 @@ class MetricsBuffer:
             # A copy: the models change before the next flush.
             arrays["models"] = self.clients.x_cd.double().cpu().numpy().copy()
         row: dict[str, Any] = {
-            "round": r, "pairs": outcome.pairs, "replaced": outcome.weights_replaced,
+            "round": r,
+            "pairs": outcome.pairs,
+            "met": outcome.met_m2,
+            "replaced": outcome.weights_replaced,
             "numbers": dict(outcome.numbers),
-        }  # fmt: skip
+        }
         self._pending.append((row, arrays))
         self._losses.append(outcome.losses_c.double())
         self._seconds.append(seconds)
@@ -200,13 +204,14 @@ class MetricsBuffer:
     def _log(self, ranks: list[Arrays]) -> str:
         """Write the rounds of all ranks; return why the run must end, empty if it need not."""
         assert self.run_logger is not None
-        rows, moves, failure = [], [], ""
+        rows, moves, timeline, failure = [], [], [], ""
         in_client_order = self.exchange.placement.in_client_order
         for number, (row, _) in enumerate(self._pending):
             losses_n = in_client_order([rank[f"{number}.losses"] for rank in ranks])
             traffic = np.sum([rank[f"{number}.traffic"] for rank in ranks], axis=0)
             row |= {"messages": int(traffic[0]), "bytes_sent": int(traffic[1:].sum())}
             row |= {f"bytes_{p}": int(b) for p, b in zip(TRAINING, traffic[1:], strict=True)}
+            row |= round_figures(self.clients.participation, row["round"] - 1)
             part_n = self.clients.participation(row["round"] - 1)
             bad = np.flatnonzero(~np.isfinite(losses_n) & part_n)
             skips = self.clients.skips_bad
@@ -223,6 +228,8 @@ class MetricsBuffer:
                 self.run_logger.profile(row["round"], dict(zip(PHASES, profiles, strict=True)))
             up, down = np.sum([rank[f"{number}.client_bytes"] for rank in ranks], axis=0).tolist()
             self.run_logger.add_client_bytes(up, down)
+            timing, met_m2 = self.clients.participation.timing, row.pop("met")
+            timeline.append(timeline_row(timing, row["round"] - 1, met_m2))
             rows.append(row)
             moves.append(
                 {"replaced": row.pop("replaced")}
@@ -234,6 +241,7 @@ class MetricsBuffer:
                 failure = self._diverged("loss", int(bad[0]), losses_n[bad[0]], row["round"])
                 break
         self.run_logger.rounds(rows, moves)
+        self.run_logger.timeline(one for one in timeline if one is not None)
         self.run_logger.flush()
         return failure
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from cobo_dist.storage.schema import (
     RoundRow,
     Row,
     StartRow,
+    TimelineRow,
     TrafficRow,
     WarningRow,
 )
@@ -224,6 +225,11 @@ class RunLogger:
         self.progress.pairs = float(np.mean([row["pairs"] for row in rows]))
         self.progress.bytes = float(np.mean([row["bytes_sent"] for row in rows]))
         self.display.update(self.progress)
+
+    def timeline(self, rows: Iterable[TimelineRow]) -> None:
+        """Write what clients did in rounds of virtual time."""
+        for row in rows:
+            self._write(row)
 
     def add_client_bytes(self, up: int, down: int) -> None:
         """Add what all clients would have sent and received in one round (`comm.client_traffic`)."""

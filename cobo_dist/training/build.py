@@ -172,6 +172,9 @@ def build_learner(
         timer=timer,
     )
     on_clients(clients)
+    wire = dtype if comm.dtype == "model" else getattr(torch, comm.dtype)
+    if participation.timing is not None:
+        participation.timing.set_message_bytes(clients.layout.size * wire.itemsize)
     exchange = Exchange(
         session.transport, problem.placement, dtype, session.device,
         deterministic=comm.deterministic, timer=timer,

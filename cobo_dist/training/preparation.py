@@ -25,6 +25,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.maths.participation import Participation
 from cobo_dist.plugins import load_plugins
 from cobo_dist.run_config import RunConfig
+from cobo_dist.scenario.timeline import new_timeline
 from cobo_dist.storage.owner_record import STALE_SECONDS, await_verdict, refuse_living
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tasks.base import Task
@@ -121,7 +122,15 @@ def refuse_unusable_folder(config: Config, launch: Launch) -> None:
 
 def participation_of(config: Config, clients: int) -> Participation:
     """Return which of so many clients take part in each round of the run."""
-    return Participation(config.run.seed, clients, config.participation.of(clients))
+    seed, count = config.run.seed, config.participation.of(clients)
+    drawn = Participation(seed, clients, count)
+    timeline = new_timeline(config.clock, seed, drawn.members, drawn, clients)
+    if timeline is None:
+        return drawn
+    ready = None if timeline.everybody_acts else timeline.acts
+    participation = Participation(seed, clients, count, ready=ready)
+    participation.timing = timeline
+    return participation
 
 
 def refuse_unfit(config: Config, task: Task) -> None:
@@ -133,6 +142,8 @@ def refuse_unfit(config: Config, task: Task) -> None:
     algorithm, run = config.algorithm, config.run
     config.local.refuse_unfit(task.train_sizes(), task.batch_size)
     config.participation.refuse_unfit(task.clients)
+    if config.clock.is_virtual:
+        config.clock.times(run.seed, task.clients)
     if why := algorithm.unsuited(_settings(config, task)):
         raise ConfigError(why)
     if algorithm.needs_clusters and task.clusters is None:

@@ -117,6 +117,8 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
     ).model_copy(update=run_logger.agreement())
     if placement is not None:
         summary.placement = placement
+    if (timing := learner.clients.participation.timing) is not None and trainer.last:
+        summary.virtual_seconds = timing.at(trainer.last - 1).seconds
     run_logger.traffic(peaks)
     folder.write_record(SUMMARY_FILE, summary)
     folder.write_status(EXIT_DONE, "done", trainer.stopped_early)

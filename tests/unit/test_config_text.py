@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from cobo_dist.config import all_keys, load_config
+from cobo_dist.config.from_python import config_of
 from cobo_dist.config.loading import MAX_FILE_BYTES
 from cobo_dist.config.schema import text_keys
 from cobo_dist.errors import ConfigError
+from cobo_dist.run_config import RunConfig
 from cobo_dist.sweeps.axes import read_axes
 from cobo_dist.sweeps.grid import expand
 
@@ -24,6 +26,12 @@ def refusal(*arguments: str, file: str | os.PathLike[str] | None = None) -> str:
     message = str(caught.value)
     assert message.splitlines() == [message], "one line"
     return message
+
+
+def axes_refusal(*arguments: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_axes(arguments)
+    return str(caught.value)
 
 
 def value_in_file(folder: Path, key: str, written: str) -> object:
@@ -183,6 +191,66 @@ def test_a_mistake_in_an_argument_names_no_line(tmp_path: Path) -> None:
     assert refusal("run.seed.x=1", file=tmp_path / "f.yaml").startswith(
         "run.seed={'x': 1} is refused"
     )
+
+
+# -- a text in the place of a section ---------------------------------------------------------------
+
+
+@pytest.fixture
+def short_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a text stand for the section `run`; its key `device` is meant."""
+    monkeypatch.setattr(RunConfig, "text_key", "device")
+
+
+@pytest.mark.usefixtures("short_run")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run=a b", "run.seed=3"], ["run.seed=3", "run=a b"],
+        ["run.device=c", "run='a b'", "run={seed: 3}"], ["run={device: a b}", "run.seed=3"],
+    ],
+)  # fmt: skip
+def test_a_text_may_stand_for_a_section(tmp_path: Path, arguments: list[str]) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text("run: a b\n")
+    from_arguments = load_config(None, arguments)
+    in_file = load_config(str(file), ["run.seed=3"])
+    file.write_text("run: {seed: 3, device: c}\n")
+    over_file = load_config(str(file), ["run=a b"])
+    nested = config_of({"run": "a b"}, {"run.seed": 3})
+    over_nested = config_of({"run": {"device": "c"}}, {"run": "a b", "run.seed": 3})
+    path = config_of({"run": Path("a b")}, ["run.seed=3"])
+    (swept,) = expand([], read_axes(["run=a b", "run.seed=3"]))
+    assert expand([], read_axes(["run={device: a b, seed: 3}"]))[0].config == swept.config
+    for config in (from_arguments, in_file, over_file, nested, over_nested, path, swept.config):
+        assert (config.run.device, config.run.seed) == ("a b", 3)
+
+
+@pytest.mark.usefixtures("short_run")
+def test_a_text_for_a_section_is_read_as_its_key(tmp_path: Path) -> None:
+    for text in ("010", "1:30", "null", "{a", "a: b"):
+        if not text.startswith("{"):
+            assert load_config(None, [f"run={text}"]).run.device == text
+        assert load_config(None, [f"run='{text}'"]).run.device == text
+        (tmp_path / "f.yaml").write_text(f"run: '{text}'\n")
+        assert load_config(str(tmp_path / "f.yaml"), []).run.device == text
+    first, second = read_axes(["run=a,b", "optimizer.lr=1"])
+    assert (first.key, first.values, second.key) == ("run.device", ("a", "b"), "optimizer.lr")
+    assert "run.device is given twice" in axes_refusal("run=a", "run.device=b")
+
+
+@pytest.mark.usefixtures("short_run")
+def test_a_mistake_in_a_text_for_a_section_names_key_and_line(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_text('log: {interval: 1}\nrun: "\\0"\n')
+    message = refusal(file=tmp_path / "f.yaml")
+    assert message.startswith(
+        f"--config {tmp_path / 'f.yaml'}, line 2: run.device='\\x00' is refused"
+    )
+    assert refusal("run=\0").startswith("run.device='\\x00' is refused")
+    (tmp_path / "f.yaml").write_text("run: [a]\n")
+    assert "line 1: run=['a'] must be a group of keys" in refusal(file=tmp_path / "f.yaml")
+    (tmp_path / "f.yaml").write_text("optimizer: a\n")
+    assert "line 1: optimizer='a' must be a group" in refusal(file=tmp_path / "f.yaml")
 
 
 # -- hostile files ---------------------------------------------------------------------------------
