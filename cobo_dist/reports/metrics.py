@@ -22,6 +22,11 @@ def _metrics_of(run: Run) -> Iterator[str]:
     yield from run.summary.final if run.summary is not None else ()
 
 
+def problem_switches(groups: Sequence[Group]) -> list[int]:
+    """Return the rounds before which clients change cluster in some run (`task.drift`), ascending."""
+    return sorted({r for group in groups for run in group.runs for r in run.switches})
+
+
 def problem_split(groups: Sequence[Group]) -> str:
     """Return `test`, or `validation` where no run was tested: splits are never mixed."""
     splits = {split for group in groups for run in group.runs for split, _ in run.evals}

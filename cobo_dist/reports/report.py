@@ -12,6 +12,7 @@ from cobo_dist.reports.grouping import Problem
 from cobo_dist.reports.grouping.groups import by_algorithm, length_note
 from cobo_dist.reports.page import Section, make_slider, write_page
 from cobo_dist.reports.selection import learning, representatives, without_sampling_variants
+from cobo_dist.reports.tables.drift import drift_table
 from cobo_dist.reports.tables.paper_tables import Results, table_1, table_2
 from cobo_dist.reports.tables.results import NOTE, results_table, write_results_csv
 from cobo_dist.reports.tables.rounds_to_target import rounds_to_target_table
@@ -95,6 +96,9 @@ class Report:
             section.figures, section.folded = section.figures + section.folded, []
         section.slider = make_slider(learning(problem.groups), slug(problem.task))
         files = [*section.figures, *section.folded]
+        if table := drift_table(problem.groups, f"After clients changed cluster, {problem.label}"):
+            section.tables.append(table)
+            files += _write_table(out / "drift", "After clients changed cluster", [table])
         caption = f"Rounds to reach, {problem.label}"
         if table := rounds_to_target_table(problem.groups, caption):
             section.tables.append(table)

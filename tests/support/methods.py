@@ -82,6 +82,7 @@ def check_method(
 
 NEEDS = {
     "fedprox": ("local.steps=2",),
+    "feddrift": ("algorithm.period=2",),  # so that short runs compare losses
     "fedrep": ("local.steps=2",),
     "fedbn": ("model.norm=batch",),
     "fedsa_lora": ("algorithm.shared=[1.weight]",),
@@ -89,7 +90,7 @@ NEEDS = {
     "pens": ("algorithm.best=1",),  # with 3 clients in a round
     "scaffold": ("optimizer.name=sgd", "optimizer.momentum=0"),
 }
-"""Settings without which an algorithm refuses to start."""
+"""Settings without which an algorithm refuses to start, or does nothing of its own in a short run."""
 
 SPLIT_MODELS = ("fedper", "fedrep", "fedbabu", "lg_fedavg", "fedbn", "fedsa_lora", "ffa_lora")
 """Methods that share a part of the model, so that Example 2 has none for them: its model is one vector."""

@@ -16,12 +16,18 @@ from cobo_dist.reports.figures.style import (
     canvas,
     group_style,
     log_axis,
+    mark_switches,
     round_axis,
     save,
 )
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.grouping.settings import show_settings
-from cobo_dist.reports.metrics import mean_over_clients, percent, problem_split
+from cobo_dist.reports.metrics import (
+    mean_over_clients,
+    percent,
+    problem_split,
+    problem_switches,
+)
 from cobo_dist.reports.statistics import Array, Curve, over_seeds
 
 _MAX_MARKED_POINTS = 25  # of a line whose points all have a marker
@@ -147,6 +153,7 @@ def draw_metric(groups: Sequence[Group], metric: str, path: Path, only: str = ""
             # The bands of many settings would hide one another; the CSV has their numbers.
             band = not only or len(found) <= _MAX_BANDS
             _draw_evaluations(axes, found[group], styles[group], percent(metric), band)
+        mark_switches(axes, problem_switches(groups))
         round_axis(axes)
         axes.set_ylabel(f"{split} {METRIC_LABELS.get(metric, metric)}")
         logarithmic = metric != "accuracy" and _spans_decades(curves)

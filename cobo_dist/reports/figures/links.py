@@ -10,8 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cobo_dist.reports.figures.curves import curve_frame, draw_curve, limit_bands
-from cobo_dist.reports.figures.style import DARK_GREY, LineStyle, canvas, round_axis, save
+from cobo_dist.reports.figures.style import (
+    DARK_GREY,
+    LineStyle,
+    canvas,
+    mark_switches,
+    round_axis,
+    save,
+)
 from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.metrics import problem_switches
 from cobo_dist.reports.statistics import Curve, over_seeds, running_median
 
 _BLUE, _RED, _GREEN = (0.0, 0.447, 0.698), (0.835, 0.369, 0.0), (0.0, 0.5, 0.38)
@@ -22,6 +30,10 @@ _PANELS = {
         "within": ("within clusters", _BLUE),
         "across": ("across clusters", _RED),
         "all pairs": ("all pairs", _BLUE),
+    },
+    "links": {
+        "link_accuracy": ("right", _GREEN),
+        "adjusted_rand": ("adjusted Rand index", _BLUE),
     },
     "share of weights": {"weights_at_0": ("at 0", _RED), "weights_at_1": ("at 1", _BLUE)},
     "components": {"components": ("connected components", _GREEN)},
@@ -48,6 +60,7 @@ def draw_graph(group: Group, path: Path) -> list[Path]:
         grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
         for axes, (title, found) in zip(grid, panels, strict=True):
             _draw_panel(axes, title, found, top)
+            mark_switches(axes, problem_switches([group]))
             if title == "components":
                 _draw_true_clusters(axes, group)
             handles, labels = axes.get_legend_handles_labels()
@@ -98,7 +111,9 @@ def _draw_panel(axes: Axes, title: str, curves: dict[str, Curve], top: float) ->
         )
         axes.axhline(0.0, color=DARK_GREY, linewidth=0.6, zorder=2)
         _limit_alignment(axes, curve)
-    if title == "share of weights" or (title == "mean weight" and top == 1.0):
+    if title == "links":
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
+    elif title == "share of weights" or (title == "mean weight" and top == 1.0):
         axes.set_ylim(-0.05, 1.05)
         axes.set_yticks([0.0, 0.5, 1.0])
     elif title == "mean weight":

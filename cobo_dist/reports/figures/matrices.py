@@ -38,7 +38,7 @@ def draw_weights(weights: Weights, path: Path, title: str = "") -> list[Path]:
     panels = [_panel(weights, number) for number in shown]
     if not weights.moves and len(rounds) > 1:
         panels = [(f"rounds {rounds[0]} to {rounds[-1]}", panels[0][1])]
-    panels += _oracle(weights, weights.top)
+    panels += _oracle(weights, weights.top, shown)
     label = _axis_label(weights)
     with canvas(1.34 * len(panels) + 0.75, 1.85, square=True) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
@@ -69,12 +69,15 @@ def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> li
     same_rounds = len({tuple(name for name, _ in line) for line in lines}) == 1
     top = max((weights.top for _, weights in entries if weights.share), default=1.0)
     tops = [top if weights.share else 1.0 for _, weights in entries]
-    oracles = [_oracle(weights, end) for (_, weights), end in zip(entries, tops, strict=True)]
+    oracles = [
+        _oracle(weights, end, numbers)
+        for (_, weights), end, numbers in zip(entries, tops, near, strict=True)
+    ]
     # If all methods have the same oracle it is shown once, beside the first row.
     shared = oracles[0] if all(_equal(oracle, oracles[0]) for oracle in oracles) else None
     if shared is None:
         lines = [line + oracle for line, oracle in zip(lines, oracles, strict=True)]
-    columns, rows = max(map(len, lines)) + bool(shared), len(lines)
+    columns, rows = max(map(len, lines)) + len(shared or ()), len(lines)
     with canvas(1.1 * columns + 0.9, (1.06 if same_rounds else 1.22) * rows + 0.25, True) as figure:
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.ravel():
@@ -84,8 +87,8 @@ def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> li
             for axes, (name, matrix) in zip(grid[number], line, strict=False):
                 _draw_bare(axes, matrix, tops[number], name if titled else "")
             grid[number, 0].set_ylabel(group_style(group, narrow=True).title, fontsize=7)
-        if shared:
-            _draw_bare(grid[0, -1], shared[0][1], tops[0], shared[0][0])
+        for place, (name, matrix) in enumerate(shared or (), start=columns - len(shared or ())):
+            _draw_bare(grid[0, place], matrix, tops[0], name)
         _draw_scales(figure, grid, lines, tops, [weights.share for _, weights in entries])
         frames = [
             _frame(weights, sorted(set(numbers)), group.label)
@@ -123,19 +126,29 @@ def _panel(weights: Weights, number: int) -> Panel:
     return f"round {number}", _masked(weights, _matrix(weights, number)[np.ix_(order, order)])
 
 
-def _oracle(weights: Weights, top: float) -> list[Panel]:
-    """The right graph, or the true clusters in the scale's darkest color: these have no strengths."""
-    if weights.true_graph is not None:
-        right = np.float32(top) * weights.true_graph[np.ix_(weights.order, weights.order)]
-        return [("right graph", _masked(weights, right))]
-    if weights.clusters is None:
-        return []
+def _oracle(weights: Weights, top: float, shown: Sequence[int]) -> list[Panel]:
+    """The right graph, or the true clusters in the scale's darkest color: these have no strengths.
+
+    Where clients change cluster, there is one for each of the phases that the rounds shown belong to.
+    """
     if weights.cells:
-        assert weights.cells.oracle is not None
-        return [("oracle", np.float32(top) * weights.cells.oracle)]
-    clusters = weights.clusters[weights.order]
-    same = clusters[:, None] == clusters[None, :]
-    return [("oracle", _masked(weights, np.where(same, np.float32(top), np.float32(0.0))))]
+        oracle = weights.cells.oracle
+        return [] if oracle is None else [("oracle", np.float32(top) * oracle)]
+    phases = {weights.phase(number): number for number in shown}
+    found = []
+    for phase, number in phases.items():
+        matrix, name = weights.graph_at(number), "right graph"
+        clusters = weights.clusters_at(number)
+        if weights.true_graph is None and clusters is not None:
+            matrix, name = (clusters[:, None] == clusters[None, :]).astype(np.float32), "oracle"
+        if matrix is None:
+            continue
+        if len(phases) > 1:
+            begin = weights.switches[phase - 1] if phase else 0
+            name = f"{name}\nfrom round {begin}" if phase else f"{name}\nat first"
+        right = np.float32(top) * matrix[np.ix_(weights.order, weights.order)]
+        found.append((name, _masked(weights, right)))
+    return found
 
 
 def _masked(

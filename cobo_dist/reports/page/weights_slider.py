@@ -81,6 +81,7 @@ def _run(title: str, weights: Weights, kept: float) -> dict[str, Any]:
         "rounds": weights.rounds[chosen].tolist(),
         "clients": order.tolist(),
         "clusters": None if clusters is None else clusters[order].tolist(),
+        "later": _later(weights),
         "top": weights.top,
         "end": f"{weights.top:.2g}, the largest weight of the run" if weights.share else "1",
         "weights": _base64(matrices, weights.top),
@@ -88,13 +89,23 @@ def _run(title: str, weights: Weights, kept: float) -> dict[str, Any]:
     if cells:
         links = [cells.links[name] for name in ("within", "across") if name in cells.links]
         means = [[series[round_] for series in links] for round_ in run["rounds"]]
-        run |= {"clients": [], "clusters": None}
+        run |= {"clients": [], "clusters": None, "later": []}
         run["cells"] = {
             "per": f" A pixel is the mean weight of up to {cells.largest} x {cells.largest} clients.",
             "oracle": None if cells.oracle is None else _base64(cells.oracle),
             "means": means if len(links) == 2 else None,
         }
     return run
+
+
+def _later(weights: Weights) -> list[tuple[int, list[int]]]:
+    """The rounds from which on clients are in other clusters, with these, in the order of the picture."""
+    if weights.later_clusters is None or weights.cells:
+        return []
+    return [
+        (number, clusters[weights.order].tolist())
+        for number, clusters in zip(weights.switches, weights.later_clusters, strict=True)
+    ]
 
 
 def _base64(matrices: npt.NDArray[np.floating[Any]], top: float = 1.0) -> str:

@@ -6,6 +6,7 @@ Shapes: n clients, k logged rounds of the weights.
 from __future__ import annotations
 
 import zipfile
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -42,6 +43,28 @@ class Weights:
     true_order: npt.NDArray[np.int64] | None = None  # [n], of clients in figures with `true_graph`
     share: float = 0.0  # one client's equal share where the weights of a row sum to 1, else 0
     cells: Cells | None = None  # of clients, where there are too many for a W that is written out
+    switches: tuple[int, ...] = ()  # rounds before which clients change cluster, ascending
+    later_clusters: npt.NDArray[np.int64] | None = None  # [s, n], from each of `switches` on
+    later_graphs: npt.NDArray[np.float32] | None = None  # [g, n, n], the same for `true_graph`
+
+    def phase(self, number: int) -> int:
+        """How many of `switches` are not after a round."""
+        return bisect_right(self.switches, number)
+
+    def clusters_at(self, number: int) -> npt.NDArray[np.int64] | None:
+        """The true clusters in a round. [n]"""
+        phase = self.phase(number)
+        if self.clusters is None or self.later_clusters is None or not phase:
+            return self.clusters
+        return np.asarray(self.later_clusters[phase - 1])
+
+    def graph_at(self, number: int) -> npt.NDArray[np.float32] | None:
+        """The right graph in a round, where clusters do not say it; None where it is not stored. [n, n]"""
+        phase = self.phase(number)
+        if self.true_graph is None or not phase:
+            return self.true_graph
+        later = self.later_graphs
+        return None if later is None or phase > len(later) else np.asarray(later[phase - 1])
 
     @property
     def clients(self) -> int:
@@ -68,7 +91,11 @@ class Weights:
         """Mean weights of links, as `series.link_strengths` gives them."""
         if self.cells:
             return self.cells.links
-        return link_strengths(self.rounds, self.weights, self.clusters)
+        clusters = self.clusters
+        if clusters is not None and self.switches:
+            found = (self.clusters_at(number) for number in self.rounds.tolist())
+            clusters = np.stack([one for one in found if one is not None])
+        return link_strengths(self.rounds, self.weights, clusters)
 
     @property
     def labels(self) -> list[str]:
@@ -134,6 +161,11 @@ class Run:
     def seed(self) -> int:
         """Seed of the run."""
         return int(str(self.config["run.seed"]))
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """Rounds before which clients change cluster (`task.drift`), ascending."""
+        return () if self.weights is None else self.weights.switches
 
     @property
     def last_round(self) -> int:
@@ -255,6 +287,8 @@ def _read_weights(path: Path, share_of: Callable[[int], float]) -> Weights | Non
                     raise SchemaError(
                         f"`weights` has shape {weights.shape}, or `rounds` do not increase"
                     )
+            if (np.diff(of_clients.get("switches", np.ones(1))) <= 0).any():
+                raise SchemaError("`switches` do not increase")
             graph, order = (of_clients.get(f"true_{name}") for name in ("graph", "order"))
             if (graph is None) != (order is None) or (
                 order is not None and not np.array_equal(np.sort(order), np.arange(n))
@@ -266,6 +300,7 @@ def _read_weights(path: Path, share_of: Callable[[int], float]) -> Weights | Non
         reason = _one_line(error)
         raise ConfigError(f"{path} is not a readable npz ({reason}); remove it or rerun") from None
     clusters, names = of_clients.get("clusters"), of_clients.get("names", np.empty(0))
+    later = of_clients.get("later_clusters")
     return Weights(
         rounds.astype(np.int64),
         weights,
@@ -275,6 +310,9 @@ def _read_weights(path: Path, share_of: Callable[[int], float]) -> Weights | Non
         order,
         share_of(n),
         cells,
+        tuple(of_clients.get("switches", np.empty(0, dtype=np.int64)).tolist()),
+        None if later is None else later.astype(np.int64),
+        of_clients.get("later_graphs"),
     )
 
 

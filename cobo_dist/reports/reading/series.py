@@ -18,18 +18,22 @@ def link_strengths(
 ) -> dict[str, Series]:
     """Mean weight of the links `within` and `across` true clusters, at each logged round.
 
-    rounds [k], weights [k, n, n], clusters [n]. Without clusters there is one series, `all pairs`.
+    rounds [k], weights [k, n, n], clusters [n], or [k, n] where they change. Without clusters there is one
+    series, `all pairs`.
     A kind of link that does not exist (one client, or one cluster) has no series.
     """
     others = ~np.eye(weights.shape[1], dtype=bool)
     kinds = {"all pairs": others}
     if clusters is not None:
-        same = clusters[:, None] == clusters[None, :]
+        same = clusters[..., :, None] == clusters[..., None, :]
         kinds = {"within": others & same, "across": others & ~same}
     return {
         kind: {
-            int(number): float(matrix[mask].mean(dtype=np.float64))
-            for number, matrix in zip(rounds, weights, strict=True)
+            int(number): float(matrix[own].mean(dtype=np.float64))
+            for number, matrix, own in zip(
+                rounds, weights, np.broadcast_to(mask, weights.shape), strict=True
+            )
+            if own.any()
         }
         for kind, mask in kinds.items()
         if mask.any()

@@ -9,6 +9,7 @@ Shapes: n clients, k snapshots, m entries of one, b cells.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,12 +95,15 @@ def read_listed(
     of = np.empty(n, dtype=np.int64)
     of[order] = np.arange(n) * min(n, CELLS) // n
     truth = np.zeros(n, dtype=np.int64) if clusters is None else _numbers(clusters)
+    switches = np.asarray(stored.get("switches", ())).tolist()
+    truths = [truth, *map(_numbers, stored.get("later_clusters", ()))]
     means: list[npt.NDArray[np.float32]] = []
     links: dict[str, Series] = {"within": {}, "across": {}}
     for number in rounds:
         snapshot = _read(stored, number, n)
         means.append(_cell_means(snapshot, of))
-        for name, mean in zip(links, _mean_by_truth(snapshot, truth), strict=True):
+        now = truths[bisect_right(switches, number) if len(truths) > 1 else 0]
+        for name, mean in zip(links, _mean_by_truth(snapshot, now), strict=True):
             links[name][number] = mean
     if clusters is None:
         links = {"all pairs": links["within"]}

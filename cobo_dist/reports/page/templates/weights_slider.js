@@ -22,17 +22,22 @@
   function inWords(within, across) {
     return ", mean weight within clusters " + within + ", across " + across;
   }
+  function clustersAt(run, k) {
+    return run.later.reduce(function (found, one) {
+      return run.rounds[k] >= one[0] ? one[1] : found;
+    }, run.clusters);
+  }
   function summary(run, at, k) {
     if (run.cells) {
       var means = run.cells.means && run.cells.means[k];
       return means ? inWords(means[0].toFixed(2), means[1].toFixed(2)) : "";
     }
     if (!run.clusters) { return ""; }
-    var sums = [0, 0], counts = [0, 0];
+    var sums = [0, 0], counts = [0, 0], clusters = clustersAt(run, k);
     for (var i = 0; i < run.n; i++) {
       for (var j = 0; j < run.n; j++) {
         if (i !== j && at(i, j) !== 255) {
-          var within = run.clusters[i] === run.clusters[j] ? 1 : 0;
+          var within = clusters[i] === clusters[j] ? 1 : 0;
           sums[within] += run.top * at(i, j) / 254; counts[within] += 1;
         }
       }
@@ -49,6 +54,10 @@
       var k = Number(slider.value), size = run.n * run.n;
       var at = function (i, j) { return bytes.charCodeAt(k * size + i * run.n + j); };
       paint(learned, run.n, at, run.cells);
+      if (run.clusters) {
+        var clusters = clustersAt(run, k);
+        paint(oracle, run.n, function (i, j) { return clusters[i] === clusters[j] ? 254 : 0; });
+      }
       output.textContent = "round " + run.rounds[k] + summary(run, at, k);
       slider.setAttribute("aria-valuetext", "round " + run.rounds[k]);
       learned.setAttribute("aria-label", "W of " + run.title + " at round " + run.rounds[k]);
@@ -70,11 +79,6 @@
       root.querySelector(".truth").hidden = !run.clusters && !truth;
       if (truth) {
         paint(oracle, run.n, function (i, j) { return truth.charCodeAt(i * run.n + j); }, true);
-      }
-      if (run.clusters) {
-        paint(oracle, run.n, function (i, j) {
-          return run.clusters[i] === run.clusters[j] ? 254 : 0;
-        });
       }
       draw();
     }
