@@ -50,6 +50,10 @@ class Timing(Protocol):
     """When rounds are in virtual time, and how old the models are that others read."""
 
     @property
+    def overlaps(self) -> bool:
+        """Whether some clients act while others are at work."""
+
+    @property
     def reads_late(self) -> bool:
         """Whether a model may still be on its way when others act."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,8 @@ class ClientTimes:
 
 class ClockConfig(Section):
     """Virtual time: what a run would take if clients computed and sent at these speeds."""
+
+    text_key: ClassVar[str] = "name"
 
     name: Literal["rounds", "virtual"] = Field(
         "rounds",

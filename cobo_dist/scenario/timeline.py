@@ -66,9 +66,9 @@ class Timeline(ABC):
         return False
 
     @property
-    def everybody_acts(self) -> bool:
-        """Whether all members act in every round."""
-        return True
+    def overlaps(self) -> bool:
+        """Whether some clients act while others are at work."""
+        return False
 
     @abstractmethod
     def acts(self, t: int) -> Bools:
@@ -154,9 +154,9 @@ class AsyncTimeline(Timeline):
         self._mail = _Mail(times.message_seconds(0) / self.tick)
 
     @property
-    def everybody_acts(self) -> bool:
-        """Whether all members act in every round, since they work equally long."""
-        return bool(np.ptp(self._work.ratio_n) == 0)
+    def overlaps(self) -> bool:
+        """Whether some clients act while others are at work: not where all work equally long."""
+        return bool(np.ptp(self._work.ratio_n) > 0)
 
     @property
     def discounts(self) -> bool:

@@ -240,8 +240,7 @@ class MetricsBuffer:
             if len(bad) and not skips:  # later rounds have no meaning
                 failure = self._diverged("loss", int(bad[0]), losses_n[bad[0]], row["round"])
                 break
-        self.run_logger.rounds(rows, moves)
-        self.run_logger.timeline(one for one in timeline if one is not None)
+        self.run_logger.rounds(rows, moves, timeline)
         self.run_logger.flush()
         return failure
 

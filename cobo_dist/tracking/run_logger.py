@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -199,10 +199,15 @@ class RunLogger:
             self.warn(0, "notice", notice)
         self._warn(self.health.before())
 
-    def rounds(self, rows: Sequence[dict[str, Any]], moves: Sequence[Mapping[str, Any]]) -> None:
-        """Write finished rounds in order, each with the weights it changed."""
+    def rounds(
+        self,
+        rows: Sequence[dict[str, Any]],
+        moves: Sequence[Mapping[str, Any]],
+        timeline: Sequence[TimelineRow | None],
+    ) -> None:
+        """Write finished rounds in order, each with the weights it changed and what clients did in it."""
         assert self.graph is not None, "weights come before rounds"
-        for row, move in zip(rows, moves, strict=True):
+        for row, move, clients_row in zip(rows, moves, timeline, strict=True):
             alignments = move["alignments"]
             if len(move["first"]):
                 self.graph.move(move["first"], move["second"], move["weights"])
@@ -216,6 +221,8 @@ class RunLogger:
                 row |= {name: found[name] for name in LINK_FIGURES}
             self.numbers = row.pop("numbers", {})
             self._write(RoundRow.model_validate(row | self.numbers))
+            if clients_row is not None:
+                self._write(clients_row)
             self.recent.add(row["round"], row)
             for purpose in TRAINING:
                 self.bytes[purpose] += row[f"bytes_{purpose}"]
@@ -225,11 +232,6 @@ class RunLogger:
         self.progress.pairs = float(np.mean([row["pairs"] for row in rows]))
         self.progress.bytes = float(np.mean([row["bytes_sent"] for row in rows]))
         self.display.update(self.progress)
-
-    def timeline(self, rows: Iterable[TimelineRow]) -> None:
-        """Write what clients did in rounds of virtual time."""
-        for row in rows:
-            self._write(row)
 
     def add_client_bytes(self, up: int, down: int) -> None:
         """Add what all clients would have sent and received in one round (`comm.client_traffic`)."""

@@ -127,7 +127,7 @@ def participation_of(config: Config, clients: int) -> Participation:
     timeline = new_timeline(config.clock, seed, drawn.members, drawn, clients)
     if timeline is None:
         return drawn
-    ready = None if timeline.everybody_acts else timeline.acts
+    ready = timeline.acts if timeline.overlaps else None
     participation = Participation(seed, clients, count, ready=ready)
     participation.timing = timeline
     return participation

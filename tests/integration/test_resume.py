@@ -77,6 +77,29 @@ RUNS: dict[str, tuple[str, ...]] = {name: tuple(settings_of(name)) for name in A
         "optimizer.step_every=5",
         "data.batch_size=50",
     ),
+    "cobo-virtual": (
+        "algorithm.gamma=0.3",
+        "clock=virtual",
+        "clock.policy=bounded",
+        "clock.spread=0.7",
+        "clock.latency=2.5",
+        "clock.discount=sqrt",
+        *MOMENTUM,
+    ),
+    "adpsgd-virtual": (
+        "algorithm.name=adpsgd",
+        "clock=virtual",
+        "clock.policy=free",
+        "clock.spread=1",
+    ),
+    "swift-virtual": (
+        "algorithm.name=swift",
+        "algorithm.every=2",
+        "clock=virtual",
+        "clock.policy=free",
+        "clock.spread=0.7",
+        "clock.latency=2.5",
+    ),
     "cobo-some": ("algorithm.gamma=0.3", "local.steps=2", "participation.fraction=0.5", *MOMENTUM),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_virtual_time import dense_cobo
+from dense_virtual_time import dense_adpsgd, dense_cobo, dense_swift
 from methods import check_method, trained, write_problem
 from pool import RankPool
 from problems import models, rows, train
@@ -147,3 +147,45 @@ def test_a_client_that_acts_alone_moves_no_other(pool: RankPool, tmp_path: Path)
         found.append(np.stack(list(models(run).values())))
     moved = (found[0] != found[1]).any(axis=1)
     assert moved.tolist() == [False, False, False, False, True, False, False]
+
+
+@pytest.mark.parametrize("graph", ["complete", "ring"])
+@pytest.mark.parametrize("ahead", [None, 1])
+def test_adpsgd_steps_from_where_the_work_began(
+    pool: RankPool, tmp_path: Path, ahead: int | None, graph: str
+) -> None:
+    problem = write_problem(tmp_path, N)
+    x = dense_adpsgd(problem, ROUNDS, SLOW, eta=0.1, ahead=ahead, graph=graph)
+    policy = "free" if ahead is None else f"bounded clock.staleness={ahead}"
+    check_method(
+        pool, problem, tmp_path, (x, np.ones((N, N))), *VIRTUAL, *f"clock.policy={policy}".split(),
+        "algorithm.name=adpsgd", f"algorithm.graph={graph}", "optimizer.lr=0.1", "optimizer.momentum=0",
+        f"clock.trace={write_trace(tmp_path, SLOW)}",
+    )  # fmt: skip
+    met = [row["met"] for row in rows(tmp_path / "True2", "timeline")]
+    assert [len(one) for one in met] == [
+        len(row["acts"]) for row in rows(tmp_path / "True2", "timeline")
+    ]
+
+
+SWIFT: dict[str, tuple[list[str], dict[str, object]]] = {
+    "complete": ([], {"every": 1, "ring": False}),
+    "ring, every third": (
+        ["algorithm.graph=ring", "algorithm.every=3"], {"every": 3, "ring": True}
+    ),
+    "late and less": (
+        ["algorithm.graph=ring", "clock.latency=1.7", "clock.discount=sqrt"],
+        {"every": 1, "ring": True, "delay": 1.7, "discount": True},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SWIFT)
+def test_swift_averages_with_what_it_holds(pool: RankPool, tmp_path: Path, case: str) -> None:
+    problem, (keys, more) = write_problem(tmp_path, N), SWIFT[case]
+    x = dense_swift(problem, ROUNDS, SLOW, eta=0.1, **more)
+    check_method(
+        pool, problem, tmp_path, (x, np.ones((N, N))), *VIRTUAL, "clock.policy=free", *keys,
+        "algorithm.name=swift", "optimizer.lr=0.1", "optimizer.momentum=0",
+        f"clock.trace={write_trace(tmp_path, SLOW)}",
+    )  # fmt: skip

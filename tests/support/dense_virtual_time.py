@@ -1,4 +1,4 @@
-"""CoBo in virtual time in one array: an event clock of its own, and a mailbox for each client."""
+"""Methods in virtual time in one array: an event clock of its own, and a mailbox for each client."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from methods import DenseClients
 
+from cobo_dist.algorithms.communication_graph import partners
 from cobo_dist.maths import seeds
 from cobo_dist.maths.sampling import draw_pairs
 
@@ -41,26 +42,30 @@ class Mailbox:
 
 def acting(
     seconds: Sequence[float], tick: float, ahead: int | None
-) -> Iterator[tuple[int, list[int]]]:
-    """Yield each tick in which clients act, and who: one small step of time after the other."""
+) -> Iterator[tuple[int, list[int], list[int]]]:
+    """Yield each tick in which clients act, who acts, and whose work began since the one before."""
     n = len(seconds)
     done, begins, units, waits = [0] * n, [0.0] * n, [0] * n, [False] * n
-    now = 0
+    now, starts = 0, list(range(n))
     while True:
         now += 1
         ends = [begins[i] + (units[i] + 1) * seconds[i] for i in range(n)]
         who = [i for i in range(n) if not waits[i] and math.ceil(ends[i] / tick - 1e-9) <= now]
         if not who:
             continue
-        yield now, who
+        yield now, who, starts
         for i in who:
             done[i] += 1
             units[i] += 1
+        starts = []
         for i in range(n):
             too_far = ahead is not None and done[i] - min(done) > ahead
             if waits[i] and not too_far:
                 begins[i], units[i] = now * tick, 0
-            waits[i] = too_far if (waits[i] or i in who) else False
+            idle = waits[i] or i in who
+            waits[i] = idle and too_far
+            if idle and not too_far:
+                starts.append(i)
 
 
 def dense_cobo(
@@ -85,7 +90,7 @@ def dense_cobo(
     w_nn, logged = np.ones((n, n)), []
     moments = acting(seconds, tick, ahead)
     for t in range(rounds):
-        now, who = next(moments)
+        now, who, _ = next(moments)
         read = [box.at(now * tick) for box in mail]
         ages = np.array([t - made for made, _ in read])
         logged.append((now * tick, int(ages.max()), float(ages.mean())))
@@ -115,3 +120,65 @@ def dense_cobo(
         for i in who:
             mail[i].send(now * tick, (t + 1, x[i].copy()))
     return x, w_nn, logged
+
+
+def dense_adpsgd(
+    problem: Path,
+    rounds: int,
+    seconds: Sequence[float],
+    *,
+    eta: float,
+    ahead: int | None,
+    graph: str,
+) -> np.ndarray:
+    """Return X^T of AD-PSGD: pairs average one after the other, in place."""
+    dense = DenseClients(problem, eta)
+    n, x, moments = dense.n, dense.x, acting(seconds, 1.0, ahead)
+    began = x.copy()
+    for t in range(rounds):
+        _, who, starts = next(moments)
+        began[starts] = x[starts]
+        order = seeds.permutation(seeds.key(0, "adpsgd order", t), len(who)).tolist()
+        for i in (who[k] for k in order):
+            others = partners(graph, i, np.ones(n, dtype=bool))
+            draw = float(seeds.uniforms(seeds.key(0, "adpsgd partner", t, i), 1))
+            j = int(others[int(draw * len(others))])
+            x[i] = x[j] = (x[i] + x[j]) / 2
+        for i in who:
+            x[i] -= eta * dense.gradient(i, began[i])
+    return x
+
+
+def dense_swift(
+    problem: Path,
+    rounds: int,
+    seconds: Sequence[float],
+    *,
+    eta: float,
+    every: int,
+    ring: bool,
+    delay: float = 0.0,
+    discount: bool = False,
+) -> np.ndarray:
+    """Return X^T of SWIFT with the policy free."""
+    dense = DenseClients(problem, eta)
+    n, x, moments = dense.n, dense.x, acting(seconds, 1.0, None)
+    mail = [Mailbox(delay, (0, x[i].copy())) for i in range(n)]
+    steps = [0] * n
+    for t in range(rounds):
+        now, who, _ = next(moments)
+        read = [box.at(now) for box in mail]
+        new = x.copy()
+        for i in who:
+            if steps[i] % every == 0:
+                near = {(i - 1) % n, (i + 1) % n} if ring else set(range(n)) - {i}
+                for j in near:
+                    made, model = read[j]
+                    less = 1.0 / math.sqrt(1.0 + t - made) if discount else 1.0
+                    new[i] += less / (len(near) + 1) * (model - x[i])
+            new[i] -= eta * dense.gradient(i, x[i])
+            steps[i] += 1
+        x = new
+        for i in who:
+            mail[i].send(now, (t + 1, x[i].copy()))
+    return x

@@ -43,6 +43,7 @@ def mean_of(dry_run: DryRun) -> RoundTraffic:
 
 # -- traffic -----------------------------------------------------------------------------------------
 
+VIRTUAL = ["clock=virtual", "clock.policy=free", "clock.slow_clients=[1,4]", "clock.slow_factor=3"]
 DIFFERENCE = ["algorithm.selection=difference", "algorithm.difference.tolerance=1e9"]
 # Weights stand still at gamma = 0, so that every round mixes at W^0.
 EXACT = {
@@ -109,6 +110,19 @@ EXACT = {
         "task.clients_per_cluster=5",
         "participation.count=3",
     ],
+    "cobo, virtual": [
+        "algorithm.gamma=0",
+        "algorithm.sampling.rate=5",
+        *VIRTUAL,
+        "clock.latency=2.5",
+        "clock.discount=sqrt",
+    ],
+    "capped, virtual": ["algorithm.gamma=0", "algorithm.coupling=capped", *VIRTUAL],
+    "fedavg, virtual": ["algorithm.name=fedavg", *VIRTUAL],
+    "adpsgd": ["algorithm.name=adpsgd"],
+    "adpsgd, virtual": ["algorithm.name=adpsgd", "algorithm.graph=ring", *VIRTUAL],
+    "swift": ["algorithm.name=swift", "algorithm.every=3"],
+    "swift, virtual": ["algorithm.name=swift", "clock.latency=2.5", *VIRTUAL],
     "fc": ["algorithm.name=federated_clustering", "task.clusters=1", "task.clients_per_cluster=5"],
 }
 
