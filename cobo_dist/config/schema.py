@@ -22,6 +22,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import Plugin, used_plugins
 from cobo_dist.registry import Kind, Variant, register, variant_of
 from cobo_dist.run_config import LogConfig, RunConfig
+from cobo_dist.scenario.membership import MembershipConfig
 from cobo_dist.settings import Section, Texts, as_tuple
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.registry import MODELS, TASKS
@@ -75,6 +76,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     local: LocalWorkConfig = LocalWorkConfig()
     participation: ParticipationConfig = ParticipationConfig()
+    membership: MembershipConfig = MembershipConfig()
     comm: CommConfig = CommConfig()
     log: LogConfig = LogConfig()
     callbacks: Annotated[
@@ -226,6 +228,7 @@ def check_across(config: Config) -> None:
     """
     sections: tuple[Section, ...] = (
         config.task, config.algorithm, config.optimizer, config.local, config.participation,
+        config.membership,
     )  # fmt: skip
     for section in sections:
         if message := section.contradiction():
