@@ -24,6 +24,7 @@ from cobo_dist.registry import Kind, Variant, register, variant_of
 from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.scenario.clock import ClockConfig
 from cobo_dist.scenario.drift import why_refused
+from cobo_dist.scenario.membership import MembershipConfig
 from cobo_dist.settings import Section, Texts, as_tuple
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.registry import MODELS, TASKS
@@ -78,6 +79,7 @@ class Config(Section):
     local: LocalWorkConfig = LocalWorkConfig()
     participation: ParticipationConfig = ParticipationConfig()
     clock: ClockConfig = ClockConfig()
+    membership: MembershipConfig = MembershipConfig()
     comm: CommConfig = CommConfig()
     log: LogConfig = LogConfig()
     callbacks: Annotated[
@@ -229,7 +231,7 @@ def check_across(config: Config) -> None:
     """
     sections: tuple[Section, ...] = (
         config.task, config.algorithm, config.optimizer, config.local, config.participation,
-        config.clock,
+        config.clock, config.membership,
     )  # fmt: skip
     for section in sections:
         if message := section.contradiction():
@@ -251,6 +253,12 @@ def check_across(config: Config) -> None:
             f"local.{key}={getattr(config.local, key)} does not serve algorithm.name="
             f"{config.algorithm.name}, which takes one local step a round; leave local.{key} at its "
             "default"
+        )
+    if config.participation.trace and not config.clock.waits_for_all:
+        raise ConfigError(
+            f"participation.trace={config.participation.trace} says who is available in which round, and with "
+            f"clock.policy={config.clock.policy} a round has only those whose work ends then, so might have "
+            "nobody; drop it or set clock.policy=sync"
         )
     if config.participation != ParticipationConfig() and (key := config.algorithm.draws_clients):
         raise ConfigError(

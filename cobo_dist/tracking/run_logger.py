@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cobo_dist.comm.traffic_counter import PURPOSES, TRAINING
 from cobo_dist.formatting import human_bytes
-from cobo_dist.maths.graph import means_by_truth
+from cobo_dist.maths.participation import Mask
 from cobo_dist.maths.true_graph import Truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.disk import SMALL_FILE_BYTES, disk_guard, explain
@@ -28,6 +28,8 @@ from cobo_dist.storage.schema import (
     EvalRow,
     FileDigest,
     GpuRow,
+    JoinedRow,
+    LeftRow,
     LoggerState,
     PlacementRow,
     ProfileRow,
@@ -47,6 +49,11 @@ from cobo_dist.tracking.weight_snapshots import WeightSnapshots
 
 LINK_FIGURES = ("link_accuracy", "link_f1", "adjusted_rand")
 """Keys of a round's row that compare W with the true clusters, where these change during the run."""
+
+
+def mean_of(results: Sequence[Mapping[str, float]], metrics: Sequence[str]) -> dict[str, float]:
+    """Return the mean over clients of each metric."""
+    return {name: float(np.mean([one[name] for one in results])) for name in metrics}
 
 
 def digest_of(path: Path, size: int) -> hashlib._Hash:
@@ -72,6 +79,7 @@ class RunLogger:
         share: float = 0.0,
         names: Sequence[str] = (),
         dtype: str = "float32",
+        members: Mask | None = None,
     ) -> None:
         """Open the files.
 
@@ -84,7 +92,9 @@ class RunLogger:
             share: one client's equal share where rows of W sum to 1, else 0.
             names: of the clients, if they have any.
             dtype: of W in W.npz.
+            members: who is in the run in round t = 0 .. T-1; None: all clients, always.
         """
+        self._members = members
         self.folder, self.display, self.health = folder, display, health
         self.truth, self.metrics, self.share = truth, tuple(metrics), share
         self.graph: GraphStats | None = None
@@ -186,9 +196,14 @@ class RunLogger:
         self.graph_known = state.graph_known
         weights = self.snapshots.restore(arrays)
         weights.symmetric = symmetric
-        self.graph = GraphStats(weights, self.share)
+        self.graph = GraphStats(weights, self.share, self.members(self.progress.round))
         if version != FORMAT:
             self._write(StartRow(format=FORMAT))
+
+    def members(self, r: int) -> NDArray[np.bool_] | None:
+        """Return who is in the run after round r, [n]; None: all clients are."""
+        found_n = None if self._members is None else self._members(max(r - 1, 0))
+        return None if found_n is None or found_n.all() else found_n
 
     # -- rows -------------------------------------------------------------------------------------
 
@@ -247,14 +262,19 @@ class RunLogger:
         whole: bool,
         model: str = "personal",
     ) -> None:
-        """Write one evaluation: a row for each client, and one for their mean.
+        """Write one evaluation: a row for each client in the run, and one for their mean.
 
         `whole`: it was on all of the split. `model`: whose model it was, `personal` or `kept`.
         """
-        mean = {name: float(np.mean([one[name] for one in results])) for name in self.metrics}
-        clients = [one | {"examples": int(one["examples"])} for one in results]
-        total = mean | {"examples": sum(one["examples"] for one in clients)}
-        for client, one in [*enumerate(clients), (None, total)]:
+        members_n = self.members(r)
+        clients = {
+            client: one | {"examples": int(one["examples"])}
+            for client, one in enumerate(results)
+            if members_n is None or members_n[client]
+        }
+        mean = mean_of(list(clients.values()), self.metrics)
+        total = mean | {"examples": sum(one["examples"] for one in clients.values())}
+        for client, one in [*clients.items(), (None, total)]:
             row = {"round": r, "client": client, "split": split, "model": model}
             self._write(EvalRow.model_validate(row | {"whole": whole} | one))
         if split == "test":
@@ -270,12 +290,25 @@ class RunLogger:
 
     def weights(self, r: int, weights: Weights) -> None:
         """Write a snapshot of W, all n rows, into W.npz."""
+        self.snapshots.add(r, self.regraph(r, weights))
+
+    def regraph(self, r: int, weights: Weights) -> Weights:
+        """Let the graph be W after round r, all n rows; return it without the weights of absent clients."""
+        members_n = self.members(r)
+        if members_n is not None:
+            weights = weights.among(members_n)
         if self.graph is None:
-            self.graph = GraphStats(weights, self.share)
+            self.graph = GraphStats(weights, self.share, members_n)
         else:
-            self.graph.reset(weights)
+            self.graph.reset(weights, members_n)
         self.graph_known = True
-        self.snapshots.add(r, weights)
+        return weights
+
+    def joined_or_left(self, row: JoinedRow | LeftRow) -> None:
+        """Write and print that a client joined or left."""
+        self._write(row)
+        what = "left" if isinstance(row, LeftRow) else f"joined ({row.start})"
+        self.display.print(f"round {row.round}: client {row.client} {what}")
 
     def profile(self, r: int, seconds: Mapping[str, Sequence[float]]) -> None:
         """Write where the time of round r went: seconds by kind, on each rank."""
@@ -355,7 +388,7 @@ class RunLogger:
         clusters = self.truth.clusters_at(self.progress.round)
         if clusters is None or self.graph is None:
             return None
-        return means_by_truth(self.graph.weights, clusters)
+        return self.graph.means_by_truth(clusters)
 
     def agreement(self) -> dict[str, float | None]:
         """Return the keys of the summary that compare the last W with clusters and graph of its round."""
