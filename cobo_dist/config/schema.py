@@ -256,8 +256,8 @@ def check_across(config: Config) -> None:
         )
     if config.participation.trace and not config.clock.waits_for_all:
         raise ConfigError(
-            f"participation.trace={config.participation.trace} says who is available in which round, and with "
-            f"clock.policy={config.clock.policy} a round has only those whose work ends then, so might have "
+            f"participation.trace={config.participation.trace} says who is available in which round, and a "
+            f"round of clock.policy={config.clock.policy} has only those whose work ends then, so perhaps "
             "nobody; drop it or set clock.policy=sync"
         )
     if config.participation != ParticipationConfig() and (key := config.algorithm.draws_clients):
