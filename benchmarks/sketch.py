@@ -1,13 +1,13 @@
 """Sketched alignment: accuracy, links and bytes against the numbers of a sketch.
 
-    python benchmarks/sketch.py [--only RULE ...] [--sizes 16 64 256 1024 4096] [--seeds 0 1 2]
+    python benchmarks/sketch.py [--only RULE ...] [--sizes 1 4 16 64 256 1024 4096] [--seeds 0 1 2]
         [--config FILE] [--rounds N] [--set KEY=VALUE ...] [--out DIR] [--figures DIR]
 
 CoBo by the config, the quickstart if none is given, with each of the rules `paper` and `robust`: gradients
 that travel themselves, then sketches of each size (`algorithm.sketch`). Prints for each, as means over the
 seeds with half of their 95% confidence intervals: test accuracy, F1 of the links, the mean weight within
-and across the true clusters, and the MB that a client sends and receives in all, with the share of them that
-is for models. Draws DIR/sketch.png. Runs that are in --out are not repeated.
+and across the true clusters, and the MB that a client sends and receives in all, which are mostly models.
+Draws DIR/sketch.png. Runs that are in --out are not repeated.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ import pandas as pd
 import torch
 from grid_runs import COMMON, train_once
 from markdown_table import markdown
-from matplotlib.axes import Axes
 from study_tables import Result, interval
 
 import cobo_dist
 from cobo_dist.config.loading import load_config
 from cobo_dist.maths.confidence import half_width
-from cobo_dist.reports.figures.style import canvas, log_axis, save, shared_legend
+from cobo_dist.reports.figures.style import canvas, log_axis, save
 from cobo_dist.tasks.registry import build_task
 
 RULES = {"paper": ("preset=paper",), "robust": ("preset=robust",)}
@@ -41,7 +40,7 @@ def main() -> None:
     """Train, print and draw."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument("--only", nargs="+", choices=RULES, metavar="RULE", default=list(RULES))
-    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 64, 256, 1024, 4096])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 4, 16, 64, 256, 1024, 4096])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", default=str(QUICKSTART), metavar="FILE")
     parser.add_argument("--rounds", type=int, default=0, help="0: as the config says")
@@ -99,42 +98,26 @@ def within_and_across(path: Path) -> tuple[float, float]:
 
 
 def draw(found: dict[str, dict[int, list[Result]]], table: pd.DataFrame, path: Path) -> None:
-    """Draw accuracy by the size of a sketch, and by the MB of a client."""
-    with canvas(8.0, 2.8) as figure:
-        left, right = figure.subplots(1, 2, sharey=True)
-        for rule, by_size in found.items():
-            draw_rule(left, rule, by_size, by_megabytes=False)
-            draw_rule(right, rule, by_size, by_megabytes=True)
-        left.set(xlabel="numbers of a sketch", ylabel="test accuracy (%)", xscale="log")
-        right.set(xlabel="MB a client", xscale="log")
-        for axes in (left, right):
-            log_axis(axes.xaxis)
-        shared_legend(figure, [left])
+    """Draw accuracy by the size of a sketch, and that with gradients themselves as dotted lines."""
+    with canvas(4.6, 2.8) as figure:
+        axes = figure.subplots()
+        for place, (rule, by_size) in enumerate(found.items()):
+            title, color, marker = LOOKS[rule]
+            sizes = np.array(sorted(size for size in by_size if size))
+            ends = [[one.accuracies[-1] for one in by_size[size]] for size in sizes.tolist()]
+            bars = [
+                half_width(np.std(one, ddof=1), len(one)) if len(one) > 1 else 0.0 for one in ends
+            ]
+            axes.errorbar(
+                sizes * 1.12**place, [np.mean(one) for one in ends], bars,
+                color=color, marker=marker, markersize=4, elinewidth=1, capsize=2, label=title,
+            )  # fmt: skip
+            whole = float(np.mean([one.accuracies[-1] for one in by_size[0]]))
+            axes.axhline(whole, color=color, linestyle=":", linewidth=1)
+        axes.set(xlabel="numbers of a sketch", ylabel="test accuracy (%)", xscale="log")
+        log_axis(axes.xaxis)
+        axes.legend(loc="lower right")
         save(figure, path, table)
-
-
-def draw_rule(
-    axes: Axes, rule: str, by_size: dict[int, list[Result]], *, by_megabytes: bool
-) -> None:
-    """Draw the sketches of a rule as a curve, and gradients themselves as a line or an open marker."""
-    title, color, marker = LOOKS[rule]
-    sizes = sorted(size for size in by_size if size)
-    at = [
-        np.mean([one.megabytes for one in by_size[size]]) if by_megabytes else size
-        for size in sizes
-    ]
-    ends = [[one.accuracies[-1] for one in by_size[size]] for size in sizes]
-    bars = [half_width(np.std(one, ddof=1), len(one)) if len(one) > 1 else 0.0 for one in ends]
-    means = [float(np.mean(one)) for one in ends]
-    axes.errorbar(at, means, bars, color=color, marker=marker, capsize=3, label=title)
-    whole = float(np.mean([one.accuracies[-1] for one in by_size[0]]))
-    if by_megabytes:
-        x = float(np.mean([one.megabytes for one in by_size[0]]))
-        axes.plot(
-            [x], [whole], color=color, marker=marker, markerfacecolor="white", linestyle="none"
-        )
-    else:
-        axes.axhline(whole, color=color, linestyle=":", linewidth=1)
 
 
 if __name__ == "__main__":
