@@ -5,6 +5,7 @@ style             colors, sizes, the canvas
 curves            accuracy, perplexity, loss over rounds (Figures 2b and 6)
 decay             consensus distance and gradient norm (Theorem 1)
 factors           final accuracy against a factor of the problem (Figure 2a)
+events            the rounds in which clients join and leave
 matrices          heat maps of the weights (Figures 3 and 5)
 shares            what each client gives the others, where weights sum to 1 (Figure 4)
 links             the graph of links

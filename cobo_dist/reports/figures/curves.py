@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from cobo_dist.reports.figures.events import mark_events
 from cobo_dist.reports.figures.style import (
     METRIC_LABELS,
     LineStyle,
     canvas,
     group_style,
     log_axis,
-    mark_switches,
     round_axis,
     save,
 )
@@ -26,7 +26,6 @@ from cobo_dist.reports.metrics import (
     mean_over_clients,
     percent,
     problem_split,
-    problem_switches,
 )
 from cobo_dist.reports.statistics import Array, Curve, over_seeds
 
@@ -153,7 +152,7 @@ def draw_metric(groups: Sequence[Group], metric: str, path: Path, only: str = ""
             # The bands of many settings would hide one another; the CSV has their numbers.
             band = not only or len(found) <= _MAX_BANDS
             _draw_evaluations(axes, found[group], styles[group], percent(metric), band)
-        mark_switches(axes, problem_switches(groups))
+        mark_events(axes, groups)
         round_axis(axes)
         axes.set_ylabel(f"{split} {METRIC_LABELS.get(metric, metric)}")
         logarithmic = metric != "accuracy" and _spans_decades(curves)

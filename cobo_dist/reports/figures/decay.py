@@ -10,16 +10,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from cobo_dist.reports.figures.curves import curve_frame
+from cobo_dist.reports.figures.events import mark_events
 from cobo_dist.reports.figures.style import (
     canvas,
     group_style,
     log_axis,
-    mark_switches,
     save,
     shared_legend,
 )
 from cobo_dist.reports.grouping.groups import Group
-from cobo_dist.reports.metrics import problem_switches
 from cobo_dist.reports.statistics import Curve, over_seeds, running_mean
 
 _TITLES = {
@@ -50,7 +49,7 @@ def draw_decay(groups: Sequence[Group], path: Path) -> list[Path]:
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (quantity, curves) in zip(grid, panels.items(), strict=True):
             _draw_decay_panel(axes, curves)
-            mark_switches(axes, problem_switches(list(curves)))
+            mark_events(axes, list(curves), labels_at=None)
             axes.set_title(_TITLES[quantity])
         grid[0].set_ylabel("mean over rounds 1..T (faint: at T)")
         shared_legend(figure, grid)

@@ -15,16 +15,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from cobo_dist.reports.figures.events import mark_events
 from cobo_dist.reports.figures.style import (
     DARK_GREY,
     canvas,
     client_style,
-    mark_switches,
     round_axis,
     save,
 )
 from cobo_dist.reports.grouping import Group
-from cobo_dist.reports.metrics import problem_switches
 from cobo_dist.reports.reading import Weights
 from cobo_dist.reports.statistics import Array, moving_average
 
@@ -89,7 +88,7 @@ def draw_shares(group: Group, path: Path) -> list[Path]:
         for client, axes in enumerate(grid.ravel()):
             if client < count:
                 _draw_panel(axes, found, client)
-                mark_switches(axes, problem_switches([group]))
+                mark_events(axes, [group], labels_at=None)
             else:
                 axes.set_axis_off()
         _set_limits(grid[0, 0], found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,6 @@ _CLIENT_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e6a700", "#56b4e
 _LEGEND_LETTERS = 40  # of a title in one line of a legend
 _MATRIX_LETTERS = 18  # of a title in one line beside a matrix
 _DPI = 220
-_MAX_MARKED_SWITCHES = 12  # that have a line each
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -141,15 +140,6 @@ def shared_legend(figure: Figure, grid: Iterable[Axes]) -> None:
         found, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, found, strict=True))
     figure.legend(list(handles.values()), list(handles), loc="outside right center")
-
-
-def mark_switches(axes: Axes, rounds: Sequence[int]) -> None:
-    """Mark the rounds before which clients change cluster: a thin line for each, or a band around many."""
-    few = rounds if len(rounds) <= _MAX_MARKED_SWITCHES else (rounds[0], rounds[-1])
-    for number in few:
-        axes.axvline(number, color=DARK_GREY, linewidth=0.6, linestyle=(0, (4, 2)), zorder=1.5)
-    if len(few) < len(rounds):
-        axes.axvspan(few[0], few[1], color=DARK_GREY, alpha=0.08, linewidth=0, zorder=0.5)
 
 
 def round_axis(axes: Axes) -> None:

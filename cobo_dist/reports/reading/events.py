@@ -10,12 +10,23 @@ from cobo_dist.host import free_memory
 from cobo_dist.reports.reading.series import Series
 from cobo_dist.storage.files import read_file
 from cobo_dist.storage.reading import NotJson, SchemaError, read_row
-from cobo_dist.storage.schema import METRICS, EvalRow, GpuRow, ProfileRow, RoundRow, Row
+from cobo_dist.storage.schema import (
+    METRICS,
+    EvalRow,
+    GpuRow,
+    JoinedRow,
+    LeftRow,
+    ProfileRow,
+    RoundRow,
+    Row,
+)
 
 Profile = dict[int, dict[str, list[float]]]
 """By round and kind of work, the seconds on each rank."""
 Gpus = dict[int, dict[str, list[float]]]
 """By round and quantity of a row `gpu`, the value on each rank; NaN where it is not known."""
+Event = tuple[int, int, bool]
+"""A round, a client, and whether it joins before that round, or else leaves."""
 _GPU_QUANTITIES = ("utilisation", "allocated", "reserved", "power")
 
 
@@ -26,7 +37,8 @@ class Metrics:
     `evals[split, metric][client]` and `rounds[quantity]` are values by round; the client None is
     the mean over clients. `parts[split]` holds the rounds at which only a part of the split was
     evaluated, and the most examples a client had then (None where the rows do not say).
-    `sizes[split][client]` is on how many examples a client was evaluated last.
+    `sizes[split][client]` is on how many examples a client was evaluated last. `events` are clients that
+    join and leave.
     """
 
     evals: dict[tuple[str, str], dict[int | None, Series]] = field(default_factory=dict)
@@ -35,6 +47,7 @@ class Metrics:
     sizes: dict[str, dict[int, int]] = field(default_factory=dict)
     profile: Profile = field(default_factory=dict)
     gpus: Gpus = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, row: Row | None) -> None:
@@ -50,6 +63,9 @@ class Metrics:
                     self.rounds.setdefault(key, {})[row.round] = float(value)
         elif isinstance(row, EvalRow) and row.model == "personal":
             self._add_eval(row)
+        elif isinstance(row, JoinedRow | LeftRow):
+            if (event := (row.round, row.client, isinstance(row, JoinedRow))) not in self.events:
+                self.events.append(event)
         elif isinstance(row, ProfileRow):
             if len({len(ranks) for ranks in row.seconds.values()}) != 1:
                 raise SchemaError("seconds are not one list of all ranks for each kind")

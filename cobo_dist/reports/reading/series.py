@@ -15,25 +15,27 @@ def link_strengths(
     rounds: npt.NDArray[np.int64],
     weights: npt.NDArray[np.floating[Any]],
     clusters: npt.NDArray[np.int64] | None,
+    absent: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, Series]:
     """Mean weight of the links `within` and `across` true clusters, at each logged round.
 
-    rounds [k], weights [k, n, n], clusters [n], or [k, n] where they change. Without clusters there is one
-    series, `all pairs`.
+    rounds [k], weights [k, n, n], clusters [n], or [k, n] where they change; clients that are `absent` [k, n]
+    do not count. Without clusters there is one series, `all pairs`.
     A kind of link that does not exist (one client, or one cluster) has no series.
     """
     others = ~np.eye(weights.shape[1], dtype=bool)
+    here = np.ones(weights.shape[:2], dtype=bool) if absent is None else ~absent
     kinds = {"all pairs": others}
     if clusters is not None:
         same = clusters[..., :, None] == clusters[..., None, :]
         kinds = {"within": others & same, "across": others & ~same}
     return {
         kind: {
-            int(number): float(matrix[own].mean(dtype=np.float64))
-            for number, matrix, own in zip(
-                rounds, weights, np.broadcast_to(mask, weights.shape), strict=True
+            int(number): float(matrix[counted].mean(dtype=np.float64))
+            for number, matrix, of_kind, here_n in zip(
+                rounds, weights, np.broadcast_to(mask, weights.shape), here, strict=True
             )
-            if own.any()
+            if (counted := of_kind & here_n & here_n[:, None]).any()
         }
         for kind, mask in kinds.items()
         if mask.any()
