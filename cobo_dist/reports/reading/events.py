@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.host import free_memory
 from cobo_dist.reports.reading.series import Series
 from cobo_dist.storage.files import read_file
 from cobo_dist.storage.reading import NotJson, SchemaError, read_row
-from cobo_dist.storage.schema import METRICS, EvalRow, GpuRow, ProfileRow, RoundRow, Row
+from cobo_dist.storage.schema import (
+    METRICS,
+    EvalRow,
+    GpuRow,
+    ProfileRow,
+    RoundRow,
+    Row,
+    TimelineRow,
+)
 
 Profile = dict[int, dict[str, list[float]]]
 """By round and kind of work, the seconds on each rank."""
 Gpus = dict[int, dict[str, list[float]]]
 """By round and quantity of a row `gpu`, the value on each rank; NaN where it is not known."""
+Timeline = dict[int, TimelineRow]
+"""By round, what clients do in virtual time."""
 _GPU_QUANTITIES = ("utilisation", "allocated", "reserved", "power")
 
 
@@ -35,6 +47,7 @@ class Metrics:
     sizes: dict[str, dict[int, int]] = field(default_factory=dict)
     profile: Profile = field(default_factory=dict)
     gpus: Gpus = field(default_factory=dict)
+    timeline: Timeline = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, row: Row | None) -> None:
@@ -54,6 +67,8 @@ class Metrics:
             if len({len(ranks) for ranks in row.seconds.values()}) != 1:
                 raise SchemaError("seconds are not one list of all ranks for each kind")
             self.profile[row.round] = row.seconds
+        elif isinstance(row, TimelineRow):
+            self.timeline[row.round] = row
         elif isinstance(row, GpuRow):
             values = {name: [or_nan(one) for one in getattr(row, name)] for name in _GPU_QUANTITIES}
             if len({len(ranks) for ranks in values.values()}) != 1:
@@ -100,6 +115,17 @@ def read_metrics(path: Path) -> Metrics:
                 break
             raise ConfigError(f"{place}: {error}; repair or remove it") from None
     return metrics
+
+
+class _WithRounds(Protocol):
+    @property
+    def rounds(self) -> Mapping[str, Series]: ...
+
+
+def virtual_seconds(run: _WithRounds) -> Series:
+    """Return the virtual seconds at the end of each round, 0 at the start; empty without virtual time."""
+    found = run.rounds.get("virtual_seconds", {})
+    return {0: 0.0, **found} if found else {}
 
 
 def or_nan(value: float | None) -> float:
