@@ -31,6 +31,10 @@ class Moment(Protocol):
         """Whose work begins at the start of the round."""
 
     @property
+    def work_n(self) -> NDArray[np.float64]:
+        """Virtual seconds of each client's work of a round."""
+
+    @property
     def waits_n(self) -> NDArray[np.bool_]:
         """Who computes nothing, because it is too far ahead."""
 

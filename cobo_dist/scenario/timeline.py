@@ -38,6 +38,7 @@ class Moment:
 
     seconds: float  # virtual, at the end of the round
     acts_n: Bools
+    work_n: Floats  # virtual seconds of each client's work of a round
     begins_n: Bools  # whose work begins at the start of the round
     waits_n: Bools  # who computes nothing, because it is too far ahead
     members_n: Bools
@@ -130,7 +131,7 @@ class SyncTimeline(Timeline):
         part_n, nobody_n = self._taking_part(t), np.zeros(self.clients, dtype=bool)
         self._seconds += float(self._rounds_n[part_n].max(initial=0.0))
         return Moment(
-            self._seconds, part_n, part_n, nobody_n, self._members(t),
+            self._seconds, part_n, self.times.work_n, part_n, nobody_n, self._members(t),
             np.full(self.clients, t), nobody_n, nobody_n, nobody_n,
         )  # fmt: skip
 
@@ -194,8 +195,8 @@ class AsyncTimeline(Timeline):
         versions_n = self._mail.read_n.copy()
         self._mail.made_n[acts_n] = t + 1
         return Moment(
-            work.tick * self.tick, acts_n, begins_n, work.waits_n.copy(), members_n, versions_n,
-            arrives_n, lands_n, departs_n,
+            work.tick * self.tick, acts_n, self.times.work_n, begins_n, work.waits_n.copy(), members_n,
+            versions_n, arrives_n, lands_n, departs_n,
         )  # fmt: skip
 
     def _restart(self) -> None:

@@ -171,6 +171,7 @@ class TimelineRow(_Row):
     virtual_seconds: float = Field(description="virtual time at its end")
     begins: list[int] = Field(description="clients whose work begins at its start")
     acts: list[int] = Field(description="clients whose work ends in it")
+    work: list[float] = Field(description="virtual seconds of this work, for each of them")
     waits: list[int] = Field(
         description="clients that compute nothing, since they are too far ahead"
     )

@@ -43,6 +43,7 @@ def timeline_row(
         virtual_seconds=moment.seconds,
         begins=ids(moment.begins_n),
         acts=ids(moment.acts_n),
+        work=[float(moment.work_n[i]) for i in ids(moment.acts_n)],
         waits=ids(moment.waits_n),
         met=[[int(i), int(j)] for i, j in shown_m2],
     )

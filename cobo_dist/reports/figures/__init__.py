@@ -9,6 +9,7 @@ events            the rounds in which clients join and leave
 matrices          heat maps of the weights (Figures 3 and 5)
 shares            what each client gives the others, where weights sum to 1 (Figure 4)
 links             the graph of links
+virtual_time      curves over virtual seconds; who works, waits and meets
 profile           where a round's time goes
 gpus              busy share, memory and power of the GPUs
 client_selection  two clients and their midpoint (Figure 1)
@@ -29,6 +30,7 @@ from cobo_dist.reports.figures.links import draw_graph
 from cobo_dist.reports.figures.matrices import draw_all_weights, draw_weights
 from cobo_dist.reports.figures.profile import draw_profile
 from cobo_dist.reports.figures.shares import draw_shares, left_out
+from cobo_dist.reports.figures.virtual_time import draw_over_seconds, draw_space_time
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.metrics import problem_metric
 from cobo_dist.reports.selection import learning
@@ -54,6 +56,7 @@ def draw_over_rounds(groups: Sequence[Group], out: Path) -> list[Path]:
     metric = problem_metric(groups)
     files = [] if metric == "loss" else draw_metric(groups, metric, out / f"{metric}.png")
     files += draw_metric(groups, "loss", out / "loss.png")
+    files += draw_over_seconds(groups, metric, out / "seconds.png")
     files += draw_decay(groups, out / "decay.png")
     entries = [
         (group, next(run.weights for run in group.runs if run.weights is not None))
@@ -97,4 +100,10 @@ def draw_single(groups: Sequence[Group], out: Path) -> list[Path]:
                 name = "weights" if single else f"weights_{slug(group.label)}_s{run.seed}"
                 title = "" if single else group.title
                 files += draw_weights(run.weights, out / f"{name}.png", title)
+    for group in groups:
+        if run := next((run for run in group.runs if run.timeline), None):
+            name = "timeline" if single else f"timeline_{slug(group.label)}"
+            files += draw_space_time(
+                run.timeline, out / f"{name}.png", "" if single else group.title
+            )
     return files

@@ -77,9 +77,18 @@ def curve_frame(method: str, quantity: str, curve: Curve) -> pd.DataFrame:
 
 
 def draw_curve(
-    axes: Axes, curve: Curve, style: LineStyle, scale: float = 1.0, band: bool = True
+    axes: Axes,
+    curve: Curve,
+    style: LineStyle,
+    scale: float = 1.0,
+    band: bool = True,
+    at: Array | None = None,
 ) -> None:
-    """Draw the mean and a band of its 95% confidence interval. NaN leaves a gap; infinite values are NaN."""
+    """Draw the mean and a band of its 95% confidence interval. NaN leaves a gap; infinite values are NaN.
+
+    `at`: where the points are, [k]; None: at their rounds.
+    """
+    places = curve.rounds if at is None else at
     mean = np.where(np.isfinite(curve.mean), curve.mean, np.nan) * scale
     half = curve.ci95 * scale
     # A single value between two gaps is no line, so it gets a marker.
@@ -88,7 +97,7 @@ def draw_curve(
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
     few = finite <= _MAX_MARKED_POINTS
     axes.plot(
-        curve.rounds,
+        places,
         mean,
         marker="o" if few or alone.any() else None,
         markersize=2.4 if finite > 1 else 4,
@@ -97,7 +106,7 @@ def draw_curve(
     )
     if band and np.isfinite(half).any():
         axes.fill_between(
-            curve.rounds,
+            places,
             mean - half,
             mean + half,
             color=style.color,

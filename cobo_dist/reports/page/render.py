@@ -35,6 +35,10 @@ _CAPTIONS = {
     "weight logged.",
     "shares": "The weights that each client gives the others, against rounds (Figure 4). Faint: as "
     "logged; bold: their exponential moving average; grey: an equal share.",
+    "seconds": "The same over virtual seconds: what the rounds take where clients have speeds. A point is "
+    f"the mean over clients and seeds at one round; {_BAND}",
+    "timeline": "What clients do in the first rounds of virtual time: work, wait for others, and meet "
+    "another client. The first seed.",
     "profile": "Where a round's time goes on each rank, mean over rounds after the first 10. Each second "
     "counts once, to the innermost kind of work.",
     "gpus": "The GPU of each rank: the share of the time in which kernels ran, memory that tensors use "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.host import free_memory
@@ -19,6 +21,7 @@ from cobo_dist.storage.schema import (
     ProfileRow,
     RoundRow,
     Row,
+    TimelineRow,
 )
 
 Profile = dict[int, dict[str, list[float]]]
@@ -27,6 +30,8 @@ Gpus = dict[int, dict[str, list[float]]]
 """By round and quantity of a row `gpu`, the value on each rank; NaN where it is not known."""
 Event = tuple[int, int, bool]
 """A round, a client, and whether it joins before that round, or else leaves."""
+Timeline = dict[int, TimelineRow]
+"""By round, what clients do in virtual time."""
 _GPU_QUANTITIES = ("utilisation", "allocated", "reserved", "power")
 
 
@@ -48,6 +53,7 @@ class Metrics:
     profile: Profile = field(default_factory=dict)
     gpus: Gpus = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    timeline: Timeline = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, row: Row | None) -> None:
@@ -70,6 +76,8 @@ class Metrics:
             if len({len(ranks) for ranks in row.seconds.values()}) != 1:
                 raise SchemaError("seconds are not one list of all ranks for each kind")
             self.profile[row.round] = row.seconds
+        elif isinstance(row, TimelineRow):
+            self.timeline[row.round] = row
         elif isinstance(row, GpuRow):
             values = {name: [or_nan(one) for one in getattr(row, name)] for name in _GPU_QUANTITIES}
             if len({len(ranks) for ranks in values.values()}) != 1:
@@ -116,6 +124,17 @@ def read_metrics(path: Path) -> Metrics:
                 break
             raise ConfigError(f"{place}: {error}; repair or remove it") from None
     return metrics
+
+
+class _WithRounds(Protocol):
+    @property
+    def rounds(self) -> Mapping[str, Series]: ...
+
+
+def virtual_seconds(run: _WithRounds) -> Series:
+    """Return the virtual seconds at the end of each round, 0 at the start; empty without virtual time."""
+    found = run.rounds.get("virtual_seconds", {})
+    return {0: 0.0, **found} if found else {}
 
 
 def or_nan(value: float | None) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cobo_dist.errors import ConfigError, words_of
-from cobo_dist.reports.reading.events import Event, Gpus, Profile, read_metrics
+from cobo_dist.reports.reading.events import Event, Gpus, Profile, Timeline, read_metrics
 from cobo_dist.reports.reading.method import read_method
 from cobo_dist.reports.reading.seriation import seriate
 from cobo_dist.reports.reading.series import Series, link_strengths
@@ -148,6 +148,7 @@ class Run:
     notes: tuple[str, ...]
     profile: Profile = field(default_factory=dict)
     gpus: Gpus = field(default_factory=dict)
+    timeline: Timeline = field(default_factory=dict)
     method: schema.Method = field(default_factory=schema.Method)
     sizes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
@@ -216,6 +217,7 @@ def read_run(path: Path) -> Run:
         notes=(*metrics.notes, *_kept(path, config)),
         profile=_of_last_ranks(metrics.profile),
         gpus=_of_last_ranks(metrics.gpus),
+        timeline=metrics.timeline,
         method=method_of(1 if weights is None else weights.clients),
         sizes=metrics.sizes,
         events=tuple(metrics.events),

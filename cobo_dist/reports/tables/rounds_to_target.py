@@ -18,6 +18,7 @@ from cobo_dist.reports.metrics import (
     problem_metric,
     problem_split,
 )
+from cobo_dist.reports.reading.events import virtual_seconds
 from cobo_dist.reports.tables.table import Table
 from cobo_dist.storage.schema import higher_is_better
 
@@ -49,7 +50,8 @@ def rounds_to_target_table(groups: Sequence[Group], caption: str) -> Table | Non
         line = [group.title]
         for target in targets:
             first = first_rounds(frame, target, higher)
-            line.append(_show(first, len(frame.columns)))
+            seconds = _seconds_at(group, first)
+            line.append(_show(first, len(frame.columns), seconds))
             numbers.append(
                 {
                     "method": group.label,
@@ -59,6 +61,7 @@ def rounds_to_target_table(groups: Sequence[Group], caption: str) -> Table | Non
                     "round_ci95": float(half_width(first.std(), len(first)))
                     if len(first) > 1
                     else "",
+                    "virtual_seconds_mean": seconds.mean() if len(seconds) else "",
                     "seeds_reached": len(first),
                     "seeds": len(frame.columns),
                 }
@@ -122,12 +125,22 @@ def _up_to_two_digits(value: float) -> float:
     return round(math.ceil(value / unit - _TOLERANCE) * unit, 9)
 
 
-def _show(first: pd.Series[float], seeds: int) -> str:
+def _seconds_at(group: Group, first: pd.Series[float]) -> pd.Series[float]:
+    """The virtual seconds at the end of a round of each run; empty where a run has no virtual time."""
+    each = [virtual_seconds(group.runs[int(str(run))]) for run in first.index]
+    if not all(each):
+        return pd.Series([], dtype=np.float64)
+    return pd.Series([at[int(r)] for at, r in zip(each, first, strict=True)], dtype=np.float64)
+
+
+def _show(first: pd.Series[float], seeds: int, seconds: pd.Series[float]) -> str:
     if not len(first):
         return "-"
     text = f"{first.mean():.0f}"
     if len(first) > 1:
         text += f" ± {half_width(first.std(), len(first)):.0f}"
+    if len(seconds):
+        text += f" ({seconds.mean():.4g} s)"
     return text if len(first) == seeds else f"{text} ({len(first)} of {seeds} seeds)"
 
 
@@ -136,6 +149,8 @@ def _note(groups: Sequence[Group], metric: str, split: str) -> str:
         f"First evaluated round at which the mean {split} {metric} over clients is at that level; "
         f"{INTERVAL_NOTE} Seeds that do not reach it are left out. -: not reached."
     )
+    if any(virtual_seconds(run) for group in groups for run in group.runs):
+        note += " In parentheses: its end in virtual seconds, mean over seeds."
     if length_note(groups):
         note += " Runs differ in their number of rounds, so one may just have been too short."
     if any(run.parts.get(split) for group in groups for run in group.runs):
