@@ -1,189 +1,199 @@
-"""Two clients swap clusters at half time: how many rounds until all links of W are right again.
+"""Clients change cluster in the middle of a run: what each method loses, and when its links are right again.
 
-    python benchmarks/drift.py [--only RULE ...] [--rounds 800] [--seeds 0 1 2]
+    python benchmarks/drift.py [--only METHOD ...] [--rounds 400] [--seeds 0 1 2] [--out DIR] [--figures DIR]
 
-The task is `digits`: 8 clients in 4 clusters of 2. After half of the rounds client 0, of the first cluster,
-and client 2, of the second, swap their data. CoBo runs as `cobo_dist.reference`, with the quickstart's
-settings and some `algorithm.margin`, as `preset=evidence` with some `algorithm.evidence.discount`, or as
-`preset=robust`; the gradients, batches and pairs are those of a run of the product. Prints for each rule,
-one number a seed: how many of the 28 pairs are on the wrong side of weight 0.5 before the swap and at the
-end, and the rounds from the swap to the first one without a wrong link, without a missing one, and without
-either, `-` where there is none. Takes about 7 minutes of one core.
+The task is `digits`: 8 clients in 4 clusters of 2. After 3/8 of the rounds clients change cluster
+(`task.drift`). `at once`: client 0, of the first cluster, and client 2, of the second, swap. `staggered`:
+four drawn clients change to drawn clusters, each in a round of its own within the next quarter of the rounds.
+CoBo has the quickstart's settings and some `algorithm.margin`, or `preset=robust`; the others have defaults.
+Prints a table for each way, means over seeds with half of the 95% confidence interval, and draws
+DIR/drift_accuracy.png. Runs that are in --out are not repeated. All of it takes about 8 minutes of one core.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from markdown_table import markdown
-from torch import Tensor
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 
-from cobo_dist import reference
-from cobo_dist.clients.client_batch import ClientBatch
-from cobo_dist.config import Config, load_config
-from cobo_dist.maths import seeds
-from cobo_dist.maths.sampling import draw_pairs
-from cobo_dist.tasks.registry import build_task
+import cobo_dist
+from cobo_dist.maths.confidence import half_width
+from cobo_dist.reports.figures.curves import draw_curve
+from cobo_dist.reports.figures.style import (
+    LineStyle,
+    canvas,
+    mark_switches,
+    round_axis,
+    save,
+    shared_legend,
+)
+from cobo_dist.reports.metrics import mean_over_clients
+from cobo_dist.reports.reading import Run, read_run
+from cobo_dist.reports.statistics import over_seeds
+from cobo_dist.reports.tables.drift import false_partings, regret, rounds_until_right
 
-SWAPPED = (0, 2)
-RULES: dict[str, tuple[str, ...]] = {
-    **{f"margin {m:g}": (f"algorithm.margin={m:g}",) for m in (0, 1, 3, 1e9)},
+WAYS = ("at once", "staggered")
+METHODS: dict[str, tuple[str, ...]] = {
+    "Oracle": ("algorithm.name=oracle",),
+    "Oracle, not told": ("algorithm.name=oracle", "algorithm.follows=false"),
     **{
-        f"evidence, discount {d:g}": ("preset=evidence", f"algorithm.evidence.discount={d:g}")
-        for d in (0.9, 0.97, 1.0)
+        f"CoBo, margin {name}": ("algorithm.name=cobo", f"algorithm.margin={margin}")
+        for name, margin in (("0", "0"), ("1", "1"), ("3", "3"), ("infinity", "1e9"))
     },
-    "difference": ("preset=robust",),
+    "CoBo, robust": ("algorithm.name=cobo", "preset=robust"),
+    "IFCA": ("algorithm.name=ifca",),
+    "FedDrift": ("algorithm.name=feddrift",),
+    "CFL": ("algorithm.name=cfl",),
+    "FedAvg": ("algorithm.name=fedavg",),
+    "Local": ("algorithm.name=local",),
 }
+SETTINGS = (
+    "run.engine=vectorised", "run.threads=1", "run.eval_every=10", "run.log_weights_every=5",
+    "run.checkpoint_every=0", "log.figures=false", "log.progress=none",
+)  # fmt: skip
+DRAWN = (
+    "Oracle",
+    "Oracle, not told",
+    "CoBo, margin 0",
+    "CoBo, robust",
+    "IFCA",
+    "FedDrift",
+    "FedAvg",
+)
+LINKING = tuple(name for name in METHODS if name.startswith(("CoBo", "IFCA", "FedDrift", "CFL")))
+Found = Mapping[tuple[str, str], Sequence[Run]]
+"""Runs of all seeds, by way and method."""
 
 
-@dataclass
-class Clients:
-    """The clients of a config's task, whose data some of them may swap."""
-
-    config: Config
-    owner_n: list[int] = field(default_factory=list)  # whose data each client has
-
-    def __post_init__(self) -> None:
-        config = self.config
-        dtype = getattr(torch, config.run.dtype)
-        task = build_task(config.task, config.model, config.data, config.run.seed, dtype)
-        self.clusters, self.n = np.asarray(task.clusters), task.clients
-        self.examples_n, self.batch_size = (
-            torch.tensor(task.train_sizes()).double(),
-            task.batch_size,
+def events(way: str, rounds: int) -> str:
+    """Return `task.drift`."""
+    first = 3 * rounds // 8 + 1
+    if way == "at once":
+        swap = ", ".join(
+            f"{{round: {first}, clients: [{i}], cluster: {k}}}" for i, k in ((0, 1), (2, 0))
         )
-        self.owner_n = list(range(self.n))
-        self.batch = ClientBatch(
-            range(self.n), task, config.optimizer, dtype=dtype, device=torch.device("cpu")
+        return f"task.drift=[{swap}]"
+    return f"task.drift=[{{round: {first}, until: {first + max(1, rounds // 4)}, count: 4}}]"
+
+
+def trained(way: str, method: str, seed: int, rounds: int, out: Path) -> Run:
+    """Return one run, which is trained where it is not yet there."""
+    folder = out / f"{way} {method} {rounds} s{seed}".replace(" ", "_").replace(",", "")
+    if not (folder / "summary.json").exists():
+        given = [
+            *SETTINGS, *METHODS[method], events(way, rounds), f"run.rounds={rounds}",
+            f"run.seed={seed}", f"run.dir={folder}", "run.overwrite=true",
+        ]  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()):
+            cobo_dist.fit(None, given)
+    return read_run(folder)
+
+
+def accuracy(run: Run) -> dict[int, float]:
+    """Return the mean test accuracy of the clients by round, as a fraction."""
+    return dict(mean_over_clients(run, "test", "accuracy"))
+
+
+def table(found: Found, way: str) -> pd.DataFrame:
+    """Return a row for each method."""
+    bounds = found.get((way, "Oracle"), ())
+    rows = []
+    for (one, method), runs in found.items():
+        if one != way:
+            continue
+        last = [100 * accuracy(run)[max(accuracy(run))] for run in runs]
+        row = {
+            "method": method,
+            "accuracy at the end, %": interval(last),
+            "regret, rounds": interval([regret(run, bounds, accuracy) for run in runs]),
+        }
+        if method in LINKING:
+            row["rounds until links are right"] = each([rounds_until_right(run) for run in runs])
+            row["false partings"] = each([false_partings(run) for run in runs])
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("")
+
+
+def interval(values: Sequence[float | None]) -> str:
+    """Return the mean with half of the 95% confidence interval; empty without values."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    half = half_width(float(np.std(known, ddof=1)), len(known)) if len(known) > 1 else 0.0
+    return f"{np.mean(known):.1f} ± {half:.1f}"
+
+
+def each(values: Sequence[float | None]) -> str:
+    """Return one number for each seed; a dash where it never happens."""
+    return ", ".join("-" if value is None else f"{value:.0f}" for value in values)
+
+
+def draw(found: Found, path: Path) -> None:
+    """Draw the accuracy of some methods over rounds, a panel for each way, with the changes marked."""
+    ways = list(dict.fromkeys(way for way, _ in found))
+    with canvas(2.9 * len(ways) + 1.3, 2.5) as figure:
+        grid = figure.subplots(1, len(ways), squeeze=False, sharey=True)[0]
+        for axes, way in zip(grid, ways, strict=True):
+            _draw_way(axes, {method: runs for (one, method), runs in found.items() if one == way})
+            axes.set_title(way)
+            round_axis(axes)
+        grid[0].set_ylabel("test accuracy (%)")
+        shared_legend(figure, grid)
+        _, numbers = save(figure, path, pd.DataFrame())
+        numbers.unlink()  # the runs have them
+
+
+def _draw_way(axes: Axes, found: Mapping[str, Sequence[Run]]) -> None:
+    for method in DRAWN:
+        if method not in found:
+            continue
+        runs = found[method]
+        shown = runs[0].method
+        main = method == "CoBo, robust"
+        style = LineStyle(
+            method,
+            to_rgb(shown.color),
+            "--" if method in ("Oracle, not told", "CoBo, margin 0") else "-",
+            1.8 if main else 1.1,
+            4.0 if main else 3.0,
+            shown.marker,
         )
-
-    def start(self) -> Tensor:
-        """Return x^0 of all clients, [n, d]."""
-        return self.batch.x_cd.clone()
-
-    def gradient(self, t: int, stream: str, i: int, point_d: Tensor) -> Tensor:
-        """Return the gradient [d] of client i at a point, on batch t of the data that it has now."""
-        rows = np.array([self.owner_n[i]])
-        return self.batch.gradients_at(point_d[None].clone(), rows, t, stream, in_place=True)[0]
-
-    def swap(self, one: int, other: int) -> None:
-        """Let two clients have each other's data from now on."""
-        owners = self.owner_n
-        owners[one], owners[other] = owners[other], owners[one]
-
-    def wrong_links(self, w_nn: Tensor) -> tuple[int, int]:
-        """Return how many pairs of W are linked and should not be, and the reverse, at weight 0.5."""
-        cluster_n = self.clusters[self.owner_n]
-        upper = np.triu_indices(self.n, k=1)
-        should = (cluster_n[:, None] == cluster_n)[upper]
-        are = (w_nn.numpy() >= 0.5)[upper]
-        return int((are & ~should).sum()), int((should & ~are).sum())
-
-
-def rounds_of(clients: Clients, rounds: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield models [n, d] and weights [n, n] after each round, from the steps of `cobo_dist.reference`."""
-    config = clients.config
-    keys: dict[str, Any] = config.algorithm.model_dump()
-    n, seed, eta = clients.n, config.run.seed, config.optimizer.lr
-    x_nd = clients.start()
-    s_nn = torch.full((n, n), float(keys["start"] == "ones"), dtype=x_nd.dtype)
-    evidence: reference.Evidence | None = None
-    difference: reference.Difference | None = None
-    if keys["selection"] == "evidence":
-        zeros = (torch.zeros(n, n, dtype=torch.float64) for _ in range(2))
-        how = {name: keys["evidence"][name] for name in ("certainty", "share", "discount")}
-        evidence = reference.Evidence(*zeros, **how)
-    elif keys["selection"] == "difference":
-        difference = reference.Difference(
-            clients.examples_n, clients.batch_size, **keys["difference"]
-        )
-    capped = keys["coupling"] == "capped"
-    training = reference.capped_training if capped else reference.model_training
-    for t in range(rounds):
-        probability = config.algorithm.sampling.probability(t, n, rounds)  # type: ignore[attr-defined]
-        pairs = [
-            (int(i), int(j)) for i, j in draw_pairs(seeds.key(seed, "pairs", t), n, probability)
-        ]
-        at_midpoint = partial(clients.gradient, t, "midpoint")
-        if evidence:
-            s_nn = evidence.select(x_nd, s_nn, at_midpoint, pairs)
-        elif difference:
-            mean_d = x_nd.mean(dim=0)
-            s_nn = difference.select(s_nn, torch.stack([at_midpoint(i, mean_d) for i in range(n)]))
-        else:
-            s_nn = reference.client_selection(
-                x_nd, s_nn, at_midpoint, pairs, keys["gamma"], keys["margin"], keys["threshold"]
-            )
-        x_nd = training(
-            x_nd, s_nn.clamp(0, 1), partial(clients.gradient, t, "local"), keys["rho"], eta
-        )
-        yield x_nd, s_nn.clamp(0, 1)
-
-
-def drift(rule: str, rounds: int, seed: int) -> dict[str, Any]:
-    """Return what happens to the links of one run that swaps two clients at half time.
-
-    `gone`, `made` and `right`: rounds from the swap to the first one without a wrong link, without a missing
-    link, and without either; None where there is none.
-    """
-    clients = Clients(load_config(None, [*RULES[rule], f"run.seed={seed}"]))
-    half = rounds // 2
-    found: dict[str, int | None] = {"gone": None, "made": None, "right": None}
-    before = wrong = (0, 0)
-    for r, (_, w_nn) in enumerate(rounds_of(clients, rounds), start=1):
-        wrong = clients.wrong_links(w_nn)
-        if r == half:
-            before = wrong
-            clients.swap(*SWAPPED)
-        elif r > half:
-            so_far = {"gone": not wrong[0], "made": not wrong[1], "right": wrong == (0, 0)}
-            found = {
-                name: r - half if reached and found[name] is None else found[name]
-                for name, reached in so_far.items()
-            }
-    return {"rule": rule, "seed": seed, "before": sum(before), **found, "end": sum(wrong)}
-
-
-COLUMNS = {
-    "before": "wrong before the swap",
-    "gone": "rounds until old links are gone",
-    "made": "until new ones are made",
-    "right": "until all are right",
-    "end": "wrong at the end",
-}
-
-
-def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each rule, with the numbers of its seeds one after the other."""
-    rows = [
-        {"rule": rule}
-        | {title: ", ".join(map(_whole, part[key])) for key, title in COLUMNS.items()}
-        for rule, part in frame.groupby("rule", sort=False)
-    ]
-    return pd.DataFrame(rows)
-
-
-def _whole(number: float | None) -> str:
-    return "-" if number is None or pd.isna(number) else f"{number:.0f}"
+        draw_curve(axes, over_seeds([accuracy(run) for run in runs]), style, 100.0, band=False)
+    mark_switches(
+        axes, sorted({r for runs in found.values() for run in runs for r in run.switches})
+    )
 
 
 def main() -> None:
-    """Run all rules and seeds and print the table."""
+    """Train, print and draw."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("--only", nargs="+", choices=RULES, default=list(RULES), metavar="RULE")
-    parser.add_argument("--rounds", type=int, default=800)
+    parser.add_argument(
+        "--only", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD"
+    )
+    parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/drift"), metavar="DIR")
+    parser.add_argument("--figures", type=Path, default=Path("report"), metavar="DIR")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    found = [drift(rule, options.rounds, seed) for rule in options.only for seed in options.seeds]
-    print(markdown(table(pd.DataFrame(found))))
+    found = {
+        (way, method): [
+            trained(way, method, seed, options.rounds, options.out) for seed in options.seeds
+        ]
+        for way in WAYS
+        for method in options.only
+    }
+    for way in WAYS:
+        print(f"{way}:\n\n{markdown(table(found, way))}", end="\n\n", flush=True)
+    options.figures.mkdir(parents=True, exist_ok=True)
+    draw(found, options.figures / "drift_accuracy.png")
 
 
 if __name__ == "__main__":

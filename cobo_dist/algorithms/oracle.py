@@ -64,23 +64,26 @@ class Oracle(FedAvg):
             self.use_groups(Weights(self.clients.ids, now_n, symmetric=True))
         if np.array_equal(before_n, now_n):
             return False
-        hand_over(self.clients, self.exchange, first_members(before_n, now_n))
+        donor_n = donors(before_n, now_n, self.context.taking_part(t))
+        hand_over(self.clients, self.exchange, donor_n)
         return True
 
 
-def first_members(before_n: NDArray[np.int64], now_n: NDArray[np.int64]) -> NDArray[np.int64]:
+def donors(
+    before_n: NDArray[np.int64], now_n: NDArray[np.int64], part_n: NDArray[np.bool_]
+) -> NDArray[np.int64]:
     """Return, for each client, a client that had the model of its present cluster, [n].
 
-    That is the client itself where it stays, and where nobody was in its present cluster.
+    That is the client itself where it stays, and where nobody was in its present cluster; else one that takes
+    part, if there is any.
 
-    >>> first_members(np.array([0, 0, 1, 1]), np.array([1, 0, 1, 2])).tolist()
-    [2, 1, 2, 3]
+    >>> before_n, now_n = np.array([0, 0, 1, 1]), np.array([1, 0, 1, 2])
+    >>> donors(before_n, now_n, np.array([True, True, False, True])).tolist()
+    [3, 1, 2, 3]
     """
-    first = {int(k): int(np.argmax(before_n == k)) for k in np.unique(before_n)}
-    return np.array(
-        [
-            i if before == now else first.get(int(now), i)
-            for i, (before, now) in enumerate(zip(before_n, now_n, strict=True))
-        ],
-        dtype=np.int64,
-    )
+    found_n = np.arange(len(before_n))
+    for client in np.flatnonzero(before_n != now_n):
+        members = np.flatnonzero(before_n == now_n[client])
+        if len(members):
+            found_n[client] = members[int(np.argmax(part_n[members]))]
+    return found_n

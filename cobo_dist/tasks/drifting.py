@@ -67,14 +67,14 @@ class CurrentExamples:
         before, self.donors = self.donors, self._drift.donors(r).tolist()
         return before != self.donors
 
+    def of_client(self, client: int, split: str) -> Tensor:
+        """Return the example indices of one client."""
+        donor = self.donors[client]
+        return self._splits[split][client] if donor == client else self._moved[client, donor][split]
+
     def of(self, split: str) -> list[Tensor]:
         """Return the example indices of each client, [n]."""
-        return [
-            own if donor == client else self._moved[client, donor][split]
-            for client, (own, donor) in enumerate(
-                zip(self._splits[split], self.donors, strict=True)
-            )
-        ]
+        return [self.of_client(client, split) for client in range(len(self.donors))]
 
 
 def with_drift(

@@ -73,10 +73,10 @@ class Classification(Supervised):
 
     def _own_labels(self) -> Tensor:
         """Return `labels_of` [n, classes], where labels share an output without those of no example: -1."""
-        maps, splits = self.maps[self.current.donors], list(map(self.current.of, self.split_of))
+        maps = self.maps[self.current.donors]
         ordered = maps.sort(dim=1).values
         for client in (ordered[:, 1:] == ordered[:, :-1]).any(dim=1).nonzero()[:, 0].tolist():
-            own = torch.cat([split[client] for split in splits])
+            own = torch.cat([self.current.of_client(client, split) for split in self.split_of])
             lacking = self.labels[own].bincount(minlength=maps.shape[1]) == 0
             maps[client, lacking] = -1
         return maps

@@ -259,7 +259,7 @@ class Supervised(Task):
         same examples evaluate the same part.
         """
         self._move_to(device)
-        indices, most = self.current.of(split)[client], self.data.eval_examples
+        indices, most = self.current.of_client(client, split), self.data.eval_examples
         if not whole and 0 < most < len(indices):
             key = seeds.key(self.split_seed, f"part of {split}")
             indices = indices[seeds.permutation(key, len(indices))[:most]]

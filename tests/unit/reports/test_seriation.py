@@ -16,6 +16,7 @@ from report_runs import CLUSTERS, SAME, N, Report, blocks, write_run
 from scipy.sparse.csgraph import connected_components
 
 from cobo_dist.cli.report import main
+from cobo_dist.maths.true_graph import Truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.reports.reading import read_run
 from cobo_dist.reports.reading.seriation import seriate
@@ -94,7 +95,7 @@ def test_many_clients_are_ordered_by_component_without_a_matrix(tmp_path: Path) 
     n = 3000
     groups = np.arange(n) % 3
     groups[7] = 3
-    log = WeightSnapshots(RunDir(tmp_path), None, ())
+    log = WeightSnapshots(RunDir(tmp_path), Truth.constant(None), ())
     log.add(0, Weights(range(n), (0,) * n))
     log.add(10, Weights(range(n), groups))
     tracemalloc.start()
@@ -117,7 +118,7 @@ def test_components_of_many_clients_are_those_above_an_equal_share(tmp_path: Pat
     partner = np.arange(n) ^ 1
     weights = Weights(range(n), range(n), 0.0)
     weights.put(np.arange(n), partner, np.full(n, 0.3, dtype=np.float32))
-    log = WeightSnapshots(RunDir(tmp_path), None, ())
+    log = WeightSnapshots(RunDir(tmp_path), Truth.constant(None), ())
     log.add(0, weights)
     with np.load(tmp_path / "W.npz", allow_pickle=False) as stored:
         _, _, cells = read_listed(stored, lambda clients: 1.0 / clients)

@@ -16,7 +16,7 @@ from cobo_dist.cli.report import main as report
 from cobo_dist.cli.train import main
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.maths.true_graph import TrueGraph
+from cobo_dist.maths.true_graph import TrueGraph, Truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import BUILT_IN, register
 from cobo_dist.storage.run_dir import RunDir
@@ -129,7 +129,7 @@ def test_a_group_has_no_more_clusters_than_labels_can_tell_apart() -> None:
 @pytest.mark.parametrize("n", [512, 513])
 def test_many_clients_have_no_graph_in_the_file(tmp_path: Path, n: int) -> None:
     graph = TrueGraph.of(np.arange(n) / n, lambda one, other: np.abs(one - other) < 0.1)
-    snapshots = WeightSnapshots(RunDir(tmp_path), None, (), graph)
+    snapshots = WeightSnapshots(RunDir(tmp_path), Truth.constant(None, graph), ())
     snapshots.add(0, Weights(range(n), np.zeros(n), symmetric=True))
     with np.load(tmp_path / "W.npz") as stored:
         assert ("true_graph" in stored) == ("true_order" in stored) == (n == 512)

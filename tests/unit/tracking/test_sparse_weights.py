@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 
 from cobo_dist.cli.report import main
 from cobo_dist.comm.session import Session
+from cobo_dist.maths.true_graph import Truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.reports.reading.series import link_strengths
 from cobo_dist.reports.reading.sparse_weights import CELLS, read_listed
@@ -48,7 +49,7 @@ def learned(moves: int, seed: int = 0) -> Weights:
 def kept(folder: Path, moves: tuple[int, ...]) -> tuple[WeightSnapshots, list[np.ndarray]]:
     """Log some W in rounds 0, 10, ...; return them as matrices."""
     folder.mkdir(exist_ok=True)
-    log = WeightSnapshots(RunDir(folder), tuple(CLUSTERS.tolist()), ())
+    log = WeightSnapshots(RunDir(folder), Truth.constant(CLUSTERS.tolist()), ())
     for number, count in enumerate(moves):
         log.add(10 * number, learned(count))
     return log, [learned(count).dense() for count in moves]
@@ -96,7 +97,7 @@ def test_a_checkpoint_holds_snapshots_and_w_as_they_were(tmp_path: Path) -> None
     arrays = load(save(log.state(learned(2_000))))
     check_logger_arrays(arrays, N)
     log.add(20, learned(1_000))
-    other = WeightSnapshots(RunDir(tmp_path / "two"), None, ())
+    other = WeightSnapshots(RunDir(tmp_path / "two"), Truth.constant(None), ())
     (tmp_path / "two").mkdir()
     weights = other.restore(arrays)
     np.testing.assert_array_equal(weights.dense(), learned(2_000).dense())
@@ -121,7 +122,7 @@ def test_snapshots_have_the_type_of_the_run(tmp_path: Path, n: int, dtype: str) 
     """As matrices and as lists; snapshots that an earlier version stored in float32 are kept beside them."""
     weights = Weights(range(n), range(n), dtype=np.float64, symmetric=True)
     weights.put(np.array([0, 1]), np.array([1, 0]), np.array([1 / 3, 1 / 3]))
-    log = WeightSnapshots(RunDir(tmp_path), None, (), dtype=dtype)
+    log = WeightSnapshots(RunDir(tmp_path), Truth.constant(None), (), dtype=dtype)
     if n == 6:
         old = np.eye(n, dtype=np.float32)
         log.restore({"rounds": np.array([0]), "weights": old[None], "graph": weights.dense()})
