@@ -101,9 +101,7 @@ def draw_single(groups: Sequence[Group], out: Path) -> list[Path]:
                 title = "" if single else group.title
                 files += draw_weights(run.weights, out / f"{name}.png", title)
     for group in groups:
-        if run := next((run for run in group.runs if run.timeline), None):
-            name = "timeline" if single else f"timeline_{slug(group.label)}"
-            files += draw_space_time(
-                run.timeline, out / f"{name}.png", "" if single else group.title
-            )
+        name = "timeline" if single else f"timeline_{slug(group.label)}"
+        timeline = next((run.timeline for run in group.runs if run.timeline), {})
+        files += draw_space_time(timeline, out / f"{name}.png", "" if single else group.title)
     return files

@@ -129,7 +129,7 @@ def _seconds_at(group: Group, first: pd.Series[float]) -> pd.Series[float]:
     """The virtual seconds at the end of a round of each run; empty where a run has no virtual time."""
     each = [virtual_seconds(group.runs[int(str(run))]) for run in first.index]
     if not all(each):
-        return pd.Series([], dtype=np.float64)
+        return pd.Series(np.empty(0))
     return pd.Series([at[int(r)] for at, r in zip(each, first, strict=True)], dtype=np.float64)
 
 
