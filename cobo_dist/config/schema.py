@@ -254,6 +254,12 @@ def check_across(config: Config) -> None:
             f"{key} of algorithm.name={config.algorithm.name} and participation both say how many clients "
             "take part; drop one of them"
         )
+    factor = config.membership.sampling_factor
+    if factor > 1 and not config.algorithm.draws_pairs:
+        raise ConfigError(
+            f"membership.sampling_factor={factor:g} is for pairs of clients that are drawn, and "
+            f"algorithm.name={config.algorithm.name} draws none here; drop it"
+        )
     if config.comm.deterministic and config.run.engine == "vectorised":
         raise ConfigError(
             "comm.deterministic=true computes clients one by one, but run.engine=vectorised; "
