@@ -129,6 +129,11 @@ class AlgorithmSection(Section):
         return ""
 
     @property
+    def draws_pairs(self) -> bool:
+        """Whether rounds draw pairs of clients, and those of newcomers may be drawn more often."""
+        return False
+
+    @property
     def batch_streams(self) -> int:
         """How many streams of batches a client reads."""
         return 1

@@ -272,6 +272,11 @@ class CoBoConfig(AlgorithmSection):
         return Sketch(self.sketch, seed, t, private.clip, private.noise) if self.sketch else None
 
     @property
+    def draws_pairs(self) -> bool:
+        """Yes, but for selection by differences, which compares all clients at one point."""
+        return self.selection != "difference"
+
+    @property
     def batch_streams(self) -> int:
         """Midpoints may have a stream of their own."""
         return 1 + (self.midpoint_data == "fresh")

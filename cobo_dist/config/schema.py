@@ -254,25 +254,25 @@ def check_across(config: Config) -> None:
             f"{config.algorithm.name}, which takes one local step a round; leave local.{key} at its "
             "default"
         )
-    if config.participation.trace and not config.clock.waits_for_all:
-        raise ConfigError(
-            f"participation.trace={config.participation.trace} says who is available in which round, and a "
-            f"round of clock.policy={config.clock.policy} has only those whose work ends then, so perhaps "
-            "nobody; drop it or set clock.policy=sync"
-        )
     if config.participation != ParticipationConfig() and (key := config.algorithm.draws_clients):
         raise ConfigError(
             f"{key} of algorithm.name={config.algorithm.name} and participation both say how many clients "
             "take part; drop one of them"
         )
-    drawn = config.participation != ParticipationConfig() or config.algorithm.draws_clients
-    if drawn and not config.clock.waits_for_all:
-        key = config.algorithm.draws_clients or (
-            "participation.count" if config.participation.count else "participation.fraction"
-        )
+    changed = (
+        key for key, value in ParticipationConfig() if getattr(config.participation, key) != value
+    )
+    key = config.algorithm.draws_clients or next((f"participation.{key}" for key in changed), "")
+    if key and not config.clock.waits_for_all:
         raise ConfigError(
-            f"clock.policy={config.clock.policy} says by speed who takes part in a round, and {key} draws "
-            f"clients; drop {key}, or set clock.policy=sync"
+            f"clock.policy={config.clock.policy} says by speed who takes part in a round, and so does {key} in "
+            f"another way; drop {key}, or set clock.policy=sync"
+        )
+    factor = config.membership.sampling_factor
+    if factor > 1 and not config.algorithm.draws_pairs:
+        raise ConfigError(
+            f"membership.sampling_factor={factor:g} is for pairs of clients that are drawn, and "
+            f"algorithm.name={config.algorithm.name} draws none here; drop it"
         )
     if config.comm.deterministic and config.run.engine == "vectorised":
         raise ConfigError(

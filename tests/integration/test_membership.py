@@ -19,6 +19,7 @@ from cobo_dist.algorithms.registry import ALGORITHMS
 from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_STOPPED, ConfigError
+from cobo_dist.planning.dry_run import DryRun
 from cobo_dist.tasks.registry import build_task
 from cobo_dist.training.preparation import refuse_unfit
 from cobo_dist.training.trainer import Trainer
@@ -53,6 +54,7 @@ def test_any_number_of_ranks_gives_the_same_bits(
     run = [
         *quadratic(tmp_path, *EVENTS), f"membership.start={start}", "membership.weights=component",
         "membership.sampling_factor=5", "membership.sampling_rounds=3", "algorithm.sampling.rate=3",
+        "comm.check=true",
         "comm.deterministic=true",
     ]  # fmt: skip
     for ranks in (1, 2, 3):
@@ -137,6 +139,44 @@ def test_every_algorithm_survives_joins_and_leaves(
     weights = np.load(tmp_path / "run" / "W.npz")["weights"]
     assert not np.concatenate([weights[0, 1], weights[0, :, 1]]).any()
     assert not np.concatenate([weights[-1, 0], weights[-1, :, 0]]).any()
+
+
+def test_events_before_round_1_and_of_all_but_one_client(pool: RankPool, tmp_path: Path) -> None:
+    """Who joins before round 1 is in the run from the start; a single client finds nobody to be like."""
+    events = [(1, client, "leave") for client in range(5)] + [
+        (1, 6, "join"),
+        (3, 5, "leave"),
+        (4, 0, "join"),
+    ]
+    for start in STARTS:
+        run = [
+            *quadratic(tmp_path, *events),
+            f"membership.start={start}",
+            "comm.deterministic=true",
+        ]
+        for ranks in (1, 3):
+            pool.run(ranks, train, [*run, f"run.dir={tmp_path / f'{start}{ranks}'}"])
+        assert_same(tmp_path / f"{start}1", tmp_path / f"{start}3")
+        evaluated = {
+            row["client"] for row in rows(tmp_path / f"{start}1", "eval") if not row["round"]
+        }
+        assert evaluated == {None, 5, 6}
+
+
+def test_a_plan_counts_the_clients_of_each_round(pool: RankPool, tmp_path: Path) -> None:
+    """While W keeps its start, what 2 ranks send in each round is what the plan says."""
+    run = [
+        *quadratic(tmp_path, (5, 1, "join"), (7, 2, "leave"), (9, 3, "leave")), "algorithm.gamma=0",
+        "algorithm.sampling.rate=3", f"run.dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    pool.run(2, train, run)
+    config = load_config(None, run)
+    task = build_task(config.task, config.model, config.data, 0, torch.float64)
+    dry_run = DryRun(config, task, 2)
+    sent = {row["round"]: row["bytes_sent"] for row in rows(tmp_path / "run", "round")}
+    planned = {r: dry_run.round(r, r - 1).total for r in sent}
+    assert planned == sent
+    assert len(set(sent.values())) > 1
 
 
 # -- by hand -----------------------------------------------------------------------------------------
@@ -291,6 +331,8 @@ REFUSALS = {
     "membership.file=none.csv": "membership.file=none.csv does not exist",
     "run.rounds=3": "line 2: round 4 comes after the last, run.rounds=3",
     "membership.start=nearby": "membership.start='nearby' is none of common, mean, best_component, nearest",
+    "membership.sampling_factor=2 algorithm.name=fedavg": "algorithm.name=fedavg draws none here; drop it",
+    "membership.sampling_factor=0.5": "membership.sampling_factor=0.5 is refused",
     "participation.dropout=1": "participation.dropout=1 is refused",
     "participation.trace=TRACE": "no client of the run is available in round 1",
 }
@@ -307,7 +349,11 @@ def test_scenarios_that_do_not_fit_the_run_are_refused(tmp_path: Path, argument:
     trace = tmp_path / "trace.csv"
     spans = [f"{client},{1 if client == 1 else 2},9" for client in range(8)]
     trace.write_text("\n".join(["client,from,to", *spans]))
-    arguments = ["run.rounds=9", f"membership={events}", argument.replace("TRACE", str(trace))]
+    arguments = [
+        "run.rounds=9",
+        f"membership={events}",
+        *argument.replace("TRACE", str(trace)).split(),
+    ]
     with pytest.raises(ConfigError) as caught:
         checked(arguments)
     assert REFUSALS[argument] in str(caught.value)

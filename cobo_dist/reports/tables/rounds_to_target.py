@@ -61,7 +61,7 @@ def rounds_to_target_table(groups: Sequence[Group], caption: str) -> Table | Non
                     "round_ci95": float(half_width(first.std(), len(first)))
                     if len(first) > 1
                     else "",
-                    "virtual_seconds_mean": seconds.mean() if len(seconds) else "",
+                    **({"virtual_seconds_mean": seconds.mean()} if len(seconds) else {}),
                     "seeds_reached": len(first),
                     "seeds": len(frame.columns),
                 }
