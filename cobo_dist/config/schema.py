@@ -265,8 +265,8 @@ def check_across(config: Config) -> None:
     key = config.algorithm.draws_clients or next((f"participation.{key}" for key in changed), "")
     if key and not config.clock.waits_for_all:
         raise ConfigError(
-            f"clock.policy={config.clock.policy} says by speed who takes part in a round, and so does {key} in "
-            f"another way; drop {key}, or set clock.policy=sync"
+            f"clock.policy={config.clock.policy} says by speed who takes part in a round, and {key} says it "
+            f"otherwise; drop {key}, or set clock.policy=sync"
         )
     factor = config.membership.sampling_factor
     if factor > 1 and not config.algorithm.draws_pairs:

@@ -61,18 +61,21 @@ def rounds_to_target_table(groups: Sequence[Group], caption: str) -> Table | Non
                     "round_ci95": float(half_width(first.std(), len(first)))
                     if len(first) > 1
                     else "",
-                    **({"virtual_seconds_mean": seconds.mean()} if len(seconds) else {}),
+                    "virtual_seconds_mean": seconds.mean() if len(seconds) else "",
                     "seeds_reached": len(first),
                     "seeds": len(frame.columns),
                 }
             )
         text.append(line)
     headings = ["method", *(f"{verb} {target:g}{unit}" for target in targets)]
+    table = pd.DataFrame(numbers, dtype=object)
+    if (table.get("virtual_seconds_mean", "") == "").all():  # no run has virtual time
+        table = table.drop(columns="virtual_seconds_mean")
     return Table(
         caption=caption,
         text=pd.DataFrame(text, columns=headings),
         notes=(_note(groups, metric, split),),
-        numbers=pd.DataFrame(numbers, dtype=object),
+        numbers=table,
     )
 
 
