@@ -51,6 +51,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "CoBo, robust": ("algorithm.name=cobo", "preset=robust"),
     "IFCA": ("algorithm.name=ifca",),
     "FedDrift": ("algorithm.name=feddrift",),
+    "FedDrift, period 10": ("algorithm.name=feddrift", "algorithm.period=10"),
     "CFL": ("algorithm.name=cfl",),
     "FedAvg": ("algorithm.name=fedavg",),
     "Local": ("algorithm.name=local",),

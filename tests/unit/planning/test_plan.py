@@ -99,6 +99,16 @@ EXACT = {
     ],
     "fedavg, some clients": ["algorithm.name=fedavg", "participation.count=1", "local.epochs=1"],
     "oracle, some clients": ["algorithm.name=oracle", "participation.count=3"],
+    "oracle, drift": [
+        "algorithm.name=oracle",
+        "task.drift=[{round: 2, clients: [0], cluster: 1}, {round: 4, clients: [1]}]",
+        NORM,
+    ],
+    "drift, some clients": [
+        "algorithm.name=oracle",
+        "participation.count=3",
+        "task.drift=[{round: 3, count: 2}]",
+    ],
     "oracle, by examples": ["algorithm.name=oracle", "algorithm.weighting=examples"],
     "ditto, some clients": ["algorithm.name=ditto", "participation.fraction=0.4"],
     "finetuned, some clients": ["algorithm.name=finetuned_fedavg", "participation.count=2"],
