@@ -115,6 +115,7 @@ def draw(found: dict[str, dict[int, list[Result]]], table: pd.DataFrame, path: P
             whole = float(np.mean([one.accuracies[-1] for one in by_size[0]]))
             axes.axhline(whole, color=color, linestyle=":", linewidth=1)
         axes.set(xlabel="numbers of a sketch", ylabel="test accuracy (%)", xscale="log")
+        axes.set_ylim(top=min(100.0, axes.get_ylim()[1]))
         log_axis(axes.xaxis)
         axes.legend(loc="lower right")
         save(figure, path, table)

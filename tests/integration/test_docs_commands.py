@@ -59,6 +59,8 @@ SMALLER = {
     r"cobo_dist\.doctor": "run.dir=runs/checked",
     r"benchmarks/short_runs\.sh": TINY_RUN,
     r"benchmarks/theory\.py": "--rounds 3 --seeds 1",
+    r"benchmarks/sketch\.py": "--only paper --sizes 4 --rounds 2 --seeds 0",
+    r"benchmarks/privacy\.py": "--only paper --epsilons 8 --rounds 2 --seeds 0",
     r"benchmarks/structures\.py": "--only IID --rounds 2 --seeds 0",
     r"benchmarks/stragglers\.py": "--only sync AD-PSGD --slow 1 2 --rounds 2 --seeds 0",
     r"benchmarks/drift\.py": "--only Oracle --rounds 8 --seeds 0",
