@@ -795,3 +795,17 @@ def test_bad_settings_are_refused_in_one_line(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert REFUSED[arguments] in line
     assert not (tmp_path / "run").exists()
+
+
+def test_rows_do_not_tell_of_a_w_that_was_replaced_since_the_last_snapshot(
+    problem: Path, tmp_path: Path
+) -> None:
+    """Groups are found in round 3; W is gathered after rounds 0, 5 and 6."""
+    run = [
+        *QUIET, "task.name=quadratic", f"task.file={problem}", f"run.dir={tmp_path}", "run.eval_every=0",
+        "algorithm.name=flhc", "algorithm.after_rounds=3", "algorithm.clusters=3",
+        "run.log_weights_every=5", *SHORT,
+    ]  # fmt: skip
+    assert main(run) == 0
+    found = {row["round"]: row["components"] for row in rows(tmp_path, "round")}
+    assert found == {1: 1, 2: 1, 3: None, 4: None, 5: None, 6: 3}
