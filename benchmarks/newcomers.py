@@ -93,7 +93,9 @@ def starts(rounds: int, seeds: list[int], out: Path) -> pd.DataFrame:
         joins: list[Mapping[str, float]] = []
         finals = []
         for seed in seeds:
-            first, last = f"membership.first={rounds // 3}", f"membership.last={2 * rounds // 3}"
+            # Late enough that CoBo's W has parted the clusters.
+            first = f"membership.first={2 * rounds // 3}"
+            last = f"membership.last={11 * rounds // 12}"
             folder = out / f"{name} {rounds} s{seed}".replace(" ", "_").replace(",", "")
             # The keys of CoBo do not suit the other methods.
             own = [one for one in DIGITS if "CoBo" in name or not one.startswith("algorithm")]

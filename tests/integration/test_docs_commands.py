@@ -52,6 +52,7 @@ SMALLER = {
     # What a line has -> what is added to it.
     r"cobo_dist\.(train|sweep)|launch/(torchrun|mpirun)\.sh": TINY_RUN,
     r"(cobo_dist\.train|launch/(torchrun|mpirun)\.sh)(?!.*run\.resume)": "run.overwrite=true",
+    r"cobo_dist\.train membership": "run.rounds=130",  # the events come before
     r"launch/quickstart\.sh": "run.rounds=20",
     r"cross_(silo|device)": TINY_IMAGES,
     r"configs/cpu/language|task\.name=language": TINY_TEXT,
