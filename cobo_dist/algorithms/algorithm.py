@@ -13,7 +13,14 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.algorithms.base import (
+    AlgorithmState,
+    Clients,
+    Exchange,
+    Newcomers,
+    RoundResult,
+    RunContext,
+)
 from cobo_dist.lazy import torch
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import class_of, register, takes
@@ -122,6 +129,11 @@ class AlgorithmSection(Section):
         return ""
 
     @property
+    def draws_pairs(self) -> bool:
+        """Whether rounds draw pairs of clients, and those of newcomers may be drawn more often."""
+        return False
+
+    @property
     def batch_streams(self) -> int:
         """How many streams of batches a client reads."""
         return 1
@@ -180,6 +192,8 @@ class Algorithm(ABC):
         role: `alone` for the method that collaboration must beat, `upper_bound` for one that knows the
             truth, `emphasized` for one that figures show first and in front.
         learns_weights: whether W is worth a figure.
+        newcomers_start: in place of `membership.start`, where the method itself says which model a newcomer
+            gets: `best_component`, or `group`, which `join` gives; empty: the key decides.
         sums: the method of the exchange that computes its sums with W; `none`: what is sent does not depend
             on W.
         user_notice: what a user should know before it starts.
@@ -193,6 +207,7 @@ class Algorithm(ABC):
     place: ClassVar[int] = 100
     role: ClassVar[Literal["", "alone", "upper_bound", "emphasized"]] = ""
     learns_weights: ClassVar[bool] = False
+    newcomers_start: ClassVar[str] = ""
     sums: ClassVar[Literal["mix", "all_reduce", "none"]] = "mix"
 
     def __init__(
@@ -218,6 +233,13 @@ class Algorithm(ABC):
     @abstractmethod
     def round(self, t: int) -> RoundResult:
         """Go from x^t to x^(t+1); t counts from 0."""
+
+    def join(self, t: int, newcomers: Newcomers) -> None:  # noqa: B027
+        """Take in clients that join before round t; newcomers have their models already.
+
+        All ranks call it. An algorithm gives newcomers what else it keeps of a client: weights, groups, a
+        common model.
+        """
 
     def state(self) -> AlgorithmState:
         """Return what a resumed run needs beside the clients and `weights`."""

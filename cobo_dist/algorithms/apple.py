@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import Algorithm, RunSettings
-from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.algorithms.base import (
+    AlgorithmState,
+    Clients,
+    Exchange,
+    Newcomers,
+    RoundResult,
+    RunContext,
+)
 from cobo_dist.algorithms.fedavg import WeightingConfig
 from cobo_dist.lazy import torch
 from cobo_dist.maths.flat import to_device, upload
@@ -141,6 +148,12 @@ class Apple(Algorithm):
         self.weights.put_rows(rows_e, p_en)
         self.combine(rows_e)
         return RoundResult(losses_c, weights_replaced=True)
+
+    def join(self, t: int, newcomers: Newcomers) -> None:
+        """Make the models that newcomers got their core models."""
+        rows = np.flatnonzero(np.isin(self.clients.ids, newcomers.ids_k[~newcomers.returns_k]))
+        at = to_device(rows, self.core_cd.device)
+        self.core_cd[at] = self.clients.x_cd[at]
 
     def combine(self, rows_e: NDArray[np.int64]) -> None:
         """x_i <- sum_j p_ij y_j for the clients in some rows."""

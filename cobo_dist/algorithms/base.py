@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cobo_dist.algorithms.local_steps import LocalSteps, Optimizer
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.alignment import Statistic
-from cobo_dist.maths.participation import Participation, Timing
+from cobo_dist.maths.participation import Mask, Participation, Timing
 from cobo_dist.maths.weights import Weights
 
 
@@ -316,6 +316,51 @@ class AlgorithmState:
 
 
 @dataclass(frozen=True)
+class Newcomers:
+    """Clients that join before a round, k of them; all ranks have the same.
+
+    `company_kn` marks the clients whose models a newcomer's own was made of: one, those of a component, or
+    all members. A client that returns keeps its model and its weights. `weights` is `membership.weights`.
+    """
+
+    ids_k: NDArray[np.int64]
+    returns_k: NDArray[np.bool_]
+    company_kn: NDArray[np.bool_]
+    weights: str = "ones"
+
+    def first_weights(self, n: int) -> NDArray[np.float64]:
+        """Return the weights [k, n] that newcomers and all others begin with, both ways."""
+        if self.weights != "component":
+            return np.full((len(self.ids_k), n), float(self.weights == "ones"))
+        w_kn = self.company_kn.astype(np.float64)
+        same_kk = (self.company_kn[:, None] == self.company_kn).all(axis=2)
+        w_kn[:, self.ids_k] = same_kk & self.company_kn.any(axis=1)
+        return w_kn
+
+    def entries(
+        self, ids: Sequence[int], n: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Return rows, columns and values of the first weights in the rows of W of some clients, [e] each.
+
+        Those of clients that return, and the diagonal, are left out.
+        """
+        w_kn, ids_c = self.first_weights(n), np.asarray(ids, dtype=np.int64)
+        new_j = self.ids_k[~self.returns_k]
+        place_n = np.full(n, -1)
+        place_n[new_j] = np.flatnonzero(~self.returns_k)
+        old_rows = np.flatnonzero(place_n[ids_c] < 0)
+        new_rows = np.repeat(np.flatnonzero(place_n[ids_c] >= 0), n)
+        columns = np.resize(np.arange(n), len(new_rows))
+        apart = ids_c[new_rows] != columns
+        new_rows, columns = new_rows[apart], columns[apart]
+        w_oj = w_kn[place_n[new_j]][:, ids_c[old_rows]].T
+        rows = np.concatenate([np.repeat(old_rows, len(new_j)), new_rows])
+        others = np.concatenate([np.tile(new_j, len(old_rows)), columns])
+        w_e = np.concatenate([w_oj.reshape(-1), w_kn[place_n[ids_c[new_rows]], columns]])
+        return rows, others, w_e
+
+
+@dataclass(frozen=True)
 class RunContext:
     """The facts of the run that an algorithm needs."""
 
@@ -326,6 +371,8 @@ class RunContext:
     participation: Participation | None = None  # of clients in rounds; None: of all in every round
     examples: Sequence[int] = ()  # for training, of each client
     batch_size: int = 1  # training examples in one gradient of a client
+    raised: Mask | None = None  # newcomers whose pairs are drawn more often in a round, [n]
+    raised_factor: float = 1.0  # by which factor
 
     @property
     def all_take_part(self) -> bool:

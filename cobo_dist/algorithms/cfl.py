@@ -126,7 +126,7 @@ class Cfl(FoundGroups):
         unit = 1.0 if config.norms == "absolute" else eta * total / max(count, 1.0)
         found = []
         for label in range(int(self.found_n.max()) + 1):
-            members = np.flatnonzero(self.found_n == label)
+            members = np.flatnonzero((self.found_n == label) & self.context.members(t))
             taking = members[part_n[members]]
             if len(members) < config.min_size or not len(taking) or not self.known_n[members].all():
                 continue

@@ -26,6 +26,7 @@ from cobo_dist.algorithms.base import (
     Clients,
     Columns,
     Exchange,
+    Newcomers,
     PairEnds,
     RoundResult,
     RunContext,
@@ -40,7 +41,7 @@ from cobo_dist.algorithms.statistics import statistic_of
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import coupling, projections, seeds
 from cobo_dist.maths.flat import upload
-from cobo_dist.maths.sampling import draw_pairs
+from cobo_dist.maths.sampling import add_pairs_of, draw_pairs
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
@@ -135,6 +136,15 @@ class CoBo(Algorithm):
         pairs_m2 = draw_pairs(seeds.key(self.context.seed, "pairs", t), n, probability)
         if self.context.all_take_part:
             return pairs_m2
+        if self.context.raised is not None:
+            pairs_m2 = add_pairs_of(
+                pairs_m2,
+                np.flatnonzero(self.context.raised(t)).tolist(),
+                n,
+                probability,
+                self.context.raised_factor,
+                lambda client: seeds.key(self.context.seed, "newcomer pairs", t, client),
+            )
         part_n = torch.from_numpy(self.context.taking_part(t))
         return pairs_m2[part_n[pairs_m2].all(dim=1)]
 
@@ -161,7 +171,8 @@ class CoBo(Algorithm):
             met_c[ends.rows] = True
             alignments.append(alignment_e[ends.first])
         rows = np.flatnonzero(met_c)
-        new_kn = self.onto_simplex(moved_cn[rows], rows).astype(old_cn.dtype)
+        members_n = self.context.members(t)
+        new_kn = self.onto_simplex(moved_cn[rows], rows, members_n).astype(old_cn.dtype)
         self.weights.put_rows(rows, new_kn)
         row, other = np.nonzero(new_kn != old_cn[rows])  # a whole row moves with one weight
         ids = np.asarray(self.clients.ids)[rows[row]]
@@ -179,13 +190,19 @@ class CoBo(Algorithm):
         return ends, self.exchange.alignment(g_ed, self.statistic)
 
     def onto_simplex(
-        self, moved_kn: NDArray[np.floating], rows: NDArray[np.intp]
+        self,
+        moved_kn: NDArray[np.floating],
+        rows: NDArray[np.intp],
+        members_n: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float64]:
-        """Project the weights of the clients in `rows`, [k, n]."""
+        """Project the weights of the clients in `rows`, [k, n], onto a simplex of members; None: of all."""
         outside_kn = None
         if self.config.own_weight == "excluded":
             own_k1 = torch.tensor(self.clients.ids)[torch.from_numpy(rows), None]
             outside_kn = torch.arange(self.context.clients) == own_k1
+        if members_n is not None and not members_n.all():
+            absent_kn = torch.from_numpy(~members_n).expand(len(rows), -1)
+            outside_kn = absent_kn if outside_kn is None else outside_kn | absent_kn
         return projections.simplex(torch.from_numpy(moved_kn), outside_kn).numpy()
 
     def gather(self, t: int, pairs: int, weights: Weights) -> NDArray[np.float64] | None:
@@ -248,6 +265,22 @@ class CoBo(Algorithm):
             kept_c1 = upload(1.0 - lr * pull_c1, x_cd)
             for at, mixed in self.neighbors.mix(weights, t):
                 x_cd[:, at].mul_(kept_c1).add_(mixed.mul_(lr * rho))
+
+    def join(self, t: int, newcomers: Newcomers) -> None:
+        """Give newcomers their rows and columns of W, and what selection keeps of their pairs.
+
+        On a simplex, all rows are then projected, and others first give a newcomer an equal share.
+        """
+        rows, others, w_e = newcomers.entries(self.clients.ids, self.context.clients)
+        if self.config.domain == "box":
+            self.weights.put(rows, others, w_e.astype(self.weights.dtype))
+            (self.difference or self.selection).restart(rows, others, w_e)
+            return
+        members_n, every = self.context.members(t), np.arange(len(self.clients.ids))
+        moved_cn = self.weights.dense()
+        moved_cn[rows, others] = w_e / members_n.sum()
+        w_cn = self.onto_simplex(moved_cn, every, members_n)
+        self.weights.put_rows(every, w_cn.astype(self.weights.dtype))
 
     def state(self) -> AlgorithmState:
         """Return what selection keeps of pairs beside W, and the models that others read."""

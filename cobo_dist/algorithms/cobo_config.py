@@ -240,6 +240,11 @@ class CoBoConfig(AlgorithmSection):
         return ""
 
     @property
+    def draws_pairs(self) -> bool:
+        """Yes, but for selection by differences, which compares all clients at one point."""
+        return self.selection != "difference"
+
+    @property
     def batch_streams(self) -> int:
         """Midpoints may have a stream of their own."""
         return 1 + (self.midpoint_data == "fresh")

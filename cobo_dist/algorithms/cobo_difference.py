@@ -88,7 +88,7 @@ class DifferenceSelection:
             return []
         facts_c3 = self.facts_c3.cpu().numpy()
         self.sum_cd.div_(self.facts_c3[:, :1].clamp(min=1.0).to(self.sum_cd.dtype))  # c
-        found = [] if t + 1 == self.config.window else self._compare(facts_c3)
+        found = [] if t + 1 == self.config.window else self._compare(t, facts_c3)
         self.before_cd, self.sum_cd = self.sum_cd, self.before_cd.zero_()
         self.facts_c3[:, 2] = self.facts_c3[:, 0]
         self.facts_c3[:, :2] = 0.0
@@ -108,7 +108,13 @@ class DifferenceSelection:
         self.facts_c3[at, 0] += 1.0
         self.facts_c3[at, 1] += squared_norms(g_ed)
 
-    def _compare(self, facts_c3: NDArray[np.float64]) -> list[WeightUpdates]:
+    def restart(
+        self, rows_e: NDArray[np.int64], others_e: NDArray[np.int64], weights_e: Floats
+    ) -> None:
+        """Begin anew with some pairs, of clients in rows with others [e], which now have these weights."""
+        self.scores.put(rows_e, others_e, weights_e)
+
+    def _compare(self, t: int, facts_c3: NDArray[np.float64]) -> list[WeightUpdates]:
         """Move the scores of all pairs by the windows' gradients; `before_cd` is free afterwards."""
         ids = np.asarray(self.clients.ids)
         # <c_i, p_j> + <p_i, c_j> = (<c_i + p_i, c_j + p_j> - <c_i - p_i, c_j - p_j>) / 2
@@ -132,7 +138,8 @@ class DifferenceSelection:
         compared_cn &= ids[:, None] != np.arange(len(counts_n))
         rows, others = np.nonzero(compared_cn)
         evidence_k = 1.0 - difference_cn[rows, others] / chance_cn[rows, others]
-        return self._move(rows, others, np.clip(evidence_k, -1.0, 1.0))
+        members_n = self.context.members(t)
+        return self._move(rows, others, np.clip(evidence_k, -1.0, 1.0), members_n)
 
     def _variances(self, facts_c3: NDArray[np.float64]) -> Floats:
         """Return the variance of the gradient of one example of each client, [c]; NaN where it is unknown."""
@@ -147,9 +154,13 @@ class DifferenceSelection:
         return np.where(known_c, of_batch_c * batch * (examples_c - 1.0) / left_c, np.nan)
 
     def _move(
-        self, rows: NDArray[np.intp], others: NDArray[np.intp], evidence_k: Floats
+        self,
+        rows: NDArray[np.intp],
+        others: NDArray[np.intp],
+        evidence_k: Floats,
+        members_n: NDArray[np.bool_],
     ) -> list[WeightUpdates]:
-        """Move the scores of pairs, and put the weights that change into W."""
+        """Move the scores of pairs, and put the weights that change into W; links are of members."""
         ids = np.asarray(self.clients.ids)
         old_k = self.scores.at(rows, others)
         scores_k = np.clip(old_k + self.config.step * evidence_k, -MARGIN, 1.0 + MARGIN)
@@ -157,6 +168,7 @@ class DifferenceSelection:
         self.scores.put(rows[moved_k], others[moved_k], scores_k[moved_k])
         w_cn = np.clip(self.scores.dense(), 0.0, 1.0).astype(self.weights.dtype)
         w_cn[np.arange(len(ids)), ids] = 0.0
+        w_cn *= members_n & members_n[ids, None]
         w_cn *= self._in_company(w_cn >= LINK)
         alignments = evidence_k[ids[rows] < others]
         rows, others = np.nonzero(

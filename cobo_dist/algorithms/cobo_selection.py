@@ -42,6 +42,11 @@ class Selection(ABC):
     def learn(self, pairs: int, sums: Floats) -> None:  # noqa: B027
         """Take the number of pairs of the round, and the sums of those columns over all clients."""
 
+    def restart(  # noqa: B027
+        self, rows_e: NDArray[np.int64], others_e: NDArray[np.int64], weights_e: Floats
+    ) -> None:
+        """Begin anew with some pairs, of clients in rows with others [e], which now have these weights."""
+
     def state(self) -> AlgorithmState:
         """Return what is kept beside W, for checkpoints."""
         return AlgorithmState()
@@ -68,6 +73,11 @@ class GradientSelection(Selection):
         scores_e = np.clip(moved_e, 0.0 - config.margin, 1.0 + config.margin)
         self.scores.put(ends.rows, ends.partners, scores_e)
         return np.clip(moved_e, 0.0, 1.0)
+
+    def restart(
+        self, rows_e: NDArray[np.int64], others_e: NDArray[np.int64], weights_e: Floats
+    ) -> None:
+        self.scores.put(rows_e, others_e, weights_e)
 
     def state(self) -> AlgorithmState:
         return AlgorithmState(pairs={"scores": self.scores} if self.config.margin else {})
@@ -108,6 +118,12 @@ class EvidenceSelection(Selection):
         deviation_e = np.sqrt(np.maximum(variance_e, np.finfo(np.float64).tiny))
         weights_e: Floats = np.clip(sum_e / deviation_e - self.config.certainty, 0.0, 1.0)
         return weights_e
+
+    def restart(
+        self, rows_e: NDArray[np.int64], others_e: NDArray[np.int64], weights_e: Floats
+    ) -> None:
+        for matrix in (self.sum, self.variance):
+            matrix.put(rows_e, others_e, np.zeros(len(rows_e)))
 
     def numbers(self) -> list[Floats]:
         return [self.sum_c]

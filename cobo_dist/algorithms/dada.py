@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection, Finding, HealthFacts
-from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.algorithms.base import (
+    AlgorithmState,
+    Clients,
+    Exchange,
+    Newcomers,
+    RoundResult,
+    RunContext,
+)
 from cobo_dist.algorithms.learned_rows import products_and_squares
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.distances import squared_distances
@@ -149,10 +156,21 @@ class Dada(Algorithm):
         losses_c = self.clients.gradients(t)
         learns = t % self.config.graph_every == 0
         if learns:
+            absent_n = ~self.context.members(t)
+            self.w_nn[absent_n] = self.w_nn[:, absent_n] = 0.0
             self.learn_graph(part_n, losses_c)
             self.weights = self.first_weights()
         self.train_models(t, part_n)
         return RoundResult(losses_c, weights_replaced=learns)
+
+    def join(self, t: int, newcomers: Newcomers) -> None:
+        """Give newcomers an equal share of their first weights, and others the same for them."""
+        everyone = range(self.context.clients)
+        rows, others, w_e = newcomers.entries(everyone, self.context.clients)
+        members_n = self.context.members(t)
+        here_e = members_n[rows] & members_n[others]
+        self.w_nn[rows[here_e], others[here_e]] = w_e[here_e] / max(1, members_n.sum() - 1)
+        self.weights = self.first_weights()
 
     def learn_graph(self, part_n: NDArray[np.bool_], losses_c: Tensor) -> None:
         """Take projected gradient steps on the weights of clients that take part, on every rank alike."""

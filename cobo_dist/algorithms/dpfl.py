@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import Algorithm
-from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.algorithms.base import (
+    AlgorithmState,
+    Clients,
+    Exchange,
+    Newcomers,
+    RoundResult,
+    RunContext,
+)
 from cobo_dist.algorithms.fedavg import WeightedAveragingConfig
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.algorithms.peers import NOBODY, PeerModels, average, counts, score_each
@@ -135,6 +142,15 @@ class Dpfl(Algorithm):
         used = Weights.of_rows(self.ids, shares(used_cn).astype(self.weight_type))
         average(self.clients, self.exchange, used, config.buffers)
         return RoundResult(losses_c, weights_replaced=config.chooses(t))
+
+    def join(self, t: int, newcomers: Newcomers) -> None:
+        """Make newcomers candidates of all others; they choose among all when it is time."""
+        new = newcomers.ids_k[~newcomers.returns_k]
+        rows = np.repeat(np.arange(len(self.ids)), len(new))
+        others = np.tile(new, len(self.ids))
+        apart = self.ids[rows] != others
+        self.pool.put(rows[apart], others[apart], np.ones(apart.sum()))
+        self.has_pool_n[torch.from_numpy(new)] = 0.0
 
     def choose(
         self, t: int, part_n: NDArray[np.bool_], counts_n: NDArray[np.float64]

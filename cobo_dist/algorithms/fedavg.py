@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import Algorithm, AlgorithmSection
-from cobo_dist.algorithms.base import Clients, Exchange, RoundResult, RunContext
+from cobo_dist.algorithms.base import Clients, Exchange, Newcomers, RoundResult, RunContext
 from cobo_dist.algorithms.local import local_step
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.flat import to_device, upload
@@ -62,6 +62,7 @@ class FedAvg(Algorithm):
 
     Config: ClassVar[type[WeightingConfig]] = FedAvgConfig
     title, color, marker, place = "FedAvg", "#56b4e9", "v", 2
+    newcomers_start = "group"
 
     def __init__(
         self,
@@ -98,6 +99,26 @@ class FedAvg(Algorithm):
         losses_c = self.train(t)
         self.average_all(t)
         return RoundResult(losses_c)
+
+    def join(self, t: int, newcomers: Newcomers) -> None:
+        """Give each client that joins the model of its group."""
+        self.give_means(self.clients.x_cd, t, newcomers)
+        if self.config.buffers == "averaged" and self.clients.b_cd.shape[1]:
+            self.give_means(self.clients.b_cd, t, newcomers)
+
+    def give_means(self, rows_cd: Tensor, t: int, newcomers: Newcomers) -> None:
+        """Give clients that join the mean row of their group's members; without a member they keep theirs."""
+        before_n = self.context.members(t)
+        before_n[newcomers.ids_k] = False
+        groups = np.unique(self.groups_n[newcomers.ids_k])
+        among_gn = before_n & (self.groups_n == groups[:, None])
+        groups, among_gn = groups[among_gn.any(axis=1)], among_gn[among_gn.any(axis=1)]
+        if not len(groups):
+            return
+        means_gd = self.exchange.all_reduce(among_gn / among_gn.sum(axis=1, keepdims=True), rows_cd)
+        for row, client in enumerate(self.clients.ids):
+            if client in newcomers.ids_k and self.groups_n[client] in groups:
+                rows_cd[row] = means_gd[np.searchsorted(groups, self.groups_n[client])]
 
     def average_all(self, t: int) -> None:
         """Average models, and their buffers if they are averaged too, within the groups."""

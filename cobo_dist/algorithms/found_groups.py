@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobo_dist.algorithms.base import AlgorithmState, RunContext
+from cobo_dist.algorithms.base import AlgorithmState, Newcomers, RunContext
 from cobo_dist.algorithms.fedavg import FedAvg, WeightedAveragingConfig
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.flat import empty_rows, to_device
@@ -34,6 +34,7 @@ class FoundGroups(FedAvg):
     """
 
     learns_weights = True
+    newcomers_start = "best_component"
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -62,6 +63,16 @@ class FoundGroups(FedAvg):
         now_kd = direction_cd.index_select(0, rows).mul_(clients.eta(t))
         self.updates_cd.index_copy_(0, rows, now_kd)
         return losses_c, direction_cd, self.updates_cd
+
+    def join(self, t: int, newcomers: Newcomers) -> None:
+        """Put each newcomer into the group whose model it got, and give clients that join that model."""
+        for client, returns, company_n in zip(
+            newcomers.ids_k, newcomers.returns_k, newcomers.company_kn, strict=True
+        ):
+            if company_n.any() and not returns:
+                self.found_n[client] = self.found_n[company_n.argmax()]
+        self.use_found()
+        super().join(t, newcomers)
 
     def products(self, rows_cd: Tensor) -> NDArray[np.float64]:
         """Return the inner products of all clients' rows on every rank, [n, n]."""

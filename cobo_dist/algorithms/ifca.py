@@ -13,6 +13,7 @@ from cobo_dist.algorithms.base import (
     AlgorithmState,
     Clients,
     Exchange,
+    Newcomers,
     RoundResult,
     RunContext,
     sampled_rounds,
@@ -86,6 +87,7 @@ class Ifca(Algorithm):
     learns_weights = True
 
     sums = "all_reduce"
+    newcomers_start = "group"
 
     def __init__(
         self, config: IfcaConfig, clients: Clients, exchange: Exchange, context: RunContext
@@ -98,7 +100,8 @@ class Ifca(Algorithm):
         self.centers_kd, self.buffers_kd = clients.start_rows(count), clients.start_buffers(count)
         self.optimizer = clients.new_optimizer(self.centers_kd)
         drawn = max(1, round(config.client_share * context.clients))
-        self.drawn = Participation(context.seed, context.clients, drawn)
+        every = Participation(context.seed, context.clients, context.clients)
+        self.drawn = (context.participation or every).with_count(drawn)
         # A client that does not take part keeps its last loss; at first, that of its first center.
         every_c, scored = np.arange(len(clients.ids)), 1
         if clients.loaded:
@@ -140,6 +143,14 @@ class Ifca(Algorithm):
         """Return which clients take part in round t, [n]: the same on every rank."""
         return self.drawn(t) if self.drawn.is_partial else self.context.taking_part(t)
 
+    def join(self, t: int, newcomers: Newcomers) -> None:
+        """Give each client that joins the center with the least loss on its batch."""
+        part_n = np.zeros(self.context.clients, dtype=bool)
+        part_n[newcomers.ids_k] = True
+        self.choose_centers(t, part_n)
+        self.hand_out(np.flatnonzero(part_n[list(self.clients.ids)]))
+        self.weights = self.first_weights()
+
     def choose_centers(self, t: int, part_n: NDArray[np.bool_]) -> None:
         """Score all centers on the batch of each participating client, which picks the best."""
         mine = list(self.clients.ids)
@@ -169,12 +180,16 @@ class Ifca(Algorithm):
             self.buffers_kd.copy_(torch.where(trained_k1, mean_kb, self.buffers_kd))
         self.hand_out()
 
-    def hand_out(self) -> None:
-        """Give every client the centre that it picked last."""
-        x_cd = self.clients.x_cd
-        choice_c = to_device(self.choice_n[list(self.clients.ids)], x_cd.device)
-        take_rows(self.centers_kd, choice_c, x_cd)
-        take_rows(self.buffers_kd, choice_c, self.clients.b_cd)
+    def hand_out(self, rows_e: NDArray[np.int64] | None = None) -> None:
+        """Give every client, or those in some rows, the centre that it picked last."""
+        x_cd, b_cd, ids = self.clients.x_cd, self.clients.b_cd, np.array(self.clients.ids)
+        if rows_e is None:
+            choice_c = to_device(self.choice_n[ids], x_cd.device)
+            take_rows(self.centers_kd, choice_c, x_cd)
+            take_rows(self.buffers_kd, choice_c, b_cd)
+            return
+        for row, choice in zip(rows_e, self.choice_n[ids[rows_e]], strict=True):
+            x_cd[row], b_cd[row] = self.centers_kd[choice], self.buffers_kd[choice]
 
     def state(self) -> AlgorithmState:
         """Return the centers with their buffers and moments, the clients' choices and last losses."""

@@ -97,21 +97,23 @@ class OneShotClustering(FoundGroups):
         """Work locally, group the clients when it is time, and average within the groups."""
         self.use_found()
         losses_c, _, updates_cd = self.local_updates(t)
-        due = t + 1 >= self.config.after_rounds and bool(self.known_n.all())
+        members_n = self.context.members(t)
+        due = t + 1 >= self.config.after_rounds and bool(self.known_n[members_n].all())
         groups_now = due and not int(self.grouped_1)
         if groups_now:
-            self.group(self.distances(updates_cd))
+            self.group(self.distances(updates_cd), np.flatnonzero(members_n))
         self.average_all(t)
         return RoundResult(losses_c, weights_replaced=groups_now)
 
-    def group(self, distances_nn: Floats) -> None:
-        """Merge the clients into groups."""
-        config, n = self.config, self.context.clients
+    def group(self, distances_nn: Floats, members_m: NDArray[np.int64]) -> None:
+        """Merge the clients in the run into groups; the others are in group 0 until they join."""
+        config, n = self.config, len(members_m)
+        distances_nn = distances_nn[np.ix_(members_m, members_m)]
         if not np.isfinite(distances_nn).all():
             return  # a model diverged, which ends the run
         count = config.clusters or len(set(self.context.clusters or ()))
         mean = distances_nn.sum() / max(1, n * (n - 1))
-        self.found_n[:] = linked_groups(
+        self.found_n[members_m] = linked_groups(
             distances_nn,
             config.linkage,
             count=0 if config.threshold else count,

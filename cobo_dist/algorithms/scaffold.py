@@ -9,11 +9,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import RunSettings
-from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RoundResult, RunContext
+from cobo_dist.algorithms.base import (
+    AlgorithmState,
+    Clients,
+    Exchange,
+    Newcomers,
+    RoundResult,
+    RunContext,
+)
 from cobo_dist.algorithms.fedavg import FedAvg, WeightedAveragingConfig
 from cobo_dist.algorithms.two_models import common_start
 from cobo_dist.lazy import Tensor, torch
-from cobo_dist.maths.flat import some_rows, upload
+from cobo_dist.maths.flat import some_rows, to_device, upload
 from cobo_dist.registry import register
 
 
@@ -67,8 +74,12 @@ class Scaffold(FedAvg):
         self.x_1d = common_start(clients, exchange, n)
         self.c_cd = torch.zeros_like(clients.x_cd)
         self.c_1d = torch.zeros_like(self.x_1d)
-        counts_n = np.ones(n) if config.weighting == "equal" else np.asarray(context.examples)
-        self.total = float(counts_n.sum())
+        self.counts_n = np.ones(n) if config.weighting == "equal" else np.asarray(context.examples)
+
+    def join(self, t: int, newcomers: Newcomers) -> None:
+        """Give clients that join the common model."""
+        rows = np.flatnonzero(np.isin(self.clients.ids, newcomers.ids_k))
+        self.clients.x_cd[to_device(rows, self.x_1d.device)] = self.x_1d
 
     def round(self, t: int) -> RoundResult:
         """Take corrected local steps; then move x, c and the c_i of the clients that take part."""
@@ -89,8 +100,9 @@ class Scaffold(FedAvg):
             part_c = torch.from_numpy(self.context.taking_part(t)[list(clients.ids)])
             share_c = torch.from_numpy(1.0 / clients.local_steps_c)
             change_cd = moved_cd.mul_(upload(share_c[:, None], moved_cd)).sub_(c_1d)
+            total = float(self.counts_n[self.context.members(t)].sum())
             c_cd.addcmul_(change_cd, upload(part_c[:, None], c_cd))
-            c_1d.add_(self.exchange.all_reduce((weights_n / self.total)[None], change_cd))
+            c_1d.add_(self.exchange.all_reduce((weights_n / total)[None], change_cd))
         clients.x_cd.copy_(self.x_1d)
         if self.config.buffers == "averaged" and clients.b_cd.shape[1]:
             self.average(clients.b_cd, t)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from cobo_dist.algorithms.algorithm import RunSettings
-from cobo_dist.algorithms.base import AlgorithmState, Columns, RoundResult
+from cobo_dist.algorithms.base import AlgorithmState, Columns, Newcomers, RoundResult
 from cobo_dist.algorithms.fedavg import FedAvg, WeightedAveragingConfig, WeightingConfig
 from cobo_dist.algorithms.finetuned_fedavg import FinetunedFedAvg, FinetuningConfig
 from cobo_dist.algorithms.local import local_step
@@ -94,6 +94,7 @@ class SharedPart(FedAvg):
     Only the columns of phi travel and are counted. Here h is the head, phi the body. W is all ones: on phi.
     """
 
+    newcomers_start = ""
     trains_parts: ClassVar[bool] = False  # whether one part rests while the other trains
 
     def __init__(self, *parts: Any) -> None:
@@ -133,6 +134,17 @@ class SharedPart(FedAvg):
         names = self.clients.columns("*", buffers=True).names
         shared = [name for name in names if layer_of(name) not in own]
         return self.clients.columns(*shared, buffers=True) if shared else None
+
+    def join(self, t: int, newcomers: Newcomers) -> None:
+        """Give clients that join the shared part."""
+        for columns, rows_cd in (
+            (self.shared, self.clients.x_cd),
+            (self.shared_buffers, self.clients.b_cd),
+        ):
+            if columns is not None:
+                part_ck = columns.take(rows_cd)
+                self.give_means(part_ck, t, newcomers)
+                columns.put(part_ck, rows_cd)
 
     def round(self, t: int) -> RoundResult:
         """Work locally, then average the shared part."""

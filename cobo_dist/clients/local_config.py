@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.settings import Section
+from cobo_dist.settings import Section, Text
 
 
 class ParticipationConfig(Section):
@@ -23,6 +23,19 @@ class ParticipationConfig(Section):
     )
     count: int = Field(
         0, ge=0, description="number of clients that take part, in place of participation.fraction"
+    )
+    trace: Text = Field(
+        "",
+        description="rounds in which clients are available, as CSV with the header client,from,to, or as a "
+        "YAML or JSON list of groups with these keys: the first and the last round of a span, from 1. Others "
+        "do not take part; empty: all are available",
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="probability that a client that was drawn fails in a round before it sends: its work of "
+        "the round is lost. One client never fails",
     )
 
     def contradiction(self) -> str:

@@ -23,6 +23,7 @@ from cobo_dist.plugins import Plugin, used_plugins
 from cobo_dist.registry import Kind, Variant, register, variant_of
 from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.scenario.clock import ClockConfig
+from cobo_dist.scenario.membership import MembershipConfig
 from cobo_dist.settings import Section, Texts, as_tuple
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.registry import MODELS, TASKS
@@ -76,6 +77,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     local: LocalWorkConfig = LocalWorkConfig()
     participation: ParticipationConfig = ParticipationConfig()
+    membership: MembershipConfig = MembershipConfig()
     clock: ClockConfig = ClockConfig()
     comm: CommConfig = CommConfig()
     log: LogConfig = LogConfig()
@@ -228,7 +230,7 @@ def check_across(config: Config) -> None:
     """
     sections: tuple[Section, ...] = (
         config.task, config.algorithm, config.optimizer, config.local, config.participation,
-        config.clock,
+        config.membership, config.clock,
     )  # fmt: skip
     for section in sections:
         if message := section.contradiction():
@@ -256,12 +258,20 @@ def check_across(config: Config) -> None:
         )
     drawn = config.participation != ParticipationConfig() or config.algorithm.draws_clients
     if drawn and not config.clock.waits_for_all:
-        key = config.algorithm.draws_clients or (
-            "participation.count" if config.participation.count else "participation.fraction"
+        key = config.algorithm.draws_clients or next(
+            f"participation.{key}"
+            for key, value in config.participation
+            if value != ParticipationConfig.model_fields[key].default
         )
         raise ConfigError(
             f"clock.policy={config.clock.policy} says by speed who takes part in a round, and {key} draws "
             f"clients; drop {key}, or set clock.policy=sync"
+        )
+    factor = config.membership.sampling_factor
+    if factor > 1 and not config.algorithm.draws_pairs:
+        raise ConfigError(
+            f"membership.sampling_factor={factor:g} is for pairs of clients that are drawn, and "
+            f"algorithm.name={config.algorithm.name} draws none here; drop it"
         )
     if config.comm.deterministic and config.run.engine == "vectorised":
         raise ConfigError(

@@ -92,6 +92,8 @@ class Participation:
         count: int,
         members: Mask | None = None,
         ready: Mask | None = None,
+        share: float = 1.0,
+        dropout: float = 0.0,
     ) -> None:
         """Draw at most `count` of those of `clients` that are members and ready in each round.
 
@@ -101,8 +103,11 @@ class Participation:
             count: how many take part in a round at most.
             members: who is in the run; None: everybody, always.
             ready: who could take part if it is a member; None: everybody, always.
+            share: in place of `count`, that of the members that take part at most, at least one.
+            dropout: the probability that a client that was drawn fails in a round; one never does.
         """
         self.seed, self.clients, self.count = seed, clients, count
+        self.share, self.dropout = share, dropout
         self._members, self._ready = members, ready
         self.timing: Timing | None = None
         """When rounds are; None: there is no virtual time."""
@@ -113,7 +118,14 @@ class Participation:
     @property
     def is_partial(self) -> bool:
         """Whether some clients do not take part in some round."""
-        return self.count < self.clients or bool(self._members or self._ready)
+        draws = self.count < self.clients or self.share < 1.0
+        return draws or bool(self._members or self._ready or self.dropout)
+
+    def with_count(self, count: int) -> Participation:
+        """Return the participation of the same members, ready alike, of which `count` take part at most."""
+        return Participation(
+            self.seed, self.clients, count, self._members, self._ready, dropout=self.dropout
+        )
 
     def heard(self, t: int) -> NDArray[np.float64]:
         """Return what each client's model counts for those that take part in round t, [n] in [0, 1].
@@ -134,15 +146,25 @@ class Participation:
         """Return whether each client takes part in round t, [n]: the same on every rank."""
         t = t if self.stands_for is None else self.stands_for
         if self._last is None or self._last[0] != t:
-            part_n = self.members(t)
+            part_n = members_n = self.members(t)
             if self._ready is not None:
                 part_n = part_n & self._ready(t)
-            if self.count < self.clients:
+            count = min(self.count, max(1, round(self.share * int(members_n.sum()))))
+            if count < self.clients:
                 order_n = seeds.permutation(
                     seeds.key(self.seed, "clients", t), self.clients
                 ).numpy()
-                drawn_k = order_n[part_n[order_n]][: self.count]
+                drawn_k = order_n[part_n[order_n]][:count]
                 part_n = np.zeros(self.clients, dtype=bool)
                 part_n[drawn_k] = True
+            if self.dropout:
+                part_n = self._without_failed(part_n, t)
             self._last = t, part_n
         return self._last[1]
+
+    def _without_failed(self, part_n: NDArray[np.bool_], t: int) -> NDArray[np.bool_]:
+        """Return those of the drawn clients that do not fail in round t, [n]; at least one of them."""
+        luck_n = seeds.uniforms(seeds.key(self.seed, "dropout", t), self.clients).numpy()
+        luck_n = np.where(part_n, luck_n, -1.0)
+        stays_n: NDArray[np.bool_] = (luck_n >= self.dropout) | (luck_n == luck_n.max())
+        return part_n & stays_n

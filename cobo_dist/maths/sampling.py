@@ -8,10 +8,12 @@ O(n^2) of one random number a pair.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import seeds
 
+Key = Callable[[int], int]
 STRATEGIES = ("constant", "time", "mixed", "all", "published")
 
 
@@ -64,6 +66,35 @@ def draw_pairs(name: int, n: int, probability: float) -> Tensor:
         drawn.append(ranks[ranks < total])
         last, start = int(ranks[-1]), start + count
     return unrank_pairs(torch.cat(drawn), n)
+
+
+def add_pairs_of(
+    pairs_m2: Tensor, clients_k: Iterable[int], n: int, probability: float, factor: float, key: Key
+) -> Tensor:
+    """Add pairs, so that those with some clients are drawn with min(1, factor * probability): int64 [m, 2].
+
+    Args:
+        pairs_m2: pairs that were drawn with `probability`; they stay.
+        clients_k: clients of 0..n-1 whose pairs are drawn more often.
+        n: number of clients.
+        probability: that of a pair.
+        factor: by which it is raised, at least 1.
+        key: gives the key of a client's further draws.
+    """
+    raised = min(1.0, factor * probability)
+    if raised <= probability:
+        return pairs_m2
+    more = (raised - probability) / (1.0 - probability)
+    ranks, lower = [pairs_m2[:, 0] * n + pairs_m2[:, 1]], set[int]()
+    for client in clients_k:
+        drawn = (seeds.uniforms(key(client), n) < more).nonzero()[:, 0]
+        # A pair of two such clients is drawn once, by the first of them.
+        others = torch.tensor([j for j in drawn.tolist() if j != client and j not in lower])
+        others = others.to(torch.int64)
+        ranks.append(others.clamp(max=client) * n + others.clamp(min=client))
+        lower.add(client)
+    unique = torch.unique(torch.cat(ranks))  # ascending
+    return torch.stack([unique // n, unique % n], dim=1)
 
 
 def unrank_pairs(ranks_m: Tensor, n: int) -> Tensor:

@@ -154,6 +154,19 @@ class Weights:
         other._keys, other._values = self._keys[kept], values[kept]
         return other
 
+    def only(self, clients_m: Ints) -> Weights:
+        """Return the rows and columns of some clients, ascending, with new ids from 0; of all n rows."""
+        place_n = np.full(self.shape[1], -1)
+        place_n[clients_m] = np.arange(len(clients_m))
+        groups_m = self.groups_n[clients_m]
+        other = Weights(place_n[clients_m], groups_m, self.level, self.dtype.type, self.symmetric)
+        other._set_ungrouped(self.ungrouped_c[clients_m])
+        rows, columns, values = self.entries()
+        kept = (place_n[rows] >= 0) & (place_n[columns] >= 0)
+        other._keys = place_n[rows[kept]] * len(clients_m) + place_n[columns[kept]]
+        other._values = values[kept]
+        return other
+
     def entries(self) -> tuple[Ints, Ints, Floats]:
         """Return rows, columns and values of the stored entries, [m] each, row by row."""
         rows, columns = np.divmod(self._keys, self.shape[1])

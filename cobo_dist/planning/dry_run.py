@@ -32,7 +32,7 @@ from cobo_dist.planning.counting_exchange import CountingExchange
 from cobo_dist.planning.fake_clients import FakeClients
 from cobo_dist.planning.memory_estimate import MemoryItem, MemoryUse, ModelSize, memory_items
 from cobo_dist.tasks.base import Task
-from cobo_dist.training.preparation import participation_of, refuse_unfit
+from cobo_dist.training.preparation import participation_of, raised_pairs, refuse_unfit
 
 MAX_COUNTED_RANKS = 32
 """Ranks that are counted; of more ranks so many are sampled."""
@@ -123,7 +123,7 @@ class DryRun:
         examples = [sizes[i * task.clients // self.n] for i in range(self.n)]
         context = RunContext(
             self.n, self.clusters, config.run.seed, self.rounds, self.participation, examples,
-            task.batch_size,
+            task.batch_size, *raised_pairs(config, self.n),
         )  # fmt: skip
         self.representatives = self._choose_rounds(context)
         self.placement = Placement.contiguous(self.n, ranks)

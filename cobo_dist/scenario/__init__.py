@@ -1,1 +1,1 @@
-"""What happens to clients while they train: how fast they are. Pure functions of config, seed and round."""
+"""What a run may meet: clients that join, leave and lag. Config sections, and pure functions of the round."""

@@ -74,7 +74,7 @@ class StartRow(_Row):
 
 
 class EvalRow(_Row):
-    """One evaluation of one client, or the mean over clients."""
+    """One evaluation of one client in the run, or the mean over these clients."""
 
     event: Literal["eval"] = "eval"
     round: int = Field(ge=0, description="rounds done before it; 0 is the initial model")
@@ -180,6 +180,30 @@ class PlacementRow(_Row):
     mixing_after: int = Field(description="the same in bytes, after it")
 
 
+class JoinedRow(_Row):
+    """A client that joined (`membership`)."""
+
+    event: Literal["joined"] = "joined"
+    round: int = Field(ge=1, description="the round before which it joined")
+    client: int = Field(ge=0, description="the client")
+    start: str = Field(
+        description="its model: `common`, `mean`, `best_component` or `nearest`, as `membership.start` has "
+        "it; `group`: that of its group or its best center in the method; `own`: the one it had"
+    )
+    models: int = Field(
+        0, description="number of clients of whose models it is the mean; 0: of none"
+    )
+    first_model: int | None = Field(None, description="the first of these clients; null: none")
+
+
+class LeftRow(_Row):
+    """A client that left (`membership`)."""
+
+    event: Literal["left"] = "left"
+    round: int = Field(ge=1, description="the round before which it left")
+    client: int = Field(ge=0, description="the client")
+
+
 class GpuRow(_Row):
     """The GPUs of all ranks after a round, whenever rows are written; one number a rank, rank 0 first."""
 
@@ -206,8 +230,8 @@ class TrafficRow(_Row):
 
 
 Row = (
-    StartRow | EvalRow | RoundRow | WarningRow | ProfileRow | TimelineRow | PlacementRow | GpuRow
-    | TrafficRow
+    StartRow | EvalRow | RoundRow | WarningRow | ProfileRow | TimelineRow | PlacementRow
+    | JoinedRow | LeftRow | GpuRow | TrafficRow
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from cobo_dist.maths.graph import (
     components,
     link_f1,
     link_threshold,
+    means_by_truth,
 )
 from cobo_dist.maths.true_graph import TrueGraph, graph_correlation
 from cobo_dist.maths.weights import Weights
@@ -32,18 +33,22 @@ class GraphStats:
     weight, in any other two.
     """
 
-    def __init__(self, weights: Weights, share: float = 0.0) -> None:
-        """Start with the weights of all n clients."""
-        n = weights.shape[1]
+    def __init__(
+        self, weights: Weights, share: float = 0.0, members_n: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Start with the weights of all n clients, of which some are in the run; None: all."""
         self.share, self.link = share, link_threshold(share)
         self.one = 1.0 - _ROUNDING if share else 1.0
-        self.pairs = n * (n - 1) // 2
-        self.count = self.pairs if weights.symmetric else 2 * self.pairs  # of weights
-        self.reset(weights)
+        self.reset(weights, members_n)
 
-    def reset(self, weights: Weights) -> None:
+    def reset(self, weights: Weights, members_n: NDArray[np.bool_] | None = None) -> None:
         """Start again with a gathered W."""
         self.weights = weights.copy()
+        n = weights.shape[1]
+        self.members = np.arange(n) if members_n is None else np.flatnonzero(members_n)
+        weights, m = self.of_members, len(self.members)
+        self.pairs = m * (m - 1) // 2
+        self.count = self.pairs if weights.symmetric else 2 * self.pairs  # of weights
         places = OffDiagonalWeights(weights)
         places_a_weight = 2 if weights.symmetric else 1
         self.at_0, self.at_1, self.links = (
@@ -51,6 +56,12 @@ class GraphStats:
             for holds in (self._is_0, self._is_1, self._is_link)
         )
         self.components = components(weights, self.link)
+
+    @property
+    def of_members(self) -> Weights:
+        """The weights of the m clients that are in the run, among each other, [m, m]."""
+        everybody = len(self.members) == self.weights.shape[1]
+        return self.weights if everybody else self.weights.only(self.members)
 
     def move(
         self, first: NDArray[np.int64], second: NDArray[np.int64], weights: NDArray[np.floating]
@@ -68,7 +79,7 @@ class GraphStats:
         else:
             self.weights.put(first, second, weights)
         if (self._is_link(old) != self._is_link(weights)).any():  # else the components are the same
-            self.components = components(self.weights, self.link)
+            self.components = components(self.of_members, self.link)
 
     def _is_0(self, weights: NDArray[np.floating]) -> NDArray[np.bool_]:
         return weights <= 0
@@ -85,12 +96,20 @@ class GraphStats:
 
     def is_uniform(self) -> bool:
         """Return whether every client gives every other an equal share, up to rounding."""
-        near = OffDiagonalWeights(self.weights).count(lambda w: np.abs(w / self.share - 1.0) < 1e-3)
+        near = OffDiagonalWeights(self.of_members).count(
+            lambda w: np.abs(w / self.share - 1.0) < 1e-3
+        )
         return near == 2 * self.pairs
 
     def clusters_found(self) -> NDArray[np.int64]:
-        """Return the connected component of each client, [n]."""
-        return component_labels(self.weights, self.link)
+        """Return the connected component of each client, [n]; -1 for clients that are not in the run."""
+        found_n = np.full(self.weights.shape[1], -1)
+        found_n[self.members] = component_labels(self.of_members, self.link)
+        return found_n
+
+    def means_by_truth(self, clusters_n: Sequence[int]) -> tuple[float, float]:
+        """Return the mean weight within and between true clusters; nan if there is no pair."""
+        return means_by_truth(self.of_members, np.asarray(clusters_n)[self.members].tolist())
 
     def agreement(
         self, clusters_n: Sequence[int] | None, graph: TrueGraph | None = None
@@ -104,8 +123,9 @@ class GraphStats:
         }
         found: dict[str, float | None] = dict.fromkeys([*scores, "graph_correlation"])
         if clusters_n is not None:
-            found |= {name: of(self.weights, clusters_n, self.link) for name, of in scores.items()}
-        if graph is not None:
+            weights, truth = self.of_members, np.asarray(clusters_n)[self.members].tolist()
+            found |= {name: of(weights, truth, self.link) for name, of in scores.items()}
+        if graph is not None and len(self.members) == self.weights.shape[1]:
             found["graph_correlation"] = graph_correlation(self.weights, graph)
         return found
 

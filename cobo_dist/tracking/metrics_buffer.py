@@ -282,3 +282,9 @@ class MetricsBuffer:
         whole, _ = gather_weights(self.exchange, self.algorithm.weights)
         if self.run_logger is not None and whole is not None:
             self.run_logger.weights(r, whole)
+
+    def members_changed(self, t: int) -> None:
+        """Let the graph of links be that of the clients in the run in round t."""
+        whole, _ = gather_weights(self.exchange, self.algorithm.weights)
+        if self.run_logger is not None and whole is not None:
+            self.run_logger.regraph(t + 1, whole)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cobo_dist.comm.traffic_counter import PURPOSES, TRAINING
 from cobo_dist.formatting import human_bytes
-from cobo_dist.maths.graph import means_by_truth
+from cobo_dist.maths.participation import Mask
 from cobo_dist.maths.true_graph import TrueGraph
 from cobo_dist.maths.weights import Weights
 from cobo_dist.storage.disk import SMALL_FILE_BYTES, disk_guard, explain
@@ -28,6 +28,8 @@ from cobo_dist.storage.schema import (
     EvalRow,
     FileDigest,
     GpuRow,
+    JoinedRow,
+    LeftRow,
     LoggerState,
     PlacementRow,
     ProfileRow,
@@ -44,6 +46,11 @@ from cobo_dist.tracking.health_checks import HealthMonitor
 from cobo_dist.tracking.progress import ProgressDisplay
 from cobo_dist.tracking.recent_rounds import RecentRounds
 from cobo_dist.tracking.weight_snapshots import WeightSnapshots
+
+
+def mean_of(results: Sequence[Mapping[str, float]], metrics: Sequence[str]) -> dict[str, float]:
+    """Return the mean over clients of each metric."""
+    return {name: float(np.mean([one[name] for one in results])) for name in metrics}
 
 
 def digest_of(path: Path, size: int) -> hashlib._Hash:
@@ -70,6 +77,7 @@ class RunLogger:
         names: Sequence[str] = (),
         true_graph: TrueGraph | None = None,
         dtype: str = "float32",
+        members: Mask | None = None,
     ) -> None:
         """Open the files.
 
@@ -83,7 +91,9 @@ class RunLogger:
             names: of the clients, if they have any.
             true_graph: how alike clients are, where clusters do not say it.
             dtype: of W in W.npz.
+            members: who is in the run in round t = 0 .. T-1; None: all clients, always.
         """
+        self._members = members
         self.folder, self.display, self.health = folder, display, health
         self.clusters, self.metrics, self.share = clusters, tuple(metrics), share
         self.graph: GraphStats | None = None
@@ -182,9 +192,14 @@ class RunLogger:
         self.restored_callbacks, self.stopped = state.callbacks, state.stopped
         weights = self.snapshots.restore(arrays)
         weights.symmetric = symmetric
-        self.graph = GraphStats(weights, self.share)
+        self.graph = GraphStats(weights, self.share, self.members(self.progress.round))
         if version != FORMAT:
             self._write(StartRow(format=FORMAT))
+
+    def members(self, r: int) -> NDArray[np.bool_] | None:
+        """Return who is in the run after round r, [n]; None: all clients are."""
+        found_n = None if self._members is None else self._members(max(r - 1, 0))
+        return None if found_n is None or found_n.all() else found_n
 
     # -- rows -------------------------------------------------------------------------------------
 
@@ -238,14 +253,19 @@ class RunLogger:
         whole: bool,
         model: str = "personal",
     ) -> None:
-        """Write one evaluation: a row for each client, and one for their mean.
+        """Write one evaluation: a row for each client in the run, and one for their mean.
 
         `whole`: it was on all of the split. `model`: whose model it was, `personal` or `kept`.
         """
-        mean = {name: float(np.mean([one[name] for one in results])) for name in self.metrics}
-        clients = [one | {"examples": int(one["examples"])} for one in results]
-        total = mean | {"examples": sum(one["examples"] for one in clients)}
-        for client, one in [*enumerate(clients), (None, total)]:
+        members_n = self.members(r)
+        clients = {
+            client: one | {"examples": int(one["examples"])}
+            for client, one in enumerate(results)
+            if members_n is None or members_n[client]
+        }
+        mean = mean_of(list(clients.values()), self.metrics)
+        total = mean | {"examples": sum(one["examples"] for one in clients.values())}
+        for client, one in [*clients.items(), (None, total)]:
             row = {"round": r, "client": client, "split": split, "model": model}
             self._write(EvalRow.model_validate(row | {"whole": whole} | one))
         if split == "test":
@@ -261,11 +281,24 @@ class RunLogger:
 
     def weights(self, r: int, weights: Weights) -> None:
         """Write a snapshot of W, all n rows, into W.npz."""
+        self.snapshots.add(r, self.regraph(r, weights))
+
+    def regraph(self, r: int, weights: Weights) -> Weights:
+        """Let the graph be W after round r, all n rows; return it without the weights of absent clients."""
+        members_n = self.members(r)
+        if members_n is not None:
+            weights = weights.among(members_n)
         if self.graph is None:
-            self.graph = GraphStats(weights, self.share)
+            self.graph = GraphStats(weights, self.share, members_n)
         else:
-            self.graph.reset(weights)
-        self.snapshots.add(r, weights)
+            self.graph.reset(weights, members_n)
+        return weights
+
+    def joined_or_left(self, row: JoinedRow | LeftRow) -> None:
+        """Write and print that a client joined or left."""
+        self._write(row)
+        what = "left" if isinstance(row, LeftRow) else f"joined ({row.start})"
+        self.display.print(f"round {row.round}: client {row.client} {what}")
 
     def profile(self, r: int, seconds: Mapping[str, Sequence[float]]) -> None:
         """Write where the time of round r went: seconds by kind, on each rank."""
@@ -344,7 +377,7 @@ class RunLogger:
         """Return the last mean weights within and across the true clusters; None if unknown."""
         if self.clusters is None or self.graph is None:
             return None
-        return means_by_truth(self.graph.weights, self.clusters)
+        return self.graph.means_by_truth(self.clusters)
 
     def close(self) -> None:
         """Close all files."""

@@ -45,10 +45,13 @@ from cobo_dist.training.init_from import start_from
 from cobo_dist.training.learner import Learner
 from cobo_dist.training.migration import ClientMigrator
 from cobo_dist.training.model_keeper import ModelKeeper
+from cobo_dist.training.newcomers import MembershipKeeper
 from cobo_dist.training.preparation import (
     Problem,
+    membership_of,
     participation_of,
     prepare,
+    raised_pairs,
     set_up_torch,
 )
 from cobo_dist.training.profiler import open_profiler
@@ -182,7 +185,7 @@ def build_learner(
     )  # fmt: skip
     context = RunContext(
         task.clients, task.clusters, run.seed, run.rounds, participation, task.train_sizes(),
-        task.batch_size,
+        task.batch_size, *raised_pairs(config, task.clients),
     )  # fmt: skip
     new_algorithm = partial(build_algorithm, config.algorithm, clients, exchange, context)
     return Learner(task, clients, exchange, new_algorithm)
@@ -264,6 +267,10 @@ def open_trainer(
             callbacks.begin()
             yield Trainer(
                 run, first, learner, metrics, checkpoint_writer, migrator, profiler, callbacks, keeper,
+                MembershipKeeper(
+                    config.membership, membership_of(config, problem.task.clients), learner, metrics,
+                    threshold,
+                ),
                 evaluates_part=config.data.eval_examples > 0,
                 stopped_early="" if found is None else found.stopped,
             )  # fmt: skip
@@ -294,6 +301,7 @@ def _open_run_logger(
         task.names,
         task.true_graph,
         dtype=config.run.dtype,
+        members=membership_of(config, task.clients),
     )
     if config.log.tensorboard:
         run_logger.open_board(first)

@@ -22,9 +22,11 @@ from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import ConfigError
-from cobo_dist.maths.participation import Participation
+from cobo_dist.maths.participation import Mask, Participation
 from cobo_dist.plugins import load_plugins
 from cobo_dist.run_config import RunConfig
+from cobo_dist.scenario.availability import read_availability
+from cobo_dist.scenario.membership import Membership
 from cobo_dist.scenario.timeline import new_timeline
 from cobo_dist.storage.owner_record import STALE_SECONDS, await_verdict, refuse_living
 from cobo_dist.storage.run_dir import RunDir
@@ -95,7 +97,9 @@ def prepare(
             one.check(config.run, task.metrics)
         if checks_folder:
             refuse_unusable_folder(config, launch)
-        data = hashlib.sha256(task.fingerprint().encode()).hexdigest()
+        # Who is in the run may come from files too, whose content all ranks and a resumed run must share.
+        read_text = task.fingerprint() + scenario_text(config, task.clients)
+        data = hashlib.sha256(read_text.encode()).hexdigest()
         plugins = {plugin.name: plugin.digest for plugin in config.used_plugins}
         read = {
             **{f"another plug-in {name}": digest for name, digest in plugins.items()},
@@ -120,17 +124,66 @@ def refuse_unusable_folder(config: Config, launch: Launch) -> None:
     resume.refuse_unusable(config.run, folder, partial(resume_differences, config), launch)
 
 
+def membership_of(config: Config, clients: int) -> Membership | None:
+    """Return who of so many clients is in the run in each round; None: all of them in every round.
+
+    Raises:
+        ConfigError: the events do not fit the run.
+    """
+    return config.membership.of(config.run.seed, clients, config.run.rounds)
+
+
+def raised_pairs(config: Config, clients: int) -> tuple[Mask | None, float]:
+    """Return whose pairs are drawn more often in a round, None: nobody's ever, and by which factor."""
+    section, members = config.membership, membership_of(config, clients)
+    if members is None or section.sampling_factor == 1.0:
+        return None, 1.0
+    return partial(members.recent, rounds=section.sampling_rounds), section.sampling_factor
+
+
+def scenario_text(config: Config, clients: int) -> str:
+    """Return what files say of who is in the run and available, as text; empty where there are none."""
+    members, trace = membership_of(config, clients), config.participation.trace
+    spans = read_availability(trace, clients).spans if trace else ()
+    return (members.fingerprint if members else "") + (repr(spans) if trace else "")
+
+
 def participation_of(config: Config, clients: int) -> Participation:
-    """Return which of so many clients take part in each round of the run."""
-    seed, count = config.run.seed, config.participation.of(clients)
-    drawn = Participation(seed, clients, count)
-    timeline = new_timeline(config.clock, seed, drawn.members, drawn, clients)
-    if timeline is None:
-        return drawn
-    ready = timeline.acts if timeline.overlaps else None
-    participation = Participation(seed, clients, count, ready=ready)
-    participation.timing = timeline
-    return participation
+    """Return which of so many clients take part in each round of the run.
+
+    Raises:
+        ConfigError: events or traces do not fit the run, or leave a round without enough clients.
+    """
+    section, members = config.participation, membership_of(config, clients)
+    ready = read_availability(section.trace, clients) if section.trace else None
+    new = partial(
+        Participation, config.run.seed, clients, section.count or clients, members,
+        share=section.fraction, dropout=section.dropout,
+    )  # fmt: skip
+    found = new(ready)
+    if members is not None and (r := members.rounds_without(config.run.rounds, section.count)):
+        raise ConfigError(
+            f"participation.count={section.count}, but in round {r} only {int(members(r - 1).sum())} clients "
+            "are in the run; lower it, or let fewer clients leave or join late"
+        )
+    if ready is not None:
+        rounds = {
+            1,
+            *ready.changes,
+            *(event.round for event in (members.events if members else ())),
+        }
+        for r in sorted(r for r in rounds if r <= config.run.rounds):
+            if not (found.members(r - 1) & ready(r - 1)).any():
+                raise ConfigError(
+                    f"participation.trace={section.trace}: no client of the run is available in round {r}; "
+                    "let one be"
+                )
+    # Of its own: a dry run lets `found` stand for other rounds.
+    timeline = new_timeline(config.clock, config.run.seed, new(ready).members, new(ready), clients)
+    if timeline is not None:
+        found = new(timeline.acts if timeline.overlaps else ready)
+        found.timing = timeline
+    return found
 
 
 def refuse_unfit(config: Config, task: Task) -> None:
@@ -142,8 +195,7 @@ def refuse_unfit(config: Config, task: Task) -> None:
     algorithm, run = config.algorithm, config.run
     config.local.refuse_unfit(task.train_sizes(), task.batch_size)
     config.participation.refuse_unfit(task.clients)
-    if config.clock.is_virtual:
-        config.clock.times(run.seed, task.clients)
+    participation_of(config, task.clients)
     if why := algorithm.unsuited(_settings(config, task)):
         raise ConfigError(why)
     if algorithm.needs_clusters and task.clusters is None:

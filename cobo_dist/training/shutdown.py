@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from cobo_dist.storage.owner import TakenOver
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.storage.schema import FORMAT, SUMMARY_FILE, BytesPerClient, ClientResult, Summary
 from cobo_dist.tracking.progress import final_table
-from cobo_dist.tracking.run_logger import RunLogger
+from cobo_dist.tracking.run_logger import RunLogger, mean_of
 from cobo_dist.training.learner import Learner
 from cobo_dist.training.lost_contact import Loss, describe_loss
 from cobo_dist.training.model_metadata import model_metadata
@@ -76,7 +77,9 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
     results, graph = run_logger.last_evaluation, run_logger.graph
     assert graph is not None, "W is logged before round 1"
     cluster_n = graph.clusters_found()
-    final = {name: float(np.mean([one[name] for one in results])) for name in learner.task.metrics}
+    members_n = run_logger.members(trainer.last)
+    in_run = [members_n is None or bool(members_n[client]) for client in range(len(results))]
+    final = mean_of(list(compress(results, in_run)), learner.task.metrics)
     summary = Summary(
         format=FORMAT,
         task=learner.task.name,
@@ -94,9 +97,9 @@ def finish(trainer: Trainer, session: Session, folder: RunDir, algorithm: str) -
             ClientResult.model_validate(
                 {
                     "client": client,
-                    "cluster": int(cluster_n[client]),
+                    "cluster": int(cluster_n[client]) if in_run[client] else None,
                     "round": trainer.last if rounds_n1 is None else int(rounds_n1[client, 0]),
-                    **one,
+                    **(one if in_run[client] else dict.fromkeys(one)),
                 }
             )
             for client, one in enumerate(results)

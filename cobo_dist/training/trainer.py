@@ -17,6 +17,7 @@ from cobo_dist.training.callback_runner import CallbackRunner
 from cobo_dist.training.learner import Learner
 from cobo_dist.training.migration import ClientMigrator
 from cobo_dist.training.model_keeper import ModelKeeper
+from cobo_dist.training.newcomers import MembershipKeeper
 from cobo_dist.training.signals import Signals, name_of
 
 
@@ -34,6 +35,7 @@ class Trainer:
         profiler: profile | None,
         callbacks: CallbackRunner,
         keeper: ModelKeeper,
+        members: MembershipKeeper,
         evaluates_part: bool,
         stopped_early: str = "",
     ) -> None:
@@ -49,12 +51,14 @@ class Trainer:
             profiler: traces rounds, if asked for.
             callbacks: see every round, and may stop the run.
             keeper: keeps the models that the run leaves.
+            members: lets clients join and leave.
             evaluates_part: evaluations before the last one use a fixed part of each client's data.
             stopped_early: why a callback ended the run after round `first`; empty: none did.
         """
         self.schedule, self.learner, self.metrics = schedule, learner, metrics
         self.checkpoint_writer, self.migrator, self.profiler = checkpoint_writer, migrator, profiler
-        self.callbacks, self.keeper, self.evaluates_part = callbacks, keeper, evaluates_part
+        self.callbacks, self.keeper, self.members = callbacks, keeper, members
+        self.evaluates_part = evaluates_part
         self.stopped_early = stopped_early
         self.last = first if stopped_early else schedule.rounds
         self.first = self.round = first  # round: the one under way, or the last
@@ -96,7 +100,8 @@ class Trainer:
 
     def _round(self, t: int) -> RoundResult:
         """Let the algorithm take round t."""
-        result: object = self.learner.algorithm.round(t)
+        with self.members.round(t):
+            result: object = self.learner.algorithm.round(t)
         if not isinstance(result, RoundResult):
             name, given = type(self.learner.algorithm).__name__, type(result).__name__
             raise RunFailure(f"{name}.round returned a {given}; return RoundResult(losses)")
@@ -133,7 +138,7 @@ class Trainer:
         evaluates = last or _is_multiple(r, run.eval_every)
         logs_weights = last or _is_multiple(r, run.log_weights_every)
         saves, migrates = self.checkpoint_writer.is_due(r), self.migrator.is_due(r)
-        gathers = self.metrics.is_due(r) or self.callbacks.every_round
+        gathers = self.metrics.is_due(r) or self.callbacks.every_round or self.members.is_due(r)
         if not (evaluates or logs_weights or saves or migrates or gathers):
             return 0
         decision = self.metrics.flush(caught, self.checkpoint_writer.is_written())

@@ -62,6 +62,7 @@ SMALLER = {
     r"benchmarks/structures\.py": "--only IID --rounds 2 --seeds 0",
     r"benchmarks/drift\.py": "--only 'margin 0' --rounds 4 --seeds 0",
     r"benchmarks/stragglers\.py": "--only sync AD-PSGD --slow 1 2 --rounds 2 --seeds 0",
+    r"benchmarks/newcomers\.py": "--rounds 12 --seeds 0 --clients 30",
     r"benchmarks/study\.py": "--only digits --methods local --rounds 2 --seeds 0",
     r"benchmarks/coupling\.py": "--only '80 digits MLPs' --ranks 1 --repeats 1",
     r"benchmarks/bench\.py": "--only digits --methods local fedbn --rounds 2 --seeds 0 --rates 0.1",

@@ -5,6 +5,7 @@ style             colors, sizes, the canvas
 curves            accuracy, perplexity, loss over rounds (Figures 2b and 6)
 decay             consensus distance and gradient norm (Theorem 1)
 factors           final accuracy against a factor of the problem (Figure 2a)
+events            the rounds in which clients join and leave
 matrices          heat maps of the weights (Figures 3 and 5)
 shares            what each client gives the others, where weights sum to 1 (Figure 4)
 links             the graph of links
@@ -100,9 +101,8 @@ def draw_single(groups: Sequence[Group], out: Path) -> list[Path]:
                 title = "" if single else group.title
                 files += draw_weights(run.weights, out / f"{name}.png", title)
     for group in groups:
-        if run := next((run for run in group.runs if run.timeline), None):
+        if timeline := next((run.timeline for run in group.runs if run.timeline), None):
             name = "timeline" if single else f"timeline_{slug(group.label)}"
-            files += draw_space_time(
-                run.timeline, out / f"{name}.png", "" if single else group.title
-            )
+            title = "" if single else group.title
+            files += draw_space_time(timeline, out / f"{name}.png", title)
     return files

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from cobo_dist.reports.figures.events import mark_events
 from cobo_dist.reports.figures.style import (
     METRIC_LABELS,
     LineStyle,
@@ -156,6 +157,7 @@ def draw_metric(groups: Sequence[Group], metric: str, path: Path, only: str = ""
             # The bands of many settings would hide one another; the CSV has their numbers.
             band = not only or len(found) <= _MAX_BANDS
             _draw_evaluations(axes, found[group], styles[group], percent(metric), band)
+        mark_events(axes, groups)
         round_axis(axes)
         axes.set_ylabel(f"{split} {METRIC_LABELS.get(metric, metric)}")
         logarithmic = metric != "accuracy" and _spans_decades(curves)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cobo_dist.reports.figures.curves import curve_frame, draw_curve, limit_bands
+from cobo_dist.reports.figures.events import mark_events
 from cobo_dist.reports.figures.style import DARK_GREY, LineStyle, canvas, round_axis, save
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.statistics import Curve, over_seeds, running_median
@@ -48,6 +49,7 @@ def draw_graph(group: Group, path: Path) -> list[Path]:
         grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
         for axes, (title, found) in zip(grid, panels, strict=True):
             _draw_panel(axes, title, found, top)
+            mark_events(axes, [group], labels_at=0.0 if axes is grid[0] else None)
             if title == "components":
                 _draw_true_clusters(axes, group)
             handles, labels = axes.get_legend_handles_labels()

@@ -119,8 +119,11 @@ def _matrix(weights: Weights, number: int) -> npt.NDArray[np.floating[Any]]:
 
 
 def _panel(weights: Weights, number: int) -> Panel:
-    order = weights.order
-    return f"round {number}", _masked(weights, _matrix(weights, number)[np.ix_(order, order)])
+    order, matrix = weights.order, _matrix(weights, number)
+    if weights.absent is not None:
+        away = weights.absent[int(np.flatnonzero(weights.rounds == number)[0])]
+        matrix = np.where(away[:, None] | away, -np.inf, matrix)
+    return f"round {number}", _masked(weights, matrix[np.ix_(order, order)])
 
 
 def _oracle(weights: Weights, top: float) -> list[Panel]:
@@ -141,7 +144,7 @@ def _oracle(weights: Weights, top: float) -> list[Panel]:
 def _masked(
     weights: Weights, matrix: npt.NDArray[np.floating[Any]]
 ) -> npt.NDArray[np.floating[Any]]:
-    """The matrix with -inf on the diagonal, because a client's weight for itself is no link."""
+    """The matrix with -inf on the diagonal, drawn grey: a client's weight for itself is no link."""
     if weights.cells:  # their means do not count the diagonal
         return matrix
     matrix = matrix.copy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,7 +71,7 @@ def draw_space_time(timeline: Timeline, path: Path, title: str = "") -> list[Pat
     clients = int(table["client"].max()) + 1
     with canvas(6.4, 0.9 + 0.2 * clients) as figure:
         axes = figure.add_subplot()
-        looks: Mapping[str, Mapping[str, object]] = {
+        looks: Mapping[str, dict[str, Any]] = {
             "works": {"facecolor": "#8c8c8c", "edgecolor": "white"},
             "waits": {"facecolor": "#f2f2f2", "edgecolor": "#a0a0a0", "hatch": "////"},
         }

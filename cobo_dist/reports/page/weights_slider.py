@@ -85,6 +85,8 @@ def _run(title: str, weights: Weights, kept: float) -> dict[str, Any]:
         "end": f"{weights.top:.2g}, the largest weight of the run" if weights.share else "1",
         "weights": _base64(matrices, weights.top),
     }
+    if weights.absent is not None:  # rows that are drawn grey
+        run["absent"] = [np.flatnonzero(away).tolist() for away in weights.absent[chosen][:, order]]
     if cells:
         links = [cells.links[name] for name in ("within", "across") if name in cells.links]
         means = [[series[round_] for series in links] for round_ in run["rounds"]]

@@ -16,6 +16,8 @@ from cobo_dist.storage.schema import (
     METRICS,
     EvalRow,
     GpuRow,
+    JoinedRow,
+    LeftRow,
     ProfileRow,
     RoundRow,
     Row,
@@ -28,6 +30,8 @@ Gpus = dict[int, dict[str, list[float]]]
 """By round and quantity of a row `gpu`, the value on each rank; NaN where it is not known."""
 Timeline = dict[int, TimelineRow]
 """By round, what clients do in virtual time."""
+Event = tuple[int, int, bool]
+"""A round, a client, and whether it joins before that round, or else leaves."""
 _GPU_QUANTITIES = ("utilisation", "allocated", "reserved", "power")
 
 
@@ -38,7 +42,8 @@ class Metrics:
     `evals[split, metric][client]` and `rounds[quantity]` are values by round; the client None is
     the mean over clients. `parts[split]` holds the rounds at which only a part of the split was
     evaluated, and the most examples a client had then (None where the rows do not say).
-    `sizes[split][client]` is on how many examples a client was evaluated last.
+    `sizes[split][client]` is on how many examples a client was evaluated last. `events` are clients that
+    join and leave.
     """
 
     evals: dict[tuple[str, str], dict[int | None, Series]] = field(default_factory=dict)
@@ -48,6 +53,7 @@ class Metrics:
     profile: Profile = field(default_factory=dict)
     gpus: Gpus = field(default_factory=dict)
     timeline: Timeline = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, row: Row | None) -> None:
@@ -63,6 +69,9 @@ class Metrics:
                     self.rounds.setdefault(key, {})[row.round] = float(value)
         elif isinstance(row, EvalRow) and row.model == "personal":
             self._add_eval(row)
+        elif isinstance(row, JoinedRow | LeftRow):
+            if (event := (row.round, row.client, isinstance(row, JoinedRow))) not in self.events:
+                self.events.append(event)
         elif isinstance(row, ProfileRow):
             if len({len(ranks) for ranks in row.seconds.values()}) != 1:
                 raise SchemaError("seconds are not one list of all ranks for each kind")

@@ -6,8 +6,8 @@ Shapes: n clients, k logged rounds of the weights.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cobo_dist.errors import ConfigError, words_of
-from cobo_dist.reports.reading.events import Gpus, Profile, Timeline, read_metrics
+from cobo_dist.reports.reading.events import Event, Gpus, Profile, Timeline, read_metrics
 from cobo_dist.reports.reading.method import read_method
 from cobo_dist.reports.reading.seriation import seriate
 from cobo_dist.reports.reading.series import Series, link_strengths
@@ -42,6 +42,9 @@ class Weights:
     true_order: npt.NDArray[np.int64] | None = None  # [n], of clients in figures with `true_graph`
     share: float = 0.0  # one client's equal share where the weights of a row sum to 1, else 0
     cells: Cells | None = None  # of clients, where there are too many for a W that is written out
+    absent: npt.NDArray[np.bool_] | None = (
+        None  # [k, n], clients that are not in the run; None: all are
+    )
 
     @property
     def clients(self) -> int:
@@ -68,7 +71,7 @@ class Weights:
         """Mean weights of links, as `series.link_strengths` gives them."""
         if self.cells:
             return self.cells.links
-        return link_strengths(self.rounds, self.weights, self.clusters)
+        return link_strengths(self.rounds, self.weights, self.clusters, self.absent)
 
     @property
     def labels(self) -> list[str]:
@@ -104,7 +107,8 @@ class Run:
     `evals[split, metric][client]` and `rounds[quantity]` are values by round; the client None is
     the mean over clients. `parts[split]` holds the rounds at which only a part of the split was
     evaluated, and on how many examples a client (None: not said). `sizes[split][client]` is on how many
-    examples a client was evaluated last. `config` is flat: dotted key -> value.
+    examples a client was evaluated last. `events` are clients that join and leave. `config` is flat: dotted
+    key -> value.
     """
 
     path: Path
@@ -120,6 +124,7 @@ class Run:
     timeline: Timeline = field(default_factory=dict)
     method: schema.Method = field(default_factory=schema.Method)
     sizes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
 
     @property
     def task(self) -> str:
@@ -175,7 +180,7 @@ def read_run(path: Path) -> Run:
         evals=metrics.evals,
         rounds=metrics.rounds,
         parts=metrics.parts,
-        weights=weights,
+        weights=_without_absent(weights, metrics.events),
         summary=summary,
         notes=(*metrics.notes, *_kept(path, config)),
         profile=_of_last_ranks(metrics.profile),
@@ -183,9 +188,28 @@ def read_run(path: Path) -> Run:
         timeline=metrics.timeline,
         method=method_of(1 if weights is None else weights.clients),
         sizes=metrics.sizes,
+        events=tuple(metrics.events),
     )
     _check_clients(run)
     return run
+
+
+def _without_absent(weights: Weights | None, events: Sequence[Event]) -> Weights | None:
+    """Mark the clients that are not in the run at each logged round; W of round r is that of its members."""
+    if weights is None or weights.cells or not events:
+        return weights
+    absent = np.zeros((len(weights.rounds), weights.clients), dtype=bool)
+    seen: set[int] = set()
+    for r, client, joins in sorted(events):
+        if not client < weights.clients:
+            raise ConfigError(f"metrics.jsonl tells of client {client}, and W.npz has none; rerun")
+        if client not in seen and joins:
+            absent[:, client] = True
+        seen.add(client)
+        absent[weights.rounds >= r, client] = not joins
+        if r == 1:  # round 0 is shown with the clients of round 1
+            absent[:, client] = not joins
+    return replace(weights, absent=absent)
 
 
 def _kept(path: Path, config: Mapping[str, object]) -> list[str]:
@@ -213,10 +237,12 @@ def _of_last_ranks(profile: Profile | Gpus) -> Profile:
 def _check_clients(run: Run) -> None:
     """Refuse a W of other clients than those evaluated, such as a file from another run."""
     known = {client for clients in run.evals.values() for client in clients if client is not None}
-    count = len(known)
+    count = max(known, default=-1) + 1 if run.events else len(known)
     if run.summary is not None:
         count = max(count, len(run.summary.per_client))
-    if run.weights is not None and count and run.weights.clients != count:
+    unknown = run.summary is None and bool(run.events)  # the last clients may not have joined yet
+    clients = 0 if run.weights is None else run.weights.clients
+    if run.weights is not None and count and clients != count and not (unknown and clients > count):
         raise ConfigError(
             f"{run.path / schema.WEIGHTS_FILE} holds weights of {run.weights.clients} clients, but "
             f"metrics and summary tell of {count}; remove it or rerun"

@@ -47,7 +47,7 @@ def read_summary(path: Path) -> Summary | None:
         bytes_up=None if each is None else each.up,
         bytes_down=None if each is None else each.down,
         final=_scores(found.final),
-        per_client={one.client: _scores(one.model_dump()) for one in found.per_client},
+        per_client={one.client: _of_client(one) for one in found.per_client},
         # Runs of earlier versions have the accuracy by its earlier name, and not the others.
         link_accuracy=found.cluster_match if found.link_accuracy is None else found.link_accuracy,
         link_f1=found.link_f1,
@@ -55,6 +55,13 @@ def read_summary(path: Path) -> Summary | None:
         graph_correlation=found.graph_correlation,
         clusters_found=found.clusters_found,
     )
+
+
+def _of_client(one: schema.ClientResult) -> dict[str, float]:
+    """Return the results of a client; none for one that has left, which has no component either."""
+    known = {name: value for name, value in one.model_dump().items() if value is not None}
+    has_left = one.cluster is None and "cluster" in one.model_fields_set
+    return _scores(known if has_left else one.model_dump())
 
 
 def _scores(results: Mapping[str, Any]) -> dict[str, float]:

@@ -128,9 +128,8 @@ def _up_to_two_digits(value: float) -> float:
 def _seconds_at(group: Group, first: pd.Series[float]) -> pd.Series[float]:
     """The virtual seconds at the end of a round of each run; empty where a run has no virtual time."""
     each = [virtual_seconds(group.runs[int(str(run))]) for run in first.index]
-    if not all(each):
-        return pd.Series([], dtype=np.float64)
-    return pd.Series([at[int(r)] for at, r in zip(each, first, strict=True)], dtype=np.float64)
+    found = [at[int(r)] for at, r in zip(each, first, strict=True)] if all(each) else []
+    return pd.Series(np.array(found, dtype=np.float64))
 
 
 def _show(first: pd.Series[float], seeds: int, seconds: pd.Series[float]) -> str:

@@ -8,12 +8,15 @@
       return Math.round(anchors[low][c] * (1 - part) + anchors[low + 1][c] * part);
     });
   }
-  function paint(canvas, n, at, cells) {
+  function paint(canvas, n, at, cells, absent) {
+    var away = {};
+    (absent || []).forEach(function (i) { away[i] = true; });
     canvas.width = canvas.height = n;
     var context = canvas.getContext("2d"), image = context.createImageData(n, n);
     for (var i = 0; i < n; i++) {
       for (var j = 0; j < n; j++) {
-        var rgb = i === j && !cells ? [217, 217, 217] : color(at(i, j)), p = 4 * (i * n + j);
+        var blank = (i === j && !cells) || away[i] || away[j];
+        var rgb = blank ? [217, 217, 217] : color(at(i, j)), p = 4 * (i * n + j);
         image.data.set([rgb[0], rgb[1], rgb[2], 255], p);
       }
     }
@@ -28,10 +31,11 @@
       return means ? inWords(means[0].toFixed(2), means[1].toFixed(2)) : "";
     }
     if (!run.clusters) { return ""; }
-    var sums = [0, 0], counts = [0, 0];
+    var sums = [0, 0], counts = [0, 0], away = {};
+    (run.absent ? run.absent[k] : []).forEach(function (i) { away[i] = true; });
     for (var i = 0; i < run.n; i++) {
       for (var j = 0; j < run.n; j++) {
-        if (i !== j && at(i, j) !== 255) {
+        if (i !== j && at(i, j) !== 255 && !away[i] && !away[j]) {
           var within = run.clusters[i] === run.clusters[j] ? 1 : 0;
           sums[within] += run.top * at(i, j) / 254; counts[within] += 1;
         }
@@ -48,7 +52,7 @@
     function draw() {
       var k = Number(slider.value), size = run.n * run.n;
       var at = function (i, j) { return bytes.charCodeAt(k * size + i * run.n + j); };
-      paint(learned, run.n, at, run.cells);
+      paint(learned, run.n, at, run.cells, run.absent && run.absent[k]);
       output.textContent = "round " + run.rounds[k] + summary(run, at, k);
       slider.setAttribute("aria-valuetext", "round " + run.rounds[k]);
       learned.setAttribute("aria-label", "W of " + run.title + " at round " + run.rounds[k]);
