@@ -163,10 +163,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         study = Study(options, Path(place) / "run")
-        table = pd.DataFrame(
-            study.row(name, slow) for name in options.only for slow in options.slow
-        )
-    print(markdown(table))
+        rows: list[dict[str, object]] = []
+        for name in options.only:
+            for slow in options.slow:
+                rows.append(study.row(name, slow))
+                lines = markdown(pd.DataFrame(rows)).splitlines()
+                print("\n".join(lines if len(rows) == 1 else lines[-1:]), flush=True)
+    table = pd.DataFrame(rows)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         table.to_csv(options.out / "stragglers.csv", index=False)

@@ -69,6 +69,9 @@ class Timing(Protocol):
     def set_message_bytes(self, size: int) -> None:
         """Say how large a model is, before the first round."""
 
+    def acts(self, t: int) -> NDArray[np.bool_]:
+        """Return who could act in round t, [n]."""
+
     def at(self, t: int) -> Moment:
         """Return round t."""
 
@@ -128,12 +131,12 @@ class Participation:
         found.count, found.share, found._last = count, 1.0, None
         return found
 
-    def timed(self, timing: Timing, acts: Mask | None) -> Participation:
-        """Return the same draws in virtual time, among those that act in a round; None: all do."""
+    def timed(self, timing: Timing) -> Participation:
+        """Return the same draws in virtual time; where work overlaps, among those that act in a round."""
         found, ready = copy(self), self._ready
         found.timing, found._last = timing, None
-        if acts is not None:
-            found._ready = acts if ready is None else lambda t: ready(t) & acts(t)
+        if timing.overlaps:
+            found._ready = timing.acts if ready is None else lambda t: ready(t) & timing.acts(t)
         return found
 
     def heard(self, t: int) -> NDArray[np.float64]:

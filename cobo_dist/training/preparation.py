@@ -178,11 +178,7 @@ def participation_of(config: Config, clients: int) -> Participation:
                     "let one be"
                 )
     timeline = new_timeline(config.clock, config.run.seed, found.members, found, clients)
-    return (
-        found
-        if timeline is None
-        else found.timed(timeline, timeline.acts if timeline.overlaps else None)
-    )
+    return found if timeline is None else found.timed(timeline)
 
 
 def refuse_unfit(config: Config, task: Task) -> None:
@@ -194,8 +190,6 @@ def refuse_unfit(config: Config, task: Task) -> None:
     algorithm, run = config.algorithm, config.run
     config.local.refuse_unfit(task.train_sizes(), task.batch_size)
     config.participation.refuse_unfit(task.clients)
-    if config.clock.is_virtual:
-        config.clock.times(run.seed, task.clients)
     participation_of(config, task.clients)
     if why := algorithm.unsuited(_settings(config, task)):
         raise ConfigError(why)

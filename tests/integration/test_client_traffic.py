@@ -35,6 +35,8 @@ POINT_TO_POINT = {
     "oracle",
     "pens",
     "dpfl",
+    "adpsgd",
+    "swift",
     *(case for case in CASES if case.startswith("cobo")),
 }
 """Those that do without `all_reduce` and `visits`, where ranks send to every other rank what goes up once."""

@@ -189,3 +189,29 @@ def test_swift_averages_with_what_it_holds(pool: RankPool, tmp_path: Path, case:
         "algorithm.name=swift", "optimizer.lr=0.1", "optimizer.momentum=0",
         f"clock.trace={write_trace(tmp_path, SLOW)}",
     )  # fmt: skip
+
+
+def test_clients_that_join_and_leave_have_speeds_too(pool: RankPool, tmp_path: Path) -> None:
+    """Client 6 joins before round 9, and client 2, the slowest, leaves before round 15."""
+    events = tmp_path / "events.csv"
+    events.write_text("round,client,event\n9,6,join\n15,2,leave\n")
+    problem, trace = write_problem(tmp_path, N), write_trace(tmp_path, SLOW)
+    keys = [
+        *VIRTUAL, *COBO, "clock.policy=bounded", "clock.staleness=1", "clock.latency=1.5",
+        f"clock.trace={trace}", f"membership={events}", "membership.start=mean",
+        "comm.deterministic=true",
+    ]  # fmt: skip
+    found = [trained(pool, problem, tmp_path / str(ranks), ranks, *keys) for ranks in (1, 2, 3)]
+    for x, w in found[1:]:
+        assert np.array_equal(x, found[0][0])
+        assert np.array_equal(w, found[0][1])
+    shown = rows(tmp_path / "3", "timeline")
+    acts = [set(row["acts"]) for row in shown]
+    assert not any(6 in one for one in acts[:8])
+    assert not any(2 in one for one in acts[14:])
+    assert any(6 in one for one in acts[8:])
+    assert 6 in shown[8]["begins"]
+    assert [row["waits"] for row in shown[16:]] == [
+        [i for i in row["waits"] if i != 2] for row in shown[16:]
+    ]
+    assert all(acts)
