@@ -26,6 +26,12 @@ class Trace:
     latency_n: Floats | None
     megabytes_n: Floats | None
 
+    @property
+    def fingerprint(self) -> str:
+        """A text that other times do not have."""
+        columns = (self.seconds_n, self.latency_n, self.megabytes_n)
+        return repr([None if one is None else one.tolist() for one in columns])
+
 
 def read_trace(path: str, clients: int) -> Trace:
     """Return the times of clients 0 .. n-1.

@@ -28,6 +28,7 @@ from cobo_dist.run_config import RunConfig
 from cobo_dist.scenario.availability import read_availability
 from cobo_dist.scenario.membership import Membership
 from cobo_dist.scenario.timeline import new_timeline
+from cobo_dist.scenario.trace import read_trace
 from cobo_dist.storage.owner_record import STALE_SECONDS, await_verdict, refuse_living
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.tasks.base import Task
@@ -142,10 +143,11 @@ def raised_pairs(config: Config, clients: int) -> tuple[Mask | None, float]:
 
 
 def scenario_text(config: Config, clients: int) -> str:
-    """Return what files say of who is in the run and available, as text; empty where there are none."""
+    """Return what files say of who is in the run, available and how fast; empty where there are none."""
     members, trace = membership_of(config, clients), config.participation.trace
     spans = read_availability(trace, clients).spans if trace else ()
-    return (members.fingerprint if members else "") + (repr(spans) if trace else "")
+    times = read_trace(config.clock.trace, clients).fingerprint if config.clock.trace else ""
+    return (members.fingerprint if members else "") + (repr(spans) if trace else "") + times
 
 
 def participation_of(config: Config, clients: int) -> Participation:

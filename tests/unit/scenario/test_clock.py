@@ -10,6 +10,7 @@ import pytest
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
 from cobo_dist.scenario.clock import ClockConfig
+from cobo_dist.training.preparation import scenario_text
 
 N = 4
 
@@ -144,3 +145,15 @@ def test_sections_that_do_not_go_with_the_clock_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
         load_config(None, arguments)
+
+
+def test_a_trace_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    """Ranks that read other times, and a run that is resumed with other times, are refused as other data."""
+    path = tmp_path / "trace.csv"
+    config = load_config(None, ["clock=virtual", f"clock.trace={path}"])
+    found = []
+    for last in ("1", "1.0", "2"):
+        path.write_text(HEAD + "".join(f"{i},1\n" for i in range(1999)) + f"1999,{last}\n")
+        found.append(scenario_text(config, 2000))
+    assert found[0] == found[1] != found[2]
+    assert scenario_text(load_config(None, ["clock=virtual"]), 2000) == ""
