@@ -25,10 +25,10 @@ from matplotlib.colors import to_rgb
 
 import cobo_dist
 from cobo_dist.reports.figures.curves import draw_curve
+from cobo_dist.reports.figures.events import mark_switches
 from cobo_dist.reports.figures.style import (
     LineStyle,
     canvas,
-    mark_switches,
     round_axis,
     save,
     shared_legend,

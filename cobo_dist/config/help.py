@@ -185,4 +185,6 @@ def _type_name(annotation: Any) -> str:
         return f"list of {_type_name(options[0])}"
     if isinstance(annotation, type) and issubclass(annotation, CallbackSection):
         return "callback"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return f"{{{', '.join(annotation.model_fields)}}}"
     return {int: "int", float: "float", bool: "bool", str: "text"}.get(annotation, str(annotation))

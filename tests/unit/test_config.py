@@ -232,7 +232,9 @@ def test_another_algorithm_over_a_file_written_for_cobo(yaml_file: Path) -> None
 def test_another_task_over_a_file_written_for_digits(tmp_path: Path) -> None:
     (tmp_path / "digits.yaml").write_text("task: {clusters: 3}\n")
     config = load_config(str(tmp_path / "digits.yaml"), ["task.name=quadratic", "task.file=p.npz"])
-    assert config.task.model_dump() == {"name": "quadratic", "file": "p.npz", "noise": 0.0}
+    assert config.task.model_dump() == {
+        "name": "quadratic", "file": "p.npz", "noise": 0.0, "drift": (),
+    }  # fmt: skip
 
 
 def test_a_key_of_cobo_next_to_local_on_the_command_line_is_refused(yaml_file: Path) -> None:

@@ -24,7 +24,7 @@ def mark_events(axes: Axes, groups: Sequence[Group], labels_at: float | None = 1
     Where runs differ, those of the run with most events. Many events are short ticks without a label.
     `labels_at`: 1 for labels at the top of the axes, 0 at the bottom; None: without.
     """
-    _mark_switches(axes, problem_switches(groups))
+    mark_switches(axes, problem_switches(groups))
     runs = [run for group in groups for run in group.runs]
     events = max((run.events for run in runs), key=len, default=())
     names: dict[int, list[str]] = {}
@@ -43,7 +43,7 @@ def mark_events(axes: Axes, groups: Sequence[Group], labels_at: float | None = 1
             )  # fmt: skip
 
 
-def _mark_switches(axes: Axes, rounds: Sequence[int]) -> None:
+def mark_switches(axes: Axes, rounds: Sequence[int]) -> None:
     """Mark the rounds before which clients change cluster: a thin line for each, or a band around many."""
     few = rounds if len(rounds) <= _MAX_MARKED_SWITCHES else (rounds[0], rounds[-1])
     for number in few:

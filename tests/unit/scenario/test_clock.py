@@ -132,7 +132,7 @@ def test_latency_and_bandwidth_are_said_once(tmp_path: Path) -> None:
         (["clock.seconds=2"], "set clock.name=virtual"),
         (
             ["clock.name=virtual", "clock.policy=free", "participation.count=2"],
-            "participation.count draws clients; drop participation.count",
+            "participation.count says it otherwise; drop participation.count",
         ),
         (
             ["clock.name=virtual", "clock.policy=free", "algorithm.name=ifca", "algorithm.client_share=0.5"],

@@ -114,7 +114,7 @@ def test_quadratic_gives_example_2(tmp_path: Path) -> None:
         curvature=np.array([1.0, 3.0, 2.0]),
         start=np.array([1.0, 1.0]),
     )
-    task = Quadratic(QuadraticConfig(file=str(file)), 0, torch.float64)
+    task = Quadratic(QuadraticConfig(file=str(file)), 0, torch.float64, 0)
     assert task.clusters[0] == task.clusters[1] != task.clusters[2]
     ((_, batch),) = task.evaluation(2, "test", CPU)
     assert task.loss(task.model(), *batch).item() == pytest.approx(0.5 * 2 * (9 + 1))
@@ -128,7 +128,7 @@ def test_quadratic_noise_is_independent_and_has_its_deviation(tmp_path: Path) ->
     file = write(
         tmp_path / "p.npz", centers=np.zeros((3, 4000)), curvature=np.ones(3), start=np.zeros(4000)
     )
-    task = Quadratic(QuadraticConfig(file=str(file), noise=0.3), 0, torch.float64)
+    task = Quadratic(QuadraticConfig(file=str(file), noise=0.3), 0, torch.float64, 0)
     source = task.training([1, 2], CPU)
     noises = [
         source.batch(t, s)[2][row] for t in (0, 1) for s in ("local", "midpoint") for row in (0, 1)
@@ -147,7 +147,7 @@ def test_clusters_are_given_or_from_equal_centers_or_unknown(tmp_path: Path) -> 
 
     def clusters(**arrays: np.ndarray) -> tuple[int, ...] | None:
         file = write(tmp_path / "p.npz", **base, **arrays)
-        return Quadratic(QuadraticConfig(file=str(file)), 0, torch.float64).clusters
+        return Quadratic(QuadraticConfig(file=str(file)), 0, torch.float64, 0).clusters
 
     assert clusters(centers=apart) is None
     assert clusters(centers=apart, clusters=np.array([0, 1, 1])) == (0, 1, 1)
