@@ -119,7 +119,7 @@ def test_quadratic_gives_example_2(tmp_path: Path) -> None:
     ((_, batch),) = task.evaluation(2, "test", CPU)
     assert task.loss(task.model(), *batch).item() == pytest.approx(0.5 * 2 * (9 + 1))
     x = np.array([[1.0, 0.0], [0.0, 2.0], [4.0, 1.0]])
-    found = task.diagnose(x)
+    found = task.diagnose(x, r=1)
     assert found["consensus_distance"] == pytest.approx(1 + 4), "one pair: ||(1, -2)||^2"
     assert found["gradient_norm"] == pytest.approx((1 + 36 + 4) / 3)
 
