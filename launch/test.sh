@@ -20,4 +20,10 @@ if [ -n "$quick" ]; then
   exec python -m pytest -q -m "not slow and not mpi and not slurm" tests/unit cobo_dist "$@"
 fi
 bash launch/slurm_for_tests.sh
-exec python -m pytest -q "$@"
+if [ $# -gt 0 ]; then
+  exec python -m pytest -q "$@"
+fi
+# Files of tests share nothing, so each core runs some, at most four. Those that start MPI or SLURM come one by one.
+cores=$(nproc)
+python -m pytest -q -n "$((cores < 4 ? cores : 4))" --dist loadfile -m "not mpi and not slurm"
+exec python -m pytest -q -m "mpi or slurm"
