@@ -63,6 +63,7 @@ SCRIPTS = {"srun": "train.sbatch", "torchrun": "train_torchrun.sbatch"}
 PATHS = (
     *("run.dir", "data.root", "data.file", "data.text_dir", "task.file", "model.gguf"),
     *("task.source.file", "task.source.folder", "task.source.root", "task.partition.file"),
+    *("membership.file", "participation.trace", "clock.trace"),
 )
 PATHS_OR_NAMES = (
     *("run.resume", "run.init_from", "model.path", "model.tokenizer", "model.weights"),

@@ -262,8 +262,8 @@ def test_summary(folder: Path) -> None:
     assert summary["format"] == 2
     assert list(summary) == [
         "format", "task", "algorithm", "seed", "rounds", "clients", "ranks", "seconds", "bytes_sent",
-        "bytes_per_client", "keep", "final", "per_client", "cluster_match", "link_accuracy", "link_f1",
-        "adjusted_rand", "graph_correlation", "clusters_found", "link_threshold",
+        "bytes_per_client", "keep", "final", "numbers", "per_client", "cluster_match", "link_accuracy",
+        "link_f1", "adjusted_rand", "graph_correlation", "clusters_found", "link_threshold",
     ]  # fmt: skip
     assert (summary["task"], summary["algorithm"], summary["seed"]) == ("digits", "cobo", 5)
     assert (summary["rounds"], summary["clients"]) == (ROUNDS, CLIENTS)
