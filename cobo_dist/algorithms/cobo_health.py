@@ -109,10 +109,26 @@ def saturation(config: CoBoConfig, facts: HealthFacts, graph: Graph) -> Iterator
         )
 
 
+def advice(config: CoBoConfig, facts: HealthFacts) -> tuple[str, str]:
+    """Return what makes fewer links, and what makes more."""
+    if config.draws_pairs:
+        gamma = f"algorithm.gamma (now {config.gamma:g})"
+        return f"raise {gamma}", (
+            f"raise algorithm.rho (now {config.rho:g}), or lower {gamma} and raise data.batch_size if "
+            "alignments are mostly noise"
+        )
+    tolerance = f"algorithm.difference.tolerance (now {config.difference.tolerance:g})"
+    window = config.difference.window
+    return f"lower {tolerance}", (
+        f"raise {tolerance}, or run.rounds (now {facts.rounds}): a link takes three windows of {window} "
+        "rounds or more"
+    )
+
+
 def at_the_end(config: CoBoConfig, facts: HealthFacts, graph: Graph) -> Iterator[Finding]:
     """Check W after the last round."""
-    draws = facts.drawn / graph.pairs
-    if draws < MIN_DRAWS_PER_PAIR:
+    draws, (fewer, more) = facts.drawn / graph.pairs, advice(config, facts)
+    if config.draws_pairs and draws < MIN_DRAWS_PER_PAIR:
         yield Finding(
             "hardly_drawn",
             f"each pair was drawn {draws:.1f} times in {facts.r} rounds, too few to judge it; raise "
@@ -130,16 +146,13 @@ def at_the_end(config: CoBoConfig, facts: HealthFacts, graph: Graph) -> Iterator
     if graph.links == graph.count and graph.pairs > 1:
         yield Finding(
             "fully_connected",
-            f"all {graph.pairs} pairs are still linked at the end: if clients differ, raise "
-            f"algorithm.gamma (now {config.gamma:g}) or lower algorithm.rho (now "
-            f"{config.rho:g}), which ties models together",
+            f"all {graph.pairs} pairs are still linked at the end: if clients differ, {fewer} or lower "
+            f"algorithm.rho (now {config.rho:g}), which ties models together",
         )
     alone = graph.at_0 == graph.count if graph.share else graph.links == 0
     if alone:
         yield Finding(
             "empty",
-            "no pair is linked at the end, so every client trained alone: if some should help "
-            f"each other, raise algorithm.rho (now {config.rho:g}), or lower "
-            f"algorithm.gamma (now {config.gamma:g}) and raise data.batch_size if "
-            "alignments are mostly noise",
+            "no pair is linked at the end, so every client trained alone: if some should help each other, "
+            f"{more}",
         )

@@ -269,6 +269,16 @@ def test_empty() -> None:
         assert words in warnings[0].message
 
 
+def test_selection_by_differences_has_no_gamma_and_draws_no_pairs() -> None:
+    config = COBO.model_copy(update={"selection": "difference"})
+    (empty,) = play(HealthMonitor(config, 4, 20, 0.1), 20, np.full((4, 4), 0.4), pairs=0)
+    (full,) = play(HealthMonitor(config, 4, 20, 0.1), 20, np.full((4, 4), 0.5), pairs=0)
+    assert (empty.kind, full.kind) == ("empty", "fully_connected")
+    assert "raise algorithm.difference.tolerance (now 1.6), or run.rounds (now 20)" in empty.message
+    assert "lower algorithm.difference.tolerance (now 1.6)" in full.message
+    assert "gamma" not in empty.message + full.message
+
+
 SIMPLEX = COBO.model_copy(update={"domain": "simplex"})
 ONE_EACH = np.eye(4)[[1, 0, 3, 2]]
 SPREAD = np.array([[0, 0.8, 0.2, 0], [0.9, 0, 0, 0.1], [0.1, 0, 0, 0.9], [0, 0, 1, 0]])
