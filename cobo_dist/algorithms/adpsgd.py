@@ -56,8 +56,7 @@ class AdPsgd(Algorithm):
 
     Config = AdPsgdConfig
     title, color, marker, place = "AD-PSGD", "#8c564b", "P", 60
-
-    sums = "none"
+    sums, all_linked = "none", True
     config: AdPsgdConfig
 
     def __init__(
@@ -67,10 +66,6 @@ class AdPsgd(Algorithm):
         timing = context.timing
         self.overlaps = timing is not None and timing.overlaps
         self.began = {"began": clients.x_cd.clone()} if self.overlaps else {}
-
-    def first_weights(self) -> Weights:
-        """Return all ones."""
-        return Weights(self.clients.ids, (0,) * self.context.clients, symmetric=True)
 
     def round(self, t: int) -> RoundResult:
         """Take gradients where the work began, average, and step."""

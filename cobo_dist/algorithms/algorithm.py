@@ -192,6 +192,7 @@ class Algorithm(ABC):
         role: `alone` for the method that collaboration must beat, `upper_bound` for one that knows the
             truth, `emphasized` for one that figures show first and in front.
         learns_weights: whether W is worth a figure.
+        all_linked: whether W^0 is all ones, in place of the identity.
         newcomers_start: in place of `membership.start`, where the method itself says which model a newcomer
             gets: `best_component`, or `group`, which `join` gives; empty: the key decides.
         sums: the method of the exchange that computes its sums with W; `none`: what is sent does not depend
@@ -207,6 +208,7 @@ class Algorithm(ABC):
     place: ClassVar[int] = 100
     role: ClassVar[Literal["", "alone", "upper_bound", "emphasized"]] = ""
     learns_weights: ClassVar[bool] = False
+    all_linked: ClassVar[bool] = False
     newcomers_start: ClassVar[str] = ""
     sums: ClassVar[Literal["mix", "all_reduce", "none"]] = "mix"
 
@@ -224,10 +226,12 @@ class Algorithm(ABC):
         return np.float64 if self.clients.x_cd.dtype == torch.float64 else np.float32
 
     def first_weights(self) -> Weights:
-        """Return this rank's rows of W^0: here the identity, every client alone.
+        """Return this rank's rows of W^0: here the identity, every client alone, or with `all_linked` ones.
 
         Weights are directed unless they are made with `symmetric=True`.
         """
+        if self.all_linked:
+            return Weights(self.clients.ids, (0,) * self.context.clients, symmetric=True)
         return Weights(self.clients.ids, range(self.context.clients), dtype=self.weight_type)
 
     @abstractmethod

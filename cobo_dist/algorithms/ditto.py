@@ -14,7 +14,6 @@ from cobo_dist.algorithms.local import local_step, pull_to
 from cobo_dist.algorithms.two_models import common_start
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.flat import to_device
-from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
 
@@ -45,6 +44,7 @@ class Ditto(Algorithm):
 
     Config = DittoConfig
     title, color, marker, place = "Ditto", "#e6a700", "D", 4
+    all_linked = True
 
     sums = "none"
 
@@ -54,10 +54,6 @@ class Ditto(Algorithm):
         super().__init__(config, clients, exchange, context)
         self.v_1d = common_start(clients, exchange, context.clients)
         self.global_optimizer = clients.new_optimizer(self.v_1d)
-
-    def first_weights(self) -> Weights:
-        """Return all ones."""
-        return Weights(self.clients.ids, (0,) * self.context.clients, symmetric=True)
 
     def round(self, t: int) -> RoundResult:
         """Take the global step at the global model and the personal steps at the personal ones."""

@@ -20,7 +20,6 @@ from cobo_dist.algorithms.fedavg import AveragingConfig
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device, upload
-from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
 
 
@@ -79,6 +78,7 @@ class L2gd(Algorithm):
 
     Config = L2gdConfig
     title, color, marker, place = "L2GD", "#aa4499", "*", 18
+    all_linked = True
 
     sums = "none"
 
@@ -101,10 +101,6 @@ class L2gd(Algorithm):
             for row in every
         ]
         self.losses_c = torch.cat(losses)[:, 0].to(x_cd.dtype)
-
-    def first_weights(self) -> Weights:
-        """Return all ones."""
-        return Weights(self.clients.ids, (0,) * self.context.clients, symmetric=True)
 
     def pulls(self, t: int) -> bool:
         """Return the coin of round t, the same on every rank."""

@@ -43,8 +43,7 @@ class Swift(Algorithm):
 
     Config = SwiftConfig
     title, color, marker, place = "SWIFT", "#e377c2", "X", 61
-
-    sums = "none"
+    sums, all_linked = "none", True
     config: SwiftConfig
 
     def __init__(
@@ -53,10 +52,6 @@ class Swift(Algorithm):
         super().__init__(config, clients, exchange, context)
         self.neighbors = NeighborModels(clients, exchange, context)
         self._counted, self._steps_n = 0, np.zeros(context.clients, dtype=np.int64)
-
-    def first_weights(self) -> Weights:
-        """Return all ones."""
-        return Weights(self.clients.ids, (0,) * self.context.clients, symmetric=True)
 
     def round(self, t: int) -> RoundResult:
         """Compute gradients, average where it is due, and step."""

@@ -10,7 +10,6 @@ from cobo_dist.algorithms.algorithm import Algorithm
 from cobo_dist.algorithms.base import AlgorithmState, Clients, Exchange, RunContext
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.flat import Scratch
-from cobo_dist.maths.weights import Weights
 
 
 class TwoModels(Algorithm):
@@ -20,7 +19,7 @@ class TwoModels(Algorithm):
     equal: W is all ones.
     """
 
-    sums = "none"
+    sums, all_linked = "none", True
 
     def __init__(
         self, config: Any, clients: Clients, exchange: Exchange, context: RunContext
@@ -29,10 +28,6 @@ class TwoModels(Algorithm):
         super().__init__(config, clients, exchange, context)
         self.w_1d = common_start(clients, exchange, context.clients)
         self.scratch = Scratch(clients.x_cd.dtype, clients.x_cd.device)
-
-    def first_weights(self) -> Weights:
-        """Return all ones."""
-        return Weights(self.clients.ids, (0,) * self.context.clients, symmetric=True)
 
     def copies(self) -> Tensor:
         """Return a copy w_i of w for each client of this rank [c, d], in rows that are used again."""
