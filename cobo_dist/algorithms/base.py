@@ -226,10 +226,11 @@ class Exchange(Protocol):
 
     def alignment(
         self, gradients_ed: Tensor, statistic: Statistic, sketch: Sketch | None = None
-    ) -> NDArray[np.float64]:
-        """Return a statistic [e] of the two gradients of each pair of the last `midpoints`.
+    ) -> tuple[PairEnds, NDArray[np.float64]]:
+        """Return the ends of the pairs of the last `midpoints`, and a statistic [e] of their two gradients.
 
-        `sketch`: of these few numbers in place of the gradients.
+        `sketch`: of these few numbers in place of the gradients. Ranks that run at their own pace
+        (`comm.mode`) get the ends whose statistic is known by now.
         """
 
     def mix(self, weights: Weights, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:

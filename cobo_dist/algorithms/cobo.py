@@ -187,7 +187,7 @@ class CoBo(Algorithm):
         return [WeightUpdates(ids, other, new_kn[row, other], np.concatenate(alignments))]
 
     def alignments(self, t: int, pairs_k2: Tensor) -> tuple[PairEnds, NDArray[np.float64]]:
-        """Return this rank's ends of the pairs, and <g_i(z_ij), g_j(z_ij)> for each.
+        """Return this rank's ends of pairs whose <g_i(z_ij), g_j(z_ij)> is known, and it.
 
         With `alignment_columns`, of these columns of the gradients: only they travel. With `sketch`, of few
         random sums of them.
@@ -197,7 +197,7 @@ class CoBo(Algorithm):
         if self.compared is not None:
             g_ed = self.compared.take(g_ed)
         sketch = self.config.sketch_of(self.context.seed, t)
-        return ends, self.exchange.alignment(g_ed, self.statistic, sketch)
+        return self.exchange.alignment(g_ed, self.statistic, sketch)
 
     def onto_simplex(
         self,
@@ -283,6 +283,14 @@ class CoBo(Algorithm):
         self.releases.add(t, pairs_m2)
         privacy = self.config.privacy
         return {"epsilon": self.releases.epsilon(privacy.noise, privacy.delta)}
+
+    def settle(self, t: int) -> None:
+        """Let the alignments that other ranks told last move the weights of their pairs."""
+        none = torch.empty((0, 2), dtype=torch.int64)
+        if self.config.domain == "box":
+            self.client_selection(t, none)
+        else:
+            self.row_selection(t, [none])
 
     def join(self, t: int, newcomers: Newcomers) -> None:
         """Give newcomers their rows and columns of W, and what selection keeps of their pairs.

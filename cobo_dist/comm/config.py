@@ -18,6 +18,19 @@ class CommConfig(Section):
         "mpi: the MPI of the mpirun that starts the ranks (extra mpi). gloo, and an MPI that is not "
         "CUDA-aware, carry models of CUDA devices through memory of the CPU. Ranks may share a GPU with both",
     )
+    mode: Literal["synchronous", "asynchronous"] = Field(
+        "synchronous",
+        description="synchronous: all ranks take every round together; asynchronous: each goes at its own "
+        "pace with the models that have arrived, and what it computes is not repeatable; all come together "
+        "at checkpoints and at the end (docs/OPEN_WORLD.md)",
+    )
+    max_lag: int = Field(
+        100,
+        ge=0,
+        le=1_000_000,
+        description="comm.mode=asynchronous: rounds that a rank may be behind the fastest one; if it is "
+        "further behind, its clients miss the rounds between",
+    )
     dtype: Literal["model", "bfloat16"] = Field(
         "model",
         description="type in which models and gradients travel: model is run.dtype; bfloat16 halves the "
@@ -58,3 +71,25 @@ class CommConfig(Section):
         description="bitwise the same numbers on any number of ranks; slower: one thread, clients "
         "one by one, models added in client order",
     )
+
+    def contradiction(self) -> str:
+        """Say which key does not go with ranks that run at their own pace."""
+        if self.mode == "synchronous":
+            if self.max_lag == type(self).model_fields["max_lag"].default:
+                return ""
+            return (
+                f"comm.max_lag={self.max_lag} has no effect with comm.mode=synchronous; set "
+                "comm.mode=asynchronous"
+            )
+        for key, off, why in (
+            ("deterministic", False, "promises the same bits in every run"),
+            ("check", False, "compares what all ranks do in a round"),
+            ("placement", "static", "moves clients between rounds that all ranks take"),
+        ):
+            if (value := getattr(self, key)) != off:
+                shown = str(value).lower() if isinstance(value, bool) else value
+                return (
+                    f"comm.{key}={shown} {why}, and comm.mode=asynchronous lets each rank go at its own "
+                    f"pace; drop one of them"
+                )
+        return ""

@@ -135,7 +135,7 @@ class CountingExchange:
 
     def alignment(
         self, gradients_ed: Tensor, statistic: Statistic, sketch: Sketch | None = None
-    ) -> NDArray[np.float64]:
+    ) -> tuple[PairEnds, NDArray[np.float64]]:
         """Count half gradients or sketches and their scalars; return 0 for every end: no weight moves."""
         assert self._planned is not None
         assert self._ends is not None
@@ -155,7 +155,9 @@ class CountingExchange:
             self.send("gradients", 0, out * self.wire.itemsize, s)
             self.keep(OUTGOING, out * self.wire.itemsize, s)
             self.keep_arrived(INCOMING, back, s)
-        return np.zeros(len(gradients_ed))
+        every = self._ends
+        ends = PairEnds(every.clients, every.clients, every.partners, every.first)
+        return ends, np.zeros(len(gradients_ed))
 
     def _plans(self, pairs_m2: Tensor) -> list[PairPlan]:
         """Return the pair plan of each counted rank; of the same pairs again, without planning twice."""
