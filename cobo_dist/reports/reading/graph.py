@@ -5,7 +5,7 @@ Shapes: n clients, m of them that are in the run, g groups, k snapshots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths.graph import (
+    OffDiagonalWeights,
     adjusted_rand,
     component_labels,
     link_f1,
@@ -22,7 +23,7 @@ from cobo_dist.maths.graph import (
 )
 from cobo_dist.maths.weights import Weights as Rows
 from cobo_dist.reports.reading.groups import Groups
-from cobo_dist.reports.reading.seriation import Floats, Ints, single_linkage, strengths
+from cobo_dist.reports.reading.seriation import Floats, Ints, seriate, single_linkage, strengths
 from cobo_dist.reports.reading.series import Series
 from cobo_dist.reports.reading.sparse_weights import cell_means
 from cobo_dist.reports.reading.weights import Weights
@@ -76,6 +77,27 @@ class Graph:
         """The single-linkage tree of at least two clients, and the weight at its nodes (`single_linkage`)."""
         return single_linkage(self.strength_mm)
 
+    @cached_property
+    def order(self) -> Ints:
+        """The leaves of the tree, places of clients from 0: linked ones are side by side. [m]"""
+        return seriate(self.strength_mm)
+
+    def only(self, places: Ints) -> Graph:
+        """Return the graph of some of the clients, given as places from 0, ascending."""
+        clusters = None if self.clusters is None else self.clusters[places]
+        return replace(
+            self, weights=self.weights.only(places), members=self.members[places], clusters=clusters
+        )
+
+    @property
+    def empty(self) -> str:
+        """Why there is no graph to draw; empty where there is one."""
+        if len(self.members) < 2:
+            return "a graph needs two clients, and one is in the run"
+        if not OffDiagonalWeights(self.weights).count(lambda w: w > 0):
+            return "all weights between two clients are 0, so there is no graph"
+        return ""
+
     @property
     def means(self) -> tuple[float, float]:
         """The mean weight within and across groups; NaN where there is no pair."""
@@ -97,7 +119,7 @@ class Graph:
 
     @property
     def same_groups(self) -> tuple[float, float]:
-        """(low, high): all thresholds t with low < t <= high give the same groups."""
+        """(low, high): all thresholds t with low < t <= high give the same groups of two or more clients."""
         joins = self.tree[1]
         below, above = joins[joins < self.threshold], joins[joins >= self.threshold]
         return float(below.max(initial=0.0)), float(above.min(initial=np.inf))

@@ -82,12 +82,12 @@ def groups_in_words(labels_n: Sequence[int] | npt.NDArray[Any], names: Sequence[
         return f"no groups: each of the {count} clients is alone"
     if len(members) == 1:
         return f"1 group of all {count} clients"
-    listed = [f"{{{_listed(group, names)}}}" for group in together[:_MAX_GROUPS]]
-    more = len(together) - len(listed)
-    words = f"{_count(len(together), 'group')}: {' '.join(listed)}"
+    shown = [f"{{{listed(group, names)}}}" for group in together[:_MAX_GROUPS]]
+    more = len(together) - len(shown)
+    words = f"{_count(len(together), 'group')}: {' '.join(shown)}"
     words += f" and {more} more" if more else ""
     return words + (
-        f"; {_count(len(alone), 'client')} alone: {_listed(alone, names)}" if alone else ""
+        f"; {_count(len(alone), 'client')} alone: {listed(alone, names)}" if alone else ""
     )
 
 
@@ -95,12 +95,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _listed(clients: Sequence[int], names: Sequence[str]) -> str:
-    """Clients, ascending: by name or, by number, three or more in a row as a range; cut where many.
+def listed(clients: Sequence[int], names: Sequence[str]) -> str:
+    """Return clients, ascending, as text: names or, of numbers, three or more in a row as a range.
 
-    >>> _listed([0, 1, 2, 5, 7], ())
+    Many of them are cut.
+
+    >>> listed([0, 1, 2, 5, 7], ())
     '0-2,5,7'
-    >>> _listed(range(0, 40, 2), ())
+    >>> listed(range(0, 40, 2), ())
     '0,2,4,6,8,10,12,14,... 20 clients'
     """
     if names:
