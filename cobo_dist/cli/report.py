@@ -32,6 +32,13 @@ files written:
   shares*.png                the weights that each client gives the others over the rounds,
                              smoothed, where they sum to 1; up to 12 clients (Figure 4)
   graph*.png                 how the links form: weights, components, alignment
+  groups.md, groups.csv      the groups of clients that W shows, run by run
+  members.md, members.csv    who is in them, of the runs whose graph is drawn
+  network*.png               the graph as a network; of one run of three methods at most
+  tree*.png                  W in a seriated order, with its dendrogram
+  map*.png                   clients in the plane: saved models by principal components, W by
+                             spectral embedding
+  stability*.png             how links and groups change from snapshot to snapshot
   profile.png                where a round's time goes on each rank, of runs with log.profile=true
   gpus.png                   busy share, memory and power of the ranks' GPUs, of runs on GPUs
   decay.png                  task quadratic: the quantities of Theorem 1

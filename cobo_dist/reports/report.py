@@ -8,11 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from cobo_dist.reports import figures
+from cobo_dist.reports.graph_part import draw_graphs, graph_entries
 from cobo_dist.reports.grouping import Problem
 from cobo_dist.reports.grouping.groups import by_algorithm, length_note
 from cobo_dist.reports.page import Section, make_slider, write_page
 from cobo_dist.reports.selection import learning, representatives, without_sampling_variants
 from cobo_dist.reports.tables.drift import drift_table
+from cobo_dist.reports.tables.groups import groups_table, members_table
 from cobo_dist.reports.tables.paper_tables import Results, table_1, table_2
 from cobo_dist.reports.tables.results import NOTE, results_table, write_results_csv
 from cobo_dist.reports.tables.rounds_to_target import rounds_to_target_table
@@ -60,6 +62,10 @@ class Report:
             section = Section(problem.label, [self.tables[problem]], [NOTE])
             files += self._draw(section, shown, problem, self._folder(problem, out))
             sections.append(section)
+            if problem.main:
+                part, written = self._graph(shown, problem, self._folder(problem, out))
+                sections += part
+                files += written
         files.append(write_page(out / "index.html", sections))
         return files
 
@@ -104,6 +110,27 @@ class Report:
             section.tables.append(table)
             files += _write_table(out / "reached", "Rounds to reach", [table])
         return files
+
+    def _graph(
+        self, shown: Problem, problem: Problem, out: Path
+    ) -> tuple[list[Section], list[Path]]:
+        """Make the section on the graph, if some run has one; return it and the files."""
+        entries = graph_entries(representatives(shown))
+        if not entries:
+            return [], []
+        title = f"The graph, {problem.label}"
+        single = sum(len(group.runs) for group in problem.groups) == 1
+        drawn, figures_, notes = draw_graphs(entries, out, single)
+        found = groups_table(entries, "Groups found")
+        members = [members_table(entry, f"Groups of {entry.title}") for entry in drawn]
+        section = Section(title, [found, *members], notes)
+        if single:
+            section.figures = figures_
+        else:
+            section.folded = figures_
+        files = [*figures_, *_write_table(out / "groups", "Groups found", [found])]
+        files += _write_table(out / "members", "Members of the groups found", members)
+        return [section], files
 
 
 def _write_table(path: Path, title: str, tables: Sequence[Table]) -> list[Path]:

@@ -8,7 +8,13 @@ factors           final accuracy against a factor of the problem (Figure 2a)
 events            the rounds in which clients join and leave
 matrices          heat maps of the weights (Figures 3 and 5)
 shares            what each client gives the others, where weights sum to 1 (Figure 4)
-links             the graph of links
+links             the graph of links over the rounds
+clients           clients as points: colors and shapes by cluster
+network           the graph of links as a network
+seriated          W in order, with a dendrogram
+client_map        clients in the plane, by models and by W
+stability         what changes from one snapshot of W to the next
+plots             figures of one run for Python code and notebooks
 virtual_time      curves over virtual seconds; who works, waits and meets
 profile           where a round's time goes
 gpus              busy share, memory and power of the GPUs

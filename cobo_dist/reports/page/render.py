@@ -35,6 +35,20 @@ _CAPTIONS = {
     "weight logged.",
     "shares": "The weights that each client gives the others, against rounds (Figure 4). Faint: as "
     "logged; bold: their exponential moving average; grey: an equal share.",
+    "network": "The graph of the last W: clients are points, colored and shaped by true cluster or, where "
+    "it is unknown, by the group found. A grey disk is a group: clients that links join, however "
+    "indirectly. Where weights differ by direction, the larger counts. Of more than 200 clients, a disk is "
+    "a group with a sector for each true cluster in it.",
+    "tree": "The last W in a seriated order, under the tree that the order comes from: branches join at the "
+    "largest weight at which their clients are in one group (single linkage, optimal order of leaves). What "
+    "hangs together below the dashed line is a group, framed in W. The band shows true clusters.",
+    "map": "Clients in the plane. Models: the first two principal components of the saved models. W: two "
+    "eigenvectors of its normalized graph Laplacian; of more than three groups that are not linked, the "
+    "plane of their eigenvectors that is nearest to having them in a circle. Points that would hide each "
+    "other are moved apart a little.",
+    "stability": "How the graph changes from a snapshot of W to the next: the share of pairs whose link "
+    "appeared or went; agreement of the groups with those of the snapshot before, and with the true "
+    f"clusters (1: the same, 0: as by chance); {_BAND}",
     "seconds": "The same over virtual seconds: what the rounds take where clients have speeds. A point is "
     f"the mean over clients and seeds at one round; {_BAND}",
     "timeline": "What clients do in the first rounds of virtual time: work, wait for others, and meet "
