@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cobo_dist.cli.parser import CommandParser, report_error
@@ -13,7 +13,8 @@ from cobo_dist.terminal import open_console, safe_terminal
 USAGE = "RUN_DIR... [--out DIR] [--figure-1]"
 ABOUT = """\
 Turn run folders into tables (Markdown and CSV), figures (PNG, each with its numbers as CSV) and one page,
-index.html, that needs no other file. Runs that differ only in their seed share a row and a line.
+index.html, that needs no other file. Runs that differ only in their seed share a row and a line. The last
+lines say in words which clients collaborate and, with a run of Local beside, who does better than alone.
 --help all lists the files."""
 MORE = """\
 files written:
@@ -112,6 +113,18 @@ def _report(folders: list[Path], out: Path | None, figure_1: bool) -> None:
     for table in report.all_tables() if report else ():
         print_table(table, console)
     _list_files(out, files)
+    if report:
+        _print_learned(report.learned, out)
+
+
+def _print_learned(learned: Mapping[str, Sequence[str]], out: Path) -> None:
+    """Print what runs have learned, by task, and which file to open."""
+    if learned:
+        print("", "What was learned", sep="\n")
+    for task, sentences in learned.items():
+        name = f"{task}: " if len(learned) > 1 else ""
+        print(*(f"  {name}{sentence}" for sentence in sentences), sep="\n")
+    print(f"open {out / 'index.html'}")
 
 
 def _list_files(out: Path, files: list[Path]) -> None:

@@ -20,6 +20,7 @@ from cobo_dist.reports.tables.results import NOTE, results_table, write_results_
 from cobo_dist.reports.tables.rounds_to_target import rounds_to_target_table
 from cobo_dist.reports.tables.scores import group_results
 from cobo_dist.reports.tables.table import Table, write_markdown
+from cobo_dist.reports.words import learned_in_words
 from cobo_dist.reports.writing import make_folder, slug, write_csv
 
 
@@ -42,6 +43,12 @@ class Report:
         self.table_1 = table_1(self.results)
         table = table_2(self.methods)
         self.table_2 = [] if table is None else [table]
+        # What the methods of each task's main problem have learned, in sentences.
+        self.learned = {
+            problem.label: words
+            for problem, own in self.methods.items()
+            if problem.main and (words := learned_in_words(own))
+        }
 
     def all_tables(self) -> list[Table]:
         """Every table of final results."""
@@ -59,7 +66,8 @@ class Report:
         sections = [first] if first.tables or first.figures else []
         files += first.figures
         for shown, problem in zip(self.methods, self.results, strict=True):
-            section = Section(problem.label, [self.tables[problem]], [NOTE])
+            words = self.learned.get(problem.label, [])
+            section = Section(problem.label, [self.tables[problem]], [*words, NOTE])
             files += self._draw(section, shown, problem, self._folder(problem, out))
             sections.append(section)
             if problem.main:

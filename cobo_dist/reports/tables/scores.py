@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -128,8 +128,17 @@ class GroupResult:
 def group_results(problem: Problem) -> list[GroupResult]:
     """Return the results of the groups of one problem."""
     metric, split = problem_metric(problem.groups), problem_split(problem.groups)
-    local = [run for group in problem.groups if group.method.role == "alone" for run in group.runs]
+    local = _alone(problem.groups)
     return [_group_result(group, metric, split, local) for group in problem.groups]
+
+
+def runs_of_local(results: Sequence[GroupResult]) -> list[Run]:
+    """Return the runs of a problem that the others are compared with: those of clients on their own."""
+    return _alone(one.group for one in results)
+
+
+def _alone(groups: Iterable[Group]) -> list[Run]:
+    return [run for group in groups if group.method.role == "alone" for run in group.runs]
 
 
 def improvement_note(results: Sequence[GroupResult]) -> str | None:
@@ -224,7 +233,18 @@ def _client_values(run: Run, split: str, metric: str) -> tuple[object, dict[int,
 
 
 def _improved(run: Run, metric: str, split: str, local: Sequence[Run]) -> float | None:
-    """The share of clients of `run` that beat the same client in the Local run of the same seed.
+    """The share of clients of `run` that beat the same client in the Local run of the same seed."""
+    pairs = beside_local(run, metric, split, local)
+    if pairs is None:
+        return None
+    sign = 1.0 if higher_is_better(metric) else -1.0
+    return sum(sign * own > sign * alone for own, alone in pairs) / len(pairs)
+
+
+def beside_local(
+    run: Run, metric: str, split: str, local: Sequence[Run]
+) -> list[tuple[float, float]] | None:
+    """Return each client's last value in `run`, and in the run of Local of the same seed, as logged.
 
     None where no such run has trained as many rounds: a longer run of Local is no baseline.
     """
@@ -238,8 +258,7 @@ def _improved(run: Run, metric: str, split: str, local: Sequence[Run]) -> float 
         return None
     # Several runs of Local may fit (another model, another rate): take the one with the closest config.
     _, alone = min(candidates, key=lambda pair: pair[0])
-    sign = 1.0 if higher_is_better(metric) else -1.0
-    return sum(sign * value > sign * alone[i] for i, value in own.items()) / len(own)
+    return [(value, alone[i]) for i, value in own.items()]
 
 
 def _distance(one: Run, other: Run) -> int:
