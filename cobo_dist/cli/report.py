@@ -44,8 +44,9 @@ files written:
   gpus.png                   busy share, memory and power of the ranks' GPUs, of runs on GPUs
   decay.png                  task quadratic: the quantities of Theorem 1
   figure1.png                with --figure-1: how client selection decides on a pair (Figure 1)
-  index.html                 all of this on one page that needs no other file, with a slider over
-                             the snapshots of W
+  index.html                 all of this on one page that needs no other file: W with a slider over its
+                             snapshots, curves that tell their values, each client with its partners over
+                             time, tables that sort
 Each PNG has a CSV of the same name with the numbers it shows.
 
 Runs that differ only in their seed share a row and a line. If there are several tasks, each

@@ -11,8 +11,8 @@ from cobo_dist.reports import figures
 from cobo_dist.reports.graph_part import draw_graphs, graph_entries
 from cobo_dist.reports.grouping import Problem
 from cobo_dist.reports.grouping.groups import by_algorithm, length_note
-from cobo_dist.reports.page import Section, make_slider, write_page
-from cobo_dist.reports.selection import learning, representatives, without_sampling_variants
+from cobo_dist.reports.page import Section, make_explorer, write_page
+from cobo_dist.reports.selection import representatives, without_sampling_variants
 from cobo_dist.reports.tables.drift import drift_table
 from cobo_dist.reports.tables.groups import groups_table, members_table
 from cobo_dist.reports.tables.paper_tables import Results, table_1, table_2
@@ -63,19 +63,39 @@ class Report:
         first = Section("All problems", [*self.table_1, *self.table_2])
         if figure_1:
             first.figures = figures.draw_client_selection(out / "figure1.png")
-        sections = [first] if first.tables or first.figures else []
         files += first.figures
-        for shown, problem in zip(self.methods, self.results, strict=True):
-            words = self.learned.get(problem.label, [])
-            section = Section(problem.label, [self.tables[problem]], [*words, NOTE])
-            files += self._draw(section, shown, problem, self._folder(problem, out))
+        sections: list[Section] = []
+        for section, shown, problem in zip(
+            self.sections(), self.methods, self.results, strict=True
+        ):
+            folder = self._folder(problem, out)
+            files += self._draw(section, shown, problem, folder)
             sections.append(section)
             if problem.main:
-                part, written = self._graph(shown, problem, self._folder(problem, out))
+                part, written = self._graph(shown, problem, folder)
                 sections += part
                 files += written
+        # The page begins with W, so what all problems have in common comes last.
+        sections += [first] if first.tables or first.figures else []
         files.append(write_page(out / "index.html", sections))
         return files
+
+    def sections(self) -> list[Section]:
+        """Return a section for each problem, with its explorer and its table of final results."""
+        return [
+            Section(
+                problem.label,
+                [self.tables[problem]],
+                [*self.learned.get(problem.label, []), NOTE],
+                explorer=make_explorer(
+                    representatives(shown), problem.groups, f"explorer-{number}"
+                ),
+                is_folded=not problem.main,
+            )
+            for number, (shown, problem) in enumerate(
+                zip(self.methods, self.results, strict=True), start=1
+            )
+        ]
 
     def _folder(self, problem: Problem, out: Path) -> Path:
         """A folder for each task if there are several, and in it one for each problem but the main one."""
@@ -108,7 +128,6 @@ class Report:
         section.folded = figures.draw_single(chosen, out)
         if sum(len(group.runs) for group in problem.groups) == 1:
             section.figures, section.folded = section.figures + section.folded, []
-        section.slider = make_slider(learning(problem.groups), slug(problem.task))
         files = [*section.figures, *section.folded]
         if table := drift_table(problem.groups, f"After clients changed cluster, {problem.label}"):
             section.tables.append(table)

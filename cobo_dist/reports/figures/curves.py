@@ -35,7 +35,7 @@ _LOG_RATIO = 8  # of the largest to the smallest value, from which on the axis i
 
 
 @dataclass(frozen=True)
-class _Evaluations:
+class Evaluations:
     """One group's metric over rounds: on a part of the split's data, and on all of it.
 
     The two are never joined, because a step from one to the other would read as progress.
@@ -142,7 +142,7 @@ def draw_metric(groups: Sequence[Group], metric: str, path: Path, only: str = ""
     written as fractions, as they were logged. Returns the files written: none if no run has a finite value.
     """
     split = problem_split(groups)
-    found = {group: _evaluations(group, split, metric) for group in groups}
+    found = {group: evaluations(group, split, metric) for group in groups}
     found = {group: values for group, values in found.items() if values.drawable}
     if not found:
         return []
@@ -185,7 +185,7 @@ def draw_metric(groups: Sequence[Group], metric: str, path: Path, only: str = ""
 
 
 def _part_note(
-    groups: Sequence[Group], found: Mapping[Group, _Evaluations], split: str
+    groups: Sequence[Group], found: Mapping[Group, Evaluations], split: str
 ) -> str | None:
     """What the lines and the points were measured on, if that is not all of the data."""
     parts = [values.part.drawable for values in found.values()]
@@ -202,17 +202,17 @@ def _part_note(
     return f"{lines}: part of the {split} data{size}; diamonds: all of it"
 
 
-def _evaluations(group: Group, split: str, metric: str) -> _Evaluations:
+def evaluations(group: Group, split: str, metric: str) -> Evaluations:
     part, whole = [], []
     for run in group.runs:
         series, parts = mean_over_clients(run, split, metric), run.parts.get(split, {})
         part.append({number: value for number, value in series.items() if number in parts})
         whole.append({number: value for number, value in series.items() if number not in parts})
-    return _Evaluations(over_seeds(part), over_seeds(whole))
+    return Evaluations(over_seeds(part), over_seeds(whole))
 
 
 def _draw_evaluations(
-    axes: Axes, values: _Evaluations, style: LineStyle, scale: float, band: bool
+    axes: Axes, values: Evaluations, style: LineStyle, scale: float, band: bool
 ) -> None:
     draw_curve(axes, values.line, style, scale, band)
     whole = values.whole
