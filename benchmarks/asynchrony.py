@@ -62,7 +62,12 @@ def main() -> None:
             undisturbed = 0.0
             for stop in (0.0, options.stop):
                 found = [
-                    run([*keys, f"run.seed={seed}"], stop, options, Path(place) / "run")
+                    run(
+                        [*keys, f"run.seed={seed}"],
+                        stop,
+                        options,
+                        Path(place) / f"{len(rows)} {seed}",
+                    )
                     for seed in options.seeds
                 ]
                 means = pd.DataFrame(found).mean()
