@@ -142,6 +142,11 @@ class AlgorithmSection(Section):
         return False
 
     @property
+    def compresses_models(self) -> bool:
+        """Whether clients read others' models through `NeighborModels` alone, as comm.compression asks."""
+        return False
+
+    @property
     def batch_streams(self) -> int:
         """How many streams of batches a client reads."""
         return 1

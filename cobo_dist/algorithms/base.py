@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cobo_dist.algorithms.local_steps import LocalSteps, Optimizer
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.alignment import Statistic
+from cobo_dist.maths.compression import Compression
 from cobo_dist.maths.participation import Mask, Participation, Timing
 from cobo_dist.maths.sketch import Sketch
 from cobo_dist.maths.true_graph import Truth
@@ -389,6 +390,7 @@ class RunContext:
     )
     raised: Mask | None = None  # newcomers whose pairs are drawn more often in a round, [n]
     raised_factor: float = 1.0  # by which factor
+    compression: Compression | None = None  # of models that clients read through `NeighborModels`
 
     def clusters_at(self, t: int) -> tuple[int, ...] | None:
         """Return the true cluster of each client in round t, [n]; None where the task knows none.

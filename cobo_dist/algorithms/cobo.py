@@ -104,7 +104,7 @@ class CoBo(Algorithm):
         """Algorithm 1, lines 2 to 5, for this rank's clients."""
         self.neighbors.begin_round(t)
         pairs_m2 = self.draw(t)
-        self.exchange.send_models(self.clients.x_cd, pairs_m2)
+        self.exchange.send_models(self.neighbors.known_to_pairs, pairs_m2)
         losses_c = self.clients.gradients(t)  # independent of W: computed while models are sent
         self.exchange.receive_models()
         weights = self.weights
@@ -244,6 +244,7 @@ class CoBo(Algorithm):
         assert degrees_n is not None, "the coupling is capped"
         x_cd, eta = self.clients.x_cd, self.clients.eta(t)
         x_cd.add_(self.clients.direction(), alpha=-eta)
+        self.neighbors.publish(t)
         pull = self.config.rho * (eta if self.config.penalty == "scheduled" else self.clients.lr)
         if not pull:
             return

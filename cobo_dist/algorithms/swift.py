@@ -27,6 +27,11 @@ class SwiftConfig(CommunicationGraphConfig):
     )
 
     @property
+    def compresses_models(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def runs_asynchronously(self) -> bool:
         """Yes."""
         return True

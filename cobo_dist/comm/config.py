@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from cobo_dist.maths.compression import Compression
 from cobo_dist.settings import Section
 
 
@@ -35,6 +36,15 @@ class CommConfig(Section):
         "model",
         description="type in which models and gradients travel: model is run.dtype; bfloat16 halves the "
         "bytes of float32 and rounds what crosses ranks to 8 bits (docs/PERFORMANCE.md)",
+    )
+    compression: Literal["none", "int8", "topk"] = Field(
+        "none",
+        description="what clients send of the difference between their model and what others know of it, as "
+        "machines of their own. int8: a byte for each number, and a scale for each 1,024; topk: the "
+        "greatest numbers and their places. What is left out is sent later; ranks send whole models",
+    )
+    compression_share: float = Field(
+        0.01, gt=0, le=1, description="comm.compression=topk: share of the numbers that travel"
     )
     timeout: float = Field(
         600.0,
@@ -72,8 +82,21 @@ class CommConfig(Section):
         "one by one, models added in client order",
     )
 
+    @property
+    def compresses(self) -> Compression | None:
+        """How models are compressed; None: they are not."""
+        if self.compression == "none":
+            return None
+        return Compression(self.compression, self.compression_share)
+
     def contradiction(self) -> str:
-        """Say which key does not go with ranks that run at their own pace."""
+        """Say which key has no effect, or does not go with ranks that go at their own pace."""
+        share = type(self).model_fields["compression_share"].default
+        if self.compression != "topk" and self.compression_share != share:
+            return (
+                f"comm.compression_share={self.compression_share:g} has no effect with comm.compression="
+                f"{self.compression}; set comm.compression=topk"
+            )
         if self.mode == "synchronous":
             if self.max_lag == type(self).model_fields["max_lag"].default:
                 return ""
@@ -85,6 +108,7 @@ class CommConfig(Section):
             ("deterministic", False, "promises the same bits in every run"),
             ("check", False, "compares what all ranks do in a round"),
             ("placement", "static", "moves clients between rounds that all ranks take"),
+            ("compression", "none", "sends differences, all of which must arrive"),
         ):
             if (value := getattr(self, key)) != off:
                 shown = str(value).lower() if isinstance(value, bool) else value

@@ -31,6 +31,7 @@ from cobo_dist.comm.transports.base import NothingPending, Pending, Transport
 from cobo_dist.comm.transports.checked_transport import CheckedTransport
 from cobo_dist.comm.visits import Visit, VisitExchange
 from cobo_dist.maths.alignment import Statistic, midpoints
+from cobo_dist.maths.compression import Compression
 from cobo_dist.maths.flat import models_at_once, take_rows, to_device
 from cobo_dist.maths.sketch import Sketch
 from cobo_dist.maths.weights import Weights
@@ -84,15 +85,19 @@ class Exchange:
         deterministic: bool = False,
         timer: PhaseTimer | None = None,
         wire: torch.dtype | None = None,
+        compression: Compression | None = None,
     ) -> None:
         """Exchange models of `dtype`, which travel as `wire` where that is given.
 
-        `deterministic`: sums have the same bits on any number of ranks.
+        `deterministic`: sums have the same bits on any number of ranks. `compression`: how clients that were
+        machines of their own would send models, which `client_traffic` counts.
         """
         self.transport, self.deterministic = transport, deterministic
         self._channel = Channel(transport, dtype, device, wire=wire, timer=timer)
         self.timer, self.traffic = self._channel.timer, self._channel.traffic
-        self.client_traffic = ClientTraffic(placement.clients, (wire or dtype).itemsize)
+        self.client_traffic = ClientTraffic(
+            placement.clients, (wire or dtype).itemsize, compression
+        )
         self._pairwise_dot = PairwiseDot(self._channel, deterministic)
         self._in_flight: Pending = NothingPending()
         self._use(placement)

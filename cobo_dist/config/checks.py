@@ -33,6 +33,7 @@ def check_across(config: Config) -> None:
     _check_clients(config)
     _check_deterministic(config)
     _check_evaluation(config)
+    _check_compression(config)
     _check_asynchronous(config)
 
 
@@ -127,6 +128,23 @@ def _check_evaluation(config: Config) -> None:
         raise ConfigError(
             f"run.eval_splits={list(splits)}: task {config.task.name} has only "
             f"{', '.join(config.task.splits)}; drop {', '.join(lacking)}"
+        )
+
+
+def _check_compression(config: Config) -> None:
+    """Check that clients read compressed models alone, as soon as they are sent."""
+    key = f"comm.compression={config.comm.compression}"
+    if config.comm.compresses is None:
+        return
+    if not config.algorithm.compresses_models:
+        raise ConfigError(
+            f"{key} is for algorithms whose clients read models of others as neighbors, and algorithm.name="
+            f"{config.algorithm.name} has other messages; set comm.compression=none"
+        )
+    if config.clock.latency or config.clock.bandwidth or config.clock.trace:
+        raise ConfigError(
+            f"{key} sends differences that count at once, and clock.latency, clock.bandwidth and clock.trace "
+            "delay models; drop one of them"
         )
 
 

@@ -186,10 +186,20 @@ def build_learner(
     on_clients(clients)
     wire = dtype if comm.dtype == "model" else getattr(torch, comm.dtype)
     if participation.timing is not None:
-        participation.timing.set_message_bytes(clients.layout.size * wire.itemsize)
+        size = clients.layout.size
+        compressed = comm.compresses
+        participation.timing.set_message_bytes(
+            compressed.message_bytes(size, wire.itemsize) if compressed else size * wire.itemsize
+        )
     placed = session.transport, problem.placement, dtype, session.device
     exchange = (
-        Exchange(*placed, deterministic=comm.deterministic, timer=timer, wire=wire)
+        Exchange(
+            *placed,
+            deterministic=comm.deterministic,
+            timer=timer,
+            wire=wire,
+            compression=comm.compresses,
+        )
         if mailbox is None
         else AsynchronousExchange(
             *placed,
@@ -202,7 +212,7 @@ def build_learner(
     )
     context = RunContext(
         task.clients, task.clusters, run.seed, run.rounds, participation, task.train_sizes(),
-        task.batch_size, task.truth, *raised_pairs(config, task.clients),
+        task.batch_size, task.truth, *raised_pairs(config, task.clients), comm.compresses,
     )  # fmt: skip
     new_algorithm = partial(build_algorithm, config.algorithm, clients, exchange, context)
     return Learner(task, clients, exchange, new_algorithm)
