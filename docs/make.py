@@ -47,6 +47,9 @@ DRAWN: Mapping[str, str] = {
     "run.overwrite=true; "
     "cp runs/quadratic/figures/decay.png docs/figures/quadratic_decay.png": """
         quadratic_decay.png""",
+    "python -m cobo_dist.train task.clusters=3 clock=virtual clock.policy=bounded clock.staleness=1 "
+    "clock.slow_clients=[2] clock.slow_factor=4 run.rounds=16 run.dir=runs/one_slow run.overwrite=true; "
+    "cp runs/one_slow/figures/timeline.png docs/figures": "timeline.png",
     "python benchmarks/theory.py --figures docs/figures": """
         theory_rate.png theory_rho.png theory_m.png theory_coupling.png""",
 }
@@ -84,7 +87,6 @@ STUDIES: Mapping[str, str] = {
     "python benchmarks/privacy.py": "privacy.csv",
     "python benchmarks/newcomers.py": "newcomers.csv newcomers_memory.csv",
     "python benchmarks/stragglers.py": "stragglers.csv stragglers.png",
-    "python -m cobo_dist.report runs/one_slow --out report": "timeline.png",
     "python benchmarks/drift.py": "drift_at_once.csv drift_staggered.csv drift_accuracy.png",
     "python benchmarks/floor.py": "floor.csv floor_before.csv",
     "python benchmarks/peers.py": "peers.csv peers_before.csv",
