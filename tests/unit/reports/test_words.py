@@ -52,8 +52,8 @@ def test_groups_and_gains_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("components", "rand", "told"),
     [
-        ([0] * 8, 0.0, "1 group: all 8 clients are linked (adjusted Rand index 0.00 with"),
-        (list(range(8)), None, "no groups: each of 8 clients stands alone."),
+        ([0] * 8, 0.0, "1 group of all 8 clients (adjusted Rand index 0.00 with"),
+        (list(range(8)), None, "no groups: each of the 8 clients is alone."),
         ([0, 0, 0, 1, 1, 0, None, 1], None, "2 groups: {0-2,5} {3,4,7}."),
     ],
 )
@@ -73,7 +73,7 @@ def test_seeds_are_counted_together(tmp_path: Path) -> None:
         for seed in (1, 2)
     ]
     (line,) = words(*runs)
-    assert "(seed 1; groups by seed: 4, 4)" in line
+    assert "(seed 1; components by seed: 4, 4)" in line
     assert line.endswith("; 16 of 16 clients of 2 seeds do better than alone (+20 points).")
 
 
