@@ -110,6 +110,7 @@ class Explorer:
         return {
             "title": f"{group.title}, seed {run.seed}" + ("" if run.summary else " (not finished)"),
             "method": group.title,
+            "ended": run.summary is not None,
             "alone": group.method.role == "alone",
             "seed": run.seed,
             "color": to_hex(group_style(group).color),
