@@ -40,6 +40,7 @@ NOT_RUN = {
     r"\b(sbatch|srun)\b": "needs SLURM; tests/launchers/test_slurm.py runs the scripts",
     r"launch/test\.sh": "this test is part of it",
     r"python -m pytest": "this test is part of it",
+    r"cobo_dist\.watch": "goes on until runs have ended; tests/unit/watching runs it",
     r"python -m stress": "takes minutes; tests/integration/test_stress.py runs its parts",
     r"NNODES=|--hostfile": "needs several hosts",
     r"benchmarks/gpu\.py": "takes minutes; tests/integration/test_gpu_benchmark.py runs it small",

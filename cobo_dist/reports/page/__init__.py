@@ -5,13 +5,14 @@ explorer      what can be explored on the page, as JSON: curves, runs, clients
 weights_data  W of a run in it
 """
 
-from cobo_dist.reports.page.explorer import Explorer, make_explorer
+from cobo_dist.reports.page.explorer import Explorer, encode, make_explorer
 from cobo_dist.reports.page.render import Live, Section, render_page, render_tables, write_page
 
 __all__ = [
     "Explorer",
     "Live",
     "Section",
+    "encode",
     "make_explorer",
     "render_page",
     "render_tables",

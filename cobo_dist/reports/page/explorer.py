@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,12 @@ MAX_CLIENT_POINTS = 100
 """The most points of a client's curve."""
 TRAINING_LOSS = "training loss"
 
+MIN_KEPT = 0.2
+"""The least share of snapshots and points that is kept of a run, unless it is the only one."""
+
 Json = dict[str, Any]
+_Ranked = tuple[Group, int, Run]
+"""A run with its group and its place among the seeds of the group."""
 
 
 @dataclass(frozen=True)
@@ -47,36 +53,54 @@ class Explorer:
     def data(self, limit: int) -> Json:
         """Return the JSON object that `templates/explorer.js` shows, in at most `limit` letters of `encode`.
 
-        If all of it is too long, snapshots of W and points of clients' curves are left out evenly, and in the
-        end runs; `left_out` says so.
+        If all of it is too long, snapshots of W and points of clients' curves are left out evenly, down to
+        `MIN_KEPT` of them, and then runs: of each method the first seeds stay longest. `left_out` says so.
         """
         split = problem_split(self.methods)
-        head = {"metrics": self._metrics(split), "lines": list(self._lines(split)), "left_out": ""}
-        runs = self._runs()
-        sizes = [0 if run.weights is None else run.weights.weights.size for _, run in runs]
-        kept = min(1.0, MAX_SNAPSHOT_BYTES / max(1, sum(sizes)))
+        head = {"metrics": self._metrics(split), "lines": list(self._lines(split))}
+        every = self._runs()
+        runs, kept = self._to_try(sorted(every, key=lambda one: one[1]))
         before = 0
         while True:
-            shown = [self._run(group, run, split, kept) for group, run in runs]
-            data = head | {"runs": shown}
+            chosen = {id(run) for _, _, run in runs}
+            shown = [
+                self._run(group, run, split, kept) for group, _, run in every if id(run) in chosen
+            ]
+            left = len(every) - len(runs)
+            words = f"{left} more runs are not on this page." if left else ""
+            data = head | {"runs": shown, "left_out": words}
             size = len(encode(data))
             if size <= limit or not runs:
                 return data
-            if size != before:
-                kept, before = kept * min(0.9, limit / size), size
-            else:  # nothing is left to thin out
-                runs, kept, before = runs[: len(runs) // 2], 1.0, 0
-            left = len(self._runs()) - len(runs)
-            head["left_out"] = f"{left} more runs are not on this page." if left else ""
+            share = min(0.9, limit / size)
+            if len(runs) == 1 and size != before:
+                kept, before = kept * share, size
+            elif kept > MIN_KEPT:
+                kept = max(MIN_KEPT, kept * share)
+            else:
+                runs = runs[: int(len(runs) * share)]
 
-    def _runs(self) -> list[tuple[Group, Run]]:
+    def _to_try(self, runs: list[_Ranked]) -> tuple[list[_Ranked], float]:
+        """The first runs, and the share of their snapshots, that have no more than `MAX_SNAPSHOT_BYTES`."""
+        sizes = [_size(run) if self._learns(run) else 0 for _, _, run in runs]
+        kept = min(1.0, max(MIN_KEPT, MAX_SNAPSHOT_BYTES / max(1, sum(sizes))))
+        while len(runs) > 1 and kept * sum(sizes[: len(runs)]) > MAX_SNAPSHOT_BYTES:
+            runs = runs[:-1]
+        return runs, min(kept, MAX_SNAPSHOT_BYTES / max(1, sum(sizes[: len(runs)])))
+
+    def _runs(self) -> list[_Ranked]:
         """The runs of the methods that learn W, the emphasized one first; then the others."""
         ordered = sorted(self.learned, key=lambda group: group.method.role != "emphasized")
-        found = {run.path: (group, run) for group in ordered for run in group.runs}
-        for group in self.methods:
-            for run in group.runs:
-                found.setdefault(run.path, (group, run))
+        found: dict[object, _Ranked] = {}
+        for group in (*ordered, *self.methods):
+            for number, run in enumerate(group.runs):
+                found.setdefault(run.path, (group, number, run))
         return list(found.values())
+
+    def _learns(self, run: Run) -> bool:
+        """Whether the run has a W to show: its method learns it."""
+        learned = any(run is one for group in self.learned for one in group.runs)
+        return learned and run.weights is not None
 
     def _metrics(self, split: str) -> list[Json]:
         named = {
@@ -103,13 +127,13 @@ class Explorer:
             }
 
     def _run(self, group: Group, run: Run, split: str, kept: float) -> Json:
-        learned = any(run.path == one.path for other in self.learned for one in other.runs)
-        weights = run.weights if learned else None
+        weights = run.weights if self._learns(run) else None
         shown = None if weights is None else weights_data(weights, kept)
         names = () if run.weights is None else run.weights.names
         return {
             "title": f"{group.title}, seed {run.seed}" + ("" if run.summary else " (not finished)"),
             "method": group.title,
+            "ended": run.summary is not None,
             "alone": group.method.role == "alone",
             "seed": run.seed,
             "color": to_hex(group_style(group).color),
@@ -130,7 +154,8 @@ class Explorer:
                 rows: list[Mapping[int, float]] = [
                     found.get(i, {}) for i in range(max(clients) + 1)
                 ]
-                scaled = [[_short(row.get(r), percent(name)) for r in rounds] for row in rows]
+                scale = percent(name)
+                scaled = [[_short(row.get(r), scale, digits=4) for r in rounds] for row in rows]
                 curves[name] = {"rounds": rounds, "clients": scaled}
         return curves
 
@@ -151,7 +176,7 @@ def make_explorer(methods: Sequence[Group], every: Sequence[Group], name: str) -
 def encode(data: object) -> str:
     """Return JSON as text for a `script` element: by zlib, in base64."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
+    return base64.b64encode(zlib.compress(text.encode(), 6)).decode("ascii")
 
 
 def decode(text: str) -> Any:
@@ -182,10 +207,17 @@ def _spread(values: Sequence[int], most: int) -> list[int]:
     return [values[i] for i in np.linspace(0, len(values) - 1, most).round().astype(int)]
 
 
-def _short(value: float | None, scale: float = 1.0) -> float | None:
-    """A number with five digits; None for what JSON does not have."""
-    return None if value is None or not np.isfinite(value) else float(f"{value * scale:.5g}")
+def _short(value: float | None, scale: float = 1.0, digits: int = 5) -> float | None:
+    """A number with so many digits; None for what JSON does not have."""
+    return (
+        None if value is None or not math.isfinite(value) else float(f"{value * scale:.{digits}g}")
+    )
 
 
 def _dash_array(lengths: Sequence[float]) -> str:
     return " ".join(f"{1.6 * one:g}" for one in lengths)
+
+
+def _size(run: Run) -> int:
+    """How many weights a run has logged."""
+    return 0 if run.weights is None else int(run.weights.weights.size)

@@ -39,7 +39,7 @@ def quantize(matrices: npt.NDArray[np.floating[Any]], top: float = 1.0) -> npt.N
 def pack(levels: npt.NDArray[np.uint8]) -> str:
     """Return snapshots as text: differences of neighbors modulo 256, by zlib, in base64. [k, n, n]"""
     steps = np.diff(levels, axis=0, prepend=np.zeros_like(levels[:1]))
-    return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode("ascii")
+    return base64.b64encode(zlib.compress(steps.tobytes(), 6)).decode("ascii")
 
 
 def unpack(text: str, n: int) -> npt.NDArray[np.uint8]:

@@ -30,6 +30,10 @@ class Explorer {
 
   // Takes new data; choices stay, and a slider at its end follows a run that goes on.
   async show(data) {
+    if (!this.data && document.body.dataset.live) { // a page that follows runs begins with one that goes on
+      const going = data.runs.find((run) => !run.ended && run.weights) || data.runs.find((run) => !run.ended);
+      this.state.run = going ? going.title : "";
+    }
     const follows = !this.w || this.k === this.w.rounds.length - 1;
     this.data = data;
     this.weights.clear();

@@ -22,7 +22,7 @@ async function start() {
 
 // -- a running run -----------------------------------------------------------------------------------
 
-const POLL_MILLISECONDS = 1000;
+const POLL_MILLISECONDS = 1000, ANSWER_MILLISECONDS = 30000;
 
 function replaceFragment(id, html) {
   const place = document.getElementById(id);
@@ -40,7 +40,8 @@ async function follow(address) {
   const contact = document.querySelector(".contact");
   for (let version = 0; ;) {
     try {
-      const answer = await fetch(`${address}?version=${version}`, { cache: "no-store" });
+      const patience = { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MILLISECONDS) };
+      const answer = await fetch(`${address}?version=${version}`, patience);
       if (answer.status === 200) {
         const news = await answer.json();
         if (news.layout !== document.body.dataset.layout) { location.reload(); return; }
