@@ -48,7 +48,8 @@ def principal_components(gram_mm: NDArray[np.floating[Any]]) -> tuple[Floats, Fl
 def spectral_embedding(strength_mm: Floats, label_m: NDArray[np.int64]) -> Floats:
     """Return the clients' coordinates in two eigenvectors of the normalized graph Laplacian, [m, 2].
 
-    These are the second and third, after the constant one. A small weight, the mean of all, is added
+    These are the second and third, after the constant one, times their eigenvalues of the normalized
+    weights. A small weight, the mean of all, is added
     between any two clients: a graph of several parts has no unique eigenvectors otherwise. Where more than
     two eigenvalues are nearly as large as the second (as with more than three groups that are not linked),
     any two of their eigenvectors would lay some groups on top of each other. Then the plane in their
@@ -64,7 +65,8 @@ def spectral_embedding(strength_mm: Floats, label_m: NDArray[np.int64]) -> Float
     values, vectors = np.linalg.eigh(near_mm / np.outer(root_m, root_m))
     values, vectors = values[::-1][1:], vectors[:, ::-1][:, 1:]
     count = max(2, int((values >= _NEAR * values[0]).sum())) if m > 2 else m - 1
-    plane = vectors[:, :2]
+    # As in a diffusion map; an eigenvector whose eigenvalue is not positive tells groups apart no more.
+    plane = vectors[:, :2] * np.maximum(values[:2], 0.0)
     groups = len(np.unique(label_m))
     circular = groups > 2 and count > 2
     if circular:

@@ -149,7 +149,11 @@ class Report:
         single = sum(len(group.runs) for group in problem.groups) == 1
         drawn, figures_, notes = draw_graphs(entries, out, single)
         found = groups_table(entries, "Groups found")
-        members = [members_table(entry, f"Groups of {entry.title}") for entry in drawn]
+        members = [
+            members_table(entry, f"Groups of {entry.title}")
+            for entry in drawn
+            if not entry.graph.empty
+        ]
         section = Section(title, [found, *members], notes)
         if single:
             section.figures = figures_

@@ -25,6 +25,7 @@ MAX_MAPPED = 2000
 """The most clients on a map: its time grows with the cube of their number."""
 _POINT = 10.0  # points (1/72 inch) across
 _PANEL = 2.5  # inches
+_LEAST_SPAN = 0.2  # of an axis, of the longer one: an axis that says nothing is not stretched
 _MARGIN = 0.1  # of the span, on either side
 
 
@@ -114,14 +115,15 @@ def plot_map(axes: Axes, panel: Panel) -> pd.DataFrame:
     """Draw a map into axes; return the places. Clients at one place are drawn side by side."""
     xy = panel.xy_m2
     low, high = xy.min(axis=0), xy.max(axis=0)
-    span = np.maximum(high - low, 1e-9 + 0.02 * (high - low).max())
+    span = np.maximum(high - low, 1e-9 + _LEAST_SPAN * (high - low).max())
     size = float(np.clip(50.0 / np.sqrt(len(xy)), 2.5, _POINT))
     unit = 72.0 * _PANEL / (1.0 + 2 * _MARGIN)  # points of the span
     drawn = apart((xy - low) / span, 1.1 * size / unit) * span + low
     draw_points(axes, drawn, panel.graph, size)
-    low, high = drawn.min(axis=0) - _MARGIN * span, drawn.max(axis=0) + _MARGIN * span
-    axes.set_xlim(low[0], high[0])
-    axes.set_ylim(low[1], high[1])
+    middle = 0.5 * (drawn.min(axis=0) + drawn.max(axis=0))
+    reach = 0.5 * np.maximum(np.ptp(drawn, axis=0), span) + _MARGIN * span
+    axes.set_xlim(middle[0] - reach[0], middle[0] + reach[0])
+    axes.set_ylim(middle[1] - reach[1], middle[1] + reach[1])
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_xlabel(panel.axes[0])

@@ -95,7 +95,7 @@ class Graph:
         if len(self.members) < 2:
             return "a graph needs two clients, and one is in the run"
         if not OffDiagonalWeights(self.weights).count(lambda w: w > 0):
-            return "all weights between two clients are 0, so there is no graph"
+            return "no weight between two clients is above 0, so there is no graph"
         return ""
 
     @property

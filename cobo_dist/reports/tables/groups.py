@@ -105,6 +105,8 @@ def members_table(entry: Entry, caption: str) -> Table:
         text.append([*words, str(size), _show(within), _show(across)])
         numbers.append(
             {
+                "method": entry.group.label,
+                "seed": entry.run.seed,
                 "group": name,
                 "clients": " ".join(map(str, members)),
                 "size": size,
