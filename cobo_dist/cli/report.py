@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from cobo_dist.cli.parser import CommandParser, report_error
 from cobo_dist.errors import EXIT_DONE, ConfigError
+from cobo_dist.reports.look import FORMATS, LOOKS, use_look
 from cobo_dist.terminal import open_console, safe_terminal
 
-USAGE = "RUN_DIR... [--out DIR] [--figure-1]"
+USAGE = "RUN_DIR... [--out DIR] [--style NAME] [--formats F...] [--columns N] [--figure-1]"
 ABOUT = """\
 Turn run folders into tables (Markdown and CSV), figures (PNG, each with its numbers as CSV) and one page,
 index.html, that needs no other file. Runs that differ only in their seed share a row and a line.
@@ -60,19 +62,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser.read(argv)
         if options is not None:
             runs = parser.paths(options)
+            _check_look(options)
             if not runs and not options.figure_1:
                 raise ConfigError("no run folder is given; give RUN_DIR... or --figure-1")
-            _report(runs, options.out, options.figure_1)
+            _report(runs, options)
     except ConfigError as refusal:
         return report_error(refusal)
     return EXIT_DONE
 
 
-def _report(folders: list[Path], out: Path | None, figure_1: bool) -> None:
+def _check_look(options: Namespace) -> None:
+    unknown = [name for name in options.formats or () if name not in FORMATS]
+    if unknown:
+        raise ConfigError(
+            f"--formats {unknown[0]} is no format of figures; give {', '.join(FORMATS)} or some of them, and "
+            "run folders before --formats"
+        )
+    if options.columns is not None and LOOKS[options.style].widths is None:
+        raise ConfigError(
+            f"--columns {options.columns} does nothing with --style {options.style}, whose figures are as "
+            "wide as they need; add --style paper or --style talk"
+        )
+
+
+def _report(folders: list[Path], options: Namespace) -> None:
     # Imports are here because they take time: --help needs none of them, a refusal only the first two.
     from cobo_dist.reports.grouping import group_runs
     from cobo_dist.reports.reading import read_run
 
+    out = options.out
     if out is None:
         out = folders[0] / "figures" if len(folders) == 1 else Path("report")
     elif out.exists() and not out.is_dir():
@@ -92,10 +110,11 @@ def _report(folders: list[Path], out: Path | None, figure_1: bool) -> None:
         print(f"warning: {note}", file=sys.stderr)
     report = Report(problems) if problems else None
     try:
-        if report:
-            files = report.write(out, figure_1)
-        else:
-            files = draw_client_selection(out / "figure1.png")
+        with use_look(options.style, options.formats, options.columns):
+            if report:
+                files = report.write(out, options.figure_1)
+            else:
+                files = draw_client_selection(out / "figure1.png")
     except OSError as error:
         where = error.filename or out
         raise ConfigError(
@@ -111,14 +130,22 @@ def _list_files(out: Path, files: list[Path]) -> None:
     """Print what was written, a figure and its CSV on one line."""
     names: dict[Path, list[str]] = {}
     for file in files:
-        names.setdefault(file.with_suffix(""), []).append(str(file.relative_to(out)))
-    print(f"written to {out}:", *(f"  {', '.join(line)}" for line in names.values()), sep="\n")
+        names.setdefault(file.relative_to(out).with_suffix(""), []).append(file.suffix)
+    lines = (f"  {name}{', '.join(suffixes)}" for name, suffixes in names.items())
+    print(f"written to {out}:", *lines, sep="\n")
 
 
 def _parser() -> CommandParser:
     parser = CommandParser("report", ABOUT, EPILOG, USAGE, MORE)
     where = "where to write (default: RUN_DIR/figures for one run, ./report for several)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=where)
+    names = list(LOOKS)
+    what = f"figures for {', '.join(names[:-1])} or {names[-1]} (default: {names[0]})"
+    parser.add_argument("--style", choices=names, default=names[0], metavar="NAME", help=what)
+    what = f"of figures: {' '.join(FORMATS)} (default: png; for paper and talk all three)"
+    parser.add_argument("--formats", nargs="+", metavar="F", help=what)
+    what = "make all figures 1 or 2 columns wide (default: each as it needs); for paper and talk"
+    parser.add_argument("--columns", type=int, choices=(1, 2), metavar="N", help=what)
     what = "draw the paper's Figure 1 too; needs no run folder"
     parser.add_argument("--figure-1", action="store_true", help=what)
     return parser

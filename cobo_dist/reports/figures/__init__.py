@@ -1,7 +1,7 @@
-"""Draws groups as PNG figures, with the drawn numbers as CSV beside each. Only this package uses matplotlib.
+"""Draws groups as figures, with the drawn numbers as CSV beside each. Only this package uses matplotlib.
 
 backend           imports matplotlib
-style             colors, sizes, the canvas
+style             colors, markers, the canvas, legends
 curves            accuracy, perplexity, loss over rounds (Figures 2b and 6)
 decay             consensus distance and gradient norm (Theorem 1)
 factors           final accuracy against a factor of the problem (Figure 2a)

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
 from cobo_dist.reports.figures.style import DARK_GREY, canvas, save
+from cobo_dist.reports.look import points
 from cobo_dist.reports.statistics import Array
 
 CURVATURES = np.array([1.0, 1.0])  # a_1, a_2
@@ -141,7 +142,7 @@ def _draw_pair(axes: Axes, pair: Pair) -> None:
         f" at $z$\n$w_{{12}}$ {arrow} {verdict}",
         ha="center",
         va="center",
-        fontsize=7,
+        fontsize=points(7),
         zorder=6,
         bbox={
             "boxstyle": "round,pad=0.2",

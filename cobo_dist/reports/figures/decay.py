@@ -45,7 +45,7 @@ def draw_decay(groups: Sequence[Group], path: Path) -> list[Path]:
                 frames.append(curve_frame(group.label, f"{quantity}_mean_to_round", mean))
     if not panels:
         return []
-    with canvas(2.9 * len(panels) + 1.2, 2.4) as figure:
+    with canvas(2.9 * len(panels), 2.4) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (quantity, curves) in zip(grid, panels.items(), strict=True):
             _draw_decay_panel(axes, curves)

@@ -39,7 +39,7 @@ def draw_factors(results: Mapping[Problem, Sequence[GroupResult]], path: Path) -
     if not panels:
         return []
     first = next(iter(results.values()))[0]
-    with canvas(1.9 * len(panels) + 1.5, 2.2) as figure:
+    with canvas(1.9 * len(panels) + 0.3, 2.2) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axes, (factor, lines) in zip(grid, panels.items(), strict=True):
             _draw_panel(axes, lines)

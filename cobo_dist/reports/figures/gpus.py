@@ -66,7 +66,7 @@ def draw_gpus(groups: Sequence[Group], path: Path) -> list[Path]:
     if not columns:
         return []
     ranks = sorted({rank for _, values in shown.values() for rank in _ranks_to_draw(values)})
-    with canvas(2.3 * len(columns) + 1.0, 1.5 * len(shown) + 0.4) as figure:
+    with canvas(2.3 * len(columns), 1.5 * len(shown) + 0.4) as figure:
         grid = figure.subplots(len(shown), len(columns), squeeze=False, sharey="col")
         for line, (title, (rounds, values)) in zip(grid, shown.items(), strict=True):
             for axes, name in zip(line, columns, strict=True):

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from cobo_dist.reports.figures.style import GREY, canvas, group_style, save
 from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.look import points
 from cobo_dist.reports.reading import Weights
 from cobo_dist.reports.statistics import rounds_to_draw
 
@@ -86,7 +87,7 @@ def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> li
             titled = number == 0 or not same_rounds
             for axes, (name, matrix) in zip(grid[number], line, strict=False):
                 _draw_bare(axes, matrix, tops[number], name if titled else "")
-            grid[number, 0].set_ylabel(group_style(group, narrow=True).title, fontsize=7)
+            grid[number, 0].set_ylabel(group_style(group, narrow=True).title, fontsize=points(7))
         for place, (name, matrix) in enumerate(shared or (), start=columns - len(shared or ())):
             _draw_bare(grid[0, place], matrix, tops[0], name)
         _draw_scales(figure, grid, lines, tops, [weights.share for _, weights in entries])
@@ -209,8 +210,8 @@ def _tick_clients(axes: Axes, weights: Weights) -> None:
     if weights.cells:
         labels = [str(weights.cells.first(place)) for place in places]
     rotation = 90.0 if max(map(len, labels)) > _MAX_UPRIGHT_LETTERS else 0.0
-    axes.set_xticks(places, labels, fontsize=6, rotation=rotation)
-    axes.set_yticks(places, labels, fontsize=6)
+    axes.set_xticks(places, labels, fontsize=points(6), rotation=rotation)
+    axes.set_yticks(places, labels, fontsize=points(6))
     axes.tick_params(length=1.5, pad=1.5)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cobo_dist.reports.figures.style import canvas, save
+from cobo_dist.reports.figures.style import canvas, save, shared_legend
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.reading.events import Profile
 
@@ -43,7 +43,7 @@ def draw_profile(groups: Sequence[Group], path: Path) -> list[Path]:
     if not bars:
         return []
     colors = matplotlib.colormaps["tab10"]
-    with canvas(6.4, 0.24 * len(bars) + 0.9) as figure:
+    with canvas(5.2, 0.24 * len(bars) + 0.9) as figure:
         axes = figure.subplots()
         places = np.arange(len(bars))
         left = np.zeros(len(bars))
@@ -55,7 +55,7 @@ def draw_profile(groups: Sequence[Group], path: Path) -> list[Path]:
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("milliseconds a round (mean)")
-        figure.legend(loc="outside right center")
+        shared_legend(figure, [axes])
         table = pd.concat(frames)[["method", "seed", "rank", "kind", _TIME, "rounds"]]
         return save(figure, path, table)
 
