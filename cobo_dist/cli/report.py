@@ -14,23 +14,28 @@ from cobo_dist.terminal import open_console, safe_terminal
 
 USAGE = "RUN_DIR... [--out DIR] [--style NAME] [--formats F...] [--columns N] [--figure-1]"
 ABOUT = """\
-Turn run folders into tables (Markdown and CSV), figures (PNG, each with its numbers as CSV) and one page,
+Turn run folders into tables (Markdown, CSV and LaTeX), figures (each with its numbers as CSV) and one page,
 index.html, that needs no other file. Runs that differ only in their seed share a row and a line.
 --help all lists the files."""
 MORE = """\
 files written:
-  table.md, table.csv        final results of every problem, mean over seeds ± half the width of its
+  table.md, .csv, .tex       final results of every problem, mean over seeds ± half the width of its
                              95% confidence interval
-  table1.md, table1.csv      sampling strategies of CoBo, where runs differ in them (Table 1)
-  table2.md, table2.csv      all methods on all tasks (Table 2)
-  reached.md, reached.csv    rounds to reach fixed accuracies
+  table1.md, .csv, .tex      sampling strategies of CoBo, where runs differ in them (Table 1)
+  table2.md, .csv, .tex      all methods on all tasks (Table 2)
+  reached.md, .csv, .tex     rounds to reach fixed accuracies
+  significance.md, .csv, .tex
+                             whether methods differ: paired tests over seeds and over clients
+  clients.md, .csv, .tex     worst 10% of clients, Jain's index, clients that do worse than alone
   accuracy.png, loss.png     test metrics against rounds, one line per method
                              (perplexity.png for language; Figures 2b and 6)
   accuracy_METHOD.png        all settings of a method of which the other figures show only one
   factors.png                final accuracy against the fraction of the data, the clusters, the
                              clients in a cluster, where runs differ in them (Figure 2a)
+  traffic.png                final accuracy against the MB that a client sends and receives
+  ranks.png                  mean ranks over data sets and seeds with the critical difference
   weights_all.png            W of the methods that learn it (Figure 3)
-  weights*.png               W of each of their runs (Figure 5)
+  weights*.png               W of each of their runs (Figure 5); of many, of each first seed
   shares*.png                the weights that each client gives the others over the rounds,
                              smoothed, where they sum to 1; up to 12 clients (Figure 4)
   graph*.png                 how the links form: weights, components, alignment
@@ -38,9 +43,13 @@ files written:
   gpus.png                   busy share, memory and power of the ranks' GPUs, of runs on GPUs
   decay.png                  task quadratic: the quantities of Theorem 1
   figure1.png                with --figure-1: how client selection decides on a pair (Figure 1)
+  figures.tex                with PDFs: includes all figures, with captions
   index.html                 all of this on one page that needs no other file, with a slider over
                              the snapshots of W
-Each PNG has a CSV of the same name with the numbers it shows.
+Each PNG has a CSV of the same name with the numbers it shows. Of several tables, each has a .tex file.
+
+--style paper and talk make figures one or two columns wide (3.3 and 6.9 inches with letters of 7 and 8
+points; 3.9 and 6.0 with 10 and 11), and write PDF and SVG beside PNG.
 
 Runs that differ only in their seed share a row and a line. If there are several tasks, each
 has a folder for its figures. If runs of one task differ in its settings (task.*), each set of
@@ -49,6 +58,7 @@ and the figures over rounds show it. A run that has not finished is marked as un
 EPILOG = """\
 examples:
   python -m cobo_dist.report runs/digits-*-s* --out report
+  python -m cobo_dist.report runs/digits-*-s* --out report --style paper --formats pdf
   python -m cobo_dist.report --figure-1 --out report
 
 exit codes: 0 done; 2 refused (not a run folder, a malformed file), with the reason on one line"""

@@ -28,6 +28,12 @@ class Look:
         columns = self.columns or (1 if natural * self.scale <= 1.5 * self.widths[0] else 2)
         return self.widths[columns - 1]
 
+    def panels(self, count: int, each: float) -> int:
+        """Return how many of `count` panels that need `each` inches go side by side, at least one."""
+        if self.widths is None:
+            return count
+        return max(1, min(count, int(self.width(count * each) / (0.75 * each * self.scale))))
+
 
 LOOKS = {
     "screen": Look("screen"),

@@ -92,7 +92,10 @@ def draw_client_selection(path: Path, pairs: Sequence[Pair] = PAIRS) -> list[Pat
         axes.set_xlim(-8.6, 4.6)
         axes.set_ylim(-3.5, 5.4)
         axes.set_axis_off()
-        figure.legend(handles=_legend(), loc="outside lower center", ncols=2)
+        # In a narrow figure each explanation takes a line.
+        columns = 2 if figure.get_figwidth() > points(5.0) else 1
+        figure.set_figheight(figure.get_figheight() + points(0.15) * (2 - columns) * 2)
+        figure.legend(handles=_legend(), loc="outside lower center", ncols=columns)
         return save(figure, path, pd.DataFrame([pair.numbers for pair in pairs]))
 
 

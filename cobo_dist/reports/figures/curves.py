@@ -181,6 +181,9 @@ def draw_metric(groups: Sequence[Group], metric: str, path: Path, only: str = ""
             axes.set_yscale("log")
         means = [curve.mean for values in found.values() for curve in (values.part, values.whole)]
         limit_bands(axes, [percent(metric) * mean for mean in means])
+        if metric == "accuracy":  # an interval may be wider than what there is
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, -2.0), min(high, 102.0))
         if logarithmic:
             log_axis(axes.yaxis)
         if only:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,7 @@ from cobo_dist.reports.reading.events import Profile
 WARM_UP_ROUNDS = 10
 """First rounds that are left out, if there are more: memory is allocated in them."""
 _MAX_DRAWN_RANKS = 16
+_HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++")
 _TIME = "milliseconds_a_round"
 
 
@@ -49,7 +51,15 @@ def draw_profile(groups: Sequence[Group], path: Path) -> list[Path]:
         left = np.zeros(len(bars))
         for k, kind in enumerate(kinds):
             widths = np.array([means[k] for means in bars.values()])
-            axes.barh(places, widths, left=left, height=0.72, color=colors(k % 10), label=kind)
+            axes.barh(
+                places,
+                widths,
+                left=left,
+                height=0.72,
+                color=colors(k % 10),
+                label=kind,
+                **_hatch(k),
+            )
             left += widths
         axes.set_yticks(places, list(bars))
         axes.invert_yaxis()
@@ -58,6 +68,11 @@ def draw_profile(groups: Sequence[Group], path: Path) -> list[Path]:
         shared_legend(figure, [axes])
         table = pd.concat(frames)[["method", "seed", "rank", "kind", _TIME, "rounds"]]
         return save(figure, path, table)
+
+
+def _hatch(kind: int) -> dict[str, Any]:
+    """What tells kinds of work apart without color."""
+    return {"hatch": _HATCHES[kind % len(_HATCHES)], "edgecolor": "white", "linewidth": 0.3}
 
 
 def mean_profile(profile: Profile) -> tuple[pd.DataFrame, int]:

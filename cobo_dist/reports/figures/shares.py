@@ -26,7 +26,7 @@ from cobo_dist.reports.figures.style import (
     save,
 )
 from cobo_dist.reports.grouping import Group
-from cobo_dist.reports.look import points
+from cobo_dist.reports.look import current_look, points
 from cobo_dist.reports.reading import Weights
 from cobo_dist.reports.statistics import Array, moving_average
 
@@ -84,8 +84,9 @@ def draw_shares(group: Group, path: Path) -> list[Path]:
         return []
     count = len(found.labels)
     columns = 2 if count <= 4 else 3 if count in (5, 6, 9) else 4
+    width = current_look().width(5.6 if columns == 2 else 7.2)
+    columns = min(columns, max(2, int(width / points(1.4))))
     lines = -(-count // columns)
-    width = 5.6 if columns == 2 else 7.2
     with canvas(width, 1.45 * lines + 0.55) as figure:
         grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
         for client, axes in enumerate(grid.ravel()):
@@ -101,7 +102,7 @@ def draw_shares(group: Group, path: Path) -> list[Path]:
             round_axis(lowest)
         for axes in grid[:, 0]:
             axes.set_ylabel("weight")
-        note = textwrap.fill(_note(group, found), int(15 * width))
+        note = textwrap.fill(_note(group, found), int(15 * width / points(1.0)))
         figure.suptitle(note, fontsize=points(6.5), color="#444444", x=0.01, ha="left")
         _draw_legend(figure, found)
         return save(figure, path, _frame(group, found))

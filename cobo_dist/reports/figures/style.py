@@ -31,7 +31,7 @@ from cobo_dist.reports.look import current_look, points
 from cobo_dist.reports.writing import write_csv
 from cobo_dist.storage.files import replacing
 
-_OTHER_COLOR = "#8c6d1f"  # of methods that name none
+OTHER_COLOR = "#8c6d1f"  # of methods that name none
 Dashes = str | tuple[int, tuple[float, ...]]
 _DASHES: tuple[Dashes, ...] = (
     "-",
@@ -134,13 +134,16 @@ def _marker_and_dashes(group: Group, alone: bool) -> tuple[str, Dashes]:
 
 def _color_of(group: Group) -> tuple[float, float, float]:
     color = group.method.color
-    return to_rgb(color if is_color_like(color) else _OTHER_COLOR)
+    return to_rgb(color if is_color_like(color) else OTHER_COLOR)
 
 
 def client_style(client: int) -> tuple[str, Any]:
-    """Return color and dashes of a client's line, the same in all panels; 24 clients all differ."""
+    """Return color and dashes of a client's line, the same in all panels; 36 clients all differ.
+
+    Without color, neighbors differ by their dashes.
+    """
     turn, place = divmod(client, len(_CLIENT_COLORS))
-    return _CLIENT_COLORS[place], _DASHES[turn % len(_DASHES)]
+    return _CLIENT_COLORS[place], _DASHES[(place + turn) % len(_DASHES)]
 
 
 def _broken_title(title: str, narrow: bool) -> str:
@@ -197,6 +200,14 @@ def save(figure: Figure, path: Path, table: pd.DataFrame) -> list[Path]:
     return [*files, write_csv(path.with_suffix(".csv"), table)]
 
 
+def is_wide(png: Path) -> bool:
+    """Return whether a figure that was saved in this look takes two columns."""
+    widths = current_look().widths
+    with png.open("rb") as file:
+        pixels = int.from_bytes(file.read(20)[16:], "big")  # of the header: the width
+    return widths is not None and pixels / _DPI > 1.1 * widths[0]
+
+
 def _enlarge(figure: Figure, scale: float) -> None:
     """Make lines and markers thicker; letters have their size from the start."""
     if scale == 1.0:
@@ -208,6 +219,20 @@ def _enlarge(figure: Figure, scale: float) -> None:
     for lines in figure.findobj(Collection):
         if isinstance(lines, Collection):
             lines.set_linewidth([scale * width for width in np.atleast_1d(lines.get_linewidth())])
+
+
+def side_by_side(figure: Figure, count: int, each: float, **options: Any) -> list[Axes]:
+    """Return axes side by side, or in several lines in a figure that is narrow for panels of `each` inches.
+
+    Each line has the height that the figure had. `options` are those of matplotlib's `subplots`.
+    """
+    columns = current_look().panels(count, each)
+    lines = -(-count // columns)
+    figure.set_figheight(lines * figure.get_figheight())
+    grid = figure.subplots(lines, columns, squeeze=False, **options)
+    for axes in grid.flat[count:]:
+        axes.remove()
+    return list(grid.flat[:count])
 
 
 def shared_legend(figure: Figure, panels: Iterable[Axes], title: str | None = None) -> None:
