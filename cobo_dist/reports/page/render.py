@@ -63,6 +63,10 @@ _CAPTIONS = {
     f"the mean over clients and seeds at one round; {_BAND}",
     "timeline": "What clients do in the first rounds of virtual time: work, wait for others, and meet "
     "another client. The first seed.",
+    "traffic": "The final value against what a client would send and receive in the whole run as a machine "
+    "of its own; bars: 95% confidence intervals of the mean over seeds (Student's t).",
+    "ranks": "Critical-difference figure: mean ranks of the methods over data sets and seeds; bars join "
+    "methods that do not differ by Nemenyi's test at 0.05.",
     "profile": "Where a round's time goes on each rank, mean over rounds after the first 10. Each second "
     "counts once, to the innermost kind of work.",
     "gpus": "The GPU of each rank: the share of the time in which kernels ran, memory that tensors use "
@@ -232,12 +236,16 @@ def _template(name: str) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
+def caption_of(figure: Path) -> str:
+    """Return the caption of a figure, by its file name."""
+    kind, _, name = figure.stem.partition("_")
+    if figure.stem in _CAPTIONS:
+        kind, name = figure.stem, ""
+    return _CAPTIONS.get(kind, "") + (f" ({name.replace('_', ' ')})" if name else "")
+
+
 def _image(path: Path) -> _Image:
     """A figure with its caption, in fewer colors than its file has: a quarter of its size."""
-    kind, _, name = path.stem.partition("_")
-    if path.stem in _CAPTIONS:
-        kind, name = path.stem, ""
-    caption = _CAPTIONS.get(kind, "") + (f" ({name.replace('_', ' ')})" if name else "")
     small = io.BytesIO()
     with Image.open(path) as image:
         white = Image.new("RGBA", image.size, "white")
@@ -245,4 +253,4 @@ def _image(path: Path) -> _Image:
         flat.quantize(_COLORS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
             small, "PNG", optimize=True
         )
-    return _Image(path.stem, caption, base64.b64encode(small.getvalue()).decode("ascii"))
+    return _Image(path.stem, caption_of(path), base64.b64encode(small.getvalue()).decode("ascii"))
