@@ -169,8 +169,9 @@ def canvas(
     of equal aspect, such as matrices, close together. With `formulas`, text between $ is a formula.
     """
     with matplotlib.rc_context({"text.parse_math": formulas}, fname=_STYLE_FILE):
+        sizes: Any = matplotlib.rcParams  # whose type names each of its keys
         for key in _SIZES:
-            matplotlib.rcParams[key] = points(matplotlib.rcParams[key])
+            sizes[key] = points(sizes[key])
         figure = Figure(
             figsize=(current_look().width(width), points(height)),
             dpi=_DPI,

@@ -75,7 +75,7 @@ def _draw_point(axes: Axes, row: dict[str, Any]) -> None:
     group, x, y, half = row["group"], row["megabytes_a_client"], row["mean"], row["ci95"]
     style = group_style(group)
     if not x:
-        look = {"color": style.color, "linestyle": style.dashes, "linewidth": 1.2}
+        look: dict[str, Any] = {"color": style.color, "linestyle": style.dashes, "linewidth": 1.2}
         axes.axhline(y, label=f"{style.title} (sends nothing)", **look)
         return
     axes.errorbar(
