@@ -87,7 +87,7 @@ STUDIES: Mapping[str, str] = {
     "python benchmarks/privacy.py": "privacy.csv",
     "python benchmarks/newcomers.py": "newcomers.csv newcomers_memory.csv",
     "python benchmarks/stragglers.py": "stragglers.csv stragglers.png",
-    "python benchmarks/drift.py": "drift_at_once.csv drift_staggered.csv drift_accuracy.png",
+    "python benchmarks/drift.py --rounds 800": "drift_at_once.csv drift_staggered.csv drift_accuracy.png",
     "python benchmarks/floor.py": "floor.csv floor_before.csv",
     "python benchmarks/peers.py": "peers.csv peers_before.csv",
     "python benchmarks/cobo_resnet.py": "authors.csv",
