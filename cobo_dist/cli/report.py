@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cobo_dist.cli.parser import CommandParser, report_error
@@ -13,8 +13,7 @@ from cobo_dist.terminal import open_console, safe_terminal
 USAGE = "RUN_DIR... [--out DIR] [--figure-1]"
 ABOUT = """\
 Turn run folders into tables (Markdown and CSV), figures (PNG, each with its numbers as CSV) and one page,
-index.html, that needs no other file. Runs that differ only in their seed share a row and a line. The last
-lines say in words which clients collaborate and, with a run of Local beside, who does better than alone.
+index.html, that needs no other file. Runs that differ only in their seed share a row and a line.
 --help all lists the files."""
 MORE = """\
 files written:
@@ -44,7 +43,9 @@ Each PNG has a CSV of the same name with the numbers it shows.
 Runs that differ only in their seed share a row and a line. If there are several tasks, each
 has a folder for its figures. If runs of one task differ in its settings (task.*), each set of
 settings is a problem with its own table. The problem with most methods is the main one: Table 2
-and the figures over rounds show it. A run that has not finished is marked as unfinished."""
+and the figures over rounds show it. A run that has not finished is marked as unfinished.
+
+The last lines say in words which clients W links and, with a run of Local, who does better than alone."""
 EPILOG = """\
 examples:
   python -m cobo_dist.report runs/digits-*-s* --out report
@@ -110,7 +111,7 @@ def _report(folders: list[Path], out: Path | None, figure_1: bool) -> None:
         _print_learned(report.learned, out)
 
 
-def _print_learned(learned: Mapping[str, Sequence[str]], out: Path) -> None:
+def _print_learned(learned: dict[str, list[str]], out: Path) -> None:
     """Print what runs have learned, by task, and which file to open."""
     if learned:
         print("", "What was learned", sep="\n")

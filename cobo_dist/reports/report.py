@@ -64,8 +64,7 @@ class Report:
         sections = [first] if first.tables or first.figures else []
         files += first.figures
         for shown, problem in zip(self.methods, self.results, strict=True):
-            words = self.learned.get(problem.label, [])
-            section = Section(problem.label, [self.tables[problem]], [*words, NOTE])
+            section = Section(problem.label, [self.tables[problem]], [NOTE])
             files += self._draw(section, shown, problem, self._folder(problem, out))
             sections.append(section)
         files.append(write_page(out / "index.html", sections))
@@ -85,6 +84,7 @@ class Report:
         `shown` is the problem without sampling variants. The figures of a problem that is not the main one
         are folded.
         """
+        section.notes = [*self.learned.get(problem.label, []), *section.notes]
         chosen = representatives(shown)
         compared = figures.draw_over_rounds(chosen, out)
         if not problem.main:
