@@ -247,7 +247,9 @@ def _cells(line: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit code."""
     parser = argparse.ArgumentParser(
-        usage=(__doc__ or "").split("\n\n")[1], description="Figures and tables of docs."
+        usage="python docs/make.py [NAME ... | --take NAME FILE | --write | --check]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--take", nargs=2, metavar=("NAME", "FILE"))
@@ -256,7 +258,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     commands = {name: command for command, names in DRAWN.items() for name in names.split()}
     if unknown := [name for name in options.names if name not in commands]:
-        parser.error(f"{unknown[0]} is none of those that are drawn here: {', '.join(commands)}")
+        parser.error(f"{unknown[0]} is none of those drawn here: {', '.join(commands)}")
+    if options.take and f"{options.take[0]}.csv" not in listed():
+        parser.error(
+            f"--take {options.take[0]}: there is no such table; add it to STUDIES with its command"
+        )
     for command in dict.fromkeys(commands[name] for name in options.names):
         subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=ROOT, check=True)
     if options.take:

@@ -12,7 +12,7 @@ from cobo_dist.reports.metrics import percent
 from cobo_dist.reports.reading import Run
 from cobo_dist.reports.reading.groups import groups_in_words
 from cobo_dist.reports.selection import learning
-from cobo_dist.reports.tables.scores import GroupResult, beside_local, runs_of_local
+from cobo_dist.reports.tables.scores import GroupResult, alone_values, client_values
 from cobo_dist.storage.schema import higher_is_better
 
 _MAX_METHODS = 5  # that are put into words; tables have all
@@ -25,7 +25,8 @@ def learned_in_words(results: Sequence[GroupResult]) -> list[str]:
     """
     learners = {id(group) for group in learning(one.group for one in results)}
     chosen = [one for one in results if id(one.group) in learners]
-    lines = [_sentence(one, runs_of_local(results)) for one in chosen[:_MAX_METHODS]]
+    local = [run for one in results for run in one.group.runs if one.group.method.role == "alone"]
+    lines = [_sentence(one, local) for one in chosen[:_MAX_METHODS]]
     if len(chosen) > _MAX_METHODS:
         lines.append(f"{len(chosen) - _MAX_METHODS} more methods: see the table.")
     return lines
@@ -34,15 +35,18 @@ def learned_in_words(results: Sequence[GroupResult]) -> list[str]:
 def _sentence(result: GroupResult, local: Sequence[Run]) -> str:
     group = result.group
     found = f"{group.title} {_groups_found(group)}"
-    compared = [beside_local(run, result.metric, result.split, local) for run in group.scored]
-    pairs = [pair for own in compared if own for pair in own]
+    pairs, seeds = [], 0
+    for run in group.scored:
+        own = client_values(run, result.split, result.metric)[1]
+        if (alone := alone_values(run, result.metric, result.split, local)) is not None:
+            pairs += [(value, alone[client]) for client, value in own.items()]
+            seeds += 1
     if not pairs:
         return f"{found}. To see who gains, run algorithm.name=local with the same settings, too."
     sign = 1.0 if higher_is_better(result.metric) else -1.0
     better = sum(sign * own > sign * alone for own, alone in pairs)
     gain = percent(result.metric) * fmean(own - alone for own, alone in pairs)
     unit = "points" if result.metric == "accuracy" else result.metric
-    seeds = sum(own is not None for own in compared)
     of = f" of {seeds} seeds" if seeds > 1 else ""
     return (
         f"{found}; {better} of {len(pairs)} clients{of} do better than alone ({gain:+.3g} {unit})."

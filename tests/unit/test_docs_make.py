@@ -58,6 +58,10 @@ def test_new_numbers_reach_the_page(copy: SimpleNamespace) -> None:
         in (copy.root / "docs/COBO.md").read_text()
     )
     assert list(copy.stale()) == []
+    with pytest.raises(SystemExit) as refused:
+        copy.main(["--take", "privasy", str(study)])
+    assert refused.value.code == 2
+    assert not (copy.root / "docs/data/privasy.csv").exists()
 
 
 def test_what_has_no_command_or_no_page_is_found(copy: SimpleNamespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -128,17 +128,8 @@ class GroupResult:
 def group_results(problem: Problem) -> list[GroupResult]:
     """Return the results of the groups of one problem."""
     metric, split = problem_metric(problem.groups), problem_split(problem.groups)
-    local = _alone(problem.groups)
+    local = [run for group in problem.groups if group.method.role == "alone" for run in group.runs]
     return [_group_result(group, metric, split, local) for group in problem.groups]
-
-
-def runs_of_local(results: Sequence[GroupResult]) -> list[Run]:
-    """Return the runs of a problem that the others are compared with: those of clients on their own."""
-    return _alone(one.group for one in results)
-
-
-def _alone(groups: Iterable[Group]) -> list[Run]:
-    return [run for group in groups if group.method.role == "alone" for run in group.runs]
 
 
 def improvement_note(results: Sequence[GroupResult]) -> str | None:
@@ -234,20 +225,12 @@ def client_values(run: Run, split: str, metric: str) -> tuple[object, dict[int, 
 
 def _improved(run: Run, metric: str, split: str, local: Sequence[Run]) -> float | None:
     """The share of clients of `run` that beat the same client alone; None where that is not known."""
-    pairs = beside_local(run, metric, split, local)
-    if pairs is None:
-        return None
-    sign = 1.0 if higher_is_better(metric) else -1.0
-    return sum(sign * own > sign * alone for own, alone in pairs) / len(pairs)
-
-
-def beside_local(
-    run: Run, metric: str, split: str, local: Sequence[Run]
-) -> list[tuple[float, float]] | None:
-    """Return each client's last value in `run`, and alone, as logged; None as `alone_values`."""
     _, own = client_values(run, split, metric)
     alone = alone_values(run, metric, split, local)
-    return None if alone is None else [(value, alone[i]) for i, value in own.items()]
+    if alone is None:
+        return None
+    sign = 1.0 if higher_is_better(metric) else -1.0
+    return sum(sign * value > sign * alone[i] for i, value in own.items()) / len(own)
 
 
 def alone_values(
