@@ -67,7 +67,7 @@ class Explorer:
                 self._run(group, run, split, kept) for group, _, run in every if id(run) in chosen
             ]
             left = len(every) - len(runs)
-            words = f"{left} more runs are not on this page." if left else ""
+            words = f"Runs that are not on this page: {left}." if left else ""
             data = head | {"runs": shown, "left_out": words}
             size = len(encode(data))
             if size <= limit or not runs:
@@ -209,7 +209,9 @@ def _spread(values: Sequence[int], most: int) -> list[int]:
 
 def _short(value: float | None, scale: float = 1.0, digits: int = 5) -> float | None:
     """A number with so many digits; None for what JSON does not have."""
-    return None if value is None or not math.isfinite(value) else float(f"{value * scale:.{digits}g}")
+    return (
+        None if value is None or not math.isfinite(value) else float(f"{value * scale:.{digits}g}")
+    )
 
 
 def _dash_array(lengths: Sequence[float]) -> str:
