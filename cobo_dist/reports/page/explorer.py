@@ -67,7 +67,7 @@ class Explorer:
                 self._run(group, run, split, kept) for group, _, run in every if id(run) in chosen
             ]
             left = len(every) - len(runs)
-            words = f"{left} more runs are not on this page." if left else ""
+            words = f"Runs that are not on this page: {left}." if left else ""
             data = head | {"runs": shown, "left_out": words}
             size = len(encode(data))
             if size <= limit or not runs:

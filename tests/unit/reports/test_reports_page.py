@@ -132,7 +132,7 @@ def test_explorer_holds_the_curves(page: str) -> None:
     clients = found["runs"][0]["curves"]["accuracy"]
     assert clients["rounds"] == [0, 5, 10, 15, 20]
     assert [len(row) for row in clients["clients"]] == [5] * N
-    assert np.mean(clients["clients"], axis=0)[-1] == pytest.approx(70.0, abs=1e-3)
+    assert np.mean(clients["clients"], axis=0)[-1] == pytest.approx(70.0, abs=0.01)
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
@@ -231,16 +231,26 @@ def test_long_runs_are_thinned(tmp_path: Path) -> None:
 
 
 def test_runs_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> None:
-    (problem,), _ = group_runs(read_run(write_run(tmp_path / str(s), "cobo", s)) for s in (1, 2, 3))
+    """The first seed of each method stays longest."""
+    folders = [("cobo", 1), ("cobo", 2), ("cobo", 3), ("local", 1), ("local", 2)]
+    runs = [read_run(write_run(tmp_path / f"{name}{seed}", name, seed)) for name, seed in folders]
+    (problem,), _ = group_runs(runs)
     explorer = make_explorer(problem.groups, problem.groups, "e")
     assert explorer is not None
     everything = len(encode(explorer.data(1_000_000)))
-    tried = ((limit, explorer.data(limit)) for limit in range(everything, 0, -20))
-    limit, found = next((limit, data) for limit, data in tried if len(data["runs"]) < 3)
-    assert [run["seed"] for run in found["runs"]] == [1]
-    assert found["left_out"] == "2 more runs are not on this page."
-    assert len(encode(found)) <= limit
-    assert explorer.data(10)["runs"] == []
+    seen = set()
+    for limit in range(everything, 0, -everything // 40):
+        found = explorer.data(limit)
+        left = 5 - len(found["runs"])
+        seen.add(left)
+        assert found["left_out"] == (f"Runs that are not on this page: {left}." if left else "")
+        assert len(encode(found)) <= limit or left == 5
+        if left == 3:
+            assert [(run["method"], run["seed"]) for run in found["runs"]] == [
+                ("CoBo", 1),
+                ("Local", 1),
+            ]
+    assert {0, 3, 5} <= seen
     assert explorer.data(10)["lines"] == found["lines"]
 
 
