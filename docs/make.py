@@ -39,6 +39,9 @@ DRAWN: Mapping[str, str] = {
     "RANKS=2 bash launch/quickstart.sh | sed -n '/^final/,$p' >docs/data/quickstart.txt; "
     "cp runs/quickstart/figures/weights_cobo_s0.png docs/figures/quickstart_weights.png": """
         quickstart.txt quickstart_weights.png""",
+    "RANKS=2 bash launch/quickstart.sh run.log_weights_every=50; for one in network map tree stability; do "
+    "cp runs/quickstart/figures/${one}*.png docs/figures/quickstart_$one.png; done": """
+        quickstart_network.png quickstart_map.png quickstart_tree.png quickstart_stability.png""",
     "python docs/rank_spread.py": "ranks.csv",
     "python -m cobo_dist.report --figure-1 --out runs/figure1; "
     "cp runs/figure1/figure1.png docs/figures/client_selection.png": "client_selection.png",
@@ -85,6 +88,8 @@ STUDIES: Mapping[str, str] = {
         bench_ranks.png""",
     "python benchmarks/sketch.py --figures docs/figures": "sketch.csv sketch.png",
     "python benchmarks/privacy.py": "privacy.csv",
+    "python benchmarks/compression.py --figures docs/figures": "compression.csv compression.png",
+    "python benchmarks/asynchrony.py": "asynchrony.csv",
     "python benchmarks/newcomers.py": "newcomers.csv newcomers_memory.csv",
     "python benchmarks/stragglers.py": "stragglers.csv stragglers.png",
     "python benchmarks/drift.py --rounds 800": "drift_at_once.csv drift_staggered.csv drift_accuracy.png",
@@ -121,6 +126,7 @@ BY_HAND = {
     "| setting | rule |": "advice, with numbers of the tables below it",
     "| tried | result |": "experiments that were not kept",
     "| | here | paper |": "settings",
+    "| `comm.compression` | C | bytes of d numbers of 4 bytes |": "formulas",
 }
 """First lines of tables with numbers in the pages `MEASURED` that are typed by hand, and what they have."""
 

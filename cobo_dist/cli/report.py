@@ -12,7 +12,7 @@ from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.reports.look import FORMATS, LOOKS, use_look
 from cobo_dist.terminal import open_console, safe_terminal
 
-USAGE = "RUN_DIR... [--out DIR] [--style NAME] [--formats F...] [--columns N] [--figure-1]"
+USAGE = "RUN_DIR... [--out DIR] [--style S] [--formats F] [--columns N] [--figure-1]"
 ABOUT = """\
 Turn run folders into tables (Markdown, CSV and LaTeX), figures (each with its numbers as CSV) and one page,
 index.html, that needs no other file. Runs that differ only in their seed share a row and a line. The last
@@ -172,7 +172,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help=where)
     names = list(LOOKS)
     what = f"figures for {', '.join(names[:-1])} or {names[-1]} (default: {names[0]})"
-    parser.add_argument("--style", choices=names, default=names[0], metavar="NAME", help=what)
+    parser.add_argument("--style", choices=names, default=names[0], metavar="S", help=what)
     what = f"of figures: {' '.join(FORMATS)} (default: png; for paper and talk all three)"
     parser.add_argument("--formats", nargs="+", metavar="F", help=what)
     what = "make all figures 1 or 2 columns wide (default: each as it needs); for paper and talk"
