@@ -133,7 +133,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw the virtual seconds to the target against the slow-down, one panel each for all and the others."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.1), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, column in zip(panels, ("s, all clients", "s, the others"), strict=True):
         for name, some in table.groupby("method", sort=False):
@@ -145,7 +145,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axes.minorticks_off()
         axes.grid(color="#dddddd")
     panels[0].set_ylabel(f"virtual seconds to {SHARE:.0%}")
-    panels[1].legend(fontsize=7)
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncol=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=160)
 
 

@@ -64,6 +64,8 @@ SMALLER = {
     r"benchmarks/sketch\.py": "--only paper --sizes 4 --rounds 2 --seeds 0",
     r"benchmarks/privacy\.py": "--only paper --epsilons 8 --rounds 2 --seeds 0",
     r"benchmarks/structures\.py": "--only IID --rounds 2 --seeds 0",
+    r"benchmarks/compression\.py": "--only paper --rounds 2 --seeds 0",
+    r"benchmarks/asynchrony\.py": "--ranks 2 --rounds 100 --stop 0.1 --every 0.5 --seeds 0 --lags 5",
     r"benchmarks/stragglers\.py": "--only sync AD-PSGD --slow 1 2 --rounds 2 --seeds 0",
     r"benchmarks/drift\.py": "--only Oracle --rounds 8 --seeds 0",
     r"benchmarks/newcomers\.py": "--rounds 12 --seeds 0 --clients 30",
