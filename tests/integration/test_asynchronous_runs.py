@@ -178,3 +178,14 @@ def test_what_does_not_go_with_it_is_refused(more: tuple[str, ...], said: str) -
 def test_a_lag_needs_the_mode() -> None:
     with pytest.raises(ConfigError, match=r"comm\.max_lag=3 has no effect"):
         load_config(None, ["comm.max_lag=3"])
+
+
+def test_over_mpi(mpi_pool: RankPool, tmp_path: Path) -> None:
+    run = [*quadratic(tmp_path), "comm.mode=asynchronous", f"run.dir={tmp_path / 'run'}"]
+    assert mpi_pool.run(2, train, run) == [EXIT_DONE] * 2
+    w_nn = last_weights(tmp_path / "run")
+    np.testing.assert_array_equal(w_nn, w_nn.T)
+    assert mpi_pool.run(2, stopped, [*run, "run.overwrite=true"], 1, 60, signal.SIGTERM) == [
+        EXIT_STOPPED,
+        EXIT_STOPPED,
+    ]
