@@ -133,7 +133,7 @@ def _process_state(owner: Owner) -> str | None:
     return None if None not in (found[1], owner.started) and found[1] != owner.started else found[0]
 
 
-def _is_gone(found: Found) -> bool:
+def is_gone(found: Found) -> bool:
     """Return whether it is certain, without a look at the heartbeat, that the owner writes no more."""
     if found.owner is None:
         return False
@@ -166,7 +166,7 @@ def _now(folder: Path) -> float:
 
 def is_alive(folder: Path, found: Found) -> bool:
     """Return whether the owner may still write: its process lives, or its heartbeat is fresh."""
-    if _is_gone(found):
+    if is_gone(found):
         return False
     if found.owner is not None and found.owner.machine == machine_id():
         return True
@@ -203,7 +203,7 @@ def await_verdict(folder: Path) -> int:
     `STALE_SECONDS` after the last one at most.
     """
     found = _latest_at_start(folder)
-    if found is None or _is_gone(found):
+    if found is None or is_gone(found):
         return found.epoch if found else 0
     is_here = found.owner is not None and found.owner.machine == machine_id()
     left = 0.0 if is_here else _seconds_left(folder, found)

@@ -40,6 +40,7 @@ NOT_RUN = {
     r"\b(sbatch|srun)\b": "needs SLURM; tests/launchers/test_slurm.py runs the scripts",
     r"launch/test\.sh": "this test is part of it",
     r"python -m pytest": "this test is part of it",
+    r"cobo_dist\.watch": "goes on until runs have ended; tests/unit/watching runs it",
     r"python -m stress": "takes minutes; tests/integration/test_stress.py runs its parts",
     r"NNODES=|--hostfile": "needs several hosts",
     r"benchmarks/gpu\.py": "takes minutes; tests/integration/test_gpu_benchmark.py runs it small",
@@ -172,6 +173,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / ".venv" / path.name).symlink_to(path)
     (folder / ".venv/installed-plain").touch()  # so that launch/venv.sh installs nothing
     (folder / "F.yaml").write_text("run: {rounds: 2}\nmodel: {name: mlp, hidden: [8]}\n")
+    (folder / "cobo.sif").touch()
     (folder / "cifar").mkdir()
     write_images(folder / "cifar/cifar100.npz", train=2000, test=200, classes=100)
     write_images(folder / "images.npz")

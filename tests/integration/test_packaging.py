@@ -23,7 +23,7 @@ from cobo_dist.project_files import project_files
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "report", "plan", "prepare", "doctor", "sweep", "init")
+COMMANDS = ("train", "report", "plan", "prepare", "doctor", "sweep", "init", "watch")
 QUIET = ["log.figures=false", "run.eval_every=0", "run.checkpoint_every=0"]
 IGNORED = shutil.ignore_patterns(
     ".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "runs", "report",

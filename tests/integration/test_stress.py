@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,8 @@ def test_random_configs_and_malformed_files(tmp_path: Path) -> None:
 
 def test_soak(tmp_path: Path) -> None:
     (one,) = soak(60, tmp_path)
-    assert "0 open files" not in one.observed
+    counts = re.findall(r"(\d+) and (\d+) open files", one.observed)
+    assert all(int(count) for pair in counts for count in pair), one.observed
     assert "rank 1" in one.observed or "too few samples" in str(one.details)
 
 

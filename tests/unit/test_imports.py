@@ -77,6 +77,7 @@ print(code or 0, *(name for name in slow if name in sys.modules), file=sys.stder
     ("command", "code"),
     [
         *((f"{command} --help", 0) for command in ("report", "sweep", "train", "plan", "doctor", "prepare")),
+        ("watch --help", 0),
         ("train --version", 0),
         ("train --show-run-dir task.name=language model.name=gpt2", 0),
         ("train run.round=5", 2),
@@ -86,6 +87,7 @@ print(code or 0, *(name for name in slow if name in sys.modules), file=sys.stder
         ("sweep --dry-run algorithm.name=local,cobo,ifca seed=0,1", 0),
         ("sweep run.round=5", 2),
         ("report nowhere", 2),
+        ("watch RUN", 0),
         ("report RUN --out out", 0),
     ],
 )  # fmt: skip

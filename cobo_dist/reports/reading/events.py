@@ -10,7 +10,7 @@ from typing import Protocol
 from cobo_dist.errors import ConfigError
 from cobo_dist.host import free_memory
 from cobo_dist.reports.reading.series import Series
-from cobo_dist.storage.files import read_file
+from cobo_dist.storage.files import open_file
 from cobo_dist.storage.reading import NotJson, SchemaError, read_row
 from cobo_dist.storage.schema import (
     METRICS,
@@ -22,6 +22,7 @@ from cobo_dist.storage.schema import (
     RoundRow,
     Row,
     TimelineRow,
+    WarningRow,
 )
 
 Profile = dict[int, dict[str, list[float]]]
@@ -32,6 +33,7 @@ Event = tuple[int, int, bool]
 """A round, a client, and whether it joins before that round, or else leaves."""
 Timeline = dict[int, TimelineRow]
 """By round, what clients do in virtual time."""
+_TAIL_BYTES = 256
 _GPU_QUANTITIES = ("utilisation", "allocated", "reserved", "power")
 
 
@@ -54,6 +56,7 @@ class Metrics:
     gpus: Gpus = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     timeline: Timeline = field(default_factory=dict)
+    warnings: list[WarningRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, row: Row | None) -> None:
@@ -76,6 +79,8 @@ class Metrics:
             if len({len(ranks) for ranks in row.seconds.values()}) != 1:
                 raise SchemaError("seconds are not one list of all ranks for each kind")
             self.profile[row.round] = row.seconds
+        elif isinstance(row, WarningRow):
+            self.warnings.append(row)
         elif isinstance(row, TimelineRow):
             self.timeline[row.round] = row
         elif isinstance(row, GpuRow):
@@ -101,29 +106,76 @@ class Metrics:
             parts[row.round] = max(parts[row.round] or 0, row.examples)
 
 
-def read_metrics(path: Path) -> Metrics:
-    """Read `metrics.jsonl`.
+class MetricsReader:
+    """Reads metrics.jsonl while it grows: each time, only what is new.
 
-    A torn last line is left out and noted: a run that was killed, or is writing right now, may
-    leave half a line at the end.
-
-    Raises:
-        ConfigError: a line is malformed; the message names it.
+    A resumed run replaces the file, and `run.overwrite` removes it; then all is read again. `metrics` is what
+    the rows say so far.
     """
-    metrics = Metrics()
-    lines = read_file(path, free_memory()).split(b"\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    for index, line in enumerate(lines, start=1):
-        place = f"{path}, line {index}"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._forget()
+
+    def _forget(self) -> None:
+        self.metrics = Metrics()
+        self._offset, self._lines = 0, 0
+        self._tail = b""  # the last bytes read, by which another file is noticed
+        self._rest = b""  # a line without its end
+        self._torn: tuple[str, NotJson] | None = None
+
+    def read(self) -> bool:
+        """Read the complete lines that are new, and return whether there are any.
+
+        Raises:
+            OSError: the file cannot be read.
+            ConfigError: a line is malformed; the message names it.
+        """
+        new = self._new_bytes()
+        *lines, self._rest = (self._rest + new).split(b"\n")
+        for line in lines:
+            self._lines += 1
+            self._add(line)
+        return bool(lines)
+
+    def end(self) -> None:
+        """Take what follows the last complete line: a line too, or half of one, which is noted.
+
+        A run that was killed, or is writing right now, may leave half a line at the end.
+
+        Raises:
+            ConfigError: as `read`.
+        """
+        if self._rest.strip():
+            self._lines += 1
+            self._add(self._rest)
+            self._rest = b""
+        if self._torn is not None:
+            self.metrics.notes.append(f"{self._torn[0]} is torn (the last line); it is left out")
+
+    def _new_bytes(self) -> bytes:
+        with open_file(self.path, limit=free_memory()) as file:
+            file.seek(max(0, self._offset - len(self._tail)))
+            if file.read(len(self._tail)) != self._tail:
+                self._forget()
+                file.seek(0)
+            new = file.read()
+        self._offset += len(new)
+        self._tail = (self._tail + new)[-_TAIL_BYTES:]
+        return new
+
+    def _add(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        if self._torn is not None:
+            raise ConfigError(f"{self._torn[0]}: {self._torn[1]}; repair or remove it")
+        place = f"{self.path}, line {self._lines}"
         try:
-            metrics.add(read_row(line))
+            self.metrics.add(read_row(line))
+        except NotJson as error:
+            self._torn = place, error
         except SchemaError as error:
-            if index == len(lines) and isinstance(error, NotJson):
-                metrics.notes.append(f"{place} is torn (the last line); it is left out")
-                break
             raise ConfigError(f"{place}: {error}; repair or remove it") from None
-    return metrics
 
 
 class _WithRounds(Protocol):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cobo_dist.errors import ConfigError, words_of
-from cobo_dist.reports.reading.events import Event, Gpus, Profile, Timeline, read_metrics
+from cobo_dist.reports.reading.events import Event, Gpus, MetricsReader, Profile, Timeline
 from cobo_dist.reports.reading.method import read_method
 from cobo_dist.reports.reading.series import Series
 from cobo_dist.reports.reading.summary import Summary, read_summary
@@ -44,6 +45,7 @@ class Run:
     method: schema.Method = field(default_factory=schema.Method)
     sizes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
+    warnings: tuple[schema.WarningRow, ...] = ()
 
     @property
     def task(self) -> str:
@@ -80,42 +82,87 @@ def read_run(path: Path) -> Run:
 
     Raises `ConfigError` where the folder does not exist, is no run, or holds a malformed file.
     """
-    if not path.is_dir():
-        what = "is a file, not a run folder" if path.exists() else "does not exist"
-        raise ConfigError(f"{path} {what}; give the run.dir of a run")
-    for name in (schema.CONFIG_FILE, schema.METRICS_FILE):
-        if not (path / name).is_file():
-            raise ConfigError(
-                f"{path} is no run folder: it has no {name}; give the run.dir of a run"
+    return RunReader(path).read(ended=True)
+
+
+class RunReader:
+    """Reads one run folder, and again as its run goes on: only files that have changed, and new rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics = MetricsReader(path / schema.METRICS_FILE)
+        self._files: dict[str, tuple[tuple[int, ...], Any]] = {}
+
+    def read(self, ended: bool = False) -> Run:
+        """Return the run as its folder is now; `ended`: half a line at the end is noted, not waited for.
+
+        Raises `ConfigError` where the folder does not exist, is no run, or holds a malformed file.
+        """
+        self._check_folder()
+        path = self.path
+        try:
+            config = self._file(schema.CONFIG_FILE, _read_config)
+            method_of = partial(read_method, path / schema.ENVIRONMENT_FILE, config)
+            self._metrics.read()
+            if ended:
+                self._metrics.end()
+            weights = self._file(
+                schema.WEIGHTS_FILE,
+                lambda file: read_weights(file, lambda clients: method_of(clients).equal_share),
             )
-    try:
-        config = _read_config(path / schema.CONFIG_FILE)
-        method_of = partial(read_method, path / schema.ENVIRONMENT_FILE, config)
-        metrics = read_metrics(path / schema.METRICS_FILE)
-        weights = read_weights(
-            path / schema.WEIGHTS_FILE, lambda clients: method_of(clients).equal_share
+            summary = self._file(schema.SUMMARY_FILE, read_summary)
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename or path} cannot be read: {error.strerror}"
+            ) from None
+        metrics = self._metrics.metrics
+        run = Run(
+            path=path,
+            config=config,
+            evals=metrics.evals,
+            rounds=metrics.rounds,
+            parts=metrics.parts,
+            weights=without_absent(weights, metrics.events),
+            summary=summary,
+            notes=(*metrics.notes, *_kept(path, config)),
+            profile=_of_last_ranks(metrics.profile),
+            gpus=_of_last_ranks(metrics.gpus),
+            timeline=metrics.timeline,
+            method=method_of(1 if weights is None else weights.clients),
+            sizes=metrics.sizes,
+            events=tuple(metrics.events),
+            warnings=tuple(metrics.warnings),
         )
-        summary = read_summary(path / schema.SUMMARY_FILE)
-    except OSError as error:
-        raise ConfigError(f"{error.filename or path} cannot be read: {error.strerror}") from None
-    run = Run(
-        path=path,
-        config=config,
-        evals=metrics.evals,
-        rounds=metrics.rounds,
-        parts=metrics.parts,
-        weights=without_absent(weights, metrics.events),
-        summary=summary,
-        notes=(*metrics.notes, *_kept(path, config)),
-        profile=_of_last_ranks(metrics.profile),
-        gpus=_of_last_ranks(metrics.gpus),
-        timeline=metrics.timeline,
-        method=method_of(1 if weights is None else weights.clients),
-        sizes=metrics.sizes,
-        events=tuple(metrics.events),
-    )
-    _check_clients(run)
-    return run
+        _check_clients(run)
+        return run
+
+    def _check_folder(self) -> None:
+        path = self.path
+        if not path.is_dir():
+            what = "is a file, not a run folder" if path.exists() else "does not exist"
+            raise ConfigError(f"{path} {what}; give the run.dir of a run")
+        for name in (schema.CONFIG_FILE, schema.METRICS_FILE):
+            if not (path / name).is_file():
+                raise ConfigError(
+                    f"{path} is no run folder: it has no {name}; give the run.dir of a run"
+                )
+
+    def _file(self, name: str, read: Callable[[Path], Any]) -> Any:
+        """What a file says; it is read again once it has changed."""
+        path = self.path / name
+        stamp = file_stamp(path)
+        if name not in self._files or self._files[name][0] != stamp:
+            self._files[name] = stamp, read(path)
+        return self._files[name][1]
+
+
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """Return what tells whether a file has changed; empty where there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _kept(path: Path, config: Mapping[str, object]) -> list[str]:

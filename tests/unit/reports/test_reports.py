@@ -152,7 +152,7 @@ def test_every_figure_is_drawn_and_listed(report: Report) -> None:
         assert str(image.relative_to(report.out)) in report.printed
     page = (report.out / "index.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == len(images)
-    assert not re.search(r"(src|href)='(?!data:)", page)
+    assert not re.search(r"(src|href)='(?!data:|#)", page)
     assert "73.0 ± 7.5" in page
     assert "73.0 ± 7.5" in report.printed
 

@@ -13,7 +13,7 @@ from cobo_dist.errors import ConfigError
 from cobo_dist.reports.figures import draw_over_rounds
 from cobo_dist.reports.figures import events as figure_events
 from cobo_dist.reports.grouping import Group, group_runs
-from cobo_dist.reports.page.weights_slider import make_slider
+from cobo_dist.reports.page import make_explorer
 from cobo_dist.reports.reading import read_run
 from cobo_dist.reports.reading.run import Run
 
@@ -69,9 +69,9 @@ def test_the_slider_and_the_curves_show_events(
 ) -> None:
     run = read_run(write_with_events(tmp_path / "run"))
     groups = groups_of(run)
-    slider = make_slider(groups, "w")
-    assert slider is not None
-    (shown,) = slider.runs
+    explorer = make_explorer(groups, groups, "w")
+    assert explorer is not None
+    shown = explorer.data(1_000_000)["runs"][0]["weights"]
     places = [[shown["clients"][place] for place in one] for one in shown["absent"]]
     assert (places[0], places[-1]) == ([7], [0])
     labels: list[str] = []

@@ -313,8 +313,8 @@ def test_one_client_one_matrix_no_evaluation(tmp_path: Path) -> None:
     np.savez(run / "W.npz", rounds=np.array([0]), weights=np.ones((1, 1, 1), dtype=np.float32))
     assert main([str(run), "--out", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *("groups.csv", "groups.md", "index.html"),
-        *("table.csv", "table.md", "weights.csv", "weights.png"),
+        *("groups.csv", "groups.md", "groups.tex", "index.html"),
+        *("table.csv", "table.md", "table.tex", "weights.csv", "weights.png"),
     ]
     assert "no groups: there is only one client" in (tmp_path / "out" / "groups.md").read_text()
     assert "1 (unfinished, round 0)" in (tmp_path / "out" / "table.md").read_text()

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import base64
 import configparser
+import hashlib
+import html
 import importlib.resources
-import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from report_runs import CLUSTERS, SAME, N, blocks, give_shares, write_run
+from page_data import explorers, levels_of, weights_on
+from report_runs import CLUSTERS, N, blocks, give_shares, write_run
 
 from cobo_dist.cli.report import main
-from cobo_dist.reports.page.weights_slider import quantize
+from cobo_dist.reports.grouping import group_runs
+from cobo_dist.reports.page import explorer as page_explorer
+from cobo_dist.reports.page import make_explorer, render
+from cobo_dist.reports.page.explorer import decode, encode
+from cobo_dist.reports.page.weights_data import pack, quantize, unpack
+from cobo_dist.reports.reading import read_run
 
 LOGGED = [0, 1, 2, 4, 7, 10, 15, 20]
-VOID = {"meta", "img", "input"}
-NODE = shutil.which("node")
+VOID = {"meta", "img", "input", "link"}
 
 
 class Elements(HTMLParser):
@@ -66,43 +70,43 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (root / "out" / "index.html").read_text(encoding="utf-8")
 
 
-def sliders(page: str) -> list[list[dict[str, object]]]:
-    """The data of the sliders on a page."""
-    pattern = r"<script type='application/json'>(.*?)</script>"
-    return [json.loads(text) for text in re.findall(pattern, page, re.DOTALL)]
-
-
 def test_page_is_whole_and_alone(page: str) -> None:
     """Elements are closed, nothing is loaded, every picture has a text and every control a label."""
     elements = Elements(page)
     assert elements.open == []
     for _, attributes in elements.found:
         assert (attributes.get("src") or "data:").startswith("data:")
-        assert "href" not in attributes
-    assert not re.search(r"https?://|@import|url\(", page)
+        assert (attributes.get("href") or "#").startswith(("#", "data:,"))
+    without_names = page.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?://|@import|url\(", without_names)
     pictures = elements.all("img")
     assert len(pictures) >= 4
     for picture in pictures:
         assert picture["alt"]
         data = base64.b64decode((picture["src"] or "").partition(",")[2])
         assert data.startswith(b"\x89PNG")
-    controls = {one["id"] for tag in ("select", "input") for one in elements.all(tag)}
-    assert {one["for"] for one in elements.all("label")} == controls
+    labels = {one.get("for") for one in elements.all("label")}
+    for one in (*elements.all("select"), *elements.all("input")):
+        # A check box is inside its label.
+        assert one.get("id") in labels or one.get("aria-label") or one["type"] == "checkbox"
+    for table in re.findall(r"<div class='wide'[^>]*>", page):
+        assert "aria-label=" in table
     assert "hidden" in elements.all("section")[0]  # until there is JavaScript
 
 
-def test_slider_holds_every_snapshot(page: str) -> None:
+def test_explorer_holds_every_snapshot(page: str) -> None:
     """Bytes of W, clients sorted by cluster, to within half a step of 1/254; NaN is 255."""
-    (runs,) = sliders(page)
-    titles = [run["title"] for run in runs]
-    assert titles == ["CoBo, seed 1", "CoBo, seed 2", "IFCA, seed 1"]
+    (found,) = explorers(page)
+    titles = [run["title"] for run in found["runs"]]
+    assert titles == ["CoBo, seed 1", "CoBo, seed 2", "IFCA, seed 1", "Local, seed 1"]
+    assert found["runs"][3]["weights"] is None
+    runs = weights_on(page)
     order = [0, 4, 1, 5, 2, 6, 3, 7]
     for run in runs[:2]:
         assert run["rounds"] == LOGGED
         assert run["clients"] == order
         assert run["clusters"] == [0, 0, 1, 1, 2, 2, 3, 3]
-        stored = np.frombuffer(base64.b64decode(str(run["weights"])), np.uint8)
-        stored = stored.reshape(len(LOGGED), N, N)
+        stored = levels_of(run)
         expected = np.stack([blocks(number)[np.ix_(order, order)] for number in LOGGED])
         close = np.abs(stored / 254.0 - expected) <= 0.5 / 254.0 + 1e-6
         places = [tuple(place) for place in np.argwhere(~close).tolist()]
@@ -112,6 +116,23 @@ def test_slider_holds_every_snapshot(page: str) -> None:
             assert stored[3, 0, 2] == 255
     # Of a W that never moves the page has the first and the last snapshot.
     assert runs[2]["rounds"] == [0, 20]
+
+
+def test_explorer_holds_the_curves(page: str) -> None:
+    """The mean over seeds with its interval, and each client's own values; accuracies in percent."""
+    (found,) = explorers(page)
+    assert [one["key"] for one in found["metrics"]] == ["accuracy", "loss", "training loss"]
+    lines = {line["title"]: line["series"]["accuracy"] for line in found["lines"]}
+    assert set(lines) == {"CoBo", "IFCA", "Local"}
+    assert (lines["CoBo"]["rounds"], lines["CoBo"]["mean"][0]) == ([0, 5, 10, 15, 20], 10.0)
+    assert lines["CoBo"]["mean"][-1] == pytest.approx(71.5)
+    # Student's t for two seeds: 12.7 times the standard error.
+    assert lines["CoBo"]["ci"][-1] == pytest.approx(12.706 * 1.5, rel=1e-3)
+    assert lines["Local"]["ci"] == [None] * 5
+    clients = found["runs"][0]["curves"]["accuracy"]
+    assert clients["rounds"] == [0, 5, 10, 15, 20]
+    assert [len(row) for row in clients["clients"]] == [5] * N
+    assert np.mean(clients["clients"], axis=0)[-1] == pytest.approx(70.0, abs=0.01)
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
@@ -127,16 +148,37 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "<script>1" not in page
     elements = Elements(page)
     assert elements.open == []
-    assert len(elements.all("script")) == 2  # the slider's data and its program
+    assert len(elements.all("script")) == 2  # the explorer's data and the program
     assert "&lt;/script&gt;&lt;script&gt;1" in page
-    ((first, _),) = sliders(page)
-    assert str(first["title"]).startswith(f"{evil}&'")
+    ((first, _),) = (found["runs"] for found in explorers(page))
+    assert first["title"].startswith(f"{evil}&'")
+    assert first["names"][0] == evil
+
+
+def test_the_policy_allows_the_page_s_own_script_only(page: str) -> None:
+    """Its digest is that of the one script that is no data; styles likewise; nothing is loaded or sent."""
+    (policy,) = re.findall(r"Content-Security-Policy' content=\"(.*?)\"", page)
+    policy = html.unescape(policy)
+    for tag, kind in (("script", "script-src"), ("style", "style-src")):
+        ((_, text),) = re.findall(rf"<{tag}()>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind} 'sha256-{digest}';" in policy
+    assert policy.startswith("default-src 'none';")
+    assert "connect-src 'none'" in policy
+    assert "style=" not in page
+    assert not re.search(r"<[^>]*\son\w+=", page)
 
 
 @pytest.mark.parametrize(
     ("package", "files"),
     [
-        ("page", {"report.html.j2", "style.css", "weights_slider.js"}),
+        (
+            "page",
+            {
+                *("report.html.j2", "parts.html.j2", "style.css", "page.js", "weights.js"),
+                *("curves.js", "explorer.js", "start.js"),
+            },
+        ),
         ("figures", {"report.mplstyle"}),
     ],
 )
@@ -156,8 +198,20 @@ def test_quantize() -> None:
     assert found.tolist() == [0, 127, 254, 254, 0, 255]
 
 
+def test_pack() -> None:
+    """Differences wrap around; a first snapshot is its own."""
+    levels = np.random.default_rng(0).integers(0, 256, (5, 3, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(unpack(pack(levels), 3), levels)
+
+
+def test_encode() -> None:
+    data = {"a": [1, None, "</script>"], "b": 0.25}
+    assert decode(encode(data)) == data
+    assert "<" not in encode(data)
+
+
 def test_long_runs_are_thinned(tmp_path: Path) -> None:
-    """1,000 snapshots of 80 clients are 6.4 MB: the page keeps every second or so, and says it."""
+    """A W of noise cannot be made small: the page keeps some snapshots, says it, and stays small."""
     run = write_run(tmp_path / "run")
     rng = np.random.default_rng(0)
     weights = rng.integers(0, 2, (1000, 80, 80)).astype(np.float32)
@@ -166,74 +220,56 @@ def test_long_runs_are_thinned(tmp_path: Path) -> None:
         (run / name).write_text("")
     (run / "summary.json").unlink()
     assert main([str(run), "--out", str(tmp_path / "out")]) == 0
-    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    ((entry,),) = sliders(page)
-    rounds = entry["rounds"]
-    assert isinstance(rounds, list)
+    path = tmp_path / "out" / "index.html"
+    assert path.stat().st_size < render.MAX_PAGE_BYTES
+    (entry,) = weights_on(path.read_text(encoding="utf-8"))
+    rounds, order = entry["rounds"], entry["clients"]
     assert (rounds[0], rounds[-1], entry["n"], entry["clusters"]) == (0, 999, 80, None)
-    assert 400 < len(rounds) < 500
-    assert "Not all snapshots are on this page." in page
-    stored = np.frombuffer(base64.b64decode(str(entry["weights"])), np.uint8)
-    order = entry["clients"]
-    np.testing.assert_array_equal(
-        stored.reshape(-1, 80, 80)[-1], weights[-1][np.ix_(order, order)] * 254
-    )
+    assert 50 < len(rounds) < 1000
+    assert entry["thinned"]
+    np.testing.assert_array_equal(levels_of(entry)[-1], weights[-1][np.ix_(order, order)] * 254)
 
 
-DOM = """
-const page = require("fs").readFileSync(process.argv[2], "utf8");
-const data = page.match(/<script type='application\\/json'>([\\s\\S]*?)<\\/script>/)[1];
-function element() {
-  return {
-    heard: {}, attributes: {}, value: "0", hidden: true, textContent: "",
-    addEventListener(name, call) { this.heard[name] = call; },
-    setAttribute(name, value) { this.attributes[name] = value; },
-    getContext() {
-      return {
-        createImageData: (w, h) => ({ data: new Uint8ClampedArray(4 * w * h) }),
-        putImageData: (image) => { this.image = Array.from(image.data); },
-      };
-    },
-  };
-}
-const parts = Object.fromEntries(
-  ["script", "select", "input", "button", "output", ".learned", ".oracle", ".truth", ".end", ".per"]
-    .map((name) => [name, element()]));
-parts.script.textContent = data;
-const root = Object.assign(element(), { querySelector: (name) => parts[name] });
-global.document = { querySelectorAll: () => [root] };
-eval(page.match(/<script>([\\s\\S]*?)<\\/script>/)[1]);
-const states = [];
-function note() {
-  states.push({
-    text: parts.output.textContent, learned: parts[".learned"].image, max: parts.input.max,
-    oracle: parts[".oracle"].image, hidden: root.hidden, name: parts[".learned"].attributes,
-  });
-}
-note();
-parts.input.value = "5"; parts.input.heard.input(); note();
-parts.select.value = "2"; parts.select.heard.change(); note();
-console.log(JSON.stringify(states));
-"""
+def test_runs_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> None:
+    """The first seed of each method stays longest."""
+    folders = [("cobo", 1), ("cobo", 2), ("cobo", 3), ("local", 1), ("local", 2)]
+    runs = [read_run(write_run(tmp_path / f"{name}{seed}", name, seed)) for name, seed in folders]
+    (problem,), _ = group_runs(runs)
+    explorer = make_explorer(problem.groups, problem.groups, "e")
+    assert explorer is not None
+    everything = len(encode(explorer.data(1_000_000)))
+    seen = set()
+    for limit in range(everything, 0, -everything // 40):
+        found = explorer.data(limit)
+        left = 5 - len(found["runs"])
+        seen.add(left)
+        assert found["left_out"] == (f"Runs that are not on this page: {left}." if left else "")
+        assert len(encode(found)) <= limit or left == 5
+        if left == 3:
+            assert [(run["method"], run["seed"]) for run in found["runs"]] == [
+                ("CoBo", 1),
+                ("Local", 1),
+            ]
+    assert {0, 3, 5} <= seen
+    assert explorer.data(10)["lines"] == found["lines"]
 
 
-@pytest.mark.skipif(NODE is None, reason="needs node to run the page's JavaScript")
-def test_script_draws_what_the_slider_says(page: str, tmp_path: Path) -> None:
-    """The last round at first; round 10, where W equals the oracle; then another run, nearest."""
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    (tmp_path / "dom.js").write_text(DOM, encoding="utf-8")
-    command = [str(NODE), "dom.js", "page.html"]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
-    )
-    last, tenth, other = json.loads(done.stdout)
-    assert last["text"] == "round 20, mean weight within clusters 1.00, across 0.00"
-    assert (last["hidden"], last["max"]) == (False, len(LOGGED) - 1)
-    assert tenth["text"].startswith("round 10,")
-    assert tenth["learned"] == tenth["oracle"]
-    pixels = np.array(tenth["learned"]).reshape(N, N, 4)
-    sorted_same = SAME[np.ix_([0, 4, 1, 5, 2, 6, 3, 7], [0, 4, 1, 5, 2, 6, 3, 7])]
-    dark = (pixels[..., :3] == [8, 48, 107]).all(axis=-1)
-    np.testing.assert_array_equal(dark, sorted_same & ~np.eye(N, dtype=bool))
-    assert other["text"] == "round 0, mean weight within clusters 1.00, across 1.00"
-    assert other["name"]["aria-label"] == "W of IFCA, seed 1 at round 0"
+def test_figures_that_do_not_fit_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    run = write_run(tmp_path / "run")
+    limit = len(page.encode()) // 2
+    monkeypatch.setattr(render, "MAX_PAGE_BYTES", limit)
+    assert main([str(run), "--out", str(tmp_path / "out")]) == 0
+    path = tmp_path / "out" / "index.html"
+    assert path.stat().st_size <= limit
+    small = path.read_text(encoding="utf-8")
+    assert re.search(r"but in files beside it:\s[\w., ]*weights.png", small)
+    assert small.count("<img") + small.count(".png") == 4  # accuracy, loss, graph, weights
+
+
+def test_long_curves_are_thinned() -> None:
+    """More points than a picture has pixels are left out, the first and the last kept."""
+    spread = page_explorer._spread(range(1000), 100)
+    assert (len(spread), spread[0], spread[-1]) == (100, 0, 999)
+    assert page_explorer._spread([3, 5], 100) == [3, 5]

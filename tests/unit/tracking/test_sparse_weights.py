@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import re
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from page_data import levels_of, weights_on
 from pool import RankPool
 from problems import models, rows, train, write_quadratic
 from report_runs import assert_drawn, write_run
@@ -20,6 +18,7 @@ from cobo_dist.cli.report import main
 from cobo_dist.comm.session import Session
 from cobo_dist.maths.true_graph import Truth
 from cobo_dist.maths.weights import Weights
+from cobo_dist.reports.page.weights_data import unpack
 from cobo_dist.reports.reading.series import link_strengths
 from cobo_dist.reports.reading.sparse_weights import CELLS, read_listed
 from cobo_dist.results.logs import read_weights, weight_rounds
@@ -207,15 +206,14 @@ def test_the_page_says_what_a_pixel_is(tmp_path: Path) -> None:
     assert main([str(run), "--out", str(tmp_path / "out")]) == 0
     assert_drawn(tmp_path / "out" / "weights.png")
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    (entry,) = json.loads(
-        re.findall(r"<script type='application/json'>(.*?)</script>", page, re.DOTALL)[0]
-    )
+    (entry,) = weights_on(page)
     assert (entry["n"], entry["rounds"]) == (CELLS, [0, 10])
-    assert entry["cells"]["per"] == " A pixel is the mean weight of up to 3 x 3 clients."
+    assert entry["cells"]["per"] == "A pixel is the mean weight of up to 3 x 3 clients."
     within = [matrix[same_but_own()].mean() for matrix in dense]
     assert [one for one, _ in entry["cells"]["means"]] == pytest.approx(within, abs=1e-6)
-    assert len(base64.b64decode(entry["cells"]["oracle"])) == CELLS**2
-    assert len(base64.b64decode(entry["weights"])) == 2 * CELLS**2
+    ((first, truth),) = entry["truths"]
+    assert (first, len(unpack(truth, CELLS))) == (0, 1)
+    assert len(levels_of(entry)) == 2
 
 
 def same_but_own() -> np.ndarray:
