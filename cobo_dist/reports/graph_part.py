@@ -17,7 +17,8 @@ from cobo_dist.reports.tables.groups import Entry
 from cobo_dist.reports.writing import slug
 
 MAX_DRAWN = 3
-"""The most methods whose graphs are drawn in one report, a run of each."""
+"""The most methods whose graphs are drawn in one report, a run of each; of many runs, one method."""
+_MANY_RUNS = 30
 _MAX_MODEL_BYTES = 1 << 30
 """The most bytes of models that are read for one map."""
 
@@ -45,20 +46,18 @@ def draw_graphs(
     order = sorted(
         reversed(firsts.values()), key=lambda entry: entry.group.method.role != "emphasized"
     )
+    shown = order[: MAX_DRAWN if len(entries) <= _MANY_RUNS else 1]
     files: list[Path] = []
     notes: list[str] = []
-    for entry in order[:MAX_DRAWN]:
+    for entry in shown:
         name = "" if single else f"_{slug(entry.group.label)}"
         about = "" if single else f"{entry.title}: "
         drawn, why = _draw(entry, out, name)
         files += drawn
         notes += [f"No {what} of the graph, {about}{reason}." for what, reason in why.items()]
-    if len(order) > MAX_DRAWN:
-        left = ", ".join(entry.group.title for entry in order[MAX_DRAWN:])
-        notes.append(
-            f"Graphs are drawn of {MAX_DRAWN} methods; report these alone for theirs: {left}."
-        )
-    return order[:MAX_DRAWN], files, notes
+    if left := ", ".join(entry.group.title for entry in order[len(shown) :]):
+        notes.append(f"The graphs of these methods are drawn in reports on them alone: {left}.")
+    return shown, files, notes
 
 
 def _draw(entry: Entry, out: Path, name: str) -> tuple[list[Path], dict[str, str]]:

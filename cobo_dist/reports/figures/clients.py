@@ -104,9 +104,9 @@ def draw_points(axes: Axes, xy_m2: Floats, graph: Graph, size: float) -> None:
             here[:, 0], here[:, 1], s=width**2, c=look.color, marker=look.shape, zorder=4,
             edgecolors="white", linewidths=0.5,
         )  # fmt: skip
-    if len(xy_m2) > _MAX_LABELED or (size < _LEAST_LABELED and len(xy_m2) > _MAX_BESIDE):
-        return
     inside = size >= _LEAST_LABELED and max(map(len, graph.labels)) <= _SHORT
+    if len(xy_m2) > (_MAX_LABELED if inside else _MAX_BESIDE):
+        return
     for (x, y), name, k in zip(xy_m2.tolist(), graph.labels, of_m.tolist(), strict=True):
         color = ink(looks[k].color) if inside else DARK_GREY
         above = _MIDDLE.get(looks[k].shape, 0.0) if inside else 0.55

@@ -25,6 +25,7 @@ MAX_POINTS = 200
 MAX_DISKS = 100
 """The most groups that are drawn of more clients, the largest."""
 _MAX_LINES = 4000
+_MAX_SIZES = 40  # disks up to which each shows its number of clients
 _MAX_CIRCLE = 12  # clients of a group that are in a circle
 _FAINT = 0.05  # of the scale of weights; weights below are not drawn
 
@@ -94,7 +95,7 @@ def _plot_groups(axes: Axes, graph: Graph) -> pd.DataFrame:
         for k in np.flatnonzero(counts).tolist():
             part = Wedge((x, y), radius, ends[k + 1], ends[k], **area(looks[k]), zorder=3)
             axes.add_patch(part)
-        if len(shown) <= 40:
+        if sizes[group] > 1 and len(shown) <= _MAX_SIZES:
             axes.annotate(
                 str(sizes[group]), (x, y), fontsize=6, ha="center", va="center", zorder=5,
                 bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "linewidth": 0},
@@ -103,7 +104,7 @@ def _plot_groups(axes: Axes, graph: Graph) -> pd.DataFrame:
     left = len(sizes) - len(shown)
     more = f"; {left} smaller ones are left out" if left else ""
     axes.text(
-        0.5, -0.02, f"groups found with their numbers of clients{more}\n{_caption(graph)}",
+        0.5, -0.02, f"groups found, with their numbers of clients{more}\n{_caption(graph)}",
         transform=axes.transAxes, ha="center", va="top", fontsize=6, color=DARK_GREY,
     )  # fmt: skip
     return frame.assign(i=shown[frame["i"]], j=shown[frame["j"]])

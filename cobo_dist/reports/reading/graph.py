@@ -124,6 +124,19 @@ class Graph:
         below, above = joins[joins < self.threshold], joins[joins >= self.threshold]
         return float(below.max(initial=0.0)), float(above.min(initial=np.inf))
 
+    def links(self, rows: Ints, columns: Ints) -> npt.NDArray[np.bool_]:
+        """Return which weights of some clients for others are links; none for oneself. [rows, columns]"""
+        place, others = np.searchsorted(self.members, rows), np.searchsorted(self.members, columns)
+        known = self._links_mm
+        found = known[place] if known is not None else self.weights.rows(place) >= self.threshold
+        return np.asarray(found[:, others] & (rows[:, None] != columns))
+
+    @cached_property
+    def _links_mm(self) -> npt.NDArray[np.bool_] | None:
+        """Which weights are links, [m, m]; None of many clients."""
+        small = len(self.members) <= _MAX_ROWS
+        return np.asarray(self.weights.dense() >= self.threshold) if small else None
+
     def mean_between(self, label_m: Ints) -> npt.NDArray[np.float32]:
         """Return the mean weight within and between g groups of clients, both directions alike. [g, g]"""
         means = cell_means(self.weights, label_m)
@@ -188,19 +201,11 @@ def stability(weights: Weights) -> dict[str, Series]:
 
 def _changed(one: Graph, other: Graph, both: Ints) -> float:
     """The share of ordered pairs of some clients that are a link in one of two graphs only."""
-    changed = total = 0
     visited = both[np.linspace(0, len(both) - 1, min(len(both), _MAX_ROWS)).astype(np.int64)]
     step = max(1, _PIECE // max(one.clients, other.clients))
+    changed = 0
     for start in range(0, len(visited), step):
         rows = visited[start : start + step]
-        here, there = (_links(graph, rows, both) for graph in (one, other))
+        here, there = (graph.links(rows, both) for graph in (one, other))
         changed += int((here != there).sum())
-        total += len(rows) * (len(both) - 1)
-    return changed / total
-
-
-def _links(graph: Graph, rows: Ints, columns: Ints) -> npt.NDArray[np.bool_]:
-    """Which weights of some clients for others are links; none for oneself. [rows, columns]"""
-    place = np.searchsorted(graph.members, rows), np.searchsorted(graph.members, columns)
-    linked = graph.weights.rows(place[0])[:, place[1]] >= graph.threshold
-    return np.asarray(linked & (rows[:, None] != columns))
+    return changed / (len(visited) * (len(both) - 1))

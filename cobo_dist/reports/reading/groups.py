@@ -86,9 +86,10 @@ def groups_in_words(labels_n: Sequence[int] | npt.NDArray[Any], names: Sequence[
     more = len(together) - len(shown)
     words = f"{_count(len(together), 'group')}: {' '.join(shown)}"
     words += f" and {more} more" if more else ""
-    return words + (
-        f"; {_count(len(alone), 'client')} alone: {listed(alone, names)}" if alone else ""
-    )
+    if alone:
+        few = listed(alone, names).removesuffix(f" {len(alone)} clients")
+        words += f"; {_count(len(alone), 'client')} alone: {few}"
+    return words
 
 
 def _count(number: int, noun: str) -> str:

@@ -134,6 +134,8 @@ def test_names_are_shown_as_they_are() -> None:
     figure.draw_without_rendering()
     assert {text.get_text() for text in figure.axes[0].texts} >= set(names)
     plots.plot_weights(found).draw_without_rendering()
+    many = graph(np.ones((25, 25), dtype=np.float32), names=[f"client {i}" for i in range(25)])
+    assert len(plots.plot_graph(many).axes[0].texts) == 1, "they would hide each other"
 
 
 # -- maps -------------------------------------------------------------------------------------------
@@ -233,7 +235,7 @@ def test_graphs_of_three_methods_are_drawn_and_the_others_named(tmp_path: Path) 
     report(tmp_path, *runs)
     assert len(list((tmp_path / "out").glob("network_*.png"))) == 3
     page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
-    assert "Graphs are drawn of 3 methods; report these alone for theirs: IFCA." in page
+    assert "The graphs of these methods are drawn in reports on them alone: IFCA." in page
 
 
 # -- from Python ------------------------------------------------------------------------------------

@@ -40,5 +40,12 @@ def test_long_lists_are_cut_and_say_how_many_there_are() -> None:
     assert many.endswith("{22,23} and 38 more")
 
 
+def test_clients_alone_are_cut_too() -> None:
+    labels = np.arange(60)
+    labels[1::2] = 1
+    words = groups_in_words(labels)
+    assert words.endswith("; 30 clients alone: 0,2,4,6,8,10,12,14,...")
+
+
 def test_names_stand_in_place_of_numbers() -> None:
     assert groups_in_words([0, 0, 1], ["de", "nl", "fr"]) == "1 group: {de, nl}; 1 client alone: fr"
