@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench_figure import draw
-from bench_tables import Outcome, ranks, table
+from bench_tables import Outcome, ranks_of, table
 from grid_runs import COMMON, train_once, with_best_rate
 
 from cobo_dist.algorithms.algorithm import own
 from cobo_dist.algorithms.registry import ALGORITHMS
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import ConfigError, RunFailure
+from cobo_dist.reports.figures.ranks import draw_ranks, rank_note
 from cobo_dist.tasks.registry import build_task
 
 TASKS = {
@@ -88,10 +88,11 @@ def main() -> None:
         lines = [f"- {METHODS[method].title}: {why}" for method, why in without.items()]
         print(f"{name}\n\n{table(found[name], titles())}\n", *lines, "", sep="\n", flush=True)
     options.figures.mkdir(parents=True, exist_ok=True)
-    compared = ranks(found)
+    compared = ranks_of(found).rename(columns=titles())
     if len(compared.columns) > 1:
         colors = {method.title: method.color for method in METHODS.values()}
-        print(draw(compared.rename(columns=titles()), colors, options.figures / "bench_ranks.png"))
+        picture, _ = draw_ranks(compared, colors, options.figures / "bench_ranks.png")
+        print(f"{picture.name}: {rank_note(compared)}")
 
 
 def titles() -> dict[str, str]:

@@ -129,7 +129,7 @@ def each(values: Sequence[float | None], digits: int = 0) -> str:
 def draw(found: Found, path: Path) -> None:
     """Draw the accuracy of some methods over rounds, a panel for each way, with the changes marked."""
     ways = list(dict.fromkeys(way for way, _ in found))
-    with canvas(2.9 * len(ways) + 1.3, 2.5) as figure:
+    with canvas(2.9 * len(ways), 2.5) as figure:
         grid = figure.subplots(1, len(ways), squeeze=False, sharey=True)[0]
         for axes, way in zip(grid, ways, strict=True):
             _draw_way(axes, {method: runs for (one, method), runs in found.items() if one == way})

@@ -131,7 +131,7 @@ def draw(results: Mapping[str, Sequence[Result]], path: Path) -> None:
     columns = int(np.ceil(np.sqrt(len(results))))
     lines = -(-len(results) // columns)
     rows = []
-    with canvas(2.5 * columns + 1.6, 2.1 * lines) as figure:
+    with canvas(2.5 * columns, 2.1 * lines) as figure:
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes, (task, found) in zip(grid.flat, results.items(), strict=False):
             axes.set_title(task)

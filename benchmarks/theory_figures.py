@@ -33,7 +33,7 @@ def draw_rate(table: pd.DataFrame, path: Path) -> None:
             "linestyle": "--",
         },
     }
-    with canvas(7.0, 2.5) as figure:
+    with canvas(5.6, 2.5) as figure:
         grid = figure.subplots(1, 2)
         for axes, quantity in zip(grid, LABELS, strict=True):
             for key, part in table.groupby(["sigma", "W"]):
@@ -54,7 +54,7 @@ def _guides(axes: Axes, top: float, first: float, last: float) -> None:
 
 def draw_rho(table: pd.DataFrame, path: Path) -> None:
     """Draw both means over rho c / L."""
-    with canvas(7.0, 2.5) as figure:
+    with canvas(5.6, 2.5) as figure:
         grid = figure.subplots(1, 2)
         for axes, quantity in zip(grid, LABELS, strict=True):
             for (sigma, part), color in zip(table.groupby("sigma"), (BLUE, RED), strict=True):
@@ -84,7 +84,7 @@ def draw_m(table: pd.DataFrame, path: Path) -> None:
         "W between kinds": "W between kinds, at the end",
     }
     looks = {"other sizes": BLUE, "other axes": RED}
-    with canvas(8.6, 2.6) as figure:
+    with canvas(7.2, 2.6) as figure:
         grid = figure.subplots(1, 3)
         for axes, (quantity, label) in zip(grid, panels.items(), strict=True):
             for (kind, sigma), part in table.groupby(["curvatures", "sigma"]):
@@ -116,7 +116,7 @@ def draw_m(table: pd.DataFrame, path: Path) -> None:
 
 def draw_coupling(table: pd.DataFrame, path: Path) -> None:
     """Draw both means over rho, explicit and capped."""
-    with canvas(7.0, 2.5) as figure:
+    with canvas(5.6, 2.5) as figure:
         grid = figure.subplots(1, 2)
         for axes, (quantity, label) in zip(grid, LABELS.items(), strict=True):
             for (kind, part), color in zip(table.groupby("coupling"), (BLUE, RED), strict=True):

@@ -1,10 +1,22 @@
-"""Numbers in readable units, text in Markdown, and what a table's ± means."""
+"""Numbers in readable units, text in Markdown and LaTeX, and what a table's ± means."""
 
 from __future__ import annotations
 
 import re
 
 _MARKDOWN = re.compile(r"[\\|<$`]|(?<!\w)_|_(?!\w)")  # an underscore inside a word means nothing
+_LATEX = {
+    **{one: f"\\{one}" for one in "$&#_%{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        "\u2212": "$-$",
+    },
+    **{one: f"{{{one}}}" for one in "[]*"},  # after the end of a row they would be arguments of it
+}
 
 INTERVAL_NOTE = (
     "mean over seeds ± half the width of its 95% confidence interval (Student's t; none for one seed). With "
@@ -33,3 +45,16 @@ def markdown_text(text: str) -> str:
     '**\\_a\\_ \\| \\<b> \\$x_1\\$**'
     """
     return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.splitlines()))
+
+
+def latex_text(text: str) -> str:
+    r"""Return text for LaTeX, in which it shows as it is; `**bold**` is bold.
+
+    >>> print(latex_text("**50% ± 2**"), latex_text("a_b & [c]"))
+    \textbf{50\% $\pm$ 2} a\_b \& {[}c{]}
+    """
+    if len(text) > 4 and text.startswith("**") and text.endswith("**"):
+        return rf"\textbf{{{latex_text(text[2:-2])}}}"
+    printed = "".join(one if one.isprintable() else " " for one in text)
+    shown = "".join(_LATEX.get(one, one) for one in " ".join(printed.split()))
+    return re.sub("-(?=-)", "-{}", shown)  # two hyphens would become a dash

@@ -85,7 +85,9 @@ class RunConfig(Section):
         0, ge=0, le=4096, description="CPU threads of a rank; 0: its share of the cores"
     )
     engine: Literal["auto", "one_by_one", "vectorised"] = Field(
-        "auto", description="how a rank computes its clients' gradients; auto times both"
+        "auto",
+        description="how a rank computes its clients' gradients; auto times both, so another machine may "
+        "choose the other one: config.yaml of the run has the choice",
     )
 
 

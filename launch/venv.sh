@@ -10,7 +10,8 @@ ensure_venv() {
   stamp=".venv/installed-${extras:-plain}"
   if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ]; then
     echo "installing cobo_dist${extras:+[$extras]} into .venv (torch is large: this takes minutes)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${extras:+[$extras]}"
+    # -qq: errors are shown, and not pip's warnings
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -e ".${extras:+[$extras]}"
     touch "$stamp"
   fi
   export PATH="$PWD/.venv/bin:$PATH"

@@ -27,11 +27,12 @@ from cobo_dist.plugins import is_path  # noqa: E402
 from cobo_dist.storage.files import MAX_CONFIG_BYTES, read_file  # noqa: E402
 from cobo_dist.terminal import safe_terminal  # noqa: E402
 from cobo_dist.training.preparation import refuse_unusable_folder  # noqa: E402
+from containers import container_variables  # noqa: E402
 
 PACKAGE = Path(cobo_dist.__file__).resolve().parent
 USAGE = (
-    "python slurm/submit.py [--launcher=srun|torchrun] [--dry-run] [--FLAG=VALUE for sbatch ...] "
-    "[--config FILE.yaml] [key.path=value ...]"
+    "python slurm/submit.py [--launcher=srun|torchrun] [--container=IMAGE] [--dry-run] "
+    "[--FLAG=VALUE for sbatch ...] [--config FILE.yaml] [key.path=value ...]"
 )
 ABOUT = f"""\
 {USAGE}
@@ -46,12 +47,14 @@ Written into the run folder:
   logs/                    the job's log and one of each rank
 
   --launcher=srun      srun starts every rank (default); torchrun: srun starts one torchrun a node
+  --container=IMAGE    python runs in this image: a file.sif by `apptainer exec`; a file.sqsh or a name by
+                       srun's --container-image (plug-in pyxis). It sees the run folder and the config's paths
   --dry-run            print the job script; write and submit nothing
   --FLAG=VALUE         any long option of sbatch: --nodes=2 --ntasks-per-node=4 --gpus-per-node=4
                        --cpus-per-task=8 --time=4:00:00 --partition=gpu --account=me ...
 
-COBO_PYTHON, COBO_CONTAINER, MASTER_ADDR and RANKS are taken from the environment, as the job scripts say;
-without COBO_PYTHON and COBO_CONTAINER the job uses the python that runs this.
+COBO_PYTHON, COBO_CONTAINER, COBO_IMAGE, MASTER_ADDR and RANKS are taken from the environment, as the job
+scripts say; without COBO_PYTHON and a container the job uses the python that runs this.
 
 exit codes: 0 submitted; 2 refused, with one line why; nothing is left behind then
 
@@ -76,8 +79,10 @@ _REFUSED = {
     "chdir": "the job runs in the frozen code; paths in the config are absolute",
     "wrap": "the job script is slurm/train.sbatch",
     "parsable": "the job id is printed anyway",
+    "container-image": "the script itself runs outside; --container=IMAGE starts python in an image",
 }
-_PASSED_ON = ("COBO_CONTAINER", "MASTER_ADDR", "MASTER_PORT", "RANKS")
+_CONTAINERS = ("COBO_CONTAINER", "COBO_IMAGE")
+_PASSED_ON = (*_CONTAINERS, "COBO_MOUNTS", "MASTER_ADDR", "MASTER_PORT", "RANKS")
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,12 @@ class Request:
     flags: dict[str, str | None]
     launcher: str
     dry_run: bool
+    container: str = ""
+
+    @property
+    def gpus(self) -> bool:
+        """Whether the job asks for GPUs."""
+        return any(name.startswith(("gpu", "gres")) for name in self.flags)
 
 
 @safe_terminal()
@@ -104,7 +115,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = config.run_dir
         folder = run / "jobs" / f"{1 + max(map(int, _earlier(run)), default=0):03d}"
         flags = sbatch_flags(request, folder, run)
-        script = job_script(request.launcher, flags, folder, os.environ)
+        env = dict(os.environ)
+        if request.container:
+            paths = [run, *paths_of(config)]
+            inside = container_variables(request.container, paths, request.gpus)
+            env = {name: value for name, value in env.items() if name not in _CONTAINERS} | inside
+        script = job_script(request.launcher, flags, folder, env)
         refuse_too_long(*_time_and_partition(flags, script, os.environ))
         if request.dry_run:
             print(script)
@@ -131,7 +147,7 @@ def read_request(arguments: Sequence[str]) -> Request:
     Raises:
         ConfigError: an unknown argument, or an option of sbatch that does not go with this.
     """
-    config, launcher, dry_run = None, "srun", False
+    config, launcher, container, dry_run = None, "srun", "", False
     settings: list[str] = []
     flags: dict[str, str | None] = {}
     rest = iter(arguments)
@@ -141,6 +157,10 @@ def read_request(arguments: Sequence[str]) -> Request:
             config = value if equals else next(rest, "")
         elif name == "--launcher":
             launcher = value if equals else next(rest, "")
+        elif name == "--container":
+            container = value if equals else next(rest, "")
+            if not container:
+                raise ConfigError("--container is empty; give an image, or leave it out")
         elif argument == "--dry-run":
             dry_run = True
         elif re.fullmatch(r"--[a-z][a-z-]*", name):
@@ -165,7 +185,7 @@ def read_request(arguments: Sequence[str]) -> Request:
         raise ConfigError(f"--launcher={launcher} is none of {', '.join(SCRIPTS)}")
     if config == "":
         raise ConfigError("--config is empty; give the path of a YAML file")
-    return Request(config, settings, flags, launcher, dry_run)
+    return Request(config, settings, flags, launcher, dry_run, container)
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -189,6 +209,17 @@ def with_absolute_paths(config: Config) -> Config:
         str(Path(one).expanduser().absolute()) if is_path(one) else one for one in config.plugins
     ]
     return config.model_copy(update={"plugins": tuple(plugins)})
+
+
+def paths_of(config: Config) -> list[Path]:
+    """Return the files and folders that a config with absolute paths names."""
+    found = list(config.plugins)
+    for key in (*PATHS, *PATHS_OR_NAMES):
+        value: object = config
+        for name in key.split("."):
+            value = getattr(value, name, None)  # another task may not have the key
+        found.append(value if isinstance(value, str) else "")
+    return [path for path in map(Path, found) if path.is_absolute() and path.exists()]
 
 
 # -- submission ---------------------------------------------------------------------------------------
@@ -216,7 +247,7 @@ def job_script(
 ) -> str:
     """Return the job script: the launcher's, with the flags, environment and config written into it."""
     exports = {name: env[name] for name in _PASSED_ON if env.get(name)}
-    if env.get("COBO_PYTHON") or "COBO_CONTAINER" not in exports:
+    if env.get("COBO_PYTHON") or not exports.keys() & set(_CONTAINERS):
         exports["COBO_PYTHON"] = env.get("COBO_PYTHON") or sys.executable
     lines = (ROOT / "slurm" / SCRIPTS[launcher]).read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if _flag_of(line) not in flags]

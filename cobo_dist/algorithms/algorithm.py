@@ -134,6 +134,19 @@ class AlgorithmSection(Section):
         return False
 
     @property
+    def runs_asynchronously(self) -> bool:
+        """Whether ranks may take its rounds at their own pace (`comm.mode`).
+
+        Of the exchange it then uses pairs, `mix` and `all_gather` alone, and rounds may be left out.
+        """
+        return False
+
+    @property
+    def compresses_models(self) -> bool:
+        """Whether clients read others' models through `NeighborModels` alone, as comm.compression asks."""
+        return False
+
+    @property
     def batch_streams(self) -> int:
         """How many streams of batches a client reads."""
         return 1
@@ -244,6 +257,9 @@ class Algorithm(ABC):
         All ranks call it. An algorithm gives newcomers what else it keeps of a client: weights, groups, a
         common model.
         """
+
+    def settle(self, t: int) -> None:  # noqa: B027
+        """Take in what other ranks told last, after round t; only with `comm.mode=asynchronous`."""
 
     def state(self) -> AlgorithmState:
         """Return what a resumed run needs beside the clients and `weights`."""

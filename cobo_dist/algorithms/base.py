@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cobo_dist.algorithms.local_steps import LocalSteps, Optimizer
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.alignment import Statistic
+from cobo_dist.maths.compression import Compression
 from cobo_dist.maths.participation import Mask, Participation, Timing
 from cobo_dist.maths.sketch import Sketch
 from cobo_dist.maths.true_graph import Truth
@@ -226,10 +227,11 @@ class Exchange(Protocol):
 
     def alignment(
         self, gradients_ed: Tensor, statistic: Statistic, sketch: Sketch | None = None
-    ) -> NDArray[np.float64]:
-        """Return a statistic [e] of the two gradients of each pair of the last `midpoints`.
+    ) -> tuple[PairEnds, NDArray[np.float64]]:
+        """Return the ends of the pairs of the last `midpoints`, and a statistic [e] of their two gradients.
 
-        `sketch`: of these few numbers in place of the gradients.
+        `sketch`: of these few numbers in place of the gradients. Ranks that run at their own pace
+        (`comm.mode`) get the ends whose statistic is known by now.
         """
 
     def mix(self, weights: Weights, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -388,6 +390,7 @@ class RunContext:
     )
     raised: Mask | None = None  # newcomers whose pairs are drawn more often in a round, [n]
     raised_factor: float = 1.0  # by which factor
+    compression: Compression | None = None  # of models that clients read through `NeighborModels`
 
     def clusters_at(self, t: int) -> tuple[int, ...] | None:
         """Return the true cluster of each client in round t, [n]; None where the task knows none.

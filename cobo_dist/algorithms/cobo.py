@@ -104,7 +104,7 @@ class CoBo(Algorithm):
         """Algorithm 1, lines 2 to 5, for this rank's clients."""
         self.neighbors.begin_round(t)
         pairs_m2 = self.draw(t)
-        self.exchange.send_models(self.clients.x_cd, pairs_m2)
+        self.exchange.send_models(self.neighbors.known_to_pairs, pairs_m2)
         losses_c = self.clients.gradients(t)  # independent of W: computed while models are sent
         self.exchange.receive_models()
         weights = self.weights
@@ -187,7 +187,7 @@ class CoBo(Algorithm):
         return [WeightUpdates(ids, other, new_kn[row, other], np.concatenate(alignments))]
 
     def alignments(self, t: int, pairs_k2: Tensor) -> tuple[PairEnds, NDArray[np.float64]]:
-        """Return this rank's ends of the pairs, and <g_i(z_ij), g_j(z_ij)> for each.
+        """Return this rank's ends of pairs whose <g_i(z_ij), g_j(z_ij)> is known, and it.
 
         With `alignment_columns`, of these columns of the gradients: only they travel. With `sketch`, of few
         random sums of them.
@@ -197,7 +197,7 @@ class CoBo(Algorithm):
         if self.compared is not None:
             g_ed = self.compared.take(g_ed)
         sketch = self.config.sketch_of(self.context.seed, t)
-        return ends, self.exchange.alignment(g_ed, self.statistic, sketch)
+        return self.exchange.alignment(g_ed, self.statistic, sketch)
 
     def onto_simplex(
         self,
@@ -244,6 +244,7 @@ class CoBo(Algorithm):
         assert degrees_n is not None, "the coupling is capped"
         x_cd, eta = self.clients.x_cd, self.clients.eta(t)
         x_cd.add_(self.clients.direction(), alpha=-eta)
+        self.neighbors.publish(t)
         pull = self.config.rho * (eta if self.config.penalty == "scheduled" else self.clients.lr)
         if not pull:
             return
@@ -283,6 +284,14 @@ class CoBo(Algorithm):
         self.releases.add(t, pairs_m2)
         privacy = self.config.privacy
         return {"epsilon": self.releases.epsilon(privacy.noise, privacy.delta)}
+
+    def settle(self, t: int) -> None:
+        """Let the alignments that other ranks told last move the weights of their pairs."""
+        none = torch.empty((0, 2), dtype=torch.int64)
+        if self.config.domain == "box":
+            self.client_selection(t, none)
+        else:
+            self.row_selection(t, [none])
 
     def join(self, t: int, newcomers: Newcomers) -> None:
         """Give newcomers their rows and columns of W, and what selection keeps of their pairs.

@@ -277,6 +277,16 @@ class CoBoConfig(AlgorithmSection):
         return self.selection != "difference"
 
     @property
+    def runs_asynchronously(self) -> bool:
+        """Yes, but for selection by differences, and where it is counted how often examples are used."""
+        return self.selection != "difference" and not self.privacy.noise
+
+    @property
+    def compresses_models(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def batch_streams(self) -> int:
         """Midpoints may have a stream of their own."""
         return 1 + (self.midpoint_data == "fresh")

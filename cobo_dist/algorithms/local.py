@@ -20,6 +20,11 @@ class LocalConfig(AlgorithmSection):
 
     name: Literal["local"] = "local"
 
+    @property
+    def runs_asynchronously(self) -> bool:
+        """Yes."""
+        return True
+
 
 @register.algorithm("local")
 class Local(Algorithm):

@@ -19,8 +19,9 @@ from cobo_dist.maths.weights import Weights
 class NeighborModels:
     """The models of all clients as others read them.
 
-    They are X itself, unless models arrive later than at the next tick (`clock.latency`,
-    `clock.bandwidth`). Then each client has two more rows: the model that others read, and the one that is on
+    They are X itself, unless models are compressed (`comm.compression`): then each client has one more row,
+    the model that others know. Or unless models arrive later than at the next tick (`clock.latency`,
+    `clock.bandwidth`): then each client has two more rows, the model that others read, and the one that is on
     its way to them. A model that waits to be sent is the client's row of X.
     """
 
@@ -32,11 +33,37 @@ class NeighborModels:
         self.rows: dict[str, Tensor] = {}  # beside X, [c, d] each
         if timing is not None and timing.reads_late:
             self.rows = {name: clients.x_cd.clone() for name in ("read", "on_its_way")}
+        elif context.compression is not None:  # the first models are known
+            self.rows = {"read": clients.x_cd.clone()}
+
+    @property
+    def read_cd(self) -> Tensor:
+        """What others read of this rank's clients, [c, d]."""
+        return self.rows.get("read", self.clients.x_cd)
+
+    @property
+    def known_to_pairs(self) -> Tensor:
+        """The models [c, d] whose midpoints pairs take: both clients of a pair know them."""
+        return self.clients.x_cd if self.context.compression is None else self.read_cd
+
+    def publish(self, t: int) -> None:
+        """Let those that take part in round t send what others do not know of their models yet.
+
+        Only where models are compressed.
+        """
+        if (compression := self.context.compression) is None:
+            return
+        x_cd, read_cd = self.clients.x_cd, self.read_cd
+        part_c = self.context.taking_part(t)[list(self.clients.ids)]
+        for row in np.flatnonzero(part_c).tolist():  # one at a time, which bounds the memory
+            at = slice(row, row + 1)
+            read_cd[at].add_(compression.of(x_cd[at] - read_cd[at]))
 
     def begin_round(self, t: int) -> None:
         """Let the models arrive that others read in round t, before X changes in it."""
+        self.publish(t)
         timing = self.context.timing
-        if not self.rows or timing is None:
+        if timing is None or not timing.reads_late:
             return
         moment, ids = timing.at(t), list(self.clients.ids)
         x_cd, (read_cd, way_cd) = self.clients.x_cd, self.rows.values()
@@ -70,7 +97,7 @@ class NeighborModels:
         if not self.rows and factors_n is None:
             yield from self.exchange.mix(weights, x_cd)
             return
-        read_cd = self.rows.get("read", x_cd)
+        read_cd = self.read_cd
         ids = list(self.clients.ids)
         own_c1 = upload(torch.from_numpy(weights.at(np.arange(len(ids)), weights.ids_c)), x_cd)
         factor_c1 = upload(

@@ -26,6 +26,16 @@ class SwiftConfig(CommunicationGraphConfig):
         1, ge=1, le=1_000_000, description="a client averages in each so many-th of its steps"
     )
 
+    @property
+    def compresses_models(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def runs_asynchronously(self) -> bool:
+        """Yes."""
+        return True
+
     def representative_rounds(self, rounds: int) -> list[tuple[int, int]]:
         """Rounds differ by whose step is one that averages."""
         period, (whole, rest) = min(self.every, rounds), divmod(rounds, self.every)

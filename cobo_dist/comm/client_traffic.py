@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from cobo_dist.comm.pair_plan import PairPlan
 from cobo_dist.maths.alignment import middle
+from cobo_dist.maths.compression import Compression
 from cobo_dist.maths.weights import Weights
 
 _NUMBER_BYTES = 8  # a float64, in which inner products and gathered numbers travel
@@ -41,15 +42,20 @@ class ClientTraffic:
     (80, 80)
     """
 
-    def __init__(self, clients: int, wire_bytes: int) -> None:
-        """Count among `clients` clients, whose models travel as numbers of `wire_bytes` bytes."""
-        self.clients, self.wire_bytes = clients, wire_bytes
+    def __init__(
+        self, clients: int, wire_bytes: int, compression: Compression | None = None
+    ) -> None:
+        """Count among `clients` clients, whose models travel as numbers of `wire_bytes` bytes.
+
+        Models of pairs and those that are mixed may be compressed.
+        """
+        self.clients, self.wire_bytes, self.compression = clients, wire_bytes, compression
         self.up = self.down = 0
         self._links: tuple[Weights, int, int] | None = None  # W, its version, its links
 
     def send_models(self, plan: PairPlan, size: int) -> None:
         """Count models of `size` numbers at this rank's ends of the drawn pairs."""
-        self._both_ways(len(plan.clients) * size * self.wire_bytes)
+        self._both_ways(len(plan.clients) * self._model_bytes(size))
 
     def alignment(self, plan: PairPlan, size: int) -> None:
         """Count half gradients and two numbers: the pair's first client sends the second half."""
@@ -67,14 +73,19 @@ class ClientTraffic:
         known = self._links
         if known is None or known[0] is not weights or known[1] != weights.version:
             known = self._links = weights, weights.version, count_links(weights)
-        self._both_ways(known[2] * size * self.wire_bytes)
+        self._both_ways(known[2] * self._model_bytes(size))
         if not weights.known_to_senders:
             self._both_ways(weights.shape[0] * (self.clients - 1) * weights.dtype.itemsize)
 
     def mix_all(self, size: int, weight_bytes: int) -> None:
         """Count a mix of all clients without a weight of 0; `weight_bytes`: 0 where W is symmetric."""
         others = self.clients * (self.clients - 1)
-        self._both_ways(others * (size * self.wire_bytes + weight_bytes))
+        self._both_ways(others * (self._model_bytes(size) + weight_bytes))
+
+    def _model_bytes(self, size: int) -> int:
+        if self.compression is None:
+            return size * self.wire_bytes
+        return self.compression.message_bytes(size, self.wire_bytes)
 
     def all_reduce(
         self,

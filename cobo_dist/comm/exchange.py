@@ -10,7 +10,7 @@ Shapes: c clients on this rank, n in all, d parameters, m pairs, e ends of pairs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ from cobo_dist.comm.transports.base import NothingPending, Pending, Transport
 from cobo_dist.comm.transports.checked_transport import CheckedTransport
 from cobo_dist.comm.visits import Visit, VisitExchange
 from cobo_dist.maths.alignment import Statistic, midpoints
+from cobo_dist.maths.compression import Compression
 from cobo_dist.maths.flat import models_at_once, take_rows, to_device
 from cobo_dist.maths.sketch import Sketch
 from cobo_dist.maths.weights import Weights
@@ -47,6 +48,8 @@ _ALLOWED = {("send_models", "receive_models"), ("visits", "send_back")}
 """Methods that may follow one that is not finished."""
 
 Taken = TypeVar("Taken")
+Collected = Callable[[list[bytes]], None]
+"""What the coordinator does with the records of all ranks, in rank order."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,14 @@ class PairEnds:
 
 
 class Exchange:
-    """The exchange of one rank over a transport.
+    """The exchange of one rank over a transport, for ranks that take every round together.
 
     `ids` are the clients of this rank. `traffic` counts what it sent, `client_traffic` what its clients
-    would have sent and received as machines of their own.
+    would have sent and received as machines of their own. `in_step`: all ranks are after the same round.
     """
+
+    is_asynchronous = False
+    in_step = True
 
     def __init__(
         self,
@@ -79,15 +85,19 @@ class Exchange:
         deterministic: bool = False,
         timer: PhaseTimer | None = None,
         wire: torch.dtype | None = None,
+        compression: Compression | None = None,
     ) -> None:
         """Exchange models of `dtype`, which travel as `wire` where that is given.
 
-        `deterministic`: sums have the same bits on any number of ranks.
+        `deterministic`: sums have the same bits on any number of ranks. `compression`: how clients that were
+        machines of their own would send models, which `client_traffic` counts.
         """
         self.transport, self.deterministic = transport, deterministic
         self._channel = Channel(transport, dtype, device, wire=wire, timer=timer)
         self.timer, self.traffic = self._channel.timer, self._channel.traffic
-        self.client_traffic = ClientTraffic(placement.clients, (wire or dtype).itemsize)
+        self.client_traffic = ClientTraffic(
+            placement.clients, (wire or dtype).itemsize, compression
+        )
         self._pairwise_dot = PairwiseDot(self._channel, deterministic)
         self._in_flight: Pending = NothingPending()
         self._use(placement)
@@ -160,8 +170,8 @@ class Exchange:
 
     def alignment(
         self, gradients_ed: Tensor, statistic: Statistic, sketch: Sketch | None = None
-    ) -> NDArray[np.float64]:
-        """Return the alignment [e] at each end of the pairs of the last `midpoints`.
+    ) -> tuple[PairEnds, NDArray[np.float64]]:
+        """Return the ends of the pairs of the last `midpoints`, and the alignment [e] at each.
 
         Args:
             gradients_ed: each end's own gradient at the midpoint.
@@ -174,7 +184,10 @@ class Exchange:
                 gradients_ed = sketch.of_pairs(gradients_ed, plan.clients, plan.partners)
             self._enter("alignment", statistic=statistic.name, columns=gradients_ed.shape[1])
             self.client_traffic.alignment(plan, gradients_ed.shape[1])
-            return self._pairwise_dot.alignment(plan, gradients_ed, statistic)
+            ends = PairEnds(
+                self.placement.row_n[plan.clients], plan.clients, plan.partners, plan.first
+            )
+            return ends, self._pairwise_dot.alignment(plan, gradients_ed, statistic)
 
     def _plan(self, pairs_m2: Tensor) -> PairPlan:
         """Return the plan of these pairs, which mostly are those of the last call."""
@@ -312,6 +325,24 @@ class Exchange:
         self.client_traffic.send_back(self._among_n, self.ids, group, size)
         return self._visits.send_back(answers_ked)
 
+    def staleness(self) -> tuple[float, int]:
+        """Return the mean and the greatest age, in rounds, of the models that were mixed last."""
+        return 0.0, 0
+
+    # -- the pace -------------------------------------------------------------------------------------
+
+    def next_round(self, r: int, due: int) -> int:
+        """Return the round that this rank takes after round r; at the latest the one that is due."""
+        return r + 1
+
+    def asked_to_stop(self, caught: int) -> int:
+        """Return a signal by which a rank already knows that all stop; 0: none, `gather` will tell."""
+        return 0
+
+    def meet(self, r: int) -> bool:
+        """Return whether all ranks are together after round r, once they are."""
+        return True
+
     # -- how it is called -----------------------------------------------------------------------------
 
     def begin_round(self, r: int) -> None:
@@ -373,6 +404,11 @@ class Exchange:
     def is_coordinator(self) -> bool:
         """Whether this rank gathers W and writes the logs."""
         return self.transport.rank == 0
+
+    def collect(self, record: bytes, collected: Collected, purpose: str = "logging") -> None:
+        """Call `collected` with every rank's record on the coordinator, at once or when they have arrived."""
+        if records := self.gather(record, purpose):
+            collected(records)
 
     def gather_rows(
         self, rows_c: NDArray[np.floating], purpose: str = "logging"

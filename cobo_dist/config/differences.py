@@ -26,7 +26,8 @@ RESUME_KEYS = STORAGE_KEYS | {
     "run.threads", "run.engine", "data.file", "data.text_dir", "data.eval_batch_size",
     "data.eval_examples", "task.file", "task.source.file", "task.source.folder",
     "task.partition.file", "comm.backend", "comm.timeout", "comm.connect_timeout", "comm.check",
-    "comm.placement", "comm.placement_every", "callbacks", "membership.file", "participation.trace",
+    "comm.placement", "comm.placement_every", "comm.max_lag", "callbacks", "membership.file",
+    "participation.trace",
 }  # fmt: skip
 """Keys that may also change when a run is resumed: they do not change what it learns. Whether the data
 behind a new path are the same is checked by their fingerprint."""

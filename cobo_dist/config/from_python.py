@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from cobo_dist.config.checks import check_across
 from cobo_dist.config.loading import (
     load_plugins_of,
     read_arguments,
@@ -17,7 +18,7 @@ from cobo_dist.config.loading import (
     refuse_moved,
     resolve,
 )
-from cobo_dist.config.schema import Config, check_across, meant_key
+from cobo_dist.config.schema import Config, meant_key
 from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import load_plugins
 from cobo_dist.registry import variant_of

@@ -38,19 +38,31 @@ class _Part:
     title: str
     keys: list[tuple[str, FieldInfo]]
 
+    def rows(self, only: str = "") -> list[tuple[str, str, str, str]]:
+        """Return key, type, default and meaning of the keys, or of those that are `only` or below it."""
+        return [
+            (key, _type_name(field.annotation), _default(field), field.description or "")
+            for key, field in self.keys
+            if f"{key}.".startswith(f"{only}.") or not only
+        ]
+
     def text(self, only: str = "") -> str:
         """Return the title and the keys, or those of them that are `only` or below it."""
         lines = [self.title]
-        for key, field in self.keys:
-            if f"{key}.".startswith(f"{only}.") or not only:
-                lines.append(f"  {key}  ({_type_name(field.annotation)}, {_default(field)})")
-                lines += [f"      {field.description}"] if field.description else []
+        for key, kind, default, meaning in self.rows(only):
+            lines.append(f"  {key}  ({kind}, {default})")
+            lines += [f"      {meaning}"] if meaning else []
         return "\n".join(lines)
 
 
 def describe_keys() -> str:
     """Return every key with type, default and one line of meaning."""
     return "\n\n".join(part.text() for part in _parts())
+
+
+def describe_tables() -> list[tuple[str, str, list[tuple[str, str, str, str]]]]:
+    """Return every section or variant: its topic (`algorithm.cobo`), title, and keys as `_Part.rows`."""
+    return [(part.topic or "keys", part.title, part.rows()) for part in _parts()]
 
 
 def describe_sections() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cobo_dist.config.checks import check_across
 from cobo_dist.config.merging import (
     drop_other_variant,
     merge,
@@ -23,7 +24,6 @@ from cobo_dist.config.messages import explain, name_at, place_of
 from cobo_dist.config.schema import (
     Config,
     all_keys,
-    check_across,
     groups,
     meant_key,
     text_keys,

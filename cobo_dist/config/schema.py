@@ -18,17 +18,15 @@ from cobo_dist.callbacks.registry import CALLBACKS
 from cobo_dist.clients.local_config import LocalWorkConfig, ParticipationConfig
 from cobo_dist.clients.optimizer_config import OptimizerConfig
 from cobo_dist.comm.config import CommConfig
-from cobo_dist.errors import ConfigError
 from cobo_dist.plugins import Plugin, used_plugins
 from cobo_dist.registry import Kind, Variant, register, variant_of
 from cobo_dist.run_config import LogConfig, RunConfig
 from cobo_dist.scenario.clock import ClockConfig
-from cobo_dist.scenario.drift import why_refused
 from cobo_dist.scenario.membership import MembershipConfig
 from cobo_dist.settings import Section, Texts, as_tuple
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.registry import MODELS, TASKS
-from cobo_dist.tasks.sections import OWNED_DATA_KEYS, ModelSection, TaskSection
+from cobo_dist.tasks.sections import ModelSection, TaskSection
 from cobo_dist.yaml_text import Dumper
 
 VARIANTS: Mapping[str, Kind] = {"task": TASKS, "model": MODELS, "algorithm": ALGORITHMS}
@@ -221,103 +219,3 @@ def _is_text(annotation: Any) -> bool:
     if get_origin(annotation) in (Annotated, tuple):
         return _is_text(get_args(annotation)[0])
     return annotation is str or isinstance(next(iter(get_args(annotation)), None), str)
-
-
-def check_across(config: Config) -> None:
-    """Check rules on several keys at once.
-
-    Raises:
-        ConfigError: values that do not go together.
-    """
-    sections: tuple[Section, ...] = (
-        config.task, config.algorithm, config.optimizer, config.local, config.participation,
-        config.clock, config.membership,
-    )  # fmt: skip
-    for section in sections:
-        if message := section.contradiction():
-            raise ConfigError(message)
-    if message := why_refused(config.task.drift_events, config.run.rounds):
-        raise ConfigError(message)
-    for key in OWNED_DATA_KEYS:
-        value = getattr(config.data, key)
-        given = value != type(config.data).model_fields[key].default
-        if given and key not in config.task.data_keys:
-            readers = [name for name, one in TASKS.items() if key in one.target.data_keys]
-            raise ConfigError(
-                f"data.{key}={value} is not read by task.name={config.task.name}, but by "
-                f"{', '.join(readers)}: drop it or set task.name={readers[0]}"
-            )
-    if config.local.several_steps and config.algorithm.takes_one_step:
-        key = "epochs" if config.local.epochs else "steps"
-        raise ConfigError(
-            f"local.{key}={getattr(config.local, key)} does not serve algorithm.name="
-            f"{config.algorithm.name}, which takes one local step a round; leave local.{key} at its "
-            "default"
-        )
-    if config.participation != ParticipationConfig() and (key := config.algorithm.draws_clients):
-        raise ConfigError(
-            f"{key} of algorithm.name={config.algorithm.name} and participation both say how many clients "
-            "take part; drop one of them"
-        )
-    changed = (
-        key for key, value in ParticipationConfig() if getattr(config.participation, key) != value
-    )
-    key = config.algorithm.draws_clients or next((f"participation.{key}" for key in changed), "")
-    if key and not config.clock.waits_for_all:
-        raise ConfigError(
-            f"clock.policy={config.clock.policy} says by speed who takes part in a round, and {key} says it "
-            f"otherwise; drop {key}, or set clock.policy=sync"
-        )
-    factor = config.membership.sampling_factor
-    if factor > 1 and not config.algorithm.draws_pairs:
-        raise ConfigError(
-            f"membership.sampling_factor={factor:g} is for pairs of clients that are drawn, and "
-            f"algorithm.name={config.algorithm.name} draws none here; drop it"
-        )
-    if config.comm.deterministic and config.run.engine == "vectorised":
-        raise ConfigError(
-            "comm.deterministic=true computes clients one by one, but run.engine=vectorised; "
-            "leave run.engine at auto"
-        )
-    if config.comm.deterministic and config.comm.dtype != "model":
-        raise ConfigError(
-            f"comm.deterministic=true gives the same bits on any number of ranks, but comm.dtype="
-            f"{config.comm.dtype} rounds what crosses between them; leave comm.dtype at model"
-        )
-    if config.comm.deterministic and config.run.threads > 1:
-        raise ConfigError(
-            f"comm.deterministic=true uses one thread, but run.threads={config.run.threads}; "
-            "leave run.threads at 0"
-        )
-    _check_evaluation(config)
-
-
-def _check_evaluation(config: Config) -> None:
-    """Check what is evaluated, and what needs it."""
-    splits = config.run.eval_splits
-    if len(set(splits)) < len(splits):
-        raise ConfigError(f"run.eval_splits={list(splits)} names a split twice; name each once")
-    if "test" not in splits:
-        raise ConfigError(
-            f"run.eval_splits={list(splits)} lacks test, which the summary reports; add it"
-        )
-    if config.run.keep == "best" and "validation" not in splits:
-        raise ConfigError(
-            f"run.keep=best compares validation losses, and run.eval_splits={list(splits)} lacks "
-            "validation; set run.eval_splits=[validation, test]"
-        )
-    if config.run.keep == "best" and config.task.drift_events:
-        raise ConfigError(
-            "run.keep=best compares validation losses of all rounds, and task.drift changes the data; set "
-            "run.keep=last"
-        )
-    if config.run.keep == "best" and config.data.eval_examples:
-        raise ConfigError(
-            "run.keep=best compares evaluations on all validation data, and data.eval_examples="
-            f"{config.data.eval_examples} evaluates a part; set data.eval_examples=0"
-        )
-    if lacking := [split for split in splits if split not in config.task.splits]:
-        raise ConfigError(
-            f"run.eval_splits={list(splits)}: task {config.task.name} has only "
-            f"{', '.join(config.task.splits)}; drop {', '.join(lacking)}"
-        )

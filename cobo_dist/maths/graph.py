@@ -181,14 +181,23 @@ def adjusted_rand(
     It is 1 for equal partitions and 0 on average for random ones; 0 also where nobody is linked, or
     everybody, unless that is the truth.
     """
-    found_n = component_labels(weights, threshold)
+    return rand_of_labels(clusters_n, component_labels(weights, threshold))
+
+
+def rand_of_labels(
+    one_n: Sequence[int] | NDArray[np.int64], other_n: Sequence[int] | NDArray[np.int64]
+) -> float:
+    """Return the adjusted Rand index of two partitions of the same clients, at most 1.
+
+    >>> rand_of_labels([0, 0, 1, 1], [5, 5, 2, 2]), rand_of_labels([0, 0, 0], [0, 1, 2])
+    (1.0, 0.0)
+    """
     # Not scikit-learn's: its import takes more than a second and 130 MB at the end of a run.
-    both, of_true, of_found = (
-        _pairs_in_groups(labels)
-        for labels in (np.stack([clusters_n, found_n]), clusters_n, found_n)
+    both, of_one, of_other = (
+        _pairs_in_groups(labels) for labels in (np.stack([one_n, other_n]), one_n, other_n)
     )
-    total = len(found_n) * (len(found_n) - 1) / 2
-    by_chance, most = of_true * of_found / max(1.0, total), (of_true + of_found) / 2
+    total = len(one_n) * (len(one_n) - 1) / 2
+    by_chance, most = of_one * of_other / max(1.0, total), (of_one + of_other) / 2
     return 1.0 if most == by_chance else float((both - by_chance) / (most - by_chance))
 
 

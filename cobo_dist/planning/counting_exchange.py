@@ -27,6 +27,7 @@ from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.comm.visits import Visit, plan_visits
 from cobo_dist.maths.alignment import Statistic, middle
 from cobo_dist.maths.blocks import blocks_of
+from cobo_dist.maths.compression import Compression
 from cobo_dist.maths.flat import models_at_once, row_bytes, widest
 from cobo_dist.maths.mixing import Product
 from cobo_dist.maths.sketch import Sketch
@@ -61,6 +62,7 @@ class CountingExchange:
         ranks: Ints | None = None,
         deterministic: bool = False,
         wire: torch.dtype | None = None,
+        compression: Compression | None = None,
     ) -> None:
         """Count for a placement.
 
@@ -71,6 +73,7 @@ class CountingExchange:
             ranks: the ranks to count; all if None.
             deterministic: whether models travel as rows (comm.deterministic).
             wire: type in which models and gradients travel, if it is another one.
+            compression: how clients would send models.
         """
         self.placement, self.sizes, self.dtype = placement, sizes, dtype
         self.wire = wire or dtype
@@ -87,7 +90,7 @@ class CountingExchange:
         self._planned: tuple[NDArray[np.int64], list[PairPlan]] | None = None
         # What clients would send as machines of their own: for pairs, and for all else.
         self.client_pairs, self.client_mixing = (
-            ClientTraffic(placement.clients, self.wire.itemsize) for _ in range(2)
+            ClientTraffic(placement.clients, self.wire.itemsize, compression) for _ in range(2)
         )
         self._ends: PairPlan | None = None  # of the last midpoints
         self._mixed: tuple[Weights, int, tuple[Ints, Ints]] | None = None
@@ -135,7 +138,7 @@ class CountingExchange:
 
     def alignment(
         self, gradients_ed: Tensor, statistic: Statistic, sketch: Sketch | None = None
-    ) -> NDArray[np.float64]:
+    ) -> tuple[PairEnds, NDArray[np.float64]]:
         """Count half gradients or sketches and their scalars; return 0 for every end: no weight moves."""
         assert self._planned is not None
         assert self._ends is not None
@@ -155,7 +158,9 @@ class CountingExchange:
             self.send("gradients", 0, out * self.wire.itemsize, s)
             self.keep(OUTGOING, out * self.wire.itemsize, s)
             self.keep_arrived(INCOMING, back, s)
-        return np.zeros(len(gradients_ed))
+        every = self._ends
+        ends = PairEnds(every.clients, every.clients, every.partners, every.first)
+        return ends, np.zeros(len(gradients_ed))
 
     def _plans(self, pairs_m2: Tensor) -> list[PairPlan]:
         """Return the pair plan of each counted rank; of the same pairs again, without planning twice."""

@@ -124,14 +124,18 @@ class DryRun:
         examples = [sizes[i * task.clients // self.n] for i in range(self.n)]
         context = RunContext(
             self.n, self.clusters, config.run.seed, self.rounds, self.participation, examples,
-            task.batch_size, self.truth, *raised_pairs(config, self.n),
+            task.batch_size, self.truth, *raised_pairs(config, self.n), config.comm.compresses,
         )  # fmt: skip
         self.representatives = self._choose_rounds(context)
         self.placement = Placement.contiguous(self.n, ranks)
         self.counted = sample_ranks(config.run.seed, ranks)
         self.model = ModelSize.of(config, task)
         if self.participation.timing is not None:
-            self.participation.timing.set_message_bytes(self.model.size * self.model.wire.itemsize)
+            size, itemsize = self.model.size, self.model.wire.itemsize
+            compressed = config.comm.compresses
+            self.participation.timing.set_message_bytes(
+                compressed.message_bytes(size, itemsize) if compressed else size * itemsize
+            )
         self.clients = FakeClients(
             self.placement, self.counted, self.clusters, self.model, self.participation
         )
@@ -197,6 +201,7 @@ class DryRun:
             ranks=self.counted,
             deterministic=self.config.comm.deterministic,
             wire=self.model.wire,
+            compression=self.config.comm.compresses,
         )
 
     @property

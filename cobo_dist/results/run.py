@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.maths.graph import component_labels, link_threshold
-from cobo_dist.maths.weights import Weights
+from cobo_dist.maths.graph import link_threshold
 from cobo_dist.results import logs
 from cobo_dist.storage.reading import SchemaError, read_record, read_status
 from cobo_dist.storage.schema import (
@@ -32,7 +31,12 @@ from cobo_dist.storage.schema import (
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from torch import nn
+
+    from cobo_dist.reports.reading.graph import Graph
+    from cobo_dist.reports.reading.groups import Groups
 
 
 class Run:
@@ -111,6 +115,10 @@ class Run:
         Raises:
             ConfigError: W was not logged then; the message names the rounds there are.
         """
+        self._check_round(r)
+        return logs.read_weights(self.path, r)
+
+    def _check_round(self, r: int) -> None:
         found = self.weight_rounds
         if r not in found:
             there = ", ".join(map(str, found[:10])) + (
@@ -120,7 +128,6 @@ class Run:
                 f"W was not logged after round {r}; {self.path} has "
                 f"{f'rounds {there}' if found else 'no snapshot yet'} (run.log_weights_every)"
             )
-        return logs.read_weights(self.path, r)
 
     @property
     def link_threshold(self) -> float:
@@ -128,14 +135,110 @@ class Run:
         return link_threshold(self.config.algorithm.equal_share(len(self.W)))
 
     def clusters(self, threshold: float | None = None) -> NDArray[np.int64]:
-        """Return the cluster of each client that W shows, int64 [n], numbered in the order of clients.
+        """Return the group of each client that W shows, int64 [n]: `groups(threshold).labels`."""
+        return self.groups(threshold).labels
 
-        Clusters are the connected components of the graph that links clients whose weight is at least
-        `threshold`; None: `link_threshold`.
+    def groups(self, threshold: float | None = None, r: int | None = None) -> Groups:
+        """Return the groups of clients that W shows; `print` says them in words.
+
+        Groups are the connected components of the graph that links clients whose weight is at least
+        `threshold`, in either direction. `.labels` [n] are the clients' groups, numbered in the order of
+        clients, -1 for those that are not in the run; looping gives each group's clients.
+
+        Args:
+            threshold: the least weight of a link; None: `link_threshold`.
+            r: after which of `weight_rounds`; None: the last.
+
+        Raises:
+            ConfigError: W was not logged then, or the threshold is not a positive number.
         """
-        weights = self.W
-        least = self.link_threshold if threshold is None else threshold
-        return component_labels(Weights.of_rows(range(len(weights)), weights), least)
+        return self._graph(threshold, r).groups
+
+    def plot_weights(
+        self, threshold: float | None = None, r: int | None = None, ax: Axes | None = None
+    ) -> Figure:
+        """Draw W with linked clients side by side, framed by group, under its dendrogram.
+
+        Args:
+            threshold: as for `groups`, likewise r.
+            r: after which of `weight_rounds`; None: the last.
+            ax: matplotlib's axes to draw into; None: a new figure.
+
+        Returns:
+            the figure, which a notebook shows, and `savefig` saves.
+
+        Raises:
+            ConfigError: there is nothing to draw; the message says why.
+        """
+        from cobo_dist.reports.figures import plots  # it imports matplotlib
+
+        return plots.plot_weights(self._graph(threshold, r), ax)
+
+    def plot_graph(
+        self, threshold: float | None = None, r: int | None = None, ax: Axes | None = None
+    ) -> Figure:
+        """Draw clients as points and their links as lines; arguments as of `plot_weights`."""
+        from cobo_dist.reports.figures import plots
+
+        return plots.plot_graph(self._graph(threshold, r), ax)
+
+    def plot_map(
+        self,
+        of: str | None = None,
+        threshold: float | None = None,
+        r: int | None = None,
+        ax: Axes | None = None,
+    ) -> Figure:
+        """Draw clients in the plane, near those that are alike.
+
+        Args:
+            of: "models": principal components of the saved models, which are those of the last round;
+                "weights": a spectral embedding of W; None: both side by side or, with `ax`, the first
+                that there is.
+            threshold: as of `plot_weights`; without true clusters, colors are those of the groups.
+            r: as of `plot_weights`.
+            ax: as of `plot_weights`.
+
+        Raises:
+            ConfigError: there is nothing to draw; the message says why.
+        """
+        from cobo_dist.reports.figures import plots
+
+        return plots.plot_map(self.path, self._graph(threshold, r), of, ax)
+
+    def plot_stability(self, ax: Axes | None = None) -> Figure:
+        """Draw how links and groups change from snapshot to snapshot; `ax` as of `plot_weights`."""
+        from cobo_dist.reports.figures import plots
+        from cobo_dist.reports.reading import read_run
+
+        return plots.plot_stability(read_run(self.path), ax)
+
+    def plot_curves(
+        self, metric: str | None = None, split: str | None = None, ax: Axes | None = None
+    ) -> Figure:
+        """Draw a metric over the rounds, each client thin and the mean in bold.
+
+        Args:
+            metric: such as "loss"; None: accuracy or perplexity, where there is one.
+            split: "test" or "validation"; None: the test data, if it was evaluated.
+            ax: as of `plot_weights`.
+
+        Raises:
+            ConfigError: it was not evaluated; the message names what was.
+        """
+        from cobo_dist.reports.figures import plots
+        from cobo_dist.reports.reading import read_run
+
+        return plots.plot_curves(read_run(self.path), metric, split, ax)
+
+    def _graph(self, threshold: float | None, r: int | None) -> Graph:
+        from cobo_dist.reports.reading import read_run
+        from cobo_dist.reports.reading.graph import graph_of
+
+        self._check_round(max(self.weight_rounds, default=0) if r is None else r)
+        weights = read_run(self.path).weights
+        assert weights is not None
+        return graph_of(weights, r, threshold)
 
     def model(self, client: int) -> nn.Module:
         """Return one client's model in evaluation mode.

@@ -117,9 +117,12 @@ class RoundRow(_Row):
     staleness_mean: Number = Field(
         None,
         description="rounds since the models were made that others read in this round, mean over members "
-        "(`clock.name=virtual`)",
+        "(`clock.name=virtual`, `comm.mode=asynchronous`)",
     )
     staleness_max: Number = Field(None, description="the most such rounds")
+    clients: Number = Field(
+        None, description="clients whose rank took the round (`comm.mode=asynchronous`)"
+    )
     skipped: Number = Field(None, description="clients left out by `run.on_nan=skip_client`")
     loss: Number = Field(None, description="mean training loss of the models before the round")
     consensus_distance: Number = Field(

@@ -6,8 +6,9 @@ There is one gather for `log.flush_every` rounds, so logging adds no message to 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from cobo_dist.phase_timer import PHASES
 from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.run_logger import RunLogger
 from cobo_dist.tracking.virtual_time import round_figures, timeline_row
-from cobo_dist.tracking.weight_snapshots import gather_weights
+from cobo_dist.tracking.weight_snapshots import gather_weights, joined
 
 Arrays = dict[str, NDArray[Any]]
 _MOVES = ("first", "second", "weights", "alignments")
@@ -96,6 +97,8 @@ class MetricsBuffer:
             "traffic": np.subtract(sent, self._seen),
             "client_bytes": np.subtract(of_clients, self._seen_of_clients),
         }
+        if self.exchange.is_asynchronous:
+            arrays["staleness"] = np.array(self.exchange.staleness())
         self._seen, self._seen_of_clients = sent, of_clients
         for name in _MOVES:
             parts = [getattr(selection, name) for selection in outcome.selections]
@@ -146,29 +149,52 @@ class MetricsBuffer:
             for number, (_, arrays) in enumerate(self._pending)
             for name, array in arrays.items()
         }
+        pending, self._pending, self._losses, self._seconds = self._pending, [], [], []
+        own = {row["round"]: row for row, _ in pending}
+        last = max(own)
+        bundle["rounds"] = np.array(list(own))
         bundle["state"] = np.array([signal, written])
         if self.clients.device.type == "cuda":
             bundle["gpu"] = np.array(gpu_status.status(self.clients.device))
-        records = [load(record) for record in self.exchange.gather(save(bundle))]
         answer: list[Any] = []
-        if self.run_logger is not None:
-            states = np.array([record.pop("state") for record in records])
-            self._warn_of_engine()
-            gpus = [record.pop("gpu") for record in records if "gpu" in record]
-            failure = self._log(records)
-            if gpus:
-                named = zip(gpu_status.STATUS, np.array(gpus).T.tolist(), strict=True)
-                self.run_logger.gpus(self._pending[-1][0]["round"], dict(named))
-            seconds = float(np.mean([row["seconds"] for row, _ in self._pending]))
-            rounds = max(1, min(self.flush_every, int(SIGNAL_POLL_SECONDS / max(seconds, 1e-9))))
-            answer = [failure, int(states[:, 0].max()), bool(states[:, 1].all()), rounds]
+
+        def collected(records: list[bytes]) -> None:
+            answer.extend(self._write([load(record) for record in records], own))
+
+        self.exchange.collect(save(bundle), collected)
+        if not self.exchange.in_step:  # nobody waits for rank 0's answer, which comes when it can
+            self._due = last + self.flush_every - last % self.flush_every
+            return StepDecision()
         record = self.exchange.transport.broadcast(json.dumps(answer).encode())
         failure, signal, commit, rounds = json.loads(record)
-        self._due = self._pending[-1][0]["round"] + rounds
-        self._pending, self._losses, self._seconds = [], [], []
+        if self.exchange.is_asynchronous:  # all ranks know the next one
+            rounds = self.flush_every - last % self.flush_every
+        self._due = last + rounds
         if failure:
             raise RunFailure(failure)
         return StepDecision(signal, commit)
+
+    def _write(self, ranks: list[Arrays], own: Mapping[int, dict[str, Any]]) -> list[Any]:
+        """Log the rounds of all ranks, of which `own` are rank 0's; return what ranks must know.
+
+        That is a failure, a signal, whether all have written their part, and the rounds until the next flush.
+
+        Raises:
+            RunFailure: there is a failure, and no rank waits for the answer.
+        """
+        assert self.run_logger is not None
+        states = np.array([record.pop("state") for record in ranks])
+        self._warn_of_engine(max(own))
+        gpus = [record.pop("gpu") for record in ranks if "gpu" in record]
+        failure = self._log(ranks, own)
+        if failure and not self.exchange.in_step:
+            raise RunFailure(failure)
+        if gpus:
+            named = zip(gpu_status.STATUS, np.array(gpus).T.tolist(), strict=True)
+            self.run_logger.gpus(max(own), dict(named))
+        seconds = float(np.mean([row["seconds"] for row in own.values()]))
+        rounds = max(1, min(self.flush_every, int(SIGNAL_POLL_SECONDS / max(seconds, 1e-9))))
+        return [failure, int(states[:, 0].max()), bool(states[:, 1].all()), rounds]
 
     def check_models(self, r: int, last: bool) -> None:
         """Check that all models, and at the last round all losses, are finite.
@@ -201,55 +227,79 @@ class MetricsBuffer:
             f"(optimizer.lr is now {self.clients.lr:g})"
         )
 
-    def _log(self, ranks: list[Arrays]) -> str:
-        """Write the rounds of all ranks; return why the run must end, empty if it need not."""
+    def _log(self, ranks: list[Arrays], own: Mapping[int, dict[str, Any]]) -> str:
+        """Write the rounds of all ranks; return why the run must end, empty if it need not.
+
+        Ranks that go at their own pace leave out rounds, in which their clients then did not take part.
+        """
         assert self.run_logger is not None
         rows, moves, timeline, failure = [], [], [], ""
-        in_client_order = self.exchange.placement.in_client_order
-        for number, (row, _) in enumerate(self._pending):
-            losses_n = in_client_order([rank[f"{number}.losses"] for rank in ranks])
-            traffic = np.sum([rank[f"{number}.traffic"] for rank in ranks], axis=0)
+        numbers = [
+            {int(r): number for number, r in enumerate(rank.pop("rounds"))} for rank in ranks
+        ]
+        for r in sorted(set().union(*numbers)):
+            row = own.get(r) or _round_of_others(r)
+            there = [
+                (rank, of_rank, f"{number[r]}.")
+                for rank, (of_rank, number) in enumerate(zip(ranks, numbers, strict=True))
+                if r in number
+            ]
+            parts = {rank: _without(prefix, of_rank) for rank, of_rank, prefix in there}
+            losses_n, part_n = self._losses_of(r, parts)
+            traffic = np.sum([part["traffic"] for part in parts.values()], axis=0)
             row |= {"messages": int(traffic[0]), "bytes_sent": int(traffic[1:].sum())}
             row |= {f"bytes_{p}": int(b) for p, b in zip(TRAINING, traffic[1:], strict=True)}
-            row |= round_figures(self.clients.participation, row["round"] - 1)
-            part_n = self.clients.participation(row["round"] - 1)
+            row |= round_figures(self.clients.participation, r - 1)
             bad = np.flatnonzero(~np.isfinite(losses_n) & part_n)
             skips = self.clients.skips_bad
             if skips:
                 row["skipped"] = len(bad)
-                self._warn_of_skipped(row["round"], bad)
+                self._warn_of_skipped(r, bad)
             counted = losses_n[part_n & np.isfinite(losses_n)] if skips else losses_n[part_n]
             row["loss"] = float(counted.mean()) if len(counted) else float("nan")
-            if self.task.diagnoses:
-                models = [rank[f"{number}.models"] for rank in ranks]
-                row |= self.task.diagnose(in_client_order(models), row["round"])
-            if self.profiles:
-                profiles = np.array([rank[f"{number}.profile"] for rank in ranks]).T.tolist()
-                self.run_logger.profile(row["round"], dict(zip(PHASES, profiles, strict=True)))
-            up, down = np.sum([rank[f"{number}.client_bytes"] for rank in ranks], axis=0).tolist()
+            if self.task.diagnoses and len(parts) == len(ranks):
+                models = [part["models"] for part in parts.values()]
+                row |= self.task.diagnose(self.exchange.placement.in_client_order(models), r)
+            if self.profiles and len(parts) == len(ranks):
+                profiles = np.array([part["profile"] for part in parts.values()]).T.tolist()
+                self.run_logger.profile(r, dict(zip(PHASES, profiles, strict=True)))
+            up, down = np.sum([part["client_bytes"] for part in parts.values()], axis=0).tolist()
             self.run_logger.add_client_bytes(up, down)
             timing, met_m2 = self.clients.participation.timing, row.pop("met")
-            timeline.append(timeline_row(timing, row["round"] - 1, met_m2))
+            timeline.append(timeline_row(timing, r - 1, met_m2))
+            move = {n: np.concatenate([part[n] for part in parts.values()]) for n in _MOVES}
+            move |= {name: move[name].astype(np.int64) for name in ("first", "second")}
+            if self.exchange.is_asynchronous:
+                ages = np.array([part["staleness"] for part in parts.values()])
+                row |= {"staleness_mean": ages[:, 0].mean(), "staleness_max": int(ages[:, 1].max())}
+                row |= {"pairs": len(move["alignments"]), "clients": int(part_n.sum())}
             rows.append(row)
-            moves.append(
-                {"replaced": row.pop("replaced")}
-                | {n: np.concatenate([rank[f"{number}.{n}"] for rank in ranks]) for n in _MOVES}
-            )
-            for name in ("first", "second"):
-                moves[-1][name] = moves[-1][name].astype(np.int64)
+            moves.append({"replaced": row.pop("replaced")} | move)
             if len(bad) and not skips:  # later rounds have no meaning
-                failure = self._diverged("loss", int(bad[0]), losses_n[bad[0]], row["round"])
+                failure = self._diverged("loss", int(bad[0]), losses_n[bad[0]], r)
                 break
         self.run_logger.rounds(rows, moves, timeline)
         self.run_logger.flush()
         return failure
 
-    def _warn_of_engine(self) -> None:
+    def _losses_of(
+        self, r: int, parts: Mapping[int, Arrays]
+    ) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+        """Return the losses of all clients in round r, [n], and who took part; `parts` are of ranks."""
+        placement = self.exchange.placement
+        of_ranks = [
+            parts[rank]["losses"] if rank in parts else np.full(len(ids), np.nan)
+            for rank, ids in enumerate(placement.by_rank)
+        ]
+        part_n = self.clients.participation(r - 1) & np.isin(placement.owner_n, list(parts))
+        return placement.in_client_order(of_ranks), part_n
+
+    def _warn_of_engine(self, r: int) -> None:
         why, before = self.clients.graphs_given_up(), self._graphs_given_up
         self._graphs_given_up = why
         if why and not before and self.run_logger is not None:
             line = f"passes are no longer replayed as CUDA graphs, so rounds take longer: {why}"
-            self.run_logger.warn(self._pending[-1][0]["round"], "engine", line)
+            self.run_logger.warn(r, "engine", line)
 
     def _warn_of_skipped(self, r: int, bad: NDArray[np.int64]) -> None:
         assert self.run_logger is not None
@@ -273,23 +323,53 @@ class MetricsBuffer:
         names = (*self.task.metrics, "examples")
         own = {split: self.clients.evaluate(split, whole) for split in splits}
         for split, mine in own.items():
-            gathered = self.exchange.gather_rows(
-                np.array([[one[n] for n in names] for one in mine])
-            )
-            if self.run_logger is not None and gathered is not None:
-                results = [dict(zip(names, row, strict=True)) for row in gathered.tolist()]
-                self.run_logger.evaluation(r, split, results, whole, model)
-                self.run_logger.flush()
+            numbers_cm = np.array([[one[n] for n in names] for one in mine])
+            collected = partial(self._evaluated, r, split, whole, model, names)
+            self.exchange.collect(np.ascontiguousarray(numbers_cm).tobytes(), collected)
         return own
+
+    def _evaluated(
+        self,
+        r: int,
+        split: str,
+        whole: bool,
+        model: str,
+        names: Sequence[str],
+        records: list[bytes],
+    ) -> None:
+        assert self.run_logger is not None
+        parts = [np.frombuffer(record).reshape(-1, len(names)) for record in records]
+        numbers_nm = self.exchange.placement.in_client_order(parts)
+        results = [dict(zip(names, row, strict=True)) for row in numbers_nm.tolist()]
+        self.run_logger.evaluation(r, split, results, whole, model)
+        self.run_logger.flush()
 
     def weights(self, r: int) -> None:
         """Log a snapshot of W."""
-        whole, _ = gather_weights(self.exchange, self.algorithm.weights)
-        if self.run_logger is not None and whole is not None:
-            self.run_logger.weights(r, whole)
+        weights = self.algorithm.weights
+
+        def collected(records: list[bytes]) -> None:
+            assert self.run_logger is not None
+            self.run_logger.weights(r, joined(self.exchange, weights, records))
+
+        self.exchange.collect(save(weights.arrays()), collected)
 
     def members_changed(self, t: int) -> None:
         """Let the graph of links be that of the clients in the run in round t."""
         whole, _ = gather_weights(self.exchange, self.algorithm.weights)
         if self.run_logger is not None and whole is not None:
             self.run_logger.regraph(t + 1, whole)
+
+
+def _round_of_others(r: int) -> dict[str, Any]:
+    """Return the row of a round that rank 0 left out."""
+    return {
+        "round": r, "seconds": None, "pairs": 0, "met": None, "replaced": False, "numbers": {}
+    }  # fmt: skip
+
+
+def _without(prefix: str, arrays: Arrays) -> Arrays:
+    """Return the arrays whose names begin so, without that beginning."""
+    return {
+        name.removeprefix(prefix): one for name, one in arrays.items() if name.startswith(prefix)
+    }

@@ -160,11 +160,16 @@ def gather_weights(
     records = exchange.gather(save(weights.arrays()), purpose)
     if not records:
         return None, 0
+    return joined(exchange, weights, records), sum(map(len, records[1:]))
+
+
+def joined(exchange: Exchange, weights: Weights, records: Sequence[bytes]) -> Weights:
+    """Return all rows of W from the records of all ranks: their `weights.arrays()`, saved."""
     parts = [
         weights.with_arrays(ids, load(one))
         for ids, one in zip(exchange.placement.by_rank, records, strict=True)
     ]
-    return join(parts), sum(map(len, records[1:]))
+    return join(parts)
 
 
 # -- rows in checkpoints -----------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from cobo_dist.callbacks.callback import Callback
 from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import ClientBatch
+from cobo_dist.comm.asynchronous.exchange import AsynchronousExchange
+from cobo_dist.comm.asynchronous.mailbox import Mailbox, open_mailbox
 from cobo_dist.comm.exchange import Exchange
 from cobo_dist.comm.session import Session, check_backend, open_session, settle_timeout
 from cobo_dist.comm.startup.devices import choose_device, why_cpu, wire_device
@@ -121,7 +123,12 @@ def run_in_session(
                     )
                 return Outcome(EXIT_DONE)
             reached = 0 if found is None else found.round
-            with open_trainer(config, session, problem, found, folder, prepared.epoch) as trainer:
+            with (
+                _mailbox(config, session) as mailbox,
+                open_trainer(
+                    config, session, problem, found, folder, prepared.epoch, mailbox
+                ) as trainer,
+            ):
                 if signal := trainer.fit(signals):
                     code = stop(trainer, session, folder, signal)
                 else:
@@ -151,10 +158,12 @@ def build_learner(
     problem: Problem,
     timer: PhaseTimer,
     on_clients: Callable[[ClientBatch], None] = lambda clients: None,
+    mailbox: Mailbox | None = None,
 ) -> Learner:
     """Return clients, exchange and algorithm of this rank.
 
     `on_clients`: called with the clients before the algorithm is built, which may copy their models.
+    `mailbox`: of ranks that go at their own pace; None: they take every round together.
     """
     task, run, comm = problem.task, config.run, config.comm
     dtype = getattr(torch, run.dtype)
@@ -177,15 +186,33 @@ def build_learner(
     on_clients(clients)
     wire = dtype if comm.dtype == "model" else getattr(torch, comm.dtype)
     if participation.timing is not None:
-        participation.timing.set_message_bytes(clients.layout.size * wire.itemsize)
-    exchange = Exchange(
-        session.transport, problem.placement, dtype, session.device,
-        deterministic=comm.deterministic, timer=timer,
-        wire=None if comm.dtype == "model" else getattr(torch, comm.dtype),
-    )  # fmt: skip
+        size = clients.layout.size
+        compressed = comm.compresses
+        participation.timing.set_message_bytes(
+            compressed.message_bytes(size, wire.itemsize) if compressed else size * wire.itemsize
+        )
+    placed = session.transport, problem.placement, dtype, session.device
+    exchange = (
+        Exchange(
+            *placed,
+            deterministic=comm.deterministic,
+            timer=timer,
+            wire=wire,
+            compression=comm.compresses,
+        )
+        if mailbox is None
+        else AsynchronousExchange(
+            *placed,
+            mailbox=mailbox,
+            max_lag=comm.max_lag,
+            seconds=comm.timeout,
+            timer=timer,
+            wire=wire,
+        )
+    )
     context = RunContext(
         task.clients, task.clusters, run.seed, run.rounds, participation, task.train_sizes(),
-        task.batch_size, task.truth, *raised_pairs(config, task.clients),
+        task.batch_size, task.truth, *raised_pairs(config, task.clients), comm.compresses,
     )  # fmt: skip
     new_algorithm = partial(build_algorithm, config.algorithm, clients, exchange, context)
     return Learner(task, clients, exchange, new_algorithm)
@@ -199,10 +226,11 @@ def open_trainer(
     found: resume.Resumption | None,
     folder: RunDir,
     epoch: int,
+    mailbox: Mailbox | None = None,
 ) -> Iterator[Trainer]:
     """Build all parts of a run that starts, or goes on from the checkpoint `found`; close the logs after.
 
-    `epoch`: on rank 0, that of the run folder's last owner, which is gone.
+    `epoch`: on rank 0, that of the run folder's last owner, which is gone. `mailbox`: see `build_learner`.
     """
     run, log, comm = config.run, config.log, config.comm
     first = 0 if found is None else found.round
@@ -214,7 +242,7 @@ def open_trainer(
         if run.init_from and found is None:
             environment.init_from = start_from(run.init_from, problem.task, clients, session)
 
-    learner = build_learner(config, session, problem, timer, start)
+    learner = build_learner(config, session, problem, timer, start, mailbox)
     keeper = ModelKeeper(run, learner.clients)
     engine, why = startup.choose_engine(run, comm.deterministic, learner, session, found)
     why = "; ".join(filter(None, (why, learner.clients.use_engine(engine))))
@@ -277,6 +305,13 @@ def open_trainer(
         except BaseException:
             callbacks.abandon()
             raise
+
+
+def _mailbox(config: Config, session: Session) -> AbstractContextManager[Mailbox | None]:
+    """Return the mailbox of ranks that go at their own pace, to be closed; None of others."""
+    if config.comm.mode == "synchronous":
+        return nullcontext()
+    return open_mailbox(session.transport, session.connect_seconds or config.comm.timeout)
 
 
 def _open_run_logger(

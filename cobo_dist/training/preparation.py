@@ -94,6 +94,11 @@ def prepare(
         placement = Placement.contiguous(task.clients, launch.world_size)
         refuse_unfit(config, task)
         callbacks = [*build_callbacks(config.callbacks), *callbacks]
+        if callbacks and config.comm.mode == "asynchronous":
+            raise ConfigError(
+                "callbacks see every round of all ranks at once, which comm.mode=asynchronous has not; drop "
+                "them, or set comm.mode=synchronous"
+            )
         for one in callbacks:
             one.check(config.run, task.metrics)
         if checks_folder:

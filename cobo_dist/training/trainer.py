@@ -82,11 +82,12 @@ class Trainer:
         if not self.first:
             self._log_start()
         timer.take()  # what came before belongs to no round
-        for r in range(self.first + 1, self.last + 1):
-            self.round = r
+        r, exchange = self.first, self.learner.exchange
+        while r < self.last:
+            r = self.round = exchange.next_round(r, self._next_due(r))
             clock.start()
             self.learner.task.begin_round(r)
-            self.learner.exchange.begin_round(r)
+            exchange.begin_round(r)
             result = self._round(r - 1)
             self.metrics.round(r, result, clock.stop())
             self.keeper.after_round(r)
@@ -137,11 +138,18 @@ class Trainer:
         `caught`: the signal that this rank caught, or 0.
         """
         run, last = self.schedule, r == self.last
+        asked = self.learner.exchange.asked_to_stop(caught)
+        if (asked or last or self.checkpoint_writer.is_due(r)) and self.learner.exchange.meet(r):
+            caught = caught or asked
+            if self.learner.exchange.is_asynchronous:
+                self.learner.algorithm.settle(r - 1)
+        else:
+            asked = 0  # others are further: all stop there
         evaluates = last or _is_multiple(r, run.eval_every)
         logs_weights = last or _is_multiple(r, run.log_weights_every)
         saves, migrates = self.checkpoint_writer.is_due(r), self.migrator.is_due(r)
         gathers = self.metrics.is_due(r) or self.callbacks.every_round or self.members.is_due(r)
-        if not (evaluates or logs_weights or saves or migrates or gathers):
+        if not (evaluates or logs_weights or saves or migrates or gathers or asked):
             return 0
         decision = self.metrics.flush(caught, self.checkpoint_writer.is_written())
         if decision.commit:
@@ -165,6 +173,17 @@ class Trainer:
             self.migrator.migrate(r)
             self.metrics.algorithm = self.checkpoint_writer.algorithm = self.learner.algorithm
         return 0 if last else decision.signal
+
+    def _next_due(self, r: int) -> int:
+        """Return the first round after r in which something is due on all ranks."""
+        run = self.schedule
+        every = (
+            self.metrics.flush_every,
+            run.eval_every,
+            run.log_weights_every,
+            run.checkpoint_every,
+        )
+        return min([self.last, *(r + one - r % one for one in every if one)])
 
     def _wait_for_checkpoint(self, signal: int) -> None:
         """Wait until the last checkpoint is written; a run that a signal stopped needs it."""

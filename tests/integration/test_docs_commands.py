@@ -173,6 +173,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / ".venv" / path.name).symlink_to(path)
     (folder / ".venv/installed-plain").touch()  # so that launch/venv.sh installs nothing
     (folder / "F.yaml").write_text("run: {rounds: 2}\nmodel: {name: mlp, hidden: [8]}\n")
+    (folder / "cobo.sif").touch()
     (folder / "cifar").mkdir()
     write_images(folder / "cifar/cifar100.npz", train=2000, test=200, classes=100)
     write_images(folder / "images.npz")

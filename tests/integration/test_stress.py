@@ -79,8 +79,8 @@ def test_random_configs_and_malformed_files(tmp_path: Path) -> None:
 
 def test_soak(tmp_path: Path) -> None:
     (one,) = soak(60, tmp_path)
-    counts = [int(count) for pair in re.findall(r"(\d+) and (\d+) open files", one.observed) for count in pair]
-    assert all(counts), one.observed
+    counts = re.findall(r"(\d+) and (\d+) open files", one.observed)
+    assert all(int(count) for pair in counts for count in pair), one.observed
     assert "rank 1" in one.observed or "too few samples" in str(one.details)
 
 

@@ -10,8 +10,7 @@ import bench
 import numpy as np
 import pandas as pd
 import pytest
-from bench_figure import draw
-from bench_tables import Outcome, alike, critical_difference, harmed, ranks, table, worst_tenth
+from bench_tables import Outcome, ranks_of, table
 from grid_runs import train_once, with_best_rate
 from study_tables import Result
 
@@ -19,6 +18,8 @@ import cobo_dist
 from cobo_dist.algorithms.registry import ALGORITHMS
 from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_STOPPED, ConfigError, RunFailure
+from cobo_dist.reports.comparison import alike, critical_difference, harmed, worst_tenth
+from cobo_dist.reports.figures.ranks import draw_ranks, rank_note
 
 
 def outcome(method: str, seed: int, *accuracies: float, steps: int = 5) -> Outcome:
@@ -52,7 +53,9 @@ def test_the_worst_tenth_and_who_is_harmed() -> None:
     """Of 20 clients two are the worst tenth, of 8 one; equal accuracy is no harm."""
     assert worst_tenth(np.array([*range(20, 0, -1)], dtype=float)) == 1.5
     assert worst_tenth(np.array([7.0, 3.0, *[9.0] * 6])) == 3.0
-    assert harmed(np.array([50.0, 60.0, 70.0, 80.0]), np.array([60.0, 60.0, 60.0, 90.0])) == 50.0
+    own, alone = {4: 50.0, 5: 60.0, 6: 70.0, 7: 80.0}, {4: 60.0, 5: 60.0, 6: 60.0, 7: 90.0}
+    assert harmed(own, alone) == [4, 7]
+    assert harmed(own, alone, higher=False) == [6]
 
 
 def test_a_table_has_accuracy_worst_clients_and_harm_seed_by_seed() -> None:
@@ -81,7 +84,7 @@ def test_ranks_leave_out_a_method_that_lacks_a_run() -> None:
         ],
         "b": [outcome("cobo", 0, 70.0), outcome("local", 0, 60.0), outcome("fedavg", 0, 75.0)],
     }  # fmt: skip
-    table_of_ranks = ranks(found)
+    table_of_ranks = ranks_of(found)
     assert table_of_ranks.to_dict("list") == {
         "cobo": [1.0, 2.0],
         "local": [2.5, 3.0],
@@ -92,10 +95,9 @@ def test_ranks_leave_out_a_method_that_lacks_a_run() -> None:
 def test_the_figures_numbers_stand_beside_it(tmp_path: Path) -> None:
     """Mean ranks 1 and 2 of two methods; 1.960 / sqrt(4) = 0.98 is less than their distance."""
     given = pd.DataFrame({"b": [2.0] * 4, "a": [1.0] * 4})
-    said = draw(given, {}, tmp_path / "ranks.png")
-    assert (
-        "2 methods, data sets x seeds = 4. Mean ranks that differ by more than 0.98 differ" in said
-    )
+    draw_ranks(given, {}, tmp_path / "ranks.png")
+    said = "2 methods, data sets x seeds = 4. Ranks that differ by more than 0.98 differ"
+    assert said in rank_note(given)
     written = pd.read_csv(tmp_path / "ranks.csv")
     assert written["method"].tolist() == ["a", "b"]
     assert written["mean_rank"].tolist() == [1.0, 2.0]

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
 from cobo_dist.reports.figures.style import DARK_GREY, canvas, save
+from cobo_dist.reports.look import points
 from cobo_dist.reports.statistics import Array
 
 CURVATURES = np.array([1.0, 1.0])  # a_1, a_2
@@ -91,7 +92,10 @@ def draw_client_selection(path: Path, pairs: Sequence[Pair] = PAIRS) -> list[Pat
         axes.set_xlim(-8.6, 4.6)
         axes.set_ylim(-3.5, 5.4)
         axes.set_axis_off()
-        figure.legend(handles=_legend(), loc="outside lower center", ncols=2)
+        # In a narrow figure each explanation takes a line.
+        columns = 2 if figure.get_figwidth() > points(5.0) else 1
+        figure.set_figheight(figure.get_figheight() + points(0.15) * (2 - columns) * 2)
+        figure.legend(handles=_legend(), loc="outside lower center", ncols=columns)
         return save(figure, path, pd.DataFrame([pair.numbers for pair in pairs]))
 
 
@@ -141,7 +145,7 @@ def _draw_pair(axes: Axes, pair: Pair) -> None:
         f" at $z$\n$w_{{12}}$ {arrow} {verdict}",
         ha="center",
         va="center",
-        fontsize=7,
+        fontsize=points(7),
         zorder=6,
         bbox={
             "boxstyle": "round,pad=0.2",

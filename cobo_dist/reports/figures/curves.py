@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -19,9 +20,11 @@ from cobo_dist.reports.figures.style import (
     log_axis,
     round_axis,
     save,
+    shared_legend,
 )
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.grouping.settings import show_settings
+from cobo_dist.reports.look import points
 from cobo_dist.reports.metrics import (
     mean_over_clients,
     percent,
@@ -29,7 +32,8 @@ from cobo_dist.reports.metrics import (
 )
 from cobo_dist.reports.statistics import Array, Curve, over_seeds
 
-_MAX_MARKED_POINTS = 25  # of a line whose points all have a marker
+_MAX_MARKED_POINTS = 14  # of a line whose points all have a marker
+_MARKERS_A_LINE = 8  # of one with more points
 _MAX_BANDS = 4  # settings of one method that have a band each
 _LOG_RATIO = 8  # of the largest to the smallest value, from which on the axis is logarithmic
 
@@ -95,13 +99,12 @@ def draw_curve(
     known = np.pad(np.isfinite(mean), 1)
     finite = int(known.sum())
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
-    few = finite <= _MAX_MARKED_POINTS
     axes.plot(
         places,
         mean,
-        marker="o" if few or alone.any() else None,
-        markersize=2.4 if finite > 1 else 4,
-        markevery=None if few else np.flatnonzero(alone).tolist(),
+        markersize=3.2 if finite > 1 else 4.5,
+        markevery=_marked(known[1:-1], alone, sum(style.title.encode())),
+        **style.points,
         **style.line,
     )
     if band and np.isfinite(half).any():
@@ -114,6 +117,18 @@ def draw_curve(
             linewidth=0,
             zorder=style.layer - 1.5,
         )
+
+
+def _marked(known: npt.NDArray[np.bool_], alone: npt.NDArray[np.bool_], start: int) -> list[int]:
+    """Return which points of a line have a marker: all if they are few, else some from `start` on.
+
+    Lines that start apart do not cover each other's markers. [k], [k]
+    """
+    places = np.flatnonzero(known)
+    if len(places) <= _MAX_MARKED_POINTS:
+        return [int(place) for place in places]
+    step = len(places) // _MARKERS_A_LINE
+    return sorted({*places[start % step :: step].tolist(), *np.flatnonzero(alone).tolist()})
 
 
 def limit_bands(axes: Axes, means: Sequence[Array]) -> None:
@@ -151,10 +166,7 @@ def draw_metric(groups: Sequence[Group], metric: str, path: Path, only: str = ""
     if only:
         titles = {group: show_settings(group.settings) for group in found}
         styles = {group: replace(styles[group], title=titles[group]) for group in found}
-    lines = [line for style in styles.values() for line in style.title.split("\n")]
-    # The axes keep their size however long the legend beside them is.
-    width, height = 3.6 + 0.055 * max(map(len, lines)), max(2.6, 0.15 * len(lines) + 0.6)
-    with canvas(width, height) as figure:
+    with canvas(3.2, 2.6) as figure:
         axes = figure.add_subplot()
         # The legend lists the lines from top to bottom, as they end at the right.
         for group in sorted(found, key=lambda group: -np.nan_to_num(found[group].last)):
@@ -169,13 +181,16 @@ def draw_metric(groups: Sequence[Group], metric: str, path: Path, only: str = ""
             axes.set_yscale("log")
         means = [curve.mean for values in found.values() for curve in (values.part, values.whole)]
         limit_bands(axes, [percent(metric) * mean for mean in means])
+        if metric == "accuracy":  # an interval may be wider than what there is
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, -2.0), min(high, 102.0))
         if logarithmic:
             log_axis(axes.yaxis)
         if only:
             _limit_to_late_values(axes, curves, percent(metric))
         if note := _part_note(groups, found, split):
-            axes.set_title(note, fontsize=6.5, loc="left", color="#444444")
-        figure.legend(loc="outside right center", title=only or None)
+            axes.set_title(note, fontsize=points(6.5), loc="left", color="#444444")
+        shared_legend(figure, [axes], only or None)
         frames = [
             curve_frame(group.label, metric, curve).assign(whole=whole)
             for group, values in found.items()

@@ -17,6 +17,7 @@ from cobo_dist.reports.figures.style import (
     log_axis,
     save,
     shared_legend,
+    side_by_side,
 )
 from cobo_dist.reports.grouping.groups import Group
 from cobo_dist.reports.statistics import Curve, over_seeds, running_mean
@@ -45,8 +46,8 @@ def draw_decay(groups: Sequence[Group], path: Path) -> list[Path]:
                 frames.append(curve_frame(group.label, f"{quantity}_mean_to_round", mean))
     if not panels:
         return []
-    with canvas(2.9 * len(panels) + 1.2, 2.4) as figure:
-        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    with canvas(2.9 * len(panels), 2.4) as figure:
+        grid = side_by_side(figure, len(panels), 2.9)
         for axes, (quantity, curves) in zip(grid, panels.items(), strict=True):
             _draw_decay_panel(axes, curves)
             mark_events(axes, list(curves), labels_at=None)
@@ -65,7 +66,9 @@ def _draw_decay_panel(axes: Axes, curves: Mapping[Group, tuple[Curve, Curve]]) -
         raw = np.where(each.mean > 0, each.mean, np.nan)
         bold = np.where(mean.mean > 0, mean.mean, np.nan)
         axes.plot(each.rounds, raw, color=style.color, linewidth=0.7, alpha=0.45)
-        axes.plot(mean.rounds, bold, marker="o" if len(bold) == 1 else None, **style.line)
+        spread = np.unique(np.geomspace(1, len(bold), 8).astype(int)) - 1  # of a logarithmic axis
+        marks = {"markersize": 3.2, "markevery": spread.tolist()} | style.points
+        axes.plot(mean.rounds, bold, **marks, **style.line)
     _draw_guide(axes, [mean for _, mean in curves.values() if mean.last > 0])
     axes.set_xlabel("round T")
     for axis in (axes.xaxis, axes.yaxis):

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from cobo_dist.reports.figures.style import DARK_GREY
 from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.look import points
 from cobo_dist.reports.metrics import problem_switches
 
 _MAX_LABELS = 12
@@ -38,7 +39,7 @@ def mark_events(axes: Axes, groups: Sequence[Group], labels_at: float | None = 1
             axes.annotate(
                 label, (r, labels_at), xycoords=axes.get_xaxis_transform(),
                 xytext=(1.0, 1.0 - 2.0 * labels_at), textcoords="offset points", rotation=90,
-                fontsize=5, color=DARK_GREY, ha="left", va="top" if labels_at else "bottom",
+                fontsize=points(5), color=DARK_GREY, ha="left", va="top" if labels_at else "bottom",
                 annotation_clip=True,
             )  # fmt: skip
 

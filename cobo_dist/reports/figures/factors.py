@@ -11,7 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cobo_dist.reports.figures.curves import limit_bands
-from cobo_dist.reports.figures.style import METRIC_LABELS, canvas, group_style, save, shared_legend
+from cobo_dist.reports.figures.style import (
+    METRIC_LABELS,
+    canvas,
+    group_style,
+    save,
+    shared_legend,
+    side_by_side,
+)
 from cobo_dist.reports.grouping import Problem
 from cobo_dist.reports.grouping.settings import differing
 from cobo_dist.reports.metrics import percent
@@ -39,8 +46,8 @@ def draw_factors(results: Mapping[Problem, Sequence[GroupResult]], path: Path) -
     if not panels:
         return []
     first = next(iter(results.values()))[0]
-    with canvas(1.9 * len(panels) + 1.5, 2.2) as figure:
-        grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    with canvas(1.9 * len(panels) + 0.3, 2.2) as figure:
+        grid = side_by_side(figure, len(panels), 1.9, sharey=True)
         for axes, (factor, lines) in zip(grid, panels.items(), strict=True):
             _draw_panel(axes, lines)
             axes.set_xlabel(FACTORS[factor])

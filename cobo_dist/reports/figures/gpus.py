@@ -20,6 +20,7 @@ from cobo_dist.reports.figures.style import (
     shared_legend,
 )
 from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.look import current_look
 
 MAX_DRAWN_RANKS = 6
 _MAX_MARKED_POINTS = 25  # of a line whose points all have a marker
@@ -66,20 +67,26 @@ def draw_gpus(groups: Sequence[Group], path: Path) -> list[Path]:
     if not columns:
         return []
     ranks = sorted({rank for _, values in shown.values() for rank in _ranks_to_draw(values)})
-    with canvas(2.3 * len(columns) + 1.0, 1.5 * len(shown) + 0.4) as figure:
-        grid = figure.subplots(len(shown), len(columns), squeeze=False, sharey="col")
+    with canvas(2.3 * len(columns), 1.5 * len(shown) + 0.4) as figure:
+        across = current_look().panels(len(columns), 2.3) == len(columns)
+        lines = len(shown) * (1 if across else len(columns))
+        figure.set_figheight(figure.get_figheight() * lines / len(shown))
+        panels = figure.subplots(lines, len(columns) if across else 1, squeeze=False)
+        grid = panels.reshape(len(shown), len(columns))
         for line, (title, (rounds, values)) in zip(grid, shown.items(), strict=True):
             for axes, name in zip(line, columns, strict=True):
                 _draw_panel(axes, rounds, values, name, ranks)
                 round_axis(axes)
             if len(shown) > 1:
                 line[0].set_title(title, loc="left")
-        for axes in grid[:-1].flat:
+        for axes in panels[:-1].flat:
             axes.set_xlabel("")
-        for axes, name in zip(grid[-1], columns, strict=True):  # the others share its limits
-            axes.set_ylim(0.0, 102.0 if name == "utilisation" else None)
+        for column, name in zip(grid.T, columns, strict=True):
+            top = 102.0 if name == "utilisation" else max(axes.get_ylim()[1] for axes in column)
+            for axes in column:
+                axes.set_ylim(0.0, top)
             if behind := _QUANTITIES[name].behind:  # last in the legend
-                axes.plot([], [], color=DARK_GREY, linestyle=":", linewidth=1.0, label=behind)
+                column[-1].plot([], [], color=DARK_GREY, linestyle=":", linewidth=1.0, label=behind)
         shared_legend(figure, grid.flat)
         order = ["method", "seed", "round", "rank", *next(iter(shown.values()))[1]]
         return save(figure, path, pd.concat(frames)[order])

@@ -87,10 +87,11 @@ def _curves(group: Group) -> dict[str, Curve]:
 
 
 def _draw_panel(axes: Axes, title: str, curves: dict[str, Curve], top: float) -> None:
-    for name, curve in curves.items():
+    for k, (name, curve) in enumerate(curves.items()):
         label, color = _PANELS[title][name]
         if title != "alignment":
-            draw_curve(axes, curve, LineStyle(label, color, "-", 1.4, 3.0))
+            dashes, marker = (("-", "o"), ((0, (5.0, 1.5)), "s"))[k]
+            draw_curve(axes, curve, LineStyle(label, color, dashes, 1.4, 3.0, marker))
             continue
         # The inner product of one pair is noise, so a running median is drawn in bold.
         window = max(5, len(curve.mean) // 40) | 1  # odd, so that it has a center

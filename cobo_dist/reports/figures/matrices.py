@@ -21,9 +21,11 @@ from matplotlib.figure import Figure
 
 from cobo_dist.reports.figures.style import GREY, canvas, group_style, save
 from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.look import current_look, points
 from cobo_dist.reports.reading import Weights
 from cobo_dist.reports.statistics import rounds_to_draw
 
+_PANEL_INCHES = 1.3
 _MAX_NAMED_CLIENTS = 24  # on an axis that names each client
 _MAX_UPRIGHT_LETTERS = 3  # of a name that fits upright beside others
 _NAN_COLOR = "#f2a0a0"  # no color of the scale
@@ -32,22 +34,23 @@ Panel = tuple[str, npt.NDArray[np.floating[Any]]]  # title, matrix [n, n] with t
 
 
 def draw_weights(weights: Weights, path: Path, title: str = "") -> list[Path]:
-    """Draw W of one run at four logged rounds beside the oracle's (Figure 5), and its CSV."""
+    """Draw W of one run at up to four logged rounds beside the oracle (Figure 5), and its CSV."""
     rounds: list[int] = weights.rounds.tolist()
-    shown = rounds_to_draw(rounds, 4) if weights.moves else rounds[:1]
+    count = current_look().panels(5, _PANEL_INCHES) - 1  # the oracle takes the place of one
+    shown = rounds_to_draw(rounds, count) if weights.moves else rounds[:1]
     panels = [_panel(weights, number) for number in shown]
     if not weights.moves and len(rounds) > 1:
         panels = [(f"rounds {rounds[0]} to {rounds[-1]}", panels[0][1])]
     panels += _oracle(weights, weights.top, shown)
     label = _axis_label(weights)
-    with canvas(1.34 * len(panels) + 0.75, 1.85, square=True) as figure:
+    with canvas(_PANEL_INCHES * len(panels) + 0.75, 1.85, square=True) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
         for axes, (name, matrix) in zip(grid[0], panels, strict=True):
             _draw_matrix(axes, matrix, weights.top)
             axes.set_title(name)
             _tick_clients(axes, weights)
-            axes.set_xlabel(label)
-        grid[0, 0].set_ylabel(f"{title}\n{label}" if title else label)
+        figure.supxlabel(label, fontsize=points(8))
+        grid[0, 0].set_ylabel(f"{title}\nclient" if title else "client")
         _draw_scale(figure, grid, weights.top, weights.share, _exceed(panels, weights.top))
         return save(figure, path, _frame(weights, shown))
 
@@ -57,10 +60,12 @@ def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> li
 
     A method that has not logged a column's round shows its nearest one, with the round in the title. If
     all methods have weights that sum to 1 they share one color scale; if some have, each row has its own.
+    The oracle stands beside each row, since rows may differ in the order of their clients.
     """
     common = set.intersection(*(set(weights.rounds.tolist()) for _, weights in entries))
     longest = max((weights.rounds.tolist() for _, weights in entries), key=len)
-    targets = rounds_to_draw(sorted(common) if len(common) > 1 else longest, 5)
+    count = current_look().panels(6, _PANEL_INCHES) - 1  # the oracle takes the place of one
+    targets = rounds_to_draw(sorted(common) if len(common) > 1 else longest, count)
     near = [[_nearest(weights, target) for target in targets] for _, weights in entries]
     lines = [
         [_panel(weights, number) for number in numbers]
@@ -73,11 +78,8 @@ def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> li
         _oracle(weights, end, numbers)
         for (_, weights), end, numbers in zip(entries, tops, near, strict=True)
     ]
-    # If all methods have the same oracle it is shown once, beside the first row.
-    shared = oracles[0] if all(_equal(oracle, oracles[0]) for oracle in oracles) else None
-    if shared is None:
-        lines = [line + oracle for line, oracle in zip(lines, oracles, strict=True)]
-    columns, rows = max(map(len, lines)) + len(shared or ()), len(lines)
+    lines = [line + oracle for line, oracle in zip(lines, oracles, strict=True)]
+    columns, rows = max(map(len, lines)), len(lines)
     with canvas(1.1 * columns + 0.9, (1.06 if same_rounds else 1.22) * rows + 0.25, True) as figure:
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.ravel():
@@ -86,9 +88,7 @@ def draw_all_weights(entries: Sequence[tuple[Group, Weights]], path: Path) -> li
             titled = number == 0 or not same_rounds
             for axes, (name, matrix) in zip(grid[number], line, strict=False):
                 _draw_bare(axes, matrix, tops[number], name if titled else "")
-            grid[number, 0].set_ylabel(group_style(group, narrow=True).title, fontsize=7)
-        for place, (name, matrix) in enumerate(shared or (), start=columns - len(shared or ())):
-            _draw_bare(grid[0, place], matrix, tops[0], name)
+            grid[number, 0].set_ylabel(group_style(group, narrow=True).title, fontsize=points(7))
         _draw_scales(figure, grid, lines, tops, [weights.share for _, weights in entries])
         frames = [
             _frame(weights, sorted(set(numbers)), group.label)
@@ -103,12 +103,6 @@ def _draw_bare(axes: Axes, matrix: npt.NDArray[np.floating[Any]], top: float, ti
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(title)
-
-
-def _equal(one: Sequence[Panel], other: Sequence[Panel]) -> bool:
-    if len(one) != len(other):
-        return False
-    return all(np.array_equal(a, b) for (_, a), (_, b) in zip(one, other, strict=True))
 
 
 def _nearest(weights: Weights, target: int) -> int:
@@ -209,8 +203,8 @@ def _tick_clients(axes: Axes, weights: Weights) -> None:
     if weights.cells:
         labels = [str(weights.cells.first(place)) for place in places]
     rotation = 90.0 if max(map(len, labels)) > _MAX_UPRIGHT_LETTERS else 0.0
-    axes.set_xticks(places, labels, fontsize=6, rotation=rotation)
-    axes.set_yticks(places, labels, fontsize=6)
+    axes.set_xticks(places, labels, fontsize=points(6), rotation=rotation)
+    axes.set_yticks(places, labels, fontsize=points(6))
     axes.tick_params(length=1.5, pad=1.5)
 
 
@@ -240,10 +234,10 @@ def _draw_scale(
     """
     ticks = {0.0: "0", 0.5: "0.5", 1.0: "1"}
     if share != 0.0:
-        ticks = {0.0: "0", top: f"{top:.2g} (largest)"}
+        ticks = {0.0: "0", top: f"{top:.2g}\n(largest)"}
         # The share's label needs a distance from both ends.
         if share is not None and 0.12 * top < share < 0.88 * top:
-            ticks[share] = f"{share:.2g} (equal share)"
+            ticks[share] = f"{share:.2g}\n(equal share)"
     bar = figure.colorbar(
         _scale(top),
         ax=grid.ravel().tolist(),

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cobo_dist.reports.figures.style import canvas, save
+from cobo_dist.reports.figures.style import canvas, save, shared_legend
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.reading.events import Profile
 
 WARM_UP_ROUNDS = 10
 """First rounds that are left out, if there are more: memory is allocated in them."""
 _MAX_DRAWN_RANKS = 16
+_HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++")
 _TIME = "milliseconds_a_round"
 
 
@@ -43,21 +45,34 @@ def draw_profile(groups: Sequence[Group], path: Path) -> list[Path]:
     if not bars:
         return []
     colors = matplotlib.colormaps["tab10"]
-    with canvas(6.4, 0.24 * len(bars) + 0.9) as figure:
+    with canvas(5.2, 0.24 * len(bars) + 0.9) as figure:
         axes = figure.subplots()
         places = np.arange(len(bars))
         left = np.zeros(len(bars))
         for k, kind in enumerate(kinds):
             widths = np.array([means[k] for means in bars.values()])
-            axes.barh(places, widths, left=left, height=0.72, color=colors(k % 10), label=kind)
+            axes.barh(
+                places,
+                widths,
+                left=left,
+                height=0.72,
+                color=colors(k % 10),
+                label=kind,
+                **_hatch(k),
+            )
             left += widths
         axes.set_yticks(places, list(bars))
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("milliseconds a round (mean)")
-        figure.legend(loc="outside right center")
+        shared_legend(figure, [axes])
         table = pd.concat(frames)[["method", "seed", "rank", "kind", _TIME, "rounds"]]
         return save(figure, path, table)
+
+
+def _hatch(kind: int) -> dict[str, Any]:
+    """What tells kinds of work apart without color."""
+    return {"hatch": _HATCHES[kind % len(_HATCHES)], "edgecolor": "white", "linewidth": 0.3}
 
 
 def mean_profile(profile: Profile) -> tuple[pd.DataFrame, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,10 +21,12 @@ from cobo_dist.reports.figures.style import (
     DARK_GREY,
     canvas,
     client_style,
+    place_legend,
     round_axis,
     save,
 )
 from cobo_dist.reports.grouping import Group
+from cobo_dist.reports.look import current_look, points
 from cobo_dist.reports.reading import Weights
 from cobo_dist.reports.statistics import Array, moving_average
 
@@ -81,8 +84,9 @@ def draw_shares(group: Group, path: Path) -> list[Path]:
         return []
     count = len(found.labels)
     columns = 2 if count <= 4 else 3 if count in (5, 6, 9) else 4
+    width = current_look().width(5.6 if columns == 2 else 7.2)
+    columns = min(columns, max(2, int(width / points(1.4))))
     lines = -(-count // columns)
-    width = 5.6 if columns == 2 else 7.2
     with canvas(width, 1.45 * lines + 0.55) as figure:
         grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
         for client, axes in enumerate(grid.ravel()):
@@ -98,8 +102,8 @@ def draw_shares(group: Group, path: Path) -> list[Path]:
             round_axis(lowest)
         for axes in grid[:, 0]:
             axes.set_ylabel("weight")
-        note = textwrap.fill(_note(group, found), int(15 * width))
-        figure.suptitle(note, fontsize=6.5, color="#444444", x=0.01, ha="left")
+        note = textwrap.fill(_note(group, found), int(15 * width / points(1.0)))
+        figure.suptitle(note, fontsize=points(6.5), color="#444444", x=0.01, ha="left")
         _draw_legend(figure, found)
         return save(figure, path, _frame(group, found))
 
@@ -193,14 +197,14 @@ def _set_limits(axes: Axes, found: _Shares) -> None:
 
 
 def _draw_legend(figure: Figure, found: _Shares) -> None:
-    handles, names = [], []
+    handles: dict[str, Artist] = {}
     for client in range(len(found.labels)):
         color, dashes = client_style(client)
-        handles.append(Line2D([], [], color=color, linestyle=dashes, linewidth=1.5))
-        names.append(f"to {found.name(client)}")
-    handles.append(Line2D([], [], color=DARK_GREY, linewidth=0.6))
-    names.append(f"equal share, 1/{round(1.0 / found.share)}")
-    figure.legend(handles, names, loc="outside right center", handlelength=2.2)
+        line = Line2D([], [], color=color, linestyle=dashes, linewidth=1.5)
+        handles[f"to {found.name(client)}"] = line
+    equal = f"equal share, 1/{round(1.0 / found.share)}"
+    handles[equal] = Line2D([], [], color=DARK_GREY, linewidth=0.6)
+    place_legend(figure, handles, handlelength=2.2)
 
 
 def _note(group: Group, found: _Shares) -> str:

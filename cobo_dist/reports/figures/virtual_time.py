@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.collections import LineCollection
 
 from cobo_dist.reports.figures.curves import curve_frame, draw_curve, limit_bands
-from cobo_dist.reports.figures.style import METRIC_LABELS, canvas, group_style, save
+from cobo_dist.reports.figures.style import METRIC_LABELS, canvas, group_style, save, shared_legend
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.metrics import mean_over_clients, percent, problem_split
 from cobo_dist.reports.reading.events import Timeline, virtual_seconds
@@ -39,7 +39,7 @@ def draw_over_seconds(groups: Sequence[Group], metric: str, path: Path) -> list[
             found[group] = curve, over_seeds([{r: at[r] for r in values} for values, at in runs])
     if not found:
         return []
-    with canvas(3.6 + 0.055 * max(len(group.title) for group in found), 2.8) as figure:
+    with canvas(3.2, 2.6) as figure:
         axes = figure.add_subplot()
         for group in sorted(found, key=lambda group: -np.nan_to_num(found[group][0].last)):
             curve, seconds = found[group]
@@ -48,7 +48,7 @@ def draw_over_seconds(groups: Sequence[Group], metric: str, path: Path) -> list[
         axes.set_xlabel("virtual seconds")
         axes.set_xlim(left=0)
         axes.set_ylabel(f"{split} {METRIC_LABELS.get(metric, metric)}")
-        figure.legend(loc="outside right center")
+        shared_legend(figure, [axes])
         frames = [
             curve_frame(group.label, metric, curve).assign(virtual_seconds=seconds.mean)
             for group, (curve, seconds) in found.items()
@@ -69,7 +69,7 @@ def draw_space_time(timeline: Timeline, path: Path, title: str = "") -> list[Pat
     end = min(table["end"].max(), MAX_UNITS * float((works["end"] - works["begin"]).min()))
     table = table[table["begin"] < end - 1e-9]
     clients = int(table["client"].max()) + 1
-    with canvas(6.4, 0.9 + 0.2 * clients) as figure:
+    with canvas(5.6, 0.9 + 0.2 * clients) as figure:
         axes = figure.add_subplot()
         looks: Mapping[str, Mapping[str, Any]] = {
             "works": {"facecolor": "#8c8c8c", "edgecolor": "white"},
@@ -100,7 +100,7 @@ def draw_space_time(timeline: Timeline, path: Path, title: str = "") -> list[Pat
         axes.set_ylabel("client")
         if title:
             axes.set_title(title, loc="left")
-        figure.legend(loc="outside right center")
+        shared_legend(figure, [axes])
         return save(figure, path, table)
 
 

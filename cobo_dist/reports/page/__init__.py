@@ -6,12 +6,20 @@ weights_data  W of a run in it
 """
 
 from cobo_dist.reports.page.explorer import Explorer, encode, make_explorer
-from cobo_dist.reports.page.render import Live, Section, render_page, render_tables, write_page
+from cobo_dist.reports.page.render import (
+    Live,
+    Section,
+    caption_of,
+    render_page,
+    render_tables,
+    write_page,
+)
 
 __all__ = [
     "Explorer",
     "Live",
     "Section",
+    "caption_of",
     "encode",
     "make_explorer",
     "render_page",

@@ -45,10 +45,28 @@ _CAPTIONS = {
     "weight logged.",
     "shares": "The weights that each client gives the others, against rounds (Figure 4). Faint: as "
     "logged; bold: their exponential moving average; grey: an equal share.",
+    "network": "The graph of the last W: clients are points, colored and shaped by true cluster or, where "
+    "it is unknown, by the group found. A grey disk is a group: clients that links join, however "
+    "indirectly. Where weights differ by direction, the larger counts. Of more than 200 clients, a disk is "
+    "a group with a sector for each true cluster in it.",
+    "tree": "The last W in a seriated order, under the tree that the order comes from: branches join at the "
+    "largest weight at which their clients are in one group (single linkage, optimal order of leaves). What "
+    "hangs together below the dashed line is a group, framed in W. The band shows true clusters.",
+    "map": "Clients in the plane. Models: the first two principal components of the saved models. W: two "
+    "eigenvectors of its normalized graph Laplacian; of more than three groups that are not linked, the "
+    "plane of their eigenvectors that is nearest to having them in a circle. Points that would hide each "
+    "other are moved apart a little.",
+    "stability": "How the graph changes from a snapshot of W to the next: the share of pairs whose link "
+    "appeared or went; agreement of the groups with those of the snapshot before, and with the true "
+    f"clusters (1: the same, 0: as by chance); {_BAND}",
     "seconds": "The same over virtual seconds: what the rounds take where clients have speeds. A point is "
     f"the mean over clients and seeds at one round; {_BAND}",
     "timeline": "What clients do in the first rounds of virtual time: work, wait for others, and meet "
     "another client. The first seed.",
+    "traffic": "The final value against what a client would send and receive in the whole run as a machine "
+    "of its own; bars: 95% confidence intervals of the mean over seeds (Student's t).",
+    "ranks": "Critical-difference figure: mean ranks of the methods over data sets and seeds; bars join "
+    "methods that do not differ by Nemenyi's test at 0.05.",
     "profile": "Where a round's time goes on each rank, mean over rounds after the first 10. Each second "
     "counts once, to the innermost kind of work.",
     "gpus": "The GPU of each rank: the share of the time in which kernels ran, memory that tensors use "
@@ -218,12 +236,16 @@ def _template(name: str) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
+def caption_of(figure: Path) -> str:
+    """Return the caption of a figure, by its file name."""
+    kind, _, name = figure.stem.partition("_")
+    if figure.stem in _CAPTIONS:
+        kind, name = figure.stem, ""
+    return _CAPTIONS.get(kind, "") + (f" ({name.replace('_', ' ')})" if name else "")
+
+
 def _image(path: Path) -> _Image:
     """A figure with its caption, in fewer colors than its file has: a quarter of its size."""
-    kind, _, name = path.stem.partition("_")
-    if path.stem in _CAPTIONS:
-        kind, name = path.stem, ""
-    caption = _CAPTIONS.get(kind, "") + (f" ({name.replace('_', ' ')})" if name else "")
     small = io.BytesIO()
     with Image.open(path) as image:
         white = Image.new("RGBA", image.size, "white")
@@ -231,4 +253,4 @@ def _image(path: Path) -> _Image:
         flat.quantize(_COLORS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
             small, "PNG", optimize=True
         )
-    return _Image(path.stem, caption, base64.b64encode(small.getvalue()).decode("ascii"))
+    return _Image(path.stem, caption_of(path), base64.b64encode(small.getvalue()).decode("ascii"))

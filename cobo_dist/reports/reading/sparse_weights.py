@@ -4,7 +4,7 @@ W.npz keeps it as lists: a snapshot lists the weights that differ from the defau
 is `level` between two clients of one of its groups, and 0 elsewhere and in rows marked `apart`. No array
 here is n x n.
 
-Shapes: n clients, k snapshots, m entries of one, b cells.
+Shapes: n clients, k snapshots, b cells.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cobo_dist.maths.graph import component_labels, link_threshold
+from cobo_dist.maths.graph import component_labels, link_threshold, means_by_truth
 from cobo_dist.maths.weights import Weights
 from cobo_dist.reports.reading.seriation import by_component
 from cobo_dist.reports.reading.series import Series
@@ -34,7 +34,6 @@ CELLS = 250
 """The most rows and columns of a picture."""
 
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,9 @@ class Cells:
     of: Ints
     oracle: npt.NDArray[np.float32] | None  # [b, b], the share of pairs of one true cluster
     links: Mapping[str, Series]
+    absent: npt.NDArray[np.bool_] | None = (
+        None  # [k, n], clients that are not in the run; None: all are
+    )
 
     @property
     def clients(self) -> int:
@@ -65,16 +67,6 @@ class Cells:
         return int((self.of < cell).sum())
 
 
-@dataclass(frozen=True)
-class _Snapshot:
-    groups: Ints  # [n]
-    level: float
-    apart: npt.NDArray[np.bool_]  # [n]
-    rows: Ints  # [m], like the others
-    columns: Ints
-    more: Floats  # the difference of a listed weight from the default
-
-
 def read_listed(
     stored: Mapping[str, npt.NDArray[np.generic]], share_of: Callable[[int], float] = lambda _: 0.0
 ) -> tuple[Ints, npt.NDArray[np.float32], Cells]:
@@ -89,7 +81,8 @@ def read_listed(
     n = check_arrays(OF_CLIENTS, stored, n=len(stored[f"{rounds[0]}.groups"]))["n"]
     clusters = stored.get("clusters")
     if clusters is None:
-        order = by_component(_components(stored, rounds[-1], n, link_threshold(share_of(n))))
+        last = read_snapshot(stored, rounds[-1], n)
+        order = by_component(component_labels(last, link_threshold(share_of(n))))
     else:
         order = np.argsort(clusters, kind="stable")
     of = np.empty(n, dtype=np.int64)
@@ -100,18 +93,16 @@ def read_listed(
     means: list[npt.NDArray[np.float32]] = []
     links: dict[str, Series] = {"within": {}, "across": {}}
     for number in rounds:
-        snapshot = _read(stored, number, n)
-        means.append(_cell_means(snapshot, of))
+        snapshot = read_snapshot(stored, number, n)
+        means.append(cell_means(snapshot, of))
         now = truths[bisect_right(switches, number) if len(truths) > 1 else 0]
-        for name, mean in zip(links, _mean_by_truth(snapshot, now), strict=True):
+        for name, mean in zip(links, means_by_truth(snapshot, now.tolist()), strict=True):
             links[name][number] = mean
     if clusters is None:
         links = {"all pairs": links["within"]}
     oracle = None
     if clusters is not None:
-        none = np.empty(0, dtype=np.int64)
-        same = _Snapshot(truth, 1.0, np.zeros(n, dtype=bool), none, none, none.astype(np.float64))
-        oracle = _cell_means(same, of)
+        oracle = cell_means(Weights(range(n), truth), of)
     found = {name: one for name, one in links.items() if np.isfinite(list(one.values())).any()}
     return np.asarray(rounds, dtype=np.int64), np.stack(means), Cells(of, oracle, found)
 
@@ -126,25 +117,17 @@ def _parts(
     return {name.partition(".")[2]: array for name, array in found.items()}
 
 
-def _components(
-    stored: Mapping[str, npt.NDArray[np.generic]], number: int, n: int, threshold: float
-) -> Ints:
-    """The connected component of each client in one snapshot. [n]"""
-    parts, ids = _parts(stored, number, n), np.arange(n)
-    empty = Weights(ids, parts["groups"], float(parts["level"][0]), symmetric=True)
-    return component_labels(empty.with_arrays(ids, parts), threshold)
+def read_snapshot(stored: Mapping[str, npt.NDArray[np.generic]], number: int, n: int) -> Weights:
+    """Return W after a logged round, all rows of the n clients.
 
-
-def _read(stored: Mapping[str, npt.NDArray[np.generic]], number: int, n: int) -> _Snapshot:
-    parts = _parts(stored, number, n)
-    columns = parts["columns"].astype(np.int64)
-    rows = np.repeat(np.arange(n), parts["counts"].astype(np.int64))
-    groups, apart = _numbers(parts["groups"]), parts["apart"].astype(bool)
-    level = float(parts["level"][0])
-    base = np.where((groups[rows] == groups[columns]) & ~apart[rows], level, 0.0)
-    off = rows != columns
-    more = parts["values"].astype(np.float64) - base
-    return _Snapshot(groups, level, apart, rows[off], columns[off], more[off])
+    Raises:
+        SchemaError: arrays are missing or do not go together.
+    """
+    found = Weights.of_lists(_parts(stored, number, n))
+    rows, columns, values = found.entries()
+    # Of an asymmetric W, components need a dense matrix (`maths.graph`).
+    found.symmetric = np.array_equal(found.at(columns, rows), values, equal_nan=True)
+    return found
 
 
 def _numbers(labels: npt.NDArray[np.generic]) -> Ints:
@@ -152,36 +135,25 @@ def _numbers(labels: npt.NDArray[np.generic]) -> Ints:
     return numbers
 
 
-def _cell_means(snapshot: _Snapshot, of: Ints) -> npt.NDArray[np.float32]:
-    """The mean weight of each pair of cells, without clients' weights for themselves. [b, b]"""
+def cell_means(weights: Weights, of: Ints) -> npt.NDArray[np.float32]:
+    """The mean weight of each pair of b cells, without clients' weights for themselves. [b, b]
+
+    `of` is the cell of each client, [n].
+    """
     from scipy.sparse import coo_array
 
-    sizes, stays = np.bincount(of), ~snapshot.apart
-    b, groups = len(sizes), 1 + int(snapshot.groups.max())
+    sizes, stays = np.bincount(of), ~weights.ungrouped_c
+    b, groups = len(sizes), 1 + int(weights.groups_n.max())
     every = np.ones(len(of))
-    columns = coo_array((every, (of, snapshot.groups)), shape=(b, groups)).tocsr()
-    rows = coo_array((every[stays], (of[stays], snapshot.groups[stays])), shape=(b, groups)).tocsr()
-    grouped = (rows @ columns.T).toarray() - np.diag(np.bincount(of[stays], minlength=b))
-    places = of[snapshot.rows] * b + of[snapshot.columns]
-    sums = np.bincount(places, weights=snapshot.more, minlength=b * b).reshape(b, b)
+    columns = coo_array((every, (of, weights.groups_n)), shape=(b, groups)).tocsr()
+    kept = every[stays], (of[stays], weights.groups_n[stays])
+    grouped = (coo_array(kept, shape=(b, groups)).tocsr() @ columns.T).toarray()
+    grouped -= np.diag(np.bincount(of[stays], minlength=b))
+    row, column, values = weights.entries()
+    off = row != column
+    more = (values.astype(np.float64) - weights.base(row, column))[off]
+    places = of[row[off]] * b + of[column[off]]
+    sums = np.bincount(places, weights=more, minlength=b * b).reshape(b, b)
     counts = np.outer(sizes, sizes) - np.diag(sizes)
-    means = (snapshot.level * grouped + sums) / np.maximum(counts, 1)
+    means = (weights.level * grouped + sums) / np.maximum(counts, 1)
     return np.asarray(means, dtype=np.float32)
-
-
-def _mean_by_truth(snapshot: _Snapshot, truth: Ints) -> tuple[float, float]:
-    """The mean weight within and across true clusters; NaN where there is no pair."""
-    n, stays = len(truth), ~snapshot.apart
-    both = _numbers(snapshot.groups * n + truth)
-    sizes = np.bincount(snapshot.groups)[snapshot.groups]
-    grouped_within = int((np.bincount(both)[both] - 1)[stays].sum())
-    grouped = np.array([grouped_within, int((sizes - 1)[stays].sum()) - grouped_within])
-    within = int((np.bincount(truth)[truth] - 1).sum())
-    counts = np.array([within, n * (n - 1) - within])
-    same = truth[snapshot.rows] == truth[snapshot.columns]
-    more = np.array([snapshot.more[same].sum(), snapshot.more[~same].sum()])
-    with np.errstate(invalid="ignore"):
-        means = np.where(
-            counts > 0, (snapshot.level * grouped + more) / np.maximum(counts, 1), np.nan
-        )
-    return float(means[0]), float(means[1])

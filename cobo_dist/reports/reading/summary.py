@@ -24,6 +24,7 @@ class Summary:
     bytes_down: float | None
     final: Mapping[str, float]
     per_client: Mapping[int, Mapping[str, float]]
+    components: Mapping[int, int]  # of the clients in the run at its end, in the graph of links
     link_accuracy: float | None
     link_f1: float | None
     adjusted_rand: float | None
@@ -48,6 +49,7 @@ def read_summary(path: Path) -> Summary | None:
         bytes_down=None if each is None else each.down,
         final=_scores(found.final),
         per_client={one.client: _of_client(one) for one in found.per_client},
+        components={one.client: one.cluster for one in found.per_client if one.cluster is not None},
         # Runs of earlier versions have the accuracy by its earlier name, and not the others.
         link_accuracy=found.cluster_match if found.link_accuracy is None else found.link_accuracy,
         link_f1=found.link_f1,

@@ -28,7 +28,7 @@ RIGHT = 0.95
 Curve = Callable[[Run], Series]
 
 
-def drift_table(groups: Sequence[Group], caption: str) -> Table | None:
+def drift_table(groups: Sequence[Group]) -> Table | None:
     """Return a row for each method; None where no client changes cluster."""
     if not any(run.switches for group in groups for run in group.runs):
         return None
@@ -59,7 +59,7 @@ def drift_table(groups: Sequence[Group], caption: str) -> Table | None:
             }
         )
     return Table(
-        caption=caption,
+        caption="After clients changed cluster",
         text=pd.DataFrame(text, columns=["method", *columns]),
         notes=(_note(metric, split),),
         numbers=pd.DataFrame(numbers, dtype=object),

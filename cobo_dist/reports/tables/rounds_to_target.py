@@ -28,7 +28,7 @@ _MAX_RATIO = 1.25  # between targets of a perplexity
 _TOLERANCE = 1e-9  # for the rounding of a fraction in percent: 0.6 * 100 may lie below 60
 
 
-def rounds_to_target_table(groups: Sequence[Group], caption: str) -> Table | None:
+def rounds_to_target_table(groups: Sequence[Group]) -> Table | None:
     """Return the rounds until the mean over clients first reaches each target.
 
     None where nothing was evaluated over the rounds, where a problem has only a loss, or where no method
@@ -72,7 +72,7 @@ def rounds_to_target_table(groups: Sequence[Group], caption: str) -> Table | Non
     if all(row["virtual_seconds_mean"] == "" for row in numbers):  # no run has virtual time
         table = table.drop(columns="virtual_seconds_mean")
     return Table(
-        caption=caption,
+        caption="Rounds to reach",
         text=pd.DataFrame(text, columns=headings),
         notes=(_note(groups, metric, split),),
         numbers=table,

@@ -211,8 +211,8 @@ def _last_round(run: Run, split: str) -> int | None:
     return max(rounds, default=None)
 
 
-def _client_values(run: Run, split: str, metric: str) -> tuple[object, dict[int, float]]:
-    """The last values of the clients, and when and on how much of the data they were measured."""
+def client_values(run: Run, split: str, metric: str) -> tuple[object, dict[int, float]]:
+    """Return when and on how much of the data the clients were measured last, and these values."""
     if run.summary is not None:
         finals = run.summary.per_client
         return (run.summary.rounds, True), {i: f[metric] for i, f in finals.items() if metric in f}
@@ -224,22 +224,32 @@ def _client_values(run: Run, split: str, metric: str) -> tuple[object, dict[int,
 
 
 def _improved(run: Run, metric: str, split: str, local: Sequence[Run]) -> float | None:
-    """The share of clients of `run` that beat the same client in the Local run of the same seed.
+    """The share of clients of `run` that beat the same client alone; None where that is not known."""
+    _, own = client_values(run, split, metric)
+    alone = alone_values(run, metric, split, local)
+    if alone is None:
+        return None
+    sign = 1.0 if higher_is_better(metric) else -1.0
+    return sum(sign * value > sign * alone[i] for i, value in own.items()) / len(own)
+
+
+def alone_values(
+    run: Run, metric: str, split: str, local: Sequence[Run]
+) -> dict[int, float] | None:
+    """Return the values of the clients of `run` in the run of Local, among `local`, of the same seed.
 
     None where no such run has trained as many rounds: a longer run of Local is no baseline.
     """
-    measured, own = _client_values(run, split, metric)
+    measured, own = client_values(run, split, metric)
     candidates = []
     for other in local:
-        other_measured, values = _client_values(other, split, metric)
+        other_measured, values = client_values(other, split, metric)
         if (other.seed, other_measured, values.keys()) == (run.seed, measured, own.keys()):
             candidates.append((_distance(other, run), values))
     if not candidates or not own:
         return None
     # Several runs of Local may fit (another model, another rate): take the one with the closest config.
-    _, alone = min(candidates, key=lambda pair: pair[0])
-    sign = 1.0 if higher_is_better(metric) else -1.0
-    return sum(sign * value > sign * alone[i] for i, value in own.items()) / len(own)
+    return min(candidates, key=lambda pair: pair[0])[1]
 
 
 def _distance(one: Run, other: Run) -> int:

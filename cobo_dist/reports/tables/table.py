@@ -20,7 +20,7 @@ class Table:
     """Text in rows and columns, and the numbers behind it for a CSV.
 
     The columns of `text` are headings, or pairs of a heading above and a heading. The first `left` columns
-    hold words, the others numbers.
+    hold words, the others numbers. `about` says of which runs.
     """
 
     caption: str
@@ -28,6 +28,12 @@ class Table:
     notes: tuple[str, ...] = ()
     left: int = 1
     numbers: pd.DataFrame | None = None
+    about: str = ""
+
+    @property
+    def captioned(self) -> str:
+        """The caption with what the table is about: how many clients, which seeds, how many rounds."""
+        return f"{self.caption}: {self.about}" if self.about else self.caption
 
     @property
     def headings(self) -> list[str]:
@@ -69,7 +75,8 @@ def write_markdown(path: Path, title: str, tables: Sequence[Table], note: str = 
 
 def _markdown(table: Table) -> list[str]:
     right = len(table.headings) - table.left
-    lines = [_line(table.flat_headings), "|" + "---|" * table.left + "---:|" * right]
+    lines = [f"{table.about[:1].upper()}{table.about[1:]}.", ""] if table.about else []
+    lines += [_line(table.flat_headings), "|" + "---|" * table.left + "---:|" * right]
     lines += [_line(row) for row in table.rows]
     for note in table.notes:
         lines += ["", note]
@@ -82,7 +89,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def print_table(table: Table, console: Console) -> None:
     """Print a table and its notes."""
-    shown = RichTable(title=table.caption, title_justify="left")
+    shown = RichTable(title=table.captioned, title_justify="left")
     for position, title in enumerate(table.flat_headings):
         words = position < table.left
         shown.add_column(title, justify="left" if words else "right", no_wrap=position == 0)

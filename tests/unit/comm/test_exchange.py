@@ -329,7 +329,9 @@ def partners_and_alignment(session: Session, kind: str, measure: str, determinis
 
     mine = [gradient(i, j) for i, j in zip(ends.ids, ends.partners, strict=True)]
     gradients_ed = torch.from_numpy(np.array(mine).reshape(-1, D))
-    found = exchange.alignment(gradients_ed, statistic_of(measure))
+    known, found = exchange.alignment(gradients_ed, statistic_of(measure))
+    assert np.array_equal(known.ids, ends.ids)
+    assert np.array_equal(known.partners, ends.partners)
     for end, (i, j) in enumerate(zip(ends.ids, ends.partners, strict=True)):
         a, b = gradient(i, j), gradient(j, i)
         expected = a @ b / (np.linalg.norm(a) * np.linalg.norm(b) if measure == "cosine" else 1.0)

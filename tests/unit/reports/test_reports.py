@@ -142,7 +142,9 @@ def test_every_figure_is_drawn_and_listed(report: Report) -> None:
     names = {str(image.relative_to(report.out)) for image in images}
     digits = {"accuracy", "loss", "graph_cobo", "graph_ditto", "weights_all", "weights_ditto_s1"}
     digits |= {f"weights_cobo_s{seed}" for seed in FINALS["cobo"]}
-    quadratic = {"loss", "decay", "graph", "weights"}
+    graph = ("network", "tree", "map", "stability")
+    digits |= {f"{name}_{method}" for name in graph for method in ("cobo", "ditto")}
+    quadratic = {"loss", "decay", "graph", "weights", *graph}
     expected = {f"digits/{name}.png" for name in digits}
     assert names == expected | {f"quadratic/{name}.png" for name in quadratic}
     for image in images:

@@ -307,14 +307,16 @@ def test_nan_gaps_and_repeated_rounds(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_one_client_one_matrix_no_evaluation(tmp_path: Path) -> None:
-    """A run that has just begun, with one client: nothing to draw but W, nothing to crash on."""
+    """A run that has just begun, with one client: no figure but W, nothing to crash on."""
     run = write_run(tmp_path / "run", finished=False)
     (run / "metrics.jsonl").write_text("")
     np.savez(run / "W.npz", rounds=np.array([0]), weights=np.ones((1, 1, 1), dtype=np.float32))
     assert main([str(run), "--out", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *("index.html", "table.csv", "table.md", "weights.csv", "weights.png")
+        *("groups.csv", "groups.md", "groups.tex", "index.html"),
+        *("table.csv", "table.md", "table.tex", "weights.csv", "weights.png"),
     ]
+    assert "no groups: there is only one client" in (tmp_path / "out" / "groups.md").read_text()
     assert "1 (unfinished, round 0)" in (tmp_path / "out" / "table.md").read_text()
 
 

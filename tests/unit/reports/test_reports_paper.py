@@ -267,7 +267,7 @@ def test_validation_data_choose_among_many_settings(tmp_path: Path) -> None:
 def test_figure_1_needs_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A collaborates, B and C do not; the gradients are those of f_i = 1/2 ||x - mu_i||^2."""
     assert main(["--figure-1", "--out", str(tmp_path / "out")]) == 0
-    assert "figure1.png, figure1.csv" in capsys.readouterr().out
+    assert "figure1.png, .csv" in capsys.readouterr().out
     assert_drawn(tmp_path / "out" / "figure1.png")
     with (tmp_path / "out" / "figure1.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -1,0 +1,1 @@
+"""Ranks that go at their own pace (`comm.mode=asynchronous`): their letters, and the exchange over these."""
