@@ -20,6 +20,8 @@ from cobo_dist.watching.followed_run import FollowedRun
 
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 _SHADES, _ASCII_SHADES = " ░▒▓█", " .:*#"
+_HEADINGS = ("run", "state", "round", "", "s/round", "left", "loss", "metric")
+_NARROW_COLUMNS = 100
 _CURVE_WIDTH = 24
 _MAX_BLOCKS = 40  # of W in a line
 _SMALL_BLOCKS = 24  # to which a W of few clients is enlarged
@@ -34,14 +36,17 @@ def view(runs: Sequence[FollowedRun], console: Console) -> RenderableType:
     """Return all runs as a table; of the first that goes on also W, and the last warnings of all."""
     plain = not (console.encoding or "").lower().startswith("utf")
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-    for heading in ("run", "state", "round", "", "s/round", "left", "loss", "metric"):
+    narrow = console.width < _NARROW_COLUMNS
+    headings = [one for one in _HEADINGS if not (narrow and one in ("", "s/round"))]
+    for heading in headings:
         wide = heading in ("run", "")
         table.add_column(heading, no_wrap=True, overflow="ellipsis", ratio=1 if wide else None)
     # Those that go on come first, if there are too many for the window.
     most = max(3, console.height // 2)
     listed = runs if len(runs) <= most else sorted(runs, key=lambda run: run.state != "running")
     for run in listed[:most]:
-        table.add_row(*_cells(run, plain, console.width))
+        cells = dict(zip(_HEADINGS, _cells(run, plain, console.width), strict=True))
+        table.add_row(*(cells[heading] for heading in headings))
     parts: list[RenderableType] = [table]
     if len(runs) > most:
         states = Counter(run.state for run in listed[most:])
@@ -131,9 +136,8 @@ def _cells(run: FollowedRun, plain: bool, width: int) -> list[RenderableType]:
     bars = _ASCII_BARS if plain else _BARS
     name, series = run.metric
     # A narrow terminal has the numbers only.
-    lengths = (
-        (_CURVE_WIDTH, _CURVE_WIDTH // 2) if width >= 120 else (8, 0) if width >= 100 else (0, 0)
-    )
+    lengths = (0, 0) if width < _NARROW_COLUMNS else (8, 0)
+    lengths = lengths if width < 120 else (_CURVE_WIDTH, _CURVE_WIDTH // 2)
     curve, rise = (
         sparkline(one, n, bars) for one, n in zip((run.loss, series), lengths, strict=True)
     )

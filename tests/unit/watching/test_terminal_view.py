@@ -27,6 +27,14 @@ def growing(tmp_path: Path) -> GrowingRun:
     return GrowingRun(tmp_path / "run", tmp_path / "pattern", 12)
 
 
+def test_a_narrow_terminal_has_whole_names(tmp_path: Path) -> None:
+    """Names matter more than a bar."""
+    growing = GrowingRun(tmp_path / "digits-cobo-s0", tmp_path / "pattern", 12)
+    text = shown(FollowedRun(growing.folder), width=80)
+    assert text.splitlines()[1].startswith("digits-cobo-s0 ")
+    assert "s/round" not in text
+
+
 def shown(*runs: FollowedRun, width: int = 130, height: int = 40, color: bool = False) -> str:
     """What a terminal of that size gets."""
     system = "truecolor" if color else None
