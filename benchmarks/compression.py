@@ -1,14 +1,13 @@
-"""Compressed models: accuracy, links and MB a client, beside sketches of gradients.
+"""Compressed models: accuracy, links and MB a client.
 
     python benchmarks/compression.py [--only RULE ...] [--seeds 0 1 2] [--config FILE] [--rounds N]
         [--out DIR] [--figures DIR]
 
 CoBo by the config, the quickstart if none is given, with each of the rules `paper` and `robust`: models that
-travel whole, a byte for each number, or the greatest 10%, 1% and 0.1% of the numbers (`comm.compression`),
-without and with a sketch of 64 numbers in place of a gradient. Prints for each, as means over the seeds with
-half of their 95% confidence intervals, what `benchmarks/sketch.py` prints. Draws DIR/compression.png:
-accuracy against the MB that a client sends and receives. Runs that are in --out are not repeated. Takes about
-6 minutes.
+travel whole, a byte for each number, or the greatest 10%, 1% and 0.1% of the numbers (`comm.compression`).
+Prints for each, as means over the seeds with half of their 95% confidence intervals, what
+`benchmarks/sketch.py` prints. Draws DIR/compression.png: accuracy against the MB that a client sends and
+receives. Runs that are in --out are not repeated. Takes about 3 minutes.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ MODELS: dict[str, tuple[str, ...]] = {
     "1%": ("comm.compression=topk", "comm.compression_share=0.01"),
     "0.1%": ("comm.compression=topk", "comm.compression_share=0.001"),
 }
-SKETCHES = (0, 64)
 
 
 def main() -> None:
@@ -52,56 +50,49 @@ def main() -> None:
     points: list[dict[str, object]] = []
     for rule in options.only:
         for name, keys in MODELS.items():
-            for size in SKETCHES:
-                given = [*COMMON, *RULES[rule], *keys, f"algorithm.sketch={size}"]
-                stem = options.out / f"{rule}_{name.strip('%')}_{size}"
-                paths = [
-                    train_once(options.config, given, rounds, stem, lr, seed)
-                    for seed in options.seeds
-                ]
-                runs = [
-                    Result.read(path, rule, lr, seed)
-                    for path, seed in zip(paths, options.seeds, strict=True)
-                ]
-                found = row(rule, size, runs, paths)
-                rows.append({"": found.pop(""), "models": name, **found})
-                points.append(
-                    {
-                        "rule": rule,
-                        "models": name,
-                        "sketch": size,
-                        "accuracy": float(np.mean([one.accuracies[-1] for one in runs])),
-                        "megabytes": float(np.mean([one.megabytes for one in runs])),
-                    }
-                )
+            given = [*COMMON, *RULES[rule], *keys]
+            stem = options.out / f"{rule}_{name.strip('%')}_0"
+            paths = [
+                train_once(options.config, given, rounds, stem, lr, seed) for seed in options.seeds
+            ]
+            runs = [
+                Result.read(path, rule, lr, seed)
+                for path, seed in zip(paths, options.seeds, strict=True)
+            ]
+            found = row(rule, 0, runs, paths)
+            found.pop("sketch")
+            rows.append({"": found.pop(""), "models": name, **found})
+            points.append(
+                {
+                    "rule": rule,
+                    "models": name,
+                    "accuracy": float(np.mean([one.accuracies[-1] for one in runs])),
+                    "megabytes": float(np.mean([one.megabytes for one in runs])),
+                }
+            )
     print(markdown(pd.DataFrame(rows)), flush=True)
     options.figures.mkdir(parents=True, exist_ok=True)
     draw(pd.DataFrame(points), options.figures / "compression.png")
 
 
 def draw(points: pd.DataFrame, path: Path) -> None:
-    """Draw accuracy against MB a client; points with a sketch are filled, the others are hollow."""
+    """Draw accuracy against MB a client, a point for each way in which models travel."""
     with canvas(4.6, 2.8) as figure:
         axes = figure.subplots()
-        for rule, of_rule in points.groupby("rule", sort=False):
+        for rule, some in points.groupby("rule", sort=False):
             title, color, marker = LOOKS[str(rule)]
-            for size, some in of_rule.groupby("sketch"):
-                label = f"{title}, sketch of {size}" if size else title
-                axes.plot(
-                    some["megabytes"], some["accuracy"], color=color, marker=marker, markersize=4,
-                    linewidth=0.8, linestyle="-" if size else ":", label=label,
-                    markerfacecolor=color if size else "white",
-                )  # fmt: skip
-        whole = points[(points["rule"] == points["rule"].iloc[0]) & (points["sketch"] == 0)]
-        for _, one in whole.iterrows():
-            place = (one["megabytes"], one["accuracy"])
-            axes.annotate(
-                one["models"], place, xytext=(0, -9), textcoords="offset points", fontsize=6,
-                ha="center",
+            axes.plot(
+                some["megabytes"], some["accuracy"], color=color, marker=marker, markersize=4,
+                linewidth=0.8, linestyle=":", label=title,
             )  # fmt: skip
+            for _, one in some.iterrows():
+                axes.annotate(
+                    one["models"], (one["megabytes"], one["accuracy"]), xytext=(0, -9),
+                    textcoords="offset points", fontsize=6, ha="center", color=color,
+                )  # fmt: skip
         axes.set(xlabel="MB a client", ylabel="test accuracy (%)", xscale="log")
         log_axis(axes.xaxis)
-        axes.legend(loc="best", fontsize=6)
+        axes.legend(loc="best")
         save(figure, path, points)
 
 
