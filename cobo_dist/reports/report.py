@@ -214,9 +214,10 @@ class Report:
         title = f"The graph, {problem.label}"
         single = sum(len(group.runs) for group in problem.groups) == 1
         drawn, figures_, notes = draw_graphs(entries, out, single)
-        found = groups_table(entries, "Groups found")
+        found = groups_table(entries, f"Groups found, {problem.label}")
+        found = replace(found, about=about(entry.group for entry in entries))
         members = [
-            members_table(entry, f"Groups of {entry.title}")
+            members_table(entry, f"Groups of {entry.title}, {problem.label}")
             for entry in drawn
             if not entry.graph.empty
         ]

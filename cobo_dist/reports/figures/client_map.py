@@ -51,9 +51,7 @@ def map_of_models(folder: Path, graph: Graph, most: int | None = None) -> Panel:
     xy, shares = principal_components(gram)
     if not shares.any():
         raise ConfigError("the models of all clients are equal, so a map of them shows one point")
-    axes = tuple(
-        f"component {k + 1} ({share:.0%} of the variance)" for k, share in enumerate(shares)
-    )
+    axes = tuple(f"component {k + 1} ({share:.0%})" for k, share in enumerate(shares))
     place = np.searchsorted(graph.members, found)
     return Panel(
         "models", "models, principal components", graph.only(place), xy, (axes[0], axes[1])

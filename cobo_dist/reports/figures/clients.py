@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from cobo_dist.reports.figures.style import DARK_GREY, client_style
+from cobo_dist.reports.look import points
 from cobo_dist.reports.reading.graph import Graph
 
 _SHAPES = "osD^vPX"  # 7 of them and 6 colors: 42 clusters all differ
@@ -113,7 +114,7 @@ def draw_points(axes: Axes, xy_m2: Floats, graph: Graph, size: float) -> None:
         # A name may hold a $.
         axes.annotate(
             name, (x, y), xytext=(0, above * size), textcoords="offset points",
-            fontsize=6, color=color, ha="center", va="center_baseline" if inside else "bottom",
+            fontsize=points(6), color=color, ha="center", va="center_baseline" if inside else "bottom",
             zorder=5, parse_math=False,
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from matplotlib.patches import Circle, Wedge
 
 from cobo_dist.reports.figures.clients import area, draw_points, legend_handles, looks_of
 from cobo_dist.reports.figures.style import DARK_GREY, canvas, save
+from cobo_dist.reports.look import points
 from cobo_dist.reports.reading.graph import Graph
 from cobo_dist.reports.reading.seriation import seriate
 
@@ -74,7 +75,7 @@ def _plot_clients(axes: Axes, graph: Graph) -> pd.DataFrame:
     draw_points(axes, xy_m2, graph, size=_point_size(axes))
     axes.text(
         0.5, -0.02, _caption(graph), transform=axes.transAxes, ha="center", va="top",
-        fontsize=6, color=DARK_GREY,
+        fontsize=points(6), color=DARK_GREY,
     )  # fmt: skip
     return frame
 
@@ -97,7 +98,7 @@ def _plot_groups(axes: Axes, graph: Graph) -> pd.DataFrame:
             axes.add_patch(part)
         if sizes[group] > 1 and len(shown) <= _MAX_SIZES:
             axes.annotate(
-                str(sizes[group]), (x, y), fontsize=6, ha="center", va="center", zorder=5,
+                str(sizes[group]), (x, y), fontsize=points(6), ha="center", va="center", zorder=5,
                 bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "linewidth": 0},
             )  # fmt: skip
     _limit(axes, centers, radii)
@@ -105,7 +106,7 @@ def _plot_groups(axes: Axes, graph: Graph) -> pd.DataFrame:
     more = f"; {left} smaller ones are left out" if left else ""
     axes.text(
         0.5, -0.02, f"groups found, with their numbers of clients{more}\n{_caption(graph)}",
-        transform=axes.transAxes, ha="center", va="top", fontsize=6, color=DARK_GREY,
+        transform=axes.transAxes, ha="center", va="top", fontsize=points(6), color=DARK_GREY,
     )  # fmt: skip
     return frame.assign(i=shown[frame["i"]], j=shown[frame["j"]])
 
@@ -118,7 +119,9 @@ def _numbered(label_m: Ints, shown: Ints) -> Ints:
 
 
 def _caption(graph: Graph) -> str:
-    mean, disks = (" mean", "") if len(graph.members) > MAX_POINTS else ("", "; disks: groups")
+    mean, disks = (
+        (" mean", "") if len(graph.members) > MAX_POINTS else ("", "\ndisks: groups found")
+    )
     return f"dark lines:{mean} weight \u2265 {graph.threshold:.3g} (links); light: less{disks}"
 
 
@@ -217,4 +220,4 @@ def _point_size(axes: Axes) -> float:
     width, height = figure.get_size_inches() * (box.width, box.height)
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     unit = 72.0 * min(width / (right - left), height / (top - bottom))
-    return float(np.clip(0.62 * unit, 2.0, 14.0))
+    return float(np.clip(0.62 * unit, 2.0, points(14.0)))

@@ -21,11 +21,13 @@ from matplotlib.patches import Patch, Rectangle
 
 from cobo_dist.reports.figures.clients import ink, legend_handles, looks_of
 from cobo_dist.reports.figures.style import DARK_GREY, GREY, canvas, save
+from cobo_dist.reports.look import points
 from cobo_dist.reports.reading.graph import Graph
 
 MAX_LEAVES = 512
 """The most clients of a tree that is drawn."""
 _MAX_NAMED = 40  # clients that the axes name
+_MAX_UPRIGHT = 16  # clients whose numbers fit side by side
 _RED, _DASHES = "#d55e00", (0, (4, 2))
 _BAND = 0.05  # of the side of the matrix
 
@@ -83,14 +85,15 @@ def _draw_matrix(axes: Axes, matrix: np.ndarray, graph: Graph, order: np.ndarray
         spine.set_visible(True)
     labels = [graph.labels[client] for client in order]
     step = 1 if len(order) <= _MAX_NAMED else len(order)
-    turn = 90.0 if max(map(len, labels)) > 2 else 0.0
-    axes.set_xticks(range(0, len(order), step), labels[::step], fontsize=5.5, rotation=turn)
-    axes.set_yticks(range(0, len(order), step), labels[::step], fontsize=5.5)
+    turn = 90.0 if max(map(len, labels)) > 2 or len(order) > _MAX_UPRIGHT else 0.0
+    axes.set_xticks(range(0, len(order), step), labels[::step], fontsize=points(5.5), rotation=turn)
+    axes.set_yticks(range(0, len(order), step), labels[::step], fontsize=points(5.5))
     axes.tick_params(length=1.5, pad=1.5)
     if step > 1:
         axes.set_xticks([])
         axes.set_yticks([])
-    axes.set_xlabel(f"client, in the order of the tree (round {graph.round})")
+    axes.set_xlabel(f"client (round {graph.round})")
+    axes.set_ylabel("client")  # its space is that of the tree's numbers, too
     cuts = [0, *(np.flatnonzero(np.diff(graph.label_m[order])) + 1).tolist(), len(order)]
     for start, stop in pairwise(cuts):
         if stop - start > 1:
@@ -118,8 +121,8 @@ def _draw_tree(axes: Axes, places: np.ndarray, weights: np.ndarray, graph: Graph
     top = max(graph.top, float(weights.max()))
     above.set_ylim(1.02 * top, -0.02 * top)
     above.set_xticks([])
-    above.set_ylabel("joined at\nweight", fontsize=7)
-    above.tick_params(labelsize=6)
+    above.set_title("weight at which clients join", fontsize=points(6), loc="left", pad=2)
+    above.tick_params(labelsize=points(6))
     above.grid(visible=False)
     above.spines["bottom"].set_visible(False)
 
@@ -141,7 +144,7 @@ def _draw_clusters(axes: Axes, graph: Graph, order: np.ndarray) -> None:
                 place,
                 0,
                 name,
-                fontsize=5.5,
+                fontsize=points(5.5),
                 color=ink(look.color),
                 ha="center",
                 va="center_baseline",
@@ -157,7 +160,7 @@ def _draw_legend(axes: Axes, graph: Graph) -> None:
         handles += legend_handles(looks_of(graph)[1], areas=True)
     axes.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(1.03, 1.4), borderaxespad=0.0,
-        fontsize=6,
+        fontsize=points(6),
     )  # fmt: skip
 
 

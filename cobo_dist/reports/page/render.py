@@ -52,10 +52,10 @@ _CAPTIONS = {
     "tree": "The last W in a seriated order, under the tree that the order comes from: branches join at the "
     "largest weight at which their clients are in one group (single linkage, optimal order of leaves). What "
     "hangs together below the dashed line is a group, framed in W. The band shows true clusters.",
-    "map": "Clients in the plane. Models: the first two principal components of the saved models. W: two "
-    "eigenvectors of its normalized graph Laplacian; of more than three groups that are not linked, the "
-    "plane of their eigenvectors that is nearest to having them in a circle. Points that would hide each "
-    "other are moved apart a little.",
+    "map": "Clients in the plane. Models: the first two principal components of the saved models, with "
+    "their shares of the variance. W: two eigenvectors of its normalized graph Laplacian; of more than three "
+    "groups that are not linked, the plane of their eigenvectors that is nearest to having them in a circle. "
+    "Points that would hide each other are moved apart a little.",
     "stability": "How the graph changes from a snapshot of W to the next: the share of pairs whose link "
     "appeared or went; agreement of the groups with those of the snapshot before, and with the true "
     f"clusters (1: the same, 0: as by chance); {_BAND}",
