@@ -78,7 +78,8 @@ class LineStyle:
     def points(self) -> dict[str, Any]:
         """Keyword arguments of matplotlib for markers."""
         face = {"markerfacecolor": "white"} if self.hollow else {}
-        return {"marker": self.marker, "markeredgewidth": 0.8, **face}
+        size = max(3.2, 1.2 + 1.6 * self.width)  # more than the line is wide
+        return {"marker": self.marker, "markersize": size, "markeredgewidth": 0.8, **face}
 
     @property
     def line(self) -> dict[str, Any]:

@@ -80,6 +80,6 @@ def _draw_point(axes: Axes, row: dict[str, Any]) -> None:
         return
     axes.errorbar(
         x, y, yerr=None if np.isnan(half) else half, label=style.title, color=style.color,
-        linestyle="none", elinewidth=0.9, capsize=2.0, markersize=5.0, zorder=style.layer,
-        **style.points,
+        linestyle="none", elinewidth=0.9, capsize=2.0, zorder=style.layer,
+        **style.points | {"markersize": 5.0},
     )  # fmt: skip
