@@ -55,7 +55,7 @@ _DPI = 220
 _PAD = 0.03  # inches around a figure that is cropped
 _LETTER_INCHES, _LINE_INCHES = 0.055, 0.15  # of a legend in a paper
 _METADATA = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-_SIZES = (
+_SIZES: tuple[Any, ...] = (
     "font.size", "axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize",
     "legend.fontsize",
 )  # fmt: skip
