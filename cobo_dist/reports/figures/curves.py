@@ -102,9 +102,8 @@ def draw_curve(
     axes.plot(
         places,
         mean,
-        markersize=3.2 if finite > 1 else 4.5,
         markevery=_marked(known[1:-1], alone, sum(style.title.encode())),
-        **style.points,
+        **style.points | ({} if finite > 1 else {"markersize": 4.5}),
         **style.line,
     )
     if band and np.isfinite(half).any():

@@ -23,7 +23,7 @@ from cobo_dist.reports.grouping.groups import Group
 from cobo_dist.reports.statistics import Curve, over_seeds, running_mean
 
 _TITLES = {
-    "consensus_distance": "consensus distance within clusters",
+    "consensus_distance": "consensus distance\nwithin clusters",
     "gradient_norm": "squared gradient norm",
 }
 
@@ -67,8 +67,9 @@ def _draw_decay_panel(axes: Axes, curves: Mapping[Group, tuple[Curve, Curve]]) -
         bold = np.where(mean.mean > 0, mean.mean, np.nan)
         axes.plot(each.rounds, raw, color=style.color, linewidth=0.7, alpha=0.45)
         spread = np.unique(np.geomspace(1, len(bold), 8).astype(int)) - 1  # of a logarithmic axis
-        marks = {"markersize": 3.2, "markevery": spread.tolist()} | style.points
-        axes.plot(mean.rounds, bold, **marks, **style.line)
+        axes.plot(
+            mean.rounds, bold, markevery=spread.tolist(), **style.points, **style.line
+        )  # fmt: skip
     _draw_guide(axes, [mean for _, mean in curves.values() if mean.last > 0])
     axes.set_xlabel("round T")
     for axis in (axes.xaxis, axes.yaxis):

@@ -97,9 +97,7 @@ def _draw_panel(axes: Axes, lines: Sequence[pd.DataFrame]) -> None:
             yerr=None if line["ci95"].isna().all() else line["ci95"].fillna(0.0),
             elinewidth=0.9,
             capsize=2.0,
-            marker=style.marker,
-            markersize=3.8,
-            markerfacecolor="none" if group.method.role == "upper_bound" else None,
+            **style.points,
             **style.line,
         )
     axes.xaxis.set_major_locator(FixedLocator(values))

@@ -11,11 +11,15 @@ from matplotlib.ticker import MaxNLocator
 
 from cobo_dist.reports.figures.curves import curve_frame, draw_curve, limit_bands
 from cobo_dist.reports.figures.events import mark_events
-from cobo_dist.reports.figures.style import DARK_GREY, LineStyle, canvas, round_axis, save
+from cobo_dist.reports.figures.style import DARK_GREY, Dashes, LineStyle, canvas, round_axis, save
 from cobo_dist.reports.grouping import Group
 from cobo_dist.reports.statistics import Curve, over_seeds, running_median
 
 _BLUE, _RED, _GREEN = (0.0, 0.447, 0.698), (0.835, 0.369, 0.0), (0.0, 0.5, 0.38)
+_LOOKS: tuple[tuple[Dashes, str], ...] = (
+    ("-", "o"), ((0, (5.0, 1.5)), "s"), ((0, (1.2, 1.2)), "^"),
+)  # fmt: skip
+"""Dashes and markers of the quantities of a panel, which has three at most."""
 
 # Panel title -> the quantities in it, with their names in the legend and their colors.
 _PANELS = {
@@ -90,7 +94,7 @@ def _draw_panel(axes: Axes, title: str, curves: dict[str, Curve], top: float) ->
     for k, (name, curve) in enumerate(curves.items()):
         label, color = _PANELS[title][name]
         if title != "alignment":
-            dashes, marker = (("-", "o"), ((0, (5.0, 1.5)), "s"))[k]
+            dashes, marker = _LOOKS[k]
             draw_curve(axes, curve, LineStyle(label, color, dashes, 1.4, 3.0, marker))
             continue
         # The inner product of one pair is noise, so a running median is drawn in bold.

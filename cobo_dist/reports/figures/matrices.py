@@ -6,6 +6,7 @@ W of many clients is drawn by cells of clients (`reading.sparse_weights`).
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cobo_dist.reports.reading import Weights
 from cobo_dist.reports.statistics import rounds_to_draw
 
 _PANEL_INCHES = 1.3
+_AXIS_LETTERS = 20  # of a line beside a panel
 _MAX_NAMED_CLIENTS = 24  # on an axis that names each client
 _MAX_UPRIGHT_LETTERS = 3  # of a name that fits upright beside others
 _NAN_COLOR = "#f2a0a0"  # no color of the scale
@@ -49,8 +51,9 @@ def draw_weights(weights: Weights, path: Path, title: str = "") -> list[Path]:
             _draw_matrix(axes, matrix, weights.top)
             axes.set_title(name)
             _tick_clients(axes, weights)
-        figure.supxlabel(label, fontsize=points(8))
-        grid[0, 0].set_ylabel(f"{title}\nclient" if title else "client")
+            axes.set_xlabel("client")
+        lines = textwrap.wrap(label, _AXIS_LETTERS)
+        grid[0, 0].set_ylabel("\n".join([title, *lines] if title else lines))
         _draw_scale(figure, grid, weights.top, weights.share, _exceed(panels, weights.top))
         return save(figure, path, _frame(weights, shown))
 

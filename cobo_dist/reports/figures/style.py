@@ -55,7 +55,7 @@ _DPI = 220
 _PAD = 0.03  # inches around a figure that is cropped
 _LETTER_INCHES, _LINE_INCHES = 0.055, 0.15  # of a legend in a paper
 _METADATA = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-_SIZES = (
+_SIZES: tuple[Any, ...] = (
     "font.size", "axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize",
     "legend.fontsize",
 )  # fmt: skip
@@ -78,7 +78,8 @@ class LineStyle:
     def points(self) -> dict[str, Any]:
         """Keyword arguments of matplotlib for markers."""
         face = {"markerfacecolor": "white"} if self.hollow else {}
-        return {"marker": self.marker, "markeredgewidth": 0.8, **face}
+        size = max(3.2, 1.2 + 1.6 * self.width)  # more than the line is wide
+        return {"marker": self.marker, "markersize": size, "markeredgewidth": 0.8, **face}
 
     @property
     def line(self) -> dict[str, Any]:

@@ -75,11 +75,11 @@ def _draw_point(axes: Axes, row: dict[str, Any]) -> None:
     group, x, y, half = row["group"], row["megabytes_a_client"], row["mean"], row["ci95"]
     style = group_style(group)
     if not x:
-        look: dict[str, Any] = {"color": style.color, "linestyle": style.dashes, "linewidth": 1.2}
-        axes.axhline(y, label=f"{style.title} (sends nothing)", **look)
+        label = f"{style.title} (sends nothing)"
+        axes.axhline(y, label=label, color=style.color, linestyle=style.dashes, linewidth=1.2)
         return
     axes.errorbar(
         x, y, yerr=None if np.isnan(half) else half, label=style.title, color=style.color,
-        linestyle="none", elinewidth=0.9, capsize=2.0, markersize=5.0, zorder=style.layer,
-        **style.points,
+        linestyle="none", elinewidth=0.9, capsize=2.0, zorder=style.layer,
+        **style.points | {"markersize": 5.0},
     )  # fmt: skip
