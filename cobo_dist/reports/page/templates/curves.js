@@ -105,7 +105,8 @@ class Plot {
     this.limit = this.limits();
     if (!this.limit) {
       this.svg.setAttribute("aria-label", `${this.label}: no values yet`);
-      this.svg.append(make("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "no values yet"));
+      const place = { x: width / 2, y: height / 2, "text-anchor": "middle" };
+      this.svg.append(make("text", place, "no values yet"));
       return;
     }
     const { low, high, bend, first, last } = this.limit;
@@ -200,7 +201,8 @@ class Plot {
       if (i === null) { continue; }
       const value = line.mean[i], half = line.ci ? line.ci[i] : null;
       const at = line.rounds[i] === round ? "" : ` (round ${line.rounds[i]})`;
-      found.push([value, `${line.title} ${short(value)}${half === null ? "" : ` ± ${short(half)}`}${at}`, line]);
+      const words = `${line.title} ${short(value)}${half === null ? "" : ` ± ${short(half)}`}${at}`;
+      found.push([value, words, line]);
       if (!this.log || value > 0) {
         const place = { cx: this.x(line.rounds[i]), cy: this.y(value), r: 4, fill: onPage(line.color) };
         this.cursor.append(make("circle", place));

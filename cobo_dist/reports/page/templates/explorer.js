@@ -70,7 +70,9 @@ class Explorer {
     this.draw();
   }
 
-  curvesOfClients() { return Object.values(this.run ? this.run.curves : {}).map((one) => one.clients.length); }
+  curvesOfClients() {
+    return Object.values(this.run ? this.run.curves : {}).map((one) => one.clients.length);
+  }
 
   clientName(client) {
     const name = this.run.names[client];
@@ -227,16 +229,18 @@ class Explorer {
     const own = this.run.curves[key];
     if (!own) { return []; }
     const mean = own.rounds.map((_, i) => meanOf(own.clients.map((row) => row[i])));
+    const line = (title, color, dash, width, rounds, values) =>
+      ({ title, color, dash, width, rounds, mean: values });
     const lines = [
-      { title: `client ${client}`, color: this.run.color, dash: "", width: 2.6, ...own, mean: own.clients[client] },
-      { title: "mean of all clients", color: "#808080", dash: "5 4", width: 1.6, rounds: own.rounds, mean },
+      line(`client ${client}`, this.run.color, "", 2.6, own.rounds, own.clients[client]),
+      line("mean of all clients", "#808080", "5 4", 1.6, own.rounds, mean),
     ];
     const others = this.data.runs.filter((run) => run !== this.run && run.method !== this.run.method
       && run.seed === this.run.seed && run.curves[key] && run.curves[key].clients[client]);
     for (const run of others) {
       const curve = run.curves[key];
       const title = `client ${client} with ${run.method}`;
-      lines.push({ title, color: run.color, dash: "2 3", width: 1.6, rounds: curve.rounds, mean: curve.clients[client] });
+      lines.push(line(title, run.color, "2 3", 1.6, curve.rounds, curve.clients[client]));
     }
     return lines;
   }
@@ -275,7 +279,8 @@ class Explorer {
       return make("tr", {}, first, ...cells.map((text) => make("td", {}, text)));
     });
     const cell = (text, i) => make("th", { scope: "col", ...(i ? {} : { class: "word" }) }, text);
-    const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads.map(cell))), make("tbody", {}, ...rows));
+    const head = make("thead", {}, make("tr", {}, ...heads.map(cell)));
+    const table = make("table", {}, head, make("tbody", {}, ...rows));
     makeSortable(table);
     sortAlike(before, table);
     place.replaceChildren(table);
