@@ -85,12 +85,15 @@ def draw(points: pd.DataFrame, path: Path) -> None:
                 some["megabytes"], some["accuracy"], color=color, marker=marker, markersize=4,
                 linewidth=0.8, linestyle=":", label=title,
             )  # fmt: skip
+            side, height = ("left", -8) if rule == "paper" else ("right", 3)
             for _, one in some.iterrows():
                 axes.annotate(
-                    one["models"], (one["megabytes"], one["accuracy"]), xytext=(0, -9),
-                    textcoords="offset points", fontsize=6, ha="center", color=color,
+                    one["models"], (one["megabytes"], one["accuracy"]),
+                    xytext=(4 if side == "left" else -5, height), textcoords="offset points",
+                    fontsize=6, ha=side, color=color,
                 )  # fmt: skip
         axes.set(xlabel="MB a client", ylabel="test accuracy (%)", xscale="log")
+        axes.margins(y=0.12)
         log_axis(axes.xaxis)
         axes.legend(loc="best")
         save(figure, path, points)
