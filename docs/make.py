@@ -130,7 +130,7 @@ BY_HAND = {
 }
 """First lines of tables with numbers in the pages `MEASURED` that are typed by hand, and what they have."""
 
-BLOCK = re.compile(r"<!-- data: (\w+) -->\n\n(.*?)\n\n<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- data: (\w+) -->\n\n((?:(?!<!-- ).)*?)\n\n<!-- end -->", re.DOTALL)
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
