@@ -264,8 +264,12 @@ def test_figures_that_do_not_fit_are_named(
     path = tmp_path / "out" / "index.html"
     assert path.stat().st_size <= limit
     small = path.read_text(encoding="utf-8")
-    assert re.search(r"but in files beside it:\s[\w., ]*weights.png", small)
-    assert small.count("<img") + small.count(".png") == 4  # accuracy, loss, graph, weights
+    found = re.search(r"but in files beside it:\s([\w., =-]+)\.\s*</p>", small)
+    assert found is not None
+    named = set(found[1].split(", "))
+    drawn = {file.name for file in path.parent.glob("*.png")}
+    assert named <= drawn
+    assert len(named) + small.count("<img") == len(drawn)
 
 
 def test_long_curves_are_thinned() -> None:
