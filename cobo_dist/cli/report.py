@@ -40,8 +40,8 @@ files written:
   shares*.png                the weights that each client gives the others over the rounds,
                              smoothed, where they sum to 1; up to 12 clients (Figure 4)
   graph*.png                 how the links form: weights, components, alignment
-  groups.md, groups.csv      the groups of clients that W shows, run by run
-  members.md, members.csv    who is in them, of the runs whose graph is drawn
+  groups.md, .csv, .tex      the groups of clients that W shows, run by run
+  members.md, .csv, .tex     who is in them, of the runs whose graph is drawn
   network*.png               the graph as a network; of one run of three methods at most
   tree*.png                  W in a seriated order, with its dendrogram
   map*.png                   clients in the plane: saved models by principal components, W by
