@@ -89,7 +89,7 @@ STUDIES: Mapping[str, str] = {
     "python benchmarks/sketch.py --figures docs/figures": "sketch.csv sketch.png",
     "python benchmarks/privacy.py": "privacy.csv",
     "python benchmarks/compression.py --figures docs/figures": "compression.csv compression.png",
-    "python benchmarks/asynchrony.py": "asynchrony.csv",
+    "python benchmarks/asynchrony.py --rounds 2000 --seeds 0 --lags 100": "asynchrony.csv",
     "python benchmarks/newcomers.py": "newcomers.csv newcomers_memory.csv",
     "python benchmarks/stragglers.py": "stragglers.csv stragglers.png",
     "python benchmarks/drift.py --rounds 800": "drift_at_once.csv drift_staggered.csv drift_accuracy.png",
