@@ -54,7 +54,8 @@ def assert_close(folder: Path, reference: Path, tolerance: float = 2e-5) -> None
     for name, value in mine.items():
         np.testing.assert_allclose(value, theirs[name], tolerance, tolerance, err_msg=name)
     a, b = np.load(folder / "W.npz"), np.load(reference / "W.npz")
-    np.testing.assert_allclose(a["weights"], b["weights"], 0, tolerance)
+    # Some weights are quotients of differences between losses, which magnify rounding (FedFomo).
+    np.testing.assert_allclose(a["weights"], b["weights"], 0, max(tolerance, 1e-4))
     for event in ("round", "eval"):
         losses = [[row["loss"] for row in rows(one, event)] for one in (folder, reference)]
         np.testing.assert_allclose(*losses, tolerance, tolerance)

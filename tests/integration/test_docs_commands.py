@@ -227,7 +227,7 @@ def test_the_python_blocks_of_a_page_run_one_after_the_other(name: str, project:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_block_names_its_language(name: str) -> None:
     languages = {language for language, _ in blocks(ROOT / name)}
-    assert languages <= {"bash", "text", "python", "yaml", "json"}
+    assert languages <= {"bash", "text", "python", "yaml", "json", "latex"}
 
 
 def test_every_reason_and_replacement_is_needed() -> None:
