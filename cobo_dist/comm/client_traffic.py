@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from cobo_dist.comm.pair_plan import PairPlan
 from cobo_dist.maths.alignment import middle
-from cobo_dist.maths.compression import Compression
+from cobo_dist.maths.compression import Compression, message_bytes
 from cobo_dist.maths.weights import Weights
 
 _NUMBER_BYTES = 8  # a float64, in which inner products and gathered numbers travel
@@ -83,9 +83,7 @@ class ClientTraffic:
         self._both_ways(others * (self._model_bytes(size) + weight_bytes))
 
     def _model_bytes(self, size: int) -> int:
-        if self.compression is None:
-            return size * self.wire_bytes
-        return self.compression.message_bytes(size, self.wire_bytes)
+        return message_bytes(self.compression, size, self.wire_bytes)
 
     def all_reduce(
         self,

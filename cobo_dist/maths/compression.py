@@ -52,6 +52,13 @@ class Compression:
         return found_cd
 
 
+def message_bytes(compression: Compression | None, size: int, number_bytes: int) -> int:
+    """Return the bytes of a message about a model; None: it travels whole."""
+    if compression is None:
+        return size * number_bytes
+    return compression.message_bytes(size, number_bytes)
+
+
 def _rounded(row_d: Tensor) -> Tensor:
     """Round a row, block by block, to multiples of its greatest size over 127."""
     size = len(row_d)

@@ -26,6 +26,7 @@ from cobo_dist.comm.traffic_counter import TRAINING
 from cobo_dist.config import Config
 from cobo_dist.errors import ConfigError
 from cobo_dist.maths import seeds
+from cobo_dist.maths.compression import message_bytes
 from cobo_dist.maths.flat import row_bytes
 from cobo_dist.maths.graph import link_threshold
 from cobo_dist.maths.weights import Weights
@@ -131,10 +132,8 @@ class DryRun:
         self.counted = sample_ranks(config.run.seed, ranks)
         self.model = ModelSize.of(config, task)
         if self.participation.timing is not None:
-            size, itemsize = self.model.size, self.model.wire.itemsize
-            compressed = config.comm.compresses
             self.participation.timing.set_message_bytes(
-                compressed.message_bytes(size, itemsize) if compressed else size * itemsize
+                message_bytes(config.comm.compresses, self.model.size, self.model.wire.itemsize)
             )
         self.clients = FakeClients(
             self.placement, self.counted, self.clusters, self.model, self.participation

@@ -234,17 +234,10 @@ class MetricsBuffer:
         """
         assert self.run_logger is not None
         rows, moves, timeline, failure = [], [], [], ""
-        numbers = [
-            {int(r): number for number, r in enumerate(rank.pop("rounds"))} for rank in ranks
-        ]
-        for r in sorted(set().union(*numbers)):
+        by_round = [_by_round(rank) for rank in ranks]
+        for r in sorted(set().union(*by_round)):
             row = own.get(r) or _round_of_others(r)
-            there = [
-                (rank, of_rank, f"{number[r]}.")
-                for rank, (of_rank, number) in enumerate(zip(ranks, numbers, strict=True))
-                if r in number
-            ]
-            parts = {rank: _without(prefix, of_rank) for rank, of_rank, prefix in there}
+            parts = {rank: found[r] for rank, found in enumerate(by_round) if r in found}
             losses_n, part_n = self._losses_of(r, parts)
             traffic = np.sum([part["traffic"] for part in parts.values()], axis=0)
             row |= {"messages": int(traffic[0]), "bytes_sent": int(traffic[1:].sum())}
@@ -368,8 +361,12 @@ def _round_of_others(r: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _without(prefix: str, arrays: Arrays) -> Arrays:
-    """Return the arrays whose names begin so, without that beginning."""
-    return {
-        name.removeprefix(prefix): one for name, one in arrays.items() if name.startswith(prefix)
-    }
+def _by_round(record: Arrays) -> dict[int, Arrays]:
+    """Return the arrays of each round that a rank took, from its record."""
+    rounds = record["rounds"].tolist()
+    found: dict[int, Arrays] = {r: {} for r in rounds}
+    for name, array in record.items():
+        number, _, kind = name.partition(".")
+        if kind:
+            found[rounds[int(number)]][kind] = array
+    return found

@@ -30,6 +30,7 @@ from cobo_dist.comm.transports.base import LostContact
 from cobo_dist.config import Config
 from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import EXIT_DONE, ConfigError
+from cobo_dist.maths.compression import message_bytes
 from cobo_dist.maths.graph import link_threshold
 from cobo_dist.phase_timer import PhaseTimer
 from cobo_dist.results.run import Run
@@ -186,10 +187,8 @@ def build_learner(
     on_clients(clients)
     wire = dtype if comm.dtype == "model" else getattr(torch, comm.dtype)
     if participation.timing is not None:
-        size = clients.layout.size
-        compressed = comm.compresses
         participation.timing.set_message_bytes(
-            compressed.message_bytes(size, wire.itemsize) if compressed else size * wire.itemsize
+            message_bytes(comm.compresses, clients.layout.size, wire.itemsize)
         )
     placed = session.transport, problem.placement, dtype, session.device
     exchange = (

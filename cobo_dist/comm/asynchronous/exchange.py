@@ -176,15 +176,16 @@ class AsynchronousExchange(Exchange):
 
     def mix(self, weights: Weights, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Publish this rank's models to those that give them a weight; yield sums with others' last ones."""
+        w_cn, rows = weights.dense(), np.arange(len(self.ids))  # all, where only receivers know W
         for peer in self.mailbox.peers:
-            theirs_n = self.placement.owner_n == peer
-            rows = linked_rows(weights, theirs_n)
+            if weights.known_to_senders:
+                rows = linked_rows(w_cn, self.placement.owner_n == peer)
             ids = torch.from_numpy(np.asarray(self.ids)[rows])
             sent = {"ids": ids, "models": rows_to_send(x_cd, rows, self.wire)}
             self._post(peer, Letter("models", self.round, sent), "mixing", newest=True)
         self._read_until_all("models")
         self.client_traffic.mix(weights, x_cd.shape[1])
-        return self.models.mix(weights, x_cd)
+        return self.models.mix(w_cn, x_cd)
 
     def all_gather(self, numbers_c: NDArray[np.floating]) -> Floats:
         """Return numbers of every client, [n] or [n, k], those of other ranks as they last arrived."""

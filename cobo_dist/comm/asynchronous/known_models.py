@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist.maths.flat import columns_at_once, to_device
-from cobo_dist.maths.weights import Weights
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.floating]
 
 
 class KnownModels:
@@ -33,12 +33,11 @@ class KnownModels:
             if r >= self._models.get(client, (-1, row_d))[0]:
                 self._models[client] = r, row_d
 
-    def mix(self, weights: Weights, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def mix(self, w_cn: Floats, x_cd: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of columns with sum_k w_ik x_k there [c, columns].
 
         A client whose model has never arrived counts with the receiver's own, so that it does not pull.
         """
-        w_cn = weights.dense()
         others = np.ones(w_cn.shape[1], dtype=bool)
         others[self.ids_c] = False
         linked = np.flatnonzero(others & (w_cn != 0).any(axis=0))
@@ -63,14 +62,9 @@ class KnownModels:
         return [max(0, r - sent) for sent, _ in self._models.values()]
 
 
-def linked_rows(weights: Weights, theirs_n: NDArray[np.bool_]) -> Ints:
-    """Return the rows of W whose clients give a weight to one of some others: those others want the model.
-
-    All rows, where only the receivers know W.
-    """
-    if not weights.known_to_senders:
-        return np.arange(weights.shape[0])
-    found: Ints = np.flatnonzero((weights.dense()[:, theirs_n] != 0).any(axis=1))
+def linked_rows(w_cn: Floats, theirs_n: NDArray[np.bool_]) -> Ints:
+    """Return the rows of W whose clients give a weight to one of some others: those others want the model."""
+    found: Ints = np.flatnonzero((w_cn[:, theirs_n] != 0).any(axis=1))
     return found
 
 
