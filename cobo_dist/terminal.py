@@ -1,7 +1,8 @@
 """Standard output and error: a run does not depend on who reads them.
 
 Only this module handles errors of the terminal. A reader that leaves (`| head -1`), a full disk behind
-`> FILE` and a closed stream (`>&-`) end the output and nothing else.
+`> FILE` and a closed stream (`>&-`) end the output and nothing else. Ranks share a terminal, so a line is
+handed over whole.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ _STANDARD_STREAMS = 3  # input, output, error: file descriptors 0, 1, 2
 
 
 class SafeStream:
-    """A text stream that never raises: after the first error it drops what is written.
+    """A text stream of whole lines that never raises: after the first error it drops what is written.
+
+    Python of torchrun's workers (`-u`) writes the parts of a `print` one by one, and parts of two ranks mix.
+    A line that has not ended waits for its end or for `flush`.
 
     >>> stream = SafeStream(None)
     >>> stream.write("nobody reads this")
@@ -29,28 +33,33 @@ class SafeStream:
         """Write to `stream`; None is a stream that was closed before Python started."""
         self._stream = stream
         self._lost = stream is None
+        self._line = ""  # a line's beginning
 
     def write(self, text: str) -> int:
         """Write the text, with escapes for what the stream's encoding lacks; return its length."""
-        if not self._lost:
-            stream = cast("TextIO", self._stream)
-            try:
-                stream.write(_encodable(text, stream.encoding or "utf-8"))
-            except BlockingIOError:
-                pass  # a reader who is slow for now; later text may arrive
-            except (OSError, ValueError):  # ValueError: the stream was closed
-                self._lose()
+        lines, end, self._line = (self._line + text).rpartition("\n")
+        self._hand_over(lines + end)
         return len(text)
 
     def flush(self) -> None:
         """Hand over what is written."""
-        if not self._lost:
-            try:
-                cast("TextIO", self._stream).flush()
-            except BlockingIOError:
-                pass
-            except (OSError, ValueError):
-                self._lose()
+        begun, self._line = self._line, ""
+        self._hand_over(begun, flush=True)
+
+    def _hand_over(self, text: str, flush: bool = False) -> None:
+        """Write the text to the stream in one call."""
+        if self._lost:
+            return
+        stream = cast("TextIO", self._stream)
+        try:
+            if text:
+                stream.write(_encodable(text, stream.encoding or "utf-8"))
+            if flush:
+                stream.flush()
+        except BlockingIOError:
+            pass  # a reader who is slow for now; later text may arrive
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            self._lose()
 
     def isatty(self) -> bool:
         """Return whether a person sees the text."""

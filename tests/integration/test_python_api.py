@@ -302,7 +302,7 @@ for name in ("first", "second"):
 try:
     cobo_dist.fit(small, {"run.dir": f"{folder}/first", "task.clusters": 9999})
 except cobo_dist.ConfigError as error:
-    print("refused:", error)
+    sys.stdout.write(f"refused: {error}\\n")  # in one piece: torchrun's workers do not buffer
 cobo_dist.fit(small, {"run.dir": f"{folder}/first", "run.overwrite": True, "run.rounds": 8})
 """
 

@@ -61,6 +61,31 @@ def on_terminal(script: str, **env: str) -> str:
     return shown.decode()
 
 
+class Pieces(io.StringIO):
+    """A stream that notes each call's text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.pieces.append(text)
+        return super().write(text)
+
+
+def test_a_line_is_written_whole_as_ranks_share_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Pieces()
+    monkeypatch.setattr("sys.stdout", shared)
+    with safe_terminal():
+        print("two", "words")
+        print("a\nb", end="")
+        assert shared.pieces == ["two words\n", "a\n"]
+        print(flush=True)
+        print("50%", end="\r", flush=True)
+        print("no end", end="")
+    assert shared.pieces == ["two words\n", "a\n", "b\n", "50%\r", "no end"]
+
+
 @pytest.mark.parametrize("redirection", NOBODY)
 def test_no_error_of_the_terminal_reaches_a_command(tmp_path: Path, redirection: str) -> None:
     script = tmp_path / "writes_much.py"
