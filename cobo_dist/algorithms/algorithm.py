@@ -114,6 +114,16 @@ class AlgorithmSection(Section):
         return False
 
     @property
+    def needs_inputs(self) -> bool:
+        """Whether clients show something of their inputs, which must be numbers."""
+        return False
+
+    @property
+    def needs_predictions(self) -> bool:
+        """Whether clients show what their models predict."""
+        return False
+
+    @property
     def takes_one_step(self) -> bool:
         """Whether it needs single gradients, so that clients take one local step a round."""
         return False

@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.algorithms.local_steps import LocalSteps, Optimizer
+from cobo_dist.algorithms.signatures import Signatures
 from cobo_dist.lazy import Tensor
 from cobo_dist.maths.alignment import Statistic
 from cobo_dist.maths.compression import Compression
 from cobo_dist.maths.participation import Mask, Participation, Timing
 from cobo_dist.maths.sketch import Sketch
+from cobo_dist.maths.subspaces import Angle
 from cobo_dist.maths.true_graph import Truth
 from cobo_dist.maths.weights import Weights
 
@@ -145,6 +147,19 @@ class Clients(Protocol):
         rows_e: NDArray[np.int64] | None = None,
     ) -> Tensor:
         """Return the losses [c, k] of k models on validation batches of all clients, or of some [e, k]."""
+
+    def input_signatures(self, vectors: int, by_class: bool, angle: Angle) -> Signatures:
+        """Return `vectors` principal directions of each client's training inputs, of each class or of all.
+
+        Distances are the smallest or the mean principal angle of what they span, in degrees.
+        """
+
+    def prediction_signatures(self, examples: int, top: int) -> Signatures:
+        """Return the `top` largest numbers of what each client's model predicts for so many shared examples.
+
+        All clients know these examples, without labels: they are taken from validation data in turn.
+        Distances are sums of absolute differences.
+        """
 
     def direction(self, rows: slice = slice(None)) -> Tensor:
         """Return the local optimizer's direction [c, d] for the gradients just computed, or for some.

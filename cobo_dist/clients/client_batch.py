@@ -7,6 +7,7 @@ midpoints), k models.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,9 +24,11 @@ from cobo_dist.clients.local_config import LocalWorkConfig
 from cobo_dist.clients.local_steps import LocalSteps
 from cobo_dist.clients.local_work import Batches, Rows
 from cobo_dist.clients.optimizer_config import OptimizerConfig
+from cobo_dist.clients.signatures import InputSignatures, PredictionLayout, PredictionSignatures
 from cobo_dist.clients.vectorized import Vectorized
 from cobo_dist.maths.flat import to_device
 from cobo_dist.maths.participation import Participation
+from cobo_dist.maths.subspaces import Angle
 from cobo_dist.phase_timer import PhaseTimer
 
 
@@ -71,7 +74,11 @@ class ClientBatch(ClientGradients):
         self.engine = self._build_engine(OneByOne.name)
         self._loader = OneByOne(self.model, self.loss)
         self._evaluator = Evaluator(
-            task, self._loader, with_autocast(task.score, device, autocast), device
+            task,
+            self._loader,
+            with_autocast(task.score, device, autocast),
+            with_autocast(task.predict, device, autocast),
+            device,
         )
 
     # -- engines ----------------------------------------------------------------------------------
@@ -183,6 +190,21 @@ class ClientBatch(ClientGradients):
         most = self.engine.most_at_once if isinstance(self.engine, Vectorized) else None
         at_once = max(1, min(len(self.ids), most or len(self.ids)) // count)
         return self._evaluator.losses_together(points_kd, buffers, batch, at_once)
+
+    # -- what clients show in place of models ----------------------------------------------------------
+
+    def input_signatures(self, vectors: int, by_class: bool, angle: Angle) -> InputSignatures:
+        """Return `vectors` principal directions of each client's training inputs, of each class or of all."""
+        return InputSignatures(self.task, vectors, by_class, angle, self.ids, self.x_cd)
+
+    @torch.no_grad()
+    def prediction_signatures(self, examples: int, top: int) -> PredictionSignatures:
+        """Return the `top` largest numbers of what each model predicts for so many shared examples."""
+        inputs = self.task.shared_inputs(examples, self.device)
+        layout = PredictionLayout(*self.task.prediction_shape(examples), top)
+        predict = [partial(self._evaluator.predictions, self.x_cd[row], self._row_buffers(row), inputs)
+                   for row in range(len(self.ids))]  # fmt: skip
+        return PredictionSignatures(layout, predict, self.x_cd)
 
     # -- evaluation and saved state -----------------------------------------------------------------
 

@@ -25,9 +25,11 @@ class Evaluator:
         task: LearningTask,
         loader: OneByOne,
         score: Callable[..., dict[str, Tensor]],
+        predict: Callable[..., Tensor],
         device: torch.device,
     ) -> None:
-        self.task, self.loader, self.score, self.device = task, loader, score, device
+        self.task, self.loader, self.device = task, loader, device
+        self.score, self.predict = score, predict
 
     def losses(self, points_kd: Tensor, buffers: Buffers, batch: Batch) -> Tensor:
         """Return the losses float64 [e, k] of k models on e batches, one pair after the other.
@@ -68,6 +70,10 @@ class Evaluator:
             for at in range(0, len(points_kd), at_once)
         ]
         return torch.cat(losses).t().double()
+
+    def predictions(self, point_d: Tensor, buffers: Buffers, inputs: Batch) -> Tensor:
+        """Return one model's predictions [P, C] for shared inputs."""
+        return self.predict(self.loader.load(point_d, buffers).eval(), *inputs)
 
     def _mean_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         parts = list(parts_of(batch, self.task.accumulation))

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cobo_dist.clients.engines import Batch
 from cobo_dist.lazy import Tensor, nn, torch
 
@@ -42,6 +45,7 @@ class LearningTask(Protocol):
     batch_size: int  # examples in one gradient of a client
     accumulation: int  # parts that a training batch is divided into, to need less memory
     loss_is_pure: bool = True  # `loss` depends on the model and the tensors of a batch alone
+    input_size: int  # numbers of a training input; 0: inputs are no numbers
 
     def model(self) -> nn.Module:
         """Return the module that serves all clients. Parameters without gradient are a frozen base.
@@ -82,3 +86,24 @@ class LearningTask(Protocol):
         self, client: int, split: str, device: torch.device, whole: bool = True
     ) -> Iterable[tuple[int, Batch]]:
         """Return (number of examples, batch) over one client's split, or over a fixed part of it."""
+
+    def label_counts(self) -> NDArray[np.int64] | None:
+        """Return each client's number of training examples with each label, [n, C]; None: no labels."""
+
+    def training_inputs(self, client: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return a client's inputs [B, input_size] as its model takes them, and their labels [B].
+
+        Only called for a task with an `input_size`.
+        """
+
+    def shared_inputs(self, count: int, device: torch.device) -> Batch:
+        """Return `count` inputs that all clients know: the same for each, from validation data.
+
+        Only called for a task whose `splits` include validation.
+        """
+
+    def predict(self, model: nn.Module, *inputs: Tensor) -> Tensor:
+        """Return a model's predictions [P, C] for `shared_inputs`."""
+
+    def prediction_shape(self, count: int) -> tuple[int, int]:
+        """Return P and C of the predictions for `count` shared inputs."""

@@ -136,7 +136,7 @@ class DryRun:
                 message_bytes(config.comm.compresses, self.model.size, self.model.wire.itemsize)
             )
         self.clients = FakeClients(
-            self.placement, self.counted, self.clusters, self.model, self.participation
+            self.placement, self.counted, self.clusters, self.model, self.participation, task
         )
         self.exchange = self._exchange(self.placement)
         self.algorithm = build_algorithm(config.algorithm, self.clients, self.exchange, context)

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobo_dist.clients.columns import find_columns, layers_of
+from cobo_dist.clients.learning_task import LearningTask
+from cobo_dist.clients.signatures import PredictionLayout, basis_columns
 from cobo_dist.comm.placement import Placement
 from cobo_dist.maths import seeds
 from cobo_dist.maths.participation import Participation
@@ -49,9 +51,10 @@ class FakeClients:
         clusters: Sequence[int] | None,
         model: ModelSize,
         participation: Participation,
+        task: LearningTask,
     ) -> None:
         """Make the clients of a placement. Where no clusters are known, each client is its own."""
-        count, self.participation = placement.clients, participation
+        count, self.participation, self.task = placement.clients, participation, task
         labels = np.arange(count) if clusters is None else np.asarray(clusters)
         _, cluster_n = np.unique(labels, return_inverse=True)
         self.placement, self.ranks, self.ids = placement, ranks, tuple(range(count))
@@ -146,6 +149,27 @@ class FakeClients:
         name = seeds.key(0, "fake losses", self._scored)
         return seeds.uniforms(name, shape[0] * shape[1]).view(shape)
 
+    def input_signatures(self, vectors: int, by_class: bool, angle: str) -> FakeSignatures:
+        """Return signatures by which clients of one cluster are alike."""
+        size = self.task.input_size * basis_columns(self.task, vectors, by_class)
+        return FakeSignatures(self._stand_for(size))
+
+    def prediction_signatures(self, examples: int, top: int) -> FakeSignatures:
+        """Return signatures by which clients of one cluster are alike."""
+        layout = PredictionLayout(*self.task.prediction_shape(examples), top)
+        return FakeSignatures(self._stand_for(layout.size))
+
+    def _stand_for(self, size: int) -> Tensor:
+        """Return rows that stand for ones of `size` numbers, and have the client's cluster."""
+        return self.cluster_n1.expand(-1, self._length_for(size))
+
+    def _length_for(self, size: int) -> int:
+        """Return the length of rows that stand for `size` numbers, and for no model."""
+        known = [row for row, numbers in self.sizes.items() if numbers == size and row > BUFFERS]
+        length = known[0] if known else max(self.sizes) + 1
+        self.sizes[length] = size
+        return length
+
     def direction(self, rows: slice = slice(None)) -> Tensor:
         """Return the rows of the gradients."""
         return self.g_cd[rows]
@@ -163,11 +187,7 @@ class FakeClients:
         """Return some columns, whose rows have a length of their own here."""
         names = self.model.buffer_names if buffers else self.model.names
         found = find_columns(names, patterns, others=others)
-        size = found.size
-        known = [row for row, numbers in self.sizes.items() if numbers == size and row > BUFFERS]
-        length = known[0] if known else max(self.sizes) + 1
-        self.sizes[length] = size
-        return FakeColumns(found.names, length, size)
+        return FakeColumns(found.names, self._length_for(found.size), found.size)
 
     def separate(self, *parts: object) -> None:
         """Have nothing to separate: models do not move."""
@@ -180,6 +200,19 @@ class FakeClients:
         """Return an optimizer for further models of clients, or of no client."""
         self.optimizers += rows_kd is self.x_cd
         return FakeOptimizer()
+
+
+@dataclass(frozen=True)
+class FakeSignatures:
+    """Signatures of all clients, which differ between clusters."""
+
+    rows_cs: Tensor
+
+    def distances(self, others_ks: Tensor) -> NDArray[np.float64]:
+        """Return less than 1 within clusters and 90 more between them; no two are equal, as in a real run."""
+        apart = (self.rows_cs[:, :1] != others_ks[:, 0]).double()
+        name = seeds.key(0, "fake distances", len(others_ks))
+        return (90.0 * apart + seeds.uniforms(name, apart.numel()).view(apart.shape)).numpy()
 
 
 @dataclass(frozen=True)

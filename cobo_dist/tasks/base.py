@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cobo_dist.clients.engines import Batch
 from cobo_dist.clients.learning_task import LearningTask
-from cobo_dist.lazy import Tensor
+from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths.true_graph import TrueGraph, Truth
 from cobo_dist.settings import Section, Text
 from cobo_dist.tasks.sections import ModelSection
@@ -97,6 +98,7 @@ class Task(LearningTask, Protocol):
     diagnoses: bool = False  # whether `diagnose` returns figures every round
     model_section: ModelSection | None = None  # the config of its model, if the task takes one
     random_order: bool = False  # whether clients read their examples by shuffled indices
+    input_size: int = 0  # numbers of a training input; 0: inputs are no numbers
 
     @property
     def truth(self) -> Truth:
@@ -129,6 +131,22 @@ class Task(LearningTask, Protocol):
     def label_counts(self) -> NDArray[np.int64] | None:
         """Return each client's number of training examples with each label, [n, C]; None: no labels."""
         return None
+
+    def training_inputs(self, client: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return a client's inputs and labels; a task whose inputs are numbers has this, and `input_size`."""
+        raise TypeError(f"task {self.name} has no input_size")
+
+    def shared_inputs(self, count: int, device: torch.device) -> Batch:
+        """Return inputs that all clients know; a task that predicts has this and the next two."""
+        raise TypeError(f"task {self.name} has no predictions")
+
+    def predict(self, model: nn.Module, *inputs: Tensor) -> Tensor:
+        """Return predictions [P, C]."""
+        raise TypeError(f"task {self.name} has no predictions")
+
+    def prediction_shape(self, count: int) -> tuple[int, int]:
+        """Return P and C; here 0: there are no predictions."""
+        return 0, 0
 
     def data_in_memory(self) -> tuple[str, int]:
         """Return what a rank keeps of the examples, in words, and its bytes."""

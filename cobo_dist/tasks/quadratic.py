@@ -106,6 +106,7 @@ class Quadratic(Task):
             )
         self.drift = drift_of(config.drift, self.clusters or range(self.clients), split_seed)
         self._centers = torch.from_numpy(self.centers_nd).to(dtype)
+        self.input_size = self.centers_nd.shape[1]
         self._phase, self.current_nd = 0, self._centers
         """The centers of the round under way."""
         self._curvature = torch.from_numpy(self.curvature_n).to(dtype)
@@ -163,6 +164,22 @@ class Quadratic(Task):
         source = QuadraticBatches(self, list(clients), device)
         source.noise = 0.0
         return source
+
+    def training_inputs(self, client: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the center as the only input."""
+        return self.current_nd[[client]].double().numpy(), np.zeros(1, dtype=np.int64)
+
+    def shared_inputs(self, count: int, device: torch.device) -> Batch:
+        """Return none: a model predicts its point."""
+        return ()
+
+    def predict(self, model: nn.Module, *inputs: Tensor) -> Tensor:
+        """Return the point, [1, d]."""
+        return torch.cat([one.reshape(1, -1) for one in model.parameters()])
+
+    def prediction_shape(self, count: int) -> tuple[int, int]:
+        """Return the shape of a point."""
+        return 1, self.input_size
 
     def evaluation(
         self, client: int, split: str, device: torch.device, whole: bool = True

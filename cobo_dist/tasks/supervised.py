@@ -109,6 +109,7 @@ class Supervised(Task):
         self._sources = WeakKeyDictionary[ExampleBatches, str]()  # open ones, with their splits
         self._truth = truth_of(loaded, self.drift, order)
         self.clusters: tuple[int, ...] | None = self._truth.clusters_at(0)
+        self.input_size = 0 if self.examples.vocabulary else self.examples.shape.numel()
         self.true_graph = self._truth.graph_at(0)
         self.names = tuple(loaded.names[client] for client in order) if loaded.names else ()
         self.notices = tuple(" ".join(one.splitlines()) for one in loaded.notices)
@@ -250,6 +251,30 @@ class Supervised(Task):
         source = ExampleBatches(self.examples, held_out, clients, self.seed, data, streams=streams)
         return self._kept_current(source, "validation")
 
+    def training_inputs(self, client: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return a client's inputs [B, input_size], and the labels by which partitions went."""
+        own = self.current.of_client(client, "train")
+        stored = self.examples.inputs[to_device(own, self.examples.inputs.device)]
+        inputs = self.examples.as_inputs(stored).reshape(len(own), -1).double().cpu().numpy()
+        return inputs, self.labels_of(client, own).cpu().numpy()
+
+    def shared_inputs(self, count: int, device: torch.device) -> Batch:
+        """Return validation inputs of all clients in turn, or as many as there are."""
+        self._move_to(device)
+        own = self.split_of["validation"]
+        every = [one[k] for k in range(max(map(len, own))) for one in own if k < len(one)]
+        chosen = to_device(torch.stack(every[:count]), device)
+        return (self.examples.as_inputs(self.examples.inputs[chosen]),)
+
+    def predict(self, model: nn.Module, *inputs: Tensor) -> Tensor:
+        """Return outputs for inputs [B, ...]."""
+        chunks = torch.split(inputs[0], self.data.eval_batch_size)
+        return torch.cat([logits_of(model(chunk)) for chunk in chunks])
+
+    def prediction_shape(self, count: int) -> tuple[int, int]:
+        """Return the number of examples, and of outputs."""
+        return min(count, sum(map(len, self.split_of["validation"]))), self.examples.outputs
+
     def evaluation(
         self, client: int, split: str, device: torch.device, whole: bool = True
     ) -> Iterable[tuple[int, Batch]]:
@@ -314,7 +339,7 @@ class Supervised(Task):
             self.labels_of(client, own).bincount(minlength=classes)
             for client, own in enumerate(self.current.of("train"))
         ]
-        return np.stack([one.numpy() for one in counts])
+        return np.stack([one.cpu().numpy() for one in counts])
 
     def data_in_memory(self) -> tuple[str, int]:
         """Return the bytes of inputs and targets."""

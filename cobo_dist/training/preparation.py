@@ -225,6 +225,16 @@ def refuse_unfit(config: Config, task: Task) -> None:
             f"algorithm.name={algorithm.name} scores models on validation data, and "
             f"{task.lack('validation')}"
         )
+    if algorithm.needs_inputs and not task.input_size:
+        raise ConfigError(
+            f"algorithm.name={algorithm.name} compares inputs as vectors, and those of "
+            f"task.name={task.name} are none; choose an algorithm that compares models"
+        )
+    if algorithm.needs_predictions and not task.prediction_shape(1)[0]:
+        raise ConfigError(
+            f"algorithm.name={algorithm.name} compares predictions, and task.name={task.name} has none; "
+            "give its class shared_inputs, predict and prediction_shape, or choose another algorithm"
+        )
     for split in run.eval_splits:
         if split not in task.splits:
             raise ConfigError(

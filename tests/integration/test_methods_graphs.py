@@ -13,6 +13,7 @@ from methods import DenseClients, check_method, trained, write_problem
 from pool import RankPool
 from problems import QUIET, rows, train
 from resuming import assert_same, stopped
+from scipy.linalg import subspace_angles
 from scipy.optimize import minimize
 
 from cobo_dist.algorithms.pfedgraph import graph_rows
@@ -445,9 +446,13 @@ def test_relative_norms_do_not_see_the_step_size(pool: RankPool, tmp_path: Path)
     assert not w.all()
 
 
-def four_clusters(folder: Path) -> Path:
+OPPOSITE, LINES = (10.0, 60.0, 190.0, 250.0), (10.0, 60.0, 100.0, 150.0)
+"""Directions of four clusters; the first and third of OPPOSITE lie on one line."""
+
+
+def four_clusters(folder: Path, directions: tuple[float, ...] = OPPOSITE) -> Path:
     """Write 4 x 3 clients in the plane; clients i, i + 4, i + 8 are alike."""
-    angles = np.radians([10.0, 60.0, 190.0, 250.0])[np.arange(12) % 4]
+    angles = np.radians(directions)[np.arange(12) % 4]
     centers = 3.0 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     centers += np.random.default_rng(0).normal(scale=0.02, size=centers.shape)
     path = folder / "four.npz"
@@ -551,6 +556,63 @@ def test_flhc_with_the_true_number_of_clusters_is_oracle_from_then_on(
     )
     np.testing.assert_allclose(x, same_x, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(w, same_w)
+
+
+# -- PACFL ---------------------------------------------------------------------------------------------
+
+
+def pacfl(twin: GroupTwin, rounds: int, linkage: str, count: int, threshold: float) -> Result:
+    """A client's data are its center; a subspace of one vector has one principal angle."""
+    centers = twin.centers
+    angles = [[subspace_angles(a[:, None], b[:, None])[0] for b in centers] for a in centers]
+    twin.groups = merged(np.degrees(angles), linkage, count, threshold)
+    for t in range(rounds):
+        twin.average(twin.work(t))
+    return twin.result()
+
+
+PACFL = {
+    "clusters": (["clusters=3"], {"count": 3}, {}),
+    "threshold": (["threshold=20", "linkage=complete", "by_class=false"],
+                  {"threshold": 20.0, "linkage": "complete"}, {"steps": 2}),
+    "some clients": (["clusters=2", "angle=mean", "linkage=single", "weighting=examples"],
+                     {"count": 2, "linkage": "single"}, {"steps": 2, "count": 3, "by": "examples"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PACFL)
+def test_pacfl_is_its_dense_twin(case: str, pool: RankPool, unlike: Path, tmp_path: Path) -> None:
+    keys, given, work = PACFL[case]
+    default = {"rounds": 8, "linkage": "average", "count": 0, "threshold": 0.0}
+    expected = pacfl(twin(unlike, ETA, work), **(default | given))
+    assert 7 < expected[1].sum() < 49, "clients were grouped"
+    check_method(
+        pool, unlike, tmp_path, expected, "run.rounds=8", f"optimizer.lr={ETA}",
+        "algorithm.name=pacfl", *(f"algorithm.{key}" for key in keys), *arguments_of(work),
+    )  # fmt: skip
+
+
+def test_pacfl_with_the_true_number_of_clusters_is_oracle(pool: RankPool, tmp_path: Path) -> None:
+    problem = four_clusters(tmp_path, LINES)
+    (x, w), (same_x, same_w) = (
+        trained(pool, problem, tmp_path / name, 2, *SHORT, f"algorithm.name={name}")
+        for name in ("pacfl", "oracle")
+    )
+    np.testing.assert_allclose(x, same_x, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(w, same_w)
+
+
+def test_a_newcomer_joins_the_group_with_the_nearest_data(pool: RankPool, tmp_path: Path) -> None:
+    """Client 11 is like 3 and 7, and gets their model."""
+    events = tmp_path / "events.csv"
+    events.write_text("round,client,event\n4,11,join\n4,6,join\n")
+    x, w = trained(
+        pool, four_clusters(tmp_path, LINES), tmp_path / "run", 3, *SHORT, "algorithm.name=pacfl",
+        f"membership={events}",
+    )  # fmt: skip
+    same = np.equal.outer(np.arange(12) % 4, np.arange(12) % 4)
+    np.testing.assert_array_equal(w, same)
+    np.testing.assert_allclose(x[11], x[3], rtol=0, atol=1e-12)
 
 
 # -- Dada ----------------------------------------------------------------------------------------------
@@ -782,6 +844,9 @@ REFUSED = {
     "cfl algorithm.min_size=1": "algorithm.min_size",
     "flhc algorithm.clusters=2 algorithm.threshold=1": "drop one of them",
     "flhc algorithm.clusters=9": "more groups than the 8 clients",
+    "pacfl algorithm.vectors=0": "algorithm.vectors",
+    "pacfl algorithm.clusters=2 algorithm.threshold=1": "drop one of them",
+    "prediction_based task.validation_fraction=0": "set task.validation_fraction=0.1",
     "dada algorithm.delta=0": "algorithm.delta",
 }
 

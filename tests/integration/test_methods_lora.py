@@ -141,6 +141,56 @@ def test_similarity_based_at_a_high_temperature_is_fedavg(pool: RankPool, tmp_pa
     np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-12)
 
 
+def prediction_based(problem: Path, temperature: float, top: int, count: int) -> Result:
+    """A model's prediction for anything is its point; of it the `top` largest numbers count."""
+    dense, w = DenseClients(problem, ETA), np.eye(N)
+    for t in range(ROUNDS):
+        part = sorted(seeds.permutation(seeds.key(0, "clients", t), N).tolist()[:count])
+        for i in part:
+            dense.x[i] = dense.local_work(i, dense.x[i], 2)
+        shown = dense.x[part].copy()
+        least = np.argsort(shown, axis=1)[:, : shown.shape[1] - top]
+        np.put_along_axis(shown, least, 0.0, axis=1)
+        apart = np.abs(shown[:, None] - shown[None]).sum(axis=2)
+        rows_m = softmax(-10 * apart / apart.sum(axis=1, keepdims=True) / temperature)
+        w[part] = 0.0
+        w[np.ix_(part, part)] = rows_m
+        dense.x[part] = rows_m @ dense.x[part]
+    return dense.x, w
+
+
+@pytest.mark.parametrize(("temperature", "top", "count"), [(1.0, 100, N), (0.3, 2, N), (1.0, 3, 4)])
+def test_prediction_based(
+    pool: RankPool, tmp_path: Path, temperature: float, top: int, count: int
+) -> None:
+    problem = write_problem(tmp_path)
+    expected = prediction_based(problem, temperature, min(top, 5), count)
+    assert expected[1].std() > 0.005, "a problem in which weights differ"
+    check_method(
+        pool, problem, tmp_path, expected, "algorithm.name=prediction_based", "local.steps=2",
+        f"algorithm.temperature={temperature}", f"algorithm.top={top}", f"run.rounds={ROUNDS}",
+        f"participation.count={count}",
+    )  # fmt: skip
+
+
+def test_predictions_of_text_are_compared(
+    pool: RankPool, language: list[str], tmp_path: Path
+) -> None:
+    """Models that see the same text in the same order stay one; those of other text part."""
+    given = [*language, "algorithm.name=prediction_based", "algorithm.examples=3", "algorithm.top=7",
+             "run.rounds=3", "optimizer.lr=0.1"]  # fmt: skip
+    found = [
+        np.concatenate(
+            pool.run(ranks, train_and_weights, [*given, f"run.dir={tmp_path / str(ranks)}"])
+        )
+        for ranks in (1, 3)
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-10)
+    w = found[0]
+    np.testing.assert_allclose(w.sum(axis=1), 1, atol=1e-12)
+    assert (w.argmax(axis=1) == np.arange(len(w))).all(), "nobody predicts as a client itself"
+
+
 def test_similarity_of_one_factor(pool: RankPool, language: list[str], tmp_path: Path) -> None:
     """Cosines of B decide, and whole adapters are averaged."""
     one = [*language, "run.rounds=1", "local.steps=3"]

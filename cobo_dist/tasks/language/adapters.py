@@ -54,6 +54,11 @@ class Adapted:
         self.shapes = {name: one.shape for name, one in trained(self.model)}
         self._kinds = self._start_kinds()
 
+    @property
+    def outputs(self) -> int:
+        """Numbers that the model returns for each token: one for each token id."""
+        return int(self.base.model.get_output_embeddings().weight.shape[0])
+
     def _wrap(self) -> Any:
         peft, model, config = library("peft"), self.base.model, self.config
         self._refuse_unmatched()

@@ -148,6 +148,32 @@ class Language(Task):
                 windows = self.windows(client, span, chunk.numpy(), length)
                 yield len(chunk), (to_device(windows, device), ratio)
 
+    def shared_inputs(self, count: int, device: torch.device) -> Batch:
+        """Return windows of all clients' validation text in turn, or as many whole ones as there are."""
+        spans = [own["validation"] for own in self.split_of]
+        places = [
+            (client, k)
+            for k in range(max(len(span) for span in spans) // self.config.context)
+            for client, span in enumerate(spans)
+            if k < len(span) // self.config.context
+        ]
+        windows = [
+            self.windows(client, spans[client], np.array([k]), self.config.context)
+            for client, k in places[:count]
+        ]
+        return (to_device(torch.cat(windows), device),)
+
+    def predict(self, model: nn.Module, *inputs: Tensor) -> Tensor:
+        """Return the logits of each window's tokens, one window after the other."""
+        chunks = torch.split(inputs[0], min(self.data.eval_batch_size, self.data.batch_size))
+        return torch.cat([_logits(model, chunk) for chunk in chunks])
+
+    def prediction_shape(self, count: int) -> tuple[int, int]:
+        """Return the number of tokens in the windows, and that of token ids."""
+        context = self.config.context
+        whole = sum(len(own["validation"]) // context for own in self.split_of)
+        return min(count, whole) * context, self.adapted.outputs
+
     def windows(self, client: int, span: Span, numbers: NDArray[np.int64], length: int) -> Tensor:
         """Return windows of `length` + 1 tokens [*numbers, length + 1] of a client's span.
 
@@ -247,9 +273,14 @@ class WindowBatches:
         return to_device(windows, self.device), to_device(keys, self.device)
 
 
+def _logits(model: nn.Module, windows: Tensor) -> Tensor:
+    """Return the logits of each predicted token of windows [B, L + 1], [B * L, token ids]."""
+    logits: Tensor = model(input_ids=windows[:, :-1], use_cache=False).logits.flatten(0, 1)
+    # From autocast it is too imprecise for a loss.
+    return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+
 def _cross_entropies(model: nn.Module, windows: Tensor) -> Tensor:
     """Return the cross-entropy of each predicted token of windows [B, L + 1], [B * L]."""
-    logits = model(input_ids=windows[:, :-1], use_cache=False).logits.flatten(0, 1)
-    if logits.dtype == torch.bfloat16:  # from autocast; too imprecise for a loss
-        logits = logits.float()
+    logits = _logits(model, windows)
     return nn.functional.cross_entropy(logits, windows[:, 1:].flatten(), reduction="none")

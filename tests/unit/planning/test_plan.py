@@ -77,6 +77,8 @@ EXACT = {
         "algorithm.temperature=1e15",
         "algorithm.every=2",
     ],
+    "prediction": ["algorithm.name=prediction_based", "algorithm.every=2", "algorithm.top=3"],
+    "pacfl": ["algorithm.name=pacfl", "algorithm.clusters=1", "algorithm.vectors=2"],
     "cobo, some columns": [
         "algorithm.gamma=0",
         "algorithm.sampling.rate=5",
