@@ -20,8 +20,8 @@ from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, RunFailure
 from cobo_dist.host import raise_open_files_limit
 from cobo_dist.results.run import Run
 from cobo_dist.terminal import safe_terminal
-from cobo_dist.training.build import run
 from cobo_dist.training.figures import draw_figures
+from cobo_dist.training.run import run
 from cobo_dist.training.signals import name_of
 
 _begun: set[Path] = set()

@@ -24,11 +24,11 @@ POINTS = {
     "connect": ("comm.startup.handshake", "Handshake", "_await_verdict"),
     "handshake": ("comm.startup.handshake", "Handshake", "_follow"),
     "group": ("comm.session", "", "_init_process_group"),
-    "data": ("training.build", "", "prepare"),
+    "data": ("training.run", "", "prepare"),
     "claim": ("training.startup", "", "claim"),
     "first round": ("algorithms.cobo", "CoBo", "round"),
     "save": ("checkpoint.writer", "CheckpointWriter", "begin"),
-    "finish": ("training.build", "", "finish"),
+    "finish": ("training.run", "", "finish"),
 }
 """Module, class and function at whose first call the rank is killed. connect: it has described itself to
 rank 0, which itself is killed when all others have come."""

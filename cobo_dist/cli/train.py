@@ -65,8 +65,8 @@ def _train(argv: Sequence[str] | None, rank: int, guard: StartGuard) -> int:
         rank = guard.rank = launch.rank
         config = load_config(options.config, options.settings)
         # It imports torch, which help and refusals need not wait for.
-        from cobo_dist.training.build import run
         from cobo_dist.training.figures import draw_figures
+        from cobo_dist.training.run import run
 
         return run(config, launch, guard, draw_figures if config.log.figures else None).code
     except (ConfigError, RunFailure) as error:

@@ -250,11 +250,15 @@ class Exchange:
         """Return numbers of every client, [n] or [n, k] in client order, on every rank."""
         self._enter("all_gather", self._wrong_rows(numbers_c))
         self.client_traffic.all_gather(numbers_c.size)
-        with self.timer.span("waiting"):
-            gathered_n = self.gather_rows(numbers_c.astype(np.float64), "mixing")
-            # Rank 0 sends them to all, so that every rank decides by the same bits.
-            record = b"" if gathered_n is None else gathered_n.tobytes()
-            return np.frombuffer(self.transport.broadcast(record)).reshape(-1, *numbers_c.shape[1:])
+        own = torch.from_numpy(np.ascontiguousarray(numbers_c, dtype=np.float64))
+        every = [
+            own.new_empty(len(ids), *own.shape[1:]) if rank != self.transport.rank else own
+            for rank, ids in enumerate(self.placement.by_rank)
+        ]
+        receives = {rank: part for rank, part in enumerate(every) if part is not own}
+        sends = dict.fromkeys(receives, own)
+        self._channel.wait(self._channel.post(sends, receives, "mixing"))
+        return self.placement.in_client_order([part.numpy() for part in every])
 
     # -- all models with all clients ----------------------------------------------------------------
 

@@ -173,8 +173,3 @@ def _check_asynchronous(config: Config) -> None:
                 f"{key} says who takes part in which round, and {mode} leaves that to how fast ranks are; "
                 f"drop {key}, or set comm.mode=synchronous"
             )
-    if config.callbacks:
-        raise ConfigError(
-            f"callbacks see every round of all ranks at once, which {mode} has not; drop callbacks, or set "
-            "comm.mode=synchronous"
-        )

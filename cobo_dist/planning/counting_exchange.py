@@ -236,11 +236,11 @@ class CountingExchange:
         return (weights[:, None] @ x)[:, 0]
 
     def all_gather(self, numbers_n: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return the numbers, and count them as gathered by rank 0."""
-        sends_s = (self.ranks > 0).astype(np.int64)
+        """Return the numbers, and count them as sent to every other rank."""
         self.client_mixing.all_gather(numbers_n.size)
         nbytes = numbers_n.size // self.placement.clients * _SCALAR_BYTES
-        self.send("mixing", sends_s, sends_s * self._clients_s * nbytes)
+        peers = self.placement.ranks - 1
+        self.send("mixing", peers, peers * self._clients_s * nbytes)
         return numbers_n
 
     # -- all models with all clients ----------------------------------------------------------------

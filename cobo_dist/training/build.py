@@ -1,35 +1,28 @@
-"""The composition: a config in, a trained run out.
+"""The parts of a run, built from its config: clients, exchange, algorithm, logs, and the trainer over them.
 
-Only this module and `preparation` see the whole config. Every part gets its own section of it, or plain
-values.
+Only this module, `run` and `preparation` see the whole config. Every part gets its own section of it, or
+plain values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 
 import torch
 
 from cobo_dist.algorithms.base import RunContext
 from cobo_dist.algorithms.registry import build_algorithm, shown_as
-from cobo_dist.callbacks.callback import Callback
 from cobo_dist.checkpoint import resume
 from cobo_dist.checkpoint.writer import CheckpointWriter
 from cobo_dist.clients.client_batch import ClientBatch
 from cobo_dist.comm.asynchronous.exchange import AsynchronousExchange
-from cobo_dist.comm.asynchronous.mailbox import Mailbox, open_mailbox
+from cobo_dist.comm.asynchronous.mailbox import Mailbox
 from cobo_dist.comm.exchange import Exchange
-from cobo_dist.comm.session import Session, check_backend, open_session, settle_timeout
-from cobo_dist.comm.startup.devices import choose_device, why_cpu, wire_device
-from cobo_dist.comm.startup.launch_env import Launch, check_open_files
-from cobo_dist.comm.startup.start_guard import StartGuard
-from cobo_dist.comm.transports.base import LostContact
+from cobo_dist.comm.session import Session
+from cobo_dist.comm.startup.devices import why_cpu
 from cobo_dist.config import Config
-from cobo_dist.config.differences import resume_differences
-from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.maths.compression import message_bytes
 from cobo_dist.maths.graph import link_threshold
 from cobo_dist.phase_timer import PhaseTimer
@@ -53,104 +46,10 @@ from cobo_dist.training.preparation import (
     Problem,
     membership_of,
     participation_of,
-    prepare,
     raised_pairs,
-    set_up_torch,
 )
 from cobo_dist.training.profiler import open_profiler
-from cobo_dist.training.shutdown import failure, finish, stop
-from cobo_dist.training.signals import Signals
 from cobo_dist.training.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended that did not fail: the exit code, and the signal that stopped it (0: none)."""
-
-    code: int
-    signal: int = 0
-
-
-def run(
-    config: Config,
-    launch: Launch,
-    guard: StartGuard | None = None,
-    on_finished: Callable[[RunDir], None] | None = None,
-    callbacks: Sequence[Callback] = (),
-) -> Outcome:
-    """Train as the config says on the launched ranks; return how the run ended.
-
-    `guard` ends this process where a signal, or another rank's end, comes before the run has begun.
-    `on_finished`: called on rank 0 with the run folder once all is written, while this run still owns it.
-    `callbacks`: see the run beside those of the config; the same on every rank.
-
-    Raises:
-        ConfigError: nothing was started or written.
-        RunFailure: the run started and failed; status.json says why.
-    """
-    check_open_files(launch)
-    check_backend(config.comm.backend, launch)
-    device = choose_device(config.run.device, config.comm.backend, launch)
-    comm = settle_timeout(config.comm, wire_device(device, config.comm.backend))
-    config = config.model_copy(update={"comm": comm})
-    # Ranks connect before they read data, so that a rank that dies meanwhile is noticed.
-    with open_session(launch, config.comm, device, guard) as session:
-        return run_in_session(config, session, on_finished, callbacks)
-
-
-def run_in_session(
-    config: Config,
-    session: Session,
-    on_finished: Callable[[RunDir], None] | None = None,
-    callbacks: Sequence[Callback] = (),
-) -> Outcome:
-    """Train over ranks that are connected already; see `run`."""
-    launch, folder, reached = session.launch, RunDir(config.run_dir), 0
-    set_up_torch(config.run, launch.cores, config.comm.deterministic, session.device)
-    trainer: Trainer | None = None
-    # Signals are caught while a failure is reported too: when a rank dies, launchers send SIGTERM to all.
-    with Signals(ends_process=session.guard.is_watching) as signals:
-        try:
-            prepared = prepare(config, launch, callbacks=callbacks)
-            problem = prepared.agree(session)
-            found = resume.find(
-                config.run, folder, partial(resume_differences, config),
-                session, problem.placement, problem.data, problem.plugins,
-            )  # fmt: skip
-            if isinstance(found, resume.Done):
-                if launch.rank == 0:
-                    print(
-                        f"run.dir={folder.path} holds this run, finished: nothing to do", flush=True
-                    )
-                return Outcome(EXIT_DONE)
-            reached = 0 if found is None else found.round
-            with (
-                _mailbox(config, session) as mailbox,
-                open_trainer(
-                    config, session, problem, found, folder, prepared.epoch, mailbox
-                ) as trainer,
-            ):
-                if signal := trainer.fit(signals):
-                    code = stop(trainer, session, folder, signal)
-                else:
-                    code = finish(trainer, session, folder, config.algorithm.name)
-                trainer.callbacks.end()
-            if signal:
-                return Outcome(code, signal)
-            # Then every rank finds all files but the figures. A rank that is lost has written its own.
-            with suppress(LostContact):
-                session.agree(None)
-            if launch.rank == 0 and on_finished is not None:
-                on_finished(folder)
-            return Outcome(code)
-        except ConfigError:
-            raise
-        except BaseException as error:
-            r = reached if trainer is None else trainer.round
-            raise failure(error, session, folder, r) from error
-        finally:
-            if folder.owner is not None:
-                folder.owner.release()
 
 
 def build_learner(
@@ -185,36 +84,44 @@ def build_learner(
         timer=timer,
     )
     on_clients(clients)
-    wire = dtype if comm.dtype == "model" else getattr(torch, comm.dtype)
+    exchange = _build_exchange(config, session, problem, timer, mailbox)
     if participation.timing is not None:
         participation.timing.set_message_bytes(
-            message_bytes(comm.compresses, clients.layout.size, wire.itemsize)
+            message_bytes(comm.compresses, clients.layout.size, wire_type(config).itemsize)
         )
-    placed = session.transport, problem.placement, dtype, session.device
-    exchange = (
-        Exchange(
-            *placed,
-            deterministic=comm.deterministic,
-            timer=timer,
-            wire=wire,
-            compression=comm.compresses,
-        )
-        if mailbox is None
-        else AsynchronousExchange(
-            *placed,
-            mailbox=mailbox,
-            max_lag=comm.max_lag,
-            seconds=comm.timeout,
-            timer=timer,
-            wire=wire,
-        )
-    )
     context = RunContext(
         task.clients, task.clusters, run.seed, run.rounds, participation, task.train_sizes(),
         task.batch_size, task.truth, *raised_pairs(config, task.clients), comm.compresses,
     )  # fmt: skip
     new_algorithm = partial(build_algorithm, config.algorithm, clients, exchange, context)
     return Learner(task, clients, exchange, new_algorithm)
+
+
+def _build_exchange(
+    config: Config,
+    session: Session,
+    problem: Problem,
+    timer: PhaseTimer,
+    mailbox: Mailbox | None,
+) -> Exchange:
+    """Return the exchange of this rank, which reads mail where ranks go at their own pace."""
+    comm = config.comm
+    placed = session.transport, problem.placement, getattr(torch, config.run.dtype), session.device
+    wire = wire_type(config)
+    if mailbox is not None:
+        return AsynchronousExchange(
+            *placed, mailbox=mailbox, max_lag=comm.max_lag, seconds=comm.timeout, timer=timer, wire=wire
+        )  # fmt: skip
+    return Exchange(
+        *placed, deterministic=comm.deterministic, timer=timer, wire=wire, compression=comm.compresses
+    )  # fmt: skip
+
+
+def wire_type(config: Config) -> torch.dtype:
+    """Return the type in which models travel."""
+    of_models = config.run.dtype if config.comm.dtype == "model" else config.comm.dtype
+    found: torch.dtype = getattr(torch, of_models)
+    return found
 
 
 @contextmanager
@@ -304,13 +211,6 @@ def open_trainer(
         except BaseException:
             callbacks.abandon()
             raise
-
-
-def _mailbox(config: Config, session: Session) -> AbstractContextManager[Mailbox | None]:
-    """Return the mailbox of ranks that go at their own pace, to be closed; None of others."""
-    if config.comm.mode == "synchronous":
-        return nullcontext()
-    return open_mailbox(session.transport, session.connect_seconds or config.comm.timeout)
 
 
 def _open_run_logger(

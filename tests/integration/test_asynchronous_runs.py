@@ -14,6 +14,7 @@ from pool import RankPool
 from problems import models, rows, train, write_quadratic
 from resuming import stopped
 
+from cobo_dist.cli.train import main
 from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
 from cobo_dist.errors import EXIT_DONE, EXIT_STOPPED, ConfigError
@@ -165,7 +166,6 @@ def test_other_methods(pool: RankPool, tmp_path: Path, name: str) -> None:
         (("comm.deterministic=true",), "comm.deterministic=true promises the same bits"),
         (("comm.check=true",), "comm.check=true compares what all ranks do"),
         (("comm.placement=adaptive",), "comm.placement=adaptive moves clients"),
-        (("callbacks=[{name: early_stopping}]",), "callbacks see every round of all ranks at once"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(more: tuple[str, ...], said: str) -> None:
@@ -173,6 +173,19 @@ def test_what_does_not_go_with_it_is_refused(more: tuple[str, ...], said: str) -
         load_config(None, ["comm.mode=asynchronous", *more])
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_callbacks_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [
+        "comm.mode=asynchronous",
+        "callbacks=[{name: early_stopping}]",
+        f"run.dir={tmp_path / 'run'}",
+    ]
+    assert main(run) == 2
+    assert "callbacks see every round of all ranks at once" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_lag_needs_the_mode() -> None:

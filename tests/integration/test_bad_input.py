@@ -19,7 +19,7 @@ from cobo_dist.comm.session import Session
 from cobo_dist.comm.startup.launch_env import TORCHRUN
 from cobo_dist.config import load_config
 from cobo_dist.errors import ConfigError
-from cobo_dist.training.build import run_in_session
+from cobo_dist.training.run import run_in_session
 
 Refused = Callable[..., str]
 

@@ -24,7 +24,7 @@ from cobo_dist.cli.train import main
 from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
 from cobo_dist.registry import register
-from cobo_dist.training.build import run_in_session
+from cobo_dist.training.run import run_in_session
 
 SMALL = [
     "run.rounds=24", "run.eval_every=4", "run.log_weights_every=8", "run.checkpoint_every=8",

@@ -24,7 +24,7 @@ from cobo_dist.errors import ConfigError, RunFailure
 from cobo_dist.plugins import load_plugins
 from cobo_dist.registry import register
 from cobo_dist.reports.reading import read_run
-from cobo_dist.training.build import run_in_session
+from cobo_dist.training.run import run_in_session
 
 PLUGINS = Path(__file__).parents[1] / "support/plugins"
 RING = PLUGINS / "ring.py"

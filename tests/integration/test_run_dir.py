@@ -25,7 +25,7 @@ from cobo_dist.maths.graph import components
 from cobo_dist.maths.weights import Weights
 from cobo_dist.tasks.labeled import Classification
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.training.build import run_in_session
+from cobo_dist.training.run import run_in_session
 
 ROUNDS, CLIENTS = 30, 8
 SECRET = "planted-4711-secret"

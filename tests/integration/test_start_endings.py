@@ -42,14 +42,14 @@ def alone() -> Iterator[None]:
 
 def hang(place: str) -> None:
     """Let a rank wait for ever as it reads data, and say in a file that it is there."""
-    from cobo_dist.training import build
+    from cobo_dist.training import run
 
     def prepare(*args: object, **named: object) -> None:
         Path(place, f"reads_{os.environ['RANK']}").touch()
         time.sleep(600)
 
     if os.environ["RANK"] != "0":
-        build.prepare = prepare  # type: ignore[assignment]
+        run.prepare = prepare  # type: ignore[assignment]
 
 
 def one_line(ended: dict[int, Ended], code: int) -> str:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from cobo_dist.algorithms.registry import build_algorithm
 from cobo_dist.comm.session import Session
 from cobo_dist.config import load_config
-from cobo_dist.training.build import run_in_session
+from cobo_dist.training.run import run_in_session
 
 QUIET = ("log.figures=false", "log.progress=none")
 

@@ -29,8 +29,8 @@ from cobo_dist.tasks.language.dropout import Keys, dropped_lanes, example_keys
 from cobo_dist.tasks.language.dropout_layer import KeyedDropout
 from cobo_dist.tasks.language.task import Language
 from cobo_dist.tasks.registry import build_task
-from cobo_dist.training.build import run
 from cobo_dist.training.preparation import prepare
+from cobo_dist.training.run import run
 
 pytest.importorskip("transformers", reason="needs the extra lm")
 pytest.importorskip("peft", reason="needs the extra lm")
