@@ -22,7 +22,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAUNCHED_BY = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "SLURM",
                "PMI", "OMPI", "MPI_")  # fmt: skip
-PRELOADED = ["cobo_dist.train", "stress.ranks", "sklearn.datasets", "torch._inductor.config"]
+PRELOADED = ["cobo_dist.train", "stress.ranks", "torch._inductor.config"]
 
 Fault = tuple[Callable[..., None], tuple[Any, ...]]
 """A function of a module that injects a fault into a rank before it starts, and its arguments."""

@@ -21,6 +21,7 @@ from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.examples import ClientExamples, Examples
 from cobo_dist.tasks.labeled import ClassificationConfig
 from cobo_dist.tasks.sections import DriftingSection
+from cobo_dist.tasks.sources import handwritten_digits
 
 CLASSES = 10
 SCALE = 1.0 / 16.0  # pixels are 0 .. 16
@@ -49,9 +50,7 @@ class DigitsConfig(DriftingSection, ClassificationConfig):
 
     def load(self, data: DataConfig, seed: int, dtype: torch.dtype) -> ClientExamples:
         """Load and split; images become numbers in [0, 1]."""
-        from sklearn.datasets import load_digits
-
-        pixels, labels = load_digits(return_X_y=True)
+        pixels, labels = handwritten_digits()
         splits = _split(self, len(labels), seed)  # refuses too many clients before any is made
         clusters = [k for k in range(self.clusters) for _ in range(self.clients_per_cluster)]
         examples = Examples(

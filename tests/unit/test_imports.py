@@ -18,6 +18,8 @@ import sys, json, os, threading, importlib
 import torch
 before = threading.active_count(), torch.get_num_threads(), dict(os.environ)
 import cobo_dist.train
+from cobo_dist.tasks.sources import handwritten_digits
+handwritten_digits()
 heavy = [m for m in ("matplotlib", "sklearn", "tensorboard", "mpi4py", "transformers", "datasets",
                      "torchvision", "pandas", "cobo_dist.reports") if m in sys.modules]
 for name in sys.argv[1:]:

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from cobo_dist.tasks.base import DataConfig
 from cobo_dist.tasks.digits import DigitsConfig
 from cobo_dist.tasks.labeled import Classification
 from cobo_dist.tasks.models import MlpConfig, build_model
 from cobo_dist.tasks.quadratic import Quadratic, QuadraticConfig
+from cobo_dist.tasks.sources import handwritten_digits
 
 CPU = torch.device("cpu")
 
@@ -51,6 +53,12 @@ def test_more_clients_than_images_draw_their_own() -> None:
     assert set(task.split_of["train"][0].tolist()) != set(task.split_of["train"][1].tolist())
     few = digits(clusters=2, images_per_client=12)
     assert torch.equal(few.split_of["train"][3], task.split_of["train"][3]), "a client's own draw"
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    for ours, theirs in zip(handwritten_digits(), load_digits(return_X_y=True), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert np.array_equal(ours, theirs)
 
 
 def test_the_quickstart_has_8_clients_in_4_clusters() -> None:
