@@ -39,9 +39,9 @@ POINT_TO_POINT = {
     "swift",
     *(case for case in CASES if case.startswith("cobo")),
 }
-"""Those that do without `all_reduce` and `visits`, where ranks send to every other rank what goes up once."""
-GATHERED = {"dac", "apple", "similarity_based"}
-"""Those with `all_gather` or `gram` beside `mix`, where some of what goes up stays on its rank."""
+"""Those without `all_reduce`, `all_gather` and `visits`, where what goes up once is sent to all other ranks."""
+MULTIPLIED = {"apple", "similarity_based"}
+"""Those with `gram` beside `mix`, where some of what goes up stays on its rank."""
 
 Summaries = dict[int, dict[str, Any]]  # by ranks and case
 
@@ -81,7 +81,7 @@ def test_a_rank_for_each_client_sends_it(summaries: Summaries, case: str) -> Non
     each, sent = summaries[4][case]["bytes_per_client"], summaries[4][case]["bytes_sent"]
     if case in POINT_TO_POINT:
         assert sent == CLIENTS * each["up"] == CLIENTS * each["down"]
-    elif case in GATHERED:
+    elif case in MULTIPLIED:
         assert (CLIENTS - 1) * each["up"] < sent < CLIENTS * each["up"]
     else:
         assert sent > (CLIENTS - 1) * each["up"]
