@@ -255,8 +255,9 @@ class Exchange:
             own.new_empty(len(ids), *own.shape[1:]) if rank != self.transport.rank else own
             for rank, ids in enumerate(self.placement.by_rank)
         ]
-        receives = {rank: part for rank, part in enumerate(every) if part is not own}
-        sends = dict.fromkeys(receives, own)
+        peers = [rank for rank in range(len(every)) if rank != self.transport.rank]
+        sends = dict.fromkeys(peers, own) if own.numel() else {}
+        receives = {rank: every[rank] for rank in peers if every[rank].numel()}
         self._channel.wait(self._channel.post(sends, receives, "mixing"))
         return self.placement.in_client_order([part.numpy() for part in every])
 

@@ -240,7 +240,7 @@ class CountingExchange:
         self.client_mixing.all_gather(numbers_n.size)
         nbytes = numbers_n.size // self.placement.clients * _SCALAR_BYTES
         peers = self.placement.ranks - 1
-        self.send("mixing", peers, peers * self._clients_s * nbytes)
+        self.send("mixing", peers * (self._clients_s > 0), peers * self._clients_s * nbytes)
         return numbers_n
 
     # -- all models with all clients ----------------------------------------------------------------

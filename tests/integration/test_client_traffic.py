@@ -39,7 +39,7 @@ POINT_TO_POINT = {
     "swift",
     *(case for case in CASES if case.startswith("cobo")),
 }
-"""Those without `all_reduce`, `all_gather` and `visits`, where what goes up once is sent to all other ranks."""
+"""Those without `all_reduce`, `all_gather` and `visits`, where what goes up once goes to all others."""
 MULTIPLIED = {"apple", "similarity_based"}
 """Those with `gram` beside `mix`, where some of what goes up stays on its rank."""
 
