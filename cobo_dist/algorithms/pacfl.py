@@ -64,7 +64,7 @@ class Pacfl(OneShotClustering):
     """
 
     Config = PacflConfig
-    title, color, marker, place = "PACFL", "#01665e", "8", 47
+    title, color, marker, place = "PACFL", "#01665e", ">", 47
     newcomers_start = "group"
     config: PacflConfig
 

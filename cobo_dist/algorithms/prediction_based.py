@@ -54,7 +54,7 @@ class PredictionBased(ScoredAveraging):
     """
 
     Config = PredictionBasedConfig
-    title, color, marker, place = "Prediction based", "#9e4f8b", "h", 59
+    title, color, marker, place = "Prediction based", "#9e4f8b", "<", 59
     config: PredictionBasedConfig
 
     def scores(self, t: int, rows_e: NDArray[np.int64]) -> Floats:
