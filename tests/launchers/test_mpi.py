@@ -299,7 +299,8 @@ def end():
     while not early and not (os.path.exists("out/metrics.jsonl") and os.path.getsize("out/metrics.jsonl")):
         time.sleep(0.05)
     if early:
-        while "mpi4py.MPI" not in sys.modules or not sys.modules["mpi4py.MPI"].Is_initialized():
+        # A module that is being imported is in sys.modules before it has its names.
+        while not getattr(sys.modules.get("mpi4py.MPI"), "Is_initialized", bool)():
             time.sleep(0.01)
         os._exit(0)
     if os.environ["HOW"] == "killed":
