@@ -13,6 +13,7 @@ from pydantic import Field
 
 from cobo_dist.algorithms.base import Newcomers, RoundResult
 from cobo_dist.algorithms.one_shot_clustering import OneShotClustering, OneShotConfig
+from cobo_dist.algorithms.peers import signature_distances
 from cobo_dist.maths.subspaces import Angle
 from cobo_dist.registry import register
 
@@ -85,10 +86,9 @@ class Pacfl(OneShotClustering):
 
     def angles(self, among_n: NDArray[np.bool_]) -> Floats:
         """Return the angles between all clients of `among_n` on every rank, [n, n]; 0 for others."""
-        config, angles_cn = self.config, np.zeros((len(self.clients.ids), len(among_n)))
+        config = self.config
         shown = self.clients.input_signatures(config.vectors, config.by_class, config.angle)
-        for ids_k, (others_ks,) in self.exchange.visits(shown.rows_cs, among_n=among_n):
-            angles_cn[:, ids_k] = shown.distances(others_ks)
+        angles_cn = signature_distances(shown, self.exchange, among_n)
         return self.exchange.all_gather(angles_cn).astype(np.float64)
 
     def to_group(self, angles_m: Floats) -> float:

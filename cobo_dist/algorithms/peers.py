@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobo_dist.algorithms.base import Clients, Exchange, RunContext
+from cobo_dist.algorithms.signatures import Signatures
 from cobo_dist.lazy import Tensor, torch
 from cobo_dist.maths.flat import Scratch
 from cobo_dist.maths.weights import Weights
@@ -95,3 +96,13 @@ def hand_over(clients: Clients, exchange: Exchange, donor_n: NDArray[np.int64]) 
     columns, values = np.concatenate([ids, donor_n[ids]]), np.repeat([0.0, 1.0], len(rows))
     one.put(np.concatenate([rows, rows]), columns, values)
     average(clients, exchange, one, "averaged")
+
+
+def signature_distances(
+    signatures: Signatures, exchange: Exchange, among_n: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return the distances [c, n] of this rank's clients from those of `among_n`; 0 from others."""
+    distances_cn = np.zeros((len(signatures.rows_cs), len(among_n)))
+    for ids_k, (others_ks,) in exchange.visits(signatures.rows_cs, among_n=among_n):
+        distances_cn[:, ids_k] = signatures.distances(others_ks)
+    return distances_cn

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cobo_dist.algorithms.peers import signature_distances
 from cobo_dist.algorithms.scored_averaging import Floats, ScoredAveraging, ScoredAveragingConfig
 from cobo_dist.maths.weights import Weights
 from cobo_dist.registry import register
@@ -61,9 +62,7 @@ class PredictionBased(ScoredAveraging):
         """Return the shares [e, m] of a client's distances that are those from each model, times 10."""
         shown = self.clients.prediction_signatures(self.config.examples, self.config.top)
         part_n = self.context.taking_part(t)
-        distances_cn = np.zeros((len(shown.rows_cs), len(part_n)))
-        for ids_k, (others_ks,) in self.exchange.visits(shown.rows_cs, among_n=part_n):
-            distances_cn[:, ids_k] = shown.distances(others_ks)
+        distances_cn = signature_distances(shown, self.exchange, part_n)
         distances_em = distances_cn[np.ix_(rows_e, np.flatnonzero(part_n))]
         totals_e1 = distances_em.sum(axis=1, keepdims=True)
         return SCALE * distances_em / np.where(totals_e1 > 0, totals_e1, 1.0)

@@ -1,13 +1,24 @@
-"""Why a client has no validation examples, and which `task.validation_fraction` helps."""
+"""Validation examples: some of all clients, and why a client has none."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from cobo_dist.errors import ConfigError
 
 _USUAL_FRACTION = 0.1
+
+
+def in_turn(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Return (client, number of its example) of all clients in turn, at most so many.
+
+    >>> in_turn([1, 3], 3)
+    [(0, 0), (1, 0), (1, 1)]
+    """
+    every = ((i, k) for k in range(max(sizes)) for i, size in enumerate(sizes) if k < size)
+    return list(islice(every, most))
 
 
 def explain_lack(

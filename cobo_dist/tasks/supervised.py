@@ -34,7 +34,7 @@ from cobo_dist.tasks.functions import (
     refuse_wrong_loss,
     refuse_wrong_metric,
 )
-from cobo_dist.tasks.held_out import explain_lack
+from cobo_dist.tasks.held_out import explain_lack, in_turn
 from cobo_dist.tasks.model_checks import refuse_unfit_model
 from cobo_dist.tasks.models import build_model, logits_of
 from cobo_dist.tasks.sections import ModelSection, TaskSection
@@ -262,8 +262,8 @@ class Supervised(Task):
         """Return validation inputs of all clients in turn, or as many as there are."""
         self._move_to(device)
         own = self.split_of["validation"]
-        every = [one[k] for k in range(max(map(len, own))) for one in own if k < len(one)]
-        chosen = to_device(torch.stack(every[:count]), device)
+        places = in_turn([len(one) for one in own], count)
+        chosen = to_device(torch.stack([own[client][k] for client, k in places]), device)
         return (self.examples.as_inputs(self.examples.inputs[chosen]),)
 
     def predict(self, model: nn.Module, *inputs: Tensor) -> Tensor:

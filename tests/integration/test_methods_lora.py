@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +104,17 @@ def softmax(scores_mm: np.ndarray) -> np.ndarray:
     return np.asarray(parts / parts.sum(axis=1, keepdims=True))
 
 
-def similarity_based(problem: Path, temperature: float, every: int, count: int) -> Result:
+def averaged(
+    problem: Path, weigh: Callable[[np.ndarray], np.ndarray], every: int, count: int
+) -> Result:
+    """Clients average every few rounds, with rows of W that are a function of the models [m, d]."""
     dense, w = DenseClients(problem, ETA), np.eye(N)
     for t in range(ROUNDS):
         part = sorted(seeds.permutation(seeds.key(0, "clients", t), N).tolist()[:count])
         for i in part:
             dense.x[i] = dense.local_work(i, dense.x[i], 2)
         if (t + 1) % every == 0:
-            rows_m = softmax(cosines_of(dense.x[part]) / temperature)
+            rows_m = weigh(dense.x[part])
             w[part] = 0.0
             w[np.ix_(part, part)] = rows_m
             dense.x[part] = rows_m @ dense.x[part]
@@ -124,7 +128,7 @@ def test_similarity_based(
     pool: RankPool, tmp_path: Path, temperature: float, every: int, count: int
 ) -> None:
     problem = write_problem(tmp_path)
-    expected = similarity_based(problem, temperature, every, count)
+    expected = averaged(problem, lambda x: softmax(cosines_of(x) / temperature), every, count)
     assert expected[1].std() > 0.005, "a problem in which weights differ"
     check_method(
         pool, problem, tmp_path, expected, "algorithm.name=similarity_based", "local.steps=2",
@@ -141,22 +145,13 @@ def test_similarity_based_at_a_high_temperature_is_fedavg(pool: RankPool, tmp_pa
     np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-12)
 
 
-def prediction_based(problem: Path, temperature: float, top: int, count: int) -> Result:
+def prediction_rows(x_md: np.ndarray, temperature: float, top: int) -> np.ndarray:
     """A model's prediction for anything is its point; of it the `top` largest numbers count."""
-    dense, w = DenseClients(problem, ETA), np.eye(N)
-    for t in range(ROUNDS):
-        part = sorted(seeds.permutation(seeds.key(0, "clients", t), N).tolist()[:count])
-        for i in part:
-            dense.x[i] = dense.local_work(i, dense.x[i], 2)
-        shown = dense.x[part].copy()
-        least = np.argsort(shown, axis=1)[:, : shown.shape[1] - top]
-        np.put_along_axis(shown, least, 0.0, axis=1)
-        apart = np.abs(shown[:, None] - shown[None]).sum(axis=2)
-        rows_m = softmax(-10 * apart / apart.sum(axis=1, keepdims=True) / temperature)
-        w[part] = 0.0
-        w[np.ix_(part, part)] = rows_m
-        dense.x[part] = rows_m @ dense.x[part]
-    return dense.x, w
+    shown = x_md.copy()
+    least = np.argsort(shown, axis=1)[:, : shown.shape[1] - top]
+    np.put_along_axis(shown, least, 0.0, axis=1)
+    apart = np.abs(shown[:, None] - shown[None]).sum(axis=2)
+    return softmax(-10 * apart / apart.sum(axis=1, keepdims=True) / temperature)
 
 
 @pytest.mark.parametrize(("temperature", "top", "count"), [(1.0, 100, N), (0.3, 2, N), (1.0, 3, 4)])
@@ -164,7 +159,7 @@ def test_prediction_based(
     pool: RankPool, tmp_path: Path, temperature: float, top: int, count: int
 ) -> None:
     problem = write_problem(tmp_path)
-    expected = prediction_based(problem, temperature, min(top, 5), count)
+    expected = averaged(problem, lambda x: prediction_rows(x, temperature, min(top, 5)), 1, count)
     assert expected[1].std() > 0.005, "a problem in which weights differ"
     check_method(
         pool, problem, tmp_path, expected, "algorithm.name=prediction_based", "local.steps=2",

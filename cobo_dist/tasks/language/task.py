@@ -21,6 +21,7 @@ from cobo_dist.lazy import Tensor, nn, torch
 from cobo_dist.maths import seeds
 from cobo_dist.maths.flat import to_device
 from cobo_dist.tasks.base import DataConfig, Task
+from cobo_dist.tasks.held_out import in_turn
 from cobo_dist.tasks.language.adapters import Adapted
 from cobo_dist.tasks.language.base import load_base
 from cobo_dist.tasks.language.config import LanguageConfig, LanguageModelConfig
@@ -151,15 +152,10 @@ class Language(Task):
     def shared_inputs(self, count: int, device: torch.device) -> Batch:
         """Return windows of all clients' validation text in turn, or as many whole ones as there are."""
         spans = [own["validation"] for own in self.split_of]
-        places = [
-            (client, k)
-            for k in range(max(len(span) for span in spans) // self.config.context)
-            for client, span in enumerate(spans)
-            if k < len(span) // self.config.context
-        ]
+        context = self.config.context
         windows = [
-            self.windows(client, spans[client], np.array([k]), self.config.context)
-            for client, k in places[:count]
+            self.windows(client, spans[client], np.array([k]), context)
+            for client, k in in_turn([len(span) // context for span in spans], count)
         ]
         return (to_device(torch.cat(windows), device),)
 
