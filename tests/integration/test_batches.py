@@ -21,7 +21,7 @@ EXPECTED = {
     "cobo algorithm.sampling.name=all algorithm.domain=simplex": [*COBO, "mixing"],
     "fedavg": ["mixing"],
     "ditto": ["mixing"],
-    "ifca": ["mixing"],
+    "ifca": ["mixing", "mixing"],  # Choices, then models.
     "oracle": ["mixing"],
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import itertools
 import json
 import re
 import socket
@@ -17,8 +18,7 @@ from growing_run import GrowingRun
 from page_data import explorers
 
 from cobo_dist.errors import ConfigError
-from cobo_dist.watching import live_page
-from cobo_dist.watching.live_page import LivePage
+from cobo_dist.watching.live_page import MIN_SECONDS, LivePage
 from cobo_dist.watching.server import Server
 from cobo_dist.watching.watch_list import WatchList
 
@@ -29,6 +29,11 @@ Answer = tuple[int, dict[str, str], bytes]
 def growing(tmp_path: Path) -> GrowingRun:
     """A run that has begun."""
     return GrowingRun(tmp_path / "run", tmp_path / "pattern", 5)
+
+
+def always_new(folder: Path) -> LivePage:
+    """The page of a run that reads it whenever it is asked: each look at its clock is an hour later."""
+    return LivePage(WatchList([folder]), itertools.count(step=3600.0).__next__)
 
 
 @contextmanager
@@ -83,10 +88,8 @@ def test_the_page_and_its_news(growing: GrowingRun) -> None:
         assert headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_news_of_a_run_that_goes_on(growing: GrowingRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_page, "MIN_SECONDS", 0.0)
-    monkeypatch.setattr(live_page, "MAX_SHARE", 1.0)
-    page = LivePage(WatchList([growing.folder]))
+def test_news_of_a_run_that_goes_on(growing: GrowingRun) -> None:
+    page = always_new(growing.folder)
     first = json.loads(page.news(0) or "")
     assert page.news(first["version"]) is None
     growing.write({"event": "warning", "round": 5, "kind": "notice", "message": "<b>look</b>"})
@@ -103,10 +106,21 @@ def test_news_of_a_run_that_goes_on(growing: GrowingRun, monkeypatch: pytest.Mon
     assert json.loads(page.news(10**16) or "")["explorers"]
 
 
-def test_a_run_that_does_not_exist_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_read_is_good_for_a_while(growing: GrowingRun) -> None:
+    """Longer where reading took long: a page that is always asked for leaves the processor to the runs."""
+    now = [0.0]
+    page = LivePage(WatchList([growing.folder]), lambda: now[0])
+    first = json.loads(page.news(0) or "")["version"]
+    growing.go_on(9)
+    now[0] = MIN_SECONDS / 2
+    assert page.news(first) is None
+    now[0] = 3600.0
+    assert page.news(first) is not None
+
+
+def test_a_run_that_does_not_exist_yet(tmp_path: Path) -> None:
     """The page says so; once there is a run its layout is another, so the page loads itself again."""
-    monkeypatch.setattr(live_page, "MIN_SECONDS", 0.0)
-    page = LivePage(WatchList([tmp_path / "run"]))
+    page = always_new(tmp_path / "run")
     assert "no such folder yet" in page.page()
     empty = json.loads(page.news(0) or "")
     GrowingRun(tmp_path / "run", tmp_path / "pattern", 3)
