@@ -17,7 +17,7 @@ from cobo_dist.tasks.registry import build_task
 MIB = 1024 * 1024
 BARE = (
     "import torch, torch.distributed, scipy.sparse.csgraph, cobo_dist.train;"
-    "from cobo_dist.training.shutdown import peak_memory; print(peak_memory(torch.device('cpu')))"
+    "from cobo_dist.training.finish import peak_memory; print(peak_memory(torch.device('cpu')))"
 )
 
 

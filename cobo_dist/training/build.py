@@ -29,7 +29,7 @@ from cobo_dist.phase_timer import PhaseTimer
 from cobo_dist.results.run import Run
 from cobo_dist.storage.environment import describe_environment
 from cobo_dist.storage.run_dir import RunDir
-from cobo_dist.storage.schema import Manifest, Method
+from cobo_dist.storage.schema import Environment, Manifest, Method
 from cobo_dist.tasks.base import Task
 from cobo_dist.tracking.health_checks import HealthMonitor
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
@@ -138,24 +138,19 @@ def open_trainer(
 
     `epoch`: on rank 0, that of the run folder's last owner, which is gone. `mailbox`: see `build_learner`.
     """
-    run, log, comm = config.run, config.log, config.comm
+    log = config.log
     first = 0 if found is None else found.round
     on = log.profile or log.trace
     timer = PhaseTimer(session.device, bool(log.trace)) if on else PhaseTimer.off()
     environment = describe_environment(session.device)
 
     def start(clients: ClientBatch) -> None:
-        if run.init_from and found is None:
-            environment.init_from = start_from(run.init_from, problem.task, clients, session)
+        if config.run.init_from and found is None:
+            environment.init_from = start_from(config.run.init_from, problem.task, clients, session)
 
     learner = build_learner(config, session, problem, timer, start, mailbox)
-    keeper = ModelKeeper(run, learner.clients)
-    engine, why = startup.choose_engine(run, comm.deterministic, learner, session, found)
-    why = "; ".join(filter(None, (why, learner.clients.use_engine(engine))))
-    settled = {"engine": engine, "dir": str(folder.path), "resume": "never"}
-    config_yaml = config.model_copy(update={"run": run.model_copy(update=settled)}).to_yaml()
-    environment.engine, environment.engine_choice = engine, why
-    environment.method = Method.model_validate(shown_as(config.algorithm, problem.task.clients))
+    keeper = ModelKeeper(config.run, learner.clients)
+    config_yaml = _settle(config, session, folder, learner, environment, found)
     if found is not None:
         startup.restore(found, learner, session)  # before anything in the run folder is changed
     found = startup.claim(folder, session, found, epoch)
@@ -165,42 +160,33 @@ def open_trainer(
 
     with (
         _open_run_logger(config, session, problem.task, folder, first) as run_logger,
-        open_profiler(log.trace, run.rounds - first, folder, session) as profiler,
+        open_profiler(log.trace, config.run.rounds - first, folder, session) as profiler,
     ):
         if run_logger is not None:
             if found is not None:
                 symmetric = learner.algorithm.weights.symmetric
                 resume.restore_run_logger(found, run_logger, symmetric)
-            notice = why_cpu(run.device, comm.backend, session.launch)
+            notice = why_cpu(config.run.device, config.comm.backend, session.launch)
             startup.announce(
                 run_logger, learner, session, config.algorithm.name, environment, found, notice
             )
         threshold = link_threshold(config.algorithm.equal_share(problem.task.clients))
-        migrator = ClientMigrator(comm, run.rounds, threshold, learner, run_logger)
-        about = Manifest(
-            round=0,
-            clients=problem.task.clients,
-            ranks=session.transport.world_size,
-            data=problem.data,
-            plugins=dict(problem.plugins),
-            versions=environment.versions,
-        )
-        checkpoint_writer = CheckpointWriter(
-            folder, run, config_yaml, about,
-            learner.clients, learner.exchange, learner.algorithm, run_logger,
-            session.launch.local_world_size,
-        )  # fmt: skip
         metrics = MetricsBuffer(
             learner.exchange, learner.clients, learner.task, learner.algorithm, run_logger,
             log.flush_every, first, log.profile,
         )  # fmt: skip
+        checkpoint_writer = _checkpoint_writer(
+            config, session, problem, folder, learner, run_logger, config_yaml, environment.versions
+        )
         callbacks = CallbackRunner(
             problem.callbacks, session.transport, run_logger, Run(folder.path)
         )
         try:
             callbacks.begin()
             yield Trainer(
-                run, first, learner, metrics, checkpoint_writer, migrator, profiler, callbacks, keeper,
+                config.run, first, learner, metrics, checkpoint_writer,
+                ClientMigrator(config.comm, config.run.rounds, threshold, learner, run_logger),
+                profiler, callbacks, keeper,
                 MembershipKeeper(
                     config.membership, membership_of(config, problem.task.clients), learner, metrics,
                     threshold,
@@ -211,6 +197,49 @@ def open_trainer(
         except BaseException:
             callbacks.abandon()
             raise
+
+
+def _settle(
+    config: Config,
+    session: Session,
+    folder: RunDir,
+    learner: Learner,
+    environment: Environment,
+    found: resume.Resumption | None,
+) -> str:
+    """Choose the engine and say it in `environment`; return config.yaml with what `auto` became."""
+    run = config.run
+    engine, why = startup.choose_engine(run, config.comm.deterministic, learner, session, found)
+    why = "; ".join(filter(None, (why, learner.clients.use_engine(engine))))
+    environment.engine, environment.engine_choice = engine, why
+    environment.method = Method.model_validate(shown_as(config.algorithm, learner.task.clients))
+    settled = {"engine": engine, "dir": str(folder.path), "resume": "never"}
+    return config.model_copy(update={"run": run.model_copy(update=settled)}).to_yaml()
+
+
+def _checkpoint_writer(
+    config: Config,
+    session: Session,
+    problem: Problem,
+    folder: RunDir,
+    learner: Learner,
+    run_logger: RunLogger | None,
+    config_yaml: str,
+    versions: dict[str, str],
+) -> CheckpointWriter:
+    about = Manifest(
+        round=0,
+        clients=problem.task.clients,
+        ranks=session.transport.world_size,
+        data=problem.data,
+        plugins=dict(problem.plugins),
+        versions=versions,
+    )
+    return CheckpointWriter(
+        folder, config.run, config_yaml, about,
+        learner.clients, learner.exchange, learner.algorithm, run_logger,
+        session.launch.local_world_size,
+    )  # fmt: skip
 
 
 def _open_run_logger(

@@ -20,8 +20,9 @@ from cobo_dist.config.differences import resume_differences
 from cobo_dist.errors import EXIT_DONE, ConfigError
 from cobo_dist.storage.run_dir import RunDir
 from cobo_dist.training.build import open_trainer
+from cobo_dist.training.finish import finish
 from cobo_dist.training.preparation import prepare, set_up_torch
-from cobo_dist.training.shutdown import failure, finish, stop
+from cobo_dist.training.shutdown import failure, stop
 from cobo_dist.training.signals import Signals
 from cobo_dist.training.trainer import Trainer
 

@@ -18,7 +18,7 @@ from cobo_dist.comm.config import CommConfig
 from cobo_dist.comm.session import open_session
 from cobo_dist.comm.startup.launch_env import Launch
 from cobo_dist.tracking.metrics_buffer import MetricsBuffer
-from cobo_dist.training import build, shutdown
+from cobo_dist.training import build, finish
 from cobo_dist.training.model_keeper import ModelKeeper
 
 ALONE = Launch("python", 0, 1, 0, 1, "127.0.0.1", 29500)
@@ -26,7 +26,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "checkpoint": (CheckpointWriter, "begin"),
     "evaluation": (MetricsBuffer, "evaluate"),
     "check of models": (MetricsBuffer, "check_models"),
-    "models at the end": (shutdown, "_save_models"),
+    "models at the end": (finish, "_save_models"),
     "keeping models": (ModelKeeper, "_take"),
 }
 

@@ -102,7 +102,7 @@ MEASURED = """
 import json, sys, time
 import torch
 from cobo_dist.cli.plan import main
-from cobo_dist.training.shutdown import peak_memory
+from cobo_dist.training.finish import peak_memory
 began = time.process_time()
 assert main(sys.argv[1:]) == 0
 print(json.dumps([time.process_time() - began, peak_memory(torch.device("cpu"))]))
