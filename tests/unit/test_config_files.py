@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pfllib
 import pytest
 
 from cobo_dist.algorithms.algorithm import RunSettings
@@ -182,4 +183,5 @@ def test_a_header_names_the_settings_of_methods_that_would_be_refused(path: Path
     refused = {name for name in ALGORITHMS if why_refused(path, [f"algorithm.name={name}"])}
     assert refused
     assert set(named) == refused | {"fedbabu"}
+    assert {name: tuple(given[1:]) for name, given in named.items()} == pfllib.SETTINGS
     assert {name: why for name, given in named.items() if (why := why_refused(path, given))} == {}
