@@ -47,8 +47,10 @@ NOT_RUN = {
     r"run\.device=cuda|CUDA_VISIBLE_DEVICES|--gpus": "needs a GPU",
 }
 # Without figures: a run ends well whose figures fail, so they would show nothing here; reports draw them too.
+# With one engine, for the choice times both, which takes longer than two rounds.
 TINY_RUN = (
-    "run.rounds=2 run.eval_every=0 run.log_weights_every=1 run.checkpoint_every=0 log.figures=false"
+    "run.rounds=2 run.eval_every=0 run.log_weights_every=1 run.checkpoint_every=0 log.figures=false "
+    "run.engine=one_by_one"
 )
 TINY_IMAGES = "model.width=4 data.batch_size=4 data.eval_examples=8"
 TINY_TEXT = "model.name=tiny-gpt2 task.context=16 task.tokens=5000 data.batch_size=2"
@@ -75,6 +77,7 @@ SMALLER = {
     r"benchmarks/study\.py": "--only digits --methods local --rounds 2 --seeds 0",
     r"benchmarks/coupling\.py": "--only '80 digits MLPs' --ranks 1 --repeats 1",
     r"benchmarks/bench\.py": "--only digits --methods local fedbn --rounds 2 --seeds 0 --rates 0.1",
+    r"benchmarks/pfllib\.py": "--data cifar --rounds 1 --methods local",
     r"early_stopping": "run.eval_every=1",  # without evaluations it refuses to run
 }
 REPLACED = {

@@ -34,7 +34,7 @@ from cobo_dist.tasks.registry import build_task
 PAGE = Path(__file__).parents[2] / "docs" / "SAVED_MODELS.md"
 SHORT = (
     *QUIET, "run.rounds=3", "run.eval_every=0", "run.threads=1", "run.checkpoint_every=0",
-    "data.batch_size=4",
+    "data.batch_size=4", "run.engine=one_by_one",
 )  # fmt: skip
 TASKS = {
     "cross_silo": ["data.file=images.npz", "model.width=4"],
