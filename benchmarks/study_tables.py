@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from markdown_table import markdown
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -169,12 +168,8 @@ def draw(results: Mapping[str, Sequence[Result]], path: Path) -> None:
 
 def _fit_height(axes: Axes) -> None:
     """Leave out of sight how all methods begin: the first tenth of the rounds."""
-    lines = axes.get_lines()
-    late = [
-        y for line in lines for x, y in zip(*line.get_data(), strict=True) if x >= 0.1 * _last(line)
-    ]
-    axes.set_ylim(max(0.0, min(late) - 2.0), min(100.0, max(late) + 2.0))
-
-
-def _last(line: Line2D) -> float:
-    return float(np.max(line.get_xdata()))
+    drawn = [np.column_stack(line.get_data()) for line in axes.get_lines()]
+    drawn += [path.vertices for band in axes.collections for path in band.get_paths()]
+    points_m2 = np.concatenate(drawn)
+    late_m = points_m2[points_m2[:, 0] >= 0.1 * points_m2[:, 0].max(), 1]
+    axes.set_ylim(max(0.0, late_m.min() - 2.0), min(100.0, late_m.max() + 2.0))

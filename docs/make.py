@@ -71,8 +71,8 @@ STUDIES: Mapping[str, str] = {
         start_silo.csv start_digits.csv""",
     "python -m cobo_dist.train preset=robust run.threads=1": "robust.csv",
     "python benchmarks/study.py": """
-        study_digits.csv study_mnist5k_classes.csv study_mnist5k_dirichlet.csv study_silo.csv
-        study_accuracy.png""",
+        study_digits.csv study_mnist5k_classes.csv study_mnist5k_dirichlet.csv study_silo.csv study_device.csv
+        study_accuracy.png study_device.png""",
     "python -m cobo_dist.report runs/device/*-s? --out report": """
         device_methods.csv cross_device_accuracy.png cross_device_weights.png""",
     "python -m cobo_dist.report runs/language/* --out report": "language_methods.csv language_shares.png",
@@ -86,6 +86,7 @@ STUDIES: Mapping[str, str] = {
     "python benchmarks/bench.py --data DIR": """
         bench.csv bench_digits.csv bench_mnist5k_classes.csv bench_mnist5k_dirichlet.csv bench_cifar100.csv
         bench_ranks.png""",
+    "python benchmarks/pfllib.py --data DIR --rounds 2": "pfllib.csv",
     "python benchmarks/sketch.py --figures docs/figures": "sketch.csv sketch.png",
     "python benchmarks/privacy.py": "privacy.csv",
     "python benchmarks/compression.py --figures docs/figures": "compression.csv compression.png",
@@ -130,7 +131,9 @@ BY_HAND = {
 }
 """First lines of tables with numbers in the pages `MEASURED` that are typed by hand, and what they have."""
 
-BLOCK = re.compile(r"<!-- data: (\w+) -->\n\n((?:(?!<!-- ).)*?)\n\n<!-- end -->", re.DOTALL)
+BLOCK = re.compile(
+    r"<!-- data: (\w+) -->\n\n(?:((?:(?!<!-- ).)+?)\n\n)?<!-- end -->", re.DOTALL
+)  # empty where a page is written before its numbers
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -170,9 +173,11 @@ def rendered(page: str) -> str:
     """Return a page with its blocks as docs/data has them; unknown blocks stay."""
 
     def block(found: re.Match[str]) -> str:
-        name, old = found.groups()
+        name, old = found.groups(default="")
         known = any((DATA / f"{name}{end}").exists() for end in (".csv", ".txt"))
-        return found[0].replace(old, render(name, old)) if known else found[0]
+        return (
+            f"<!-- data: {name} -->\n\n{render(name, old)}\n\n<!-- end -->" if known else found[0]
+        )
 
     return BLOCK.sub(block, page)
 

@@ -64,6 +64,24 @@ def test_new_numbers_reach_the_page(copy: SimpleNamespace) -> None:
     assert not (copy.root / "docs/data/privasy.csv").exists()
 
 
+@pytest.mark.parametrize("before", ["", "-\n\n"])
+def test_a_block_that_waits_for_its_numbers_is_filled_and_nothing_else(
+    copy: SimpleNamespace, before: str
+) -> None:
+    page = copy.root / "docs/COBO.md"
+    written = page.read_text()
+    start = written.index("<!-- data: privacy -->\n\n") + len("<!-- data: privacy -->\n\n")
+    end = written.index("<!-- end -->", start)
+    page.write_text(written[:start] + before + written[end:])
+    assert copy.main(["--write"]) == 0
+    filled = page.read_text()
+    assert filled.startswith(written[:start])
+    assert filled.endswith(written[end:])
+    assert (
+        filled[start : -len(written[end:])].splitlines()[2:] == written[start:end].splitlines()[2:]
+    )
+
+
 def test_what_has_no_command_or_no_page_is_found(copy: SimpleNamespace) -> None:
     shutil.copy(copy.root / "docs/figures/sketch.png", copy.root / "docs/figures/other.png")
     (copy.root / "docs/data/scale.csv").unlink()
