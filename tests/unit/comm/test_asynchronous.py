@@ -271,13 +271,17 @@ def test_a_pair_has_one_meeting_under_way(both: list[AsynchronousExchange]) -> N
     one, other = both
     for r in range(1, 5):
         take_round(one, models()[:3], PAIRS, r)
-    until(lambda: len(other.mailbox._arrived) >= 2)
-    other._read()
+
+    def read_until(last: int) -> None:
+        # Letters arrive in order: with this one all before it are there.
+        one.begin_round(last)
+        until(lambda: (other._read(), other._rounds[0] == last)[1])
+
+    read_until(10)
     assert len(other.meetings._requests) == 1, "asked once for pairs drawn four times"
     one.meetings.forget()
-    take_round(one, models()[:3], PAIRS, 5)
-    until(lambda: bool(other.mailbox._arrived))
-    other._read()
+    take_round(one, models()[:3], PAIRS, 11)
+    read_until(20)
     assert len(other.meetings._requests) == 2, "asked again once it was broken off"
 
 
