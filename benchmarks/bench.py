@@ -19,16 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from bench_tables import Outcome, ranks_of, table
-from grid_runs import COMMON, train_once, with_best_rate
+from grid_runs import COMMON, train_once, try_data, with_best_rate
 
 from cobo_dist.algorithms.algorithm import own
 from cobo_dist.algorithms.registry import ALGORITHMS
 from cobo_dist.config import Config, load_config
 from cobo_dist.errors import ConfigError, RunFailure
 from cobo_dist.reports.figures.ranks import draw_ranks, rank_note
-from cobo_dist.tasks.registry import build_task
 
 TASKS = {
     path.stem: str(path)
@@ -112,9 +110,7 @@ def shared_settings(task: str, options: argparse.Namespace) -> list[str]:
         if not options.data:
             raise ConfigError(f"{task} needs --data, the folder with cifar100.npz")
         given.append(f"task.source.file={options.data}/cifar100.npz")
-    config = load_config(TASKS[task], given)
-    # Tried once here: each method would refuse a task without data, in the same words.
-    build_task(config.task, config.model, config.data, config.run.seed, torch.float32)
+    try_data(load_config(TASKS[task], given))
     return given
 
 

@@ -10,8 +10,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Protocol, TypeVar
 
+import torch
+
 import cobo_dist
+from cobo_dist.config import Config
 from cobo_dist.errors import EXIT_STOPPED, ConfigError, RunFailure
+from cobo_dist.tasks.registry import build_task
 
 COMMON = (
     "run.threads=1", "run.eval_splits=[validation,test]", "run.log_weights_every=0",
@@ -28,6 +32,15 @@ class Validated(Protocol):
 
 
 R = TypeVar("R", bound=Validated)
+
+
+def try_data(config: Config) -> None:
+    """Read a task's data once, before any run: each method would refuse them in the same words.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    build_task(config.task, config.model, config.data, config.run.seed, torch.float32)
 
 
 def with_best_rate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bench_tables import Outcome, ranks_of, table
+from benchmark_scripts import by_method, run_script
 from grid_runs import train_once, with_best_rate
 from study_tables import Result
 
@@ -27,14 +27,6 @@ def outcome(method: str, seed: int, *accuracies: float, steps: int = 5) -> Outco
     mean = np.array([np.mean(accuracies)])
     result = Result(method, 0.1, seed, np.array([100]), mean, 1.0, 0.5, None, None, 12.0)
     return Outcome(result, np.array(accuracies), steps, 3.0)
-
-
-def cells(text: str) -> dict[str, dict[str, str]]:
-    """The rows of a Markdown table, by method."""
-    head, _, *rows = (
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()
-    )
-    return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
 
 
 def test_the_critical_difference_of_nemenyis_table() -> None:
@@ -66,7 +58,7 @@ def test_a_table_has_accuracy_worst_clients_and_harm_seed_by_seed() -> None:
         outcome("fedavg", 1, 50.0, 70.0),
         *(outcome("apple", seed, 10.0, 20.0, steps=1) for seed in (0, 1)),
     ]
-    rows = cells(table(found, {"fedavg": "FedAvg"}))
+    rows = by_method(table(found, {"fedavg": "FedAvg"}))
     assert list(rows) == ["FedAvg", "local", "apple*"], "by accuracy, one local step marked"
     assert rows["FedAvg"]["harmed, %"] == "25"
     assert rows["FedAvg"]["accuracy, %"] == "60.0 ± 0.0"
@@ -130,7 +122,9 @@ def test_a_signal_ends_the_bench_and_is_no_failure_of_a_method(
 
     monkeypatch.setattr(cobo_dist, "fit", stopped)
     with pytest.raises(SystemExit, match="75"):
-        bench_of(monkeypatch, "--only", "digits", "--methods", "local", "--out", str(tmp_path))
+        run_script(
+            monkeypatch, bench, "--only", "digits", "--methods", "local", "--out", str(tmp_path)
+        )
 
 
 def test_the_data_of_a_run_are_gone_before_the_next(
@@ -167,11 +161,6 @@ def test_the_tasks_of_the_bench_share_local_work_and_method() -> None:
         assert (config.local, config.algorithm) == (configs[0].local, configs[0].algorithm)
 
 
-def bench_of(monkeypatch: pytest.MonkeyPatch, *given: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench.py", *given])
-    bench.main()
-
-
 def test_it_runs_small_says_who_is_refused_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,11 +169,11 @@ def test_it_runs_small_says_who_is_refused_and_repeats_nothing(
         "--only", "digits", "--methods", "local", "apple", "fedbn", "--seeds", "0", "--rates", "0.1",
         "--out", str(out), "--figures", str(figures), "--rounds",
     ]  # fmt: skip
-    bench_of(monkeypatch, *given, "2")
+    run_script(monkeypatch, bench, *given, "2")
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert lines[0] == "digits"
-    assert set(cells("\n".join(lines[2:6]))) == {"Local", "APPLE*"}
+    assert set(by_method("\n".join(lines[2:6]))) == {"Local", "APPLE*"}
     (refused,) = [line for line in lines if line.startswith("- ")]
     assert refused.startswith("- FedBN: refused: algorithm.name=fedbn keeps normalization layers")
     assert pd.read_csv(figures / "bench_ranks.csv")["mean_rank"].tolist() == [1.0, 2.0]
@@ -193,11 +182,11 @@ def test_it_runs_small_says_who_is_refused_and_repeats_nothing(
     assert len(apple.accuracies_n) == 8
     begun = {one: one.stat().st_mtime_ns for one in out.glob("*/*/summary.json")}
     assert len(begun) == 2
-    bench_of(monkeypatch, *given, "2")
+    run_script(monkeypatch, bench, *given, "2")
     assert capsys.readouterr().out == printed
     assert {one: one.stat().st_mtime_ns for one in begun} == begun
     given[given.index("--methods") + 1 : given.index("--seeds")] = ["local"]
-    bench_of(monkeypatch, *given, "3")
+    run_script(monkeypatch, bench, *given, "3")
     assert Outcome.read(out / "digits/local_lr0.1_s0", "local", 0.1, 0).result.rounds[-1] == 3
 
 
@@ -210,6 +199,6 @@ def test_data_that_lack_are_said_before_any_run(
         (["--data", str(tmp_path)], f"{tmp_path}/cifar100.npz"),
     ):
         with pytest.raises(SystemExit, match="2"):
-            bench_of(monkeypatch, *given, *more)
+            run_script(monkeypatch, bench, *given, *more)
         assert line in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import drift
 import numpy as np
 import pytest
+from benchmark_scripts import run_script
 from page_data import weights_on
 from PIL import Image
 from problems import QUIET
@@ -89,8 +89,7 @@ def test_it_runs_small_and_does_not_repeat_runs(
     )
     given = ["--only", "Oracle", "CoBo, margin 0", "--rounds", "8", "--seeds", "0", "1"]
     where = ["--out", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")]
-    monkeypatch.setattr(sys, "argv", ["drift.py", *given, *where])
-    drift.main()
+    run_script(monkeypatch, drift, *given, *where)
     printed = capsys.readouterr().out
     assert printed.count("| Oracle |") == printed.count("| CoBo, margin 0 |") == 2
     at_once, staggered = (
@@ -102,7 +101,7 @@ def test_it_runs_small_and_does_not_repeat_runs(
     image = np.asarray(Image.open(tmp_path / "figures/drift_accuracy.png").convert("RGB"))
     assert image.std() > 10
     written = {one: one.stat().st_mtime_ns for one in (tmp_path / "runs").glob("*/summary.json")}
-    drift.main()
+    run_script(monkeypatch, drift, *given, *where)
     assert written == {one: one.stat().st_mtime_ns for one in written}
 
 

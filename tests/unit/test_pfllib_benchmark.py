@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pfllib
 import pytest
+from benchmark_scripts import by_method, run_script
 from vision_data import write_images
 
 import cobo_dist
-
-
-def pfllib_of(monkeypatch: pytest.MonkeyPatch, *given: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["pfllib.py", *given])
-    pfllib.main()
 
 
 def test_a_method_of_one_step_has_an_epoch_of_rounds_in_place_of_one(
@@ -28,15 +23,14 @@ def test_a_method_of_one_step_has_an_epoch_of_rounds_in_place_of_one(
     write_images(tmp_path / "cifar100.npz", 1000, 200, size=32, classes=100)
     out = tmp_path / "runs"
     given = ["--data", str(tmp_path), "--out", str(out), "--rounds", "1"]
-    pfllib_of(monkeypatch, *given, "--methods", "local", "fedavg", "l2gd", "fedbn")
-    title, _, head, _, *rows, _, refused = capsys.readouterr().out.strip().splitlines()
+    run_script(monkeypatch, pfllib, *given, "--methods", "local", "fedavg", "l2gd", "fedbn")
+    title, _, *lines, _, refused = capsys.readouterr().out.strip().splitlines()
     assert title == "pathological, rounds: 1"
     assert refused.startswith("- FedBN: algorithm.name=fedbn keeps normalization layers")
-    table = [[cell.strip() for cell in row.split("|")[1:-1]] for row in (head, *rows) if row]
-    assert [row[-1] for row in table[1:]] == [
-        {"Local": "", "FedAvg": "26.0", "L2GD": ""}[row[0]] for row in table[1:]
-    ]
-    best = [float(row[1]) for row in table[1:]]
+    table = by_method("\n".join(lines))
+    published = {name: row["published, 2,000 rounds"] for name, row in table.items()}
+    assert published == {"Local": "", "FedAvg": "26.0", "L2GD": ""}
+    best = [float(row["best, %"]) for row in table.values()]
     assert len(best) == 3
     assert best == sorted(best, reverse=True)
     rounds = {
@@ -52,6 +46,6 @@ def test_missing_data_are_said_before_any_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        pfllib_of(monkeypatch, "--data", str(tmp_path), "--out", str(tmp_path / "runs"))
+        run_script(monkeypatch, pfllib, "--data", str(tmp_path), "--out", str(tmp_path / "runs"))
     assert f"{tmp_path}/cifar100.npz" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

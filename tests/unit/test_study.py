@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import study
+from benchmark_scripts import run_script
 from study_tables import Result, interval, table
 
 
@@ -64,8 +64,7 @@ def test_it_runs_small_chooses_a_rate_and_repeats_nothing(
         "1",
     ]
     places = ["--out", str(out), "--figures", str(tmp_path / "figures")]
-    monkeypatch.setattr(sys, "argv", ["study.py", *given, *places])
-    study.main()
+    run_script(monkeypatch, study, *given, *places)
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert lines[0] == "digits"
@@ -85,7 +84,7 @@ def test_it_runs_small_chooses_a_rate_and_repeats_nothing(
     }
     chosen = lines[4].split("|")[2].strip()
     assert validation[chosen] == max(validation.values())
-    study.main()
+    run_script(monkeypatch, study, *given, *places)
     assert capsys.readouterr().out == printed
     assert {one: one.stat().st_mtime_ns for one in begun} == begun
 
@@ -93,7 +92,6 @@ def test_it_runs_small_chooses_a_rate_and_repeats_nothing(
 def test_the_cifar_tasks_say_what_they_need(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["study.py", "--only", "cross-silo"])
     with pytest.raises(SystemExit, match="2"):
-        study.main()
+        run_script(monkeypatch, study, "--only", "cross-silo")
     assert "cross-silo needs --data" in capsys.readouterr().err

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import theory
 import torch
+from benchmark_scripts import run_script
 from problems import QUIET
 from theory_runs import example_2, measured_m_squared, run, trace, two_kinds
 
@@ -82,8 +82,7 @@ def test_it_runs_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--rounds", "3", "--seeds", "1", "--figures", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["theory.py", *given])
-    theory.main()
+    run_script(monkeypatch, theory, *given)
     printed = capsys.readouterr().out
     assert "| paper/cross_device_cobo.yaml | 80 | 6 | 0.01 | 0.5 | 0.4 |" in printed
     assert sorted(one.name for one in tmp_path.iterdir()) == [

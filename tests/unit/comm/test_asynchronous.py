@@ -62,6 +62,12 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+def read_until_round(one: AsynchronousExchange, other: AsynchronousExchange, r: int) -> None:
+    """Let rank 0 begin a round, and rank 1 read its mail up to that news: all letters before it are there."""
+    one.begin_round(r)
+    until(lambda: (other._read(), other._rounds[0] == r)[1])
+
+
 def models() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).normal(size=(N, D)))
 
@@ -271,17 +277,11 @@ def test_a_pair_has_one_meeting_under_way(both: list[AsynchronousExchange]) -> N
     one, other = both
     for r in range(1, 5):
         take_round(one, models()[:3], PAIRS, r)
-
-    def read_until(last: int) -> None:
-        # Letters arrive in order: with this one all before it are there.
-        one.begin_round(last)
-        until(lambda: (other._read(), other._rounds[0] == last)[1])
-
-    read_until(10)
+    read_until_round(one, other, 10)
     assert len(other.meetings._requests) == 1, "asked once for pairs drawn four times"
     one.meetings.forget()
     take_round(one, models()[:3], PAIRS, 11)
-    read_until(20)
+    read_until_round(one, other, 20)
     assert len(other.meetings._requests) == 2, "asked again once it was broken off"
 
 
@@ -305,8 +305,7 @@ def test_a_rank_far_behind_goes_on_with_the_round_of_the_fastest(
 ) -> None:
     one, other = both
     for r, expected in ((2, 2), (5, 2), (6, 6), (40, 30)):
-        one.begin_round(r)
-        until(lambda r=r: (other._read(), other._rounds[0] == r)[1])
+        read_until_round(one, other, r)
         assert other.next_round(1, due=30) == expected, f"the fastest is in round {r}"
     assert one.next_round(40, due=50) == 41
 
